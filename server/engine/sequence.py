@@ -112,7 +112,7 @@ class Sequence:
     def take_adapter_shares(self) -> AdapterShares | None:
         """Return what ``note_adapters`` has counted since the last call."""
         routed, self._routed = self._routed, None
-        choice = None if self.weights is None else self.weights.token_routing
+        choice = None if self.weights is None else self.weights.by_token
         return None if routed is None or choice is None else AdapterShares(choice, routed.num_tokens, routed.shares)
 
     def is_late(self, now: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from server.engine.interface import ExpertUsage, Timeline, TokenRouting
+from server.engine.interface import ChoiceByToken, ExpertUsage, Timeline
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 
 
@@ -64,7 +64,7 @@ class SequenceWeights(Protocol):
         """
 
     @property
-    def token_routing(self) -> TokenRouting | None:
+    def by_token(self) -> ChoiceByToken | None:
         """The choice of adapters for each token; None if there is none. Valid as ``cache_salt`` is."""
 
     @property

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from server.api.core.access.access_policies import DEFAULT, AccessPolicies
 from server.api.core.access.api_keys import DIGEST
-from server.api.core.access.policies import DEFAULT, Policies
 from server.api.core.choice.adapter_choice import MAX_ADAPTERS, MAX_WEIGHT
-from server.engine.interface import ForbiddenExperts, Policy
+from server.engine.interface import AccessPolicy, ForbiddenExperts
 from server.settings import SettingsError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -67,11 +67,11 @@ class Rules(BaseModel):
     adapters: Annotated[list[RequiredAdapter], Field(max_length=MAX_ADAPTERS)] = []
     forbidden_experts: dict[Annotated[str, AfterValidator(to_layer)], Experts] = {}
 
-    def policy(self, name: str) -> Policy:
+    def policy(self, name: str) -> AccessPolicy:
         experts = dict(self.forbidden_experts)
         everywhere = frozenset(experts.pop(EVERYWHERE, ()))
         by_layer = sorted((int(layer), frozenset(numbers)) for layer, numbers in experts.items())
-        return Policy(
+        return AccessPolicy(
             name,
             None if self.models is None else tuple(self.models),
             tuple((each.name, each.weight) for each in self.adapters),
@@ -94,7 +94,7 @@ class PolicyTables(BaseModel):
     default: Rules | None = None
 
 
-def read_policies(file: Path) -> Policies:
+def read_policies(file: Path) -> AccessPolicies:
     """Read a policy file.
 
     Raises:
@@ -116,8 +116,8 @@ def read_policies(file: Path) -> Policies:
     raise SettingsError(f"--policy-file {file}: {reason}")
 
 
-def _policies(tables: PolicyTables) -> Policies:
-    by_name: dict[str, Policy] = {}
+def _policies(tables: PolicyTables) -> AccessPolicies:
+    by_name: dict[str, AccessPolicy] = {}
     names: dict[bytes, str] = {}
     for name, rules in tables.policies.items():
         if name == DEFAULT or not NAME.fullmatch(name):
@@ -134,10 +134,10 @@ def _policies(tables: PolicyTables) -> Policies:
         by_name[DEFAULT] = _checked(tables.default.policy(DEFAULT))
     if not by_name:
         raise ValueError(f"it has no policy; write a table [policies.NAME] or [{DEFAULT}]")
-    return Policies(by_name, names)
+    return AccessPolicies(by_name, names)
 
 
-def _checked(policy: Policy) -> Policy:
+def _checked(policy: AccessPolicy) -> AccessPolicy:
     names = [name for name, _ in policy.adapters]
     for name in names:
         if names.count(name) > 1:

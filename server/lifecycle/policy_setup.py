@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import Keys, key_id
 from server.api.core.access.audit import audit
-from server.api.core.access.policies import Policies
 from server.api.core.service.service import Service
-from server.engine.interface import ForbiddenExperts, Policy, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
 from server.lifecycle.policy_file import EVERYWHERE, read_policies
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import ServeSettings, SettingsError
 
-Prepare = Callable[[Iterable[Policy]], None]
+Prepare = Callable[[Iterable[AccessPolicy]], None]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class PolicySetup:
             num_changed = self._put(policies, "SIGHUP")
         return f"{len(policies.by_name)} in force, {num_changed} changed"
 
-    def _check(self, policies: Policies) -> None:
+    def _check(self, policies: AccessPolicies) -> None:
         if self._prepare is None:
             return
         try:
@@ -65,7 +65,7 @@ class PolicySetup:
         except UnusablePolicyError as error:
             raise SettingsError(f"--policy-file {self._file}: {error}") from error
 
-    def _put(self, policies: Policies, who: str) -> int:
+    def _put(self, policies: AccessPolicies, who: str) -> int:
         """Put policies in force, and return how many have changed."""
         before, self._service.policies = self._service.policies, policies
         changes = list(_changes(before, policies))
@@ -85,7 +85,7 @@ def add_policies(settings: ServeSettings, service: Service, hooks: ReloadHooks) 
     return None if settings.policy_file is None else PolicySetup(settings.policy_file, service, hooks)
 
 
-def _changes(before: Policies, after: Policies) -> Iterable[tuple[str, dict[str, Any]]]:
+def _changes(before: AccessPolicies, after: AccessPolicies) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield the action and the fields of the audit line of each policy that has changed."""
     for name in dict.fromkeys([*before.by_name, *after.by_name]):
         old, new = _described(before, name), _described(after, name)
@@ -97,7 +97,7 @@ def _changes(before: Policies, after: Policies) -> Iterable[tuple[str, dict[str,
             yield "policy.change", {"policy": name, **{each: new[each] for each in new if new[each] != old[each]}}
 
 
-def _described(policies: Policies, name: str) -> dict[str, Any]:
+def _described(policies: AccessPolicies, name: str) -> dict[str, Any]:
     policy = policies.by_name.get(name)
     if policy is None:
         return {}
@@ -114,7 +114,7 @@ def _numbers(forbidden: ForbiddenExperts) -> dict[str, list[int]]:
     return by_layer | ({EVERYWHERE: sorted(forbidden.everywhere)} if forbidden.everywhere else {})
 
 
-def _unknown_keys(policies: Policies, keys: Keys) -> Iterable[tuple[str, int]]:
+def _unknown_keys(policies: AccessPolicies, keys: Keys) -> Iterable[tuple[str, int]]:
     for name in policies.by_name:
         unknown = [key for key in policies.keys_of(name) if not keys.has_digest(key)]
         if unknown:

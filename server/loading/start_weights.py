@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from server.engine.interface import RequestRefusedError, RoutingExamples
+from server.engine.interface import AdapterExamples, RequestRefusedError
 from server.loading.bundled_weights import ADAPTERS
 from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_folders import find_adapters
@@ -120,9 +120,9 @@ def _is_unloaded(kind: str, name: str, unloaded: Collection[str]) -> bool:
     return name in unloaded
 
 
-def _routing(saved: SavedWeights) -> RoutingExamples | None:
+def _routing(saved: SavedWeights) -> AdapterExamples | None:
     routing = saved.routing
-    return None if routing is None else RoutingExamples.checked(routing.description, routing.examples)
+    return None if routing is None else AdapterExamples.checked(routing.description, routing.examples)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.engine.interface import RoutingExamples
+from server.engine.interface import AdapterExamples
 from server.weights.adapter_version import AdapterVersion, GateVersion, Version
 
 
@@ -53,7 +53,7 @@ def _state(version: Version, is_resident: bool) -> str:
     return "resident" if is_resident else "registered"
 
 
-def _describe_routing(routing: RoutingExamples) -> dict[str, Any] | None:
+def _describe_routing(routing: AdapterExamples) -> dict[str, Any] | None:
     return {"description": routing.description, "examples": len(routing.examples)} if routing.texts else None
 
 

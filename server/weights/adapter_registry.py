@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from server.byte_sizes import format_bytes
 from server.engine.interface import (
+    AdapterCandidate,
+    AdapterExamples,
     ExpertUsage,
     RequestRefusedError,
-    RoutingCandidate,
-    RoutingExamples,
     Timeline,
     UnknownAdapterError,
 )
@@ -27,9 +27,9 @@ from server.weights.adapter_description import describe, summary
 from server.weights.adapter_folders import has_adapter
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import SEPARATOR, AdapterVersion, GateVersion, Version
+from server.weights.examples_file import read_examples
 from server.weights.loadable_folders import list_folders
 from server.weights.request_costs import CostsByName, RequestCosts
-from server.weights.routing_file import read_routing
 from server.weights.saved_state import Journal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -84,7 +84,7 @@ class AdapterRegistry:
         self._find_fingerprint = find_fingerprint
         self.journal: Journal | None = None  # of what is loaded and unloaded from now on
         self._current: Mapping[str, Version] = {}  # replaced, never changed
-        self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
+        self._candidates: list[AdapterCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
         self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
         self._fixed_tokens: dict[str, float] = {}  # tokens computed with an adapter of a fixed weight
@@ -125,7 +125,7 @@ class AdapterRegistry:
         totals = self._totals
         return [(version, version.num_total + totals.get(name, 0)) for name, version in self._current.items()]
 
-    def candidates(self) -> list[RoutingCandidate]:
+    def candidates(self) -> list[AdapterCandidate]:
         """Return the adapters that have examples or a description."""
         return self._candidates
 
@@ -196,7 +196,7 @@ class AdapterRegistry:
             return f"it adds to {latent}, which attention applies to the keys of all earlier tokens at once"
         return None
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: AdapterExamples | None = None) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
         return self._load(name, path, self._folder, replace=replace, routing=routing)
@@ -246,7 +246,7 @@ class AdapterRegistry:
         }
 
     def _load(
-        self, name: str, path: str, folder: Path | None, *, replace: bool, routing: RoutingExamples | None = None
+        self, name: str, path: str, folder: Path | None, *, replace: bool, routing: AdapterExamples | None = None
     ) -> bool:
         self._check_name(name)
         with self._lock:
@@ -280,14 +280,14 @@ class AdapterRegistry:
         )
         return old is not None
 
-    def _read(self, name: str, path: Path, folder: Path | None, routing: RoutingExamples | None) -> Version:
+    def _read(self, name: str, path: Path, folder: Path | None, routing: AdapterExamples | None) -> Version:
         """Read and check the adapter or the mixture in a folder."""
         page_bytes = self._memory.store.page_bytes
         if is_gate(path):
             gate = read_gate(path, self.targets, page_bytes, self._find_fingerprint, folder)
-            return GateVersion(name, gate, read_routing(path, folder) if routing is None else routing)
+            return GateVersion(name, gate, read_examples(path, folder) if routing is None else routing)
         files = read_adapter(path, self.targets, page_bytes, folder)
-        return AdapterVersion(name, files, read_routing(path, folder) if routing is None else routing)
+        return AdapterVersion(name, files, read_examples(path, folder) if routing is None else routing)
 
     def _retire(self, version: Version) -> None:
         for part in version.parts:
@@ -296,7 +296,7 @@ class AdapterRegistry:
     def _replace(self, current: Mapping[str, Version]) -> None:
         self._current = current
         self._candidates = [
-            RoutingCandidate(name, version.number, version.routing.texts)
+            AdapterCandidate(name, version.number, version.routing.texts)
             for name, version in current.items()
             if version.routing.texts
         ]

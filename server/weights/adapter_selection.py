@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from server.engine.interface import ExpertUsage, Timeline, TokenRouting, UnknownAdapterError
+from server.engine.interface import ChoiceByToken, ExpertUsage, Timeline, UnknownAdapterError
 from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
 from server.model.lora.adapter import ExpertTarget
 from server.weights.adapter_memory import AdapterMemory
@@ -35,15 +35,15 @@ class AdapterSelection:
         find: Find,
         memory: AdapterMemory,
         *,
-        routing: TokenRouting | None = None,
+        routing: ChoiceByToken | None = None,
         note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
         note_request: NoteRequest = lambda _, __, ___, ____: None,
     ):
-        self.chosen, self.token_routing = tuple(chosen), routing
+        self.chosen, self.by_token = tuple(chosen), routing
         self._find, self._memory, self._note, self._note_request = find, memory, note, note_request
         self._versions: tuple[AdapterVersion, ...] = ()  # of the chosen ones, then of those to choose from
         self._num_sequences = 0
-        self._lock = threading.Lock()  # guards the two fields above, and ``token_routing`` while it changes
+        self._lock = threading.Lock()  # guards the two fields above, and ``by_token`` while it changes
 
     @property
     def cache_salt(self) -> bytes:
@@ -51,10 +51,10 @@ class AdapterSelection:
         fixed = "|".join(
             f"{version.variant}*{weight!r}" for version, weight in zip(self._versions, weights, strict=False)
         )
-        if self.token_routing is None:
+        if self.by_token is None:
             return fixed.encode()
         names = [version.variant for version in self._versions[len(self.chosen) :]]
-        return f"{fixed}|routed {self.token_routing.top_k} {self.token_routing.temperature!r} {names}".encode()
+        return f"{fixed}|routed {self.by_token.top_k} {self.by_token.temperature!r} {names}".encode()
 
     @property
     def targets(self) -> frozenset[str | ExpertTarget]:
@@ -95,7 +95,7 @@ class AdapterSelection:
         fixed = tuple(
             WeightedAdapter(adapter, weight) for adapter, (_, weight) in zip(adapters, self.chosen, strict=False)
         )
-        routing = self.token_routing
+        routing = self.by_token
         if routing is None:
             return ChunkWeights(adapters=fixed)
         is_signed = routing.gate is not None
@@ -104,7 +104,7 @@ class AdapterSelection:
 
     def _routed(self) -> Sequence[AdapterVersion]:
         """Return the adapters that a router chooses from."""
-        routing = self.token_routing
+        routing = self.by_token
         if routing is None:
             return ()
         if routing.gate is None:
@@ -112,7 +112,7 @@ class AdapterSelection:
         mixture = self._find(routing.gate)
         if not isinstance(mixture, GateVersion):
             raise UnknownAdapterError(f"the mixture {routing.gate!r} was unloaded; choose another model", "model")
-        self.token_routing = mixture.token_routing
+        self.by_token = mixture.by_token
         return mixture.parts
 
     def _adapter(self, name: str) -> AdapterVersion:

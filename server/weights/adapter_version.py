@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from expert_store import ExpertKey, Lease
-from server.engine.interface import RoutingExamples, TokenRouting
+from server.engine.interface import AdapterExamples, ChoiceByToken
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.gate_files import GateFiles, Vectors
 from server.model.lora.peft_files import AdapterFiles
@@ -37,7 +37,7 @@ class AdapterVersion:
 
     name: str
     files: AdapterFiles
-    routing: RoutingExamples = field(default_factory=RoutingExamples)
+    routing: AdapterExamples = field(default_factory=AdapterExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # unique in this process
     gate: Vectors | None = None
     is_open: bool = False  # the store knows its pages
@@ -84,7 +84,7 @@ class GateVersion:
 
     name: str
     files: GateFiles
-    routing: RoutingExamples = field(default_factory=RoutingExamples)
+    routing: AdapterExamples = field(default_factory=AdapterExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # as that of adapters
     parts: Sequence[AdapterVersion] = field(init=False)
 
@@ -108,10 +108,10 @@ class GateVersion:
         return sum(part.num_pages for part in self.parts)
 
     @property
-    def token_routing(self) -> TokenRouting:
+    def by_token(self) -> ChoiceByToken:
         """The choice that its gate makes."""
         config = self.files.config
-        return TokenRouting(tuple(part.name for part in self.parts), config.top_k, config.temperature, self.name)
+        return ChoiceByToken(tuple(part.name for part in self.parts), config.top_k, config.temperature, self.name)
 
 
 Version = AdapterVersion | GateVersion

@@ -8,14 +8,14 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from server.engine.interface import (
+    AccessPolicy,
+    AdapterCandidate,
+    ChoiceByToken,
     ForbiddenExperts,
-    Policy,
     PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
     RequiredAdapterError,
-    RoutingCandidate,
-    TokenRouting,
     UnknownAdapterError,
     UnusablePolicyError,
 )
@@ -71,7 +71,7 @@ class Directory:
         adapter = None if self._adapters is None else self._adapters.find(name)
         return None if adapter is None else str(adapter.folder)
 
-    def candidates(self) -> list[RoutingCandidate]:
+    def candidates(self) -> list[AdapterCandidate]:
         return [] if self._adapters is None else self._adapters.candidates()
 
     def note_routed(self, name: str | None) -> None:
@@ -82,8 +82,8 @@ class Directory:
         self,
         name: str | None,
         adapters: Factors = (),
-        policy: Policy | None = None,
-        routing: TokenRouting | None = None,
+        policy: AccessPolicy | None = None,
+        routing: ChoiceByToken | None = None,
     ) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
@@ -111,7 +111,7 @@ class Directory:
             experts, adapters, lambda: [layer for name, layer in routers.items() if name in adapters.targets]
         )
 
-    def prepare(self, policies: Iterable[Policy]) -> None:
+    def prepare(self, policies: Iterable[AccessPolicy]) -> None:
         policies = list(policies)
         for policy in policies:
             if policy.adapters and self._adapters is None:
@@ -129,7 +129,7 @@ class Directory:
     def _find_variant(self, variant: str | None) -> VariantVersion | None:
         return None if variant is None or self._variants is None else self._variants.find(variant)
 
-    def _check_experts(self, variant: str | None, policy: Policy | None) -> ExpertRestriction | None:
+    def _check_experts(self, variant: str | None, policy: AccessPolicy | None) -> ExpertRestriction | None:
         """Check that a variant is there, and that it can run without the experts that a policy forbids.
 
         Returns:
@@ -177,8 +177,8 @@ class Directory:
         )
 
     def _choose_adapters(
-        self, own: Factors, added: Factors, policy: Policy | None, routing: TokenRouting | None
-    ) -> tuple[Chosen, TokenRouting | None]:
+        self, own: Factors, added: Factors, policy: AccessPolicy | None, routing: ChoiceByToken | None
+    ) -> tuple[Chosen, ChoiceByToken | None]:
         """Return the adapters of a request that all tokens have, and the choice of others for each token.
 
         Args:
@@ -207,7 +207,7 @@ class Directory:
         self._check_required(self._adapters, added, required)
         model = self._adapters.find(own[0][0]) if own else None
         if isinstance(model, GateVersion):
-            chosen, routing = chosen[1:], model.token_routing
+            chosen, routing = chosen[1:], model.by_token
         mixture = next((each for each, _ in chosen if isinstance(self._adapters.find(each), GateVersion)), None)
         if mixture is not None:
             raise RequestRefusedError(f"{mixture!r} is a mixture with a gate; name it as the 'model'", "adapters")
@@ -238,7 +238,7 @@ class Directory:
 
     @staticmethod
     def _routed(
-        registry: AdapterRegistry, routing: TokenRouting, fixed: Collection[str], policy: Policy | None
+        registry: AdapterRegistry, routing: ChoiceByToken, fixed: Collection[str], policy: AccessPolicy | None
     ) -> list[str]:
         """Return the adapters that a router chooses from for each token: of those that a policy allows."""
         allowed = [each for each in registry.names() if policy is None or policy.allows(each)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from expert_store import CheckpointError, ExpertCatalog
-from server.engine.interface import ForbiddenExperts, Policy, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.experts.router import RouterWeights
 
@@ -26,7 +26,7 @@ class ExpertRestrictions:
         self._current: Mapping[ForbiddenExperts, ExpertRestriction] = {}  # both are replaced, never changed
         self._known: Mapping[ForbiddenExperts, ExpertRestriction] = {}  # with those of the policies before
 
-    def prepare(self, policies: Iterable[Policy]) -> None:
+    def prepare(self, policies: Iterable[AccessPolicy]) -> None:
         """Make the restrictions of policies. Those of the policies before stay until the next call.
 
         Raises:

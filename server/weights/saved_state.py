@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expert_store.packed.sync import sync
-from server.engine.interface import RoutingExamples
+from server.engine.interface import AdapterExamples
 
 MAX_BYTES = 64 << 20
 VERSION: Literal[1] = 1
@@ -140,7 +140,7 @@ class Journal:
     def __init__(self, state: SavedState, kind: Kind, is_from_flags: Callable[[str], bool]):
         self._state, self._kind, self._is_from_flags = state, kind, is_from_flags
 
-    def loaded(self, name: str, path: str, routing: RoutingExamples | None = None) -> None:
+    def loaded(self, name: str, path: str, routing: AdapterExamples | None = None) -> None:
         """Note that weights were loaded under a name."""
         saved = None if routing is None else SavedRouting(description=routing.description, examples=routing.examples)
         weights = SavedWeights(name=name, path=str(PurePath(path)), routing=saved)

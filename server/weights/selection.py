@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from expert_store import CheckpointError
 from server.engine.interface import (
+    ChoiceByToken,
     ExpertUsage,
     PolicyRefusedError,
     RequestRefusedError,
     Timeline,
-    TokenRouting,
 )
 from server.engine.sequence_weights import SequenceWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
@@ -43,7 +43,7 @@ class _ExpertSelection(ABC):
         """Do nothing: experts of the base model have no name."""
 
     @property
-    def token_routing(self) -> TokenRouting | None:
+    def by_token(self) -> ChoiceByToken | None:
         return None
 
     @property
@@ -213,8 +213,8 @@ class CombinedSelection:
         self._adapters.note_tokens(num_tokens, routed)
 
     @property
-    def token_routing(self) -> TokenRouting | None:
-        return self._adapters.token_routing
+    def by_token(self) -> ChoiceByToken | None:
+        return self._adapters.by_token
 
     @property
     def chunk_weights(self) -> ChunkWeights:

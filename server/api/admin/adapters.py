@@ -17,7 +17,7 @@ from server.api.core.service.body import JsonBody
 from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import AdminDep
 from server.api.core.service.service import Service
-from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
+from server.engine.interface import AdapterAdministration, AdapterExamples, JsonObject, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
 NONE: dict[str, Any] = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
@@ -41,7 +41,7 @@ class AdapterPath(AdapterName):
     examples: list[Text] | None = None
 
     @property
-    def routing(self) -> RoutingExamples | None:
+    def routing(self) -> AdapterExamples | None:
         """The examples of its prompts; None if the request has none.
 
         Raises:
@@ -50,7 +50,7 @@ class AdapterPath(AdapterName):
         """
         if self.description is None and self.examples is None:
             return None
-        return RoutingExamples.checked(self.description, self.examples)
+        return AdapterExamples.checked(self.description, self.examples)
 
 
 @router.get("/adapters")

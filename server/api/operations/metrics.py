@@ -19,6 +19,6 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/metrics", response_class=Response, responses=METRICS)
 def metrics(request: Request, service: ServiceDep) -> Response:
-    # Policies hide adapters and variants from keys, so only administrators see the names of all.
+    # Access policies hide adapters and variants from keys, so only administrators see the names of all.
     hides_names = bool(service.policies.by_name) and refusal(request, service.keys, "admin") is not None
     return Response(service.metrics(hides_names=True) if hides_names else service.metrics(), media_type=PROMETHEUS_TEXT)

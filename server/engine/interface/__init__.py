@@ -3,6 +3,8 @@
 The HTTP API imports nothing else of the engine.
 """
 
+from server.engine.interface.access_policy import AccessPolicy, ForbiddenExperts
+from server.engine.interface.adapter_choice import AdapterCandidate, AdapterExamples, ChoiceByToken
 from server.engine.interface.errors import (
     POLICY_REASONS,
     DeadlineExceededError,
@@ -31,7 +33,6 @@ from server.engine.interface.events import (
     logprobs_bytes,
 )
 from server.engine.interface.model_card import ModelCard
-from server.engine.interface.policy import ForbiddenExperts, Policy
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
 from server.engine.interface.protocols import (
     ChangedExperts,
@@ -46,7 +47,6 @@ from server.engine.interface.protocols import (
 from server.engine.interface.request_memory import RequestMemory, RequestMemoryError, Reservation
 from server.engine.interface.request_status import RequestState, RequestStatus
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -70,12 +70,16 @@ __all__ = [
     "FREE_UNREAD",
     "MAX_UNREAD",
     "POLICY_REASONS",
+    "AccessPolicy",
     "AdapterAdministration",
+    "AdapterCandidate",
+    "AdapterExamples",
     "AdapterLoader",
     "AdapterShares",
     "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",
+    "ChoiceByToken",
     "DeadlineExceededError",
     "EngineError",
     "EngineUnavailableError",
@@ -97,7 +101,6 @@ __all__ = [
     "JsonObject",
     "Media",
     "ModelCard",
-    "Policy",
     "PolicyReason",
     "PolicyRefusedError",
     "Pooling",
@@ -112,8 +115,6 @@ __all__ = [
     "RequiredAdapterError",
     "Reservation",
     "RoutedExperts",
-    "RoutingCandidate",
-    "RoutingExamples",
     "SamplingDefaults",
     "SamplingParams",
     "SinkItem",
@@ -122,7 +123,6 @@ __all__ = [
     "Timeline",
     "TokenEvent",
     "TokenLogprobs",
-    "TokenRouting",
     "TokenStream",
     "TopLogprobs",
     "UnknownAdapterError",

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.interface.routing import TokenRouting
+from server.engine.interface.adapter_choice import ChoiceByToken
 from server.model.step import RoutedExperts
 
 
@@ -101,7 +101,7 @@ class AdapterShares:
         sums: by name, the sum over tokens of its mean factor over the layers.
     """
 
-    choice: TokenRouting
+    choice: ChoiceByToken
     num_tokens: int
     sums: Mapping[str, float]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from server.engine.interface.policy import ForbiddenExperts
-from server.engine.interface.routing import TokenRouting
+from server.engine.interface.access_policy import ForbiddenExperts
+from server.engine.interface.adapter_choice import ChoiceByToken
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RequestWeights:
     pin: str
     variant: str | None = None
     adapters: tuple[tuple[str, float], ...] = ()
-    by_token: TokenRouting | None = None
+    by_token: ChoiceByToken | None = None
     forbidden_experts: ForbiddenExperts = field(default_factory=ForbiddenExperts)
 
     @property

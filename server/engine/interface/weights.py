@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from server.engine.interface.policy import Policy
+from server.engine.interface.access_policy import AccessPolicy
+from server.engine.interface.adapter_choice import AdapterCandidate, AdapterExamples, ChoiceByToken
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 
 
 class WeightsDirectory(Protocol):
@@ -23,8 +23,8 @@ class WeightsDirectory(Protocol):
         self,
         name: str | None,
         adapters: Sequence[tuple[str, float]] = (),
-        policy: Policy | None = None,
-        routing: TokenRouting | None = None,
+        policy: AccessPolicy | None = None,
+        routing: ChoiceByToken | None = None,
     ) -> RequestWeights | None:
         """Return the names of a request's weights; None for those of the base model alone.
 
@@ -42,14 +42,14 @@ class WeightsDirectory(Protocol):
             RequiredAdapterError: an adapter of the policy is not loaded.
         """
 
-    def prepare(self, policies: Iterable[Policy]) -> None:
+    def prepare(self, policies: Iterable[AccessPolicy]) -> None:
         """Check that the model can run as policies demand, and prepare for their requests. May block.
 
         Raises:
             UnusablePolicyError: it can't; nothing has changed.
         """
 
-    def candidates(self) -> list[RoutingCandidate]:
+    def candidates(self) -> list[AdapterCandidate]:
         """Return the weights that a router may choose for a request, as they are at one moment."""
 
     def note_routed(self, name: str | None) -> None:
@@ -103,7 +103,7 @@ class AdapterLoader(Protocol):
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: AdapterExamples | None = None) -> bool:
         """Serve an adapter under a name; return True if it took the place of another.
 
         Args:

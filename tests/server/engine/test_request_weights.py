@@ -11,12 +11,12 @@ import pytest
 from server.engine.block_salt import block_salt
 from server.engine.interface import (
     AdapterShares,
+    ChoiceByToken,
     ExpertUsage,
     GenerationFailedError,
     GenerationRequest,
     SamplingParams,
     Timeline,
-    TokenRouting,
 )
 from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter
@@ -33,7 +33,7 @@ class FakeWeights:
     cache_salt: bytes = b""
     versions: tuple[str, ...] = ()
     chunk_weights: ChunkWeights = field(default_factory=ChunkWeights)
-    token_routing: TokenRouting | None = None
+    by_token: ChoiceByToken | None = None
     num_begun: int = 0
     num_held: int = 0
     num_attempts: int = 0
@@ -207,8 +207,8 @@ def test_prefixes_of_unloaded_weights_are_discarded_while_nothing_runs() -> None
 
 
 def test_events_have_the_shares_of_adapters_chosen_for_all_tokens_since_the_last_one() -> None:
-    rig, choice = Rig(max_batched_tokens=2), TokenRouting(("law", "code"))
-    weights, compute = FakeWeights(token_routing=choice), rig.model.run
+    rig, choice = Rig(max_batched_tokens=2), ChoiceByToken(("law", "code"))
+    weights, compute = FakeWeights(by_token=choice), rig.model.run
 
     def route(chunks: Sequence[SequenceChunk]) -> StepOutput:
         routed = [RoutedTokens({"law": 0.25 * chunk.num_tokens}, chunk.num_tokens) for chunk in chunks]

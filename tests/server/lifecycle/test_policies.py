@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
-from server.api.core.access.policies import Policies
 from server.api.core.service.service import Service
-from server.engine.interface import ForbiddenExperts, Policy, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
 from server.lifecycle.policy_file import read_policies
 from server.lifecycle.policy_setup import PolicySetup
 from server.lifecycle.reload_hooks import ReloadHooks
@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "policies.toml"
 
 
-def read(file: Path, text: str) -> Policies:
+def read(file: Path, text: str) -> AccessPolicies:
     file.write_text(text)
     return read_policies(file)
 
@@ -37,9 +37,9 @@ def read(file: Path, text: str) -> Policies:
 def test_a_policy_belongs_to_its_keys_and_the_default_to_all_others(file: Path) -> None:
     policies = read(file, f'{TENANT}models = ["base", "law-*"]\n[default]\nadapters = [{{name = "safety"}}]\n')
     tenant = policies.of(KEY)
-    assert tenant == Policy("tenant", ("base", "law-*"))
+    assert tenant == AccessPolicy("tenant", ("base", "law-*"))
     assert [tenant.allows(name) for name in ("base", "law-1", "code", "base:law")] == [True, True, False, False]
-    default = Policy("default", adapters=(("safety", 1.0),))
+    default = AccessPolicy("default", adapters=(("safety", 1.0),))
     assert (policies.of(None), policies.of(b"another")) == (default, default)
     assert default.allows("anything")
 
@@ -173,7 +173,7 @@ def test_a_bad_file_keeps_the_policies_in_force(file: Path, caplog: pytest.LogCa
 
 
 def test_policies_that_the_model_can_not_follow_are_refused_at_the_start_and_at_a_reload(file: Path) -> None:
-    def refuse(policies: Iterable[Policy]) -> None:
+    def refuse(policies: Iterable[AccessPolicy]) -> None:
         if any(policy.forbidden_experts for policy in policies):
             raise UnusablePolicyError("the policy default: forbidden_experts: its router chooses among groups")
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys
-from server.api.core.access.policies import Policies
 from server.api.core.service.service import Service
-from server.engine.interface import Policy
+from server.engine.interface import AccessPolicy
 from server.engine.text.codec import Codec
 from server.setting_values import ModelAlias
 from server.weights.adapters_on_request import AdaptersOnRequest
@@ -290,7 +290,7 @@ def test_a_broken_adapter_is_one_sentence_of_a_bad_request(on_request: AdapterSe
 def test_a_key_loads_only_what_its_policy_allows_and_adds(on_request: AdapterServer) -> None:
     for name in ("code", "safety"):
         write_adapter(on_request.folder / name)
-    on_request.service.policies = Policies({"default": Policy("default", ("code",), (("safety", 1.0),))})
+    on_request.service.policies = AccessPolicies({"default": AccessPolicy("default", ("code",), (("safety", 1.0),))})
     assert on_request.post("/v1/completions", model="law", prompt="hi").status_code == 404
     assert on_request.registry.names() == ["safety"]
     assert on_request.post("/v1/completions", model="code", prompt="hi", max_tokens=2).status_code == 200

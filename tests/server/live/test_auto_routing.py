@@ -11,14 +11,14 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys
-from server.api.core.access.policies import Policies
 from server.api.core.access.rate_limiter import RateLimiter, RateLimits
 from server.engine.interface import (
+    AccessPolicy,
+    AdapterExamples,
     GenerationRequest,
-    Policy,
     RequestWeights,
-    RoutingExamples,
     TokenStream,
     UnknownAdapterError,
 )
@@ -428,7 +428,7 @@ def test_examples_do_not_count_as_requests_of_the_caller_that_waits_for_them(ser
     """The caller leaves while they are embedded, so nothing would end their count."""
     server.service.rate_limiter = RateLimiter(RateLimits(max_running=3))
     write_adapter(server.folder / "law")
-    server.registry.load("law", "law", routing=RoutingExamples(examples=(LAW,) * 8))
+    server.registry.load("law", "law", routing=AdapterExamples(examples=(LAW,) * 8))
     server.post("/v1/completions", model="fake", prompt=LAW, max_tokens=1).raise_for_status()
     model = cast("FakeModel", vars(server.live.engine)["_runner"])
     num_steps, go, has_begun = len(model.steps), threading.Event(), threading.Event()
@@ -504,7 +504,7 @@ def test_choices_are_counted_by_adapter_until_it_is_unloaded(routed: AdapterServ
 
 def put_default(server: AdapterServer, **rules: Any) -> None:
     """Put a policy for requests without a key in force."""
-    server.service.policies = Policies({"default": Policy("default", **rules)})
+    server.service.policies = AccessPolicies({"default": AccessPolicy("default", **rules)})
 
 
 def test_only_what_the_policy_allows_is_chosen(routed: AdapterServer) -> None:

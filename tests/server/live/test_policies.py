@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
-from server.api.core.access.policies import Policies
 from server.api.core.service.service import Service
-from server.engine.interface import Policy
+from server.engine.interface import AccessPolicy
 from server.engine.text.codec import Codec
 from server.setting_values import ModelAlias
 from tests.server.live.serving_adapters import AdapterRig, serving_adapters
@@ -51,14 +51,14 @@ class PolicyServer:
 def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[PolicyServer]:
     caplog.set_level(logging.INFO)
     policies = {
-        "lawyer": Policy("lawyer", models=("law*",)),
-        "safe": Policy("safe", adapters=(("safety", 0.5),)),
+        "lawyer": AccessPolicy("lawyer", models=("law*",)),
+        "safe": AccessPolicy("safe", adapters=(("safety", 0.5),)),
     }
     service = Service(
         "1",
         aliases=[ModelAlias("gpt-4", "fake"), ModelAlias("law-of-*", "fake")],
         keys=Keys(KeyRing([FREE, LAWYER, SAFE]), KeyRing([ADMIN])),
-        policies=Policies(policies, {digest(LAWYER): "lawyer", digest(SAFE): "safe"}),
+        policies=AccessPolicies(policies, {digest(LAWYER): "lawyer", digest(SAFE): "safe"}),
     )
     with serving_adapters(codec, tmp_path, service, num_slots=4, loaded=LOADED) as rig:
         yield PolicyServer(rig, service)
@@ -201,8 +201,8 @@ def test_other_keys_are_not_limited_and_run_without_weights(server: PolicyServer
 
 def test_the_default_policy_is_for_keys_that_have_no_other(server: PolicyServer) -> None:
     policies = server.service.policies
-    default = Policy("default", models=("code",))
-    server.service.policies = Policies({**policies.by_name, "default": default}, policies.names)
+    default = AccessPolicy("default", models=("code",))
+    server.service.policies = AccessPolicies({**policies.by_name, "default": default}, policies.names)
     assert [names(server.get("/v1/models", key)) for key in (FREE, ADMIN)] == [["code"], ["code"]]
     assert names(server.get("/v1/models", LAWYER)) == ["law", "law-2"]
     server.service.keys = Keys()

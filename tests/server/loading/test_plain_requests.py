@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from server.engine.interface import (
+    AccessPolicy,
     DeadlineExceededError,
     EngineError,
     ForbiddenExperts,
     GenerationRequest,
     GrammarSpec,
-    Policy,
     PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 VARIANT = Path("server/demo/variants/legal")
 PROMPT = (5, 17, 300, 42, 8, 99, 1200, 64)
 GRAMMAR = GrammarSpec("json_schema", '{"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}')
-CAREFUL = Policy("careful", forbidden_experts=ForbiddenExperts(frozenset({1})))
+CAREFUL = AccessPolicy("careful", forbidden_experts=ForbiddenExperts(frozenset({1})))
 GREEDY = SamplingParams(12, temperature=0.0, logprobs=2)
 
 Weights = Callable[[LoadedServer], RequestWeights | None]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from server.engine.interface import (
+    AccessPolicy,
+    ChoiceByToken,
     GenerationFailedError,
-    Policy,
     RequestRefusedError,
-    TokenRouting,
     UnknownAdapterError,
 )
 from server.engine.sequence_weights import SequenceWeights
@@ -100,7 +100,7 @@ def test_adapters_that_are_chosen_by_token_have_prefixes_of_their_own(make: Call
     rig.load("code")
     fixed = rig.begin("law")
     salts = {fixed.cache_salt}
-    for routing in (TokenRouting(), TokenRouting(("law",)), TokenRouting(top_k=1), TokenRouting(temperature=2.0)):
+    for routing in (ChoiceByToken(), ChoiceByToken(("law",)), ChoiceByToken(top_k=1), ChoiceByToken(temperature=2.0)):
         weights = rig.select(None, routing=routing)
         weights.begin()
         salts.add(weights.cache_salt)
@@ -112,7 +112,7 @@ def test_shares_of_adapters_in_all_tokens_add_up(make: Callable[..., Rig]) -> No
     rig = make()
     rig.load("law")
     rig.load("code")
-    weights = rig.select(None, routing=TokenRouting())
+    weights = rig.select(None, routing=ChoiceByToken())
     weights.note_tokens(3, RoutedTokens({"law": 2.0, "code": 1.0}, 3))
     weights.note_tokens(1, RoutedTokens({"law": 0.25, "code": 0.75}, 1))
     assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
@@ -125,7 +125,7 @@ def test_tokens_of_an_adapter_are_those_computed_with_it_and_its_shares_until_it
     rig.load("law")
     rig.load("code")
     named = rig.select("law")
-    mixed = rig.select(None, [("law", 0.5)], routing=TokenRouting())
+    mixed = rig.select(None, [("law", 0.5)], routing=ChoiceByToken())
     named.note_tokens(5, None)
     mixed.note_tokens(2, RoutedTokens({"code": 1.75}, 2))
     assert rig.registry.num_tokens() == {"law": 7, "code": 1.75}
@@ -141,12 +141,12 @@ def test_a_policy_limits_the_adapters_that_are_chosen_by_token(make: Callable[..
     rig = make(3)
     for name in ("law", "code", "safe"):
         rig.load(name)
-    policy = Policy("clerks", ("law",), (("safe", 1.0),))
-    names = rig.directory.resolve(None, (), policy, TokenRouting())
+    policy = AccessPolicy("clerks", ("law",), (("safe", 1.0),))
+    names = rig.directory.resolve(None, (), policy, ChoiceByToken())
     assert names is not None
-    assert names.by_token == TokenRouting(("law",))
+    assert names.by_token == ChoiceByToken(("law",))
     with pytest.raises(UnknownAdapterError, match="there is no adapter 'code'"):
-        rig.directory.resolve(None, (), policy, TokenRouting(("code",)))
+        rig.directory.resolve(None, (), policy, ChoiceByToken(("code",)))
 
 
 def test_an_adapter_of_latents_is_not_chosen_by_token(make: Callable[..., Rig]) -> None:
@@ -155,9 +155,9 @@ def test_an_adapter_of_latents_is_not_chosen_by_token(make: Callable[..., Rig]) 
     (name,) = rig.registry.versions()[0][0].files.targets
     rig.registry.targets = replace(rig.registry.targets, latents=frozenset({str(name)}))
     with pytest.raises(RequestRefusedError, match="keys of all earlier tokens"):
-        rig.directory.resolve(None, routing=TokenRouting(("law",)))
+        rig.directory.resolve(None, routing=ChoiceByToken(("law",)))
     with pytest.raises(RequestRefusedError, match="no adapter can be chosen by token"):
-        rig.directory.resolve(None, routing=TokenRouting())
+        rig.directory.resolve(None, routing=ChoiceByToken())
 
 
 def test_adapters_beyond_the_memory_evict_the_least_recently_used_one(make: Callable[..., Rig]) -> None:

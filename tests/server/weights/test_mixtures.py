@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.interface import Policy, RequestRefusedError, RequiredAdapterError, TokenRouting, UnknownAdapterError
+from server.engine.interface import (
+    AccessPolicy,
+    ChoiceByToken,
+    RequestRefusedError,
+    RequiredAdapterError,
+    UnknownAdapterError,
+)
 from server.model.chunk_weights import RoutedTokens
 from tests.gates import write_mixture
 from tests.server.weights.adapter_rig import Rig
@@ -49,13 +55,13 @@ def test_a_running_request_keeps_its_version_and_the_next_one_gets_the_new_gate(
     old = rig.begin("mix")
     rig.wait_for(old)
     load(rig, "mix", replace=True, top_k=1, law=3.0, sea=4.0)
-    assert old.token_routing == TokenRouting(("mix:law", "mix:code"), 2, 1.0, "mix")
+    assert old.by_token == ChoiceByToken(("mix:law", "mix:code"), 2, 1.0, "mix")
     salt = old.cache_salt
     old.release()
     old.end()
     new = rig.begin("mix")
     rig.wait_for(new)
-    assert new.token_routing == TokenRouting(("mix:law", "mix:sea"), 1, 1.0, "mix")
+    assert new.by_token == ChoiceByToken(("mix:law", "mix:sea"), 1, 1.0, "mix")
     assert new.cache_salt != salt
 
 
@@ -66,14 +72,14 @@ def test_other_adapters_are_added_to_a_mixture(rig: Rig) -> None:
     rig.wait_for(weights)
     (fixed,) = weights.chunk_weights.adapters
     assert (fixed.adapter.name, fixed.weight) == ("safe", 0.5)
-    assert weights.token_routing is not None
+    assert weights.by_token is not None
 
 
 def test_a_mixture_is_no_adapter_of_a_request(rig: Rig) -> None:
     with pytest.raises(RequestRefusedError, match="'mix' is a mixture with a gate; name it as the 'model'"):
         rig.directory.resolve(None, [("mix", 1.0)])
     with pytest.raises(RequestRefusedError, match="'mix' can't be chosen by token: it is a mixture"):
-        rig.directory.resolve(None, routing=TokenRouting(("mix",)))
+        rig.directory.resolve(None, routing=ChoiceByToken(("mix",)))
     with pytest.raises(UnknownAdapterError, match="there is no adapter 'mix:law'"):
         rig.directory.resolve("mix:law")
 
@@ -89,12 +95,12 @@ def test_where_no_adapter_can_be_chosen_by_token_the_reason_and_a_mixture_are_na
         "whose gate chooses by token, or load an adapter that adds to linear layers only"
     )
     with pytest.raises(RequestRefusedError, match=f"^{told}$"):
-        rig.directory.resolve(None, routing=TokenRouting())
+        rig.directory.resolve(None, routing=ChoiceByToken())
 
 
 def test_a_policy_can_not_demand_a_mixture(rig: Rig) -> None:
     with pytest.raises(RequiredAdapterError, match="'mix', which every request of this key uses, is a mixture"):
-        rig.directory.resolve(None, (), Policy("clerks", None, (("mix", 1.0),)))
+        rig.directory.resolve(None, (), AccessPolicy("clerks", None, (("mix", 1.0),)))
 
 
 def test_a_mixture_that_was_unloaded_meanwhile_is_refused(rig: Rig) -> None:

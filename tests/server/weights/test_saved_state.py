@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.interface import RoutingExamples
+from server.engine.interface import AdapterExamples
 from server.weights.saved_state import Journal, SavedState, StateError
 
 
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_loaded_last_under_a_name_is_kept(path: Path) -> None:
     adapters = Journal(SavedState(path), "adapters", lambda _: False)
     adapters.loaded("law", "law-1")
-    adapters.loaded("code", "code", RoutingExamples("Code.", ("def f",)))
+    adapters.loaded("code", "code", AdapterExamples("Code.", ("def f",)))
     adapters.loaded("law", "law-2")
     adapters.loaded("gone", "gone")
     adapters.unloaded("gone")

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from server.api.core.access.rate_limiter import RateLimiter
 from server.api.core.errors.api_errors import InvalidRequestError
-from server.engine.interface import Policy
+from server.engine.interface import AccessPolicy
 
 SALT_BYTES = 32
 LEAST_PRIORITY = 0  # of users; a lower one would go before all requests of others
@@ -39,7 +39,7 @@ class Caller:
     name: object = None
     id: str = "server"
     request_id: str | None = None
-    policy: Policy | None = None
+    policy: AccessPolicy | None = None
     salt: bytes = b""
     owner: bytes = b""
     num_counted: int = 0  # requests and choices that the limiter has counted for this request

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.engine.interface import AdapterShares, ExpertUsage, JsonObject, TokenRouting
+from server.engine.interface import AdapterShares, ChoiceByToken, ExpertUsage, JsonObject
 
 AUTO = "auto"  # the model that stands for whatever the router chooses
 ROUTING_HEADER = "X-Greenroom-Routing"
@@ -47,16 +47,16 @@ class RoutingOptions(BaseModel):
         return self
 
     @property
-    def by_token(self) -> TokenRouting | None:
+    def by_token(self) -> ChoiceByToken | None:
         """The choice for each token; None if one is made for the request."""
         if self.method != "arrow":
             return None
         adapters = None if self.adapters is None else tuple(self.adapters)
-        return TokenRouting(adapters, self.top_k or DEFAULT_TOP_K, self.temperature or 1.0)
+        return ChoiceByToken(adapters, self.top_k or DEFAULT_TOP_K, self.temperature or 1.0)
 
 
 @dataclass(frozen=True)
-class Routing:
+class AutoChoice:
     """The choice for one request.
 
     Args:
@@ -118,7 +118,7 @@ class Routing:
 class ChosenShares:
     """The shares of adapters in the tokens of a request until now, and the choice that was made."""
 
-    choice: TokenRouting
+    choice: ChoiceByToken
     num_tokens: int = 0
     sums: Counter[str] = field(default_factory=Counter)
 
@@ -135,7 +135,7 @@ class ChosenShares:
 
 
 @dataclass(frozen=True)
-class RoutingByToken(Routing):
+class AutoChoiceByToken(AutoChoice):
     """The choice of adapters for each token of one request, by Arrow or by a trained gate.
 
     Args:
@@ -146,7 +146,7 @@ class RoutingByToken(Routing):
     chosen: ChosenShares
 
     @classmethod
-    def of(cls, choice: TokenRouting) -> Self:
+    def of(cls, choice: ChoiceByToken) -> Self:
         now = time.monotonic()
         method, model, how = "arrow", AUTO, "by the input that each of them changes most"
         if choice.gate is not None:
@@ -180,7 +180,7 @@ class RoutingByToken(Routing):
         }
 
 
-def routing_headers(routing: Routing | None) -> dict[str, str]:
+def routing_headers(routing: AutoChoice | None) -> dict[str, str]:
     """Return the headers of a reply that tell which model was chosen."""
     if routing is None:
         return {}
@@ -190,6 +190,6 @@ def routing_headers(routing: Routing | None) -> dict[str, str]:
     return {ROUTING_HEADER: f"{printable};{score} method={routing.method}"}
 
 
-def greenroom_member(routing: Routing | None) -> dict[str, Any]:
+def greenroom_member(routing: AutoChoice | None) -> dict[str, Any]:
     """Return the member ``greenroom`` of a reply; none if no router has chosen its model."""
     return {} if routing is None else {"greenroom": routing.member}

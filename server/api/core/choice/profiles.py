@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.interface import EngineError, GenerationFailedError, RequestRefusedError, RoutingCandidate
+from server.engine.interface import AdapterCandidate, EngineError, GenerationFailedError, RequestRefusedError
 
 # Texts about nothing in particular: what is like them is like no adapter.
 NEUTRAL_TEXTS = (
@@ -95,11 +95,11 @@ class AdapterProfiles:
             return "ready"
         return "failed" if version in self._failed else "computing"
 
-    def can_choose(self, candidate: RoutingCandidate) -> bool:
+    def can_choose(self, candidate: AdapterCandidate) -> bool:
         """Return False for a candidate whose examples can't be embedded."""
         return candidate.version not in self._failed
 
-    async def of(self, candidates: Sequence[RoutingCandidate], embed: Embed) -> dict[str, Profile]:
+    async def of(self, candidates: Sequence[AdapterCandidate], embed: Embed) -> dict[str, Profile]:
         """Return the profiles of candidates by name, without those that can't be embedded.
 
         A caller that is cancelled stops no computation that others wait for.
@@ -122,21 +122,21 @@ class AdapterProfiles:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _keep(self, candidates: Sequence[RoutingCandidate]) -> None:
+    def _keep(self, candidates: Sequence[AdapterCandidate]) -> None:
         """Forget the profiles of all but these."""
         versions = {candidate.version for candidate in candidates}
         self._failed &= versions
         for version in self._profiles.keys() - versions:
             del self._profiles[version]
 
-    async def _learn(self, candidate: RoutingCandidate, embed: Embed) -> None:
+    async def _learn(self, candidate: AdapterCandidate, embed: Embed) -> None:
         task = self._tasks.get(candidate.version)
         if task is None:
             task = self._tasks[candidate.version] = shared(self._compute(candidate, embed))
             task.add_done_callback(lambda _: self._tasks.pop(candidate.version, None))
         await asyncio.shield(task)
 
-    async def _compute(self, candidate: RoutingCandidate, embed: Embed) -> None:
+    async def _compute(self, candidate: AdapterCandidate, embed: Embed) -> None:
         try:
             neutral = await self._neutral_vectors(embed)
             self._profiles[candidate.version] = profile_of(await embed(candidate.texts), neutral)

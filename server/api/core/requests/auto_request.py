@@ -13,7 +13,7 @@ from fastapi import Request
 from server.api.core.access.caller import current_caller
 from server.api.core.bodies.translation import translate_errors
 from server.api.core.choice.adapter_choice import AdapterChoice
-from server.api.core.choice.auto_choice import Routing, RoutingOptions
+from server.api.core.choice.auto_choice import AutoChoice, RoutingOptions
 from server.api.core.choice.nearest_adapter import Choice, choose
 from server.api.core.choice.profiles import Profile, Vectors
 from server.api.core.errors.api_errors import InvalidRequestError
@@ -211,9 +211,9 @@ def _directions(vectors: Sequence[npt.NDArray[np.float32]]) -> Vectors:
     return (stacked / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
 
-def _routing(choice: Choice, model: LoadedModel, prompt: _Prompt, started_at: float) -> Routing:
+def _routing(choice: Choice, model: LoadedModel, prompt: _Prompt, started_at: float) -> AutoChoice:
     base = model.base or model.name
-    return Routing(
+    return AutoChoice(
         "embedding",
         base if choice.name is None else choice.name,
         {base if name is None else name: score for name, score in choice.scores.items()},

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.api.core.choice.auto_choice import Routing
+from server.api.core.choice.auto_choice import AutoChoice
 from server.api.core.requests.token_traces import TokenTraces
 from server.engine.interface import (
     EngineError,
@@ -42,7 +42,7 @@ class Generation:
     returns_adapters: bool = False
     reservation: Reservation = field(default_factory=lambda: RequestMemory().reserve())
     unread_bytes: int = 0
-    routing: Routing | None = None
+    routing: AutoChoice | None = None
     adapters: Mapping[str, float] = field(default_factory=dict)
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice

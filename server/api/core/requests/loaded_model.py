@@ -8,12 +8,13 @@ from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from server.api.core.access.caller import current_caller
-from server.api.core.choice.auto_choice import AUTO, Routing, RoutingByToken
+from server.api.core.choice.auto_choice import AUTO, AutoChoice, AutoChoiceByToken
 from server.api.core.choice.profiles import AdapterProfiles
 from server.api.core.grammars.compiler import GrammarCompiler
 from server.engine.interface import (
     AdapterAdministration,
     AdapterLoader,
+    ChoiceByToken,
     ExpertAdministration,
     ExpertHealth,
     GenerationEngine,
@@ -23,7 +24,6 @@ from server.engine.interface import (
     RequestWeights,
     SamplingDefaults,
     TextCodec,
-    TokenRouting,
     VariantAdministration,
     WeightsDirectory,
 )
@@ -43,7 +43,7 @@ class UnfinishedWork(Protocol):
         """Factors of its adapters that are the same for all tokens, by name."""
 
     @property
-    def routing(self) -> Routing | None:
+    def routing(self) -> AutoChoice | None:
         """The choice of the router; None if the request named its model."""
 
 
@@ -80,7 +80,7 @@ class LoadedModel:
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
-    routing: Routing | None = None
+    routing: AutoChoice | None = None
     profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
     unfinished: WeakValueDictionary[str, UnfinishedWork] = field(default_factory=WeakValueDictionary)  # by id
@@ -125,7 +125,7 @@ class LoadedModel:
         selected.name, selected.base = name, self.name
         return selected
 
-    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], routing: Routing) -> Self:
+    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], routing: AutoChoice) -> Self:
         """Return the model ``auto`` with the weights that a router has chosen; None for those of the base model.
 
         Raises:
@@ -135,7 +135,7 @@ class LoadedModel:
         base.name, base.base, base.routing = self.base or self.name, None, routing
         return (base if name is None else base.named(name)).selecting(adapters)
 
-    def routing_tokens(self, adapters: Sequence[tuple[str, float]], routing: TokenRouting) -> Self:
+    def routing_tokens(self, adapters: Sequence[tuple[str, float]], routing: ChoiceByToken) -> Self:
         """Return the model ``auto`` with a router that chooses adapters for each token.
 
         Raises:
@@ -146,7 +146,7 @@ class LoadedModel:
         selected = copy.copy(self)
         weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
         assert weights is not None
-        selected.weights, selected.routing = weights, RoutingByToken.of(weights.by_token or routing)
+        selected.weights, selected.routing = weights, AutoChoiceByToken.of(weights.by_token or routing)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
@@ -165,5 +165,5 @@ class LoadedModel:
         selected = copy.copy(self)
         selected.weights = weights = self.directory.resolve(name, adapters, policy)
         if weights is not None and weights.by_token is not None and self.routing is None:
-            selected.routing = RoutingByToken.of(weights.by_token)
+            selected.routing = AutoChoiceByToken.of(weights.by_token)
         return selected

@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Any
 from weakref import WeakSet
 
+from server.api.core.access.access_policies import AccessPolicies, PolicyRefusals
 from server.api.core.access.api_keys import Keys
 from server.api.core.access.audit import audit
 from server.api.core.access.caller import current_caller
 from server.api.core.access.host_rules import HostRules
-from server.api.core.access.policies import Policies, PolicyRefusals
 from server.api.core.access.rate_limiter import RateLimiter
 from server.api.core.bodies.ignored_names import IgnoredNames
 from server.api.core.choice.adapter_choice import AdapterChoice
@@ -30,9 +30,9 @@ from server.api.core.service.expert_sampler import ExpertSampler
 from server.api.core.service.response_counts import ResponseCounts
 from server.api.core.service.tracer import Tracer
 from server.engine.interface import (
+    AccessPolicy,
     ExpertHealth,
     JsonObject,
-    Policy,
     PolicyReason,
     PolicyRefusedError,
     RequestMemory,
@@ -93,7 +93,7 @@ class Service:
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
     response_store: ResponseStore | None = None
-    policies: Policies = field(default_factory=Policies)
+    policies: AccessPolicies = field(default_factory=AccessPolicies)
     policy_refusals: PolicyRefusals = field(default_factory=PolicyRefusals)
     host_rules: HostRules = field(default_factory=HostRules)
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
@@ -257,7 +257,7 @@ class Service:
         names += (routing and routing.adapters) or ()
         await self.adapter_loads.load_missing(self.base_model, names)
 
-    def _check_adapters(self, policy: Policy, names: Sequence[str], field: str = "adapters") -> None:
+    def _check_adapters(self, policy: AccessPolicy, names: Sequence[str], field: str = "adapters") -> None:
         """Refuse adapters that a policy does not allow as if there were none of that name."""
         for name in names:
             if not policy.allows(name):
@@ -265,6 +265,6 @@ class Service:
                     self._note_refusal(policy, "adapter", name)
                 raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", field)
 
-    def _note_refusal(self, policy: Policy, reason: PolicyReason, name: str, error: str | None = None) -> None:
+    def _note_refusal(self, policy: AccessPolicy, reason: PolicyReason, name: str, error: str | None = None) -> None:
         self.policy_refusals.add(policy.name, reason)
         audit("policy.refuse", "refused", policy=policy.name, reason=reason, model=name, error=error)

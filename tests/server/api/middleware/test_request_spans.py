@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from server.api.core.choice.auto_choice import Routing
+from server.api.core.choice.auto_choice import AutoChoice
 from server.api.core.requests.generation import Generation
 from server.api.middleware.finished_request import FinishedRequest
 from server.api.middleware.request_spans import request_span
@@ -57,7 +57,7 @@ def test_only_the_32_longest_stalls_have_spans() -> None:
 
 def test_a_routed_request_has_a_span_for_the_choice_and_its_outcome() -> None:
     finished = ended(Timeline(3.0, 3.5, 4.0))
-    routing = Routing(
+    routing = AutoChoice(
         "embedding", "law", {"law": 0.75, "base": 0.25}, "It is near.", 12, 1.0, 2.5, ExpertUsage(1, 1, 9)
     )
     assert isinstance(finished.work, Generation)

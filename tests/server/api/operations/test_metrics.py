@@ -2,9 +2,9 @@
 
 import pytest
 
+from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys
-from server.api.core.access.policies import Policies
-from server.engine.interface import Policy
+from server.engine.interface import AccessPolicy
 
 ADMIN, USER = "admin-key", "user-key"
 
@@ -22,7 +22,7 @@ def test_metrics_are_prometheus_text(fake, ask):
 )
 def test_with_policies_names_are_for_administrators(fake, ask, has_policies, key, is_hidden):
     fake.service.keys = Keys(KeyRing([USER]), KeyRing([ADMIN]))
-    fake.service.policies = Policies({"default": Policy("default")} if has_policies else {})
+    fake.service.policies = AccessPolicies({"default": AccessPolicy("default")} if has_policies else {})
     fake.service.metrics = lambda *, hides_names=False: str(hides_names).encode()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     assert ask("GET", "/metrics", headers=headers).text == str(is_hidden)

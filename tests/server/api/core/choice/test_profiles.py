@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from server.api.core.choice.profiles import NEUTRAL_TEXTS, AdapterProfiles, Vectors
-from server.engine.interface import EngineError, GenerationFailedError, QueueFullError, RoutingCandidate
+from server.engine.interface import AdapterCandidate, EngineError, GenerationFailedError, QueueFullError
 
-LAW, CODE = RoutingCandidate("law", 1, ("contracts",)), RoutingCandidate("code", 2, ("loops", "functions"))
+LAW, CODE = AdapterCandidate("law", 1, ("contracts",)), AdapterCandidate("code", 2, ("loops", "functions"))
 
 
 @dataclass

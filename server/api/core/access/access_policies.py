@@ -1,16 +1,16 @@
-"""Policies: the policy of each API key."""
+"""The access policy of each API key."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.engine.interface import POLICY_REASONS, Policy, PolicyReason
+from server.engine.interface import POLICY_REASONS, AccessPolicy, PolicyReason
 
 DEFAULT = "default"  # the name of the policy of all other keys, and of requests without a key
 
 
 @dataclass(frozen=True)
-class Policies:
+class AccessPolicies:
     """The policies that are in force, an immutable value.
 
     Args:
@@ -18,10 +18,10 @@ class Policies:
         names: the name of the policy of each key, by the key's digest.
     """
 
-    by_name: Mapping[str, Policy] = field(default_factory=dict)
+    by_name: Mapping[str, AccessPolicy] = field(default_factory=dict)
     names: Mapping[bytes, str] = field(default_factory=dict)
 
-    def of(self, key: bytes | None) -> Policy | None:
+    def of(self, key: bytes | None) -> AccessPolicy | None:
         """Return the policy of a key; None if nothing is limited.
 
         Args:
@@ -43,6 +43,6 @@ class PolicyRefusals:
     def add(self, policy: str, reason: PolicyReason) -> None:
         self._counts[policy, reason] += 1
 
-    def of(self, policies: Policies) -> list[tuple[tuple[str, str], int]]:
+    def of(self, policies: AccessPolicies) -> list[tuple[tuple[str, str], int]]:
         """Return the counts of the policies in force, by name and reason."""
         return [((name, reason), self._counts[name, reason]) for name in policies.by_name for reason in POLICY_REASONS]

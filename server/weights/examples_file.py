@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from server.engine.interface import RequestRefusedError, RoutingExamples
+from server.engine.interface import AdapterExamples, RequestRefusedError
 from server.model.lora.errors import AdapterError
 
 NAME = "routing.json"
@@ -16,7 +16,7 @@ FIELDS = {"description", "examples"}
 MAX_BYTES = 2 << 20
 
 
-def read_routing(folder: Path, root: Path | None = None) -> RoutingExamples:
+def read_examples(folder: Path, root: Path | None = None) -> AdapterExamples:
     """Return the examples of an adapter; none if its folder has no such file.
 
     Args:
@@ -27,7 +27,7 @@ def read_routing(folder: Path, root: Path | None = None) -> RoutingExamples:
     """
     path = folder / NAME
     if not os.path.lexists(path):
-        return RoutingExamples()
+        return AdapterExamples()
     try:
         real = path.resolve(strict=True)
         if root is not None and not real.is_relative_to(root.resolve(strict=True)):
@@ -44,7 +44,7 @@ def read_routing(folder: Path, root: Path | None = None) -> RoutingExamples:
     return _parse(path, content)
 
 
-def _parse(path: Path, content: bytes) -> RoutingExamples:
+def _parse(path: Path, content: bytes) -> AdapterExamples:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -60,7 +60,7 @@ def _parse(path: Path, content: bytes) -> RoutingExamples:
     if examples is not None and not _are_texts(examples):
         raise AdapterError(f"'examples' in {path} must be a list of strings")
     try:
-        return RoutingExamples.checked(description, examples)
+        return AdapterExamples.checked(description, examples)
     except RequestRefusedError as error:
         raise AdapterError(f"{path}: {error}") from error
 

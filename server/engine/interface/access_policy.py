@@ -1,4 +1,4 @@
-"""Policy: what the requests of a key may use, and what is added to them."""
+"""Access policies: what the requests of a key may use, and what is added to them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ForbiddenExperts:
 
 
 @dataclass(frozen=True)
-class Policy:
+class AccessPolicy:
     """The rules for the requests of some keys.
 
     Args:

@@ -1,4 +1,4 @@
-"""Examples of the prompts that weights are meant for. Torch-free."""
+"""What adapters are chosen by: examples of prompts, or a choice for each token. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_CHARACTERS = 4096  # of a description or an example
 
 
 @dataclass(frozen=True)
-class RoutingExamples:
+class AdapterExamples:
     """A description of the prompts that weights are meant for, and examples of them."""
 
     description: str | None = None
@@ -43,7 +43,7 @@ class RoutingExamples:
 
 
 @dataclass(frozen=True)
-class TokenRouting:
+class ChoiceByToken:
     """A choice of adapters for each token at each layer.
 
     Args:
@@ -60,7 +60,7 @@ class TokenRouting:
 
 
 @dataclass(frozen=True)
-class RoutingCandidate:
+class AdapterCandidate:
     """Weights that a router may choose.
 
     Args:
