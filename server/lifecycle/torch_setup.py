@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -46,8 +47,15 @@ def set_up_torch(model: str | None) -> None:
     if _takes_no_images(model):
         # Acts as if torchvision were not installed.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    if find_spec("torchvision") is not None:  # torchvision imports the compiler, and can't be imported twice
-        return
+    with _without_collection():
+        if find_spec("torchvision") is None:
+            _import_without_compiler()
+        else:  # torchvision imports the compiler, and can't be imported twice
+            for name in NEEDED:
+                import_module(name)
+
+
+def _import_without_compiler() -> None:
     try:
         with _with_one_walk(), _without_distributed(), _without_compiler():
             for name in NEEDED:
@@ -65,6 +73,20 @@ def _takes_no_images(model: str | None) -> bool:
         return bool(paths) and not any(b"vision_config" in read_metadata(path) for path in paths)
     except (OSError, ValueError, CheckpointError):  # the model can't be read, and will be refused later
         return False
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from visiting a million objects that stay, again and again, and at the end."""
+    if NEEDED[-1] in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from server.lifecycle import torch_setup
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +32,19 @@ def run(code: str, model: str | None = None, **environment: str) -> str:
 
 def test_a_server_imports_neither_compiler_nor_distributed_tensors_nor_torchvision() -> None:
     assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
+
+
+def test_no_garbage_is_collected_during_imports_and_what_they_made_is_never_visited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_setup, "NEEDED", ("no.such.module",))
+    try:
+        with torch_setup._without_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > len(sys.modules)
+    finally:
+        gc.unfreeze()
 
 
 def test_the_files_of_models_are_read_once() -> None:
