@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from server.engine.interface import RequestRefusedError
+
+log = logging.getLogger(__name__)
 
 MAX_FOLDERS = 1000  # returned
 MAX_VISITED = 10_000
@@ -30,6 +33,8 @@ def list_folders(root: Path | None, flag: str, is_loadable: Callable[[Collection
 def find_folders(root: Path, is_loadable: Callable[[Collection[str]], bool]) -> list[str]:
     """Return the paths of folders relative to the root, sorted. Links out of it are left out, as are hidden folders.
 
+    A list that is cut is a warning in the log.
+
     Args:
         is_loadable: is called with the names in a folder. Nothing is read but these.
 
@@ -43,9 +48,13 @@ def find_folders(root: Path, is_loadable: Callable[[Collection[str]], bool]) -> 
     for _ in range(MAX_DEPTH):
         below: list[Path] = []
         for folder in sorted(level):
+            if len(found) == MAX_FOLDERS or num_visited == MAX_VISITED:
+                log.warning(
+                    "the list of %s ends after %d folders, of which %d can be loaded: name others by their path",
+                    *(root, num_visited, len(found)),
+                )
+                return _relative(found, root)
             num_visited += 1
-            if len(found) == MAX_FOLDERS or num_visited > MAX_VISITED:
-                break
             try:
                 names, folders = _names_and_folders(folder, real_root)
             except OSError:  # what can't be read can't be loaded
@@ -54,7 +63,11 @@ def find_folders(root: Path, is_loadable: Callable[[Collection[str]], bool]) -> 
             if is_loadable(names):
                 found.append(folder)
         level = below
-    return sorted(folder.relative_to(root).as_posix() for folder in found)
+    return _relative(found, root)
+
+
+def _relative(folders: list[Path], root: Path) -> list[str]:
+    return sorted(folder.relative_to(root).as_posix() for folder in folders)
 
 
 def _names_and_folders(folder: Path, real_root: Path) -> tuple[list[str], list[Path]]:

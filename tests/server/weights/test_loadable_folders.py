@@ -56,10 +56,24 @@ def test_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:
     assert find_folders(tmp_path / "link", is_loadable) == ["law"]
 
 
-def test_no_more_folders_are_listed_than_a_page_can_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loadable_folders, "MAX_FOLDERS", 2)
+@pytest.mark.parametrize("limit", ["MAX_FOLDERS", "MAX_VISITED"])
+def test_a_list_that_is_cut_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
+) -> None:
+    monkeypatch.setattr(loadable_folders, limit, 2)
     write(tmp_path, "a", "b", "c")
     assert find_folders(tmp_path, is_loadable) == ["a", "b"]
+    end = "ends after 2 folders, of which 2 can be loaded: name others by their path"
+    assert caplog.messages == [f"the list of {tmp_path} {end}"]
+
+
+def test_a_complete_list_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loadable_folders, "MAX_FOLDERS", 2)
+    write(tmp_path, "a", "b")
+    assert find_folders(tmp_path, is_loadable) == ["a", "b"]
+    assert not caplog.messages
 
 
 def test_a_root_that_is_gone_is_named_by_its_flag_alone(tmp_path: Path) -> None:
