@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -120,9 +121,9 @@ class SlowCodec:
         self._codec = codec
         self.may_compile = threading.Event()
 
-    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+    def compile_grammar(self, spec: GrammarSpec, hold: Callable[[int], bool]) -> Grammar:
         self.may_compile.wait(60)
-        return self._codec.compile_grammar(spec)
+        return self._codec.compile_grammar(spec, hold)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._codec, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -107,10 +107,14 @@ class TextCodec(Protocol):
             RequestRefusedError: there is no such token.
         """
 
-    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+    def compile_grammar(self, spec: GrammarSpec, hold: Callable[[int], bool] = ...) -> Grammar:
         """Compile a grammar. The engine finds it by ``SamplingParams.grammar`` for as long as it is held.
 
         It may take long; ``server.api.core.grammars.compiler`` bounds the time and shares the result.
+
+        Args:
+            hold: takes so many bytes for as long as the grammar exists, if more than usual are needed; False without
+                them. Any thread may call it. By default there is memory.
 
         Raises:
             RequestRefusedError: the grammar can't be compiled, or the bytes of the model's tokens are unknown.

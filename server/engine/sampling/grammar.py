@@ -13,13 +13,11 @@ from server.engine.interface import GrammarSpec, RequestRefusedError
 from server.engine.sampling.json_grammar import json_object
 from server.engine.sampling.json_keys import JsonKeys
 from server.engine.sampling.key_tokens import KeyTokens
+from server.engine.sampling.lexer_sizes import GrowingSize, always
 
 MAX_TOKEN_BYTES = 1000  # maximum depth of llguidance's token tree
 MAX_MESSAGE = 200  # characters of an llguidance error
 MAX_DIGITS = 20  # in a row, if a grammar does not bound the digits of a number
-# A mask is computed on the engine's thread; with llguidance's default limits it takes about 20 ms at most.
-# A state takes up to half a kilobyte.
-LIMITS = llguidance.LLParserLimits(max_items_in_row=10_000, max_lexer_states=50_000, verbose_errors=False)
 NO_EXTENSION = "NoExtensionBias"  # llguidance's error for a text that no token continues
 
 
@@ -35,13 +33,16 @@ class GrammarCompiler:
     def __init__(self, tokens: Sequence[bytes], special_token_ids: frozenset[int], eos_token_ids: frozenset[int]):
         self._tokens = GrammarTokens(tokens, special_token_ids, eos_token_ids)
 
-    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+    def compile(self, spec: GrammarSpec, hold: Callable[[int], bool] = always) -> CompiledGrammar:
         """Compile a grammar and compute its first mask.
+
+        Args:
+            hold: takes so many bytes for as long as the grammar exists, if its lexer becomes large; False without them.
 
         Raises:
             RequestRefusedError: it can't be compiled, or allows no text.
         """
-        grammar = CompiledGrammar(spec, self._tokens)
+        grammar = CompiledGrammar(spec, self._tokens, hold)
         if not grammar.matcher().allowed().any():
             reason = "no text of this model's tokens satisfies it"
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
@@ -78,9 +79,11 @@ class CompiledGrammar:
         RequestRefusedError: it can't be compiled.
     """
 
-    def __init__(self, spec: GrammarSpec, tokens: GrammarTokens):
-        self.spec, self.tokens = spec, tokens
+    def __init__(self, spec: GrammarSpec, tokens: GrammarTokens, hold: Callable[[int], bool]):
+        self.spec, self.tokens, self._size = spec, tokens, GrowingSize(hold)
         self.origin = self._compile()
+        while self.origin.is_error() and self._size.grow():
+            self.origin = self._compile()
         if self.origin.is_error():
             reason = _reason(self.origin.get_error())
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
@@ -88,13 +91,18 @@ class CompiledGrammar:
     def matcher(self) -> GrammarMatcher:
         return GrammarMatcher(self)
 
-    def renew(self, spent: llguidance.LLMatcher) -> None:
-        """Use a new lexer for matchers that begin from now on, unless another matcher has renewed it already."""
-        if self.origin is spent:
-            self.origin = self._compile()
+    def renew(self, spent: llguidance.LLMatcher) -> bool:
+        """Use a new lexer for all matchers, unless one of them has renewed it already; True if it is larger."""
+        if self.origin is not spent:
+            return False
+        is_larger = self._size.grow()
+        self.origin = self._compile()
+        return is_larger
 
     def _compile(self) -> llguidance.LLMatcher:
-        return llguidance.LLMatcher(self.tokens.tokenizer, _lark(self.spec), log_level=0, limits=LIMITS)
+        text = _lark(self.spec)
+        limits = self._size.current.limits(len(text))
+        return llguidance.LLMatcher(self.tokens.tokenizer, text, log_level=0, limits=limits)
 
 
 class GrammarMatcher:
@@ -115,13 +123,17 @@ class GrammarMatcher:
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Return a mask of the tokens that may come next, ``(tokens,)``; after an error it is all False."""
+        if self._origin is not self._grammar.origin and not self._matcher.is_error():
+            self._begin()  # nobody keeps a lexer that was renewed
         self._compute()
-        if self._is_spent():  # other sequences may have filled the lexer
-            self._grammar.renew(self._origin)
+        is_alone = False  # with the lexer, which other sequences may have filled
+        while self._is_spent():
+            is_larger = self._grammar.renew(self._origin)
+            if is_alone and not is_larger:
+                break
             self._begin()
             self._compute()
-            if self._is_spent():
-                self._grammar.renew(self._origin)
+            is_alone = True
         if self._matcher.is_error():
             self._bits[:] = 0
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")

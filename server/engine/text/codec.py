@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,6 +20,7 @@ from server.engine.interface import (
 )
 from server.engine.kv.prefix_cache_ids import prefix_cache_ids
 from server.engine.sampling.grammar import GrammarCompiler
+from server.engine.sampling.lexer_sizes import always
 from server.engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from server.model.multimodal.image_decoding import PIXEL_BYTES, ImageError, count_pixels, read_image
 from server.model.multimodal.image_processor import MediaProcessor
@@ -154,11 +155,11 @@ class Codec:
         if unknown is not None:
             raise RequestRefusedError(f"'tokens' holds token id {unknown}, which is not below {size}", "tokens")
 
-    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+    def compile_grammar(self, spec: GrammarSpec, hold: Callable[[int], bool] = always) -> Grammar:
         if self._grammars is None:
             reason = "the bytes of this model's tokens are unknown, because its tokenizer is of an unsupported kind"
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
-        grammar = self._held[spec] = self._grammars.compile(spec)
+        grammar = self._held[spec] = self._grammars.compile(spec, hold)
         return grammar
 
     def grammar(self, spec: GrammarSpec) -> Grammar:

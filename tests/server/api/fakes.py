@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,7 +189,8 @@ class FakeCodec:
             return b"\xe2\x82"
         return ENGINE_TEXTS[token_id - 100].encode() if token_id >= 100 else b"x" * token_id
 
-    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+    def compile_grammar(self, spec: GrammarSpec, hold: Callable[[int], bool] = lambda _: True) -> Grammar:
+        self.hold = hold
         self.threads.append(threading.current_thread())
         self.grammars.append(spec)
         self.grammar_may_end.wait(WAIT_SECONDS)

@@ -14,8 +14,8 @@ MAX_SECONDS = 5.0
 MAX_COMPILING = 2  # at a time; each has a thread
 MAX_KEPT = 32  # compiled grammars that are cached
 KEPT_SHARE = 4  # and they hold at most 1/4 of the memory for requests, beside the newest
-# Memory of a compiled grammar, and of each byte of its text; docs/log.md.
-GRAMMAR_BYTES, TEXT_FACTOR = 1 << 19, 48
+# Memory of a compiled grammar while its lexer is of the least size, and of each byte of its text; docs/log.md.
+GRAMMAR_BYTES, TEXT_FACTOR = 3 << 19, 48
 
 
 @dataclass
@@ -94,10 +94,15 @@ class _Compilation:
 
     def __init__(self, codec: TextCodec, spec: GrammarSpec, slots: asyncio.Semaphore, reservation: Reservation) -> None:
         self._codec, self._spec, self._slots = codec, spec, slots
-        self._reservation, self.nbytes = reservation, reservation.taken
+        self._reservation = reservation
         self.has_begun = False
         self._num_waiting = 0
         self.task = asyncio.create_task(self._run())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the grammar holds; they become more if its lexer becomes larger."""
+        return self._reservation.taken
 
     async def wait(self, max_seconds: float) -> None:
         """Wait at most ``max_seconds``; a compilation that has not begun is cancelled when its last waiter leaves."""
@@ -133,7 +138,7 @@ class _Compilation:
         grammar, error = None, None
         try:
             with panics_as_errors():
-                grammar = self._codec.compile_grammar(self._spec)
+                grammar = self._codec.compile_grammar(self._spec, self._reservation.use_now)
         except Exception as caught:  # noqa: BLE001  raised in the waiting requests
             error = caught
 

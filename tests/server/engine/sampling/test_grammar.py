@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import llguidance
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from server.engine.interface import Grammar, GrammarSpec, RequestRefusedError
-from server.engine.sampling import grammar as grammar_module
+from server.engine.sampling import lexer_sizes
 from server.engine.sampling.grammar import MAX_DIGITS, GrammarCompiler, GrammarMatcher
 from server.engine.sampling.json_grammar import MAX_DEPTH, MAX_KEY
+from server.engine.sampling.lexer_sizes import LexerSize
 from server.engine.text.codec import Codec
 from server.model.text.tokenizer import Tokenizer as ModelTokenizer
 from tests.server.engine.text.tokenizers_of_kinds import KNOWN, OTHERS, with_added_tokens
@@ -271,8 +271,7 @@ def test_a_pattern_of_too_many_states_is_an_error(compiler: GrammarCompiler) -> 
 
 
 def test_a_full_lexer_is_renewed(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    few_states = llguidance.LLParserLimits(max_lexer_states=2000, verbose_errors=False)
-    monkeypatch.setattr(grammar_module, "LIMITS", few_states)
+    monkeypatch.setattr(lexer_sizes, "SIZES", [LexerSize(2000, 30_000, 0)])
     grammar = compiler.compile(schema({"type": "string", "maxLength": 900}))
     matchers = [grammar.matcher() for _ in range(2)]
     text = b'"' + b"once upon a time " * 50

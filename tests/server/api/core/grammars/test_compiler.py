@@ -125,6 +125,25 @@ def test_a_grammar_counts_as_memory_until_neither_cache_nor_request_has_it():
     asyncio.run(scenario())
 
 
+def test_a_grammar_that_needs_more_memory_holds_it_if_it_is_there():
+    memory, codec = RequestMemory(lambda: 8 * GRAMMAR_BYTES), FakeCodec()
+    compiler = GrammarCompiler(codec, memory)
+
+    async def scenario():
+        grammar = await compiler.compile(spec(1))
+        held = memory.held_bytes
+        assert codec.hold(2 * GRAMMAR_BYTES)
+        assert memory.held_bytes == held + 2 * GRAMMAR_BYTES
+        assert not codec.hold(5 * GRAMMAR_BYTES)
+        await compiler.compile(spec(2))  # the first is no longer cached, as it holds more than a quarter
+        return grammar
+
+    grammar = asyncio.run(scenario())
+    del grammar
+    gc.collect()
+    assert memory.held_bytes < 2 * GRAMMAR_BYTES
+
+
 def test_cached_grammars_leave_other_requests_their_memory():
     memory = RequestMemory(lambda: 16 * GRAMMAR_BYTES)
     compiler = GrammarCompiler(FakeCodec(), memory)
@@ -148,7 +167,7 @@ def test_a_grammar_that_fails_holds_no_memory():
 def test_a_grammar_larger_than_the_memory_is_refused_with_both_sizes():
     compiler = GrammarCompiler(FakeCodec(), RequestMemory(lambda: GRAMMAR_BYTES))
     with pytest.raises(
-        RequestRefusedError, match=r"The grammar may take 512.* all requests together may hold 512.0 KiB"
+        RequestRefusedError, match=r"The grammar may take 1.5 MiB.* all requests together may hold 1.5 MiB"
     ):
         compiled(compiler, GrammarSpec("json_schema", "x" * 10))
 
