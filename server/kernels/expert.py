@@ -7,23 +7,10 @@ from typing import Protocol
 
 import torch
 
-from server.kernels.formats import block_int4, block_int8, channel_int8, dense, fp4, fp8, group_int4, group_int8
-
-
-class QuantisedFormat(Protocol):
-    """The interface of the modules in ``QUANTISED``."""
-
-    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool: ...
-
-    def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
-
-    def project(
-        self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor: ...
-
+from server.kernels.format_table import QuantisedFormat, format_of
+from server.kernels.formats import dense
 
 PLAIN = {torch.bfloat16, torch.float16, torch.float32}  # dtypes of matrices that are not quantised
-QUANTISED: tuple[QuantisedFormat, ...] = (block_int4, block_int8, group_int4, fp4, fp8, channel_int8, group_int8)
 
 
 class ExpertsModule(Protocol):
@@ -127,14 +114,10 @@ def _parts(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[str, Qu
     """
     if name in weights and weights[name].dtype in PLAIN:  # called twice per expert and step, so search no formats
         return []
-    single = _format(weights, name)
+    single = format_of(weights, name)
     if single is not None:
         return [(name, single)]
     parts: list[tuple[str, QuantisedFormat]] = []
-    while (kernel := _format(weights, part := f"{name}.{len(parts)}")) is not None:
+    while (kernel := format_of(weights, part := f"{name}.{len(parts)}")) is not None:
         parts.append((part, kernel))
     return parts
-
-
-def _format(weights: Mapping[str, torch.Tensor], name: str) -> QuantisedFormat | None:
-    return next((kernel for kernel in QUANTISED if kernel.is_quantised(weights, name)), None)

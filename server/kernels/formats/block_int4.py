@@ -22,6 +22,8 @@ import torch
 
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 TABLE = (-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74)
 LARGEST_ZERO = 31
@@ -39,6 +41,7 @@ NUM_CELLS = (TABLE[-1] - TABLE[0]) * CELL + 1
 TRIED_ZEROS = range(1, LARGEST_ZERO + 1, 2)
 TRIED_SHARE = 0.97  # of the scale that maps the largest weight to the last number of the table
 NUM_REFITS = 2
+KINDS = (Format.Q4,)  # in the native kernels
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
@@ -79,6 +82,11 @@ def project(
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
     out_features, in_features = blocks.shape_of(weights, name + CODES, weights[name + SCALE])
     return blocks.project(rows, _chunks(weights, name, in_features, rows.dtype), out_features, bias)
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    return blocks.describe(Format.Q4, places, name + CODES, shape, OCTET)
 
 
 def _chunks(

@@ -15,6 +15,8 @@ import torch
 
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 LARGEST = 127
 LARGEST_WEIGHT = 65504.0 * LARGEST
@@ -22,6 +24,7 @@ QUAD = 4  # inputs
 CODES = "_q8"
 SCALE = "_q8_scale"
 DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # scales to try: the largest weight by each
+KINDS = (Format.Q8,)  # in the native kernels
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
@@ -61,6 +64,11 @@ def project(
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
     out_features, in_features = blocks.shape_of(weights, name + CODES, weights[name + SCALE])
     return blocks.project(rows, _chunks(weights, name, in_features, rows.dtype), out_features, bias)
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    return blocks.describe(Format.Q8, places, name + CODES, shape, QUAD)
 
 
 def _chunks(

@@ -13,9 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.formats.chunked import CHUNK_WEIGHTS, project_chunks
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix, Size
 
-OUTPUTS = 16  # per block
-GROUP = 32  # inputs that share a scale
+OUTPUTS = int(Size.BLOCK)  # per block
+GROUP = int(Size.GROUP)  # inputs that share a scale
 SHAPE = "_shape"
 QUANTISED_WEIGHTS = 1 << 18  # weights that are quantised at a time, so that intermediate results stay in the caches
 
@@ -34,6 +37,8 @@ class BlockFormat(Protocol):
     def quantise(self, name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
     def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
+
+    def describe(self, places: Places, name: str, shape: Shape) -> Matrix | None: ...
 
     def project(
         self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
@@ -91,3 +96,21 @@ def project(
     """``(rows, in)`` to ``(rows, out)``, with the chunks of a matrix as ``join`` takes them."""
     output = project_chunks(rows, chunks)[:, :out_features]
     return output if bias is None else output + bias
+
+
+def describe(kind: Format, places: Places, name: str, shape: Shape, word: int) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if its tensors are not those of the format.
+
+    Args:
+        name: the tensor of the codes.
+        word: inputs whose codes are four bytes.
+    """
+    codes, scales = places.get(name), places.get(f"{name}_scale")
+    if codes is None or scales is None:
+        return None
+    count, groups = num_blocks(shape[0]), num_groups(shape[1])
+    if codes.shape != (count, groups * GROUP // word, OUTPUTS, 4):
+        return None
+    if scales.shape != (count, groups, OUTPUTS) or scales.dtype.itemsize != 2:  # noqa: PLR2004
+        return None
+    return slot_format.matrix(kind, shape, codes, scales)

@@ -13,10 +13,14 @@ from torch.nn import functional as F
 
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.linear import linear
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 SCALE = "_scale"
 FUSED_INPUTS = 32  # the fused product reads past the end of a row if the width is not a multiple of its vectors
 MOST_FUSED_ROWS = 8  # with more, converting the matrix once costs less than the slower fused product (docs/log.md)
+KINDS = (Format.INT8,)  # in the native kernels
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -49,3 +53,11 @@ def project(
     else:
         output = (linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these dtypes hold a code exactly
     return output if bias is None else output + bias
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    codes, scales = places.get(name), places.get(name + SCALE)
+    if codes is None or scales is None or codes.dtype != torch.int8 or codes.shape != shape:
+        return None
+    return slot_format.in_blocks(Format.INT8, shape, codes, scales)

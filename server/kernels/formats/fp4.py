@@ -16,11 +16,15 @@ import torch
 
 from server.kernels.formats.chunked import num_rows, project_chunks
 from server.kernels.formats.fp8 import scales
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix, Size
 
 BLOCKS = "_blocks"
 SCALES = "_scales"
 DIVISOR = "_divisor"
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+KINDS = (Format.MXFP4, Format.FP4)  # in the native kernels
 
 
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
@@ -38,6 +42,30 @@ def project(
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
     output = project_chunks(rows, _chunks(weights, name, rows.dtype))
     return output if bias is None else output + bias
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    codes, factors, divisor = (places.get(name + suffix) for suffix in (BLOCKS, SCALES, DIVISOR))
+    if codes is None or factors is None or len(codes.shape) != 3 or factors.dtype not in slot_format.SCALES:  # noqa: PLR2004
+        return None
+    group, kind = 2 * codes.shape[2], slot_format.SCALES[factors.dtype]
+    if (codes.shape[0], codes.shape[1] * group) != shape or factors.shape != codes.shape[:2]:
+        return None
+    if kind is Format.E8M0 and divisor is None and group == Size.GROUP:
+        return slot_format.matrix(Format.MXFP4, shape, codes, factors)
+    if group % Size.DECODED and codes.shape[1] != 1:
+        return None
+    return slot_format.matrix(
+        Format.FP4,
+        shape,
+        codes,
+        factors,
+        divisor=None if divisor is None else divisor.offset,
+        row_block=1,
+        column_block=group,
+        scale_format=kind,
+    )
 
 
 def _chunks(weights: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -16,12 +16,16 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from server.kernels.formats.chunked import num_rows, project_chunks
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 SCALE = "_scale_inv"
 SHIFT = 20  # from the lowest bit of a 3-bit fraction to that of a 23-bit fraction
 BITS = -0x78100000  # sign, exponent and fraction after the shift, 0x87f00000 as an int32
 REBIAS = 2.0**120  # exponents are biased by 7 and by 127
 LARGEST = 2.0**7  # the largest scale that can be multiplied by REBIAS
+KINDS = (Format.FP8,)  # in the native kernels
 
 
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
@@ -44,6 +48,14 @@ def project(
 def scales(values: torch.Tensor) -> torch.Tensor:
     """Convert scales of any format to float32."""
     return (values.view(torch.float8_e8m0fnu) if values.dtype == torch.uint8 else values).float()
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    codes, factors = places.get(name), places.get(name + SCALE)
+    if codes is None or factors is None or codes.dtype != torch.float8_e4m3fn or codes.shape != shape:
+        return None
+    return slot_format.in_blocks(Format.FP8, shape, codes, factors)
 
 
 def _chunks(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:

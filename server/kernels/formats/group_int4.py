@@ -26,6 +26,9 @@ from torch.nn import functional as F
 
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.formats.chunked import in_order
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 LARGEST = 15
 MIDDLE = 8
@@ -38,6 +41,7 @@ GROUPS = (128, 64, 32, 16, 8)  # supported group sizes, in inputs
 MOST_FUSED_ROWS = 48  # with more, dequantising costs less than the slower fused product (docs/log.md)
 FUSED_GROUPS = (128, 64, 32)  # group sizes of the fused product
 CHUNK_WEIGHTS = 1 << 20  # dequantised at a time
+KINDS = (Format.INT4,)  # in the native kernels
 
 
 def specs(name: str, out_features: int, in_features: int, block: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -92,6 +96,31 @@ def native_block() -> int | None:
     except (RuntimeError, AttributeError):  # a build of torch without the fused product
         return None
     return None
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    codes, scales, rest, order = (places.get(name + suffix) for suffix in ("", SCALE, REST, ORDER))
+    if codes is None or scales is None or codes.dtype != torch.uint8 or scales.dtype not in slot_format.PLAIN:
+        return None
+    block = 2 * codes.shape[2]
+    if block not in BLOCKS or codes.shape[:2] != (-(-shape[0] // block), shape[1]):
+        return None
+    group = next((size for size in GROUPS if -(-shape[1] // size) == scales.shape[0]), None)
+    if group is None or scales.shape[1:] != (shape[0], 2) or scales.dtype == torch.float16:
+        return None
+    return slot_format.matrix(
+        Format.INT4,
+        shape,
+        codes,
+        scales,
+        rest=None if rest is None else rest.offset,
+        order=None if order is None else order.offset,
+        row_block=1,
+        column_block=group,
+        scale_format=slot_format.PLAIN[scales.dtype],
+        block=block,
+    )
 
 
 def _scale(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from server.kernels.formats.chunked import in_order, num_rows, project_chunks
+from server.kernels.native import slot_format
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 CODES = "_codes"
 STEPS = "_steps"
 ZERO = "_zero"
 ORDER = "_order"
+KINDS = (Format.INT8,)  # in the native kernels
 
 
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
@@ -36,6 +40,18 @@ def project(
         rows = rows.index_select(1, weights[name + ORDER])
     output = project_chunks(rows, _chunks(weights, name, rows.dtype))
     return output if bias is None else output + bias
+
+
+def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
+    """Describe a matrix to the native kernels; None if they do not support it."""
+    codes, steps, zeros, order = (places.get(name + suffix) for suffix in (CODES, STEPS, ZERO, ORDER))
+    if codes is None or steps is None or codes.dtype != torch.int8 or codes.shape != shape:
+        return None
+    matrix = slot_format.in_blocks(Format.INT8, shape, codes, steps)
+    if matrix is not None:
+        matrix.zeros = None if zeros is None else zeros.offset
+        matrix.order = None if order is None else order.offset
+    return matrix
 
 
 def _chunks(weights: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -12,17 +12,17 @@ import torch
 
 from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.expert import ExpertsModule, transposed_names
+from server.kernels.format_table import describe_matrix
 from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.linear import is_exact_for
 from server.kernels.native.lora import addresses
-from server.kernels.native.slot_format import PLAIN, describe_matrix
+from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraExperts
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
-from server.kernels.native.structures.matrices import Format, Matrix
+from server.kernels.native.structures.matrices import Format, Matrix, Size
 
-MOST_PARTS = 2
 IntArray = npt.NDArray[np.int32]
 
 
@@ -57,7 +57,7 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
         biases, bias_format = [first_bias[2], second_bias[2]], PLAIN[first_bias[0]]
     if len(parts) > 1:
         gate.is_interleaved = 0  # the outputs of gate and up are apart, whatever the order in one matrix
-    matrices = (Matrix * MOST_PARTS)(*parts)
+    matrices = (Matrix * Size.MOST_PARTS)(*parts)
     shape = ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
     reason = impossible("greenroom_check_experts", shape, hidden, layout.slot_bytes)
     return shape if reason is None else f"it has {reason}"
@@ -68,7 +68,8 @@ def _parts(
 ) -> list[Matrix]:
     """The matrices of a parameter that is stored in equal parts, such as gate and up; empty if a part is missing."""
     parts = [
-        describe_matrix(places, f"{name}.{part}", False, outputs // MOST_PARTS, inputs) for part in range(MOST_PARTS)
+        describe_matrix(places, f"{name}.{part}", False, outputs // Size.MOST_PARTS, inputs)
+        for part in range(Size.MOST_PARTS)
     ]
     return [part for part in parts if part is not None] if None not in parts else []
 

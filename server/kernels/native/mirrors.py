@@ -51,7 +51,7 @@ def _compiled(compiled: Layouts) -> Iterator[tuple[str, Shape]]:
 
 def _mirrored(mirror: type[Structure | IntEnum]) -> Shape:
     if issubclass(mirror, IntEnum):
-        return ctypes.sizeof(ctypes.c_int32), tuple((each.name, each.value, 0) for each in mirror)
+        return ctypes.sizeof(ctypes.c_int32), tuple((name, each.value, 0) for name, each in mirror.__members__.items())
     places = ((name, getattr(mirror, name)) for name, *_ in mirror._fields_)
     return ctypes.sizeof(mirror), tuple((name, place.offset, place.size) for name, place in places)
 

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.native.structures.layers import StepCall, StepSequence
+from server.kernels.native.structures.matrices import Size
 from server.model.step import SequenceChunk
 
-BLOCK = 16  # tokens in a cache block of the native attention (``kCacheBlock``)
+BLOCK = int(Size.CACHE_BLOCK)  # tokens in a block of the KV cache
 GROWTH = 1.5
 
 

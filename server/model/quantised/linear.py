@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from server.kernels.formats import block_int4, block_int8
 from server.kernels.formats.blocks import OUTPUTS, BlockFormat
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import native_linear
-from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.matrices import Format, Matrix
+from server.kernels.native.slot_format import PLAIN, Place
+from server.kernels.native.structures.matrices import Matrix
 
 NAME = "weight"
-NATIVE_FORMATS = {block_int8.CODES: Format.Q8, block_int4.CODES: Format.Q4}
 
 
 class QuantisedLinear(nn.Module):
@@ -45,14 +43,10 @@ class QuantisedLinear(nn.Module):
     @property
     def matrix(self) -> Matrix:
         """The description of the matrix for the native kernels."""
-        codes, scales = (self._tensors[NAME + suffix] for suffix in (self._format.CODES, self._format.SCALE))
-        return Matrix(
-            format=NATIVE_FORMATS[self._format.CODES],
-            outputs=self.out_features,
-            inputs=self.in_features,
-            data=codes.data_ptr(),
-            scales=scales.data_ptr(),
-        )
+        places = {name: Place(each.dtype, each.shape, each.data_ptr()) for name, each in self._tensors.items()}
+        matrix = self._format.describe(places, NAME, (self.out_features, self.in_features))
+        assert matrix is not None  # the kernels support every block format
+        return matrix
 
     @property
     def weight(self) -> torch.Tensor:

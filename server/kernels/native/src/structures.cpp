@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "formats/table.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
 #include "layers/linear.h"
@@ -41,13 +42,29 @@ constexpr Field number(const char* name, Enum value) {
   return {name, static_cast<int64_t>(value), 0};
 }
 
+struct FormatFields {
+  Field rows[kNumFormats];
+};
+
+template <size_t... kNumbers>
+constexpr FormatFields format_fields(std::index_sequence<kNumbers...>) {
+  return {{number(kFormats[kNumbers].name, kFormats[kNumbers].format)...}};
+}
+
+constexpr FormatFields kFormatFields = format_fields(std::make_index_sequence<kNumFormats>{});
+
 template <>
 struct Fields<Format> {
+  static constexpr auto& kAll = kFormatFields.rows;
+};
+
+enum class Size : int32_t {};
+
+template <>
+struct Fields<Size> {
   static constexpr Field kAll[] = {
-      number("FLOAT32", Format::kFloat32), number("BFLOAT16", Format::kBFloat16),
-      number("FLOAT16", Format::kFloat16), number("Q8", Format::kQ8), number("Q4", Format::kQ4),
-      number("MXFP4", Format::kMxfp4), number("FP8", Format::kFp8), number("E8M0", Format::kE8M0),
-      number("INT8", Format::kInt8), number("INT4", Format::kInt4), number("FP4", Format::kFp4)};
+      number("GROUP", kGroup), number("BLOCK", kBlock), number("DECODED", kDecoded), number("MOST_PARTS", kMostParts),
+      number("CACHE_BLOCK", kCacheBlock)};
 };
 
 template <>
@@ -81,8 +98,7 @@ struct Fields<MixerKind> {
 
 template <>
 struct Fields<FeedForwardKind> {
-  static constexpr Field kAll[] = {
-      number("MLP", FeedForwardKind::kMlp), number("EXPERTS", FeedForwardKind::kExperts)};
+  static constexpr Field kAll[] = {number("MLP", FeedForwardKind::kMlp), number("EXPERTS", FeedForwardKind::kExperts)};
 };
 
 #define FIELD(field) {#field, offsetof(Type, field), sizeof(Type::field)}
@@ -158,15 +174,13 @@ struct Fields<GroupedAttention> {
 template <>
 struct Fields<Mlp> {
   using Type = Mlp;
-  static constexpr Field kAll[] = {
-      FIELD(shape), FIELD(weighting)};
+  static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting)};
 };
 
 template <>
 struct Fields<Mixture> {
   using Type = Mixture;
-  static constexpr Field kAll[] = {
-      FIELD(router), FIELD(experts), FIELD(shared), FIELD(num_experts), FIELD(has_shared)};
+  static constexpr Field kAll[] = {FIELD(router), FIELD(experts), FIELD(shared), FIELD(num_experts), FIELD(has_shared)};
 };
 
 template <>
@@ -220,8 +234,7 @@ struct Fields<LoraPart> {
 template <>
 struct Fields<LoraParts> {
   using Type = LoraParts;
-  static constexpr Field kAll[] = {
-      FIELD(parts), FIELD(count)};
+  static constexpr Field kAll[] = {FIELD(parts), FIELD(count)};
 };
 
 template <>
@@ -242,15 +255,13 @@ struct Fields<LoraRouter> {
 template <>
 struct Fields<LoraRouting> {
   using Type = LoraRouting;
-  static constexpr Field kAll[] = {
-      FIELD(routers), FIELD(router_of_token), FIELD(totals), FIELD(counts)};
+  static constexpr Field kAll[] = {FIELD(routers), FIELD(router_of_token), FIELD(totals), FIELD(counts)};
 };
 
 template <>
 struct Fields<LoraStep> {
   using Type = LoraStep;
-  static constexpr Field kAll[] = {
-      FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
+  static constexpr Field kAll[] = {FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
 };
 
 template <>
@@ -271,7 +282,7 @@ constexpr Layout layout(const char* name) {
 }
 
 constexpr Layout kLayouts[] = {
-    layout<Format>("Format"), layout<Activation>("Activation"), layout<RopeKind>("RopeKind"),
+    layout<Format>("Format"), layout<Size>("Size"), layout<Activation>("Activation"), layout<RopeKind>("RopeKind"),
     layout<RouterKind>("RouterKind"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),

@@ -7,6 +7,8 @@ from enum import IntEnum
 
 
 class Format(IntEnum):
+    """The formats of numbers and matrices (``src/formats/table.h``)."""
+
     FLOAT32 = 0
     BFLOAT16 = 1
     FLOAT16 = 2
@@ -18,6 +20,16 @@ class Format(IntEnum):
     INT8 = 8
     INT4 = 9
     FP4 = 10
+
+
+class Size(IntEnum):
+    """Numbers that the kernels are compiled with."""
+
+    GROUP = 32  # inputs that share a scale in Q8, Q4 and MXFP4
+    BLOCK = 16  # outputs per block in Q8 and Q4
+    DECODED = 16  # codes of other formats that are decoded at a time, and share a scale
+    MOST_PARTS = 2  # matrices that an expert's first one may be stored as
+    CACHE_BLOCK = 16  # tokens per block of the KV cache
 
 
 class Matrix(Structure):

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.kernels.format_table import describe_matrix
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
-from server.kernels.native.slot_format import describe_matrix
 from server.kernels.native.structures.matrices import Matrix
 from tests.server.kernels.native.slots import DEQUANTISE, Maker, Tensors, fill_slot, matrix_in, multiply
 

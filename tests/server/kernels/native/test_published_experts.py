@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from server.kernels.format_table import describe_matrix
 from server.kernels.formats import group_int4
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
-from server.kernels.native.slot_format import describe_matrix
 from server.kernels.native.structures.experts import Activation, ExpertBatch, ExpertShape, Gate
 from server.kernels.native.structures.matrices import Format
 from tests.server.kernels.native.slots import Maker, Slot, Tensors, fill_slot

@@ -2,7 +2,7 @@
 // again, so whatever passes here must stay inside the memory that its counts stand for.
 #pragma once
 
-#include "formats/matrix.h"
+#include "formats/table.h"
 
 namespace greenroom {
 
@@ -10,11 +10,6 @@ inline constexpr int64_t kMost = int64_t{1} << 30;  // of any count: a product o
 
 inline bool is_count(int64_t number) { return number > 0 && number <= kMost; }
 inline bool is_plain(Format format) { return format >= Format::kFloat32 && format <= Format::kFloat16; }
-
-// The bytes of each part of a matrix; 0 for what it lacks.
-struct Extents {
-  int64_t data, scales, zeros, rest, divisor, order;
-};
 
 // Returns the extents of a matrix that `check_matrix` accepts.
 Extents extents_of(const Matrix& matrix);

@@ -7,7 +7,7 @@
 
 namespace greenroom {
 
-// The format of a number or a matrix. The values match `library.py`.
+// The format of a number or a matrix. Its row is in table.h.
 enum class Format : int32_t {
   kFloat32 = 0,
   kBFloat16 = 1,
@@ -24,6 +24,7 @@ enum class Format : int32_t {
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4 and kMxfp4
 inline constexpr int kBlock = 16;    // outputs per block in kQ8 and kQ4
+inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kRowTile = 64;     // rows in a tile
 

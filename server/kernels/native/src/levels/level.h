@@ -9,7 +9,7 @@
 
 namespace greenroom {
 
-// The activation between the two matrices of an expert. The values match `library.py`.
+// The activation between the two matrices of an expert. The values match `structures/experts.py`.
 enum class Activation : int32_t {
   kSilu = 0,
   kGelu = 1,         // with the error function

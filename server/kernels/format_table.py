@@ -1,0 +1,59 @@
+"""The table of weight formats: a row is a module of ``formats`` with what torch and the native kernels need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from server.kernels.formats import block_int4, block_int8, channel_int8, dense, fp4, fp8, group_int4, group_int8
+from server.kernels.native.slot_format import Place, Places, Shape
+from server.kernels.native.structures.matrices import Format, Matrix
+
+
+class QuantisedFormat(Protocol):
+    """The interface of the modules in ``QUANTISED``."""
+
+    @property
+    def KINDS(self) -> tuple[Format, ...]:  # noqa: N802  a constant of the modules
+        """The formats of the native kernels that its matrices are described as."""
+
+    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool: ...
+
+    def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
+
+    def project(
+        self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor: ...
+
+    def describe(self, places: Places, name: str, shape: Shape) -> Matrix | None: ...
+
+
+QUANTISED: tuple[QuantisedFormat, ...] = (block_int4, block_int8, group_int4, fp4, fp8, channel_int8, group_int8)
+
+
+def format_of(weights: Mapping[str, torch.Tensor], name: str) -> QuantisedFormat | None:
+    """Return the format of a quantised matrix; None if there is none of this name."""
+    return next((each for each in QUANTISED if each.is_quantised(weights, name)), None)
+
+
+def describe_matrix(
+    parameters: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]],
+    name: str,
+    is_transposed: bool,
+    outputs: int,
+    inputs: int,
+) -> Matrix | None:
+    """Describe the matrix of a parameter to the native kernels; None if they do not support its format.
+
+    Args:
+        parameters: dtype, shape and offset in bytes of each tensor of a slot, or its address.
+        name: the parameter, or a part of it such as ``gate_up_proj.0``.
+        is_transposed: whether an unquantised matrix is ``(in, out)``.
+    """
+    places, shape = {key: Place(*value) for key, value in parameters.items()}, (outputs, inputs)
+    plain = dense.describe(places, name, shape, is_transposed)
+    if plain is not None:
+        return plain
+    return next((found for each in QUANTISED if (found := each.describe(places, name, shape)) is not None), None)

@@ -1,0 +1,80 @@
+#include "formats/table.h"
+
+#include "formats/checks.h"
+
+namespace greenroom {
+namespace {
+
+bool is_scale(Format format) { return is_plain(format) || format == Format::kE8M0 || format == Format::kFp8; }
+int64_t bytes_of_scale(Format format) { return is_plain(format) ? bytes_of(format) : 1; }
+
+// True if groups of inputs consist of complete steps, or one group covers all inputs.
+bool has_steps(const Matrix& matrix, int64_t step) {
+  return is_count(matrix.column_block) && (matrix.column_block % step == 0 || matrix.column_block >= matrix.inputs);
+}
+
+// Extents of blocks of kBlock outputs and groups of kGroup inputs.
+Extents block_extents(const Matrix& matrix, int64_t weights_per_byte) {
+  const int64_t groups = divide_up(matrix.outputs, kBlock) * divide_up(matrix.inputs, kGroup);
+  return {groups * kBlock * kGroup / weights_per_byte, groups * kBlock * 2, 0, 0, 0, 0};
+}
+
+Extents scaled_extents(const Matrix& matrix, int64_t weights_per_byte) {
+  const int64_t scales = divide_up(matrix.outputs, matrix.row_block) * divide_up(matrix.inputs, matrix.column_block);
+  return {matrix.outputs * matrix.inputs / weights_per_byte, scales * bytes_of_scale(matrix.scale_format),
+          matrix.zeros ? scales * 2 : 0, 0, 0, 0};
+}
+
+}  // namespace
+
+const char* check_nothing(const Matrix&) { return nullptr; }
+
+const char* check_scale(const Matrix&) { return "a matrix of no known format"; }
+
+const char* check_mxfp4(const Matrix& matrix) {
+  return matrix.inputs % kGroup ? "an MXFP4 matrix with an incomplete group" : nullptr;
+}
+
+const char* check_scaled(const Matrix& matrix) {
+  if (!is_count(matrix.row_block)) return "a matrix without a block of outputs that share a scale";
+  if (!has_steps(matrix, kDecoded)) return "a matrix whose groups of inputs are not multiples of 16";
+  if (!is_scale(matrix.scale_format)) return "a matrix whose scales have no known format";
+  const bool may_have_zeros = matrix.format == Format::kInt8;
+  return matrix.zeros && !may_have_zeros ? "a matrix with zeros of no known format" : nullptr;
+}
+
+const char* check_fp4(const Matrix& matrix) {
+  if (const char* reason = check_scaled(matrix)) return reason;
+  return matrix.inputs % 2 || matrix.inputs % matrix.column_block ? "a 4-bit matrix with an incomplete group" : nullptr;
+}
+
+const char* check_int4(const Matrix& matrix) {
+  if (matrix.block <= 0 || matrix.block % (2 * kDecoded)) return "a 4-bit matrix whose blocks are not multiples of 32";
+  if (!has_steps(matrix, 2)) return "a 4-bit matrix whose groups of inputs are odd";
+  const bool is_known = matrix.scale_format == Format::kFloat32 || matrix.scale_format == Format::kBFloat16;
+  return is_known ? nullptr : "a 4-bit matrix whose scales have no known format";
+}
+
+Extents plain_extents(const Matrix& matrix) {
+  return {matrix.outputs * matrix.inputs * bytes_of(matrix.format), 0, 0, 0, 0, 0};
+}
+
+Extents q8_extents(const Matrix& matrix) { return block_extents(matrix, 1); }
+
+Extents q4_extents(const Matrix& matrix) { return block_extents(matrix, 2); }
+
+Extents mxfp4_extents(const Matrix& matrix) {
+  return {matrix.outputs * matrix.inputs / 2, matrix.outputs * (matrix.inputs / kGroup), 0, 0, 0, 0};
+}
+
+Extents byte_extents(const Matrix& matrix) { return scaled_extents(matrix, 1); }
+
+Extents fp4_extents(const Matrix& matrix) { return scaled_extents(matrix, 2); }
+
+Extents int4_extents(const Matrix& matrix) {
+  const int64_t pairs = divide_up(matrix.inputs, matrix.column_block) * matrix.outputs * 2;
+  return {divide_up(matrix.outputs, matrix.block) * matrix.inputs * (matrix.block / 2),
+          pairs * bytes_of(matrix.scale_format), 0, matrix.rest ? pairs * 2 : 0, 0, 0};
+}
+
+}  // namespace greenroom

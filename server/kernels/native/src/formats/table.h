@@ -1,0 +1,66 @@
+// The formats of numbers and matrices, one row each, in the order of their numbers.
+//
+// To add a format: a number in matrix.h, a row here, its counts in table.cpp, and a file with the products of its rows,
+// `Products` (levels/kernels.inc); in Python a number in `structures/matrices.py`, and a module in
+// `server/kernels/formats` with a place in the table there.
+#pragma once
+
+#include "formats/matrix.h"
+
+namespace greenroom {
+
+// The bytes of each part of a matrix; 0 for what it lacks.
+struct Extents {
+  int64_t data, scales, zeros, rest, divisor, order;
+};
+
+struct FormatRow {
+  Format format;
+  const char* name;  // in Python
+
+  // Returns null, or what is impossible in a matrix of this format, whose outputs and inputs are possible.
+  const char* (*check)(const Matrix& matrix);
+
+  // Returns the extents of a possible matrix, without divisor and order.
+  Extents (*extents)(const Matrix& matrix);
+};
+
+const char* check_nothing(const Matrix& matrix);  // nothing is impossible
+const char* check_scale(const Matrix& matrix);    // for scales only
+const char* check_mxfp4(const Matrix& matrix);
+const char* check_scaled(const Matrix& matrix);  // scales of blocks of any size
+const char* check_fp4(const Matrix& matrix);
+const char* check_int4(const Matrix& matrix);
+Extents plain_extents(const Matrix& matrix);
+Extents q8_extents(const Matrix& matrix);
+Extents q4_extents(const Matrix& matrix);
+Extents mxfp4_extents(const Matrix& matrix);
+Extents byte_extents(const Matrix& matrix);  // a byte a weight, scales of blocks of any size
+Extents fp4_extents(const Matrix& matrix);
+Extents int4_extents(const Matrix& matrix);
+
+inline constexpr FormatRow kFormats[] = {
+    {Format::kFloat32, "FLOAT32", check_nothing, plain_extents},
+    {Format::kBFloat16, "BFLOAT16", check_nothing, plain_extents},
+    {Format::kFloat16, "FLOAT16", check_nothing, plain_extents},
+    {Format::kQ8, "Q8", check_nothing, q8_extents},
+    {Format::kQ4, "Q4", check_nothing, q4_extents},
+    {Format::kMxfp4, "MXFP4", check_mxfp4, mxfp4_extents},
+    {Format::kFp8, "FP8", check_scaled, byte_extents},
+    {Format::kE8M0, "E8M0", check_scale, byte_extents},
+    {Format::kInt8, "INT8", check_scaled, byte_extents},
+    {Format::kInt4, "INT4", check_int4, int4_extents},
+    {Format::kFp4, "FP4", check_fp4, fp4_extents},
+};
+
+inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);
+
+constexpr bool are_in_order() {
+  for (int64_t place = 0; place < kNumFormats; ++place) {
+    if (static_cast<int64_t>(kFormats[place].format) != place) return false;
+  }
+  return true;
+}
+static_assert(are_in_order(), "a format is not in the row of its number");
+
+}  // namespace greenroom
