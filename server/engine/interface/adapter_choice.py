@@ -1,4 +1,4 @@
-"""What adapters are chosen by: examples of prompts, or a choice for each token. Torch-free."""
+"""Choices of adapters: by examples of prompts, or for each token. Torch-free."""
 
 from __future__ import annotations
 
