@@ -32,7 +32,8 @@ from expert_store.prefetching.governor import Governor
 from expert_store.sources.file import DirectFile
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import Tokenizer

@@ -14,8 +14,9 @@ from expert_store.keys import ExpertKey
 from server.kernels.expert import transposed_names
 from server.kernels.formats import channel_int8, group_int4
 from server.model.checkpoint.packing import pack_source
+from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
-from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.trunk_loader import build_model
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,7 +9,8 @@ import torch
 from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import build_model
 from server.model.checkpoint.weight_formats import WeightFormat
 
 

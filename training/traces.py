@@ -17,6 +17,7 @@ import torch
 from expert_store import ExpertStore
 from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -112,7 +113,7 @@ def record_all(corpus: Path, out: Path) -> None:
     """Write every routing log."""
     held_out = {name: split_documents(name, read_documents(path))[1] for name, path in find_domains(corpus).items()}
     out.mkdir(exist_ok=True)
-    trunk, tokenizer = load_trunk(BUNDLED, torch.float32), Tokenizer(BUNDLED)
+    trunk, tokenizer = load_trunk(BUNDLED, torch.float32), Tokenizer(FolderCheckpoint(BUNDLED))
     kinds = {name: chat_streams if name == CHAT else text_streams for name in held_out}
     for name, texts in held_out.items():
         record(trunk, kinds[name](texts, tokenizer), 1, out / f"{name}.jsonl.gz")

@@ -20,7 +20,8 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 

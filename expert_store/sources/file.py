@@ -104,7 +104,7 @@ class DirectFile:
                 elif len(run) == 1 and _is_aligned(run[0]):
                     self._read_pages(run[0].target, run[0].offset, len(run[0].target))
                 else:
-                    self._read_bounced(run, scratch)
+                    self._read_through_scratch(run, scratch)
         except OSError as error:
             raise source_error(self._path.name, error) from error
 
@@ -114,7 +114,7 @@ class DirectFile:
                 with suppress(OSError):
                     os.close(file)
 
-    def _read_bounced(self, run: Sequence[Piece], scratch: Bytes) -> None:
+    def _read_through_scratch(self, run: Sequence[Piece], scratch: Bytes) -> None:
         position, end = run[0].offset // PAGE_BYTES * PAGE_BYTES, max(piece.end for piece in run)
         while position < end:
             needed = min(end - position, len(scratch))

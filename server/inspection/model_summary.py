@@ -14,8 +14,6 @@ from expert_store import (
     ExpertCatalog,
     find_shards,
     is_header_only,
-    is_pack,
-    open_pack,
     read_index,
 )
 from server.inspection.hub_metadata import find_hub_model
@@ -23,9 +21,9 @@ from server.kernels.native.available import kernel_level
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.model_shapes import ModelShapes, infer_shapes
-from server.model.checkpoint.packing import map_pack, packed_matrices
+from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
-from server.model.checkpoint.trunk_loader import read_config
 from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.settings import ServeSettings
@@ -77,21 +75,20 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
 
 def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
-    config = read_config(folder)
+    checkpoint = open_checkpoint(folder)
+    config = checkpoint.read_config()
     has_kernels, length = kernel_level(settings, device) is not None, settings.max_model_len
     dtype = compute_dtype(settings.dtype, config, device, has_kernels=has_kernels)
-    if is_pack(folder):
-        pack = open_pack(folder)
-        shape = infer_shapes(config, dtype, length, packed_matrices(pack))
+    shape = infer_shapes(config, dtype, length, checkpoint.packed_matrices())
+    if isinstance(checkpoint, PackCheckpoint):
         return ModelSummary(
             name,
             "packed",
             shape,
-            catalog=map_pack(shape.model, pack).catalog,
+            catalog=checkpoint.map(shape.model).catalog,
             num_unused=0,
-            trunk_format=pack.manifest.trunk,
+            trunk_format=checkpoint.pack.manifest.trunk,
         )
-    shape = infer_shapes(config, dtype, length)
     if not any(folder.glob("*.safetensors")):
         return ModelSummary(name, "config", shape, catalog_from_config(shape.model), 0)
     shards = find_shards(folder)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import torch
 
-from expert_store import ExpertCatalog, Pack, is_pack, open_pack
+from expert_store import ExpertCatalog
 from server.device import find_device
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
@@ -22,7 +22,8 @@ from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
 from server.model.resident_model import TrunkFacts
@@ -69,11 +70,10 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     name = settings.served_model_name or name
     check_aliases(settings.model_alias, name)
     device = find_device(settings.device)
-    checkpoint = open_pack(folder) if is_pack(folder) else folder
-    config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
-    generation = read_generation_config(config, settings.generation_config, settings.override_generation_config)
+    checkpoint = open_checkpoint(folder)
+    generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
     check_chat_settings(settings)
-    model_config = read_config(config)
+    model_config = checkpoint.read_config()
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
     # Such a model is in float32 only where bfloat16 is slow, so its results need not be better than those in bfloat16.
     rounds_float32 = settings.dtype == "auto" and suits_bfloat16(model_config)
@@ -103,7 +103,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         del trunk
         dtype = without_kernels
         trunk = load(dtype)
-    tokenizer = Tokenizer(config, trunk.max_model_len, settings.chat_template)
+    tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()
     computing = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
     return ModelParts(
@@ -115,7 +115,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids,
         defaults=SamplingDefaults(**generation.sampling),
         folder=folder,
-        media=load_media_processor(config, trunk.facts, settings.chat_template),
+        media=load_media_processor(checkpoint.processor_folder, trunk.facts, settings.chat_template),
         template_options=settings.chat_template_kwargs or {},
     )
 

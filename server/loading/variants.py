@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from expert_store import ExpertStore, find_shards, is_pack, open_pack, read_index
+from expert_store import ExpertStore
 from server.loading.load_model import ModelParts
 from server.model.checkpoint.fingerprint import fingerprint
-from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.trunk_loader import build_model
 from server.model.checkpoint.variant_files import BaseModel
 from server.weights.variant_registry import VariantRegistry
 
@@ -44,7 +45,6 @@ def base_model(folder: Path, parts: ModelParts, fingerprint: str) -> BaseModel:
     Raises:
         ModelError, ExpertStoreError: its files can't be read any more.
     """
-    pack = open_pack(folder) if is_pack(folder) else None
-    index = {} if pack else read_index(find_shards(folder))
-    model = build_model(read_config(pack.data_folder if pack else folder), parts.trunk.dtype)
-    return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint, index)
+    checkpoint = open_checkpoint(folder)
+    model = build_model(checkpoint.read_config(), parts.trunk.dtype)
+    return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint, checkpoint.index())

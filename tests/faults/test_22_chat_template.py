@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text import chat_template as template_module
 from server.model.text.chat_template import TemplateRenderer, apply_chat_template, shared_renderer
 from server.model.text.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ BEGINNING = "the model's chat template refuses the messages: "
 def refusal(template: str, tmp_path: Path) -> str:
     """Return the error message that a client gets from a server with this template."""
     save_byte_tokenizer(tmp_path, template)
-    with serving_rig(Rig(), Codec(Tokenizer(tmp_path))) as server:
+    with serving_rig(Rig(), Codec(Tokenizer(FolderCheckpoint(tmp_path)))) as server:
         answer = ask(server.port, post("/v1/chat/completions", messages=MESSAGES, max_tokens=1))
         assert status_of(answer) == 400
         assert status_of(ask(server.port, complete(b"next", max_tokens=1))) == 200

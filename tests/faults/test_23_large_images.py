@@ -11,6 +11,7 @@ import pytest
 
 from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.text.tokenizer import Tokenizer
 from tests.server.engine.fakes import Rig
@@ -29,7 +30,7 @@ def room() -> RequestMemory:
 def server(room: RequestMemory, tmp_path: Path) -> Iterator[FakeServer]:
     """A fake model with the tokenizer and the image processor of a real one."""
     folder = save_model("qwen3_vl_moe", tmp_path)
-    codec = Codec(Tokenizer(folder), MediaProcessor(folder), memory=room)
+    codec = Codec(Tokenizer(FolderCheckpoint(folder)), MediaProcessor(folder), memory=room)
     with serving_rig(Rig(), codec) as running:
         yield running
 

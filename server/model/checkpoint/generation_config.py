@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expert_store import read_json_object
+from server.model.checkpoint.checkpoint import Checkpoint
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.errors import ModelError
 from server.setting_values import GENERATION_FILE, MAX_NEW_TOKENS, SAMPLING_RANGES, check_sampling
 
@@ -22,12 +22,12 @@ class GenerationConfig:
 
 
 def read_generation_config(
-    folder: Path, source: str = "auto", overrides: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint, source: str = "auto", overrides: Mapping[str, Any] | None = None
 ) -> GenerationConfig:
-    """Read a checkpoint's ``generation_config.json``.
+    """Read a checkpoint's defaults for generation.
 
     Args:
-        folder: the checkpoint.
+        checkpoint: the model's.
         source: ``auto`` for the file of the checkpoint; ``vllm`` for its end tokens alone; or another folder with such
             a file.
         overrides: defaults that count more than those of the file.
@@ -36,20 +36,19 @@ def read_generation_config(
         CheckpointError: the file can't be read, or is not a JSON object.
         ModelError: a value is out of range; the message names the value.
     """
-    is_own = source in {"auto", "vllm"}
-    path = (folder if is_own else Path(source)) / GENERATION_FILE
-    if not os.path.lexists(path):
+    chosen = checkpoint if source in {"auto", "vllm"} else FolderCheckpoint(Path(source))
+    values = chosen.generation_values()
+    if values is None:
         return GenerationConfig(frozenset(), dict(overrides or {}))
-    values = read_json_object(path)
     # A model's own limit is that of its authors' examples; one in a folder that was chosen for it counts.
     names = {"auto": list(SAMPLING_RANGES), "vllm": []}.get(source, [*SAMPLING_RANGES, MAX_NEW_TOKENS])
     sampling = {name: values[name] for name in names if values.get(name) is not None}
     try:
         check_sampling(sampling)
     except ValueError as error:
-        raise ModelError(f"{path.name} of {path.parent.name}: {error}") from error
+        raise ModelError(f"{GENERATION_FILE} of {chosen.name}: {error}") from error
     ends = values.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(end) is int for end in ends):
-        raise ModelError(f"{path.name} of {path.parent.name}: eos_token_id is {ends!r}, not token ids")
+        raise ModelError(f"{GENERATION_FILE} of {chosen.name}: eos_token_id is {ends!r}, not token ids")
     return GenerationConfig(frozenset(ends), sampling | dict(overrides or {}))

@@ -1,17 +1,15 @@
-"""Loads a checkpoint folder as a trunk: builds the model on the meta device and loads only the trunk's weights."""
+"""Loads a checkpoint as a trunk: builds the model on the meta device and loads only the trunk's weights."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -22,15 +20,8 @@ from transformers.utils.generic import ContextManagers
 
 from expert_store import (
     ExpertCatalog,
-    ExpertStoreError,
-    Pack,
     TensorReads,
     TensorSource,
-    find_shards,
-    is_pack,
-    open_pack,
-    read_index,
-    read_json_object,
 )
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
@@ -39,27 +30,19 @@ from server.model.architecture import (
     config_parts,
     find_model_class,
     set_implementations,
-    text_model_config,
 )
-from server.model.attention.rope import apply_nested_rope_base
 from server.model.attention.temperature_tuning import pass_positions
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_checks import (
-    CONFIG,
-    check_config,
-    check_files,
     config_errors,
-    read_config_values,
     reason_of,
 )
-from server.model.checkpoint.locate import config_folder
-from server.model.checkpoint.model_types import load_config
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
-from server.model.checkpoint.packing import map_pack
-from server.model.checkpoint.tensor_map import experts_modules, layer_numbers, map_checkpoint
+from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.errors import ModelError, NotBatchableError, incomplete
 from server.model.experts.replacements import replace_experts
 from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
-from server.model.quantised.scheme import find_scheme, share_quantisation
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.transformers_hooks.batching_checks import check_batchable
 from server.model.transformers_hooks.hooks import IMPLEMENTATION
@@ -74,7 +57,7 @@ TrunkSources = Mapping[str, TensorSource | StoredTensor]
 
 
 def load_trunk(
-    checkpoint: Path | Pack,
+    checkpoint: Path | Checkpoint,
     dtype: torch.dtype,
     device: torch.device = CPU,
     is_deterministic: bool = False,
@@ -87,7 +70,7 @@ def load_trunk(
     A model that can't run many sequences in one step runs them one at a time, with transformers' attention and cache.
 
     Args:
-        checkpoint: the folder of a hub checkpoint or of a packed model, or a packed model that is open.
+        checkpoint: an open checkpoint, or where it is.
         is_deterministic: run steps with batch-invariant arithmetic.
         pool: threads that compute steps; None if only the caller's thread does.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
@@ -97,8 +80,8 @@ def load_trunk(
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
-    if isinstance(checkpoint, Path) and is_pack(checkpoint):
-        checkpoint = open_pack(checkpoint)
+    if isinstance(checkpoint, Path):
+        checkpoint = open_checkpoint(checkpoint)
     trunk: Trunk | SequentialTrunk
     try:
         model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
@@ -114,27 +97,23 @@ def load_trunk(
 
 
 def _load(
-    checkpoint: Path | Pack, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
 ) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
     """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
-    folder = checkpoint.data_folder if isinstance(checkpoint, Pack) else checkpoint
-    config = read_config(folder)
+    config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model)
-    if isinstance(checkpoint, Pack):
-        name, tensors = checkpoint.folder.name, map_pack(model, checkpoint)
-    else:
-        name, tensors = folder.name, map_checkpoint(model, read_index(find_shards(folder)))
+    tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     layers = _empty_experts(model)
     linears = replace_linears(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
-    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, name)
+    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_linears(linears, tensors.packed)
     if config.is_encoder_decoder:
-        model.generation_config = _generation_config(config, folder)
+        model.generation_config = _generation_config(config, checkpoint)
     model.to(device).eval()
     return model, tensors.catalog, layers
 
@@ -195,50 +174,16 @@ def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tens
     return state
 
 
-def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConfig:
-    """Read transformers' generation config, which names the tokens that a decoder begins with."""
-    if not (folder / "generation_config.json").is_file():
+def _generation_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> GenerationConfig:
+    """Make transformers' generation config, which names the tokens that a decoder begins with."""
+    values = checkpoint.generation_values()
+    if values is None:
         return GenerationConfig.from_model_config(config)
-    values = read_json_object(folder / "generation_config.json")
     try:
         return GenerationConfig.from_dict(values)
     except Exception as error:  # transformers' checks raise many kinds
         reason = reason_of(error, values)
-        raise ModelError(f"generation_config.json of {folder.name} can't be used: {reason}") from error
-
-
-def read_config(folder: Path) -> PreTrainedConfig:
-    """Read the config of a checkpoint or a packed model, and check that Greenroom can serve it.
-
-    Raises:
-        ModelError: there is no config, transformers has no text generation for it, or its values or its quantisation
-            are not supported.
-        CheckpointError: a file that is read beside the weights is damaged.
-    """
-    folder = config_folder(folder)
-    if not os.path.lexists(folder / CONFIG):
-        raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
-    check_files(folder)
-    values = read_config_values(folder)
-    try:
-        full_config = load_config(folder)
-        config = text_model_config(full_config)
-        share_quantisation(full_config, config, folder)
-        apply_nested_rope_base(config, values)
-    except ExpertStoreError:
-        raise
-    except Exception as error:  # the classes of configs check their values in many ways
-        # The lines of StrictDataclassError name the field and the expected type.
-        reason = reason_of(error, values) if isinstance(error, StrictDataclassError | KeyError) else _first_line(error)
-        raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
-    check_config(config, folder)
-    find_model_class(config)
-    find_scheme(config, folder.name)
-    return config
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"generation_config.json of {checkpoint.name} can't be used: {reason}") from error
 
 
 def build_model(

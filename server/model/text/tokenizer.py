@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from server.model.checkpoint.model_types import is_served_as_another
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.errors import ModelError
 from server.model.text.chat_template import (
     GENERATION_PROMPT,
@@ -53,22 +52,6 @@ class TextTooLongError(ModelError):
     """The text can't fit the model, however it is split into tokens."""
 
 
-def _load(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; for a type that another's class computes, the ``tokenizer.json``, whatever code is beside it.
-
-    Raises:
-        ModelError: only code of the checkpoint could read its tokenizer.
-    """
-    if not (folder / "config.json").is_file() or not is_served_as_another(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder.name} has no tokenizer.json, and code that a checkpoint brings (auto_map) is never run; add the "
-            "tokenizer.json of a conversion of this model"
-        )
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 class Tokenizer:
     """Converts text to token ids and back, with the checkpoint's tokenizer.
 
@@ -79,25 +62,27 @@ class Tokenizer:
         chat_template: a template to use instead of the checkpoint's.
 
     Raises:
-        ModelError: the folder has no tokenizer that transformers can read, or it is one that takes no template.
+        ModelError: the checkpoint has no tokenizer that transformers can read, or it is one that takes no template.
     """
 
-    def __init__(self, folder: Path, max_tokens: int | None = None, chat_template: str | None = None):
+    def __init__(self, checkpoint: Checkpoint, max_tokens: int | None = None, chat_template: str | None = None):
         try:
             with panics_as_errors():
-                self._tokenizer = _load(folder)
+                self._tokenizer = checkpoint.load_tokenizer()
         except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
-            raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else repr(error)}") from error
+            raise ModelError(
+                f"{checkpoint.name} has no usable tokenizer: {lines[0] if lines else repr(error)}"
+            ) from error
         if has_regular_expression(getattr(self._tokenizer, "backend_tokenizer", None)):
             raise ModelError(
-                f"{folder.name} has no usable tokenizer: its decoder replaces by a regular expression, whose time the "
-                "server can't bound"
+                f"{checkpoint.name} has no usable tokenizer: its decoder replaces by a regular expression, whose time "
+                "the server can't bound"
             )
         if chat_template is not None:
             if renders_itself(self._tokenizer):
                 raise ModelError(
-                    f"the tokenizer of {folder.name} renders chats without a template; leave --chat-template out"
+                    f"the tokenizer of {checkpoint.name} renders chats without a template; leave --chat-template out"
                 )
             self._tokenizer.chat_template = chat_template
         end = self._tokenizer.eos_token_id

@@ -37,7 +37,7 @@ from server.api.openai.scoring_bodies import RerankBody, ScoreBody
 from server.api.openai.tokenization import DetokenizeBody, TokenizeBody
 from server.model.checkpoint.config_checks import check_files
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.trunk_loader import read_config
+from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.lora.errors import AdapterError
 from server.model.lora.peft_config import read_peft_config

@@ -25,7 +25,8 @@ from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.trunk_loader import build_model, load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import build_model, load_trunk
 from server.setting_values import parse_budget
 from server.settings import ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint

@@ -9,6 +9,7 @@ from pathlib import Path
 import openai
 
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.chat_formats import Family
@@ -24,7 +25,7 @@ def serving_family(family: Family, replies: Sequence[str], folder: Path) -> Iter
     """A client of a server whose model writes the first reply, and the second if the prompt contains the first."""
     save_byte_tokenizer(folder, family.template, (*family.special, END))
     end = 256 + len(family.special)
-    codec = Codec(Tokenizer(folder), eos_token_ids=frozenset({end}))
+    codec = Codec(Tokenizer(FolderCheckpoint(folder)), eos_token_ids=frozenset({end}))
     rig = Rig(1024, eos_token_ids=frozenset({end}), vocab_size=end + 1, detokenizer=codec.detokenizer)
     turn, opened = codec.encode(TURN), codec.encode(TURN + family.prompt_end)
     scripts = [[*codec.encode(reply), end] for reply in replies]

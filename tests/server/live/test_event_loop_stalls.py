@@ -12,6 +12,7 @@ from multiprocessing import get_context
 import pytest
 
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.text.tokenizer import Tokenizer
 from tests.server.live.conftest import FakeServer
@@ -27,7 +28,7 @@ LONG_TEXT = "The quick brown fox jumps over the lazy dog.\n" * 10_000  # 450 kB
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     """A codec that is slow for long texts."""
-    return Codec(Tokenizer(BUNDLED))
+    return Codec(Tokenizer(FolderCheckpoint(BUNDLED)))
 
 
 @pytest.fixture

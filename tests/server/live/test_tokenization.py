@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.text.tokenizer import Tokenizer
 from tests.server.engine.fakes import Rig
@@ -23,7 +24,7 @@ def post(live: FakeServer, path: str, **body: Any) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(BUNDLED)
+    return Tokenizer(FolderCheckpoint(BUNDLED))
 
 
 @pytest.fixture(scope="module")

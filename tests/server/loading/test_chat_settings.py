@@ -9,6 +9,7 @@ import pytest
 from server.engine.interface import SamplingDefaults
 from server.loading.build_engine import build_codec
 from server.loading.load_model import ModelParts, check_chat_settings, load_model
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.errors import ModelError
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.text.tokenizer import Tokenizer
@@ -98,4 +99,4 @@ def test_a_tokenizer_that_renders_chats_itself_takes_no_template(
 ) -> None:
     monkeypatch.setattr("server.model.text.tokenizer.renders_itself", lambda _: True)
     with pytest.raises(ModelError, match=r"renders chats without a template; leave --chat-template out"):
-        Tokenizer(checkpoint, chat_template=TEMPLATE)
+        Tokenizer(FolderCheckpoint(checkpoint), chat_template=TEMPLATE)

@@ -13,8 +13,9 @@ from server.memory.expert_plan import DEVICE_RESERVE_BYTES, ExpertBudgets, FreeM
 from server.memory.fit_checks import check_budgets, check_trunk
 from server.memory.plan import PROCESS_BYTES
 from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import map_checkpoint
-from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.trunk_loader import build_model
 from server.setting_values import parse_budget
 from server.settings import ServeSettings, SettingsError
 

@@ -8,8 +8,10 @@ import transformers
 
 from expert_store import ExpertStore
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.chat_template import ChatEnd
@@ -31,7 +33,7 @@ def logits_of(trunk: Trunk, share: float) -> tuple[torch.Tensor, int]:
     store = ExpertStore(trunk.catalog, int(share * trunk.catalog.total_bytes))
     cache = KVCache(trunk.facts.kv_groups, [NUM_BLOCKS * len(PROMPTS)], BLOCK_SIZE)
     tables = [list(range(NUM_BLOCKS * i, NUM_BLOCKS * (i + 1))) for i in range(len(PROMPTS))]
-    new = [Tokenizer(BUNDLED).encode(prompt) for prompt in PROMPTS]
+    new = [Tokenizer(FolderCheckpoint(BUNDLED)).encode(prompt) for prompt in PROMPTS]
     cached = [0] * len(PROMPTS)
     rows = []
     for _ in range(STEPS):
@@ -76,7 +78,7 @@ def test_a_last_message_is_left_open_as_by_transformers(text: str) -> None:
         messages, continue_final_message=True, return_dict=False
     )
     end = ChatEnd(add_generation_prompt=False, continue_final_message=True)
-    assert Tokenizer(BUNDLED).encode_chat(messages, end=end) == expected
+    assert Tokenizer(FolderCheckpoint(BUNDLED)).encode_chat(messages, end=end) == expected
 
 
 def test_the_bundled_model_fits_the_repository() -> None:

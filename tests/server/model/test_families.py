@@ -15,7 +15,8 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from expert_store import ExpertStore
 from server.model.architecture import MAPPINGS
 from server.model.checkpoint.model_shapes import infer_shapes
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.errors import ModelError
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config

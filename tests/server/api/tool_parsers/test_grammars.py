@@ -12,6 +12,7 @@ import pytest
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning
 from server.engine.interface import GrammarSpec
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.chat_formats import CALL, CALLS, END_CALL, END_CALLS, FAMILIES, KIMI, SCHEMAS, SEP, Family
@@ -34,7 +35,7 @@ families = pytest.mark.parametrize("name", FAMILIES)
 def codec_of(family: Family, folder: Path) -> Codec:
     """A codec of bytes and the family's special tokens."""
     save_byte_tokenizer(folder, family.template, (*family.special, END))
-    return Codec(Tokenizer(folder), eos_token_ids=frozenset({256 + len(family.special)}))
+    return Codec(Tokenizer(FolderCheckpoint(folder)), eos_token_ids=frozenset({256 + len(family.special)}))
 
 
 def walk(codec: Codec, spec: GrammarSpec | None, rng: random.Random, begin: str = "") -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from server.engine.interface import PromptTooLongError
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -15,7 +16,7 @@ from tests.byte_tokenizer import save_byte_tokenizer
 @pytest.fixture
 def codec(tmp_path: Path) -> Codec:
     save_byte_tokenizer(tmp_path, special=("<end>",))
-    return Codec(Tokenizer(tmp_path, max_tokens=10))
+    return Codec(Tokenizer(FolderCheckpoint(tmp_path), max_tokens=10))
 
 
 def test_a_text_longer_than_all_tokens_of_the_context_is_refused(codec: Codec) -> None:
@@ -36,7 +37,7 @@ def test_a_conversation_longer_than_that_is_refused(codec: Codec) -> None:
 @pytest.mark.parametrize(("text", "is_refused"), [("<a token of many characters>" * 4, False), ("a" * 81, True)])
 def test_a_text_that_may_fit_is_tokenised_in_pieces(tmp_path: Path, text: str, is_refused: bool) -> None:
     save_byte_tokenizer(tmp_path, special=("<a token of many characters>",))
-    codec = Codec(Tokenizer(tmp_path, max_tokens=10))
+    codec = Codec(Tokenizer(FolderCheckpoint(tmp_path), max_tokens=10))
     if is_refused:
         with pytest.raises(PromptTooLongError):
             codec.encode(text)

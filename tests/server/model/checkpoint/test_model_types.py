@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from server.model.checkpoint.trunk_loader import read_config
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
+from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
@@ -190,7 +191,7 @@ def kimi(tmp_path: Path) -> Path:
 
 
 def test_a_tokenizer_with_code_is_read_from_its_json(kimi: Path) -> None:
-    tokenizer = Tokenizer(kimi)
+    tokenizer = Tokenizer(FolderCheckpoint(kimi))
     assert tokenizer.encode("Hello") == list(b"Hello")
 
 
@@ -198,4 +199,4 @@ def test_a_tokenizer_that_only_its_own_code_reads_is_refused(kimi: Path) -> None
     (kimi / "tokenizer.json").unlink()
     (kimi / "tiktoken.model").write_text("")
     with pytest.raises(ModelError, match=r"has no tokenizer\.json, and code that a checkpoint brings"):
-        Tokenizer(kimi)
+        Tokenizer(FolderCheckpoint(kimi))

@@ -13,7 +13,8 @@ from server.kernels.native.available import availability
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.trunk_loader import build_model, load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import build_model, load_trunk
 from server.model.native_layers.families import NATIVE_FAMILIES
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint

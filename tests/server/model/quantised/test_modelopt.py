@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from expert_store import CheckpointError, find_shards, read_index
-from server.model.checkpoint.trunk_loader import read_config
+from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
 from server.model.quantised.modelopt import ModelOpt, algorithms

@@ -10,7 +10,8 @@ import torch
 
 from expert_store import ExpertStore, is_pack, least_bytes
 from server.inspection.model_summary import summarise_model
-from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.dtype import compute_dtype
 from tests.checkpoints import save_checkpoint

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.errors import ModelError
 from server.model.text.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, content: str
         shutil.copy(path, tmp_path)
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match=f"{tmp_path.name} has no usable tokenizer: [^\n]+$"):
-        Tokenizer(tmp_path)
+        Tokenizer(FolderCheckpoint(tmp_path))
 
 
 def changed_tokenizer(folder: Path, **parts: Any) -> Path:
@@ -37,18 +38,20 @@ def test_a_tokenizer_on_which_the_library_panics_is_refused_in_one_line(tmp_path
     prefix = {"continuing_subword_prefix": "\u00e9"}
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], **prefix}
     with pytest.raises(ModelError, match=f"{tmp_path.name} has no usable tokenizer: a library panicked: [^\n]+$"):
-        Tokenizer(changed_tokenizer(tmp_path, model=model))
+        Tokenizer(FolderCheckpoint(changed_tokenizer(tmp_path, model=model)))
 
 
 def test_a_panic_while_encoding_is_an_error(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(changed_tokenizer(tmp_path, pre_tokenizer={"type": "FixedLength", "length": 0}))
+    tokenizer = Tokenizer(
+        FolderCheckpoint(changed_tokenizer(tmp_path, pre_tokenizer={"type": "FixedLength", "length": 0}))
+    )
     with pytest.raises(PanicError, match="chunk size must be non-zero"):
         tokenizer.encode("a")
 
 
 def test_a_panic_while_decoding_is_an_error(tmp_path: Path) -> None:
     decoder = {"type": "Strip", "content": "a", "start": 9, "stop": 9}
-    tokenizer = Tokenizer(changed_tokenizer(tmp_path, decoder=decoder))
+    tokenizer = Tokenizer(FolderCheckpoint(changed_tokenizer(tmp_path, decoder=decoder)))
     with pytest.raises(PanicError, match="index out of bounds"):
         tokenizer.decode(tokenizer.encode("a"))
 
@@ -57,4 +60,4 @@ def test_a_regular_expression_in_a_decoder_is_refused(tmp_path: Path) -> None:
     replace = {"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": ""}
     decoder = {"type": "Sequence", "decoders": [{"type": "Fuse"}, replace]}
     with pytest.raises(ModelError, match="its decoder replaces by a regular expression"):
-        Tokenizer(changed_tokenizer(tmp_path, decoder=decoder))
+        Tokenizer(FolderCheckpoint(changed_tokenizer(tmp_path, decoder=decoder)))

@@ -10,6 +10,7 @@ import pytest
 
 from server.engine.interface import RequestRefusedError
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import ChatTemplateError, Tokenizer
 from server.model.text.tool_template import CallForm
 from tests.byte_tokenizer import CHAT_TEMPLATE, save_byte_tokenizer
@@ -33,7 +34,7 @@ CONVERSATION = [
 
 def tokenizer_of(folder: Path, template: Any) -> Tokenizer:
     save_byte_tokenizer(folder, template)
-    return Tokenizer(folder)
+    return Tokenizer(FolderCheckpoint(folder))
 
 
 def rendered(tokenizer: Tokenizer, messages: Any, **options: Any) -> str:

@@ -1,0 +1,81 @@
+"""Checkpoint: what a model is loaded from. Loading, serving and inspecting know this interface, and no files.
+
+A folder of safetensors (``folder_checkpoint.py``) and a packed model (``pack_checkpoint.py``) are checkpoints. Another
+format is another class: it may make the config and the tokenizer from metadata of its own, and map blocks of its own
+quantisation, each as a ``StoredTensor`` of bytes that its matrices convert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from expert_store import TensorSource
+from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
+
+
+class Checkpoint(Protocol):
+    """A model's config, tokenizer, defaults and tensors."""
+
+    @property
+    def path(self) -> Path:
+        """The place that it was opened at."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def processor_folder(self) -> Path:
+        """The folder of the files from which transformers builds a processor of images, if there are any."""
+
+    def read_config(self) -> PreTrainedConfig:
+        """Read the config, and check that Greenroom can serve it.
+
+        Raises:
+            ModelError: transformers has no text generation for it, or its values or quantisation are not supported.
+            CheckpointError: a file is damaged.
+        """
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, with its chat template.
+
+        Raises:
+            ModelError: only code of the checkpoint could read it.
+            Exception: of any kind, as transformers and tokenizers raise for damaged files.
+        """
+
+    def generation_values(self) -> Mapping[str, Any] | None:
+        """Return the defaults for generation, as in ``generation_config.json``; None if there are none.
+
+        Raises:
+            CheckpointError: they can't be read.
+        """
+
+    def index(self) -> Mapping[str, TensorSource]:
+        """Return the tensors that have the values of the hub's checkpoint, by name; a pack's are none.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+
+    def packed_matrices(self) -> PackedMatrices:
+        """Return the matrices of the trunk that stay quantised in memory.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+
+    def map(self, model: PreTrainedModel) -> CheckpointMap:
+        """Sort the tensors into trunk and experts.
+
+        Args:
+            model: the model of the config on the meta device, with its experts' parameters.
+
+        Raises:
+            ModelError: the model has no experts that can be paged.
+            CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
+        """

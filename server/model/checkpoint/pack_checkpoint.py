@@ -1,0 +1,65 @@
+"""A packed model, as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from expert_store import Pack, TensorSource
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
+from server.model.checkpoint.packing import map_pack, packed_matrices
+from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
+
+
+@dataclass(frozen=True)
+class PackCheckpoint:
+    """An open packed model; its data folder has the small files of the checkpoint before. See ``Checkpoint``."""
+
+    pack: Pack
+
+    @property
+    def path(self) -> Path:
+        """The pack's folder."""
+        return self.pack.folder
+
+    @property
+    def name(self) -> str:
+        """The name of the pack's folder."""
+        return self.pack.folder.name
+
+    @property
+    def processor_folder(self) -> Path:
+        """The data folder."""
+        return self.pack.data_folder
+
+    def read_config(self) -> PreTrainedConfig:
+        """Read ``config.json``."""
+        return self._small_files.read_config()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer that was packed."""
+        return self._small_files.load_tokenizer()
+
+    def generation_values(self) -> Mapping[str, Any] | None:
+        """Return the content of ``generation_config.json``."""
+        return self._small_files.generation_values()
+
+    def index(self) -> Mapping[str, TensorSource]:
+        """Return no tensors: a pack's may be quantised."""
+        return {}
+
+    def packed_matrices(self) -> PackedMatrices:
+        """Return the quantised matrices of the packed trunk."""
+        return packed_matrices(self.pack)
+
+    def map(self, model: PreTrainedModel) -> CheckpointMap:
+        """Compare the pack with its model, and return its trunk and experts."""
+        return map_pack(model, self.pack)
+
+    @property
+    def _small_files(self) -> FolderCheckpoint:
+        return FolderCheckpoint(self.pack.data_folder)
