@@ -83,6 +83,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start a `greenroom` command; one that does not have to be a new program is forked.
 
+    Each subcommand has a test that starts it as a new program.
+
     Args:
         environment: additional variables. Those that may be read while modules are imported make a new program.
         wrapper: a command that runs this one, as a new program.

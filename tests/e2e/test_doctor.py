@@ -27,7 +27,8 @@ NAMES = {
 
 
 def test_each_check_is_a_plain_line_and_the_last_is_the_command() -> None:
-    result = run_command("doctor", "--port", "0", "--host-expert-memory", "25%", environment={"FORCE_COLOR": ""})
+    words = ("doctor", "--port", "0", "--host-expert-memory", "25%")
+    result = run_command(*words, environment={"FORCE_COLOR": ""}, fresh=True)
     assert (result.returncode, result.stderr) == (0, "")
     *checks, command = result.stdout.splitlines()
     assert {line[6:20].strip() for line in checks} == NAMES

@@ -25,7 +25,7 @@ def write_trace(path: Path, num_steps: int) -> str:
 
 
 def test_a_table_has_a_row_a_policy_and_ends_with_the_optimum() -> None:
-    result = run_command("replay", CHAT, "--sizes", "25%,1MiB,100%")
+    result = run_command("replay", CHAT, "--sizes", "25%,1MiB,100%", fresh=True)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     leases = read_routing_log(Path(CHAT)).leases

@@ -129,7 +129,7 @@ def test_a_device_tier_and_another_policy_do_not_change_the_text_and_routing_is_
 
 
 def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
-    with serving("--shutdown-timeout", "1") as running:
+    with serving("--shutdown-timeout", "1", fresh=True) as running:
         body = {"prompt": "Once", "max_tokens": 2000, "stream": True, "ignore_eos": True}
         with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
             assert next(response.iter_lines()).startswith("data: ")

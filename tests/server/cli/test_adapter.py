@@ -29,7 +29,7 @@ def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_an_adapter_that_fits_is_described(tmp_path: Path) -> None:
     write_adapter(tmp_path / "law", num_layers=2, inputs=HIDDEN)
-    result = check(tmp_path / "law")
+    result = run_command("adapter", "check", str(tmp_path / "law"), fresh=True)
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
     assert {name: text.strip() for name, text in lines.items()} == {
