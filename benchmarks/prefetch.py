@@ -33,11 +33,11 @@ from expert_store.sources.file import DirectFile
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 
 MODES: dict[str, PrefetchMode] = {
     "off": "off",

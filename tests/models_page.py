@@ -9,7 +9,7 @@ from pathlib import Path
 
 import transformers
 
-from server.model.native_layers.families import NATIVE_FAMILIES
+from server.model.native_families import NATIVE_FAMILIES
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
 from tests.server.model.native_layers.test_hybrids import HYBRIDS

@@ -16,7 +16,7 @@ from server.kernels.formats import channel_int8, group_int4
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
-from server.model.checkpoint.trunk_loader import build_model
+from server.model.trunk_loader import build_model
 
 Tensors = dict[str, torch.Tensor]
 

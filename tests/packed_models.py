@@ -10,8 +10,8 @@ from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import build_model
 from server.model.checkpoint.weight_formats import WeightFormat
+from server.model.trunk_loader import build_model
 
 
 def pack_model(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> Path:

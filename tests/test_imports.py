@@ -75,7 +75,7 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "server.engine.kv.block_manager",
         "server.engine.kv.block_pool",
         *members("server.engine.interface"),
-        "server.model.experts.stalls",
+        "server.model.stalls",
         "server.engine.sampling.random_numbers",
         "server.engine.sampling.grammar",
         "server.engine.sampling.json_grammar",

@@ -19,11 +19,11 @@ from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from training.corpus import find_domains, read_documents, split_documents
 from training.errors import DemoError
 from training.samples import first_turn

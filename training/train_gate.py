@@ -24,10 +24,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from server.model.checkpoint.fingerprint import fingerprint
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.fingerprint import fingerprint
 from server.model.lora.errors import AdapterError
+from server.model.trunk_loader import load_trunk
 from training import measure
 from training.corpus import Domain, read_corpus, rows_of
 from training.errors import CorpusError, DemoError

@@ -21,9 +21,9 @@ from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
+from server.model.trunk_loader import load_trunk
 
 BLOCK_SIZE = 16
 

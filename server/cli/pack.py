@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.checkpoint.read_config import read_config  # noqa: PLC0415
-    from server.model.checkpoint.trunk_loader import build_model  # noqa: PLC0415
+    from server.model.trunk_loader import build_model  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)

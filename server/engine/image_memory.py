@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.engine.interface import RequestMemory, Reservation
-from server.model.multimodal.prompt_media import PromptMedia
+from server.model.prompt_media import PromptMedia
 
 PROCESSING_FACTOR = 3  # memory of processor and vision towers, as a multiple of the decoded images; docs/log.md
 

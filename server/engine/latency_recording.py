@@ -9,7 +9,7 @@ from server.engine.engine_statistics import Latencies
 from server.engine.interface import TokenEvent
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 
 MAX_STALLS = 16  # stalls kept of a request
 

@@ -20,12 +20,12 @@ from server.inspection.hub_metadata import find_hub_model
 from server.kernels.native.available import kernel_level
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.locate import find_local
-from server.model.checkpoint.model_shapes import ModelShapes, infer_shapes
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
 from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
+from server.model.model_shapes import ModelShapes, infer_shapes
 from server.settings import ServeSettings
 
 Source = Literal["checkpoint", "packed", "headers", "config"]

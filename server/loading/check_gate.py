@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.byte_sizes import format_bytes
 from server.loading.load_model import ModelParts
-from server.model.checkpoint.fingerprint import fingerprint
+from server.model.fingerprint import fingerprint
 from server.model.lora.errors import AdapterError
 from server.model.lora.gate_files import CONFIG_NAME, GateConfig, GateFiles, read_gate, read_gate_config
 from server.model.lora.pages import page_layout

@@ -23,7 +23,6 @@ from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.open_checkpoint import open_checkpoint
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
 from server.model.resident_model import TrunkFacts
@@ -31,6 +30,7 @@ from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.chat_template import check_template
 from server.model.text.tokenizer import Tokenizer, reserved_option
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 

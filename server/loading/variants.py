@@ -8,10 +8,10 @@ from pathlib import Path
 
 from expert_store import ExpertStore
 from server.loading.load_model import ModelParts
-from server.model.checkpoint.fingerprint import fingerprint
 from server.model.checkpoint.open_checkpoint import open_checkpoint
-from server.model.checkpoint.trunk_loader import build_model
 from server.model.checkpoint.variant_files import BaseModel
+from server.model.fingerprint import fingerprint
+from server.model.trunk_loader import build_model
 from server.weights.variant_registry import VariantRegistry
 
 

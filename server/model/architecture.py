@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from server.model.errors import ModelError
-from server.model.transformers_hooks.hooks import IMPLEMENTATION
+from server.model.hooks import IMPLEMENTATION
 
 MAPPINGS = (
     MODEL_FOR_CAUSAL_LM_MAPPING,

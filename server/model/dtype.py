@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
-from server.model.native_layers.families import NATIVE_FAMILIES
+from server.model.native_families import NATIVE_FAMILIES
 from server.model.quantised.scheme import quantisation_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 
 if TYPE_CHECKING:
     import torch
 
-    from server.model.multimodal.prompt_media import PromptMedia
+    from server.model.prompt_media import PromptMedia
 
 
 @dataclass(frozen=True)

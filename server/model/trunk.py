@@ -26,6 +26,7 @@ from server.model.experts.next_layer_gate import find_next_layer_gates, find_rou
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.forward import Forward
+from server.model.hooks import use_hooks
 from server.model.linear import speed_up_linears
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
@@ -40,7 +41,6 @@ from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
-from server.model.transformers_hooks.hooks import use_hooks
 from server.model.transformers_hooks.probe import IsolatedTokens, Probe
 
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model

@@ -9,7 +9,7 @@ import torch
 
 from expert_store import CheckpointError
 from expert_store.sources.base import PAGE_BYTES
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.e2e.processes import run_command
 

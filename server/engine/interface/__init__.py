@@ -62,7 +62,7 @@ from server.engine.interface.weights import (
     VariantAdministration,
     WeightsDirectory,
 )
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 from server.model.step import RoutedExperts
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engine.interface.events import ExpertUsage
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 
 
 @dataclass

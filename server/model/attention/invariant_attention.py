@@ -17,9 +17,9 @@ from server.kernels.invariant_matmul import batched_matmul
 from server.model.attention.attention_plan import slot_ranges
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
-from server.model.multimodal.image_spans import TokenSpan, split_spans
+from server.model.hooks import AttentionOptions
+from server.model.image_spans import TokenSpan, split_spans
 from server.model.step import SequenceChunk
-from server.model.transformers_hooks.hooks import AttentionOptions
 
 SEGMENT = 128  # keys
 MOST_SCORES = 1 << 19  # held at a time, so that they stay in the processor's cache

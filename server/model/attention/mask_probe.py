@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from server.model.architecture import text_part
 from server.model.attention.window import seen_keys
 from server.model.errors import NotBatchableError
-from server.model.transformers_hooks.hooks import IMPLEMENTATION, attention_function
+from server.model.hooks import IMPLEMENTATION, attention_function
 
 PROBING = "greenroom_probe"
 RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention

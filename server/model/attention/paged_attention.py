@@ -12,8 +12,8 @@ from server.kernels.compute_pool import ComputePool, work_bytes
 from server.model.attention.attention_plan import Band, GroupPlan, Span, plan_group
 from server.model.attention.kv_cache import KVCache, LayerCache
 from server.model.attention.span_attention import attend_span, band_mask, merge
+from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
-from server.model.transformers_hooks.hooks import AttentionOptions
 
 LEAST_SHARED_BYTES = 2 << 20  # least bytes of keys and values that are worth sharing among threads
 TASKS_PER_THREAD = 2  # if there are more spans than threads

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expert_store import ExpertCatalog, ExpertKey, Lease
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 from server.model.step import ExpertCost
 
 IntArray = npt.NDArray[np.int64]

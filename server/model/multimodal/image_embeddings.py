@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.model.architecture import text_part
-from server.model.multimodal.prompt_media import PromptMedia, TextInputs
+from server.model.prompt_media import PromptMedia, TextInputs
 from server.model.step import SequenceChunk
 
 POSITIONS = "position_ids"

@@ -17,7 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from server.model.architecture import find_model_class, text_model_config
 from server.model.checkpoint.model_types import load_config
 from server.model.errors import ModelError
-from server.model.multimodal.prompt_media import PromptMedia
+from server.model.prompt_media import PromptMedia
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template
 from server.model.text.tokenizer import ChatTemplateError, check_options
 from server.panics import panics_as_errors

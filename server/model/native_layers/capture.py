@@ -14,10 +14,10 @@ from server.kernels.expert import ExpertsModule
 from server.model.architecture import text_body
 from server.model.attention.mask_probe import probe_masks
 from server.model.forward import Forward
+from server.model.hooks import AttentionOptions, use_hooks
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import RecurrentCache
-from server.model.transformers_hooks.hooks import AttentionOptions, use_hooks
 from server.model.transformers_hooks.probe import Probe
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.model.experts.router import RouterWeights
+from server.model.hooks import use_hooks
 from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.transformers_hooks.hooks import use_hooks
 from server.model.transformers_hooks.probe import Probe
 
 SPREADS = (0.3, 1.0, 3.0)  # standard deviations of a trial's logits: flat and peaked scores

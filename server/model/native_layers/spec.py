@@ -25,12 +25,12 @@ from server.kernels.native.structures.layers import (
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
+from server.model.hooks import AttentionOptions
 from server.model.native_layers.adapters import NativeTarget
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.external_mixers import ModuleMixer
 from server.model.native_layers.parts import Attention, Dense, Linear, Norm, Parts, matrix_of, no_matrix
-from server.model.transformers_hooks.hooks import AttentionOptions
 
 
 @dataclass

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from server.model.errors import ModelError
 from server.model.forward import Forward
+from server.model.hooks import use_hooks
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.sequential.facts import SequentialFacts, sample_sequence, sequential_facts
 from server.model.sequential.transformers_cache import SequenceCache, groups_and_states, measure_layers
 from server.model.step import SequenceChunk
-from server.model.transformers_hooks.hooks import use_hooks
 from server.model.transformers_hooks.probe import Probe
 
 ROUNDING = 0.1  # tolerance relative to a row of logits, in bfloat16 too; a lost cache changes them much more

@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from server.model.errors import ModelError
+from server.model.hooks import use_hooks
 from server.model.sequential.facts import SequentialFacts, sample_sequence, sequential_facts
 from server.model.sequential.transformers_cache import SequenceCache, groups_and_states, measure_layers
 from server.model.step import SequenceChunk
-from server.model.transformers_hooks.hooks import use_hooks
 from server.model.transformers_hooks.probe import Probe
 
 

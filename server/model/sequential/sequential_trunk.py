@@ -23,6 +23,7 @@ from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
+from server.model.hooks import use_hooks
 from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
 from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights, watch_routers
@@ -34,7 +35,6 @@ from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
 from server.model.sequential.transformers_cache import SequenceCache, TransformersCaches
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
-from server.model.transformers_hooks.hooks import use_hooks
 
 
 class SequentialTrunk(ResidentModel):

@@ -11,7 +11,7 @@ from server.model.attention.span_attention import attend_span_reference
 from server.model.attention.window import seen_keys
 from server.model.errors import NotBatchableError
 from server.model.experts.router import RouterSample
-from server.model.transformers_hooks.hooks import AttentionOptions
+from server.model.hooks import AttentionOptions
 
 
 class Probe:

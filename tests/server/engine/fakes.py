@@ -21,7 +21,7 @@ from server.engine.scheduler import SchedulerLimits
 from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.detokenizer import Detokenizer, WindowDetokenizer
 from server.model.attention.window import oldest_seen
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 from server.model.step import ExpertCost, RoutedExperts, SequenceChunk, StepOutput
 
 VOCABULARY = 256  # bytes

@@ -10,7 +10,7 @@ import torch
 
 from expert_store import ExpertStore
 from server.engine.interface import GenerationRequest, RequestRefusedError, SamplingParams
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
 from tests.server.engine.test_models import NUM_TOKENS, engine_over, some_prompts, write, write_company

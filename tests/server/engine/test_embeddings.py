@@ -14,7 +14,7 @@ import torch
 from expert_store import ExpertStore, least_bytes
 from server.engine.engine import Engine
 from server.engine.interface import GenerationRequest, Pooling, RequestRefusedError, SamplingParams
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.engine.test_models import engine_over, some_prompts, write
 

@@ -7,7 +7,7 @@ import torch
 
 from server.engine.image_memory import PROCESSING_FACTOR, ImageMemory
 from server.engine.interface import RequestMemory, RequestMemoryError, RequestRefusedError
-from server.model.multimodal.prompt_media import PromptMedia, TextInputs
+from server.model.prompt_media import PromptMedia, TextInputs
 
 
 def make_media(num_bytes: int) -> PromptMedia:

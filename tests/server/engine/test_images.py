@@ -14,10 +14,10 @@ from expert_store import ExpertStore
 from server.engine.engine import Engine
 from server.engine.interface import GenerationFailedError, GenerationRequest, Media, SamplingParams, TokenStream
 from server.engine.kv.prefix_cache_ids import prefix_cache_ids
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.multimodal.prompt_media import PromptMedia
+from server.model.prompt_media import PromptMedia
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.server.engine.test_models import decode, engine_over
 from tests.server.model.multimodal.test_image_parity import NEW_TOKENS, Prompt, make_prompts, save_model, write
 from tests.vision import VISIONS

@@ -23,10 +23,10 @@ from server.inspection.report import as_text
 from server.loading.memory import needs_of_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import build_model, load_trunk
+from server.model.model_shapes import infer_shapes
+from server.model.trunk_loader import build_model, load_trunk
 from server.setting_values import parse_budget
 from server.settings import ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint

@@ -11,7 +11,7 @@ import pytest
 from server.api.core.service.service import Service
 from server.api.core.service.tracer import Span
 from server.engine.text.codec import Codec
-from server.model.experts.stalls import Stall
+from server.model.stalls import Stall
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask, complete, post

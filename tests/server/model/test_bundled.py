@@ -11,12 +11,12 @@ from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.chat_template import ChatEnd
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 
 PROMPTS = ["Once upon a time there was a", "def main(", "Section 1-204. The Mayor shall"]
 STEPS = 24

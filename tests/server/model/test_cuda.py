@@ -9,8 +9,8 @@ import torch
 
 from expert_store import ExpertStore, least_bytes
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.step import SequenceChunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 pytestmark = [

@@ -14,10 +14,10 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from expert_store import ExpertStore
 from server.model.architecture import MAPPINGS
-from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.errors import ModelError
+from server.model.model_shapes import infer_shapes
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.family_checks import examine

@@ -15,10 +15,10 @@ from expert_store import ExpertStore, Prefetcher, least_bytes
 from expert_store.policies import POLICIES
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import ChunkWeights
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 pytestmark = pytest.mark.slow

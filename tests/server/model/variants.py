@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, find_shards, read_index
-from server.model.checkpoint.fingerprint import fingerprint
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import build_model
 from server.model.checkpoint.variant_files import BaseModel, VariantFiles, read_variant
 from server.model.chunk_weights import ChunkWeights
+from server.model.fingerprint import fingerprint
+from server.model.trunk_loader import build_model
 
 Tensors = dict[str, torch.Tensor]
 

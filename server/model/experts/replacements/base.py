@@ -10,7 +10,7 @@ from torch import nn
 from transformers.core_model_loading import WeightTransform
 
 from server.kernels.expert import ExpertsModule
-from server.model.transformers_hooks.hooks import current_hooks
+from server.model.hooks import current_hooks
 
 
 class ReplacementExperts(nn.Module):

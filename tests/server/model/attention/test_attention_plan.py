@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.model.attention.attention_plan import GroupPlan, Span, plan_group, slot_ranges
 from server.model.attention.window import oldest_seen
-from server.model.multimodal.prompt_media import PromptMedia
+from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
 
 BLOCK_SIZE = 4

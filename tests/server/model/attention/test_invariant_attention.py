@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from server.kernels.batch_invariant import batch_invariant
 from server.model.attention.invariant_attention import attend_invariant
 from server.model.attention.window import oldest_seen
-from server.model.transformers_hooks.hooks import AttentionOptions
+from server.model.hooks import AttentionOptions
 from server.model.transformers_hooks.probe import attend_sequence
 
 LENGTHS = (1, 7, 256, 300, 520)

@@ -13,8 +13,8 @@ from server.model.attention import paged_attention as attention
 from server.model.attention.kv_cache import KVCache, KVShape, extent_blocks, group_layers
 from server.model.attention.paged_attention import StepAttention
 from server.model.attention.window import oldest_seen
+from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
-from server.model.transformers_hooks.hooks import AttentionOptions
 from server.model.transformers_hooks.probe import attend_sequence
 from tests.server.model.attention.test_span_attention import DEVICES, TOLERANCES
 

@@ -16,7 +16,7 @@ from expert_store.errors import SourceGoneError
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.tensor_map import CheckpointMap, map_checkpoint
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from expert_store import CheckpointError, ExpertLoadError, ExpertStore, Manifest, open_pack
 from server.kernels.formats import block_int4, block_int8
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME, config_folder, find_checkpoint
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.expert_store.lease_rows import one_row_each
 from tests.old_packs import pack_as_before

@@ -11,10 +11,10 @@ import torch
 
 from expert_store import ExpertStore, least_bytes
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.step_record import LayerRun
 from server.model.step import ExpertCost, RoutedExperts, SequenceChunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 
 NUM_EXPERTS, TOP_K, BLOCK_SIZE = 8, 3, 16

@@ -14,7 +14,7 @@ from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.experts.next_layer_gate import GateInput, find_next_layer_gates, find_routers
 from server.model.experts.replacements import replace_experts
 from server.model.experts.router import RouterSample, find_router
-from server.model.transformers_hooks.hooks import IMPLEMENTATION, AttentionOptions, use_hooks
+from server.model.hooks import IMPLEMENTATION, AttentionOptions, use_hooks
 from tests.checkpoints import COMMON, CONFIGS, LATENT
 from tests.families import make_config
 

@@ -12,8 +12,8 @@ import torch
 from expert_store import ExpertKey, ExpertStore, Prefetcher, PrefetchMode, least_bytes, make_prefetcher
 from expert_store.prefetching.governor import Governor
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.test_parity import generate
 from tests.server.model.variants import base_of, load, other, read, read_tensors, save_variant

@@ -17,12 +17,12 @@ from expert_store import CheckpointError, ExpertKey, ExpertStore, least_bytes
 from server.kernels.expert import run_expert
 from server.kernels.formats import block_int4, block_int8
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.experts.replacements import replace_experts
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.expert_store.lease_rows import one_row_each
 from tests.families import make_config

@@ -11,7 +11,6 @@ import torch
 from expert_store import ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.experts.cost_attribution import RowOwners
 from server.model.experts.next_layer_gate import GateInput
@@ -19,6 +18,7 @@ from server.model.experts.step_variants import PlaceTables, StepVariants
 from server.model.lora.adapter import LoraAdapter, LoraMatrix
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack
 from tests.server.model.test_parity import PROMPTS, generate

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig
 
 from server.kernels.compute_pool import ComputePool
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.lora.targets import lora_targets
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters
 from tests.server.model.lora.written_batch import ATTENTION, DENSE, PROMPTS, STEPS, Greedy, WritingModel, needs_peft

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from server.model.multimodal.image_embeddings import MediaError, StepImages, _ChunkRows, _text_inputs
-from server.model.multimodal.prompt_media import PromptMedia, TextInputs
+from server.model.prompt_media import PromptMedia, TextInputs
 from server.model.step import SequenceChunk
 
 PROMPT = [1, 9, 9, 2]

@@ -14,12 +14,12 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from expert_store import ExpertStore, PrefetchMode, least_bytes, make_prefetcher
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
-from server.model.multimodal.prompt_media import PromptMedia
+from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import ChatTemplateError
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.models_page import PAGE

@@ -9,8 +9,8 @@ import torch
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import TOLERANCE, load, write
 from tests.server.model.test_parity import PROMPTS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expert_store import ExpertStore, least_bytes
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
 from tests.modelopt import mixed, nvfp4

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, find_shards, least_bytes
-from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.families import make_config
 from tests.server.model.test_parity import generate

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from expert_store import CheckpointError, ExpertLoadError, ExpertStore
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.errors import ModelError
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.lease_rows import one_row_each
 from tests.families import make_config

@@ -11,9 +11,9 @@ import torch
 from expert_store import ExpertStore, is_pack, least_bytes
 from server.inspection.model_summary import summarise_model
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.dtype import compute_dtype
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 from tests.modelopt import mixed

@@ -11,10 +11,10 @@ import torch
 
 from expert_store import CheckpointError, ExpertStore, make_prefetcher
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.errors import ModelError
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk, StepOutput
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
 from tests.family_checks import fix_nllb_experts

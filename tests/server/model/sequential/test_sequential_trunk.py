@@ -12,16 +12,16 @@ import torch
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, Prefetcher
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import config_folder
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import AdapterRouter, ChunkWeights
 from server.model.errors import ModelError
 from server.model.lora.adapter import LoraAdapter, LoraMatrix
 from server.model.lora.targets import lora_targets
-from server.model.multimodal.prompt_media import PromptMedia, TextInputs
+from server.model.prompt_media import PromptMedia, TextInputs
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.sequential.transformers_cache import LayerBytes, LostCacheError, SequenceCache, groups_and_states
 from server.model.step import SequenceChunk, StepOutput
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 from tests.server.model.checkpoint.test_packing import pack

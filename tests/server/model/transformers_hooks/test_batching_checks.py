@@ -14,9 +14,9 @@ from transformers import masking_utils
 
 from expert_store import ExpertStore
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import COMMON, save_checkpoint
 from tests.families import make_config
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from expert_store import CheckpointError, ExpertStore
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.dtype import compute_dtype
 from server.model.errors import ModelError
+from server.model.model_shapes import infer_shapes
 from server.model.step import SequenceChunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 
 

@@ -22,16 +22,16 @@ from server.model.attention.rope import max_served_length
 from server.model.checkpoint.config_checks import config_errors
 from server.model.checkpoint.packed_trunk import packed_sizes
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, layer_numbers
-from server.model.checkpoint.trunk_loader import build_model
 from server.model.errors import ModelError, NotBatchableError
 from server.model.forward import Forward
+from server.model.hooks import IMPLEMENTATION, use_hooks
 from server.model.recurrent.recurrent_modules import StateProbe
 from server.model.recurrent.states import StateShapes
 from server.model.sequential.facts import SequentialFacts
 from server.model.sequential.sequential_model import sequential_model
 from server.model.transformers_hooks.batching_checks import check_batchable
-from server.model.transformers_hooks.hooks import IMPLEMENTATION, use_hooks
 from server.model.transformers_hooks.probe import Probe
+from server.model.trunk_loader import build_model
 
 NUM_TOKENS = 2
 PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}

@@ -42,10 +42,10 @@ from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, rep
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.errors import ModelError, NotBatchableError, incomplete
 from server.model.experts.replacements import replace_experts
+from server.model.hooks import IMPLEMENTATION
 from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.transformers_hooks.batching_checks import check_batchable
-from server.model.transformers_hooks.hooks import IMPLEMENTATION
 from server.model.trunk import Trunk
 from server.progress import progress
 
