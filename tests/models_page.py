@@ -9,9 +9,9 @@ from pathlib import Path
 
 import transformers
 
-from server.model.native_families import NATIVE_FAMILIES
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
+from tests.native_families import NATIVE_FAMILIES
 from tests.server.model.native_layers.test_hybrids import HYBRIDS
 from tests.vision import VISIONS
 

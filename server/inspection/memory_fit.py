@@ -8,7 +8,6 @@ import torch
 
 from expert_store import slots_per_layout
 from server.inspection.model_summary import ModelSummary
-from server.kernels.native.available import kernel_level
 from server.memory.budget import host_budget
 from server.memory.fit_checks import predict_plan
 from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits
@@ -39,7 +38,7 @@ class MemoryFit:
 
 def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> MemoryFit:
     """Plan the memory as `greenroom serve` does."""
-    budget, needs = host_budget(settings), needs_of_summary(summary, settings, device)
+    budget, needs = host_budget(settings), needs_of_summary(summary)
     least = least_budget(settings, needs, device, PROCESS_BYTES)
     try:
         plan = predict_plan(settings, needs, summary.outline.dtype, device, budget)
@@ -52,10 +51,9 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
     return MemoryFit(plan, host, on_device, least)
 
 
-def needs_of_summary(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> ModelNeeds:
-    """Return the sizes that the memory planner needs. Native kernels, if available, are assumed to run all layers."""
+def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
+    """Return the sizes that the memory planner needs."""
     shape, catalog = summary.outline, summary.catalog
-    is_native = shape.sequential_reason is None and kernel_level(settings, device) is not None
     step = StepShape.of(
         shape.model.config.get_text_config(),
         shape.kv_groups,
@@ -63,8 +61,8 @@ def needs_of_summary(summary: ModelSummary, settings: ServeSettings, device: tor
         num_routed=len(catalog.layers),
         top_k=max(shape.top_k.values()),
         itemsize=shape.dtype.itemsize,
-        has_native=is_native,
-        has_modules=not is_native,
+        has_native=summary.program.has_native,
+        has_modules=not summary.program.is_native,
     )
     return ModelNeeds(
         catalog,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -18,6 +19,7 @@ from expert_store import (
 )
 from server.inspection.hub_metadata import find_hub_model
 from server.kernels.native.available import kernel_level
+from server.kernels.native.library import Kernels
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.open_checkpoint import open_checkpoint
@@ -26,6 +28,8 @@ from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameter
 from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.model.model_shapes import ModelShapes, infer_shapes
+from server.model.program import ModelProgram
+from server.model.program_trial import find_program
 from server.settings import ServeSettings
 
 Source = Literal["checkpoint", "packed", "headers", "config"]
@@ -39,6 +43,7 @@ class ModelSummary:
     source: Source
     outline: ModelShapes
     catalog: ExpertCatalog
+    program: ModelProgram  # what runs where
     num_unused: int  # tensors in the files that the model does not use
     trunk_format: str = UNCHANGED  # weight format of the trunk's linear layers
 
@@ -76,25 +81,35 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
 def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
     checkpoint = open_checkpoint(folder)
-    config = checkpoint.read_config()
-    has_kernels, length = kernel_level(settings, device) is not None, settings.max_model_len
-    dtype = compute_dtype(settings.dtype, config, device, has_kernels=has_kernels)
-    shape = infer_shapes(config, dtype, length, checkpoint.packed_matrices())
+    config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices(), settings.max_model_len
+    dtype_of = partial(compute_dtype, settings.dtype, config, device)
+    shape = infer_shapes(config, dtype_of(), length, packed)
+    source: Source = "config"
+    num_unused, trunk_format = 0, str(UNCHANGED)
     if isinstance(checkpoint, PackCheckpoint):
-        return ModelSummary(
-            name,
-            "packed",
-            shape,
-            catalog=checkpoint.map(shape.model).catalog,
-            num_unused=0,
-            trunk_format=checkpoint.pack.manifest.trunk,
-        )
-    if not any(folder.glob("*.safetensors")):
-        return ModelSummary(name, "config", shape, catalog_from_config(shape.model), 0)
-    shards = find_shards(folder)
-    are_headers = all(is_header_only(path) for path in shards)
-    places = map_checkpoint(shape.model, read_index(shards, has_data=not are_headers))
-    missing = missing_parameters(shape.model, places.trunk)
-    if missing:
-        raise incomplete(folder.name, missing)
-    return ModelSummary(name, "headers" if are_headers else "checkpoint", shape, places.catalog, len(places.unused))
+        source, catalog = "packed", checkpoint.map(shape.model).catalog
+        trunk_format = checkpoint.pack.manifest.trunk
+    elif not any(folder.glob("*.safetensors")):
+        catalog = catalog_from_config(shape.model)
+    else:
+        shards = find_shards(folder)
+        are_headers = all(is_header_only(path) for path in shards)
+        places = map_checkpoint(shape.model, read_index(shards, has_data=not are_headers))
+        missing = missing_parameters(shape.model, places.trunk)
+        if missing:
+            raise incomplete(folder.name, missing)
+        source, catalog, num_unused = "headers" if are_headers else "checkpoint", places.catalog, len(places.unused)
+    level = kernel_level(settings, device)
+    kernels = None if level is None else Kernels(1, level)
+    program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
+    if dtype_of(is_native=program.is_native) != shape.dtype:
+        shape = infer_shapes(config, dtype_of(is_native=True), length, packed)
+    return ModelSummary(
+        name,
+        source,
+        shape,
+        catalog=catalog,
+        program=program,
+        num_unused=num_unused,
+        trunk_format=trunk_format,
+    )

@@ -41,6 +41,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
         "source": summary.source,
         "dtype": str(shape.dtype).removeprefix("torch."),
         "solo_reason": shape.sequential_reason,
+        "program": summary.program.describe(),
         "trunk_bytes": shape.trunk_bytes,
         "trunk_format": summary.trunk_format,
         "trunk_fits": plan.holds_trunk,
@@ -197,6 +198,8 @@ def _notes(report: dict[str, Any]) -> Iterator[str]:
         yield _row("unused", f"{report['num_unused_tensors']} tensors of the files")
     if report["solo_reason"]:
         yield _row("requests", f"computed one after the other, since {report['solo_reason']}")
+    else:
+        yield _row("computed by", report["program"])
 
 
 def _kv_cache(kv: dict[str, Any]) -> Iterator[str]:

@@ -25,12 +25,13 @@ from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.program_trial import find_program
 from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.chat_template import check_template
 from server.model.text.tokenizer import Tokenizer, reserved_option
 from server.model.trunk import Trunk
-from server.model.trunk_loader import load_trunk
+from server.model.trunk_loader import build_model, load_trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 
@@ -96,13 +97,12 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         )
 
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
-    dtype, without_kernels = dtype_of(has_kernels=level is not None), dtype_of()
+    dtype, if_native = dtype_of(), dtype_of(is_native=True)
+    if dtype != if_native and kernels is not None:
+        catalog = checkpoint.map(build_model(model_config, if_native)).catalog
+        if find_program(model_config, if_native, kernels, catalog, settings.max_model_len).is_native:
+            dtype = if_native
     trunk = load(dtype)
-    if dtype != without_kernels and not trunk.facts.program.is_native:
-        log.info("its layers do not run natively, and %s is slow without; loading it again", _name_of(dtype))
-        del trunk
-        dtype = without_kernels
-        trunk = load(dtype)
     tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()
     computing = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""

@@ -5,28 +5,27 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
-from server.model.native_families import NATIVE_FAMILIES
 from server.model.quantised.scheme import quantisation_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def compute_dtype(
-    name: str, config: PreTrainedConfig, device: torch.device, *, has_kernels: bool = False
-) -> torch.dtype:
+def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device, *, is_native: bool = False) -> torch.dtype:
     """Return the dtype of that name; ``auto`` is the checkpoint's, or float32 where bfloat16 is slow.
 
     On a processor without AVX-512 torch's product in bfloat16 takes ten times as long as one in float32. Native layers
     read it as fast or faster (docs/log.md). Experts keep the checkpoint's dtype in their slots either way.
 
     Args:
-        has_kernels: whether the decoder layers run natively if the model's family allows it.
+        name: of the setting.
+        config: of the model.
+        device: to compute on.
+        is_native: whether all decoder layers run natively in bfloat16.
     """
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
         return stored_dtype(config)
-    is_native = has_kernels and config.model_type in NATIVE_FAMILIES
     is_fast = is_native or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if suits_bfloat16(config) and is_fast else torch.float32
 

@@ -107,10 +107,10 @@ def _load(
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
-    layers = _empty_experts(model)
+    layers = empty_experts(model)
     linears = replace_linears(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
-    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
+    load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_linears(linears, tensors.packed)
     if config.is_encoder_decoder:
         model.generation_config = _generation_config(config, checkpoint)
@@ -118,7 +118,7 @@ def _load(
     return model, tensors.catalog, layers
 
 
-def _empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:
+def empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:
     """Take the weights out of the experts modules, which get them from the store; returns each module's layer."""
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
@@ -132,7 +132,7 @@ def _empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:
     return {module: numbers[name] for name, module in modules.items()}
 
 
-def _load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
+def load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
     """Put the trunk's tensors into the model, converted and renamed by transformers."""
     plan = LoadStateDictConfig(
         dtype=dtype,

@@ -16,6 +16,7 @@ KEYS = {
     "model",
     "architecture",
     "solo_reason",
+    "program",
     "source",
     "dtype",
     "trunk_bytes",

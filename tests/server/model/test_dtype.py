@@ -52,16 +52,13 @@ def test_the_dtype_of_the_checkpoint_is_still_known_once_its_model_is_built() ->
     assert stored_dtype(model.config) == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("model_type", "has_kernels", "expected"),
-    [("qwen3_moe", True, torch.bfloat16), ("qwen3_moe", False, torch.float32), ("deepseek_v3", True, torch.float32)],
-)
-def test_auto_is_bfloat16_on_a_slow_processor_only_for_families_with_native_layers(
-    model_type: str, has_kernels: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_on_a_slow_processor_only_for_native_layers(
+    is_native: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    config = config_naming(model_type, torch.bfloat16)
-    assert compute_dtype("auto", config, torch.device("cpu"), has_kernels=has_kernels) == expected
+    config = config_naming("qwen3_moe", torch.bfloat16)
+    assert compute_dtype("auto", config, torch.device("cpu"), is_native=is_native) == expected
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])

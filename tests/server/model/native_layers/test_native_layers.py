@@ -14,11 +14,11 @@ from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
-from server.model.native_families import NATIVE_FAMILIES
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
+from tests.native_families import NATIVE_FAMILIES
 from tests.server.model.test_parity import PROMPTS, generate
 
 BLOCK = 16  # tokens; what the native attention takes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NATIVE_FAMILIES = (  # by `model_type`; a checkpoint of one may still lack what `find_native_layers` looks for
+NATIVE_FAMILIES = (  # by `model_type`
     "aria_text",
     "dots1",
     "ernie4_5_moe",

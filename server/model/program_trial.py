@@ -1,0 +1,126 @@
+"""Finds what would run where, from a config alone: tries a few layers on random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from expert_store import ExpertCatalog
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.library import Kernels
+from server.model.architecture import text_body
+from server.model.checkpoint.config_checks import config_errors
+from server.model.errors import NotBatchableError
+from server.model.program import NO_KERNELS, ModelProgram, Target
+from server.model.transformers_hooks.batching_checks import check_batchable
+from server.model.trunk import Trunk
+from server.model.trunk_loader import build_model, empty_experts, load_trunk_weights
+
+MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
+SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
+
+
+@torch.inference_mode()
+def find_program(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    kernels: Kernels | None,
+    catalog: ExpertCatalog,
+    max_model_len: int | None = None,
+) -> ModelProgram:
+    """Return what serving a model runs where, without its weights.
+
+    The trial has the first layers, as many as show one of each kind, in their full size.
+
+    Args:
+        config: of the model.
+        dtype: the compute dtype.
+        kernels: the native ones; None if there are none.
+        catalog: the model's experts.
+        max_model_len: the requested length.
+
+    Raises:
+        ModelError: the model can't be served.
+    """
+    config = deepcopy(config)
+    text = config.get_text_config()
+    text.vocab_size = min(MOST_TOKENS, text.vocab_size)
+    if getattr(text, "pad_token_id", None) is not None:
+        text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
+    model = build_model(config, dtype)
+    try:
+        check_batchable(model)
+        if kernels is None:
+            return ModelProgram.uniform(model, Target.MODULES, NO_KERNELS)
+        kinds = _keep_one_of_each_kind(model)
+        trunk = _try(model, dtype, kernels, catalog, max_model_len)
+    except NotBatchableError as error:
+        return ModelProgram.uniform(build_model(config, dtype, None), Target.TRANSFORMERS, str(error))
+    program = trunk.facts.program
+    if not program.has_native:
+        return ModelProgram.uniform(build_model(config, dtype), Target.MODULES, program.reason)
+    blocks = dict(zip(kinds, program.blocks, strict=False))
+    return ModelProgram(tuple(blocks[kind] for kind in kinds))
+
+
+def _try(
+    model: PreTrainedModel, dtype: torch.dtype, kernels: Kernels, catalog: ExpertCatalog, max_model_len: int | None
+) -> Trunk:
+    layers = empty_experts(model)
+    load_trunk_weights(model, _random_weights(model), dtype, type(model).__name__)
+    model.eval()
+    with config_errors(model.config):
+        return Trunk(model, catalog, layers, pool=ComputePool(1, kernels), max_model_len=max_model_len)
+
+
+def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[Hashable]:
+    """Remove the layers behind the first of the last kind; return the kind of each layer before."""
+    body: Any = text_body(model)
+    if not isinstance(getattr(body, "layers", None), nn.ModuleList):
+        return ()
+    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(body.layers)
+    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, body.layers, strict=False)]
+    body.layers = body.layers[: 1 + max(kinds.index(kind) for kind in kinds)]
+    return kinds
+
+
+def _kind_of(layer: nn.Module) -> Hashable:
+    """Return what distinguishes a layer from others: its modules, their parameters and settings, but its number."""
+    return tuple(
+        (
+            name,
+            type(module),
+            tuple((parameter, tuple(value.shape)) for parameter, value in module.named_parameters(recurse=False)),
+            tuple(
+                (key, value)
+                for key, value in vars(module).items()
+                if isinstance(value, bool | int | float | str) and key != "layer_idx"
+            ),
+        )
+        for name, module in layer.named_modules()
+    )
+
+
+def _random_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    random, count = torch.Generator().manual_seed(0), max(value.numel() for value in state.values())
+    numbers = torch.empty(min(count, 1 << 20) + SPARE_NUMBERS).normal_(generator=random)
+    numbers = numbers.repeat(-(-(count + SPARE_NUMBERS) // len(numbers)))
+    weights = {}
+    for name, value in state.items():
+        if not value.numel():  # experts, which are not run
+            continue
+        first = int(torch.randint(SPARE_NUMBERS, (), generator=random))
+        own = numbers[first : first + value.numel()].view(value.shape)
+        if not value.is_floating_point():
+            weights[name] = torch.ones(value.shape, dtype=value.dtype)
+        elif value.ndim > 1:
+            weights[name] = (own * value.shape[-1] ** -0.5).to(value.dtype)
+        else:
+            weights[name] = (own * 0.1 + ("norm" in name and name.endswith("weight"))).to(value.dtype)
+    return weights
