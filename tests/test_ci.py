@@ -29,7 +29,7 @@ def dependencies(extra: str = "") -> list[Requirement]:
         further
         for each in named
         if each.name == project["name"]
-        for name in each.extras
+        for name in sorted(each.extras)
         for further in dependencies(name)
     ]
     return [*map(Requirement, project["dependencies"]), *own, *others]

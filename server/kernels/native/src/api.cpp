@@ -16,17 +16,17 @@ namespace greenroom {
 namespace {
 
 struct Handle {
-  Handle(int num_threads, const Level& level) : engine(num_threads, level) {}
+  Handle(int num_threads, const Level& level) : context(num_threads, level) {}
 
-  Engine engine;
-  std::mutex is_busy;  // the engine serves one call at a time
+  Context context;
+  std::mutex is_busy;  // the context serves one call at a time
 };
 
 template <typename Function>
 int guarded(Handle* handle, Function function) {
   const std::lock_guard<std::mutex> lock(handle->is_busy);
   try {
-    function(handle->engine);
+    function(handle->context);
   } catch (const std::bad_alloc&) {
     return 1;
   }
@@ -61,42 +61,42 @@ GREENROOM_API Handle* greenroom_open(int num_threads, const char* most) {
 GREENROOM_API void greenroom_close(Handle* handle) { delete handle; }
 
 GREENROOM_API int greenroom_linear(Handle* handle, const greenroom::LinearCall* call) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_linear(engine, *call); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { run_linear(context, *call); });
 }
 
 GREENROOM_API int greenroom_experts(Handle* handle, const greenroom::ExpertShape* shape,
                                     const greenroom::ExpertBatch* batch) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_experts(engine, *shape, *batch); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { run_experts(context, *shape, *batch); });
 }
 
 GREENROOM_API int greenroom_combine(Handle* handle, const greenroom::Combination* call) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { combine(engine, *call); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { combine(context, *call); });
 }
 
 GREENROOM_API int greenroom_begin_layer(Handle* handle, const greenroom::LayerSpec* layer,
                                         const greenroom::StepCall* step, int64_t place) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { begin_layer(engine, *layer, *step, place); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { begin_layer(context, *layer, *step, place); });
 }
 
 GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer,
                                          const greenroom::StepCall* step, int64_t place, const float* outputs) {
   return greenroom::guarded(
-      handle, [&](greenroom::Engine& engine) { finish_layer(engine, *layer, *step, place, outputs); });
+      handle, [&](greenroom::Context& context) { finish_layer(context, *layer, *step, place, outputs); });
 }
 
 GREENROOM_API int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer,
                                        const greenroom::StepCall* step) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { norm_input(engine, *layer, *step); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { norm_input(context, *layer, *step); });
 }
 
 GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
                                    const greenroom::StepCall* step, int64_t place) {
   return greenroom::guarded(
-      handle, [&](greenroom::Engine& engine) { run_layers(engine, layers, num_layers, *step, place); });
+      handle, [&](greenroom::Context& context) { run_layers(context, layers, num_layers, *step, place); });
 }
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_head(engine, *call); });
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { run_head(context, *call); });
 }
 
 // Checks of counts and offsets that come from files (formats/checks.h).

@@ -103,31 +103,31 @@ auto parts_of(const LoraExperts& lora, const LoraParts* const* by_adapter) {
 }
 
 // Computes a router's factors for a matrix of a batch's one expert, whose input is `x (rows, inputs)`.
-void route(Engine& engine, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
+void route(Context& context, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
            const int32_t* sources, const float* x, int64_t inputs) {
   const LoraExperts& lora = *batch.lora;
   const int64_t rows = batch.starts[1] - batch.starts[0];
   const auto parts = parts_of(lora, by_adapter);
   sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, sources, 0}, rows, x, inputs,
-                    engine.pool.num_threads(), [&](int64_t adapter) { return parts(0, adapter); });
-  auto score = [&](int64_t row, int thread) { sums.routes.score(engine.level, row, thread); };
+                    context.pool.num_threads(), [&](int64_t adapter) { return parts(0, adapter); });
+  auto score = [&](int64_t row, int thread) { sums.routes.score(context.level, row, thread); };
   const Phase phase = phase_of(rows, score);
-  engine.pool.run(&phase, 1);
+  context.pool.run(&phase, 1);
 }
 
 // Plans what adapters add to the first or the second matrix of the experts of a batch.
-void plan_lora(Engine& engine, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
+void plan_lora(Context& context, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
                const int32_t* sources, const LoraRows& rows) {
   const LoraExperts& lora = *batch.lora;
   const LoraFactors fixed{lora.factors, lora.num_adapters, sources, 0};
   sums.plan(lora.routing ? sums.routes.factors() : fixed, rows, batch.num_experts, batch.starts,
-            engine.pool.num_threads(), parts_of(lora, by_adapter));
+            context.pool.num_threads(), parts_of(lora, by_adapter));
 }
 
 }  // namespace
 
-void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch) {
-  const Level& level = engine.level;
+void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& batch) {
+  const Level& level = context.level;
   const int32_t begin = batch.starts[0];
   const int32_t* choices = batch.choices + begin;
   const int64_t rows = batch.starts[batch.num_experts] - begin;
@@ -144,22 +144,22 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   const bool is_shared = kind == other_kind && first.order == other.order;
   const int64_t panel_size = round_up(panel_bytes(kind, rows, first.inputs), 64);
   char* panel_memory =
-      engine.rows.reserve(panel_size + (is_shared ? 0 : panel_bytes(other_kind, rows, first.inputs)));
+      context.rows.reserve(panel_size + (is_shared ? 0 : panel_bytes(other_kind, rows, first.inputs)));
   Panel panel = place_panel(kind, rows, first.inputs, panel_memory);
   Panel other_panel = is_shared ? panel : place_panel(other_kind, rows, first.inputs, panel_memory + panel_size);
   Panel inner_panel =
-      place_panel(inner, rows, second.inputs, engine.hidden.reserve(panel_bytes(inner, rows, second.inputs)));
-  float* middle = engine.middle.reserve<float>(rows * width * 4 + engine.pool.num_threads() * second.inputs * 4);
+      place_panel(inner, rows, second.inputs, context.hidden.reserve(panel_bytes(inner, rows, second.inputs)));
+  float* middle = context.middle.reserve<float>(rows * width * 4 + context.pool.num_threads() * second.inputs * 4);
   float* activated = middle + rows * width;  // one row per thread
   const int64_t num_experts = batch.num_experts;
   const int64_t num_sources = *std::max_element(choices, choices + rows) / batch.top_k + 1;
   auto* tables =
-      engine.tables.reserve<int64_t>(num_experts * (shape.num_parts + 1) * 8 + (3 * rows + num_sources) * 4);
+      context.tables.reserve<int64_t>(num_experts * (shape.num_parts + 1) * 8 + (3 * rows + num_sources) * 4);
   auto* sources = reinterpret_cast<int32_t*>(tables + num_experts * (shape.num_parts + 1));
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
   const Duplicates duplicates(sources, rows, num_sources, sources + rows, first.order || other.order);
 
-  LoraSums &first_lora = engine.first_lora, &second_lora = engine.second_lora;
+  LoraSums &first_lora = context.first_lora, &second_lora = context.second_lora;
   first_lora.clear();
   second_lora.clear();
   const bool is_routed = batch.lora && batch.lora->routing;
@@ -167,14 +167,14 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   if (batch.lora) {
     const LoraExperts& lora = *batch.lora;
     if (is_routed) {  // all tokens have one expert, so row i is token i
-      route(engine, first_lora, batch, lora.first, sources, static_cast<const float*>(batch.x), first.inputs);
+      route(context, first_lora, batch, lora.first, sources, static_cast<const float*>(batch.x), first.inputs);
     }
-    plan_lora(engine, first_lora, batch, lora.first, sources, {batch.x, batch.x_format, batch.x_stride, sources});
+    plan_lora(context, first_lora, batch, lora.first, sources, {batch.x, batch.x_format, batch.x_stride, sources});
     if (!is_routed) {
-      plan_lora(engine, second_lora, batch, lora.second, sources, {nullptr, Format::kFloat32, second.inputs, nullptr});
+      plan_lora(context, second_lora, batch, lora.second, sources, {nullptr, Format::kFloat32, second.inputs, nullptr});
     }
     if (is_routed || !second_lora.is_empty()) {
-      exact = engine.exact.reserve<float>(rows * second.inputs * 4);
+      exact = context.exact.reserve<float>(rows * second.inputs * 4);
       second_lora.set_rows(exact);
     }
   }
@@ -259,21 +259,21 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
                      phase_of(row_tiles, activate)};
   int num_phases = 3;
   if (is_routed) {
-    engine.pool.run(phases, num_phases);
+    context.pool.run(phases, num_phases);
     num_phases = 0;
-    route(engine, second_lora, batch, batch.lora->second, sources, exact, second.inputs);
-    plan_lora(engine, second_lora, batch, batch.lora->second, sources,
+    route(context, second_lora, batch, batch.lora->second, sources, exact, second.inputs);
+    plan_lora(context, second_lora, batch, batch.lora->second, sources,
               {exact, Format::kFloat32, second.inputs, nullptr});
   }
   if (!second_lora.is_empty()) phases[num_phases++] = phase_of(second_lora.num_tiles(), multiply_down);
   phases[num_phases++] = phase_of(second_tiles.count(), multiply_second);
-  engine.pool.run(phases, num_phases);
+  context.pool.run(phases, num_phases);
 }
 
-void combine(Engine& engine, const Combination& call) {
-  const Level& level = engine.level;
+void combine(Context& context, const Combination& call) {
+  const Level& level = context.level;
   const int64_t hidden = call.hidden;
-  float* sums = engine.middle.reserve<float>(engine.pool.num_threads() * (hidden + call.top_k) * 4);
+  float* sums = context.middle.reserve<float>(context.pool.num_threads() * (hidden + call.top_k) * 4);
   auto* outputs = const_cast<float*>(call.outputs);
   for (int64_t i = 0; i < call.num_absent; ++i) {
     std::memset(outputs + call.absent[i] * hidden, 0, static_cast<size_t>(hidden) * sizeof(float));
@@ -291,7 +291,7 @@ void combine(Engine& engine, const Combination& call) {
                  hidden);
   };
   const Phase phase = phase_of(call.tokens, add);
-  engine.pool.run(&phase, 1);
+  context.pool.run(&phase, 1);
 }
 
 }  // namespace greenroom

@@ -1,7 +1,7 @@
 // Runs the experts of a layer, each on its rows.
 #pragma once
 
-#include "engine.h"
+#include "context.h"
 
 namespace greenroom {
 
@@ -36,7 +36,7 @@ struct ExpertBatch {
   const LoraExperts* lora;   // null without adapters
 };
 
-void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch);
+void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& batch);
 
 // Weights the outputs of each token's choices and adds them in the order of the choices.
 struct Combination {
@@ -53,6 +53,6 @@ struct Combination {
   Format y_format;
 };
 
-void combine(Engine& engine, const Combination& call);
+void combine(Context& context, const Combination& call);
 
 }  // namespace greenroom

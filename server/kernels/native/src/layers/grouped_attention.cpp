@@ -62,8 +62,8 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
 // The attention of a layer: functions of the tiles of its phases, and their memory.
 class LayerAttention {
  public:
-  LayerAttention(Engine& engine, const LayerSpec& layer, const GroupedAttention& spec, const StepCall& step)
-      : level_(engine.level),
+  LayerAttention(Context& context, const LayerSpec& layer, const GroupedAttention& spec, const StepCall& step)
+      : level_(context.level),
         layer_(layer),
         spec_(spec),
         step_(step),
@@ -80,12 +80,12 @@ class LayerAttention {
     const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
     const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
     const int64_t output_size = panel_bytes(output_kind, step.tokens, attended_size_);
-    panel = place_panel(kind, step.tokens, step.hidden_size, engine.rows.reserve(size + output_size));
+    panel = place_panel(kind, step.tokens, step.hidden_size, context.rows.reserve(size + output_size));
     output_panel =
         place_panel(output_kind, step.tokens, attended_size_, static_cast<char*>(panel.data) + size);
-    heads_ = engine.heads.reserve<float>(step.tokens * width_ * 4);
-    attended = engine.attended.reserve<float>(
-        (step.tokens * attended_size_ + engine.pool.num_threads() * scratch_size_) * 4);
+    heads_ = context.heads.reserve<float>(step.tokens * width_ * 4);
+    attended = context.attended.reserve<float>(
+        (step.tokens * attended_size_ + context.pool.num_threads() * scratch_size_) * 4);
     scratch_ = attended + step.tokens * attended_size_;
     for (int64_t i = 0; i < step.num_sequences; ++i) {
       token_tiles_ += divide_up(step.sequences[i].num_tokens, kTokenTile);
@@ -197,12 +197,12 @@ class LayerAttention {
   float* scratch_;  // (threads, scratch_size)
 };
 
-void run(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GroupedAttention*>(layer.mixer);
-  const Level& level = engine.level;
-  LayerAttention attention(engine, layer, spec, step);
-  LoraSums* const lora[] = {&engine.query_lora, &engine.key_lora, &engine.value_lora};
-  LoraSums& output_lora = engine.output_lora;
+  const Level& level = context.level;
+  LayerAttention attention(context, layer, spec, step);
+  LoraSums* const lora[] = {&context.query_lora, &context.key_lora, &context.value_lora};
+  LoraSums& output_lora = context.output_lora;
   for (LoraSums* sums : {lora[0], lora[1], lora[2], &output_lora}) sums->clear();
   const LoraSite sites[] = {{*lora[0], &LoraLayer::query, step.normed, step.hidden_size},
                             {*lora[1], &LoraLayer::key, step.normed, step.hidden_size},
@@ -221,7 +221,7 @@ void run(Engine& engine, const LayerSpec& layer, const StepCall& step) {
     }
   };
   const auto take_heads = [&](auto... results) { attention.take_heads(results...); };
-  auto project = multiply_sides(engine, attention.panel, sides, 3, kOutputTile, take_heads);
+  auto project = multiply_sides(context, attention.panel, sides, 3, kOutputTile, take_heads);
   auto place = [&](int64_t token, int) { attention.place(token); };
   auto attend = [&](int64_t tile, int thread) { attention.attend(tile, thread); };
   auto prepare_output = [&](int64_t token, int thread) {
@@ -229,16 +229,16 @@ void run(Engine& engine, const LayerSpec& layer, const StepCall& step) {
     attention.prepare_output(token);
   };
   const auto take_output = [&](auto... results) { attention.take_output(results...); };
-  auto project_back = multiply_sides(engine, attention.output_panel, &output_side, 1, kOutputTile, take_output);
+  auto project_back = multiply_sides(context, attention.output_panel, &output_side, 1, kOutputTile, take_output);
 
-  PhaseList phases(engine.pool);
+  PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
-  plan_sites(phases, sites, 3, engine, layer, step);
+  plan_sites(phases, sites, 3, context, layer, step);
   phases.add(lora[0]->num_tiles() + lora[1]->num_tiles() + lora[2]->num_tiles(), multiply_down);
   phases.add(num_tiles(sides, 3, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   phases.add(attention.num_tiles(), attend);
-  plan_sites(phases, &output_site, 1, engine, layer, step);
+  plan_sites(phases, &output_site, 1, context, layer, step);
   phases.add(step.tokens + output_lora.num_tiles(), prepare_output);
   phases.add(num_tiles(&output_side, 1, step.tokens, kOutputTile), project_back);
   phases.run();

@@ -4,24 +4,24 @@
 
 namespace greenroom {
 
-void run_head(Engine& engine, const HeadCall& call) {
-  const Level& level = engine.level;
+void run_head(Context& context, const HeadCall& call) {
+  const Level& level = context.level;
   const int64_t hidden_size = call.hidden_size, rows = call.num_logits, vocabulary = call.matrix.outputs;
   const PanelKind kind = level.panel_kind(call.matrix, call.is_exact);
   Panel panel =
-      place_panel(kind, rows, hidden_size, engine.rows.reserve(panel_bytes(kind, rows, hidden_size)));
+      place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;
     level.normalise(call.hidden + call.rows[row] * hidden_size, call.norm, call.norm_epsilon, hidden_size, normed);
     if (row < rows) level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
   };
-  LoraSums& lora = engine.head_lora;
+  LoraSums& lora = context.head_lora;
   lora.clear();
-  PhaseList phases(engine.pool);
+  PhaseList phases(context.pool);
   auto score = [&](int64_t row, int thread) { lora.routes.score(level, row, thread); };
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
   const Side side[] = {{&call.matrix, call.bias, 0, &lora}};
-  auto multiply = multiply_sides(engine, panel, side, 1, kOutputTile,
+  auto multiply = multiply_sides(context, panel, side, 1, kOutputTile,
                                  [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
@@ -31,14 +31,14 @@ void run_head(Engine& engine, const HeadCall& call) {
     const LoraStep& step = *call.lora;
     LoraFactors factors{step.factors, step.num_adapters, call.rows, 0};
     if (step.routing) {
-      lora.routes.begin(*step.routing, factors, rows, call.normed, hidden_size, engine.pool.num_threads(),
+      lora.routes.begin(*step.routing, factors, rows, call.normed, hidden_size, context.pool.num_threads(),
                         [&](int64_t adapter) { return step.heads[adapter]; });
       phases.add(rows, score);
       phases.run();
       factors = lora.routes.factors();
     }
     const int32_t starts[] = {0, static_cast<int32_t>(rows)};
-    lora.plan(factors, {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, engine.pool.num_threads(),
+    lora.plan(factors, {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, context.pool.num_threads(),
               [&](int64_t, int64_t adapter) { return step.heads[adapter]; });
   }
   phases.add(lora.num_tiles(), multiply_down);

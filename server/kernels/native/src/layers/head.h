@@ -1,7 +1,7 @@
 // The end of a model.
 #pragma once
 
-#include "engine.h"
+#include "context.h"
 
 namespace greenroom {
 
@@ -23,6 +23,6 @@ struct HeadCall {
   const LoraStep* lora;      // null for a step without adapters
 };
 
-void run_head(Engine& engine, const HeadCall& call);
+void run_head(Context& context, const HeadCall& call);
 
 }  // namespace greenroom

@@ -11,7 +11,7 @@ namespace {
 
 constexpr MixerOperations kExternal = {
     [](const void*, int64_t) -> const char* { return nullptr; },
-    [](Engine&, const LayerSpec&, const StepCall&) {},
+    [](Context&, const LayerSpec&, const StepCall&) {},
 };
 
 // By kind.
@@ -38,31 +38,31 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }
 
-void norm_input(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
-    engine.level.normalise(step.hidden + token * size, layer.input_norm, layer.norm_epsilon, size,
+    context.level.normalise(step.hidden + token * size, layer.input_norm, layer.norm_epsilon, size,
                            step.normed + token * size);
   };
   const Phase phase = phase_of(step.tokens, norm);
-  engine.pool.run(&phase, 1);
+  context.pool.run(&phase, 1);
 }
 
-void begin_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
-  operations_of(layer.mixer_kind)->run(engine, layer, step);
-  operations_of(layer.feed_forward_kind)->begin(engine, layer, step, place);
+void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  operations_of(layer.mixer_kind)->run(context, layer, step);
+  operations_of(layer.feed_forward_kind)->begin(context, layer, step, place);
 }
 
-void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
-  operations_of(layer.feed_forward_kind)->finish(engine, layer, step, place, outputs);
+void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
+  operations_of(layer.feed_forward_kind)->finish(context, layer, step, place, outputs);
 }
 
-void run_layers(Engine& engine, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {
+void run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {
   for (int64_t i = 0; i < num_layers; ++i) {
     const FeedForwardOperations& feed_forward = *operations_of(layers[i].feed_forward_kind);
-    begin_layer(engine, layers[i], step, place);
-    const float* outputs = feed_forward.run_experts(engine, layers[i], step, place);
-    finish_layer(engine, layers[i], step, place, outputs);
+    begin_layer(context, layers[i], step, place);
+    const float* outputs = feed_forward.run_experts(context, layers[i], step, place);
+    finish_layer(context, layers[i], step, place, outputs);
     place += feed_forward.is_routed;
   }
 }

@@ -35,7 +35,7 @@ struct MixerOperations {
   const char* (*check)(const void* spec, int64_t hidden_size);
 
   // Normalises the hidden states, runs the mixer and adds its results.
-  void (*run)(Engine& engine, const LayerSpec& layer, const StepCall& step);
+  void (*run)(Context& context, const LayerSpec& layer, const StepCall& step);
 };
 
 struct FeedForwardOperations {
@@ -44,14 +44,14 @@ struct FeedForwardOperations {
   const char* (*check)(const void* spec, int64_t hidden_size, int64_t slot_bytes);
 
   // Normalises the hidden states, and chooses experts if it is routed.
-  void (*begin)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+  void (*begin)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
   // Runs the chosen experts, all of which are loaded; returns their results (tokens * top_k, hidden), or null if it is
   // not routed.
-  const float* (*run_experts)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+  const float* (*run_experts)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
   // Adds these weighted results, and those of what every token runs through.
-  void (*finish)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
+  void (*finish)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 };
 
 // Null if there is no such kind.
@@ -61,15 +61,15 @@ const FeedForwardOperations* operations_of(FeedForwardKind kind);
 const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slot_bytes);
 
 // Normalises the hidden states for a mixer of the external kind, into `step.normed`.
-void norm_input(Engine& engine, const LayerSpec& layer, const StepCall& step);
+void norm_input(Context& context, const LayerSpec& layer, const StepCall& step);
 
 // Runs a layer up to the choice of its experts.
-void begin_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
 // Adds the results of its experts, and what else the layer adds.
-void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
+void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 
 // Runs layers whose experts are all loaded; `place` is the index of the first among those that are routed.
-void run_layers(Engine& engine, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
+void run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -1,7 +1,7 @@
 // What the adapters of a step add to the matrices of a decoder layer.
 #pragma once
 
-#include "engine.h"
+#include "context.h"
 #include "layers/layer.h"
 
 namespace greenroom {
@@ -17,20 +17,20 @@ struct LoraSite {
 inline bool is_routed(const StepCall& step) { return step.lora && step.lora->routing; }
 
 // Prepares the computation of a site's factors from its input.
-inline void begin_routes(const Engine& engine, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
+inline void begin_routes(const Context& context, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
   const LoraStep& lora = *step.lora;
   site.sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, nullptr, 0}, step.tokens, site.x, site.inputs,
-                         engine.pool.num_threads(),
+                         context.pool.num_threads(),
                          [&](int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
 }
 
 // Plans what the adapters of a step add at a site, after a router's factors were computed.
-inline void plan_lora(const Engine& engine, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
+inline void plan_lora(const Context& context, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
   const LoraStep& lora = *step.lora;
   const int32_t starts[] = {0, static_cast<int32_t>(step.tokens)};
   const LoraFactors fixed{lora.factors, lora.num_adapters, nullptr, 0};
   site.sums.plan(lora.routing ? site.sums.routes.factors() : fixed, {site.x, Format::kFloat32, site.inputs, nullptr}, 1,
-                 starts, engine.pool.num_threads(),
+                 starts, context.pool.num_threads(),
                  [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
 }
 
@@ -41,11 +41,11 @@ struct ExpertParts {
 
 // Returns what the adapters of a step add to some experts of a layer. `numbers` are the experts of the batch.
 template <typename PartsOf>
-LoraExperts lora_of_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, const int32_t* numbers,
+LoraExperts lora_of_experts(Context& context, const LayerSpec& layer, const StepCall& step, const int32_t* numbers,
                             PartsOf parts_of) {
   if (!step.lora) return {};
   const LoraStep& lora = *step.lora;
-  auto* first = engine.adapters.reserve<const LoraParts*>(2 * lora.num_adapters * 8);
+  auto* first = context.adapters.reserve<const LoraParts*>(2 * lora.num_adapters * 8);
   const LoraParts** second = first + lora.num_adapters;
   for (int64_t adapter = 0; adapter < lora.num_adapters; ++adapter) {
     const ExpertParts parts = parts_of(lora.layers[adapter][layer.index]);
@@ -57,18 +57,18 @@ LoraExperts lora_of_experts(Engine& engine, const LayerSpec& layer, const StepCa
 
 // Plans additions to matrices of the same input. If a router computes factors, runs the phases so far, which compute the
 // input, and the routing.
-inline void plan_sites(PhaseList& phases, const LoraSite* sites, int num_sites, const Engine& engine,
+inline void plan_sites(PhaseList& phases, const LoraSite* sites, int num_sites, const Context& context,
                        const LayerSpec& layer, const StepCall& step) {
   if (!step.lora) return;
   auto score = [&](int64_t row, int thread) {
-    for (int i = 0; i < num_sites; ++i) sites[i].sums.routes.score(engine.level, row, thread);
+    for (int i = 0; i < num_sites; ++i) sites[i].sums.routes.score(context.level, row, thread);
   };
   if (is_routed(step)) {
-    for (int i = 0; i < num_sites; ++i) begin_routes(engine, sites[i], layer, step);
+    for (int i = 0; i < num_sites; ++i) begin_routes(context, sites[i], layer, step);
     phases.add(step.tokens, score);
     phases.run();
   }
-  for (int i = 0; i < num_sites; ++i) plan_lora(engine, sites[i], layer, step);
+  for (int i = 0; i < num_sites; ++i) plan_lora(context, sites[i], layer, step);
 }
 
 }  // namespace greenroom

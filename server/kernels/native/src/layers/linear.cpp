@@ -12,12 +12,12 @@ void add_bias(const Level& level, const void* bias, Format format, int64_t rows,
   for (int64_t row = 0; row < rows; ++row) level.add_scaled(y + row * y_stride, numbers, 1.0f, count);
 }
 
-void run_linear(Engine& engine, const LinearCall& call) {
-  const Level& level = engine.level;
+void run_linear(Context& context, const LinearCall& call) {
+  const Level& level = context.level;
   const Matrix& matrix = call.matrix;
   const PanelKind kind = level.panel_kind(matrix, call.is_exact);
   Panel panel = place_panel(kind, call.rows, matrix.inputs,
-                            engine.rows.reserve(panel_bytes(kind, call.rows, matrix.inputs)));
+                            context.rows.reserve(panel_bytes(kind, call.rows, matrix.inputs)));
   panel.order = static_cast<const int32_t*>(matrix.order);
   constexpr int64_t kPrepared = 4;  // rows per tile
   auto prepare = [&](int64_t tile, int) {
@@ -42,7 +42,7 @@ void run_linear(Engine& engine, const LinearCall& call) {
   };
   const Phase phases[] = {phase_of(divide_up(call.rows, kPrepared), prepare),
                           phase_of(output_tiles * row_tiles, multiply)};
-  engine.pool.run(phases, 2);
+  context.pool.run(phases, 2);
 }
 
 }  // namespace greenroom

@@ -1,7 +1,7 @@
 // A linear layer.
 #pragma once
 
-#include "engine.h"
+#include "context.h"
 
 namespace greenroom {
 
@@ -19,6 +19,6 @@ struct LinearCall {
   int32_t is_exact;  // never round rows
 };
 
-void run_linear(Engine& engine, const LinearCall& call);
+void run_linear(Context& context, const LinearCall& call);
 
 }  // namespace greenroom

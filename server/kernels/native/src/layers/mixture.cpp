@@ -10,17 +10,17 @@ namespace greenroom {
 namespace {
 
 // Adds what adapters add to the logits of an MLP's weighting, (tokens).
-void add_to_gates(Engine& engine, const LayerSpec& layer, const StepCall& step, float* gates) {
-  LoraSums& sums = engine.gate_lora;
+void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step, float* gates) {
+  LoraSums& sums = context.gate_lora;
   const LoraSite site{sums, &LoraLayer::dense_gate, step.normed, step.hidden_size};
   if (is_routed(step)) {
-    begin_routes(engine, site, layer, step);
-    for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(engine.level, row, 0);
+    begin_routes(context, site, layer, step);
+    for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(context.level, row, 0);
   }
-  plan_lora(engine, site, layer, step);
-  for (int64_t tile = 0; tile < sums.num_tiles(); ++tile) sums.multiply_down(engine.level, tile, 0);
+  plan_lora(context, site, layer, step);
+  for (int64_t tile = 0; tile < sums.num_tiles(); ++tile) sums.multiply_down(context.level, tile, 0);
   for (int64_t row = 0; row < step.tokens; row += kRowTile) {
-    sums.add(engine.level, 0, row, std::min(row + kRowTile, step.tokens), 0, 1, gates + row, 1);
+    sums.add(context.level, 0, row, std::min(row + kRowTile, step.tokens), 0, 1, gates + row, 1);
   }
 }
 
@@ -30,39 +30,39 @@ struct Weighted {
   const float* weights;
 };
 
-Weighted run_mlp(Engine& engine, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
-  const Level& level = engine.level;
+Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
+  const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
-  auto* results = engine.shared.reserve<float>((tokens * hidden_size + tokens) * 4);
+  auto* results = context.shared.reserve<float>((tokens * hidden_size + tokens) * 4);
   float* gates = results + tokens * hidden_size;
-  auto* numbers = engine.sorted.reserve<int32_t>(tokens * 4);
+  auto* numbers = context.sorted.reserve<int32_t>(tokens * 4);
   for (int64_t token = 0; token < tokens; ++token) numbers[token] = static_cast<int32_t>(token);
   const uint64_t slot = 0;
   const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
   const int32_t number = 0;
-  LoraExperts lora = lora_of_experts(engine, layer, step, &number, [](const LoraLayer& of) {
+  LoraExperts lora = lora_of_experts(context, layer, step, &number, [](const LoraLayer& of) {
     return ExpertParts{&of.dense_first, &of.dense_second};
   });
   if (step.lora) lora.routing = step.lora->routing;
   const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  results, 1, 1, hidden_size,
                           Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
-  greenroom::run_experts(engine, mlp.shape, batch);
+  greenroom::run_experts(context, mlp.shape, batch);
   if (!mlp.weighting.outputs) return {results, nullptr};
   Panel panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
-                            engine.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
+                            context.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, 0, tokens);
   level.multiply(mlp.weighting, panel, 0, tokens, 0, 1, gates, 1);
-  if (step.lora) add_to_gates(engine, layer, step, gates);
+  if (step.lora) add_to_gates(context, layer, step, gates);
   level.sigmoid(gates, tokens);
   return {results, gates};
 }
 
 // Adds the weighted `outputs (tokens * top_k, hidden)` of experts and the results of an MLP to the hidden states.
-void add_results(Engine& engine, const LayerSpec& layer, const StepCall& step, const float* outputs, const float* weights,
+void add_results(Context& context, const LayerSpec& layer, const StepCall& step, const float* outputs, const float* weights,
                  int64_t top_k, const Weighted& mlp) {
-  const Level& level = engine.level;
+  const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
-  float* sums = engine.middle.reserve<float>(engine.pool.num_threads() * hidden_size * 4);
+  float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
   auto add = [&](int64_t token, int thread) {
     float* sum = sums + thread * hidden_size;
     std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
@@ -75,17 +75,17 @@ void add_results(Engine& engine, const LayerSpec& layer, const StepCall& step, c
     level.add_scaled(step.hidden + token * hidden_size, sum, layer.residual_scale, hidden_size);
   };
   const Phase phase = phase_of(tokens, add);
-  engine.pool.run(&phase, 1);
+  context.pool.run(&phase, 1);
 }
 
 // Runs the experts of a layer, all of which are in memory.
-const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
+const float* run_resident_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const int64_t num_choices = step.tokens * mixture.router.top_k;
   const int64_t num_experts = step.sets ? step.most_experts : mixture.num_experts;
   const int32_t* chosen = choices_of(step, place);
   const uint64_t* slots = step.slots + place * step.most_experts;
-  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (3 * num_experts + 2 + 2 * num_choices) * 4);
+  auto* used_slots = context.sorted.reserve<uint64_t>(num_experts * 8 + (3 * num_experts + 2 + 2 * num_choices) * 4);
   auto* starts = reinterpret_cast<int32_t*>(used_slots + num_experts);
   int32_t* ends = starts + num_experts + 1;  // by expert
   int32_t* used = ends + num_experts + 1;
@@ -120,13 +120,13 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
   }
   starts[num_used] = end;
   for (int64_t i = 0; i < num_choices; ++i) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
-  float* results = engine.results.reserve<float>(num_choices * step.hidden_size * 4);
-  const LoraExperts lora = lora_of_experts(engine, layer, step, used, [](const LoraLayer& of) {
+  float* results = context.results.reserve<float>(num_choices * step.hidden_size * 4);
+  const LoraExperts lora = lora_of_experts(context, layer, step, used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
   });
   const ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, mixture.router.top_k,
                           step.hidden_size, Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
-  run_experts(engine, mixture.experts, batch);
+  run_experts(context, mixture.experts, batch);
   return results;
 }
 
@@ -145,10 +145,10 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
   return mixture.has_shared ? check_mlp(mixture.shared, hidden_size) : nullptr;
 }
 
-void finish_mixture(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
+void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
-  const Weighted shared = mixture.has_shared ? run_mlp(engine, layer, mixture.shared, step) : Weighted{};
-  add_results(engine, layer, step, outputs, weights_of(step, place), mixture.router.top_k, shared);
+  const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
+  add_results(context, layer, step, outputs, weights_of(step, place), mixture.router.top_k, shared);
 }
 
 }  // namespace
@@ -158,21 +158,21 @@ const FeedForwardOperations kMlp = {
     [](const void* feed_forward, int64_t hidden_size, int64_t) {
       return check_mlp(*static_cast<const Mlp*>(feed_forward), hidden_size);
     },
-    [](Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
-      norm_and_route(engine, layer, nullptr, step, place);
+    [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+      norm_and_route(context, layer, nullptr, step, place);
     },
-    [](Engine&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
-    [](Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
-      const Weighted mlp = run_mlp(engine, layer, *static_cast<const Mlp*>(layer.feed_forward), step);
-      add_results(engine, layer, step, nullptr, nullptr, 0, mlp);
+    [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
+    [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
+      const Weighted mlp = run_mlp(context, layer, *static_cast<const Mlp*>(layer.feed_forward), step);
+      add_results(context, layer, step, nullptr, nullptr, 0, mlp);
     },
 };
 
 const FeedForwardOperations kExperts = {
     true,
     check_mixture,
-    [](Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
-      norm_and_route(engine, layer, &static_cast<const Mixture*>(layer.feed_forward)->router, step, place);
+    [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+      norm_and_route(context, layer, &static_cast<const Mixture*>(layer.feed_forward)->router, step, place);
     },
     run_resident_experts,
     finish_mixture,

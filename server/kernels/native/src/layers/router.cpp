@@ -78,15 +78,15 @@ const Router& router_of(const Router& own, const StepCall& step, int64_t place, 
 // are left out.
 class RouterLogits {
  public:
-  RouterLogits(Engine& engine, const Router& own, const StepCall& step, int64_t place, const Panel& panel)
-      : engine_(engine), own_(own), step_(step), place_(place), panel_(panel), width_(own.matrix.outputs) {
+  RouterLogits(Context& context, const Router& own, const StepCall& step, int64_t place, const Panel& panel)
+      : context_(context), own_(own), step_(step), place_(place), panel_(panel), width_(own.matrix.outputs) {
     for (int64_t set = 0; set < (step.sets ? step.sets->num_sets : 1); ++set) {
       const int64_t outputs = router(set).matrix.outputs;
       width_ = std::max<int64_t>(width_, outputs);
       spare_ = std::max<int64_t>(spare_, outputs + router(set).num_groups);
       output_tiles_ += divide_up(outputs, kRouterTile);
     }
-    logits_ = engine.logits.reserve<float>((step.tokens * width_ + engine.pool.num_threads() * spare_) * 4);
+    logits_ = context.logits.reserve<float>((step.tokens * width_ + context.pool.num_threads() * spare_) * 4);
   }
 
   int64_t num_tiles() const { return output_tiles_ * divide_up(step_.tokens, kRowTile); }
@@ -105,11 +105,11 @@ class RouterLogits {
       const int64_t row_set = set_of_row(step_, row);
       for (after = row + 1; after < end && set_of_row(step_, after) == row_set;) ++after;
       if (row_set != set) continue;
-      engine_.level.multiply(router.matrix, panel_, row, after, first, last, sums, kRouterTile);
+      context_.level.multiply(router.matrix, panel_, row, after, first, last, sums, kRouterTile);
       if (router.bias) {
-        add_bias(engine_.level, router.bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
+        add_bias(context_.level, router.bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
       }
-      engine_.router_lora.add(engine_.level, 0, row, after, first, last, sums, kRouterTile);
+      context_.router_lora.add(context_.level, 0, row, after, first, last, sums, kRouterTile);
       for (int64_t i = row; i < after; ++i) {
         std::memcpy(logits_ + i * width_ + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
       }
@@ -120,14 +120,14 @@ class RouterLogits {
     const Router& router = this->router(set_of_row(step_, token));
     const int64_t top_k = own_.top_k;
     float* spare = logits_ + step_.tokens * width_ + thread * spare_;
-    greenroom::choose(engine_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
+    greenroom::choose(context_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
                       choices_of(step_, place_) + token * top_k, weights_of(step_, place_) + token * top_k);
   }
 
  private:
   const Router& router(int64_t set) const { return router_of(own_, step_, place_, set); }
 
-  const Engine& engine_;
+  const Context& context_;
   const Router& own_;  // the layer's
   const StepCall& step_;
   const int64_t place_;
@@ -147,28 +147,28 @@ int64_t set_of_row(const StepCall& step, int64_t row) {
   return step.sets->set_of_sequence[sequence - step.sequences];
 }
 
-void norm_and_route(Engine& engine, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place) {
-  const Level& level = engine.level;
+void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place) {
+  const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   Panel panel{};
   if (router) {
     panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
-                        engine.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
+                        context.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   }
   auto norm = [&](int64_t token, int) {
     float* normed = step.normed + token * hidden_size;
     level.normalise(step.hidden + token * hidden_size, layer.inner_norm, layer.norm_epsilon, hidden_size, normed);
     if (router) level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };
-  PhaseList phases(engine.pool);
+  PhaseList phases(context.pool);
   phases.add(tokens, norm);
   if (!router) return phases.run();
 
-  LoraSums& lora = engine.router_lora;
+  LoraSums& lora = context.router_lora;
   lora.clear();
   const LoraSite site{lora, &LoraLayer::router, step.normed, hidden_size};
-  plan_sites(phases, &site, 1, engine, layer, step);
-  const RouterLogits logits(engine, *router, step, place, panel);
+  plan_sites(phases, &site, 1, context, layer, step);
+  const RouterLogits logits(context, *router, step, place, panel);
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
   auto compute = [&](int64_t tile, int) { logits.compute(tile); };
   auto choose_experts = [&](int64_t token, int thread) { logits.choose(token, thread); };

@@ -39,6 +39,6 @@ inline float* weights_of(const StepCall& step, int64_t place) {
 }
 
 // Normalises the hidden states for the feed-forward part, and chooses experts if there is a router.
-void norm_and_route(Engine& engine, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place);
+void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "engine.h"
+#include "context.h"
 
 namespace greenroom {
 
@@ -19,9 +19,9 @@ struct Side {
 // Returns the function of a tile: kRowTile rows and `output_tile` outputs of one matrix. `put(row, output, sums, count)`
 // takes each row of the results.
 template <typename Put>
-auto multiply_sides(const Engine& engine, const Panel& panel, const Side* sides, int num_sides, int64_t output_tile,
+auto multiply_sides(const Context& context, const Panel& panel, const Side* sides, int num_sides, int64_t output_tile,
                     Put put) {
-  return [&engine, &panel, sides, num_sides, output_tile, put](int64_t tile, int) {
+  return [&context, &panel, sides, num_sides, output_tile, put](int64_t tile, int) {
     const int64_t row_tiles = divide_up(panel.rows, kRowTile);
     int64_t place = tile / row_tiles;
     const int64_t first_row = tile % row_tiles * kRowTile, last_row = std::min(first_row + kRowTile, panel.rows);
@@ -33,11 +33,11 @@ auto multiply_sides(const Engine& engine, const Panel& panel, const Side* sides,
       }
       const int64_t first = place * output_tile, last = std::min(first + output_tile, sides[i].matrix->outputs);
       alignas(64) float sums[kRowTile * kOutputTile];
-      engine.level.multiply(*sides[i].matrix, panel, first_row, last_row, first, last, sums, kOutputTile);
+      context.level.multiply(*sides[i].matrix, panel, first_row, last_row, first, last, sums, kOutputTile);
       if (sides[i].bias) {
-        add_bias(engine.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
+        add_bias(context.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
       }
-      if (sides[i].lora) sides[i].lora->add(engine.level, 0, first_row, last_row, first, last, sums, kOutputTile);
+      if (sides[i].lora) sides[i].lora->add(context.level, 0, first_row, last_row, first, last, sums, kOutputTile);
       for (int64_t row = first_row; row < last_row; ++row) {
         put(row, sides[i].offset + first, sums + (row - first_row) * kOutputTile, last - first);
       }

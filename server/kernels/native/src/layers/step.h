@@ -1,7 +1,7 @@
 // The rows of a step, the arrays that its layers share, and what the weights of its sequences change.
 #pragma once
 
-#include "engine.h"
+#include "context.h"
 
 namespace greenroom {
 

@@ -11,8 +11,8 @@
 
 namespace greenroom {
 
-struct Engine {
-  Engine(int num_threads, const Level& level) : pool(num_threads), level(level) {}
+struct Context {
+  Context(int num_threads, const Level& level) : pool(num_threads), level(level) {}
 
   ThreadPool pool;
   const Level& level;
