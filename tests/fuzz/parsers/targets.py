@@ -36,6 +36,7 @@ from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.scoring_bodies import RerankBody, ScoreBody
 from server.api.openai.tokenization import DetokenizeBody, TokenizeBody
 from server.model.checkpoint.config_checks import check_files
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
@@ -167,7 +168,7 @@ def _config(data: bytes) -> None:
     name, _, text = data.partition(b"\n")
     parsers: dict[bytes, Callable[[Path], Any]] = {
         b"config.json": read_config,
-        b"generation_config.json": read_generation_config,
+        b"generation_config.json": lambda folder: read_generation_config(FolderCheckpoint(folder)),
         b"hf_quant_config.json": quantisation_beside_config,
         b"tokenizer_config.json": check_files,
         b"special_tokens_map.json": check_files,
