@@ -31,6 +31,7 @@ from expert_store import ExpertStore, Prefetcher, PrefetchMode, make_prefetcher
 from expert_store.prefetching.governor import Governor
 from expert_store.sources.file import DirectFile
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.read_config import read_config
 from server.model.dtype import compute_dtype
@@ -130,7 +131,7 @@ def sampled_streams(trunk: Trunk, num_streams: int, length: int) -> list[list[in
     for seed in range(num_streams):
         random = torch.Generator().manual_seed(seed)
         run = open_run(trunk, "off", 1.0, 1, length)
-        tokens = Tokenizer(BUNDLED).encode(PROMPT)
+        tokens = Tokenizer(FolderCheckpoint(BUNDLED)).encode(PROMPT)
         for position in range(length - 1):
             chunk = SequenceChunk([tokens[position]], position, [run.table])
             logits = trunk.forward([chunk], run.cache, run.store).logits

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import Tokenizer as ModelTokenizer
 
 CHAT_TEMPLATE = (
@@ -38,4 +39,4 @@ def save_byte_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE,
 def byte_codec(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> Codec:
     """The codec of such a tokenizer, which is written to a folder."""
     save_byte_tokenizer(folder, chat_template)
-    return Codec(ModelTokenizer(folder))
+    return Codec(ModelTokenizer(FolderCheckpoint(folder)))

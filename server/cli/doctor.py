@@ -63,14 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
 def examine(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
     """Yield the findings one by one, as each check is done."""
     set_up_torch(model)
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
-
     from server.doctor import environment, memory, processor  # noqa: PLC0415
     from server.doctor.model import check_model  # noqa: PLC0415
     from server.loading.bundled_weights import with_bundled_adapters  # noqa: PLC0415
+    from server.model.transformers_output import silence_transformers  # noqa: PLC0415
 
     settings = with_bundled_adapters(model, settings)
-    transformers_logging.set_verbosity_error()
+    silence_transformers()
     yield environment.check_versions()
     yield processor.check_cores(settings.threads)
     yield processor.check_instructions()

@@ -49,17 +49,17 @@ def run(arguments: argparse.Namespace) -> int:
         return fail(error, FAILURE)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     import torch  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
     from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.checkpoint.read_config import read_config  # noqa: PLC0415
+    from server.model.transformers_output import silence_transformers  # noqa: PLC0415
     from server.model.trunk_loader import build_model  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)
-    transformers_logging.set_verbosity_error()
+    silence_transformers()
     torch.set_num_threads(1)  # each job is a thread
     try:
         with exit_on_interrupt(UNFINISHED):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from server.device import find_device
 from server.inspection.bandwidth import measure_copy, measure_disk, measure_memory, temporary_experts
@@ -13,6 +12,7 @@ from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import summarise_model
 from server.inspection.report import as_object
 from server.inspection.throughput_bound import Bandwidths
+from server.model.transformers_output import silence_transformers
 from server.settings import ServeSettings
 
 
@@ -24,7 +24,7 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
         SettingsError: the device can't be used.
         OSError: a temporary file for measuring the disk can't be written.
     """
-    transformers_logging.set_verbosity_error()
+    silence_transformers()
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     device = find_device(settings.device)
     summary = summarise_model(model, settings, device)

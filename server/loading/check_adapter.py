@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from server.byte_sizes import format_bytes
 from server.loading.load_model import ModelParts, load_model
 from server.model.lora.errors import AdapterError
@@ -17,6 +15,7 @@ from server.model.lora.pairs import LoraPair, Match
 from server.model.lora.peft_config import PeftConfig, read_peft_config
 from server.model.lora.peft_files import find_files, locate, match_tensors, read_adapter
 from server.model.lora.targets import lora_targets
+from server.model.transformers_output import silence_transformers
 from server.settings import ServeSettings
 
 
@@ -39,8 +38,7 @@ def load_quietly(model: str | None, settings: ServeSettings) -> ModelParts:
     Raises:
         ModelError, ExpertStoreError, SettingsError: it can't be loaded.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     return load_model(model, settings)
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from expert_store import ExpertStore, Preloader
 from server.administration.store_administration import StoreAdministration
@@ -29,6 +28,7 @@ from server.memory.plan import MemoryPlan
 from server.memory.usage import MemoryUsage
 from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
+from server.model.transformers_output import silence_transformers
 from server.observability.metrics import Metrics
 from server.observability.routing_recorder import RoutingRecorder
 from server.settings import ServeSettings, SettingsError
@@ -93,8 +93,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         ModelError, ExpertStoreError: the model can't be served.
         SettingsError: a budget or limit does not suit the model.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     state = open_state(settings)
     parts, plan, paging = load_unreplaced(model, partial(_open, model, settings), lambda opened: opened.paging.close())
     kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)

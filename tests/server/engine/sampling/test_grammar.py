@@ -19,6 +19,7 @@ from server.engine.sampling.grammar import MAX_DIGITS, GrammarCompiler, GrammarM
 from server.engine.sampling.json_grammar import MAX_DEPTH, MAX_KEY
 from server.engine.sampling.lexer_sizes import LexerSize
 from server.engine.text.codec import Codec
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.text.tokenizer import Tokenizer as ModelTokenizer
 from tests.server.engine.text.tokenizers_of_kinds import KNOWN, OTHERS, with_added_tokens
 
@@ -83,7 +84,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 def codec_of(tokenizer: Tokenizer, folder: Path) -> Codec:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=None, eos_token="<|end|>")
     fast.save_pretrained(folder)
-    return Codec(ModelTokenizer(folder))
+    return Codec(ModelTokenizer(FolderCheckpoint(folder)))
 
 
 def written(codec: Codec, prompt: Sequence[int], token_ids: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.engine.text.codec import Codec
 from server.engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.text.token_bytes import ALPHABET, TokenBytes, decoder_rules
 from server.model.text.tokenizer import Tokenizer as ModelTokenizer
@@ -164,7 +165,7 @@ def test_decoders_that_join_tokens_have_no_rules(decoder: decoders.Decoder | Non
 def test_pieces_of_a_prompt_include_special_tokens(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp(kind)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(kind), unk_token=None).save_pretrained(folder)
-    codec = Codec(ModelTokenizer(folder))
+    codec = Codec(ModelTokenizer(FolderCheckpoint(folder)))
     tokenizer = tokenizer_of(kind)
     end = tokenizer.token_to_id("<|end|>")
     token_ids = [end, *tokenizer.encode(TEXTS[0]).ids, end]
@@ -180,7 +181,7 @@ def test_pieces_of_a_prompt_include_special_tokens(kind: str, tmp_path_factory: 
 @pytest.mark.parametrize("kind", ["byte_level", "llama", "word_piece"])
 def test_special_tokens_are_text_if_requested(kind: str, tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(kind), unk_token=None).save_pretrained(tmp_path)
-    codec, tokenizer = Codec(ModelTokenizer(tmp_path)), tokenizer_of(kind)
+    codec, tokenizer = Codec(ModelTokenizer(FolderCheckpoint(tmp_path))), tokenizer_of(kind)
     end = tokenizer.token_to_id("<|end|>")
     text_ids = tokenizer.encode(TEXTS[0]).ids
     silent, written = codec.detokenizer(text_ids), codec.detokenizer(text_ids, frozenset({end}))
