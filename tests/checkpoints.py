@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,17 @@ CONFIGS = {
 }
 
 
-_MADE: dict[tuple[Any, ...], tuple[Path, torch.Tensor]] = {}  # the folder, and torch's random state after it was made
+@dataclass(frozen=True)
+class _Made:
+    """A checkpoint, and what making it changes beside."""
+
+    folder: Path
+    random_state: torch.Tensor
+    architectures: list[str]  # of the config
+    dtype: Any
+
+
+_MADE: dict[tuple[Any, ...], _Made] = {}
 
 
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -109,12 +120,13 @@ def save_checkpoint(
     """
     key = (type(config).__name__, config.to_json_string(use_diff=False), dtype, as_published)
     if key not in _MADE:
-        made = Path(_folder().name) / str(len(_MADE))
-        _write(config, made, dtype, as_published=as_published)
-        _MADE[key] = made, torch.get_rng_state()
-    made, state = _MADE[key]
-    shutil.copytree(made, folder, dirs_exist_ok=True)
-    torch.set_rng_state(state)  # as if it had been made again
+        own = Path(_folder().name) / str(len(_MADE))
+        _write(config, own, dtype, as_published=as_published)
+        _MADE[key] = _Made(own, torch.get_rng_state(), config.architectures, config.dtype)
+    made = _MADE[key]
+    shutil.copytree(made.folder, folder, dirs_exist_ok=True)
+    torch.set_rng_state(made.random_state)
+    config.architectures, config.dtype = made.architectures, made.dtype
     return folder
 
 

@@ -86,7 +86,8 @@ def can_fork(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 def _takes_images(argument: str) -> bool:
     """Return True for the folder of a model that takes images, for which torchvision is imported."""
-    return any("vision_config" in path.read_text("utf-8", "ignore") for path in Path(argument).glob("config.json"))
+    config = Path(argument, "config.json")
+    return config.is_file() and "vision_config" in config.read_text("utf-8", "ignore")
 
 
 def _umask() -> int:

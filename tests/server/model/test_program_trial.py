@@ -1,4 +1,4 @@
-"""What would run where is known from a config, and is what runs where once the weights are there."""
+"""The program of a config is that of its model once the weights are there."""
 
 from __future__ import annotations
 
