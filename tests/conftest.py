@@ -1,6 +1,7 @@
 """Settings and marks of all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 # As the server sets it, before torch is imported: threads that spin while they wait take cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
 settings.register_profile("long", deadline=None, max_examples=2000)  # by --hypothesis-profile
