@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("benchmarks", "client", "docker", "expert_store", "greenroom", "server", "tests", "training")
-FRAGMENT = re.compile(r'^\s*r?"""(?:How|Of|That|What|Whether|Which|Who)\b.*', re.MULTILINE)
+FRAGMENT = re.compile(r'^\s*r?"""(?:How|Of|That|What|When|Where|Whether|Which|Who|Why)\b.*', re.MULTILINE)
 
 
 def test_no_docstring_opens_as_a_fragment() -> None:

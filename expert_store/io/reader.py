@@ -41,7 +41,7 @@ class ReadJob(Protocol):
 
     @property
     def sources(self) -> OpenSources:
-        """Where it reads from; they stay open meanwhile."""
+        """The open sources that it reads; they stay open until it is done."""
 
     @property
     def done(self) -> Done:

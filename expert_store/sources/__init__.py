@@ -1,1 +1,1 @@
-"""Where the bytes of experts come from: files, by one interface."""
+"""Sources of the bytes of experts, such as files, with one interface."""

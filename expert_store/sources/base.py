@@ -1,4 +1,4 @@
-"""Source: where the bytes of a checkpoint are. The rest of the store knows this interface, and no files.
+"""Protocols of a source of bytes, from which experts are read. The rest of the store knows these, and no files.
 
 A file is a source (``file.py``). Another kind is another module with a class for each of the two protocols below.
 """

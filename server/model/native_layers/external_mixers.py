@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,19 +37,16 @@ class MixerStep:
 
     def __init__(self, rotary: Any, positions: Sequence[int], dtype: torch.dtype, states: StepStates | None):
         self._rotary, self._positions, self._dtype, self.states = rotary, positions, dtype, states
-        self._angles: Any = None
 
-    @property
+    @cached_property
     def positions(self) -> torch.Tensor:
-        """``(1, rows)``."""
+        """Positions of the rows, ``(1, rows)``."""
         return torch.tensor([self._positions])
 
-    @property
+    @cached_property
     def angles(self) -> Any:
-        """Cosines and sines, as the model passes them to its layers; computed once."""
-        if self._angles is None:
-            self._angles = self._rotary(torch.empty((1, 1, 1), dtype=self._dtype), self.positions)
-        return self._angles
+        """Cosines and sines, as the model passes them to its layers."""
+        return self._rotary(torch.empty((1, 1, 1), dtype=self._dtype), self.positions)
 
 
 class ModuleMixer:
