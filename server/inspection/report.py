@@ -199,7 +199,7 @@ def _notes(report: dict[str, Any]) -> Iterator[str]:
     if report["solo_reason"]:
         yield _row("requests", f"computed one after the other, since {report['solo_reason']}")
     else:
-        yield _row("computed by", report["program"])
+        yield _row("layers", report["program"])
 
 
 def _kv_cache(kv: dict[str, Any]) -> Iterator[str]:

@@ -97,14 +97,14 @@ class ModelProgram:
     def describe(self) -> str:
         """Say in a line what runs where."""
         if self.is_native:
-            return f"all {len(self.blocks)} layers run natively"
+            return f"native kernels run all {len(self.blocks)} layers"
         if self.is_hybrid:
             mixers = Counter(block.name for block in self.blocks if block.mixer is not Target.NATIVE)
             named = " and ".join(f"{name} in {count}" for name, count in mixers.items())
-            return f"transformers' modules run {named} of {len(self.blocks)} layers, and everything else runs natively"
+            return f"transformers' modules run {named} of {len(self.blocks)} layers, and native kernels run the rest"
         if self.is_sequential:
             return f"requests run one at a time, with transformers' attention and cache, because {self.reason}"
-        return f"it runs through the modules of transformers: {self.reason}"
+        return f"transformers' modules run all layers, because {self.reason}"
 
     def _parts(self) -> Iterator[Target]:
         for block in self.blocks:

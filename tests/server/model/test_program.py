@@ -36,12 +36,12 @@ def test_neighbouring_parts_of_one_target_are_a_segment(
 @pytest.mark.parametrize(
     ("program", "text"),
     [
-        (ModelProgram((ATTENTION, ATTENTION)), "all 2 layers run natively"),
+        (ModelProgram((ATTENTION, ATTENTION)), "native kernels run all 2 layers"),
         (
             ModelProgram((DELTA, DELTA, ATTENTION)),
-            "transformers' modules run GatedDeltaNet in 2 of 3 layers, and everything else runs natively",
+            "transformers' modules run GatedDeltaNet in 2 of 3 layers, and native kernels run the rest",
         ),
-        (whole(Target.MODULES), f"it runs through the modules of transformers: {REASON}"),
+        (whole(Target.MODULES), f"transformers' modules run all layers, because {REASON}"),
         (
             whole(Target.TRANSFORMERS),
             f"requests run one at a time, with transformers' attention and cache, because {REASON}",
