@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 import time
@@ -27,6 +26,7 @@ from expert_store import (
     TensorSource,
     least_bytes,
 )
+from expert_store.arena import page_aligned
 
 DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.1  # duration of a measurement
 MATRIX_BYTES = 256 << 20  # far larger than CPU caches
@@ -40,9 +40,8 @@ def measure_memory(device: torch.device) -> float:
 
     On a CPU it uses torch's threads.
     """
-    pages = mmap.mmap(-1, MATRIX_BYTES)
-    pages.madvise(mmap.MADV_HUGEPAGE)  # small ones take longer to get than to read
-    matrix = torch.frombuffer(pages, dtype=torch.float32).fill_(1).view(-1, 4096).to(device)
+    memory = page_aligned(MATRIX_BYTES)  # small pages take longer to get than to read
+    matrix = torch.from_numpy(memory).view(torch.float32).fill_(1).view(-1, 4096).to(device)
     vector = torch.ones(4096, device=device)
     return _best(lambda: matrix @ vector, MATRIX_BYTES, device)
 
