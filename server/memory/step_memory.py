@@ -12,7 +12,7 @@ from server.model.layer_settings import layer_values
 FLOAT = 4  # bytes of a float32
 CHOICE_BYTES = 8  # an expert's index and its weight
 NATIVE_GROWTH = 1.25  # ``Buffer::reserve`` of the native engine allocates so much more than requested
-WORKSPACE_GROWTH = 1.5  # ``native_layers.workspace`` allocates so much more, too
+WORKSPACE_GROWTH = 1.5  # ``blocks.workspace`` allocates so much more, too
 LOGIT_COPIES = 3  # logits, log probabilities, and the sampler's copy
 TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tensor at each operation
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
@@ -94,7 +94,7 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
 
 
 def _native_bytes(shape: StepShape) -> int:
-    """Return bytes per token in ``native_layers.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
+    """Return bytes per token in ``blocks.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
     panel = shape.itemsize  # maximum bytes of a value in the inputs of matrix products
     workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
     attention = (shape.hidden + shape.queries) * panel  # rows

@@ -174,7 +174,7 @@ class Trunk(ResidentModel):
         adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the native kernels, with modules where mixers are such; returns as ``_run_modules``."""
-        if not native.mixers:
+        if not native.outside:
             return native.run(chunks, tokens, kv_cache, experts, adapters)
         step_states = self._step_states(chunks, states)
         with (
@@ -217,7 +217,7 @@ class Trunk(ResidentModel):
         """Return those linear layers that modules compute."""
         if self._native is None:
             return linears
-        inside = {module for mixer in self._native.mixers for module in mixer.module.modules()}
+        inside = {module for mixer in self._native.outside for module in mixer.module.modules()}
         return {name: module for name, module in linears.items() if module in inside}
 
     def _add_to_linears(

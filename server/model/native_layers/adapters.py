@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ctypes import addressof
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from server.kernels.native.lora import LowRank, PartsTable, addresses
 from server.kernels.native.structures.adapters import LoraLayer, LoraParts, LoraRouter, LoraRouting, LoraStep
+from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.prototypes import Vectors
 from server.model.lora.routing import StepRouting
 from server.model.lora.step_adapters import StepAdapters
 from server.model.lora.tables import tables_of
-
-HEAD = "head"
-
-
-class NativeTarget(NamedTuple):
-    """A linear layer in the place where the kernels compute it."""
-
-    layer: int
-    matrix: str  # a field of ``LoraLayer``, or ``HEAD``
-    inputs: int
-    outputs: int
-    offset: int = 0  # of its outputs, for one of several that are computed together
 
 
 @dataclass
@@ -60,10 +49,10 @@ class NativeAdapters:
     def __init__(self, targets: Mapping[str, NativeTarget], experts: Sequence[tuple[int, int] | None]):
         self.targets, self._experts = targets, experts
         self._known: WeakKeyDictionary[LoraAdapter, _Adapter] = WeakKeyDictionary()
-        offsets: dict[tuple[int, str], list[int]] = {}
+        offsets: dict[tuple[int, int], list[int]] = {}
         for target in targets.values():
-            offsets.setdefault((target.layer, target.matrix), []).append(target.offset)
-        self._offsets = {matrix: sorted(found) for matrix, found in offsets.items()}  # of modules computed together
+            offsets.setdefault((target.layer, target.place), []).append(target.offset)
+        self._offsets = {place: sorted(found) for place, found in offsets.items()}  # of modules computed together
 
     def step(self, adapters: StepAdapters) -> NativeStep:
         """Describe the adapters of a step."""
@@ -82,23 +71,23 @@ class NativeAdapters:
         return known
 
     def _describe(self, adapter: LoraAdapter) -> _Adapter:
-        found: dict[tuple[int, str], list[tuple[LowRank, int, str]]] = {}
+        found: dict[tuple[int, int], list[tuple[LowRank, int, str]]] = {}
         for name, parts in adapter.linears.items():
             target = self.targets.get(name)
             if target is None:  # in a mixer that runs as a module
                 continue
-            found.setdefault((target.layer, target.matrix), []).extend((part, target.offset, name) for part in parts)
+            found.setdefault((target.layer, target.place), []).extend((part, target.offset, name) for part in parts)
         table = PartsTable.of([(part, offset) for part, offset, _ in parts] for parts in found.values())
         names = [name for parts in found.values() for _, _, name in parts]
         for row, name in zip(table.rows, names, strict=True):
             target = self.targets[name]
-            row.module = self._offsets[target.layer, target.matrix].index(target.offset)
+            row.module = self._offsets[target.layer, target.place].index(target.offset)
         places = dict(zip(found, table.parts, strict=True))
         layers = (LoraLayer * len(self._experts))()
         keeps: list[object] = [table, layers]
-        for (number, matrix), additions in places.items():
-            if matrix != HEAD:
-                setattr(layers[number], matrix, additions)
+        for (number, place), additions in places.items():
+            if place != HEAD:
+                layers[number].places[place] = additions
         for layer, experts in zip(layers, self._experts, strict=True):
             if experts is None:
                 continue

@@ -14,9 +14,9 @@ from server.kernels.native.library import impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import ExpertSets, Router
 from server.kernels.native.structures.matrices import Matrix
+from server.model.blocks.layer import NativeLayer
 from server.model.experts.step_variants import PlacesByLayer, StepVariants
 from server.model.experts.variant import ExpertVariant, VariantLayer
-from server.model.native_layers.spec import NativeLayer
 
 
 class VariantRouters:

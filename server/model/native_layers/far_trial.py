@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from server.model.blocks.capture import Capture, capture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.layer import NativeLayer
+from server.model.blocks.mixer import relative_error
 from server.model.forward import Forward
-from server.model.native_layers.capture import Capture, capture
-from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.native_layers.layer_trial import relative_error
+from server.model.program import Target
 
 LARGE = 4096.0  # of the logits in the trial; caps are smaller, and float16 holds it
 TOLERANCE = 0.03  # of the norms of queries and keys, and of large logits: several times their rounding in bfloat16
@@ -25,7 +27,10 @@ def check_far(
     near: Capture,
     longest: int,
     scale: float,
-    external: Collection[nn.Module] = (),
+    layers: Sequence[NativeLayer],
+    mixers: Collection[nn.Module] = (),
+    *,
+    keeps_states: bool = False,
 ) -> None:
     """Run the modules at the last positions, with large logits.
 
@@ -33,7 +38,9 @@ def check_far(
         near: the same tokens at the first positions.
         longest: tokens of the longest sequence.
         scale: from the output of the model's head to its logits.
-        external: mixers that run as they are, whose queries and keys are not compared.
+        layers: whose queries and keys are compared, if they have some.
+        mixers: modules of their mixers.
+        keeps_states: whether some of these keep recurrent states.
 
     Raises:
         UnsupportedLayerError: queries or keys are scaled by their positions, or logits are no multiple of the output
@@ -47,13 +54,13 @@ def check_far(
 
     hook = model.get_output_embeddings().register_forward_hook(enlarge)
     try:
-        far = capture(model, forward, tokens, external, first=longest - len(tokens))
+        far = capture(model, forward, tokens, mixers, longest - len(tokens), keeps_states=keeps_states)
     finally:
         hook.remove()
     if not relative_error(far.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
         raise UnsupportedLayerError("its large logits are capped, or changed in another way")
-    for before, after in zip(near.layers, far.layers, strict=True):
-        if before.mixer is not None:
+    for layer, before, after in zip(layers, near.layers, far.layers, strict=True):
+        if layer.mixer.target is not Target.NATIVE or not before.queries.numel():
             continue
         for name in ("queries", "keys"):
             norms = getattr(before, name).norm(dim=-1), getattr(after, name).norm(dim=-1)  # (heads, tokens)

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from server.kernels.native.library import Kernels, impossible
-from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import HeadCall, LayerSpec
 from server.model.attention.kv_cache import KVCache
+from server.model.blocks.layer import NativeLayer
+from server.model.blocks.layer_trial import mix_outside
+from server.model.blocks.mixer import Mixer, MixerStep
+from server.model.blocks.workspace import BLOCK, Positions, Workspace
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
 from server.model.lora.step_adapters import StepAdapters
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import VariantSets
-from server.model.native_layers.external_mixers import MixerStep, ModuleMixer
-from server.model.native_layers.spec import NativeLayer
-from server.model.native_layers.workspace import BLOCK, Positions, Workspace
 from server.model.program import Block, ModelProgram, Target
 from server.model.recurrent.states import StepStates
 from server.model.step import SequenceChunk, StepTokens, positions_of
@@ -32,7 +32,7 @@ class NativeModel:
     """Runs batch-invariant steps: a token's results do not depend on what else is in its step, but for modules.
 
     If all experts are in memory, a *segment* of neighbouring layers is one call of the kernels. It ends before a layer
-    whose mixer is a module (``ModuleMixer``), so a model without any is one segment.
+    whose mixer runs outside of the kernels, so a model without such is one segment.
 
     Keys lie in the cache in an order of their own (``src/levels/attention.h``), so only this class can use such a
     cache.
@@ -81,9 +81,9 @@ class NativeModel:
         return ModelProgram(tuple(map(_block, self._layers)))
 
     @property
-    def mixers(self) -> Sequence[ModuleMixer]:
-        """The modules that mix tokens in some layers."""
-        return [layer.mixer for layer in self._layers if isinstance(layer.mixer, ModuleMixer)]
+    def outside(self) -> Sequence[Mixer]:
+        """The mixers that run outside of the kernels."""
+        return [layer.mixer for layer in self._layers if layer.mixer.target is not Target.NATIVE]
 
     def run(
         self,
@@ -117,7 +117,7 @@ class NativeModel:
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
-        step = MixerStep(self._rotary, positions_of(chunks) if self.mixers else (), self._dtype, states)
+        step = MixerStep(self._rotary, positions_of(chunks) if self.outside else (), self._dtype, states)
         residents = experts.hold_residents()
         if residents is None:
             self._run_by_layers(experts, step)
@@ -134,24 +134,18 @@ class NativeModel:
         call = workspace.call
         call.slots, call.counts, call.most_experts = slots.ctypes.data, counts.ctypes.data, slots.shape[1]
         for segment in self._segments:
-            self._mix(segment.first, step)
+            self._mix_outside(segment.first, step)
             self._kernels.layers(segment.specs, call, segment.place)
         residents.finish(self._routed, workspace.all_chosen(self._top_ks), counts)
 
-    def _mix(self, index: int, step: MixerStep) -> None:
-        """Add a module's result to the hidden states, if one mixes the tokens of a layer."""
-        mixer, spec, workspace = self._layers[index].mixer, self._specs[index], self._workspace
-        if not isinstance(mixer, ModuleMixer):
-            return
-        self._kernels.norm_input(spec, workspace.call)
-        added = mixer(torch.from_numpy(workspace.normed), step)
-        torch.from_numpy(workspace.hidden).add_(added, alpha=spec.residual_scale)
+    def _mix_outside(self, index: int, step: MixerStep) -> None:
+        mix_outside(self._kernels, self._layers[index].mixer, self._specs[index], self._workspace, step)
 
     def _run_by_layers(self, experts: StepExperts, step: MixerStep) -> None:
         """Run layer by layer, each with a lease of its own experts."""
         workspace, kernels, index = self._workspace, self._kernels, 0  # among the layers with experts
         for number, (layer, spec) in enumerate(zip(self._layers, self._specs, strict=True)):
-            self._mix(number, step)
+            self._mix_outside(number, step)
             kernels.begin_layer(spec, workspace.call, index)
             outputs = 0
             if layer.experts is not None:
@@ -190,18 +184,13 @@ class NativeModel:
         return torch.from_numpy(logits), torch.from_numpy(normed[[indices[row] for row in hidden_rows]])
 
     def _bind(self, kv_cache: KVCache) -> None:
-        """Set the addresses of keys and values in the layers' specs."""
+        """Set the addresses of keys, values and states in the specs of the layers' mixers."""
         if self._cache is kv_cache:
             return
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip(self._layers, self._specs, strict=True):
-            if layer.attention_layer is not None:
-                cache, attention = kv_cache.layers[layer.attention_layer], layer.attention
-                attention.key_cache, attention.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
-                attention.cache_slots, attention.cache_dim = cache.keys.shape[2], cache.shape.dim
-                attention.cache_format = PLAIN[cache.shape.dtype]
-                attention.group = kv_cache.group_of[layer.attention_layer]
+            layer.mixer.bind(kv_cache, None)
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:
@@ -210,9 +199,7 @@ class NativeModel:
 
 
 def _block(layer: NativeLayer) -> Block:
-    if isinstance(layer.mixer, ModuleMixer):
-        return Block(type(layer.mixer.module).__name__, Target.MODULES, Target.NATIVE)
-    return Block("attention", Target.NATIVE, Target.NATIVE)
+    return Block(layer.mixer.name, layer.mixer.target, Target.NATIVE)
 
 
 @dataclass(frozen=True)
@@ -225,7 +212,7 @@ class _Segment:
 
 
 def _segments(layers: Sequence[NativeLayer], specs: Array[LayerSpec]) -> list[_Segment]:
-    firsts = [index for index, layer in enumerate(layers) if index == 0 or isinstance(layer.mixer, ModuleMixer)]
+    firsts = [index for index, layer in enumerate(layers) if not index or layer.mixer.target is not Target.NATIVE]
     return [
         _Segment(
             first,

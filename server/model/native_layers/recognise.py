@@ -15,29 +15,33 @@ from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import HeadCall
 from server.model.architecture import text_body, text_part
+from server.model.blocks.adapter_places import HEAD, NativeTarget
+from server.model.blocks.capture import Capture, LayerCapture, capture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.layer import NativeLayer
+from server.model.blocks.layer_trial import LayerTrial
+from server.model.blocks.linears import LINEARS, matrix_of
+from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.norms import Norm, find_norm, is_norm
+from server.model.blocks.tolerances import TOLERANCES
+from server.model.blocks.workspace import Workspace
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
-from server.model.native_layers.adapters import HEAD, NativeAdapters, NativeTarget
-from server.model.native_layers.capture import Capture, LayerCapture, capture
-from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.native_layers.external_mixers import ModuleMixer
+from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.far_trial import check_far
-from server.model.native_layers.layer_trial import LayerTrial
 from server.model.native_layers.model import NativeModel
-from server.model.native_layers.parts import LINEARS, Norm, Parts, find_norm, find_parts, is_norm, matrix_of
-from server.model.native_layers.rope_kinds import find_positions, fit_rope
+from server.model.native_layers.parts import Parts, find_parts
+from server.model.native_layers.positions import find_positions
 from server.model.native_layers.router_kinds import (
     LEAST_AGREEMENT,
-    TOLERANCES,
     find_router_kind,
     logits_of,
     run_trial,
     steady_rows,
 )
 from server.model.native_layers.scales import ROUNDING, nearest_named
-from server.model.native_layers.spec import NativeLayer, build_layer
-from server.model.native_layers.workspace import Positions, Workspace
+from server.model.native_layers.spec import build_layer
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
@@ -49,7 +53,7 @@ def find_native_layers(
     tokens: Sequence[int],
     kernels: Kernels,
     longest: int,
-    external: Collection[nn.Module] = (),
+    recurrent: Collection[nn.Module] = (),
 ) -> NativeModel | str:
     """Return a model as the native kernels run it, or the reason why they can't.
 
@@ -60,10 +64,10 @@ def find_native_layers(
         tokens: tokens to compare its layers on.
         kernels: that run it.
         longest: tokens of the longest sequence.
-        external: modules that mix tokens in another way than attention, and run as they are.
+        recurrent: modules that keep states.
     """
     try:
-        return _Finder(model, forward, layers, tokens, kernels, longest, external).find()
+        return _Finder(model, forward, layers, tokens, kernels, longest, recurrent).find()
     except UnsupportedLayerError as error:
         return str(error)
 
@@ -77,9 +81,10 @@ class _Finder:
         tokens: Sequence[int],
         kernels: Kernels,
         longest: int,
-        external: Collection[nn.Module],
+        recurrent: Collection[nn.Module],
     ):
-        self._external = external
+        self._recurrent = recurrent
+        self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
         self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
         if text_part(model) is not getattr(model, "model", None):
@@ -93,8 +98,9 @@ class _Finder:
             raise UnsupportedLayerError(f"it is computed in {self._dtype} on {model.device}")
 
     def find(self) -> NativeModel:
-        parts = [find_parts(layer, self._external) for layer in self._body.layers]
-        captured = capture(self._model, self._forward, self._tokens, self._external)
+        parts = [find_parts(layer, self._recurrent) for layer in self._body.layers]
+        mixers, keeps_states = [each.mixer_module for each in parts], bool(self._recurrent)
+        captured = capture(self._model, self._forward, self._tokens, mixers, keeps_states=keeps_states)
         if len(captured.layers) != len(self._body.layers):
             raise UnsupportedLayerError("not all of its layers are called")
         names = {module: name for name, module in self._model.named_modules()}
@@ -112,11 +118,23 @@ class _Finder:
         slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
-        self._positions = self._find_positions(captured, layers)
+        self._positions = find_positions(
+            self._trial, self._rotary, layers, captured.layers, self._longest, TOLERANCES[self._dtype]
+        )
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
         head, keeps = self._find_head(captured)
-        check_far(self._model, self._forward, self._tokens, captured, self._longest, head.scale, self._external)
+        check_far(
+            self._model,
+            self._forward,
+            self._tokens,
+            captured,
+            self._longest,
+            head.scale,
+            layers,
+            mixers,
+            keeps_states=keeps_states,
+        )
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
         head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
@@ -153,23 +171,47 @@ class _Finder:
             if routing is None:
                 raise UnsupportedLayerError("a layer does not call its experts")
             router = find_router(self._model, names[experts], RouterSample(routing.hidden_states, routing.top_k_index))
-        return build_layer(module, index, parts, captured, layer, router)
+        found = build_layer(module, index, parts, captured, layer, router)
+        self._others[index] = list(parts.mixers)
+        self._build_mixer(found, captured)
+        return found
 
-    def _find_positions(self, captured: Capture, layers: Sequence[NativeLayer]) -> Positions:
-        return find_positions(self._trial, self._rotary, layers, captured.layers, self._longest)
+    def _build_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
+        """Build a layer's mixer as the next kind that it may be."""
+        place, others = LayerPlace(layer.spec.index, self._rotary, self._dtype), self._others[layer.spec.index]
+        while True:
+            parts = others.pop(0)
+            try:
+                layer.mixer = parts.build(captured, place)
+            except UnsupportedLayerError:
+                if not others:
+                    raise
+            else:
+                return
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
-        """Find the kinds of positions and of router, and compare what the layer adds with the modules' output."""
-        if captured.mixer is None:
-            fit_rope(self._trial, layer, captured, self._positions, TOLERANCES[self._dtype])
-        else:
-            layer.mixer = ModuleMixer(captured, self._rotary, self._dtype)
-        error = self._trial.error(layer, captured, self._dtype)
-        if not error < TOLERANCES[self._dtype]:
-            raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
+        """Fit the mixer and find the kind of router, and compare what the layer adds with the modules' output."""
+        self._fit_mixer(layer, captured)
         if layer.experts is not None:
             self._fit_router(layer, parts, captured)
         self._trial.check(layer.spec)
+
+    def _fit_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
+        """Fit the mixer that was built, or else the next kind that it may be."""
+        while True:
+            try:
+                return self._check_mixer(layer, captured)
+            except UnsupportedLayerError:
+                if not self._others[layer.spec.index]:
+                    raise
+                self._build_mixer(layer, captured)
+
+    def _check_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
+        tolerance = TOLERANCES[self._dtype]
+        layer.mixer.fit(self._trial.of_mixer(layer, captured, self._positions, tolerance))
+        error = self._trial.error(layer, captured, self._dtype)
+        if not error < tolerance:
+            raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""

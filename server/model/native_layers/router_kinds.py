@@ -11,9 +11,10 @@ from torch import nn
 
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.structures.layers import Router, RouterKind
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.tolerances import TOLERANCES
 from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
-from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.transformers_hooks.probe import Probe
 
 SPREADS = (0.3, 1.0, 3.0)  # standard deviations of a trial's logits: flat and peaked scores
@@ -23,7 +24,6 @@ AS_GOOD, LEAST_ERROR = 1.01, 1e-9  # errors up to so many times the least, or up
 LEAST_IN_GROUP = 2  # experts, as a group is chosen by its two best
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
 NOISE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of logits, relative to the largest of a row
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of weights, relative to a row's largest
 LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
 
 

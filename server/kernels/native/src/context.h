@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "formats/matrix.h"
 #include "levels/level.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace greenroom {
@@ -20,17 +21,15 @@ struct Context {
   Buffer middle;    // results of the experts' first matrix
   Buffer hidden;    // panels of the inputs of their second matrix
   Buffer tables;    // tables of tiles
-  Buffer heads;     // queries, keys and values of a step
-  Buffer attended;  // results of attention, and its scratch memory
   Buffer logits;    // logits of routers
   Buffer sorted;    // choices by expert
   Buffer results;   // results of experts
   Buffer shared;    // results of the dense expert
   Buffer exact;     // inputs of the experts' second matrix as adapters see them
   Buffer adapters;  // additions of a step's adapters to experts, by adapter
-  LoraSums query_lora, key_lora, value_lora, output_lora, router_lora;  // additions of adapters
-  LoraSums first_lora, second_lora;                                     // to experts
-  LoraSums gate_lora, head_lora;
+  LoraSums router_lora, gate_lora, head_lora;  // additions of adapters
+  LoraSums first_lora, second_lora;            // to experts
+  Scratch mixers;   // memory of the kinds of mixers
 };
 
 // Adds a bias of plain numbers to at most kOutputTile outputs of some rows; `y` is the first output of the first row.

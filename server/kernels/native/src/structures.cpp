@@ -238,11 +238,17 @@ struct Fields<LoraParts> {
 };
 
 template <>
+struct Fields<LoraPlace> {
+  static constexpr Field kAll[] = {
+      number("MIXER", LoraPlace::kMixer), number("ROUTER", LoraPlace::kRouter),
+      number("DENSE_FIRST", LoraPlace::kDenseFirst), number("DENSE_SECOND", LoraPlace::kDenseSecond),
+      number("DENSE_GATE", LoraPlace::kDenseGate), number("COUNT", LoraPlace::kCount)};
+};
+
+template <>
 struct Fields<LoraLayer> {
   using Type = LoraLayer;
-  static constexpr Field kAll[] = {
-      FIELD(query), FIELD(key), FIELD(value), FIELD(output), FIELD(router), FIELD(dense_first),
-      FIELD(dense_second), FIELD(dense_gate), FIELD(first), FIELD(second)};
+  static constexpr Field kAll[] = {FIELD(places), FIELD(first), FIELD(second)};
 };
 
 template <>
@@ -289,7 +295,7 @@ constexpr Layout kLayouts[] = {
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
-    layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer>("LoraLayer"),
+    layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),
     layout<LoraExperts>("LoraExperts")};
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
 
-LINEARS = ("query", "key", "value", "output", "router", "dense_first", "dense_second", "dense_gate")
+
+class LoraPlace(IntEnum):
+    """The matrices of a layer that adapters may add to: those of its mixer, in an order of its kind, and others."""
+
+    MIXER = 0
+    ROUTER = 8
+    DENSE_FIRST = 9
+    DENSE_SECOND = 10
+    DENSE_GATE = 11
+    COUNT = 12
 
 
 class LoraPart(Structure):
@@ -28,7 +38,7 @@ class LoraParts(Structure):
 
 
 class LoraLayer(Structure):
-    _fields_ = [*((name, LoraParts) for name in LINEARS), ("first", c_void_p), ("second", c_void_p)]
+    _fields_ = [("places", LoraParts * LoraPlace.COUNT), ("first", c_void_p), ("second", c_void_p)]
 
 
 class LoraRouter(Structure):

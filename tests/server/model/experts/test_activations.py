@@ -12,7 +12,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
-from server.model.native_layers.workspace import BLOCK
+from server.model.blocks.workspace import BLOCK
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint

@@ -11,9 +11,9 @@ from torch import nn
 
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.kernels.native.structures.matrices import Matrix
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.experts.router import RouterWeights
 from server.model.hooks import current_hooks
-from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.router_kinds import choose, find_router_kind, run_trial
 
 HIDDEN, EXPERTS, TOP_K = 32, 16, 4

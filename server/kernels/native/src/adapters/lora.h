@@ -36,12 +36,25 @@ struct LoraParts {
   int64_t count;
 };
 
+// The matrices of a decoder layer that adapters may add to, besides those of experts.
+enum class LoraPlace : int32_t {
+  kMixer = 0,  // the first of its mixer's, which are in an order of its kind
+  kRouter = 8,
+  kDenseFirst = 9,
+  kDenseSecond = 10,
+  kDenseGate = 11,
+  kCount = 12,
+};
+
+inline constexpr LoraPlace mixer_place(int number) { return static_cast<LoraPlace>(number); }
+
 // An adapter's additions to a decoder layer.
 struct LoraLayer {
-  LoraParts query, key, value, output, router;
-  LoraParts dense_first, dense_second, dense_gate;
+  LoraParts places[static_cast<int>(LoraPlace::kCount)];
   const LoraParts* first;   // (experts), or null
   const LoraParts* second;
+
+  const LoraParts& at(LoraPlace place) const { return places[static_cast<int>(place)]; }
 };
 
 // The adapters of a step, in an order that does not depend on what else is in the step.

@@ -10,6 +10,13 @@
 namespace greenroom {
 namespace {
 
+// The working memory of this kind.
+struct AttentionScratch {
+  Buffer heads;     // queries, keys and values of a step
+  Buffer attended;  // results of attention, and its scratch memory
+  LoraSums query_lora, key_lora, value_lora, output_lora;
+};
+
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
@@ -83,8 +90,9 @@ class LayerAttention {
     panel = place_panel(kind, step.tokens, step.hidden_size, context.rows.reserve(size + output_size));
     output_panel =
         place_panel(output_kind, step.tokens, attended_size_, static_cast<char*>(panel.data) + size);
-    heads_ = context.heads.reserve<float>(step.tokens * width_ * 4);
-    attended = context.attended.reserve<float>(
+    auto& own = context.mixers.of<AttentionScratch>();
+    heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
+    attended = own.attended.reserve<float>(
         (step.tokens * attended_size_ + context.pool.num_threads() * scratch_size_) * 4);
     scratch_ = attended + step.tokens * attended_size_;
     for (int64_t i = 0; i < step.num_sequences; ++i) {
@@ -201,13 +209,14 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GroupedAttention*>(layer.mixer);
   const Level& level = context.level;
   LayerAttention attention(context, layer, spec, step);
-  LoraSums* const lora[] = {&context.query_lora, &context.key_lora, &context.value_lora};
-  LoraSums& output_lora = context.output_lora;
+  auto& own = context.mixers.of<AttentionScratch>();
+  LoraSums* const lora[] = {&own.query_lora, &own.key_lora, &own.value_lora};
+  LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : {lora[0], lora[1], lora[2], &output_lora}) sums->clear();
-  const LoraSite sites[] = {{*lora[0], &LoraLayer::query, step.normed, step.hidden_size},
-                            {*lora[1], &LoraLayer::key, step.normed, step.hidden_size},
-                            {*lora[2], &LoraLayer::value, step.normed, step.hidden_size}};
-  const LoraSite output_site{output_lora, &LoraLayer::output, attention.attended, attention.attended_size()};
+  const LoraSite sites[] = {{*lora[0], mixer_place(0), step.normed, step.hidden_size},
+                            {*lora[1], mixer_place(1), step.normed, step.hidden_size},
+                            {*lora[2], mixer_place(2), step.normed, step.hidden_size}};
+  const LoraSite output_site{output_lora, mixer_place(3), attention.attended, attention.attended_size()};
   const Side sides[] = {{&spec.query, spec.query_bias, 0, lora[0]},
                         {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
                         {&spec.value, spec.value_bias, attention.first_value(), lora[2]}};

@@ -9,7 +9,7 @@ namespace greenroom {
 // A matrix of a layer that adapters may add to, and its input (tokens, inputs).
 struct LoraSite {
   LoraSums& sums;
-  LoraParts LoraLayer::* matrix;
+  LoraPlace place;
   const float* x;
   int64_t inputs;
 };
@@ -21,7 +21,7 @@ inline void begin_routes(const Context& context, const LoraSite& site, const Lay
   const LoraStep& lora = *step.lora;
   site.sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, nullptr, 0}, step.tokens, site.x, site.inputs,
                          context.pool.num_threads(),
-                         [&](int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
+                         [&](int64_t adapter) { return lora.layers[adapter][layer.index].at(site.place); });
 }
 
 // Plans what the adapters of a step add at a site, after a router's factors were computed.
@@ -31,7 +31,7 @@ inline void plan_lora(const Context& context, const LoraSite& site, const LayerS
   const LoraFactors fixed{lora.factors, lora.num_adapters, nullptr, 0};
   site.sums.plan(lora.routing ? site.sums.routes.factors() : fixed, {site.x, Format::kFloat32, site.inputs, nullptr}, 1,
                  starts, context.pool.num_threads(),
-                 [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
+                 [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].at(site.place); });
 }
 
 // An adapter's additions to the first and the second matrix of experts, by expert, or null.

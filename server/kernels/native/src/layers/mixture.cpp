@@ -12,7 +12,7 @@ namespace {
 // Adds what adapters add to the logits of an MLP's weighting, (tokens).
 void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step, float* gates) {
   LoraSums& sums = context.gate_lora;
-  const LoraSite site{sums, &LoraLayer::dense_gate, step.normed, step.hidden_size};
+  const LoraSite site{sums, LoraPlace::kDenseGate, step.normed, step.hidden_size};
   if (is_routed(step)) {
     begin_routes(context, site, layer, step);
     for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(context.level, row, 0);
@@ -41,7 +41,7 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
   const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
   const int32_t number = 0;
   LoraExperts lora = lora_of_experts(context, layer, step, &number, [](const LoraLayer& of) {
-    return ExpertParts{&of.dense_first, &of.dense_second};
+    return ExpertParts{&of.at(LoraPlace::kDenseFirst), &of.at(LoraPlace::kDenseSecond)};
   });
   if (step.lora) lora.routing = step.lora->routing;
   const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  results, 1, 1, hidden_size,

@@ -166,7 +166,7 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 
   LoraSums& lora = context.router_lora;
   lora.clear();
-  const LoraSite site{lora, &LoraLayer::router, step.normed, hidden_size};
+  const LoraSite site{lora, LoraPlace::kRouter, step.normed, hidden_size};
   plan_sites(phases, &site, 1, context, layer, step);
   const RouterLogits logits(context, *router, step, place, panel);
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };

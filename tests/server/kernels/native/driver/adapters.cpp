@@ -64,21 +64,21 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
     for (const Layer& layer : layers) {
       const int64_t hidden = layer.hidden;
       LoraLayer& of = found.emplace_back();
-      of.query = memory_.parts(layer.attention.query.outputs, hidden);
-      of.key = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
-      of.value = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
-      of.output = memory_.parts(hidden, layer.heads * layer.value_dim);
+      of.places[0] = memory_.parts(layer.attention.query.outputs, hidden);
+      of.places[1] = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
+      of.places[2] = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
+      of.places[3] = memory_.parts(hidden, layer.heads * layer.value_dim);
       if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
-        of.router = memory_.parts(layer.mixture.num_experts, hidden);
+        of.places[static_cast<int>(LoraPlace::kRouter)] = memory_.parts(layer.mixture.num_experts, hidden);
         of.first = parts_of_experts(layer.mixture.num_experts, experts.width, hidden);
         of.second = parts_of_experts(layer.mixture.num_experts, hidden, experts.size);
       }
       if (layer.has_dense()) {
-        of.dense_first = memory_.parts(layer.dense[0].width, hidden);
-        of.dense_second = memory_.parts(hidden, layer.dense[0].size);
+        of.places[static_cast<int>(LoraPlace::kDenseFirst)] = memory_.parts(layer.dense[0].width, hidden);
+        of.places[static_cast<int>(LoraPlace::kDenseSecond)] = memory_.parts(hidden, layer.dense[0].size);
       }
-      if (layer.mixture.shared.weighting.outputs) of.dense_gate = memory_.parts(1, hidden);
+      if (layer.mixture.shared.weighting.outputs) of.places[static_cast<int>(LoraPlace::kDenseGate)] = memory_.parts(1, hidden);
     }
     found.shrink_to_fit();
     addresses_.push_back(found.data());

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import text_body
 from server.model.attention.mask_probe import probe_masks
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.forward import Forward
 from server.model.hooks import AttentionOptions, use_hooks
-from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import RecurrentCache
 from server.model.transformers_hooks.probe import Probe
@@ -41,7 +41,7 @@ class LayerCapture:
     queries: torch.Tensor  # float32 (heads, tokens, dim), as attention gets them; empty if there is none
     keys: torch.Tensor  # float32 (kv_heads, tokens, dim)
     routing: Routing | None
-    mixer: ModuleCall | None = None  # the call of its mixer, if that may run as it is
+    mixer: ModuleCall | None = None  # the call of its mixer, if that was to be recorded
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ def capture(
     model: PreTrainedModel,
     forward: Forward,
     tokens: Sequence[int],
-    external: Collection[nn.Module] = (),
+    mixers: Collection[nn.Module] = (),
     first: int = 0,
+    *,
+    keeps_states: bool = False,
 ) -> Capture:
     """Run the modules, and record the input and output of each layer.
 
@@ -89,8 +91,9 @@ def capture(
         model: with its weights.
         forward: calls the model.
         tokens: of one sequence.
-        external: mixers whose calls are recorded, too.
+        mixers: modules whose calls are recorded, too, one of a layer.
         first: position of the first token.
+        keeps_states: whether some of them read and write recurrent states.
 
     Raises:
         UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
@@ -115,8 +118,8 @@ def capture(
     hooks = []
     for layer in text_body(model).layers:
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-    hooks += [module.register_forward_hook(after_mixer, with_kwargs=True) for module in external]
-    cache = RecurrentCache() if external else None
+    hooks += [module.register_forward_hook(after_mixer, with_kwargs=True) for module in mixers]
+    cache = RecurrentCache() if keeps_states else None
     try:
         with torch.inference_mode(), use_hooks(probe), probe_masks(model):
             logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)), cache)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from server.model.native_layers.capture import LayerCapture
-from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.recurrent.states import AttentionPassThrough, StepStates
+from server.kernels.native.structures.layers import MixerKind
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.mixer import LayerPlace, Mixer, MixerStep, relative_error
+from server.model.blocks.tolerances import TOLERANCES
+from server.model.program import Target
+from server.model.recurrent.recurrent_modules import ModuleCall
+from server.model.recurrent.states import AttentionPassThrough
 
 SETTING = bool | int | float | str | None  # a constant argument
 
@@ -25,31 +28,7 @@ class _Role(Enum):
     POSITIONS = "the rows' positions"
 
 
-class MixerStep:
-    """The arguments of the mixers of one step, besides their rows.
-
-    Args:
-        rotary: the model's module that computes cosines and sines; None if it has none.
-        positions: of the rows.
-        dtype: of the modules.
-        states: of recurrent layers.
-    """
-
-    def __init__(self, rotary: Any, positions: Sequence[int], dtype: torch.dtype, states: StepStates | None):
-        self._rotary, self._positions, self._dtype, self.states = rotary, positions, dtype, states
-
-    @cached_property
-    def positions(self) -> torch.Tensor:
-        """Positions of the rows, ``(1, rows)``."""
-        return torch.tensor([self._positions])
-
-    @cached_property
-    def angles(self) -> Any:
-        """Cosines and sines, as the model passes them to its layers."""
-        return self._rotary(torch.empty((1, 1, 1), dtype=self._dtype), self.positions)
-
-
-class ModuleMixer:
+class ModuleMixer(Mixer):
     """Calls the module on the normed rows of a step, and returns what it adds to them.
 
     The border between native parts and modules: the residual stream stays in float32, and so does every sum that goes
@@ -59,21 +38,23 @@ class ModuleMixer:
 
     Args:
         captured: a call of the module in the model.
-        rotary: the model's module that computes cosines and sines; None if it has none.
-        dtype: of the module.
+        place: its layer.
 
     Raises:
         UnsupportedLayerError: it takes or returns something else than rows, states and positions.
     """
 
-    def __init__(self, captured: LayerCapture, rotary: Any, dtype: torch.dtype):
+    kind = MixerKind.EXTERNAL
+    target = Target.MODULES
+
+    def __init__(self, captured: LayerCapture, place: LayerPlace):
         call = captured.mixer
         if call is None:
             raise UnsupportedLayerError("a layer does not call its mixer")
-        self.module: Any = call.module
-        self._dtype = dtype
+        super().__init__(call.module, place.index, None)
+        self._dtype = place.dtype
         count, size = captured.given.shape
-        step = MixerStep(rotary, range(count), dtype, None)
+        step = MixerStep(place.rotary, range(count), place.dtype, None)
         self._args = [self._part(value, count, size, captured.positions, step) for value in call.args]
         self._kwargs = {
             name: self._part(value, count, size, captured.positions, step) for name, value in call.kwargs.items()
@@ -81,9 +62,14 @@ class ModuleMixer:
         if [*self._args, *self._kwargs.values()].count(_Role.ROWS) != 1:
             raise UnsupportedLayerError(f"its {type(call.module).__name__} takes other inputs than one of rows")
 
-    def __call__(self, rows: torch.Tensor, step: MixerStep) -> torch.Tensor:
-        """Return float32 ``(rows, hidden)`` for float32 rows of that shape."""
-        given = rows.to(self._dtype).unsqueeze(0)
+    def for_trial(self, captured: LayerCapture, num_tokens: int) -> Mixer:
+        del num_tokens
+        assert captured.mixer is not None
+        return _RecordedMixer(captured.mixer, self.index)
+
+    def mix_outside(self, normed: torch.Tensor, step: MixerStep | None) -> torch.Tensor:
+        assert step is not None
+        given = normed.to(self._dtype).unsqueeze(0)
         args = [self._filled(value, given, step) for value in self._args]
         output = self.module(*args, **{name: self._filled(value, given, step) for name, value in self._kwargs.items()})
         return rows_of(output)
@@ -111,6 +97,34 @@ class ModuleMixer:
         if value is _Role.CACHE:
             return step.states
         return step.angles if value is _Role.ANGLES else step.positions
+
+
+class _RecordedMixer(Mixer):
+    """Adds what a module added in a recorded call.
+
+    Raises:
+        UnsupportedLayerError: the module got something else than normed rows.
+    """
+
+    kind = MixerKind.EXTERNAL
+    target = Target.MODULES
+
+    def __init__(self, call: ModuleCall, index: int):
+        super().__init__(call.module, index, None)
+        self._call = call
+
+    def for_trial(self, captured: LayerCapture, num_tokens: int) -> Mixer:
+        del captured, num_tokens
+        return self
+
+    def mix_outside(self, normed: torch.Tensor, step: MixerStep | None) -> torch.Tensor:
+        del step
+        values = (*self._call.args, *self._call.kwargs.values())
+        given = [value for value in values if isinstance(value, torch.Tensor)]
+        tolerance = TOLERANCES[given[0].dtype] if given else 0.0
+        if not any(value.shape[1:] == normed.shape and relative_error(value[0], normed) < tolerance for value in given):
+            raise UnsupportedLayerError(f"its {self.name} gets something else than normed rows")
+        return rows_of(self._call.output)
 
 
 def rows_of(output: Any) -> torch.Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.native_layers.parts import find_norm
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.norms import find_norm
 
 SIZE, EPSILON = 48, 1e-6
 Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -1,0 +1,169 @@
+"""GroupedAttentionMixer: grouped-query attention as the native kernels run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.layers import GroupedAttention, MixerKind
+from server.kernels.native.structures.matrices import Format, Matrix
+from server.model.attention.kv_cache import KVCache, KVShape
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
+from server.model.blocks.linears import matrix_of
+from server.model.blocks.mixer import MixerTrial, RotaryMixer
+from server.model.blocks.norms import Norm
+from server.model.blocks.workspace import BLOCK
+from server.model.hooks import AttentionOptions
+from server.model.recurrent.states import StateCache
+
+if TYPE_CHECKING:
+    from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+
+MATRICES = ("query", "key", "value", "output")  # in the order of an adapter's places
+
+
+class GroupedAttentionMixer(RotaryMixer):
+    """Queries, keys and values, norms of heads, rotary positions, attention, and the output projection.
+
+    Args:
+        parts: of the family's module.
+        options: that the module calls attention with.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: it computes something else.
+    """
+
+    kind = MixerKind.GROUPED_ATTENTION
+
+    def __init__(self, parts: GroupedAttentionParts, options: AttentionOptions | None, index: int):
+        self.spec = GroupedAttention()
+        super().__init__(parts.module, index, self.spec)
+        if options is None:
+            raise UnsupportedLayerError("a layer has no attention")
+        spec = self.spec
+        for number, name in enumerate(MATRICES):
+            linear = getattr(parts, name)
+            setattr(spec, name, matrix_of(linear))
+            setattr(spec, f"{name}_bias", self.keep(linear.bias))
+            self.add_target(linear, number)
+        if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
+            raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
+        self._set_heads(parts)
+        self._set_head_norms(parts.query_norm, parts.key_norm)
+        spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
+        spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+        if options.sinks is not None and options.sinks.numel() != spec.heads:
+            raise UnsupportedLayerError("its sinks are not one for each head")
+        spec.sinks = self.keep(options.sinks)
+
+    @property
+    def name(self) -> str:
+        return "attention"
+
+    @property
+    def attention_layer(self) -> int:
+        return int(self.module.layer_idx)
+
+    @property
+    def most_rotated(self) -> int:
+        return int(self.spec.key_dim)
+
+    def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
+        return rotations(self, trial)[0].as_pair()
+
+    def fit(self, trial: MixerTrial) -> None:
+        fit_rotation(self, trial)
+
+    def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
+        del captured
+        return TrialAttention(self.module, self.index, self.spec, num_tokens)
+
+    def for_queries(self, num_tokens: int) -> TrialAttention:
+        """Return an attention for a trial whose keys are the queries of this one."""
+        return TrialAttention.of_queries(self, num_tokens)
+
+    def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
+        del states
+        layer, spec = self.attention_layer, self.spec
+        cache = kv_cache.layers[layer]
+        spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
+        spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
+        spec.cache_format = PLAIN[cache.shape.dtype]
+        spec.group = kv_cache.group_of[layer]
+
+    def _set_heads(self, parts: GroupedAttentionParts) -> None:
+        spec = self.spec
+        spec.key_dim = int(getattr(parts.module, "head_dim", 0))
+        if not 0 < spec.key_dim <= min(parts.query.out_features, parts.key.out_features):
+            raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
+        spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
+        spec.value_dim = parts.value.out_features // spec.kv_heads
+        if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
+            spec.heads, spec.has_output_gate = spec.heads // 2, 1  # which a trial of its queries confirms
+        if spec.heads % spec.kv_heads or parts.output.in_features != spec.heads * spec.value_dim:
+            raise UnsupportedLayerError("the sizes of its heads and projections differ")
+
+    def _set_head_norms(self, query: Norm | None, key: Norm | None) -> None:
+        if query is None or key is None:
+            if query is not key:
+                raise UnsupportedLayerError("only its queries or only its keys are normed")
+            return
+        spec = self.spec
+        if query.epsilon != key.epsilon:
+            raise UnsupportedLayerError("its norms have different epsilons")
+        sizes = len(query.weight), len(key.weight)
+        if sizes == (spec.heads * spec.key_dim, spec.kv_heads * spec.key_dim) and sizes[0] != spec.key_dim:
+            spec.norms_together = 1
+        elif sizes != (spec.key_dim, spec.key_dim):
+            raise UnsupportedLayerError("its heads' norms have another size")
+        spec.query_norm, spec.key_norm = self.keep(query.weight), self.keep(key.weight)
+        spec.head_norm_epsilon = query.epsilon
+
+
+class TrialAttention(GroupedAttentionMixer):
+    """A copy of an attention with a cache of its own.
+
+    Args:
+        own: its structure.
+        num_tokens: of the one sequence.
+    """
+
+    def __init__(self, module: Any, index: int, own: GroupedAttention, num_tokens: int):
+        spec = self.spec = GroupedAttention.from_buffer_copy(own)
+        super(GroupedAttentionMixer, self).__init__(module, index, spec)
+        self._num_tokens, num_blocks = num_tokens, -(-num_tokens // BLOCK)
+        shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
+        self._keys, self._values = (
+            np.zeros((spec.kv_heads, num_blocks, shape.dim, BLOCK), dtype=np.float32) for _ in range(2)
+        )
+        spec.key_cache, spec.value_cache = self._keys.ctypes.data, self._values.ctypes.data
+        spec.cache_slots, spec.cache_dim = num_blocks * BLOCK, shape.dim
+        spec.cache_format, spec.group = Format.FLOAT32, 0
+
+    @classmethod
+    def of_queries(cls, mixer: GroupedAttentionMixer, num_tokens: int) -> TrialAttention:
+        """Return an attention whose keys are another's queries, and which adds nothing."""
+        own, trial = mixer.spec, GroupedAttention.from_buffer_copy(mixer.spec)
+        if own.has_output_gate:  # gates follow each head's queries, as if they were those of other heads
+            trial.heads, trial.has_output_gate = 2 * own.heads, 0
+        size = trial.heads * own.key_dim
+        nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)
+        trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm
+        trial.value, trial.value_bias = own.query, own.query_bias
+        trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
+        trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.data_ptr())
+        found = cls(mixer.module, mixer.index, trial, num_tokens)
+        found.keeps.append(nothing)
+        return found
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """The keys of the last run after the rotation, float32 ``(kv_heads, tokens, key_dim)``."""
+        by_token = torch.from_numpy(self._keys).transpose(2, 3).flatten(1, 2)  # (kv_heads, places, dim)
+        return by_token[:, : self._num_tokens, : self.spec.key_dim]

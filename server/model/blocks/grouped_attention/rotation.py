@@ -1,0 +1,79 @@
+"""Finds how a layer rotates queries and keys, by a comparison of the rotated ones with those of the modules.
+
+The output of attention does not show it: where all keys have about the same weight, any rotation gives that output.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from server.kernels.native.structures.layers import RopeKind
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.mixer import MixerTrial, relative_error
+
+if TYPE_CHECKING:
+    from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
+
+SAME = 1e-5  # keys that differ no more, relative to their norm, were rotated in the same way
+
+
+class Rotation(NamedTuple):
+    """The keys of a layer with one kind of rotary positions."""
+
+    error: float  # of its keys
+    kind: RopeKind
+    keys: torch.Tensor  # (kv_heads, tokens, key_dim)
+
+    def as_pair(self) -> tuple[float, bool]:
+        """Return the result of ``RotaryMixer.rotation_error``."""
+        return self.error, self.kind != RopeKind.NONE
+
+
+def fit_rotation(mixer: GroupedAttentionMixer, trial: MixerTrial) -> None:
+    """Set the kind of rotary positions in an attention.
+
+    Raises:
+        UnsupportedLayerError: the layer rotates in another way, or its keys do not show how.
+    """
+    captured, tolerance = trial.captured, trial.tolerance
+    if not captured.keys.any():
+        raise UnsupportedLayerError("its keys are zero, which does not show how they are rotated")
+    best, *others = rotations(mixer, trial)
+    mixer.spec.rope_kind = best.kind
+    queries = queries_of(mixer, trial)
+    if queries.shape != captured.queries.shape or not relative_error(queries, captured.queries) < tolerance:
+        raise UnsupportedLayerError("its queries are normed or rotated in another way")
+    if not best.error < tolerance:
+        raise UnsupportedLayerError("its keys are normed or rotated in another way")
+    if any(each.error < tolerance and relative_error(each.keys, best.keys) > SAME for each in others):
+        raise UnsupportedLayerError("its keys are rotated too little to show how")
+
+
+def rotations(mixer: GroupedAttentionMixer, trial: MixerTrial) -> list[Rotation]:
+    """Return a layer's keys with each kind of rotary positions, the nearest to those of its modules first.
+
+    Of equally near ones, the likelier is first.
+    """
+    spec, wanted, found = mixer.spec, trial.captured.keys, []
+    spec.rotary_dim = trial.positions.rotary_dim
+    has_positions = trial.captured.positions is not None
+    for kind in (RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE) if has_positions else (RopeKind.NONE,):
+        spec.rope_kind = kind
+        bound = mixer.for_trial(trial.captured, trial.num_tokens)
+        trial.run(bound)
+        if bound.keys.shape != wanted.shape:
+            raise UnsupportedLayerError("its attention has another number of keys than its projections give")
+        found.append(Rotation(relative_error(bound.keys, wanted), kind, bound.keys))
+    return sorted(found, key=lambda each: each.error)
+
+
+def queries_of(mixer: GroupedAttentionMixer, trial: MixerTrial) -> torch.Tensor:
+    """Return a layer's queries after the rotation, float32 ``(heads, tokens, key_dim)``.
+
+    They are the keys of a layer in whose cache they take the places of keys.
+    """
+    bound = mixer.for_queries(trial.num_tokens)
+    trial.run(bound)
+    return bound.keys[::2] if mixer.spec.has_output_gate else bound.keys

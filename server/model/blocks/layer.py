@@ -1,0 +1,71 @@
+"""NativeLayer: one decoder layer as the native kernels run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp
+from server.model.blocks.adapter_places import NativeTarget
+from server.model.blocks.linears import Linear
+from server.model.blocks.mixer import Mixer
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.router import RouterWeights
+
+
+class NativeLayer:
+    """One decoder layer as the native kernels run it.
+
+    Args:
+        index: of the layer.
+        experts: those of the layer; None if it has none.
+    """
+
+    def __init__(self, index: int, experts: ExpertLayer | None):
+        self.spec = LayerSpec(index=index, mixer_kind=MixerKind.EXTERNAL)  # refers to the two parts
+        self.experts = experts
+        self.feed_forward: Mixture | Mlp | None = None
+        self.router: RouterWeights | None = None
+        self._mixer: Mixer | None = None
+        self._keeps: list[torch.Tensor] = []  # tensors whose memory the spec refers to
+        self._linears: dict[Any, NativeTarget] = {}
+
+    @property
+    def mixer(self) -> Mixer:
+        assert self._mixer is not None
+        return self._mixer
+
+    @mixer.setter
+    def mixer(self, mixer: Mixer) -> None:
+        self._mixer = mixer
+        self.spec.mixer, self.spec.mixer_kind = mixer.address, mixer.kind
+
+    @property
+    def linears(self) -> Mapping[Any, NativeTarget]:
+        """The places that adapters may add to, by module."""
+        return self._linears | self.mixer.linears
+
+    @property
+    def mixture(self) -> Mixture:
+        """The experts and their router, of a layer that has some."""
+        assert isinstance(self.feed_forward, Mixture)
+        return self.feed_forward
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Keep a tensor whose memory the spec refers to."""
+        self._keeps.append(tensor)
+        return tensor
+
+    def address(self, tensor: torch.Tensor | None) -> int | None:
+        """Keep a float32 copy of a tensor, and return its address."""
+        return None if tensor is None else self.keep(tensor.detach().float().contiguous()).data_ptr()
+
+    def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
+        """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""
+        self.add_place(linear, place, linear.in_features, linear.out_features, offset)
+
+    def add_place(self, module: Any, place: int, inputs: int, outputs: int, offset: int = 0) -> None:
+        """Make a module known that computes a linear layer, such as a router."""
+        self._linears[module] = NativeTarget(self.spec.index, place, inputs, outputs, offset)

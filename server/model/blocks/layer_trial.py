@@ -1,0 +1,118 @@
+"""LayerTrial: runs single layers on the input of their modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from ctypes import addressof
+from functools import partial
+
+import numpy as np
+import torch
+
+from server.kernels.native.library import Kernels, impossible
+from server.kernels.native.structures.layers import LayerSpec, Mixture
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.layer import NativeLayer
+from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial
+from server.model.blocks.workspace import BLOCK, Positions, Workspace
+from server.model.program import Target
+from server.model.step import SequenceChunk
+
+ADDITIONS = 0.3  # error of a layer's additions to the residual stream, by the spacing of its numbers at 1
+MOST_ROUNDED = 0.1  # relative error up to which rounding of the residual stream may be its reason
+
+
+class LayerTrial:
+    """Runs single layers on the input of their modules, with experts that add nothing and a cache of their own.
+
+    Args:
+        workspace: keeps the results of the last run.
+        tokens: the tokens of the input.
+        slot_bytes: bytes of an expert's slot in each layer.
+    """
+
+    def __init__(self, kernels: Kernels, workspace: Workspace, tokens: Sequence[int], slot_bytes: Sequence[int]):
+        self._kernels, self._tokens, self._slot_bytes = kernels, tokens, slot_bytes
+        self.workspace = workspace
+
+    def set_positions(self, positions: Positions) -> None:
+        """Use rotary positions in the next runs."""
+        positions.update(self.workspace.call, len(self._tokens) - 1)
+
+    def run(self, layer: NativeLayer, captured: LayerCapture, mixer: Mixer | None = None) -> None:
+        """Run a layer, whose output is in the workspace then.
+
+        Args:
+            layer: without experts, which add nothing.
+            captured: the call of its modules.
+            mixer: prepared by ``Mixer.for_trial``; by default the layer's own, which is prepared here.
+
+        Raises:
+            UnsupportedLayerError: a module got something else than normed rows, or counts don't fit each other.
+        """
+        count, workspace, top_k = len(self._tokens), self.workspace, 0
+        if mixer is None:
+            mixer = layer.mixer.for_trial(captured, count)
+        workspace.begin([SequenceChunk(self._tokens, 0, [range(-(-count // BLOCK))])], 1)
+        workspace.hidden[:] = captured.given.numpy()
+        spec = LayerSpec.from_buffer_copy(layer.spec)
+        spec.mixer, spec.mixer_kind = mixer.address, mixer.kind
+        if layer.experts is not None:  # the number of choices may not be known yet
+            mixture = Mixture.from_buffer_copy(layer.mixture)
+            top_k = mixture.router.top_k = max(1, mixture.router.top_k)
+            spec.feed_forward = addressof(mixture)
+        self.check(spec)
+        mix_outside(self._kernels, mixer, spec, workspace, None)
+        self._kernels.begin_layer(spec, workspace.call, 0)
+        nothing = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)
+        self._kernels.finish_layer(spec, workspace.call, 0, nothing.ctypes.data)
+
+    def of_mixer(
+        self, layer: NativeLayer, captured: LayerCapture, positions: Positions, tolerance: float
+    ) -> MixerTrial:
+        """Return a trial of a layer's mixer.
+
+        Args:
+            layer: without experts, which add nothing.
+            captured: the call of its modules.
+            positions: those of the calls.
+            tolerance: relative error.
+        """
+        return MixerTrial(captured, partial(self.run, layer, captured), positions, len(self._tokens), tolerance)
+
+    def error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
+        """Run a layer, and return the error of its output relative to what its modules add.
+
+        Modules round the residual stream after each addition, which counts where they add little to it. So that part of
+        a small error is left out.
+
+        Args:
+            layer: without experts, which add nothing.
+            captured: the call of its modules.
+            dtype: of the modules.
+        """
+        self.run(layer, captured)
+        added = float((captured.output - captured.given).norm().clamp_min(1e-20))
+        found = float((torch.from_numpy(self.workspace.hidden) - captured.output).norm()) / added
+        rounding = ADDITIONS * torch.finfo(dtype).eps * float(captured.output.norm()) / added
+        return math.sqrt(max(0.0, found**2 - rounding**2)) if found < MOST_ROUNDED else found
+
+    def check(self, spec: LayerSpec) -> None:
+        """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""
+        reason = impossible(
+            "greenroom_check_layer", spec, self.workspace.call.hidden_size, self._slot_bytes[spec.index]
+        )
+        if reason is not None:
+            raise UnsupportedLayerError(f"it has {reason}")
+
+
+def mix_outside(kernels: Kernels, mixer: Mixer, spec: LayerSpec, workspace: Workspace, step: MixerStep | None) -> None:
+    """Add the results of a mixer that runs outside of the kernels to the hidden states; nothing for other mixers."""
+    if mixer.target is Target.NATIVE:
+        return
+    kernels.norm_input(spec, workspace.call)
+    added = mixer.mix_outside(torch.from_numpy(workspace.normed), step)
+    assert added is not None
+    torch.from_numpy(workspace.hidden).add_(added, alpha=spec.residual_scale)

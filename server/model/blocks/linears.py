@@ -1,0 +1,28 @@
+"""Linear layers as the native kernels read them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from server.kernels.native.linear import plain_matrix
+from server.kernels.native.structures.matrices import Format, Matrix
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.quantised.linear import QuantisedLinear
+
+Linear = nn.Linear | QuantisedLinear
+LINEARS = (nn.Linear, QuantisedLinear)
+
+
+def matrix_of(linear: Linear) -> Matrix:
+    """Describe a linear layer's weights to the kernels."""
+    if isinstance(linear, QuantisedLinear):
+        return linear.matrix
+    matrix = plain_matrix(linear.weight)
+    if matrix is None:
+        raise UnsupportedLayerError(f"its weights are {linear.weight.dtype}")
+    return matrix
+
+
+def no_matrix() -> Matrix:
+    """A matrix that is not there."""
+    return Matrix(format=Format.FLOAT32)

@@ -1,0 +1,1 @@
+"""A family's own module as the mixer of a layer whose other parts are native."""

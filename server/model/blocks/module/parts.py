@@ -1,0 +1,30 @@
+"""Takes a module that keeps recurrent states as a mixer, whatever it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import nn
+
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.module.mixer import ModuleMixer
+
+
+@dataclass(frozen=True)
+class ModuleParts(MixerParts):
+    """A module that mixes tokens in another way than attention, and runs as it is."""
+
+    module: Any
+
+    @classmethod
+    def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
+        return cls(module) if keeps_state else None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(self.module.parameters())
+
+    def build(self, captured: LayerCapture, place: LayerPlace) -> ModuleMixer:
+        return ModuleMixer(captured, place)

@@ -1,0 +1,9 @@
+"""The kinds of mixers, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.blocks.mixer import MixerParts
+from server.model.blocks.module.parts import ModuleParts
+
+MIXERS: tuple[type[MixerParts], ...] = (GroupedAttentionParts, ModuleParts)
