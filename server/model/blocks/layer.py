@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp
+from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp, NormKind
+from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.linears import Linear
 from server.model.blocks.mixer import Mixer
+from server.model.blocks.norms import Norm
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 
@@ -61,6 +63,12 @@ class NativeLayer:
     def address(self, tensor: torch.Tensor | None) -> int | None:
         """Keep a float32 copy of a tensor, and return its address."""
         return None if tensor is None else self.keep(tensor.detach().float().contiguous()).data_ptr()
+
+    def norm(self, norm: Norm | None) -> NormSpec:
+        """Describe a norm to the kernels; None leaves rows as they are."""
+        if norm is None:
+            return NormSpec()
+        return NormSpec(self.address(norm.weight), None, norm.epsilon, NormKind.RMS)
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.layers import HeadCall
+from server.kernels.native.structures.layers import HeadCall, NormKind
+from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import text_body, text_part
 from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.blocks.capture import Capture, LayerCapture, capture
@@ -262,7 +263,7 @@ class _Finder:
         call = HeadCall(
             matrix=matrix,
             bias=None if bias is None else bias.data_ptr(),
-            norm=norm.weight.data_ptr(),
+            norm=NormSpec(norm.weight.data_ptr(), None, norm.epsilon, NormKind.RMS),
             hidden=hidden.data_ptr(),
             rows=rows.ctypes.data,
             normed=normed.ctypes.data,
@@ -270,7 +271,6 @@ class _Finder:
             num_rows=count,
             num_logits=count,
             hidden_size=size,
-            norm_epsilon=norm.epsilon,
             scale=1.0,
             is_exact=1,
         )

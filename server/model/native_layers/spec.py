@@ -39,13 +39,11 @@ def build_layer(
     """
     layer = NativeLayer(index, experts)
     spec = layer.spec
-    spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
-    if parts.input_norm.epsilon != parts.inner_norm.epsilon:
-        raise UnsupportedLayerError("its norms have different epsilons")
+    spec.input_norm, spec.inner_norm = (layer.norm(norm) for norm in (parts.input_norm, parts.inner_norm))
     if {len(parts.input_norm.weight), len(parts.inner_norm.weight)} != {captured.given.shape[1]}:
         raise UnsupportedLayerError("its norms have another size than its hidden states")
-    spec.norm_epsilon = parts.input_norm.epsilon
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
+    spec.output_scale = 1.0
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)
     if parts.experts is not None:
         layer.feed_forward = _mixture(layer, parts, router, mlp)
@@ -70,7 +68,8 @@ def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
     if gate is None:
         raise UnsupportedLayerError("its dense MLP has an unknown activation")
     parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
-    mlp = Mlp(ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32), no_matrix())
+    shape = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
+    mlp = Mlp(shape=shape, weighting=no_matrix())
     layer.add_target(dense.gate, LoraPlace.DENSE_FIRST)
     layer.add_target(dense.up, LoraPlace.DENSE_FIRST, dense.gate.out_features)
     layer.add_target(dense.down, LoraPlace.DENSE_SECOND)

@@ -21,10 +21,13 @@ struct Context {
   Buffer middle;    // results of the experts' first matrix
   Buffer hidden;    // panels of the inputs of their second matrix
   Buffer tables;    // tables of tiles
+  Buffer mixed;     // results of a mixer that a norm follows
   Buffer logits;    // logits of routers
   Buffer sorted;    // choices by expert
   Buffer results;   // results of experts
   Buffer shared;    // results of the dense expert
+  Buffer inputs;    // rows of a router or a dense expert that have a norm of their own, or of experts, weighted
+  Buffer factors;   // adapters' factors of weighted rows
   Buffer exact;     // inputs of the experts' second matrix as adapters see them
   Buffer adapters;  // additions of a step's adapters to experts, by adapter
   LoraSums router_lora, gate_lora, head_lora;  // additions of adapters

@@ -91,6 +91,18 @@ struct Fields<RouterKind> {
 };
 
 template <>
+struct Fields<GateKind> {
+  static constexpr Field kAll[] = {
+      number("NONE", GateKind::kNone), number("SIGMOID", GateKind::kSigmoid), number("SOFTPLUS", GateKind::kSoftPlus)};
+};
+
+template <>
+struct Fields<NormKind> {
+  static constexpr Field kAll[] = {
+      number("NONE", NormKind::kNone), number("RMS", NormKind::kRms), number("LAYER", NormKind::kLayer)};
+};
+
+template <>
 struct Fields<MixerKind> {
   static constexpr Field kAll[] = {
       number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention)};
@@ -155,7 +167,7 @@ template <>
 struct Fields<Router> {
   using Type = Router;
   static constexpr Field kAll[] = {
-      FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(kind), FIELD(top_k), FIELD(num_groups),
+      FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(expert_scales), FIELD(kind), FIELD(top_k), FIELD(num_groups),
       FIELD(top_groups), FIELD(is_normalised), FIELD(scale)};
 };
 
@@ -163,32 +175,42 @@ template <>
 struct Fields<GroupedAttention> {
   using Type = GroupedAttention;
   static constexpr Field kAll[] = {
-      FIELD(query), FIELD(key), FIELD(value), FIELD(output), FIELD(query_bias), FIELD(key_bias),
-      FIELD(value_bias), FIELD(output_bias), FIELD(query_norm), FIELD(key_norm), FIELD(sinks), FIELD(key_cache),
-      FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
-      FIELD(value_dim), FIELD(rotary_dim), FIELD(window), FIELD(is_chunked), FIELD(norms_together), FIELD(has_output_gate), FIELD(rope),
-      FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(head_norm_epsilon), FIELD(scaling),
-      FIELD(softcap)};
+      FIELD(query), FIELD(key), FIELD(output), FIELD(value), FIELD(gate), FIELD(query_bias), FIELD(key_bias),
+      FIELD(value_bias), FIELD(output_bias), FIELD(gate_bias), FIELD(query_norm), FIELD(key_norm),
+      FIELD(value_norm), FIELD(sinks), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
+      FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
+      FIELD(has_gates_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind), FIELD(cache_format),
+      FIELD(head_norm_epsilon), FIELD(scaling), FIELD(softcap)};
+};
+
+template <>
+struct Fields<Norm> {
+  using Type = Norm;
+  static constexpr Field kAll[] = {FIELD(weight), FIELD(bias), FIELD(epsilon), FIELD(kind)};
 };
 
 template <>
 struct Fields<Mlp> {
   using Type = Mlp;
-  static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting)};
+  static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting), FIELD(input_norm), FIELD(output_norm)};
 };
 
 template <>
 struct Fields<Mixture> {
   using Type = Mixture;
-  static constexpr Field kAll[] = {FIELD(router), FIELD(experts), FIELD(shared), FIELD(num_experts), FIELD(has_shared)};
+  static constexpr Field kAll[] = {
+      FIELD(router), FIELD(experts), FIELD(shared), FIELD(router_norm), FIELD(output_norm), FIELD(num_experts),
+      FIELD(has_shared), FIELD(scales_input)};
 };
 
 template <>
 struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
-      FIELD(input_norm), FIELD(inner_norm), FIELD(mixer), FIELD(feed_forward), FIELD(mixer_kind),
-      FIELD(feed_forward_kind), FIELD(index), FIELD(norm_epsilon), FIELD(residual_scale)};
+      FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(mixer),
+      FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
+      FIELD(residual_scale), FIELD(output_scale)};
 };
 
 template <>
@@ -211,7 +233,7 @@ struct Fields<StepCall> {
       FIELD(hidden), FIELD(sequences), FIELD(block_tables), FIELD(cosines), FIELD(sines), FIELD(normed),
       FIELD(chosen), FIELD(weights), FIELD(slots), FIELD(counts), FIELD(sets), FIELD(tokens),
       FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(lora),
-      FIELD(is_exact)};
+      FIELD(query_scales), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
 };
 
 template <>
@@ -219,7 +241,7 @@ struct Fields<HeadCall> {
   using Type = HeadCall;
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(norm), FIELD(hidden), FIELD(rows), FIELD(normed), FIELD(logits),
-      FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(norm_epsilon), FIELD(scale), FIELD(is_exact),
+      FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(scale), FIELD(softcap), FIELD(is_exact),
       FIELD(lora)};
 };
 
@@ -289,7 +311,8 @@ constexpr Layout layout(const char* name) {
 
 constexpr Layout kLayouts[] = {
     layout<Format>("Format"), layout<Size>("Size"), layout<Activation>("Activation"), layout<RopeKind>("RopeKind"),
-    layout<RouterKind>("RouterKind"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
+    layout<RouterKind>("RouterKind"), layout<GateKind>("GateKind"), layout<NormKind>("NormKind"),
+    layout<Norm>("Norm"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"), layout<Mlp>("Mlp"),

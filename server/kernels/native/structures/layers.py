@@ -25,6 +25,22 @@ class RouterKind(IntEnum):
     SIGMOID = 2
 
 
+class GateKind(IntEnum):
+    """The functions of gates that multiply the results of attention."""
+
+    NONE = 0
+    SIGMOID = 1
+    SOFTPLUS = 2
+
+
+class NormKind(IntEnum):
+    """The norms of rows."""
+
+    NONE = 0
+    RMS = 1
+    LAYER = 2
+
+
 class MixerKind(IntEnum):
     """The ways to mix tokens; the spec of each kind is a structure."""
 
@@ -39,11 +55,18 @@ class FeedForwardKind(IntEnum):
     EXPERTS = 1
 
 
+class Norm(Structure):
+    """A norm; one without a kind leaves rows as they are."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("epsilon", c_float), ("kind", c_int32)]
+
+
 class Router(Structure):
     _fields_ = [
         ("matrix", Matrix),
         ("bias", c_void_p),
         ("correction", c_void_p),
+        ("expert_scales", c_void_p),
         ("kind", c_int32),
         ("top_k", c_int32),
         ("num_groups", c_int32),
@@ -57,14 +80,17 @@ class GroupedAttention(Structure):
     _fields_ = [
         ("query", Matrix),
         ("key", Matrix),
-        ("value", Matrix),
         ("output", Matrix),
+        ("value", Matrix),
+        ("gate", Matrix),
         ("query_bias", c_void_p),
         ("key_bias", c_void_p),
         ("value_bias", c_void_p),
         ("output_bias", c_void_p),
+        ("gate_bias", c_void_p),
         ("query_norm", c_void_p),
         ("key_norm", c_void_p),
+        ("value_norm", c_void_p),
         ("sinks", c_void_p),
         ("key_cache", c_void_p),
         ("value_cache", c_void_p),
@@ -78,10 +104,14 @@ class GroupedAttention(Structure):
         ("window", c_int64),
         ("is_chunked", c_int32),
         ("norms_together", c_int32),
-        ("has_output_gate", c_int32),
+        ("norms_rotated", c_int32),
+        ("scales_queries", c_int32),
+        ("looks_ahead", c_int32),
+        ("has_gates_in_query", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
         ("rope_kind", c_int32),
+        ("gate_kind", c_int32),
         ("cache_format", c_int32),
         ("head_norm_epsilon", c_float),
         ("scaling", c_float),
@@ -90,7 +120,7 @@ class GroupedAttention(Structure):
 
 
 class Mlp(Structure):
-    _fields_ = [("shape", ExpertShape), ("weighting", Matrix)]
+    _fields_ = [("shape", ExpertShape), ("weighting", Matrix), ("input_norm", Norm), ("output_norm", Norm)]
 
 
 class Mixture(Structure):
@@ -98,8 +128,11 @@ class Mixture(Structure):
         ("router", Router),
         ("experts", ExpertShape),
         ("shared", Mlp),
+        ("router_norm", Norm),
+        ("output_norm", Norm),
         ("num_experts", c_int32),
         ("has_shared", c_int32),
+        ("scales_input", c_int32),
     ]
 
 
@@ -107,15 +140,18 @@ class LayerSpec(Structure):
     """A decoder layer, which refers to the specs of its parts; their owner keeps them in memory."""
 
     _fields_ = [
-        ("input_norm", c_void_p),
-        ("inner_norm", c_void_p),
+        ("input_norm", Norm),
+        ("mixer_norm", Norm),
+        ("inner_norm", Norm),
+        ("output_norm", Norm),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
         ("mixer_kind", c_int32),
         ("feed_forward_kind", c_int32),
         ("index", c_int32),
-        ("norm_epsilon", c_float),
+        ("is_parallel", c_int32),
         ("residual_scale", c_float),
+        ("output_scale", c_float),
     ]
 
 
@@ -158,6 +194,9 @@ class StepCall(Structure):
         ("most_top_k", c_int64),
         ("most_experts", c_int64),
         ("lora", c_void_p),
+        ("query_scales", c_void_p),
+        ("newest", c_void_p),
+        ("has_own_angles", c_int32),
         ("is_exact", c_int32),
     ]
 
@@ -166,7 +205,7 @@ class HeadCall(Structure):
     _fields_ = [
         ("matrix", Matrix),
         ("bias", c_void_p),
-        ("norm", c_void_p),
+        ("norm", Norm),
         ("hidden", c_void_p),
         ("rows", c_void_p),
         ("normed", c_void_p),
@@ -174,8 +213,8 @@ class HeadCall(Structure):
         ("num_rows", c_int64),
         ("num_logits", c_int64),
         ("hidden_size", c_int64),
-        ("norm_epsilon", c_float),
         ("scale", c_float),
+        ("softcap", c_float),
         ("is_exact", c_int32),
         ("lora", c_void_p),
     ]

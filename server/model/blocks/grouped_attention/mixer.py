@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.layers import GroupedAttention, MixerKind
+from server.kernels.native.structures.layers import GateKind, GroupedAttention, MixerKind
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
-from server.model.blocks.linears import matrix_of
+from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
 from server.model.blocks.workspace import BLOCK
@@ -105,7 +105,8 @@ class GroupedAttentionMixer(RotaryMixer):
         spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
         spec.value_dim = parts.value.out_features // spec.kv_heads
         if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
-            spec.heads, spec.has_output_gate = spec.heads // 2, 1  # which a trial of its queries confirms
+            spec.heads, spec.has_gates_in_query = spec.heads // 2, 1  # which a trial of its queries confirms
+            spec.gate_kind = GateKind.SIGMOID
         if spec.heads % spec.kv_heads or parts.output.in_features != spec.heads * spec.value_dim:
             raise UnsupportedLayerError("the sizes of its heads and projections differ")
 
@@ -150,8 +151,9 @@ class TrialAttention(GroupedAttentionMixer):
     def of_queries(cls, mixer: GroupedAttentionMixer, num_tokens: int) -> TrialAttention:
         """Return an attention whose keys are another's queries, and which adds nothing."""
         own, trial = mixer.spec, GroupedAttention.from_buffer_copy(mixer.spec)
-        if own.has_output_gate:  # gates follow each head's queries, as if they were those of other heads
-            trial.heads, trial.has_output_gate = 2 * own.heads, 0
+        if own.has_gates_in_query:  # gates follow each head's queries, as if they were those of other heads
+            trial.heads, trial.has_gates_in_query = 2 * own.heads, 0
+        trial.gate, trial.gate_kind = no_matrix(), GateKind.NONE
         size = trial.heads * own.key_dim
         nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)
         trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm

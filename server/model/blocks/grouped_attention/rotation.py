@@ -76,4 +76,4 @@ def queries_of(mixer: GroupedAttentionMixer, trial: MixerTrial) -> torch.Tensor:
     """
     bound = mixer.for_queries(trial.num_tokens)
     trial.run(bound)
-    return bound.keys[::2] if mixer.spec.has_output_gate else bound.keys
+    return bound.keys[::2] if mixer.spec.has_gates_in_query else bound.keys

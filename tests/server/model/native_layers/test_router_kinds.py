@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 def router_of(kind: RouterKind, is_normalised: int, num_groups: int = 1, scale: float = 1.0) -> Router:
     matrix = Matrix(outputs=EXPERTS, inputs=HIDDEN)
-    return Router(matrix, None, None, kind, TOP_K, num_groups, max(1, num_groups // 2), is_normalised, scale)
+    return Router(matrix, None, None, None, kind, TOP_K, num_groups, max(1, num_groups // 2), is_normalised, scale)
 
 
 def weights_of(*, is_corrected: bool = False, factor: float = 1.0) -> RouterWeights:

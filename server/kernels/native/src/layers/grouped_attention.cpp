@@ -1,6 +1,7 @@
 #include "layers/grouped_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "formats/checks.h"
@@ -14,14 +15,14 @@ namespace {
 struct AttentionScratch {
   Buffer heads;     // queries, keys and values of a step
   Buffer attended;  // results of attention, and its scratch memory
-  LoraSums query_lora, key_lora, value_lora, output_lora;
+  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora;
 };
 
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
 void place_token(const Level& level, const GroupedAttention& attention, const StepCall& step, const StepSequence& sequence,
-                 int64_t token, float* query, float* key, const float* value) {
+                 int64_t token, float* query, float* key, float* value) {
   const int64_t position = sequence.first_position + token - sequence.first_row;
   const auto norm_heads = [&](float* x, const float* weight, int64_t heads) {
     if (!weight) return;
@@ -33,11 +34,22 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
       level.normalise(x + head * attention.key_dim, weight, attention.head_norm_epsilon, attention.key_dim, x + head * attention.key_dim);
     }
   };
-  norm_heads(query, attention.query_norm, attention.heads);
-  norm_heads(key, attention.key_norm, attention.kv_heads);
+  const auto norm_both = [&] {
+    norm_heads(query, attention.query_norm, attention.heads);
+    norm_heads(key, attention.key_norm, attention.kv_heads);
+  };
+  if (!attention.value.outputs) {
+    std::memcpy(value, key, static_cast<size_t>(attention.kv_heads * attention.key_dim) * sizeof(float));
+  }
+  for (int64_t head = 0; attention.value_norm && head < attention.kv_heads; ++head) {
+    float* x = value + head * attention.value_dim;
+    level.normalise(x, attention.value_norm, attention.head_norm_epsilon, attention.value_dim, x);
+  }
+  if (!attention.norms_rotated) norm_both();
   if (attention.rope_kind != RopeKind::kNone) {
-    const float* cosines = step.cosines[attention.rope] + position * (attention.rotary_dim / 2);
-    const float* sines = step.sines[attention.rope] + position * (attention.rotary_dim / 2);
+    const int64_t angles = (step.has_own_angles ? token : position) * (attention.rotary_dim / 2);
+    const float* cosines = step.cosines[attention.rope] + angles;
+    const float* sines = step.sines[attention.rope] + angles;
     const bool is_interleaved = attention.rope_kind == RopeKind::kInterleaved;
     for (int64_t head = 0; head < attention.heads; ++head) {
       level.rotate(query + head * attention.key_dim, cosines, sines, attention.rotary_dim, is_interleaved);
@@ -45,6 +57,11 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     for (int64_t head = 0; head < attention.kv_heads; ++head) {
       level.rotate(key + head * attention.key_dim, cosines, sines, attention.rotary_dim, is_interleaved);
     }
+  }
+  if (attention.norms_rotated) norm_both();
+  if (attention.scales_queries) {
+    const float factor = step.query_scales[position];
+    for (int64_t i = 0; i < attention.heads * attention.key_dim; ++i) query[i] *= factor;
   }
   const int32_t* blocks = step.block_tables[attention.group] + sequence.first_block;
   const int64_t block = blocks[position / kCacheBlock], place = position % kCacheBlock;
@@ -75,14 +92,15 @@ class LayerAttention {
         spec_(spec),
         step_(step),
         queries_(spec.heads * spec.key_dim),
-        gates_(spec.has_output_gate ? queries_ : 0),
+        gates_(spec.has_gates_in_query ? queries_ : spec.gate.outputs),
         keys_(spec.kv_heads * spec.key_dim),
         width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
         attended_size_(spec.heads * spec.value_dim),
-        scratch_size_(attention_scratch(spec.value_dim)) {
+        scratch_size_(attention_scratch(spec.value_dim)),
+        results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
-    for (const Matrix* matrix : {&spec.key, &spec.value}) {  // they share the panel: all take rows in float32
-      if (level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
+    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate}) {  // they share the panel: all take float32 rows
+      if (matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
     }
     const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
     const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
@@ -101,6 +119,7 @@ class LayerAttention {
   }
 
   int64_t num_tiles() const { return token_tiles_ * spec_.kv_heads; }
+  int64_t first_gate() const { return queries_; }
   int64_t first_key() const { return queries_ + gates_; }
   int64_t first_value() const { return first_key() + keys_; }
   int64_t attended_size() const { return attended_size_; }
@@ -108,13 +127,13 @@ class LayerAttention {
   void norm(int64_t token) {
     const int64_t hidden_size = step_.hidden_size;
     float* normed = step_.normed + token * hidden_size;
-    level_.normalise(step_.hidden + token * hidden_size, layer_.input_norm, layer_.norm_epsilon, hidden_size, normed);
+    apply_norm(level_, layer_.input_norm, step_.hidden + token * hidden_size, hidden_size, normed);
     level_.prepare(panel, step_.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   }
 
   void take_heads(int64_t row, int64_t output, const float* sums, int64_t count) const {
     float* heads = heads_ + row * width_;
-    if (!gates_ || output >= first_key()) {
+    if (!spec_.has_gates_in_query || output >= first_key()) {
       std::memcpy(heads + output, sums, static_cast<size_t>(count) * 4);
       return;
     }
@@ -153,6 +172,7 @@ class LayerAttention {
     attention.values = static_cast<const char*>(spec_.value_cache) + begin;
     attention.blocks = step_.block_tables[spec_.group] + sequence->first_block;
     attention.sinks = spec_.sinks ? spec_.sinks + kv_head * group : nullptr;
+    attention.newest = spec_.looks_ahead && step_.newest ? step_.newest + row : nullptr;
     attention.scratch = scratch_ + thread * scratch_size_;
     attention.first_position = sequence->first_position + first;
     attention.tokens = std::min<int64_t>(kTokenTile, sequence->num_tokens - first);
@@ -166,7 +186,7 @@ class LayerAttention {
     attention.scaling = spec_.scaling;
     attention.softcap = spec_.softcap;
     level_.attend(attention);
-    if (gates_) apply_gates(attention, heads_ + row * width_ + queries_ + kv_head * group * spec_.key_dim);
+    if (gates_) apply_gates(attention, heads_ + row * width_ + queries_ + kv_head * (gates_ / spec_.kv_heads));
   }
 
   void prepare_output(int64_t token) {
@@ -174,7 +194,7 @@ class LayerAttention {
   }
 
   void take_output(int64_t row, int64_t output, const float* sums, int64_t count) const {
-    level_.add_scaled(step_.hidden + row * step_.hidden_size + output, sums, layer_.residual_scale, count);
+    results_.take(row, output, sums, count);
   }
 
   Panel panel{};         // (tokens, hidden)
@@ -182,13 +202,17 @@ class LayerAttention {
   float* attended;       // the same rows in float32
 
  private:
-  // Multiplies the results of attention by the sigmoid of gates, whose tokens are `width_` apart.
+  // Multiplies the results of attention by gates, whose tokens are `width_` apart.
   void apply_gates(const Attention& attention, float* gates) const {
-    const int64_t count = attention.heads * attention.value_dim;
+    const int64_t count = gates_ / spec_.kv_heads, size = attention.heads * attention.value_dim / count;
     for (int64_t token = 0; token < attention.tokens; ++token, gates += width_) {
-      level_.sigmoid(gates, count);
+      if (spec_.gate_kind == GateKind::kSigmoid) {
+        level_.sigmoid(gates, count);
+      } else {
+        for (int64_t i = 0; i < count; ++i) gates[i] = gates[i] > 20.0f ? gates[i] : std::log1p(std::exp(gates[i]));
+      }
       float* output = attention.output + token * attention.output_stride;
-      for (int64_t i = 0; i < count; ++i) output[i] *= gates[i];
+      for (int64_t i = 0; i < count * size; ++i) output[i] *= gates[i / size];
     }
   }
 
@@ -200,6 +224,7 @@ class LayerAttention {
   const int64_t width_;                   // of queries, gates, keys and values together
   const int64_t attended_size_;
   const int64_t scratch_size_;
+  const MixerResults results_;
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
   float* scratch_;  // (threads, scratch_size)
@@ -210,16 +235,18 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const Level& level = context.level;
   LayerAttention attention(context, layer, spec, step);
   auto& own = context.mixers.of<AttentionScratch>();
-  LoraSums* const lora[] = {&own.query_lora, &own.key_lora, &own.value_lora};
+  LoraSums* const lora[] = {&own.query_lora, &own.key_lora, &own.value_lora, &own.gate_lora};
   LoraSums& output_lora = own.output_lora;
-  for (LoraSums* sums : {lora[0], lora[1], lora[2], &output_lora}) sums->clear();
+  for (LoraSums* sums : {lora[0], lora[1], lora[2], lora[3], &output_lora}) sums->clear();
   const LoraSite sites[] = {{*lora[0], mixer_place(0), step.normed, step.hidden_size},
                             {*lora[1], mixer_place(1), step.normed, step.hidden_size},
-                            {*lora[2], mixer_place(2), step.normed, step.hidden_size}};
+                            {*lora[2], mixer_place(2), step.normed, step.hidden_size},
+                            {*lora[3], mixer_place(4), step.normed, step.hidden_size}};
   const LoraSite output_site{output_lora, mixer_place(3), attention.attended, attention.attended_size()};
   const Side sides[] = {{&spec.query, spec.query_bias, 0, lora[0]},
                         {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
-                        {&spec.value, spec.value_bias, attention.first_value(), lora[2]}};
+                        {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
+                        {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]}};
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
   auto norm = [&](int64_t token, int) { attention.norm(token); };
@@ -230,7 +257,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     }
   };
   const auto take_heads = [&](auto... results) { attention.take_heads(results...); };
-  auto project = multiply_sides(context, attention.panel, sides, 3, kOutputTile, take_heads);
+  auto project = multiply_sides(context, attention.panel, sides, 4, kOutputTile, take_heads);
   auto place = [&](int64_t token, int) { attention.place(token); };
   auto attend = [&](int64_t tile, int thread) { attention.attend(tile, thread); };
   auto prepare_output = [&](int64_t token, int thread) {
@@ -242,9 +269,11 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
 
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
-  plan_sites(phases, sites, 3, context, layer, step);
-  phases.add(lora[0]->num_tiles() + lora[1]->num_tiles() + lora[2]->num_tiles(), multiply_down);
-  phases.add(num_tiles(sides, 3, step.tokens, kOutputTile), project);
+  plan_sites(phases, sites, 4, context, layer, step);
+  int64_t num_down = 0;
+  for (const LoraSums* sums : lora) num_down += sums->num_tiles();
+  phases.add(num_down, multiply_down);
+  phases.add(num_tiles(sides, 4, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   phases.add(attention.num_tiles(), attend);
   plan_sites(phases, &output_site, 1, context, layer, step);
@@ -259,11 +288,19 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "a number of heads that its keys and values can't be shared by";
   }
   if (!is_count(spec.key_dim) || !is_count(spec.value_dim)) return "heads without a size";
-  if (spec.has_output_gate && spec.key_dim != spec.value_dim) return "gates that don't fit its heads";
-  const int64_t queries = spec.heads * spec.key_dim * (spec.has_output_gate ? 2 : 1);
+  const bool has_gates = spec.gate.outputs, shares_keys = !spec.value.outputs;
+  if (spec.gate_kind < GateKind::kNone || spec.gate_kind > GateKind::kSoftPlus) return "gates of no known kind";
+  if ((has_gates || spec.has_gates_in_query) != (spec.gate_kind != GateKind::kNone) ||
+      (has_gates && (spec.has_gates_in_query || (!is_shaped(spec.gate, spec.heads, hidden_size) &&
+                                                 !is_shaped(spec.gate, spec.heads * spec.value_dim, hidden_size)))) ||
+      (spec.has_gates_in_query && spec.key_dim != spec.value_dim)) {
+    return "gates that don't fit its heads";
+  }
+  if (shares_keys && spec.key_dim != spec.value_dim) return "keys that don't fit its values";
+  const int64_t queries = spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1);
   if (!is_shaped(spec.query, queries, hidden_size) ||
       !is_shaped(spec.key, spec.kv_heads * spec.key_dim, hidden_size) ||
-      !is_shaped(spec.value, spec.kv_heads * spec.value_dim, hidden_size) ||
+      (!shares_keys && !is_shaped(spec.value, spec.kv_heads * spec.value_dim, hidden_size)) ||
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
     return "projections that don't fit its heads";
   }

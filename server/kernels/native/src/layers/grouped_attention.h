@@ -1,21 +1,28 @@
-// Grouped-query attention: queries, keys and values, norms of heads, rotary embedding, attention over the cache, output
-// projection.
+// Grouped-query attention: queries, keys and values, norms of heads, rotary embedding, attention over the cache, gates of
+// its results, output projection.
 #pragma once
 
 #include "layers/layer.h"
 
 namespace greenroom {
 
+// The function of the gates that multiply results of attention.
+enum class GateKind : int32_t { kNone = 0, kSigmoid = 1, kSoftPlus = 2 };
+
 enum class RopeKind : int32_t { kNone = 0, kHalves = 1, kInterleaved = 2 };
 
 struct GroupedAttention {
-  Matrix query, key, value, output;
-  const float* query_bias;   // each of the four may be null
+  Matrix query, key, output;
+  Matrix value;              // no outputs: values are the keys before norm and rotation
+  Matrix gate;               // (heads * value_dim or heads, hidden), for gates that `query` does not hold
+  const float* query_bias;   // each of the five may be null
   const float* key_bias;
   const float* value_bias;
   const float* output_bias;
+  const float* gate_bias;
   const float* query_norm;   // or null: (key_dim), or (heads * key_dim) if one norm covers all heads
   const float* key_norm;
+  const float* value_norm;   // (value_dim) or null
   const float* sinks;        // (heads) or null
   void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see levels/attention.h
   void* value_cache;
@@ -29,10 +36,14 @@ struct GroupedAttention {
   int64_t window;            // 0 means none
   int32_t is_chunked;
   int32_t norms_together;    // query_norm and key_norm cover all heads
-  int32_t has_output_gate;   // `query` has gates after the queries of each head: their sigmoid multiplies its result
+  int32_t norms_rotated;     // query_norm and key_norm follow the rotary embedding
+  int32_t scales_queries;    // by the step's factor of their position
+  int32_t looks_ahead;       // tokens see as far as the step says
+  int32_t has_gates_in_query;  // `query` has gates after the queries of each head
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
   RopeKind rope_kind;
+  GateKind gate_kind;
   Format cache_format;
   float head_norm_epsilon;
   float scaling;

@@ -1,5 +1,7 @@
 #include "layers/head.h"
 
+#include <cmath>
+
 #include "layers/sides.h"
 
 namespace greenroom {
@@ -12,7 +14,7 @@ void run_head(Context& context, const HeadCall& call) {
       place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;
-    level.normalise(call.hidden + call.rows[row] * hidden_size, call.norm, call.norm_epsilon, hidden_size, normed);
+    apply_norm(level, call.norm, call.hidden + call.rows[row] * hidden_size, hidden_size, normed);
     if (row < rows) level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
   };
   LoraSums& lora = context.head_lora;
@@ -25,6 +27,10 @@ void run_head(Context& context, const HeadCall& call) {
                                  [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
+                                   if (call.softcap == 0.0f) return;
+                                   for (int64_t i = 0; i < count; ++i) {
+                                     y[i] = std::tanh(y[i] / call.softcap) * call.softcap;
+                                   }
                                  });
   phases.add(call.num_rows, norm);
   if (call.lora) {

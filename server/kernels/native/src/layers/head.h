@@ -2,6 +2,7 @@
 #pragma once
 
 #include "context.h"
+#include "layers/norm.h"
 
 namespace greenroom {
 
@@ -9,7 +10,7 @@ namespace greenroom {
 struct HeadCall {
   Matrix matrix;
   const float* bias;         // (vocabulary) or null
-  const float* norm;
+  Norm norm;
   const float* hidden;       // (tokens, hidden)
   const int32_t* rows;       // the first `num_logits` also get logits
   float* normed;             // (num_rows, hidden): their states after the norm
@@ -17,8 +18,8 @@ struct HeadCall {
   int64_t num_rows;
   int64_t num_logits;
   int64_t hidden_size;
-  float norm_epsilon;
   float scale;               // factor of the logits
+  float softcap;             // of the scaled logits, or 0
   int32_t is_exact;
   const LoraStep* lora;      // null for a step without adapters
 };

@@ -1,5 +1,6 @@
 #include "layers/layer.h"
 
+#include <cstring>
 #include <iterator>
 
 #include "formats/checks.h"
@@ -24,16 +25,51 @@ const Operations* at(const Operations* const (&table)[N], Kind kind) {
   return number >= 0 && number < static_cast<int64_t>(N) ? table[number] : nullptr;
 }
 
+float* kept_results(Context& context, const LayerSpec& layer, const StepCall& step) {
+  if (layer.mixer_norm.kind == NormKind::kNone) return nullptr;
+  return context.mixed.reserve<float>(step.tokens * step.hidden_size * 4);
+}
+
+// Adds a mixer's results to the hidden states after the norm, if there is one.
+void add_normed_results(Context& context, const LayerSpec& layer, const StepCall& step) {
+  const int64_t size = step.hidden_size;
+  float* kept = kept_results(context, layer, step);
+  if (!kept) return;
+  auto add = [&](int64_t token, int) {
+    float* row = kept + token * size;
+    apply_norm(context.level, layer.mixer_norm, row, size, row);
+    context.level.add_scaled(step.hidden + token * size, row, layer.residual_scale, size);
+  };
+  const Phase phase = phase_of(step.tokens, add);
+  context.pool.run(&phase, 1);
+}
+
 }  // namespace
+
+MixerResults::MixerResults(Context& context, const LayerSpec& layer, const StepCall& step)
+    : level_(context.level), layer_(layer), step_(step), kept_(kept_results(context, layer, step)) {}
+
+void MixerResults::take(int64_t row, int64_t first, const float* numbers, int64_t count) const {
+  const int64_t place = row * step_.hidden_size + first;
+  if (kept_) {
+    std::memcpy(kept_ + place, numbers, static_cast<size_t>(count) * sizeof(float));
+  } else {
+    level_.add_scaled(step_.hidden + place, numbers, layer_.residual_scale, count);
+  }
+}
 
 const MixerOperations* operations_of(MixerKind kind) { return at(kMixers, kind); }
 const FeedForwardOperations* operations_of(FeedForwardKind kind) { return at(kFeedForwards, kind); }
 
 const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slot_bytes) {
   if (!is_count(hidden_size)) return "hidden states without a size";
+  for (const Norm& norm : {layer.input_norm, layer.mixer_norm, layer.inner_norm, layer.output_norm}) {
+    if (const char* reason = check_norm(norm)) return reason;
+  }
   const MixerOperations* mixer = operations_of(layer.mixer_kind);
   const FeedForwardOperations* feed_forward = operations_of(layer.feed_forward_kind);
   if (!mixer || !feed_forward) return "parts of no known kind";
+  if (mixer == &kExternal && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the caller runs";
   if (const char* reason = mixer->check(layer.mixer, hidden_size)) return reason;
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }
@@ -41,8 +77,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
-    context.level.normalise(step.hidden + token * size, layer.input_norm, layer.norm_epsilon, size,
-                           step.normed + token * size);
+    apply_norm(context.level, layer.input_norm, step.hidden + token * size, size, step.normed + token * size);
   };
   const Phase phase = phase_of(step.tokens, norm);
   context.pool.run(&phase, 1);
@@ -50,6 +85,7 @@ void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) 
 
 void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
   operations_of(layer.mixer_kind)->run(context, layer, step);
+  if (layer.mixer_kind != MixerKind::kExternal) add_normed_results(context, layer, step);
   operations_of(layer.feed_forward_kind)->begin(context, layer, step, place);
 }
 

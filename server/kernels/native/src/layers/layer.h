@@ -1,8 +1,9 @@
-// A decoder layer: a mixer of tokens and a feed-forward part, each with a norm before it, whose results are added to the
-// hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
+// A decoder layer: a mixer of tokens and a feed-forward part, with norms before and after each, whose results are added to
+// the hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
 // and a row in layer.cpp, and a mirror in `structures/layers.py`.
 #pragma once
 
+#include "layers/norm.h"
 #include "layers/step.h"
 
 namespace greenroom {
@@ -18,15 +19,18 @@ enum class FeedForwardKind : int32_t {
 };
 
 struct LayerSpec {
-  const float* input_norm;  // before the mixer
-  const float* inner_norm;  // before the feed-forward part
+  Norm input_norm;          // before the mixer
+  Norm mixer_norm;          // of its results
+  Norm inner_norm;          // before the feed-forward part
+  Norm output_norm;         // of its results
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   MixerKind mixer_kind;
   FeedForwardKind feed_forward_kind;
   int32_t index;            // of this layer in an adapter's layers
-  float norm_epsilon;
+  int32_t is_parallel;      // the feed-forward part takes what the mixer takes, and has no norm before it
   float residual_scale;     // factor of what both add to the hidden states
+  float output_scale;       // factor of the hidden states after the layer
 };
 
 // A check returns null, or what is impossible: the rest of a sentence that begins with "it has".
@@ -34,7 +38,7 @@ struct MixerOperations {
   // Memory that is bound later, such as a cache, is checked once it is there.
   const char* (*check)(const void* spec, int64_t hidden_size);
 
-  // Normalises the hidden states, runs the mixer and adds its results.
+  // Normalises the hidden states into `step.normed`, runs the mixer and gives its results to `MixerResults`.
   void (*run)(Context& context, const LayerSpec& layer, const StepCall& step);
 };
 
@@ -52,6 +56,20 @@ struct FeedForwardOperations {
 
   // Adds these weighted results, and those of what every token runs through.
   void (*finish)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
+};
+
+// Takes the results of a mixer, each number once: adds them to the hidden states, or keeps them for the norm after it.
+class MixerResults {
+ public:
+  MixerResults(Context& context, const LayerSpec& layer, const StepCall& step);
+
+  void take(int64_t row, int64_t first, const float* numbers, int64_t count) const;
+
+ private:
+  const Level& level_;
+  const LayerSpec& layer_;
+  const StepCall& step_;
+  float* kept_;  // (tokens, hidden) or null
 };
 
 // Null if there is no such kind.

@@ -10,9 +10,9 @@ namespace greenroom {
 namespace {
 
 // Adds what adapters add to the logits of an MLP's weighting, (tokens).
-void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step, float* gates) {
+void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step, const float* x, float* gates) {
   LoraSums& sums = context.gate_lora;
-  const LoraSite site{sums, LoraPlace::kDenseGate, step.normed, step.hidden_size};
+  const LoraSite site{sums, LoraPlace::kDenseGate, x, step.hidden_size};
   if (is_routed(step)) {
     begin_routes(context, site, layer, step);
     for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(context.level, row, 0);
@@ -26,8 +26,16 @@ void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step
 
 // The results of an MLP, (tokens, hidden), and their weights; null if they have none.
 struct Weighted {
-  const float* results;
+  float* results;
   const float* weights;
+};
+
+// The weighted results of experts, (tokens * top_k, hidden), and the norm of a token's sum.
+struct Choices {
+  const float* outputs;
+  const float* weights;  // null if they are weighted already
+  int64_t top_k;
+  Norm norm;
 };
 
 Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
@@ -35,6 +43,17 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   auto* results = context.shared.reserve<float>((tokens * hidden_size + tokens) * 4);
   float* gates = results + tokens * hidden_size;
+  const float* x = step.normed;
+  if (mlp.input_norm.kind != NormKind::kNone) {
+    auto* rows = context.inputs.reserve<float>(tokens * hidden_size * 4);
+    auto norm = [&](int64_t token, int) {
+      const int64_t at = token * hidden_size;
+      apply_norm(level, mlp.input_norm, step.hidden + at, hidden_size, rows + at);
+    };
+    const Phase phase = phase_of(tokens, norm);
+    context.pool.run(&phase, 1);
+    x = rows;
+  }
   auto* numbers = context.sorted.reserve<int32_t>(tokens * 4);
   for (int64_t token = 0; token < tokens; ++token) numbers[token] = static_cast<int32_t>(token);
   const uint64_t slot = 0;
@@ -44,38 +63,66 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
     return ExpertParts{&of.at(LoraPlace::kDenseFirst), &of.at(LoraPlace::kDenseSecond)};
   });
   if (step.lora) lora.routing = step.lora->routing;
-  const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  results, 1, 1, hidden_size,
+  const ExpertBatch batch{&slot,       starts, numbers,          x,            results, 1, 1, hidden_size,
                           Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
   greenroom::run_experts(context, mlp.shape, batch);
   if (!mlp.weighting.outputs) return {results, nullptr};
   Panel panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
                             context.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
-  level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, 0, tokens);
+  level.prepare(panel, x, Format::kFloat32, hidden_size, nullptr, 0, tokens);
   level.multiply(mlp.weighting, panel, 0, tokens, 0, 1, gates, 1);
-  if (step.lora) add_to_gates(context, layer, step, gates);
+  if (step.lora) add_to_gates(context, layer, step, x, gates);
   level.sigmoid(gates, tokens);
   return {results, gates};
 }
 
-// Adds the weighted `outputs (tokens * top_k, hidden)` of experts and the results of an MLP to the hidden states.
-void add_results(Context& context, const LayerSpec& layer, const StepCall& step, const float* outputs, const float* weights,
-                 int64_t top_k, const Weighted& mlp) {
+// Adds the results of experts and of an MLP to the hidden states.
+void add_results(Context& context, const LayerSpec& layer, const StepCall& step, const Choices& choices,
+                 const Weighted& mlp, const Norm& mlp_norm) {
   const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
   auto add = [&](int64_t token, int thread) {
     float* sum = sums + thread * hidden_size;
     std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
-    for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
-      level.add_scaled(sum, outputs + i * hidden_size, weights[i], hidden_size);
+    for (int64_t i = token * choices.top_k; i < (token + 1) * choices.top_k; ++i) {
+      const float weight = choices.weights ? choices.weights[i] : 1.0f;
+      level.add_scaled(sum, choices.outputs + i * hidden_size, weight, hidden_size);
     }
+    apply_norm(level, choices.norm, sum, hidden_size, sum);
     if (mlp.results) {
-      level.add_scaled(sum, mlp.results + token * hidden_size, mlp.weights ? mlp.weights[token] : 1.0f, hidden_size);
+      float* result = mlp.results + token * hidden_size;
+      apply_norm(level, mlp_norm, result, hidden_size, result);
+      level.add_scaled(sum, result, mlp.weights ? mlp.weights[token] : 1.0f, hidden_size);
     }
-    level.add_scaled(step.hidden + token * hidden_size, sum, layer.residual_scale, hidden_size);
+    apply_norm(level, layer.output_norm, sum, hidden_size, sum);
+    float* hidden = step.hidden + token * hidden_size;
+    level.add_scaled(hidden, sum, layer.residual_scale, hidden_size);
+    if (layer.output_scale == 1.0f) return;
+    for (int64_t i = 0; i < hidden_size; ++i) hidden[i] *= layer.output_scale;
   };
   const Phase phase = phase_of(tokens, add);
   context.pool.run(&phase, 1);
+}
+
+// Gives each choice of a batch a row of its own, which the router's weight scales.
+void weight_inputs(Context& context, const Router& router, const StepCall& step, const float* weights, ExpertBatch& batch,
+                   LoraExperts& lora) {
+  const int64_t size = step.hidden_size, num_choices = step.tokens * router.top_k;
+  auto* rows = context.inputs.reserve<float>(num_choices * size * 4);
+  for (int64_t choice = 0; choice < num_choices; ++choice) {
+    const float* row = step.normed + choice / router.top_k * size;
+    for (int64_t i = 0; i < size; ++i) rows[choice * size + i] = row[i] * weights[choice];
+  }
+  batch.x = rows;
+  batch.top_k = 1;
+  if (!step.lora) return;
+  auto* factors = context.factors.reserve<float>(num_choices * lora.num_adapters * 4);
+  for (int64_t choice = 0; choice < num_choices; ++choice) {
+    const float* of_token = lora.factors + choice / router.top_k * lora.num_adapters;
+    std::copy(of_token, of_token + lora.num_adapters, factors + choice * lora.num_adapters);
+  }
+  lora.factors = factors;
 }
 
 // Runs the experts of a layer, all of which are in memory.
@@ -121,17 +168,21 @@ const float* run_resident_experts(Context& context, const LayerSpec& layer, cons
   starts[num_used] = end;
   for (int64_t i = 0; i < num_choices; ++i) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
   float* results = context.results.reserve<float>(num_choices * step.hidden_size * 4);
-  const LoraExperts lora = lora_of_experts(context, layer, step, used, [](const LoraLayer& of) {
+  LoraExperts lora = lora_of_experts(context, layer, step, used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
   });
-  const ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, mixture.router.top_k,
-                          step.hidden_size, Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
+  ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, mixture.router.top_k,
+                    step.hidden_size, Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
+  if (mixture.scales_input) weight_inputs(context, mixture.router, step, weights_of(step, place), batch, lora);
   run_experts(context, mixture.experts, batch);
   return results;
 }
 
 const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
   if (const char* reason = check_experts(mlp.shape, hidden_size, 0)) return reason;
+  for (const Norm& norm : {mlp.input_norm, mlp.output_norm}) {
+    if (const char* reason = check_norm(norm)) return reason;
+  }
   const bool is_weighted = mlp.weighting.outputs;
   return is_weighted && !is_shaped(mlp.weighting, 1, hidden_size) ? "a shared expert that is weighted otherwise" : nullptr;
 }
@@ -140,6 +191,9 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
   const auto& mixture = *static_cast<const Mixture*>(feed_forward);
   if (const char* reason = check_router(mixture.router, hidden_size)) return reason;
   if (mixture.router.matrix.outputs != mixture.num_experts) return "a router of other experts";
+  for (const Norm& norm : {mixture.router_norm, mixture.output_norm}) {
+    if (const char* reason = check_norm(norm)) return reason;
+  }
   if (!slot_bytes) return "experts without a slot";
   if (const char* reason = check_experts(mixture.experts, hidden_size, slot_bytes)) return reason;
   return mixture.has_shared ? check_mlp(mixture.shared, hidden_size) : nullptr;
@@ -148,7 +202,9 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
 void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
-  add_results(context, layer, step, outputs, weights_of(step, place), mixture.router.top_k, shared);
+  const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
+  add_results(context, layer, step, {outputs, weights, mixture.router.top_k, mixture.output_norm}, shared,
+              mixture.shared.output_norm);
 }
 
 }  // namespace
@@ -159,12 +215,12 @@ const FeedForwardOperations kMlp = {
       return check_mlp(*static_cast<const Mlp*>(feed_forward), hidden_size);
     },
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
-      norm_and_route(context, layer, nullptr, step, place);
+      norm_and_route(context, layer, nullptr, {}, step, place);
     },
     [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
-      const Weighted mlp = run_mlp(context, layer, *static_cast<const Mlp*>(layer.feed_forward), step);
-      add_results(context, layer, step, nullptr, nullptr, 0, mlp);
+      const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
+      add_results(context, layer, step, {}, run_mlp(context, layer, mlp, step), mlp.output_norm);
     },
 };
 
@@ -172,7 +228,8 @@ const FeedForwardOperations kExperts = {
     true,
     check_mixture,
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
-      norm_and_route(context, layer, &static_cast<const Mixture*>(layer.feed_forward)->router, step, place);
+      const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
+      norm_and_route(context, layer, &mixture.router, mixture.router_norm, step, place);
     },
     run_resident_experts,
     finish_mixture,

@@ -11,14 +11,19 @@ namespace greenroom {
 struct Mlp {
   ExpertShape shape;  // addresses
   Matrix weighting;   // (1, hidden); its sigmoid weights the result. No outputs: no weighting
+  Norm input_norm;    // of the hidden states; none: the rows of the layer's inner norm
+  Norm output_norm;
 };
 
 struct Mixture {
   Router router;
   ExpertShape experts;  // offsets in a slot
   Mlp shared;
+  Norm router_norm;   // of the hidden states for the router; none: the rows of the layer's inner norm
+  Norm output_norm;   // of the experts' weighted sum
   int32_t num_experts;
   int32_t has_shared;
+  int32_t scales_input;  // the router's weights scale the inputs of experts instead of their results
 };
 
 extern const FeedForwardOperations kMlp;

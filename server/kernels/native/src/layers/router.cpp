@@ -66,6 +66,9 @@ void choose(const Level& level, const Router& router, int64_t num_experts, float
     for (int32_t i = 0; i < router.top_k; ++i) total += weights[i];
   }
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
+  if (router.expert_scales) {
+    for (int32_t i = 0; i < router.top_k; ++i) weights[i] *= router.expert_scales[chosen[i]];
+  }
 }
 
 const Router& router_of(const Router& own, const StepCall& step, int64_t place, int64_t set) {
@@ -147,7 +150,8 @@ int64_t set_of_row(const StepCall& step, int64_t row) {
   return step.sets->set_of_sequence[sequence - step.sequences];
 }
 
-void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place) {
+void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const Norm& router_norm,
+                    const StepCall& step, int64_t place) {
   const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   Panel panel{};
@@ -155,10 +159,13 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
     panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
                         context.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   }
+  const bool has_own_rows = router && router_norm.kind != NormKind::kNone;
+  float* rows = has_own_rows ? context.inputs.reserve<float>(tokens * hidden_size * 4) : step.normed;
   auto norm = [&](int64_t token, int) {
-    float* normed = step.normed + token * hidden_size;
-    level.normalise(step.hidden + token * hidden_size, layer.inner_norm, layer.norm_epsilon, hidden_size, normed);
-    if (router) level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+    const int64_t at = token * hidden_size;
+    if (!layer.is_parallel) apply_norm(level, layer.inner_norm, step.hidden + at, hidden_size, step.normed + at);
+    if (has_own_rows) apply_norm(level, router_norm, step.hidden + at, hidden_size, rows + at);
+    if (router) level.prepare(panel, rows, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };
   PhaseList phases(context.pool);
   phases.add(tokens, norm);
@@ -166,7 +173,7 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 
   LoraSums& lora = context.router_lora;
   lora.clear();
-  const LoraSite site{lora, LoraPlace::kRouter, step.normed, hidden_size};
+  const LoraSite site{lora, LoraPlace::kRouter, rows, hidden_size};
   plan_sites(phases, &site, 1, context, layer, step);
   const RouterLogits logits(context, *router, step, place, panel);
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };

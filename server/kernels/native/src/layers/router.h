@@ -16,6 +16,7 @@ struct Router {
   Matrix matrix;            // (experts, hidden)
   const float* bias;        // (experts) or null
   const float* correction;  // (experts) or null; added to the scores only for the choice
+  const float* expert_scales;  // (experts) or null; factors of their weights
   RouterKind kind;
   int32_t top_k;
   int32_t num_groups;       // groups of experts, of which `top_groups` are chosen by their two best; 1 means none
@@ -38,7 +39,9 @@ inline float* weights_of(const StepCall& step, int64_t place) {
   return step.weights + place * step.tokens * step.most_top_k;
 }
 
-// Normalises the hidden states for the feed-forward part, and chooses experts if there is a router.
-void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place);
+// Normalises the hidden states for the feed-forward part, and chooses experts if there is a router, which may have a norm
+// of its own.
+void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const Norm& router_norm,
+                    const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -29,7 +29,7 @@ struct StepCall {
   float* hidden;                       // (tokens, hidden), the residual stream
   const StepSequence* sequences;
   const int32_t* const* block_tables;  // by group
-  const float* const* cosines;         // by rope: (positions, rotary_dim / 2), one per pair
+  const float* const* cosines;         // by rope: (positions, rotary_dim / 2), one per pair; or (tokens, ...)
   const float* const* sines;
   float* normed;                       // (tokens, hidden): the experts' input, for the caller
   int32_t* chosen;                     // (layers with a router, tokens, top_k)
@@ -43,6 +43,9 @@ struct StepCall {
   int64_t most_top_k;
   int64_t most_experts;                // width of `slots` and `counts`
   const LoraStep* lora;                // null for a step without adapters
+  const float* query_scales;           // (positions): factors of queries in layers that scale them
+  const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
+  int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;
 };
 

@@ -20,6 +20,7 @@ struct Attention {
   const void* values;
   const int32_t* blocks;  // the sequence's block table
   const float* sinks;     // (heads) logits that take weight but have no value; or null
+  const int32_t* newest;  // (tokens) last key that each attends to; null if that is its own
   float* scratch;         // `attention_scratch` floats
   int64_t first_position;
   int64_t tokens;

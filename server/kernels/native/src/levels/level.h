@@ -54,6 +54,9 @@ struct Level {
   // y = x * weight / sqrt(mean(x * x) + epsilon)
   void (*normalise)(const float* x, const float* weight, float epsilon, int64_t size, float* y);
 
+  // y = x - mean(x)
+  void (*centre)(const float* x, int64_t size, float* y);
+
   // Rotary embedding of the first `size` numbers of x. Pair i consists of i and i + size / 2 or, interleaved, of 2 * i
   // and 2 * i + 1.
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);

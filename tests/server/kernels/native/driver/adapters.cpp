@@ -68,6 +68,7 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
       of.places[1] = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
       of.places[2] = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
       of.places[3] = memory_.parts(hidden, layer.heads * layer.value_dim);
+      if (layer.has_own_gate) of.places[4] = memory_.parts(layer.gate.layout.outputs, hidden);
       if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
         of.places[static_cast<int>(LoraPlace::kRouter)] = memory_.parts(layer.mixture.num_experts, hidden);

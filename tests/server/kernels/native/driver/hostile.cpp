@@ -182,12 +182,17 @@ class AnyLayer {
     attention_.kv_heads = maybe(kv_heads_);
     attention_.key_dim = maybe(between(1, 24));
     attention_.value_dim = maybe(between(1, 24));
-    attention_.has_output_gate = one_in(3);
-    if (attention_.has_output_gate && !one_in(4)) attention_.value_dim = attention_.key_dim;
+    attention_.has_gates_in_query = one_in(3);
+    if (attention_.has_gates_in_query && !one_in(4)) attention_.value_dim = attention_.key_dim;
     const int64_t queries = product(attention_.heads, attention_.key_dim);
-    attention_.query = any_matrix(attention_.has_output_gate ? product(queries, 2) : queries, hidden_, true);
+    attention_.query = any_matrix(attention_.has_gates_in_query ? product(queries, 2) : queries, hidden_, true);
     attention_.key = any_matrix(product(attention_.kv_heads, attention_.key_dim), hidden_, true);
-    attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
+    const bool has_gate = !attention_.has_gates_in_query && one_in(3);
+    if (!one_in(4)) attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
+    if (has_gate) attention_.gate = any_matrix(product(attention_.heads, one_in(2) ? 1 : attention_.value_dim), hidden_, true);
+    attention_.gate_kind = static_cast<GateKind>(maybe32(has_gate || attention_.has_gates_in_query ? between(1, 2) : 0));
+    attention_.norms_rotated = static_cast<int32_t>(between(0, 1));
+    attention_.scales_queries = static_cast<int32_t>(between(0, 1));
     attention_.output = any_matrix(hidden_, product(attention_.heads, attention_.value_dim), true);
     attention_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
     attention_.rotary_dim = maybe(2 * between(0, 12));
@@ -196,10 +201,12 @@ class AnyLayer {
     attention_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
     attention_.cache_dim = maybe(std::max(attention_.key_dim, attention_.value_dim));
     attention_.cache_slots = num_blocks() * kCacheBlock;
-    spec_.residual_scale = attention_.scaling = 1.0f;
+    spec_.residual_scale = spec_.output_scale = attention_.scaling = 1.0f;
+    spec_.is_parallel = one_in(4);
     mixture_.has_shared = one_in(2);
     spec_.mixer_kind = static_cast<MixerKind>(maybe32(one_in(8) ? 0 : 1));
     if (is_external()) attention_ = {};
+    mixture_.scales_input = one_in(3);
     spec_.mixer = is_external() ? nullptr : &attention_;
     spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 0 : 1));
     spec_.feed_forward = has_router() ? static_cast<const void*>(&mixture_) : &mixture_.shared;
@@ -239,6 +246,7 @@ class AnyLayer {
     step.block_tables = &tables;
     step.cosines = &cosines;
     step.sines = &sines;
+    step.query_scales = floats(first_position_ + tokens_);
     step.chosen = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * top_k * 4));
     step.weights = floats(tokens_ * top_k);
     step.tokens = tokens_;
@@ -267,7 +275,10 @@ class AnyLayer {
 
   bool place_all() {
     std::vector<Matrix*> matrices;
-    if (!is_external()) matrices = {&attention_.query, &attention_.key, &attention_.value, &attention_.output};
+    if (!is_external()) matrices = {&attention_.query, &attention_.key, &attention_.output};
+    for (Matrix* matrix : {&attention_.value, &attention_.gate}) {
+      if (matrix->outputs) matrices.push_back(matrix);
+    }
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
     if (has_dense() && mixture_.shared.weighting.outputs) matrices.push_back(&mixture_.shared.weighting);
     for (Matrix* matrix : matrices) {
@@ -276,8 +287,14 @@ class AnyLayer {
     }
     if (has_dense() && !dense_.place_all(memory_)) return false;
     mixture_.shared.shape = dense_.shape;
-    spec_.input_norm = floats(hidden_);
-    spec_.inner_norm = floats(hidden_);
+    for (Norm* norm : {&spec_.input_norm, &spec_.mixer_norm, &spec_.inner_norm, &spec_.output_norm,
+                       &mixture_.router_norm, &mixture_.output_norm, &mixture_.shared.input_norm,
+                       &mixture_.shared.output_norm}) {
+      if (one_in(2) || (norm == &spec_.mixer_norm && is_external())) continue;
+      *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
+    }
+    if (one_in(2)) attention_.value_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));
+    if (one_in(2)) mixture_.router.expert_scales = floats(has_router() ? mixture_.router.matrix.outputs : 0);
     if (one_in(2)) attention_.query_bias = floats(attention_.query.outputs);
     if (one_in(2)) attention_.output_bias = floats(hidden_);
     if (one_in(2)) attention_.sinks = floats(std::clamp<int64_t>(attention_.heads, 0, kMostBytes));

@@ -44,18 +44,32 @@ const float* Layer::keep(int64_t count, float scale, float mean) {
   return numbers.back().data();
 }
 
+Norm Layer::any_norm() {
+  const auto kind = static_cast<NormKind>(between(0, 2));
+  if (kind == NormKind::kNone) return {};
+  return {keep(hidden, 0.3f, 1.0f), kind == NormKind::kLayer ? maybe(hidden) : nullptr, kEpsilon, kind};
+}
+
 const float* Layer::maybe(int64_t count) { return one_in(2) ? keep(count, 1.0f, 0.0f) : nullptr; }
 
 void Layer::set_attention(int32_t number) {
   spec.mixer_kind = MixerKind::kGroupedAttention;
   spec.mixer = &attention;
-  spec.input_norm = keep(hidden, 0.3f, 1.0f);
-  spec.inner_norm = keep(hidden, 0.3f, 1.0f);
+  spec.input_norm = any_norm();
+  spec.mixer_norm = any_norm();
+  spec.inner_norm = any_norm();
+  spec.output_norm = any_norm();
   attention.query = query.matrix();
   attention.key = key.matrix();
-  attention.value = value.matrix();
+  if (!shares_keys) attention.value = value.matrix();
   attention.output = output.matrix();
-  attention.has_output_gate = has_gate;
+  attention.has_gates_in_query = has_gate;
+  if (has_own_gate) attention.gate = gate.matrix();
+  if (has_own_gate) attention.gate_bias = maybe(gate.layout.outputs);
+  if (has_gate || has_own_gate) attention.gate_kind = static_cast<GateKind>(between(1, 2));
+  attention.norms_rotated = between(0, 1);
+  attention.scales_queries = between(0, 1);
+  attention.value_norm = one_in(2) ? keep(value_dim, 0.3f, 1.0f) : nullptr;
   attention.query_bias = maybe(query.layout.outputs);
   attention.key_bias = maybe(kv_heads * key_dim);
   attention.value_bias = maybe(kv_heads * value_dim);
@@ -74,6 +88,7 @@ void Layer::set_attention(int32_t number) {
   attention.rotary_dim = attention.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, key_dim / 2);
   cosines.resize(static_cast<size_t>(plan.positions * attention.rotary_dim / 2));
   sines.resize(cosines.size());
+  for (int64_t i = 0; i < plan.positions; ++i) query_scales.push_back(1.0f + 0.1f * static_cast<float>(i % 7));
   for (size_t i = 0; i < cosines.size(); ++i) {
     cosines[i] = std::cos(static_cast<float>(i));
     sines[i] = std::sin(static_cast<float>(i));
@@ -81,11 +96,12 @@ void Layer::set_attention(int32_t number) {
   attention.rope = attention.group = spec.index = number;
   if (one_in(2)) attention.window = between(1, 70);
   attention.is_chunked = attention.window && one_in(2);
-  spec.norm_epsilon = kEpsilon;
   attention.head_norm_epsilon = kHeadEpsilon;
   attention.scaling = 2 / std::sqrt(static_cast<float>(key_dim)) / (attention.key_norm ? 1.0f : static_cast<float>(hidden));
   attention.softcap = one_in(3) ? 1.5f : 0.0f;
   spec.residual_scale = one_in(2) ? 1.0f : 0.3f;
+  spec.output_scale = one_in(2) ? 1.0f : 0.7f;
+  spec.is_parallel = one_in(4);
 }
 
 void Layer::set_experts() {
@@ -102,6 +118,10 @@ void Layer::set_experts() {
     router.emplace_back(trunk_weights(mixture.num_experts, hidden));
     by.matrix = router[0].matrix();
     by.bias = maybe(mixture.num_experts);
+    by.expert_scales = one_in(2) ? keep(mixture.num_experts, 0.3f, 1.0f) : nullptr;
+    mixture.router_norm = any_norm();
+    mixture.output_norm = any_norm();
+    mixture.scales_input = one_in(3);
     by.correction = one_in(2) ? keep(mixture.num_experts, 0.1f, 0.0f) : nullptr;
     by.kind = static_cast<RouterKind>(between(0, 2));
     by.is_normalised = between(0, 1);
@@ -115,6 +135,8 @@ void Layer::set_experts() {
   const Format format = experts_format(hidden);
   dense.emplace_back(format, 1, hidden, supported(format, between(1, 40)), false);
   mixture.shared.shape = dense[0].placed();
+  mixture.shared.input_norm = any_norm();
+  mixture.shared.output_norm = any_norm();
   if (one_in(2)) return;
   dense_gate.emplace_back(trunk_weights(1, hidden));
   mixture.shared.weighting = dense_gate[0].matrix();
@@ -209,6 +231,7 @@ Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<
   call.block_tables = tables.data();
   call.cosines = cosines.data();
   call.sines = sines.data();
+  call.query_scales = layers[0].query_scales.data();  // the same in all layers
   call.normed = normed.data();
   call.chosen = chosen.data();
   call.weights = weights.data();

@@ -56,9 +56,11 @@ struct Layer {
   int64_t key_dim = head_size(), value_dim = one_in(2) ? key_dim : head_size();
   bool has_gate = key_dim == value_dim && one_in(2);
   Weights query = trunk_weights(heads * key_dim * (has_gate ? 2 : 1), hidden), key = trunk_weights(kv_heads * key_dim, hidden);
-  Weights value = trunk_weights(kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
+  bool shares_keys = key_dim == value_dim && one_in(3), has_own_gate = !has_gate && one_in(2);
+  Weights value = trunk_weights(shares_keys ? 1 : kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
+  Weights gate = trunk_weights(one_in(2) ? heads : heads * value_dim, hidden);
   std::deque<std::vector<float>> numbers;
-  std::vector<float> cosines, sines;
+  std::vector<float> cosines, sines, query_scales;
   std::deque<Weights> router, dense_gate;  // one, or none
   std::deque<Experts> experts, dense;
   std::vector<int32_t> blocks;  // the block tables of all sequences
@@ -68,6 +70,7 @@ struct Layer {
   LayerSpec spec{};
 
  private:
+  Norm any_norm();
   const float* keep(int64_t count, float scale, float mean);
   const float* maybe(int64_t count);  // some numbers, or null
   static int64_t head_size();

@@ -25,10 +25,20 @@ std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step
   batch.slots = addresses.data();
   batch.starts = sorted.starts.data();
   batch.choices = sorted.choices.data();
-  batch.x = step.normed.data();
+  std::vector<float> rows = step.normed;
+  if (layer.mixture.scales_input) {  // a row for each choice
+    rows.clear();
+    for (size_t choice = 0; choice < expert_of.size(); ++choice) {
+      const auto token = static_cast<int64_t>(choice) / top_k;
+      const float by = step.weights[static_cast<size_t>(step.place_of_choices(place)) + choice];
+      for (int64_t d = 0; d < layer.hidden; ++d) rows.push_back(step.normed[token * layer.hidden + d] * by);
+    }
+  }
+  rows.shrink_to_fit();
+  batch.x = rows.data();
   batch.outputs = outputs.data();
   batch.num_experts = num_experts;
-  batch.top_k = top_k;
+  batch.top_k = layer.mixture.scales_input ? 1 : top_k;
   batch.x_stride = layer.hidden;
   batch.x_format = Format::kFloat32;
   batch.is_exact = step.call.is_exact;
@@ -46,7 +56,7 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
     check_input_norm(level, layer, step);
     if (greenroom_begin_layer(handle, &layer.spec, &step.call, place)) std::abort();
     check_attention(level, layer, step, given, keys, values);
-    check_norm_and_router(level, layer, step, place);
+    check_norm_and_router(level, layer, step, given, place);
     const std::vector<float> outputs = expert_outputs(handle, layer, step, place);
     given = step.hidden;
     if (greenroom_finish_layer(handle, &layer.spec, &step.call, place, outputs.data())) std::abort();
@@ -63,6 +73,7 @@ void run_mixers_apart(Handle* handle, const std::deque<Layer>& layers, Step& ste
     LayerSpec rest = layer.spec;
     rest.mixer_kind = MixerKind::kExternal;
     rest.mixer = nullptr;
+    rest.mixer_norm = {};
     if (greenroom_layers(handle, &rest, 1, &step.call, place)) std::abort();
     place += layer.has_router();
   }
@@ -211,19 +222,18 @@ void run_head(Handle* handle, const char* level) {
   std::vector<float> logits(static_cast<size_t>(call.num_logits * vocabulary));
   call.matrix = weights.matrix();
   call.bias = one_in(2) ? bias.data() : nullptr;
-  call.norm = norm.data();
+  call.norm = {norm.data(), nullptr, kEpsilon, one_in(2) ? NormKind::kRms : NormKind::kLayer};
   call.hidden = states.data();
   call.rows = rows.data();
   call.normed = normed.data();
   call.logits = logits.data();
   call.hidden_size = hidden;
-  call.norm_epsilon = kEpsilon;
   call.scale = one_in(2) ? 1.0f : 0.2f;
+  call.softcap = one_in(2) ? 0.0f : 3.0f;
   call.is_exact = static_cast<int32_t>(between(0, 1));
   if (greenroom_head(handle, &call)) std::abort();
   for (int64_t row = 0; row < num_rows; ++row) {
-    Vector x = widened(states.data() + rows[static_cast<size_t>(row)] * hidden, hidden);
-    normalise(x.data(), norm.data(), kEpsilon, hidden);
+    const Vector x = driver::normed(call.norm, widened(states.data() + rows[static_cast<size_t>(row)] * hidden, hidden));
     check_vector("a last state", level, Format::kFloat32, normed.data() + row * hidden, x, kNear * largest(x));
     for (int64_t i = 0; row < call.num_logits && i < vocabulary; ++i) {
       double size, wanted = weights.sum(x.data(), i, &size);
@@ -234,7 +244,9 @@ void run_head(Handle* handle, const char* level) {
         wanted += factors[static_cast<size_t>(rows[static_cast<size_t>(row)])] * memory.sum(x.data(), i, &magnitude);
         most += kExact * magnitude;
       }
-      check("a logit", level, weights.layout.format, logits[row * vocabulary + i], call.scale * wanted, most + 1e-5);
+      wanted *= call.scale;
+      if (call.softcap != 0.0f) wanted = call.softcap * std::tanh(wanted / call.softcap);
+      check("a logit", level, weights.layout.format, logits[row * vocabulary + i], wanted, most + 1e-5);
     }
   }
 }

@@ -12,6 +12,18 @@ void normalise(double* x, const float* weight, float epsilon, int64_t size) {
   for (int64_t i = 0; i < size; ++i) x[i] *= weight[i] / std::sqrt(squares / static_cast<double>(size) + epsilon);
 }
 
+Vector normed(const Norm& norm, Vector x) {
+  if (norm.kind == NormKind::kNone) return x;
+  const auto size = static_cast<int64_t>(x.size());
+  if (norm.kind == NormKind::kLayer) {
+    const double mean = std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(size);
+    for (double& number : x) number -= mean;
+  }
+  normalise(x.data(), norm.weight, norm.epsilon, size);
+  for (int64_t i = 0; norm.bias && i < size; ++i) x[i] += norm.bias[i];
+  return x;
+}
+
 double largest(const Vector& x) {
   double most = 0;
   for (const double number : x) most = std::fmax(most, std::fabs(number));
@@ -45,18 +57,26 @@ void soft_max(Vector& x) {
 struct Heads {
   Heads(const Layer& layer, const float* given, int64_t position) {
     const GroupedAttention& spec = layer.attention;
-    Vector x = widened(given, layer.hidden);
-    normalise(x.data(), layer.spec.input_norm, kEpsilon, layer.hidden);
+    const Vector x = normed(layer.spec.input_norm, widened(given, layer.hidden));
     query = product(layer.query, spec.query_bias, x);
-    if (spec.has_output_gate) take_gates(layer);
+    if (spec.has_gates_in_query) take_gates(layer);
+    if (layer.has_own_gate) gates = product(layer.gate, spec.gate_bias, x);
     key = product(layer.key, spec.key_bias, x);
-    value = product(layer.value, spec.value_bias, x);
+    value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
+    for (int64_t head = 0; spec.value_norm && head < layer.kv_heads; ++head) {
+      normalise(value.data() + head * layer.value_dim, spec.value_norm, kHeadEpsilon, layer.value_dim);
+    }
     for (Vector* vector : {&query, &key}) {
       const float* weight = vector == &query ? spec.query_norm : spec.key_norm;
       const auto size = static_cast<int64_t>(vector->size()), piece = spec.norms_together ? size : layer.key_dim;
-      for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
+      const auto norm = [&] {
+        for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
+      };
+      if (!spec.norms_rotated) norm();
       for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, vector->data() + i, position);
+      if (spec.norms_rotated) norm();
     }
+    for (double& number : query) number *= spec.scales_queries ? layer.query_scales[position] : 1.0f;
   }
 
   // Moves each head's gates, which follow its queries, to a vector of their own.
@@ -175,10 +195,10 @@ bool keep_groups(const Router& router, Vector& scores) {
   return count == order.size() || !are_near(sums[order[count - 1]], sums[order[count]]);
 }
 
-void check_router(const char* level, const Layer& layer, const float* normed, const int32_t* chosen,
+void check_router(const char* level, const Layer& layer, const Vector& rows, const int32_t* chosen,
                   const float* weights) {
   const Router& router = layer.mixture.router;
-  Vector scores = product(layer.router[0], router.bias, widened(normed, layer.hidden));
+  Vector scores = product(layer.router[0], router.bias, rows);
   if (router.kind == RouterKind::kSoftMaxFirst) soft_max(scores);
   if (router.kind == RouterKind::kSigmoid) {
     for (double& score : scores) score = 1 / (1 + std::exp(-score));
@@ -198,7 +218,9 @@ void check_router(const char* level, const Layer& layer, const float* normed, co
   }
   if (router.kind == RouterKind::kTopFirst) soft_max(wanted);
   const double total = router.is_normalised ? std::accumulate(wanted.begin(), wanted.end(), 1e-20) : 1;
-  for (double& weight : wanted) weight *= router.scale / total;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    wanted[i] *= router.scale / total * (router.expert_scales ? router.expert_scales[chosen[i]] : 1.0f);
+  }
   check_vector("a weight", level, Format::kFloat32, weights, wanted, kNear * largest(wanted));
 }
 
@@ -217,8 +239,11 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       const Heads heads(layer, given.data() + row * hidden, position);
       check_cache(level, layer, table, position, heads);
       Vector result = attended(layer, table, heads.query, position);
-      for (size_t d = 0; d < heads.gates.size(); ++d) result[d] /= 1 + std::exp(-heads.gates[d]);
-      Vector wanted = product(layer.output, spec.output_bias, result);
+      for (size_t d = 0; !heads.gates.empty() && d < result.size(); ++d) {
+        const double gate = heads.gates[d * heads.gates.size() / result.size()];
+        result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::log1p(std::exp(gate));
+      }
+      Vector wanted = normed(layer.spec.mixer_norm, product(layer.output, spec.output_bias, result));
       for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + layer.spec.residual_scale * wanted[d];
       check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1));
@@ -231,23 +256,26 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
 void check_input_norm(const char* level, const Layer& layer, const Step& step) {
   const int64_t hidden = layer.hidden;
   for (int64_t token = 0; token < step.call.tokens; ++token) {
-    Vector wanted = widened(step.hidden.data() + token * hidden, hidden);
-    normalise(wanted.data(), layer.spec.input_norm, kEpsilon, hidden);
+    const Vector wanted = normed(layer.spec.input_norm, widened(step.hidden.data() + token * hidden, hidden));
     check_vector("a norm of inputs", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
                  kNear * largest(wanted));
   }
 }
 
-void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place) {
+void check_norm_and_router(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
+                           int64_t place) {
   const int64_t hidden = layer.hidden, top_k = layer.mixture.router.top_k;
   for (int64_t token = 0; token < step.call.tokens; ++token) {
-    Vector wanted = widened(step.hidden.data() + token * hidden, hidden);
-    normalise(wanted.data(), layer.spec.inner_norm, kEpsilon, hidden);
+    const Vector states = widened(step.hidden.data() + token * hidden, hidden);
+    const Vector wanted = layer.spec.is_parallel ? normed(layer.spec.input_norm, widened(given.data() + token * hidden, hidden))
+                                                 : normed(layer.spec.inner_norm, states);
     check_vector("a norm", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
                  kNear * largest(wanted));
     if (!layer.has_router()) continue;
     const int64_t first = step.place_of_choices(place) + token * top_k;
-    check_router(level, layer, step.normed.data() + token * hidden, step.chosen.data() + first,
+    const Norm& own = layer.mixture.router_norm;
+    const Vector rows = own.kind == NormKind::kNone ? widened(step.normed.data() + token * hidden, hidden) : normed(own, states);
+    check_router(level, layer, rows, step.chosen.data() + first,
                  step.weights.data() + first);
   }
 }
@@ -259,18 +287,24 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
   for (int64_t token = 0; token < step.call.tokens; ++token) {
     Vector wanted(static_cast<size_t>(hidden));
     double size = 0;
-    if (layer.has_dense()) {
-      const Vector normed = widened(step.normed.data() + token * hidden, hidden);
-      wanted = layer.dense[0].run(0, normed.data(), &size);
-      const bool has_gate = !layer.dense_gate.empty();
-      const double by = has_gate ? 1 / (1 + std::exp(-product(layer.dense_gate[0], nullptr, normed)[0])) : 1;
-      for (double& number : wanted) number *= by;
-    }
     for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] += weights[i] * outputs[i * hidden + d];
+      const float weight = layer.mixture.scales_input ? 1.0f : weights[i];
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] += weight * outputs[i * hidden + d];
     }
+    wanted = normed(layer.mixture.output_norm, wanted);
+    if (layer.has_dense()) {
+      const Mlp& mlp = layer.mixture.shared;
+      const Vector rows = mlp.input_norm.kind == NormKind::kNone
+                              ? widened(step.normed.data() + token * hidden, hidden)
+                              : normed(mlp.input_norm, widened(given.data() + token * hidden, hidden));
+      const Vector added = normed(mlp.output_norm, layer.dense[0].run(0, rows.data(), &size));
+      const bool has_gate = !layer.dense_gate.empty();
+      const double by = has_gate ? 1 / (1 + std::exp(-product(layer.dense_gate[0], nullptr, rows)[0])) : 1;
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] += by * added[d];
+    }
+    wanted = normed(layer.spec.output_norm, wanted);
     for (int64_t d = 0; d < hidden; ++d) {
-      wanted[d] = given[token * hidden + d] + layer.spec.residual_scale * wanted[d];
+      wanted[d] = layer.spec.output_scale * (given[token * hidden + d] + layer.spec.residual_scale * wanted[d]);
     }
     check_vector("a layer", level, Format::kFloat32, step.hidden.data() + token * hidden, wanted,
                  kNear * (largest(wanted) + 1) + kExact * size);

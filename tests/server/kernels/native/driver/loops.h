@@ -10,6 +10,7 @@ using Vector = std::vector<double>;
 constexpr double kNear = 1e-3;  // tolerance, as a part of the largest number of a vector
 
 inline Vector widened(const float* numbers, int64_t count) { return Vector(numbers, numbers + count); }
+Vector normed(const Norm& norm, Vector x);
 void normalise(double* x, const float* weight, float epsilon, int64_t size);
 double largest(const Vector& x);
 void check_vector(const char* what, const char* level, Format format, const float* found, const Vector& wanted,
@@ -24,7 +25,8 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
 void check_input_norm(const char* level, const Layer& layer, const Step& step);
 
 // The same for the norm after it, and for choices and weights of experts.
-void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place);
+void check_norm_and_router(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
+                           int64_t place);
 
 // The same for the results that experts, with `outputs`, and a dense expert added to the hidden states `given`.
 void check_finish(const char* level, const Layer& layer, const Step& step, int64_t place,

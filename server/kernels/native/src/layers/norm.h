@@ -1,0 +1,43 @@
+// Norms of the rows of a step.
+#pragma once
+
+#include <cstdint>
+
+#include "levels/level.h"
+
+namespace greenroom {
+
+enum class NormKind : int32_t {
+  kNone = 0,   // leaves rows as they are
+  kRms = 1,    // x * weight / sqrt(mean(x * x) + epsilon)
+  kLayer = 2,  // the same of x - mean(x), plus a bias if there is one
+};
+
+struct Norm {
+  const float* weight;  // (size)
+  const float* bias;    // (size) or null
+  float epsilon;
+  NormKind kind;
+};
+
+// Computes `y (size)` from `x (size)`, which may be the same.
+inline void apply_norm(const Level& level, const Norm& norm, const float* x, int64_t size, float* y) {
+  if (norm.kind == NormKind::kNone) {
+    if (x != y) level.widen(x, Format::kFloat32, y, size);
+    return;
+  }
+  if (norm.kind == NormKind::kLayer) {
+    level.centre(x, size, y);
+    x = y;
+  }
+  level.normalise(x, norm.weight, norm.epsilon, size, y);
+  if (norm.bias) level.add_scaled(y, norm.bias, 1.0f, size);
+}
+
+// Returns null, or what is impossible: the rest of a sentence that begins with "it has".
+inline const char* check_norm(const Norm& norm) {
+  if (norm.kind < NormKind::kNone || norm.kind > NormKind::kLayer) return "a norm of no known kind";
+  return norm.kind == NormKind::kNone || norm.weight ? nullptr : "a norm without weights";
+}
+
+}  // namespace greenroom
