@@ -56,7 +56,7 @@ def weights_of(*, is_corrected: bool = False, factor: float = 1.0) -> RouterWeig
 
 def find(block: Block, dtype: torch.dtype) -> Router:
     correction = None if block.weights.correction is None else block.weights.correction.double()
-    unknown = Router(block.router.matrix, None, None, 0, TOP_K, 1, 1, 0, 1.0)
+    unknown = Router(block.router.matrix, None, None, None, 0, TOP_K, 1, 1, 0, 1.0)
     return find_router_kind(unknown, block, correction, run_trial(block, block.weights, dtype), dtype)
 
 
