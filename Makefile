@@ -39,12 +39,14 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.store
 
 # Random timed traces, the parsers, then hostile descriptions for the native kernels, each for SECONDS; SEED=0 is a random
-# one. A finding of the first two is kept for `make test`. Last, twenty times as much random use of the store.
+# one. A finding of the first two is kept for `make test`. Last, twenty times as much random use of the store, and of
+# the HTTP API as its description has it.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.parsers --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.kernels --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m pytest tests/expert_store/test_random_use.py --hypothesis-profile long --timeout 0
+	SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/server/live/test_openapi.py --timeout 0
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import kubernetes_validate
 import pytest
 
 from expert_store import ExpertStore
@@ -31,10 +30,17 @@ OPTIONAL = {"podmonitor.yaml", "autoscaler.yaml", "adapter-values.yaml"}  # appl
 RESOURCES: list[str] = read_manifest("base/kustomization.yaml")["resources"]
 
 
+def validate(manifest: dict[str, Any], version: str = "latest") -> None:
+    import kubernetes_validate  # noqa: PLC0415  its import takes two seconds
+
+    version = kubernetes_validate.latest_version() if version == "latest" else version
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
 @pytest.mark.parametrize("name", ["autoscaler.yaml", *(f"base/{name}" for name in RESOURCES)])
-@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("version", ["1.30", "latest"])
 def test_manifest_is_valid(name: str, version: str) -> None:
-    kubernetes_validate.validate(read_manifest(name), version, strict=True)
+    validate(read_manifest(name), version)
 
 
 def test_environment_holds_settings_of_the_server() -> None:
@@ -162,7 +168,7 @@ def test_gpu_overlay_gives_each_replica_a_gpu() -> None:
 
 def test_gpu_overlay_is_valid_once_it_is_merged() -> None:
     merged = merge(read_manifest("base/statefulset.yaml"), read_manifest("gpu/statefulset.yaml"))
-    kubernetes_validate.validate(merged, kubernetes_validate.latest_version(), strict=True)
+    validate(merged)
     (container,) = merged["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == CONTAINER["resources"]["limits"] | {"nvidia.com/gpu": "1"}
     assert len(container["env"]) == len(CONTAINER["env"]) + 1

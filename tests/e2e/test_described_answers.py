@@ -19,9 +19,11 @@ from server.api.core.service.service import Service
 from server.lifecycle.application import application_of
 from server.model.checkpoint.locate import BUNDLED
 from tests.adapters import write_adapter
-from tests.described_answers import CHECKS, examples
+from tests.described_answers import CHECKS, examples, session
 from tests.e2e.processes import Server, serving
 from tests.server.model.variants import other, read_tensors, save_variant
+
+__all__ = ["session"]  # a fixture
 
 STREAM = "/v1/experts/stream"  # it never ends
 WEIGHTS = "law"  # name of a variant, and of an adapter
@@ -53,11 +55,13 @@ def naming_weights(values: dict[str, Any], names: list[str]) -> None:
 @schema.exclude(path=STREAM).parametrize()
 @schema.given(names=st.none() | st.lists(st.sampled_from(NAMES), min_size=2, max_size=3))
 @examples(5)
-def test_every_answer_is_in_the_description(case: schemathesis.Case, names: list[str] | None, running: Server) -> None:
+def test_every_answer_is_in_the_description(
+    case: schemathesis.Case, names: list[str] | None, running: Server, session: requests.Session
+) -> None:
     for part in (case.body, case.path_parameters) if names else ():
         if isinstance(part, dict):
             naming_weights(part, names or [])
-    case.call_and_validate(base_url=running.url, checks=CHECKS, timeout=60)
+    case.call_and_validate(base_url=running.url, checks=CHECKS, timeout=60, session=session)
 
 
 @schema.include(path=STREAM).parametrize()

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import requests
 import schemathesis
 
 from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from server.lifecycle.application import application_of
-from tests.described_answers import CHECKS, examples
+from tests.described_answers import CHECKS, examples, session
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
+
+__all__ = ["session"]  # a fixture
 
 schema = schemathesis.openapi.from_dict(application_of(Service("1")).openapi())
 
@@ -25,9 +28,11 @@ def server(codec: Codec) -> Iterator[FakeServer]:
 
 
 @schema.parametrize()
-@examples(40)
-def test_every_answer_is_in_the_description(case: schemathesis.Case, server: FakeServer) -> None:
-    case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS)
+@examples(10)
+def test_every_answer_is_in_the_description(
+    case: schemathesis.Case, server: FakeServer, session: requests.Session
+) -> None:
+    case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS, session=session)
 
 
 def test_the_description_is_served(server: FakeServer) -> None:

@@ -50,7 +50,7 @@ def test_schemas_within_the_limits_pass(schema):
         (nested(MAX_DEPTH + 1), "must not be nested deeper than 64 levels"),
         (nested(20_000), "must not be nested deeper"),
         ({"enum": list(range(MAX_VALUES))}, "must not hold more than 128 KiB, or more than 10000 values"),
-        ({str(number): 1 for number in range(1_000_000)}, "must not hold more than"),
+        (dict.fromkeys(map(str, range(100_000)), 1), "must not hold more than"),
         ({"enum": [{"a": [0] * 100}] * 100}, "must not hold more than"),
         ({"description": "x" * (MAX_SCHEMA_BYTES + 1)}, "must not hold more than"),
         ({"x" * (MAX_SCHEMA_BYTES + 1): 1}, "must not hold more than"),
