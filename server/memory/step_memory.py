@@ -25,6 +25,7 @@ class StepShape:
     hidden: int
     queries: int  # query values of the widest attention layer
     keys: int  # key values of the widest attention layer; its values are as many
+    absorbed: int  # query values of the widest layer with latents, which are kept beside those of their heads
     dense: int  # intermediate size of the widest dense feed-forward or shared expert
     expert: int  # intermediate size of the widest routed expert
     num_experts: int  # experts of the layer with the most
@@ -66,6 +67,7 @@ class StepShape:
         return cls(
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
+            absorbed=heads * max((shape.dim for shape in layers if shape.is_latent), default=0),
             keys=max((shape.kv_heads * shape.dim for shape in layers), default=hidden),
             dense=dense,
             expert=_largest(config, "moe_intermediate_size", "expert_ffn_hidden_size") or dense,
@@ -98,7 +100,8 @@ def _native_bytes(shape: StepShape) -> int:
     panel = shape.itemsize  # maximum bytes of a value in the inputs of matrix products
     workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
     attention = (shape.hidden + shape.queries) * panel  # rows
-    attention += (2 * shape.queries + 2 * shape.keys + shape.num_experts) * FLOAT  # heads, attended, logits
+    heads_and_attended = 2 * shape.queries + shape.absorbed + 2 * shape.keys
+    attention += (heads_and_attended + shape.num_experts) * FLOAT  # and logits
     # Input rows, results of the first matrices, inputs of the second, and results.
     routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
     dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT

@@ -69,7 +69,7 @@ class Trunk(ResidentModel):
         self._native, program = self._find_native()
         if is_deterministic and not program.is_native:
             self._check_invariance()
-        resolve_projections(model, probe.latent_layers)
+        resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, calls, len(self._probe_tokens())))
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)

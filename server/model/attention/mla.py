@@ -63,6 +63,10 @@ class LatentProjection(nn.Module):
         self.to_values = nn.Parameter(weight[:, self.nope_dim :].contiguous(), requires_grad=False)
         del self.linear
 
+    def release(self) -> None:
+        """Drop the weights, of which native layers have their own; neither ``expand`` nor ``absorb`` can be called."""
+        del self.linear
+
     def placeholder(self, latent: torch.Tensor) -> torch.Tensor:
         """Return zeros in the shape of the output of ``kv_b_proj``, which take no memory."""
         return latent.new_zeros(()).expand(*latent.shape[:-1], self.expanded_dim)
@@ -152,13 +156,19 @@ def replace_projections(model: nn.Module) -> None:
         module.kv_b_proj = LatentProjection(module, names[module])
 
 
-def resolve_projections(model: nn.Module, latent_layers: Collection[int]) -> None:
-    """Split the projections of layers that keep latents, and restore the original ``kv_b_proj`` of the others."""
+def resolve_projections(model: nn.Module, latent_layers: Collection[int], native: Collection[nn.Module] = ()) -> None:
+    """Split the projections of layers that keep latents, and restore the original ``kv_b_proj`` of the others.
+
+    Args:
+        native: attention modules whose projections have been copied, and are not called any more.
+    """
     for module in list(model.modules()):
         projection = getattr(module, "kv_b_proj", None)
         if not isinstance(projection, LatentProjection):
             continue
-        if projection.layer in latent_layers:
+        if module in native:
+            projection.release()
+        elif projection.layer in latent_layers:
             projection.split()
         else:
             module.kv_b_proj = projection.linear

@@ -15,3 +15,4 @@ class NativeTarget(NamedTuple):
     inputs: int
     outputs: int
     offset: int = 0  # of its outputs, for one of several that are computed together
+    is_absorbed: bool = False  # attention applies it to the keys of all earlier tokens at once

@@ -42,6 +42,7 @@ class LayerCapture:
     keys: torch.Tensor  # float32 (kv_heads, tokens, dim)
     routing: Routing | None
     mixer: ModuleCall | None = None  # the call of its mixer, if that was to be recorded
+    is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class _Probe(Probe):
         self.queries = self.keys = torch.empty(0)
         self.routing: Routing | None = None
         self.mixer: ModuleCall | None = None
+        self.is_latent = False
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
         self.options, self.queries, self.keys = options, query.float(), key.float()
-        return super().attend(layer, query, key, value, options)
+        output = super().attend(layer, query, key, value, options)
+        self.is_latent = layer in self.latent_layers
+        return output
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -108,8 +112,8 @@ def capture(
     def after(_layer: Any, _args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         given, positions = found.pop()
-        call = probe.options, probe.queries, probe.keys
-        layers.append(LayerCapture(given, hidden[0].float(), positions, *call, probe.routing, probe.mixer))
+        call = probe.options, probe.queries, probe.keys, probe.routing, probe.mixer, probe.is_latent
+        layers.append(LayerCapture(given, hidden[0].float(), positions, *call))
 
     def after_mixer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         probe.mixer = ModuleCall(module, args, kwargs, output)

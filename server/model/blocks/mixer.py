@@ -132,6 +132,11 @@ class Mixer(ABC):
         """The layer's number in the KV cache; None if it has no keys there."""
         return None
 
+    def query_scale(self, position: int) -> float:
+        """Return the factor of the queries at a position; 1 by default."""
+        del position
+        return 1.0
+
     def fit(self, trial: MixerTrial) -> None:  # noqa: B027  a kind that shows all by its structure has nothing to find
         """Find what the structure does not show, by trials.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.blocks.latent_attention.parts import LatentAttentionParts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
 
-MIXERS: tuple[type[MixerParts], ...] = (GroupedAttentionParts, ModuleParts)
+MIXERS: tuple[type[MixerParts], ...] = (GroupedAttentionParts, LatentAttentionParts, ModuleParts)

@@ -143,10 +143,16 @@ class Positions:
         address = self._addresses.ctypes.data
         call.cosines, call.sines = address, address + self._addresses.itemsize
 
+    def angles(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of the first positions, float32 ``(count, pairs)``."""
+        cosines, sines = (torch.from_numpy(table[:count]) for table in self._tables)
+        return cosines, sines
+
     def _grow(self, count: int) -> None:
         positions = torch.arange(count).unsqueeze(0)
         with torch.inference_mode():
-            pair = self._rotary(torch.empty((1, 1, 1), dtype=torch.float32), positions)
+            found = self._rotary(torch.empty((1, 1, 1), dtype=torch.float32), positions)
+        pair = (found.real, found.imag) if isinstance(found, torch.Tensor) else found
         tables = [self._angles.of(table.float().reshape(count, -1)) for table in pair]
         self._tables = [table.contiguous().numpy() for table in tables]
         self._addresses[:] = [table.ctypes.data for table in self._tables]

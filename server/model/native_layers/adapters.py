@@ -48,6 +48,7 @@ class NativeAdapters:
 
     def __init__(self, targets: Mapping[str, NativeTarget], experts: Sequence[tuple[int, int] | None]):
         self.targets, self._experts = targets, experts
+        self._absorbed = [name for name, target in targets.items() if target.is_absorbed]
         self._known: WeakKeyDictionary[LoraAdapter, _Adapter] = WeakKeyDictionary()
         offsets: dict[tuple[int, int], list[int]] = {}
         for target in targets.values():
@@ -55,9 +56,15 @@ class NativeAdapters:
         self._offsets = {place: sorted(found) for place, found in offsets.items()}  # of modules computed together
 
     def step(self, adapters: StepAdapters) -> NativeStep:
-        """Describe the adapters of a step."""
+        """Describe the adapters of a step.
+
+        Raises:
+            AdapterError: a router would choose adapters where all tokens of a sequence need the same.
+        """
         described = [self.prepare(adapter) for adapter in adapters.adapters]
         if adapters.routing is not None:
+            for name in self._absorbed:
+                adapters.routing.refuse(name)
             for adapter, vectors in zip(described, adapters.routing.vectors(), strict=True):
                 if vectors:
                     adapter.set_vectors(vectors)

@@ -54,16 +54,18 @@ def check_far(
 
     hook = model.get_output_embeddings().register_forward_hook(enlarge)
     try:
-        far = capture(model, forward, tokens, mixers, longest - len(tokens), keeps_states=keeps_states)
+        at_end = capture(model, forward, tokens, mixers, longest - len(tokens), keeps_states=keeps_states)
     finally:
         hook.remove()
-    if not relative_error(far.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
+    if not relative_error(at_end.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
         raise UnsupportedLayerError("its large logits are capped, or changed in another way")
-    for layer, before, after in zip(layers, near.layers, far.layers, strict=True):
+    for layer, before, after in zip(layers, near.layers, at_end.layers, strict=True):
         if layer.mixer.target is not Target.NATIVE or not before.queries.numel():
             continue
-        for name in ("queries", "keys"):
+        far = longest - len(tokens)
+        growth = [layer.mixer.query_scale(far + i) / layer.mixer.query_scale(i) for i in range(len(tokens))]
+        for name, known in (("queries", torch.tensor(growth)), ("keys", torch.ones(len(tokens)))):
             norms = getattr(before, name).norm(dim=-1), getattr(after, name).norm(dim=-1)  # (heads, tokens)
-            ratio = float((norms[1] / norms[0].clamp_min(1e-20)).median())
+            ratio = float((norms[1] / (norms[0] * known).clamp_min(1e-20)).median())
             if not abs(ratio - 1) < TOLERANCE:
                 raise UnsupportedLayerError(f"its {name} are scaled by their positions, by {ratio:.3g} at the last")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.structures.layers import HeadCall, LayerSpec
@@ -84,6 +85,11 @@ class NativeModel:
     def outside(self) -> Sequence[Mixer]:
         """The mixers that run outside of the kernels."""
         return [layer.mixer for layer in self._layers if layer.mixer.target is not Target.NATIVE]
+
+    @property
+    def replaced(self) -> Sequence[nn.Module]:
+        """The modules of the mixers that the kernels run."""
+        return [layer.mixer.module for layer in self._layers if layer.mixer.target is Target.NATIVE]
 
     def run(
         self,

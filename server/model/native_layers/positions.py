@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
@@ -40,7 +42,8 @@ def find_positions(
     if first is None:
         return Positions(None, PairAngles.ALL, longest)
     is_pair = isinstance(first, tuple) and len(first) == 2  # noqa: PLR2004
-    if not is_pair or any(each.positions is not first for _, _, each in found):
+    is_complex = isinstance(first, torch.Tensor) and first.is_complex()  # cosines and sines as one table
+    if not (is_pair or is_complex) or any(each.positions is not first for _, _, each in found):
         raise UnsupportedLayerError("its layers have positions of several kinds")
     if rotary is None or getattr(rotary, "rope_type", "default") == "dynamic":
         raise UnsupportedLayerError("its rotary positions depend on the length of a sequence")

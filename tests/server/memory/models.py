@@ -17,6 +17,7 @@ STEP = StepShape(
     hidden=64,
     queries=64,
     keys=32,
+    absorbed=0,
     dense=128,
     expert=32,
     num_experts=8,

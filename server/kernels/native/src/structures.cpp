@@ -8,6 +8,7 @@
 #include "formats/table.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
+#include "layers/latent_attention.h"
 #include "layers/linear.h"
 #include "layers/mixture.h"
 
@@ -105,7 +106,8 @@ struct Fields<NormKind> {
 template <>
 struct Fields<MixerKind> {
   static constexpr Field kAll[] = {
-      number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention)};
+      number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention),
+      number("LATENT_ATTENTION", MixerKind::kLatentAttention)};
 };
 
 template <>
@@ -188,6 +190,18 @@ template <>
 struct Fields<Norm> {
   using Type = Norm;
   static constexpr Field kAll[] = {FIELD(weight), FIELD(bias), FIELD(epsilon), FIELD(kind)};
+};
+
+template <>
+struct Fields<LatentAttention> {
+  using Type = LatentAttention;
+  static constexpr Field kAll[] = {
+      FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
+      FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
+      FIELD(query_norm), FIELD(latent_norm), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads),
+      FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(temperature_length),
+      FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon),
+      FIELD(latent_norm_epsilon), FIELD(scaling), FIELD(temperature)};
 };
 
 template <>
@@ -315,7 +329,8 @@ constexpr Layout kLayouts[] = {
     layout<Norm>("Norm"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
-    layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"), layout<Mlp>("Mlp"),
+    layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
+    layout<LatentAttention>("LatentAttention"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),

@@ -80,7 +80,7 @@ class PhaseList {
 
  private:
   ThreadPool& pool_;
-  Phase phases_[8];
+  Phase phases_[16];
   int num_phases_ = 0;
 };
 

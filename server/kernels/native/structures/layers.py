@@ -46,6 +46,7 @@ class MixerKind(IntEnum):
 
     EXTERNAL = 0
     GROUPED_ATTENTION = 1
+    LATENT_ATTENTION = 2
 
 
 class FeedForwardKind(IntEnum):
@@ -116,6 +117,43 @@ class GroupedAttention(Structure):
         ("head_norm_epsilon", c_float),
         ("scaling", c_float),
         ("softcap", c_float),
+    ]
+
+
+class LatentAttention(Structure):
+    _fields_ = [
+        ("query_down", Matrix),
+        ("query", Matrix),
+        ("latent", Matrix),
+        ("to_keys", Matrix),
+        ("to_values", Matrix),
+        ("output", Matrix),
+        ("gate", Matrix),
+        ("query_down_bias", c_void_p),
+        ("query_bias", c_void_p),
+        ("latent_bias", c_void_p),
+        ("output_bias", c_void_p),
+        ("gate_bias", c_void_p),
+        ("query_norm", c_void_p),
+        ("latent_norm", c_void_p),
+        ("cache", c_void_p),
+        ("cache_slots", c_int64),
+        ("cache_dim", c_int64),
+        ("heads", c_int64),
+        ("rank", c_int64),
+        ("nope_dim", c_int64),
+        ("rope_dim", c_int64),
+        ("rotary_dim", c_int64),
+        ("value_dim", c_int64),
+        ("temperature_length", c_int64),
+        ("rope", c_int32),
+        ("group", c_int32),
+        ("rope_kind", c_int32),
+        ("cache_format", c_int32),
+        ("query_norm_epsilon", c_float),
+        ("latent_norm_epsilon", c_float),
+        ("scaling", c_float),
+        ("temperature", c_float),
     ]
 
 

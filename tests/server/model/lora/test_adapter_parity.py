@@ -54,6 +54,7 @@ NATIVE = {
     "qwen3_moe": Case(ATTENTION, ["q_proj", "lm_head"], [*EXPERTS, ROUTER]),
     "mixtral": Case(["v_proj", "k_proj"], ATTENTION, EXPERTS),
     "gpt_oss": Case(ATTENTION, ["o_proj"], EXPERTS),
+    "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
 }
 MODULES = {

@@ -28,6 +28,7 @@ LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"]
 NATIVE = {
     "qwen3_moe": [*ATTENTION, "lm_head"],
     "qwen2_moe": ["v_proj", *DENSE, "shared_expert_gate"],
+    "deepseek_v3": ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
 }
 MODULES = {
     "qwen3_moe": [*ATTENTION, "lm_head"],
@@ -133,10 +134,11 @@ def test_more_adapters_than_there_are_are_all_of_them(tmp_path: Path, pool: Comp
     model.assert_near(model.write())
 
 
-def test_latents_that_attention_expands_refuse_routing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_native", [False, True])
+def test_latents_that_attention_expands_refuse_routing(tmp_path: Path, pool: ComputePool, *, is_native: bool) -> None:
     checkpoint = make_checkpoint("deepseek_v3", tmp_path)
     model = Model(checkpoint, [*LATENT, "kv_b_proj"])
-    model.load(None)
+    model.load(pool if is_native else None)
     with pytest.raises(AdapterError, match=r"'code' can't be chosen by token.*kv_b_proj"):
         model.write([0])
 

@@ -15,7 +15,7 @@ from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import TOLERANCE, load, write
 from tests.server.model.test_parity import PROMPTS
 
-HYBRIDS = ("jamba", "lfm2_moe", "qwen3_5_moe_text", "qwen3_next")
+HYBRIDS = ("bailing_hybrid", "jamba", "kimi_linear", "lfm2_moe", "qwen3_5_moe_text", "qwen3_next")
 
 pytestmark = [
     pytest.mark.slow,

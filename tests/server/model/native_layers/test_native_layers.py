@@ -16,8 +16,9 @@ from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, load_trunk
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
+from tests.families import make_config
 from tests.native_families import NATIVE_FAMILIES
 from tests.server.model.test_parity import PROMPTS, generate
 
@@ -41,8 +42,8 @@ def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.floa
     return trunk
 
 
-def pack(folder: Path, trunk: TrunkFormat) -> Path:
-    checkpoint, out = make_checkpoint("qwen3_moe", folder / "checkpoint"), folder / "out"
+def pack(folder: Path, trunk: TrunkFormat, family: str = "qwen3_moe") -> Path:
+    checkpoint, out = make_checkpoint(family, folder / "checkpoint"), folder / "out"
     model = build_model(read_config(checkpoint), torch.bfloat16)
     write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", trunk), out, 1, lambda _: None)
     return out
@@ -75,12 +76,12 @@ def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: Comput
     assert_native_layers_give_what_the_modules_give(checkpoint, pool)
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize(("family", "weights"), [("qwen3_moe", "int8"), ("qwen3_moe", "int4"), ("deepseek_v3", "int8")])
 def test_native_layers_read_packed_trunks(
-    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, weights: TrunkFormat
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, family: str, weights: TrunkFormat
 ) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
-    assert_native_layers_give_what_the_modules_give(pack(tmp_path, weights), pool)
+    assert_native_layers_give_what_the_modules_give(pack(tmp_path, weights, family), pool)
 
 
 def test_projections_of_different_formats_go_through_the_modules(
@@ -99,14 +100,29 @@ def test_other_sequences_change_no_bit_of_native_layers(checkpoint: Path, pool: 
         assert torch.equal(logits, alone)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resident_experts_give_the_same_bits_as_paged_ones(
-    tmp_path: Path, pool: ComputePool, dtype: torch.dtype
+    tmp_path: Path, pool: ComputePool, family: str, dtype: torch.dtype
 ) -> None:
-    trunk = load(make_checkpoint("qwen3_moe", tmp_path, dtype), pool, dtype)
+    trunk = load(make_checkpoint(family, tmp_path, dtype), pool, dtype)
     for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
         assert torch.equal(paged, resident)
 
 
+def test_queries_of_latent_attention_are_scaled_by_their_positions(tmp_path: Path, pool: ComputePool) -> None:
+    config = make_config("mistral4")
+    config.rope_parameters |= {"llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 3}
+    assert_native_layers_give_what_the_modules_give(save_checkpoint(config, tmp_path), pool)
+
+
+def test_latent_attention_in_bfloat16_is_near_float32(tmp_path: Path, pool: ComputePool) -> None:
+    folder = make_checkpoint("deepseek_v3", tmp_path, torch.bfloat16)
+    for (_, found), (_, exact) in zip(
+        write(load(folder, pool, torch.bfloat16)), write(load(folder, None)), strict=True
+    ):
+        assert float((found[0] - exact[0]).abs().mean()) < 0.03 * float(exact[0].max() - exact[0].min())
+
+
 def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
-    assert not load(make_checkpoint("deepseek_v3", tmp_path), pool).is_invariant
+    assert not load(make_checkpoint("jetmoe", tmp_path), pool).is_invariant

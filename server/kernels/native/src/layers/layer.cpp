@@ -5,6 +5,7 @@
 
 #include "formats/checks.h"
 #include "layers/grouped_attention.h"
+#include "layers/latent_attention.h"
 #include "layers/mixture.h"
 
 namespace greenroom {
@@ -16,7 +17,7 @@ constexpr MixerOperations kExternal = {
 };
 
 // By kind.
-const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention};
+const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts};
 
 template <typename Operations, size_t N, typename Kind>

@@ -11,6 +11,7 @@ namespace greenroom {
 enum class MixerKind : int32_t {
   kExternal = 0,          // the caller has added the mixer's results to the hidden states; no spec
   kGroupedAttention = 1,  // grouped_attention.h
+  kLatentAttention = 2,   // latent_attention.h
 };
 
 enum class FeedForwardKind : int32_t {

@@ -6,6 +6,7 @@
 
 #include "formats/matrix.h"
 #include "levels/attention.h"
+#include "levels/latents.h"
 
 namespace greenroom {
 
@@ -62,6 +63,7 @@ struct Level {
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);
 
   void (*attend)(const Attention& attention);
+  void (*attend_latents)(const LatentAttend& attend);
 
   // Replaces x by its softmax, or its sigmoid.
   void (*soft_max)(float* x, int64_t size);

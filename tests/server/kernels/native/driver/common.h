@@ -73,6 +73,7 @@ void run_linear(Handle* handle, const char* level);
 void run_experts(Handle* handle, const char* level);
 void run_threads(const char* level, int num_calls);
 void run_layers(Handle* handle, const char* level);
+void run_latents(Handle* handle, const char* level);
 void run_head(Handle* handle, const char* level);
 void run_hostile(Handle* handle, int num_rounds);
 

@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "formats/checks.h"
+#include "layers/latent_attention.h"
 
 namespace driver {
 namespace {
@@ -18,7 +19,7 @@ constexpr int64_t kHostile[] = {0, -1, 1, 2, 3, 15, 63, 64, 65, 1000, INT32_MAX,
                                 int64_t{1} << 40, INT64_MAX, INT64_MIN};
 
 int64_t rarity;           // of hostile numbers
-int64_t num_accepted[3];  // matrices, experts and layers that ran
+int64_t num_accepted[4];  // matrices, experts, layers and latents that ran
 
 int64_t maybe(int64_t usual) {
   if (!one_in(rarity)) return usual;
@@ -205,6 +206,7 @@ class AnyLayer {
     spec_.is_parallel = one_in(4);
     mixture_.has_shared = one_in(2);
     spec_.mixer_kind = static_cast<MixerKind>(maybe32(one_in(8) ? 0 : 1));
+    if (spec_.mixer_kind == MixerKind::kLatentAttention) spec_.mixer_kind = MixerKind::kGroupedAttention;
     if (is_external()) attention_ = {};
     mixture_.scales_input = one_in(3);
     spec_.mixer = is_external() ? nullptr : &attention_;
@@ -310,6 +312,103 @@ class AnyLayer {
   LayerSpec spec_{};
 };
 
+// Latent attention of one sequence, all of whose numbers may be hostile.
+class AnyLatents {
+ public:
+  AnyLatents() {
+    const int64_t query_rank = one_in(2) ? 0 : between(1, 20), inputs = query_rank ? query_rank : hidden_;
+    spec_.heads = maybe(between(1, 20));
+    spec_.rank = maybe(between(1, 40));
+    spec_.nope_dim = maybe(between(1, 20));
+    spec_.rope_dim = maybe(between(1, 12));
+    spec_.value_dim = maybe(between(1, 20));
+    spec_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+    spec_.rotary_dim = maybe(2 * between(0, 6));
+    spec_.temperature_length = maybe(between(0, 9));
+    spec_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
+    spec_.cache_dim = maybe(sum(spec_.rank, spec_.rope_dim));
+    spec_.cache_slots = num_blocks() * kCacheBlock;
+    if (query_rank) spec_.query_down = any_matrix(query_rank, hidden_, true);
+    spec_.query = any_matrix(product(spec_.heads, sum(spec_.nope_dim, spec_.rope_dim)), inputs, true);
+    spec_.latent = any_matrix(sum(spec_.rank, spec_.rope_dim), hidden_, true);
+    spec_.to_keys = plain_matrix(product(spec_.heads, spec_.rank), spec_.nope_dim);
+    spec_.to_values = plain_matrix(product(spec_.heads, spec_.value_dim), spec_.rank);
+    spec_.output = any_matrix(hidden_, product(spec_.heads, spec_.value_dim), true);
+    if (one_in(2)) spec_.gate = any_matrix(spec_.heads, hidden_, true);
+    layer_.mixer = &spec_;
+    layer_.mixer_kind = MixerKind::kLatentAttention;
+    layer_.feed_forward = &mlp_;
+    mlp_.shape.num_parts = 1;
+    mlp_.shape.first_bias = mlp_.shape.second_bias = -1;
+    for (Matrix* matrix : {&mlp_.shape.first[0], &mlp_.shape.second}) {
+      *matrix = {};
+      matrix->outputs = matrix->inputs = hidden_;
+      matrix->data = floats(hidden_ * hidden_);
+    }
+  }
+
+  void run(Handle* handle) {
+    spec_.cache = any_bits(memory_, 1);  // so that its sizes are checked
+    Matrix* const matrices[] = {&spec_.query_down, &spec_.query, &spec_.latent, &spec_.to_keys,
+                                &spec_.to_values,  &spec_.output, &spec_.gate};
+    for (Matrix* matrix : matrices) {
+      if (!matrix->outputs && (matrix == &spec_.query_down || matrix == &spec_.gate)) continue;
+      if (check_matrix(*matrix) || is_large(*matrix)) return;
+      place(*matrix, memory_);
+    }
+    if (one_in(2)) spec_.query_norm = floats(spec_.query_down.outputs);
+    spec_.latent_norm = floats(std::clamp<int64_t>(spec_.rank, 0, kMostBytes));
+    if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);
+    if (greenroom_check_layer(&layer_, hidden_, 0)) return;
+    if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
+    spec_.cache = any_bits(memory_, spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format));
+    std::vector<int32_t> blocks;
+    for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
+    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0};
+    const int32_t* tables = blocks.data();
+    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(spec_.rotary_dim, 0) / 2);
+    const bool has_rope = spec_.rope_kind != RopeKind::kNone;
+    const float *cosines = floats(has_rope ? angles : 0), *sines = floats(has_rope ? angles : 0);
+    StepCall step{};
+    step.hidden = floats(tokens_ * hidden_);
+    step.normed = floats(tokens_ * hidden_);
+    step.sequences = &sequence;
+    step.block_tables = &tables;
+    step.cosines = &cosines;
+    step.sines = &sines;
+    step.tokens = tokens_;
+    step.num_sequences = 1;
+    step.hidden_size = hidden_;
+    step.is_exact = static_cast<int32_t>(between(0, 1));
+    layer_.residual_scale = layer_.output_scale = 1.0f;
+    ++num_accepted[3];
+    if (greenroom_begin_layer(handle, &layer_, &step, 0)) std::abort();
+  }
+
+ private:
+  static int64_t product(int64_t one, int64_t other) {
+    int64_t found;
+    return __builtin_mul_overflow(one, other, &found) ? 1 : found;
+  }
+  static int64_t sum(int64_t one, int64_t other) {
+    int64_t found;
+    return __builtin_add_overflow(one, other, &found) ? 1 : found;
+  }
+  static Matrix plain_matrix(int64_t outputs, int64_t inputs) {
+    Matrix matrix = any_matrix(outputs, inputs, true);
+    if (!one_in(8)) matrix.format = static_cast<Format>(between(0, 2));
+    return matrix;
+  }
+  int64_t num_blocks() const { return divide_up(first_position_ + tokens_, kCacheBlock); }
+  float* floats(int64_t count) { return reinterpret_cast<float*>(any_bits(memory_, count * 4)); }
+
+  int64_t hidden_ = between(1, 70), tokens_ = between(1, 12), first_position_ = between(0, 30);
+  std::deque<std::vector<char>> memory_;
+  LatentAttention spec_{};
+  Mlp mlp_{};
+  LayerSpec layer_{};
+};
+
 }  // namespace
 
 void run_hostile(Handle* handle, int num_rounds) {
@@ -319,6 +418,7 @@ void run_hostile(Handle* handle, int num_rounds) {
     run_any_matrix(handle);
     run_any_experts(handle);
     AnyLayer().run(handle);
+    AnyLatents().run(handle);
   }
   for (const int64_t number : num_accepted) {
     if (num_rounds >= kLeastRounds && number < num_rounds / kLeastShare) {

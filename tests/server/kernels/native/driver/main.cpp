@@ -197,6 +197,7 @@ int main(int count, char** arguments) {
       run_experts(handle, level);
       run_head(handle, level);
       if (round % kLayerShare == 0) run_layers(handle, level);
+      if (round % kLayerShare == 1) run_latents(handle, level);
     }
     run_hostile(handle, is_hostile ? rounds : kHostileShare * rounds);
     greenroom_close(handle);

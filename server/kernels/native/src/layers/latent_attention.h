@@ -1,0 +1,47 @@
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): the cache keeps one latent a token, from which
+// all heads' keys and values are made. Their expansion is absorbed: queries are multiplied by that of keys, and the
+// weighted latents by that of values.
+#pragma once
+
+#include "layers/grouped_attention.h"
+
+namespace greenroom {
+
+struct LatentAttention {
+  Matrix query_down;         // (query_rank, hidden); without outputs if `query` takes the hidden states
+  Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden)
+  Matrix latent;             // (rank + rope_dim, hidden); the last numbers are the part of keys that may be rotated
+  Matrix to_keys;            // (heads * rank, nope_dim), plain
+  Matrix to_values;          // (heads * value_dim, rank), plain
+  Matrix output;             // (hidden, heads * value_dim)
+  Matrix gate;               // (heads, hidden): the sigmoid of each multiplies a head's result; or without outputs
+  const float* query_down_bias;  // each of the five may be null
+  const float* query_bias;
+  const float* latent_bias;
+  const float* output_bias;
+  const float* gate_bias;
+  const float* query_norm;   // (query_rank), or null
+  const float* latent_norm;  // (rank)
+  void* cache;               // (slots, dim), in blocks; see levels/latents.h
+  int64_t cache_slots;
+  int64_t cache_dim;
+  int64_t heads;
+  int64_t rank;
+  int64_t nope_dim;          // numbers of a head's query that are not rotated
+  int64_t rope_dim;          // those after them
+  int64_t rotary_dim;        // the first of these, if there are rotary positions
+  int64_t value_dim;
+  int64_t temperature_length;  // queries are scaled by 1 + temperature * log(1 + floor(position / length)); 0 means never
+  int32_t rope;              // index of the step's cosines and sines
+  int32_t group;             // index of the step's block tables
+  RopeKind rope_kind;
+  Format cache_format;
+  float query_norm_epsilon;
+  float latent_norm_epsilon;
+  float scaling;
+  float temperature;
+};
+
+extern const MixerOperations kLatentAttention;
+
+}  // namespace greenroom

@@ -1,0 +1,52 @@
+// Attention of heads that share one latent per token (multi-head latent attention), for some tokens of one sequence.
+#pragma once
+
+#include "levels/attention.h"
+
+namespace greenroom {
+
+// A latent's first `value_dim` numbers are also its value. The cache has `dim` numbers per token: block `b` begins at
+// b * kCacheBlock * dim and is transposed, the first number of all its tokens, then the second, and so on.
+struct LatentAttend {
+  const float* query;     // (tokens, heads, key_dim); tokens are `query_stride` apart, heads are contiguous
+  float* output;          // (tokens, heads, value_dim); tokens are `output_stride` apart
+  int64_t query_stride;
+  int64_t output_stride;
+  const void* latents;
+  const int32_t* blocks;  // the sequence's block table
+  float* scratch;         // `latent_scratch` floats, aligned to 64 bytes
+  int64_t first_position;
+  int64_t tokens;
+  int64_t heads;
+  int64_t dim;
+  int64_t key_dim;
+  int64_t value_dim;
+  Format format;
+  int32_t is_exact;       // queries and weights are never rounded
+  float scaling;
+};
+
+inline constexpr int64_t kMostLatentRows = 128;  // tokens * heads
+inline constexpr int64_t kLatentRows = 8;        // rows with sums in registers together, at most
+
+// The parts of the scratch memory, in floats.
+struct LatentScratch {
+  LatentScratch(int64_t key_dim, int64_t value_dim)
+      : value_stride(round_up(value_dim, 16)),
+        query_stride(round_up(key_dim, 32)),
+        most(kMostLatentRows * value_stride),
+        sums(most + kMostLatentRows),
+        weights(sums + kMostLatentRows),
+        values(weights + kLatentRows * kSpanKeys),
+        keys(values + kSpanKeys * value_stride),
+        queries(keys + query_stride / 2 * kSpanKeys),
+        size(queries + kMostLatentRows * query_stride / 2) {}
+
+  int64_t value_stride;  // numbers of a total, and of a key's value
+  int64_t query_stride;  // numbers of a query in bfloat16
+  int64_t most, sums, weights, values;
+  int64_t keys, queries;  // in pairs of bfloat16
+  int64_t size;
+};
+
+}  // namespace greenroom

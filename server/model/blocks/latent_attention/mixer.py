@@ -1,0 +1,169 @@
+"""LatentAttentionMixer: multi-head latent attention as the native kernels run it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from server.kernels.native.linear import plain_matrix
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.adapters import LoraPlace
+from server.kernels.native.structures.layers import LatentAttention, MixerKind, RopeKind
+from server.kernels.native.structures.matrices import Format, Matrix
+from server.model.attention.kv_cache import KVCache
+from server.model.blocks.adapter_places import NativeTarget
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.latent_attention.rotation import Rotations, rotations
+from server.model.blocks.linears import matrix_of, no_matrix
+from server.model.blocks.mixer import MixerTrial, RotaryMixer
+from server.model.blocks.workspace import BLOCK
+from server.model.hooks import AttentionOptions
+from server.model.recurrent.states import StateCache
+
+if TYPE_CHECKING:
+    from server.model.blocks.latent_attention.parts import LatentAttentionParts
+
+MATRICES = ("query", "query_down", "latent", "expansion", "output", "gate")  # in the order of an adapter's places
+
+
+class LatentAttentionMixer(RotaryMixer):
+    """Queries, a latent for all heads, rotary positions of a part of both, attention, and the output projection.
+
+    Args:
+        parts: of the family's module.
+        captured: a call of the layer.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: it computes something else.
+    """
+
+    kind = MixerKind.LATENT_ATTENTION
+
+    def __init__(self, parts: LatentAttentionParts, captured: LayerCapture, index: int):
+        self.spec = spec = LatentAttention()
+        self._parts = parts
+        super().__init__(parts.module, index, spec)
+        if captured.options is None or not captured.is_latent:
+            raise UnsupportedLayerError("its keys and values are not made from latents and one rotated key")
+        _check_options(captured.options)
+        for number, name in enumerate(MATRICES):
+            linear = getattr(parts, name)
+            if name == "expansion":
+                place = LoraPlace.MIXER + number
+                sizes = linear.rank, linear.expanded_dim
+                self.linears[linear] = NativeTarget(index, place, *sizes, is_absorbed=True)
+            else:
+                setattr(spec, name, no_matrix() if linear is None else matrix_of(linear))
+                if linear is not None:
+                    setattr(spec, f"{name}_bias", self.keep(linear.bias))
+                    self.add_target(linear, number)
+        first = spec.query_down if parts.query_down is not None else spec.query
+        sharing = [first, spec.latent, *([] if parts.gate is None else [spec.gate])]
+        if len({matrix.format for matrix in sharing}) > 1:  # they share quantised rows
+            raise UnsupportedLayerError("its queries and latents have weights of different formats")
+        self._set_sizes(parts)
+        self._set_expansion(parts)
+        spec.latent_norm, spec.latent_norm_epsilon = self.keep(parts.latent_norm.weight), parts.latent_norm.epsilon
+        if parts.query_norm is not None:
+            spec.query_norm, spec.query_norm_epsilon = self.keep(parts.query_norm.weight), parts.query_norm.epsilon
+        spec.scaling = captured.options.scaling
+        self._set_temperature(parts.module)
+
+    @property
+    def name(self) -> str:
+        return "latent attention"
+
+    @property
+    def attention_layer(self) -> int:
+        return int(self.module.layer_idx)
+
+    @property
+    def most_rotated(self) -> int:
+        return int(self.spec.rope_dim)
+
+    def query_scale(self, position: int) -> float:
+        spec = self.spec
+        if not spec.temperature_length:
+            return 1.0
+        return 1.0 + float(spec.temperature) * math.log(1 + position // spec.temperature_length)
+
+    def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
+        best = self._rotations(trial).best
+        return best.error, best.kind != RopeKind.NONE
+
+    def fit(self, trial: MixerTrial) -> None:
+        found = self._rotations(trial)
+        found.check(trial.tolerance)
+        self.spec.rope_kind = found.best.kind
+
+    def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
+        del captured
+        return TrialLatents(self.module, self.index, self.spec, num_tokens)
+
+    def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
+        del states
+        spec, layer = self.spec, self.attention_layer
+        cache = kv_cache.layers[layer]
+        spec.cache, spec.cache_slots, spec.cache_dim = cache.keys.data_ptr(), cache.keys.shape[2], cache.shape.dim
+        spec.cache_format, spec.group = PLAIN[cache.shape.dtype], kv_cache.group_of[layer]
+
+    def _rotations(self, trial: MixerTrial) -> Rotations:
+        self.spec.rotary_dim = trial.positions.rotary_dim
+        return rotations(self._parts, trial, [self.query_scale(position) for position in range(trial.num_tokens)])
+
+    def _set_sizes(self, parts: LatentAttentionParts) -> None:
+        spec, expansion = self.spec, parts.expansion
+        spec.rank, spec.nope_dim, spec.value_dim = expansion.rank, expansion.nope_dim, expansion.value_dim
+        spec.rope_dim = parts.latent.out_features - spec.rank
+        spec.heads = expansion.expanded_dim // (spec.nope_dim + spec.value_dim)
+
+    def _set_expansion(self, parts: LatentAttentionParts) -> None:
+        """Copy the expansion's weights in the order in which it is absorbed, which replaces the module's own."""
+        spec, linear = self.spec, parts.expansion.linear
+        if plain_matrix(linear.weight) is None:
+            raise UnsupportedLayerError(f"its weights are {linear.weight.dtype}")
+        weight = linear.weight.detach().view(spec.heads, spec.nope_dim + spec.value_dim, spec.rank)
+        to_keys = weight[:, : spec.nope_dim].transpose(1, 2).contiguous()  # (heads, rank, nope_dim)
+        to_values = weight[:, spec.nope_dim :].contiguous()  # (heads, value_dim, rank)
+        for name, tensor in (("to_keys", to_keys), ("to_values", to_values)):
+            self.keeps.append(tensor)
+            setattr(spec, name, _matrix(tensor))
+
+    def _set_temperature(self, module: Any) -> None:
+        rope = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+        length = rope.get("original_max_position_embeddings")
+        if rope.get("llama_4_scaling_beta") and length:
+            self.spec.temperature, self.spec.temperature_length = rope["llama_4_scaling_beta"], length
+
+
+class TrialLatents(LatentAttentionMixer):
+    """A copy of a latent attention with a cache of its own.
+
+    Args:
+        own: its structure.
+        num_tokens: of the one sequence.
+    """
+
+    def __init__(self, module: Any, index: int, own: LatentAttention, num_tokens: int):
+        spec = self.spec = LatentAttention.from_buffer_copy(own)
+        super(LatentAttentionMixer, self).__init__(module, index, spec)
+        num_blocks, dim = -(-num_tokens // BLOCK), spec.rank + spec.rope_dim
+        self._latents = np.zeros((num_blocks, dim, BLOCK), dtype=np.float32)
+        spec.cache, spec.cache_slots, spec.cache_dim = self._latents.ctypes.data, num_blocks * BLOCK, dim
+        spec.cache_format, spec.group = Format.FLOAT32, 0
+
+
+def _check_options(options: AttentionOptions) -> None:
+    if options.sliding_window or options.softcap or options.sinks is not None:
+        raise UnsupportedLayerError("its latents are attended to with a window, a cap or sinks")
+
+
+def _matrix(tensor: torch.Tensor) -> Matrix:
+    """Return a matrix of all heads' outputs: ``(heads, outputs, inputs)``."""
+    _, _, inputs = tensor.shape
+    return Matrix(format=PLAIN[tensor.dtype], outputs=tensor.numel() // inputs, inputs=inputs, data=tensor.data_ptr())

@@ -1,0 +1,77 @@
+"""Finds multi-head latent attention by the names of its projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from server.model.attention.mla import LatentProjection
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
+from server.model.blocks.linears import LINEARS, Linear
+from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.norms import Norm, norm_of
+
+
+@dataclass(frozen=True)
+class LatentAttentionParts(MixerParts):
+    """The parts of multi-head latent attention."""
+
+    module: Any
+    query_down: Linear | None
+    query_norm: Norm | None  # after it
+    query: Linear
+    latent: Linear
+    latent_norm: Norm
+    expansion: LatentProjection
+    output: Linear
+    gate: Linear | None
+
+    @classmethod
+    def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
+        of: Any = module
+        expansion = getattr(of, "kv_b_proj", None)
+        if keeps_state or not isinstance(expansion, LatentProjection):
+            return None
+        down, gate = (_linear(of, name) for name in ("q_a_proj", "g_proj"))
+        query = _linear(of, "q_proj" if down is None else "q_b_proj")
+        latent, output = (_linear(of, name) for name in ("kv_a_proj_with_mqa", "o_proj"))
+        norms = [None if (norm := getattr(of, name, None)) is None else norm_of(norm) for name in NORMS]
+        if query is None or latent is None or output is None or norms[1] is None or (down and norms[0] is None):
+            return None
+        return cls(module, down, norms[0], query, latent, norms[1], expansion, output, gate)
+
+    @property
+    def linears(self) -> list[Linear]:
+        """The projections besides the expansion of latents."""
+        found = self.query_down, self.query, self.latent, self.output, self.gate
+        return [linear for linear in found if linear is not None]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        norms = (norm.module for norm in (self.query_norm, self.latent_norm) if norm is not None)
+        for module in (*self.linears, *norms, self.expansion):
+            yield from module.parameters()
+
+    def build(self, captured: LayerCapture, place: LayerPlace) -> LatentAttentionMixer:
+        return LatentAttentionMixer(self, captured, place.index)
+
+    def projected(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations."""
+        down = rows
+        if self.query_down is not None and self.query_norm is not None:
+            down = self.query_norm.module(self.query_down(rows))
+        rank = self.expansion.rank
+        latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
+        return self.query(down), torch.cat([self.latent_norm.module(latent), rotated], -1)
+
+
+NORMS = ("q_a_layernorm", "kv_a_layernorm")
+
+
+def _linear(module: Any, name: str) -> Linear | None:
+    found = getattr(module, name, None)
+    return found if isinstance(found, LINEARS) else None

@@ -1,0 +1,131 @@
+"""Finds how a layer rotates a part of its queries and of its shared key, by a comparison with those of the modules.
+
+The output of attention does not show it: where all keys have about the same weight, any rotation gives that output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from server.kernels.native.structures.layers import RopeKind
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.mixer import MixerTrial, relative_error
+from server.model.blocks.workspace import Positions
+
+if TYPE_CHECKING:
+    from server.model.blocks.latent_attention.parts import LatentAttentionParts
+
+WAYS = (  # kinds of rotary positions, and whether the first of all pairs precede the second ones in the result
+    (RopeKind.HALVES, False),
+    (RopeKind.INTERLEAVED, False),
+    (RopeKind.INTERLEAVED, True),  # queries and keys alike, which does not change their products
+    (RopeKind.NONE, False),
+)
+SAME = 1e-5  # keys that differ no more, relative to their norm, were rotated in the same way
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What one kind of rotary positions gives."""
+
+    kind: RopeKind
+    error: float  # of the shared key
+    key: torch.Tensor  # (tokens, rope_dim)
+    query_error: float
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """What each kind gives, the nearest to the modules first; of equally near ones, the likelier is first."""
+
+    found: Sequence[Rotation]
+    latent_error: float  # of the part of keys that is made from latents
+
+    @property
+    def best(self) -> Rotation:
+        return self.found[0]
+
+    def check(self, tolerance: float) -> None:
+        """Raise ``UnsupportedLayerError`` if the modules compute something else, or keys do not show what.
+
+        Args:
+            tolerance: relative error.
+        """
+        best, *others = self.found
+        if not best.key.any():
+            raise UnsupportedLayerError("its keys are zero, which does not show how they are rotated")
+        if not self.latent_error < tolerance:
+            raise UnsupportedLayerError("its latents are normed or expanded in another way")
+        if not best.query_error < tolerance:
+            raise UnsupportedLayerError("its queries are normed or rotated in another way")
+        if not best.error < tolerance:
+            raise UnsupportedLayerError("its keys are normed or rotated in another way")
+        if any(each.error < tolerance and relative_error(each.key, best.key) > SAME for each in others):
+            raise UnsupportedLayerError("its keys are rotated too little to show how")
+
+
+def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[float]) -> Rotations:
+    """Compare queries and keys of a call of the modules with those of each kind of rotary positions.
+
+    Args:
+        scales: of the queries of each token.
+
+    Raises:
+        UnsupportedLayerError: the module was called in an unknown way.
+    """
+    captured, nope, rank = trial.captured, parts.expansion.nope_dim, parts.expansion.rank
+    rows = _rows(trial)
+    with torch.inference_mode():
+        queries, latents = parts.projected(rows)
+        keys = parts.expansion.expand(latents[:, :rank]).view(len(rows), len(captured.keys), -1)[..., :nope]
+    if captured.queries.shape[0] * captured.queries.shape[2] != queries.shape[1]:
+        raise UnsupportedLayerError("its attention has another number of queries than its projections give")
+    query = queries.float().view(len(rows), len(captured.queries), -1).transpose(0, 1)  # (heads, tokens, dim)
+    query = query * torch.tensor(scales, dtype=torch.float32).unsqueeze(1)
+    latent_error = max(
+        relative_error(keys.float().transpose(0, 1), captured.keys[..., :nope]),
+        relative_error(query[..., :nope], captured.queries[..., :nope]),
+    )
+    wanted_queries, wanted_keys, found = captured.queries[..., nope:], captured.keys[..., nope:], []
+    for kind, is_sorted in WAYS if captured.positions is not None else [(RopeKind.NONE, False)]:
+        key, turned = (
+            _rotated(x, kind, trial.positions, is_sorted=is_sorted)
+            for x in (latents[:, rank:].float(), query[..., nope:])
+        )
+        errors = relative_error(key.expand_as(wanted_keys), wanted_keys), relative_error(turned, wanted_queries)
+        found.append(Rotation(kind, errors[0], key, errors[1]))
+    return Rotations(sorted(found, key=lambda each: each.error), latent_error)
+
+
+def _rows(trial: MixerTrial) -> torch.Tensor:
+    """Return the rows that the module got, ``(tokens, hidden)``."""
+    call = trial.captured.mixer
+    values = () if call is None else (*call.args, *call.kwargs.values())
+    wanted = (1, *trial.captured.given.shape)
+    rows = [value for value in values if isinstance(value, torch.Tensor) and value.shape == wanted]
+    if len(rows) != 1:
+        raise UnsupportedLayerError("its attention takes other inputs than one of rows")
+    return rows[0][0]
+
+
+def _rotated(x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool) -> torch.Tensor:
+    """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``levels/attention.inc`` does.
+
+    Args:
+        is_sorted: whether the first numbers of all pairs come before the second ones in the result.
+    """
+    if kind is RopeKind.NONE:
+        return x
+    cosines, sines = positions.angles(x.shape[-2])
+    x, pairs = x.clone(), cosines.shape[1]
+    step = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    one, other = step if kind is RopeKind.INTERLEAVED else (slice(0, pairs), slice(pairs, 2 * pairs))
+    first, second = x[..., one].clone(), x[..., other].clone()
+    if is_sorted:
+        one, other = slice(0, pairs), slice(pairs, 2 * pairs)
+    x[..., one], x[..., other] = first * cosines - second * sines, second * cosines + first * sines
+    return x

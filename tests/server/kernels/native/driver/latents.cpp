@@ -1,0 +1,290 @@
+// Checks latent attention of random sizes against plain loops in double precision, and tokens by themselves, in any
+// chunks, against the same bits.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <deque>
+#include <numeric>
+
+#include "adapters.h"
+#include "layers/latent_attention.h"
+#include "loops.h"
+
+namespace driver {
+namespace {
+
+enum Part { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kNumParts };  // as in latent_attention.cpp
+
+Weights plain_weights(int64_t outputs, int64_t inputs) {
+  Layout layout(plain_format(), outputs, inputs);
+  layout.is_transposed = false;
+  return Weights(layout);
+}
+
+void scale_by(Vector& x, double factor) {
+  for (double& number : x) number *= factor;
+}
+
+// A layer of latent attention, and its memory.
+class Latents {
+ public:
+  explicit Latents(const Plan& plan) : plan(plan) {
+    const auto keep = [&](int64_t count, float mean) {
+      numbers_.push_back(normals(count, mean ? 0.3f : 1.0f, mean));
+      return numbers_.back().data();
+    };
+    spec.query_down = has_down ? down[0].matrix() : Matrix{};
+    spec.query = query.matrix();
+    spec.latent = latent.matrix();
+    spec.to_keys = to_keys.matrix();
+    spec.to_values = to_values.matrix();
+    spec.output = output.matrix();
+    if (has_gate) spec.gate = gate[0].matrix();
+    spec.query_norm = has_down && one_in(2) ? keep(query_rank, 1.0f) : nullptr;
+    spec.latent_norm = keep(rank, 1.0f);
+    if (has_down && one_in(2)) spec.query_down_bias = keep(query_rank, 0.0f);
+    if (one_in(2)) spec.query_bias = keep(heads * (nope + rope), 0.0f);
+    if (one_in(2)) spec.latent_bias = keep(rank + rope, 0.0f);
+    if (one_in(2)) spec.output_bias = keep(plan.hidden, 0.0f);
+    if (has_gate && one_in(2)) spec.gate_bias = keep(heads, 0.0f);
+    spec.heads = heads;
+    spec.rank = rank;
+    spec.nope_dim = nope;
+    spec.rope_dim = rope;
+    spec.value_dim = value;
+    spec.rope_kind = rope > 1 ? static_cast<RopeKind>(between(0, 2)) : RopeKind::kNone;
+    spec.rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, rope / 2);
+    spec.query_norm_epsilon = spec.latent_norm_epsilon = kHeadEpsilon;
+    spec.scaling = 1 / static_cast<float>(plan.hidden);
+    if (one_in(3)) {
+      spec.temperature = 0.3f;
+      spec.temperature_length = between(1, 40);
+    }
+    for (int64_t i = 0; i < plan.positions * spec.rotary_dim / 2; ++i) {
+      cosines.push_back(std::cos(static_cast<float>(i)));
+      sines.push_back(std::sin(static_cast<float>(i)));
+    }
+    set_cache();
+    layer.mixer = &spec;
+    layer.mixer_kind = MixerKind::kLatentAttention;
+    layer.feed_forward = &mlp;
+    layer.feed_forward_kind = FeedForwardKind::kMlp;
+    layer.input_norm = {keep(plan.hidden, 1.0f), nullptr, kEpsilon, NormKind::kRms};
+    layer.residual_scale = one_in(2) ? 1.0f : 0.3f;
+    layer.output_scale = 1.0f;
+    const int64_t inputs[] = {has_down ? query_rank : plan.hidden, plan.hidden, plan.hidden, rank, heads * value, plan.hidden};
+    const int64_t outputs[] = {heads * (nope + rope), query_rank, rank + rope, heads * (nope + value), plan.hidden, heads};
+    for (int part = 0; part < kNumParts; ++part) {
+      lora.places[part] = memory_.parts(outputs[part], inputs[part]);
+    }
+  }
+
+  double get(const int32_t* table, int64_t position, int64_t d) const {
+    const int64_t first = table[position / kCacheBlock] * kCacheBlock * spec.cache_dim;
+    return get_plain(spec.cache_format, cache.data() + (first + d * kCacheBlock + position % kCacheBlock) *
+                                                           bytes_of(spec.cache_format));
+  }
+
+  Vector product(const Weights& weights, const float* bias, const Vector& x) const {
+    Vector y;
+    double size;
+    for (int64_t i = 0; i < weights.layout.outputs; ++i) y.push_back(weights.sum(x.data(), i, &size) + (bias ? bias[i] : 0));
+    return y;
+  }
+
+  void rotate(double* x, int64_t position) const {
+    const int64_t pairs = spec.rotary_dim / 2;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const bool is_interleaved = spec.rope_kind == RopeKind::kInterleaved;
+      double& first = x[is_interleaved ? 2 * pair : pair];
+      double& second = x[is_interleaved ? 2 * pair + 1 : pair + pairs];
+      const double cosine = cosines[position * pairs + pair], sine = sines[position * pairs + pair];
+      const double turned = first * cosine - second * sine;
+      second = second * cosine + first * sine;
+      first = turned;
+    }
+  }
+
+  // What the layer adds to the hidden states of a token, with the cache as the kernels left it.
+  Vector run(const int32_t* table, const float* given, int64_t position, const char* level) const {
+    Vector x = widened(given, plan.hidden);
+    normalise(x.data(), layer.input_norm.weight, kEpsilon, plan.hidden);
+    Vector own = product(latent, spec.latent_bias, x);
+    normalise(own.data(), spec.latent_norm, kHeadEpsilon, rank);
+    rotate(own.data() + rank, position);
+    const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
+    for (int64_t d = 0; d < rank + rope; ++d) {
+      const double wanted = own[static_cast<size_t>(d)];
+      check("a latent", level, spec.cache_format, get(table, position, d), wanted,
+            rounding * std::fabs(wanted) + kNear * largest(own));
+    }
+    Vector rows = x;
+    if (has_down) {
+      rows = product(down[0], spec.query_down_bias, x);
+      if (spec.query_norm) normalise(rows.data(), spec.query_norm, kHeadEpsilon, query_rank);
+    }
+    Vector queries = product(query, spec.query_bias, rows), attended;
+    if (spec.temperature_length) {
+      const auto turns = static_cast<double>(position / spec.temperature_length);
+      scale_by(queries, 1 + spec.temperature * std::log(1 + turns));
+    }
+    const Vector gates = has_gate ? product(gate[0], spec.gate_bias, x) : Vector();
+    for (int64_t head = 0; head < heads; ++head) {
+      double* q = queries.data() + head * (nope + rope);
+      rotate(q + nope, position);
+      Vector absorbed(static_cast<size_t>(rank)), weighted(static_cast<size_t>(rank)), scores;
+      for (int64_t i = 0; i < rank; ++i) {
+        double size;
+        absorbed[static_cast<size_t>(i)] = to_keys.sum(q, head * rank + i, &size);
+      }
+      for (int64_t key = 0; key <= position; ++key) {
+        double score = 0;
+        for (int64_t i = 0; i < rank; ++i) score += absorbed[static_cast<size_t>(i)] * get(table, key, i);
+        for (int64_t i = 0; i < rope; ++i) score += q[nope + i] * get(table, key, rank + i);
+        scores.push_back(score * spec.scaling);
+      }
+      const double most = *std::max_element(scores.begin(), scores.end());
+      double total = 0;
+      for (double& score : scores) total += score = std::exp(score - most);
+      for (int64_t key = 0; key <= position; ++key) {
+        const double weight = scores[static_cast<size_t>(key)] / total;
+        for (int64_t i = 0; i < rank; ++i) weighted[static_cast<size_t>(i)] += weight * get(table, key, i);
+      }
+      for (int64_t i = 0; i < value; ++i) {
+        double size;
+        const double by = has_gate ? 1 / (1 + std::exp(-gates[static_cast<size_t>(head)])) : 1;
+        attended.push_back(by * to_values.sum(weighted.data(), head * value + i, &size));
+      }
+    }
+    Vector added = product(output, spec.output_bias, attended);
+    scale_by(added, layer.residual_scale);
+    return added;
+  }
+
+  const Plan& plan;
+  int64_t heads = one_in(3) ? between(9, 20) : between(1, 6), rank = one_in(4) ? between(60, 80) : between(1, 40);
+  int64_t nope = between(1, 20), rope = between(1, 12), value = between(1, 24), query_rank = between(1, 30);
+  bool has_down = one_in(2), has_gate = one_in(3);
+  std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(heads, plan.hidden)};
+  Weights query = trunk_weights(heads * (nope + rope), has_down ? query_rank : plan.hidden);
+  Weights latent = trunk_weights(rank + rope, plan.hidden);
+  Weights to_keys = plain_weights(heads * rank, nope), to_values = plain_weights(heads * value, rank);
+  Weights output = trunk_weights(plan.hidden, heads * value);
+  std::vector<float> cosines, sines;
+  std::vector<int32_t> blocks;
+  std::vector<char> cache;
+  LatentAttention spec{};
+  Mlp mlp{};
+  LayerSpec layer{};
+  LoraLayer lora{};
+
+ private:
+  // Places that no token wrote are NaN, as the leftovers of another sequence may be.
+  void set_cache() {
+    int32_t num_blocks = 0;
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t block = 0; block < divide_up(sequence.end(), kCacheBlock); ++block) blocks.push_back(num_blocks++);
+    }
+    std::shuffle(blocks.begin(), blocks.end(), random_bits);
+    blocks.shrink_to_fit();
+    spec.cache_format = plain_format();
+    spec.cache_slots = num_blocks * kCacheBlock;
+    spec.cache_dim = rank + rope + between(0, 3);
+    cache.assign(static_cast<size_t>(spec.cache_slots * spec.cache_dim * bytes_of(spec.cache_format)), '\xFF');
+    const int32_t* table = blocks.data();
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t position = 0; position < sequence.first_position; ++position) {
+        const int64_t first = table[position / kCacheBlock] * kCacheBlock * spec.cache_dim + position % kCacheBlock;
+        for (int64_t d = 0; d < rank + rope; ++d) {
+          put_plain(spec.cache_format, normal(), cache.data() + (first + d * kCacheBlock) * bytes_of(spec.cache_format));
+        }
+      }
+      table += divide_up(sequence.end(), kCacheBlock);
+    }
+    spec.cache = cache.data();
+  }
+
+  std::deque<std::vector<float>> numbers_;
+  PartMemory memory_;
+};
+
+// Runs the mixer for some tokens; returns the hidden states.
+std::vector<float> mixed(Handle* handle, const Latents& latents, const std::vector<Chunk>& chunks,
+                         const std::vector<float>& given, bool is_exact, bool has_adapters) {
+  std::vector<StepSequence> sequences;
+  std::vector<float> hidden, factors;
+  StepCall call{};
+  for (const Chunk& chunk : chunks) {
+    int64_t first_block = 0;
+    for (const Sequence& before : latents.plan.sequences) {
+      if (&before == chunk.sequence) break;
+      first_block += divide_up(before.end(), kCacheBlock);
+    }
+    sequences.push_back({static_cast<int32_t>(call.tokens), static_cast<int32_t>(chunk.count),
+                         static_cast<int32_t>(chunk.sequence->first_position + chunk.first),
+                         static_cast<int32_t>(first_block)});
+    const auto begin = given.begin() + (chunk.sequence->first_row + chunk.first) * latents.plan.hidden;
+    hidden.insert(hidden.end(), begin, begin + chunk.count * latents.plan.hidden);
+    factors.insert(factors.end(), static_cast<size_t>(chunk.count), chunk.sequence->first_row % 2 ? 0.0f : 0.7f);
+    call.tokens += chunk.count;
+  }
+  sequences.shrink_to_fit();
+  std::vector<float> normed(hidden.size());
+  const int32_t* tables = latents.blocks.data();
+  const float *cosines = latents.cosines.data(), *sines = latents.sines.data();
+  const LoraLayer* layers = &latents.lora;
+  const LoraStep adapters{&layers, nullptr, factors.data(), 1, nullptr};
+  call.hidden = hidden.data();
+  call.normed = normed.data();
+  call.sequences = sequences.data();
+  call.num_sequences = static_cast<int64_t>(sequences.size());
+  call.block_tables = &tables;
+  call.cosines = &cosines;
+  call.sines = &sines;
+  call.hidden_size = latents.plan.hidden;
+  call.is_exact = is_exact;
+  call.lora = has_adapters ? &adapters : nullptr;
+  if (greenroom_begin_layer(handle, &latents.layer, &call, 0)) std::abort();
+  return hidden;
+}
+
+}  // namespace
+
+void run_latents(Handle* handle, const char* level) {
+  const Plan plan;
+  Latents latents(plan);
+  const bool is_exact = !one_in(3);
+  const std::vector<float> given = normals(plan.tokens * plan.hidden);
+  const std::vector<char> before = latents.cache;
+  std::vector<Chunk> chunks;
+  for (const Sequence& sequence : plan.sequences) chunks.push_back({&sequence, 0, sequence.num_tokens});
+  for (const bool has_adapters : {false, true}) {
+    latents.cache.assign(before.begin(), before.end());
+    const std::vector<float> together = mixed(handle, latents, chunks, given, is_exact, has_adapters);
+    const std::vector<char> after = latents.cache;
+    const int32_t* table = latents.blocks.data();
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t i = 0; is_exact && !has_adapters && i < sequence.num_tokens; ++i) {
+        const int64_t first = (sequence.first_row + i) * plan.hidden;
+        Vector wanted = latents.run(table, given.data() + first, sequence.first_position + i, level);
+        for (int64_t d = 0; d < plan.hidden; ++d) wanted[static_cast<size_t>(d)] += given[static_cast<size_t>(first + d)];
+        check_vector("latent attention", level, latents.spec.cache_format, together.data() + first, wanted,
+                     kNear * (largest(wanted) + 1));
+      }
+      table += divide_up(sequence.end(), kCacheBlock);
+    }
+    latents.cache.assign(before.begin(), before.end());
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t first = 0, count; first < sequence.num_tokens; first += count) {
+        count = between(1, sequence.num_tokens - first);
+        const std::vector<float> alone = mixed(handle, latents, {{&sequence, first, count}}, given, is_exact, has_adapters);
+        check_same("latents of tokens by themselves", level, alone.data(),
+                   together.data() + (sequence.first_row + first) * plan.hidden, count * plan.hidden * 4);
+      }
+    }
+    check_same("a cache of latents", level, latents.cache.data(), after.data(), static_cast<int64_t>(after.size()));
+  }
+}
+
+}  // namespace driver
