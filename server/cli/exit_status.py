@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 FAILURE, WRONG_USAGE = 1, 2
 INTERRUPTED = 130  # the status that shells give a command which Ctrl-C ended
@@ -35,6 +36,29 @@ def open_standard_streams() -> None:
                 os.dup2(file, number)
                 os.close(file)
             setattr(sys, name, os.fdopen(number, mode))
+
+
+class QuickExit:
+    """Ends the process after all that runs at its end, without freeing each object, which takes 0.25 s with torch.
+
+    It must be made before anything else registers what runs at the end.
+    """
+
+    def __init__(self) -> None:
+        self._status: int | None = None
+        atexit.register(self._leave)
+
+    def with_status(self, code: object) -> None:
+        """Let the process end quickly, if the code of its ``SystemExit`` is a status and no message."""
+        self._status = 0 if code is None else code if isinstance(code, int) else None
+
+    def _leave(self) -> None:
+        if self._status is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or its reader has gone away
+                stream.flush()
+        os._exit(self._status)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ModelError as error:
         return fail(error, FAILURE)
     set_up_logging("warning", COMMAND)
-    set_up_torch(arguments.model)  # takes seconds; --help should not wait
+    set_up_torch(None)  # without images; it takes seconds, for which --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.inspection.inspect_model import inspect_model  # noqa: PLC0415
     from server.inspection.report import as_text  # noqa: PLC0415

@@ -17,6 +17,7 @@ from server.cli.exit_status import (
     FAILURE,
     INTERRUPTED,
     WRONG_USAGE,
+    QuickExit,
     exit_on_closed_pipe,
     finish,
     open_standard_streams,
@@ -192,7 +193,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the command line, and exit with 0, 1 for a failure, or 2 for wrong usage."""
+    """Run the command line as the only work of this process, and exit with 0, 1 for a failure, or 2 for wrong usage."""
+    end = QuickExit()
+    try:
+        run_command()
+    except SystemExit as error:
+        end.with_status(error.code)
+        raise
+
+
+def run_command() -> NoReturn:
+    """Run the command line, and exit with its status."""
     open_standard_streams()
     try:
         with exit_on_closed_pipe():

@@ -10,9 +10,7 @@ from typing import Protocol
 from server.engine.interface import EngineError
 from server.engine.kv.block_manager import BlockManager
 from server.engine.sequence import Sequence
-
-# Limit of a step if logits of prompt tokens are requested, because a row has the size of the vocabulary.
-MAX_LOGITS_ROWS = 64
+from server.engine.step_limits import MAX_LOGITS_ROWS
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ from expert_store import (
 from expert_store.arena import page_aligned
 
 DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.1  # duration of a measurement
-MATRIX_BYTES = 256 << 20  # far larger than CPU caches
+LEAST_MATRIX_BYTES, MOST_MATRIX_BYTES = 128 << 20, 256 << 20
+NUM_CACHES = 4  # a matrix of so many times the last cache is read from memory
+CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 FILE_BYTES = 256 << 20
 READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy
 LEAST_READS = 12  # experts in flight, if they are large
@@ -40,17 +42,27 @@ def measure_memory(device: torch.device) -> float:
 
     On a CPU it uses torch's threads.
     """
-    memory = page_aligned(MATRIX_BYTES)  # small pages take longer to get than to read
+    nbytes = _matrix_bytes()
+    memory = page_aligned(nbytes)  # small pages take longer to get than to read
     matrix = torch.from_numpy(memory).view(torch.float32).fill_(1).view(-1, 4096).to(device)
     vector = torch.ones(4096, device=device)
-    return _best(lambda: matrix @ vector, MATRIX_BYTES, device)
+    return _best(lambda: matrix @ vector, nbytes, device)
+
+
+def _matrix_bytes() -> int:
+    """Return the size of a matrix that no CPU cache holds, as small as possible, because its pages take time to get."""
+    try:
+        kibibytes = int(CACHE_SIZE.read_text().removesuffix("K\n"))
+    except (OSError, ValueError):  # unknown
+        return MOST_MATRIX_BYTES
+    return min(max(NUM_CACHES * (kibibytes << 10), LEAST_MATRIX_BYTES), MOST_MATRIX_BYTES)
 
 
 def measure_copy(device: torch.device) -> float:
     """Return the bytes per second from pinned host memory to a CUDA device; the best of several rounds."""
-    source = torch.ones(MATRIX_BYTES, dtype=torch.uint8).pin_memory()
+    source = torch.ones(MOST_MATRIX_BYTES, dtype=torch.uint8).pin_memory()
     target = torch.empty_like(source, device=device)
-    return _best(lambda: target.copy_(source, non_blocking=True), MATRIX_BYTES, device)
+    return _best(lambda: target.copy_(source, non_blocking=True), MOST_MATRIX_BYTES, device)
 
 
 def measure_disk(catalog: ExpertCatalog) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
-from server.engine.scheduler import MAX_LOGITS_ROWS
+from server.engine.step_limits import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
 from server.memory.expert_plan import FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache

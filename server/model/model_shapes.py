@@ -34,7 +34,6 @@ from server.model.transformers_hooks.probe import Probe
 from server.model.trunk_loader import build_model
 
 NUM_TOKENS = 2
-PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
 
 
 @dataclass(frozen=True)
@@ -125,24 +124,55 @@ def _infer(
 class _ZeroProducts(TorchFunctionMode):
     """Makes matrix products return zeros of the right shape, without reading any weight.
 
-    Products of matrices are not computed on the meta device, where torch imports SymPy to check their shapes.
+    They are not computed on the meta device, where torch needs kernels in Python and SymPy. Operands that do not fit
+    go to torch, which raises the error.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        if func not in PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        if func is F.linear and args[0].shape[-1] == args[1].shape[-1]:
-            rows, weight = args[:2]
-            return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
-        shapes = func(*map(_on_meta, args), **{name: _on_meta(value) for name, value in (kwargs or {}).items()})
-        return torch.zeros_like(shapes, device="cpu")
+        options = kwargs or {}
+        zeros = PRODUCTS[func](*args, **options) if func in PRODUCTS else None
+        return func(*args, **options) if zeros is None else zeros
 
 
-def _on_meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
+def _linear(rows: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
+    return rows.new_zeros(*rows.shape[:-1], weight.shape[0]) if rows.shape[-1] == weight.shape[-1] else None
+
+
+def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
+    return left.new_zeros(*left.shape[:-1], right.shape[-1]) if left.shape[::2] == right.shape[:2] else None
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
+    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
+    return query.new_zeros(*query.shape[:-1], value.shape[-1]) if fits else None
+
+
+def _convolution(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor | None:
+    del bias
+    if rows.shape[-2] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    channel = rows.new_zeros(1, 1, rows.shape[-1]), weight.new_zeros(1, 1, weight.shape[-1])
+    length = F.conv1d(*channel, None, stride, padding, dilation).shape[-1]
+    return rows.new_zeros(*rows.shape[:-2], weight.shape[0], length)
+
+
+PRODUCTS: dict[Any, Callable[..., torch.Tensor | None]] = {  # None if the operands do not fit
+    F.linear: _linear,
+    F.conv1d: _convolution,
+    F.scaled_dot_product_attention: _attention,
+    torch.bmm: _bmm,
+}
 
 
 @torch.inference_mode()

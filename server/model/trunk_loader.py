@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.transformers_hooks.batching_checks import check_batchable
 from server.model.trunk import Trunk
 from server.progress import progress
+
+META_KERNELS = "torch._meta_registrations"  # torch's kernels in Python for the meta device
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +205,8 @@ def build_model(
     with config_errors(config):
         try:
             return _build(config, model_class, dtype, _RangesOnCpu())
-        except RuntimeError:  # the model combines ranges with tensors on the meta device
+        except RuntimeError:  # the model combines ranges with tensors on the meta device, or needs more kernels for it
+            import_module(META_KERNELS)
             return _build(config, model_class, dtype, nullcontext())
 
 

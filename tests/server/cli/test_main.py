@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from server.cli.main import main, parse
+from server.cli.main import parse, run_command
 from tests.e2e.processes import start
 
 
@@ -64,6 +64,6 @@ def test_a_machine_without_a_folder_for_temporary_files_is_told_so(
     monkeypatch.setattr("sys.argv", ["greenroom", "verify", "."])
     monkeypatch.setattr("server.cli.verify.run", lambda _: tempfile.mkdtemp())
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command()
     line = "greenroom: no folder can hold temporary files; set TMPDIR to one that this user can write to\n"
     assert (ended.value.code, *capsys.readouterr()) == (1, "", line)

@@ -19,7 +19,7 @@ SERVE = (
     "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); "
     "import sys, server.lifecycle.serving; "
 )
-NAMES = ("torch._dynamo", "sympy", "torch.distributed.tensor", "torchvision")
+NAMES = ("torch._dynamo", "torch._meta_registrations", "sympy", "torch.distributed.tensor", "torchvision")
 
 
 def run(code: str, model: str | None = None, **environment: str) -> str:
@@ -30,7 +30,7 @@ def run(code: str, model: str | None = None, **environment: str) -> str:
     ).stdout.strip()
 
 
-def test_a_server_imports_neither_compiler_nor_distributed_tensors_nor_torchvision() -> None:
+def test_a_server_imports_neither_compiler_nor_meta_kernels_nor_distributed_tensors_nor_torchvision() -> None:
     assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
 
 
@@ -47,6 +47,18 @@ def test_no_garbage_is_collected_during_imports_and_what_they_made_is_never_visi
         gc.unfreeze()
 
 
+def test_a_collector_that_was_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_setup, "NEEDED", ("no.such.module",))
+    gc.disable()
+    try:
+        with torch_setup._without_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def test_the_files_of_models_are_read_once() -> None:
     """Their cache has places for all, and is empty again."""
     code = (
@@ -56,18 +68,27 @@ def test_the_files_of_models_are_read_once() -> None:
     assert run(code) == "None True"
 
 
-def test_inspecting_imports_no_sympy() -> None:
-    """PyTorch imports it to check products on the meta device."""
+def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
+    """PyTorch imports them to check products on the meta device."""
     code = (
         "from server.inspection.inspect_model import inspect_model; from server.settings import load_settings; "
-        "inspect_model(None, load_settings({}, {}, None)); print('sympy' in sys.modules)"
+        "inspect_model(None, load_settings({}, {}, None)); "
+        f"print([name for name in {NAMES} if sys.modules.get(name)])"
     )
-    assert run(code) == "False"
+    assert run(code) == "[]"
 
 
 def test_the_compiler_can_be_imported_later() -> None:
     code = "import torch; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
     assert run(code) == "2.0"
+
+
+def test_the_compiler_gets_the_kernels_for_the_meta_device() -> None:
+    code = (
+        "import torch._dynamo; from torch._subclasses import FakeTensorMode\n"
+        "with FakeTensorMode(): print(torch.nn.functional.conv1d(torch.ones(1, 2, 5), torch.ones(3, 2, 2)).shape)"
+    )
+    assert run(code) == "torch.Size([1, 3, 4])"
 
 
 def test_distributed_is_available_again_afterwards() -> None:
@@ -87,7 +108,8 @@ def test_environment_variables_of_the_user_are_kept() -> None:
 
 def test_a_transformers_that_needs_more_of_the_compiler_gets_it() -> None:
     code = (
-        "import sys; from server.lifecycle import torch_setup; torch_setup.MARKS = (); torch_setup.set_up_torch(None); "
+        "import sys; from server.lifecycle import lighter_imports, torch_setup; lighter_imports.MARKS = (); "
+        "torch_setup.set_up_torch(None); "
         "import server.lifecycle.serving; print('torch._dynamo' in sys.modules)"
     )
     command = [sys.executable, "-c", code]

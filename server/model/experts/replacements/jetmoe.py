@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.core_model_loading import WeightRenaming, WeightTransform
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.jetmoe.modeling_jetmoe import apply_rotary_pos_emb
 
 from server.model.experts.replacements.base import ReplacementExperts
 
@@ -55,6 +55,7 @@ class SharedKeysAttention(nn.Module):
         super().__init__()
         self.config, self.layer_idx, self.scaling = original.config, original.layer_idx, original.scaling
         self.experts, self.kv_proj, self.head_dim = original.experts, original.kv_proj, int(original.head_dim)
+        self._rotate = import_module(type(original).__module__).apply_rotary_pos_emb
         for linear in (self.experts.input_linear, self.experts.output_linear):
             linear.share_read = self.experts.top_k / linear.num_experts  # share of its weights that one token reads
 
@@ -69,7 +70,7 @@ class SharedKeysAttention(nn.Module):
             for part in self.kv_proj(hidden_states).chunk(2, dim=-1)
         )
         query = query.unflatten(-1, (-1, self.head_dim)).permute(0, 3, 2, 1, 4).flatten(1, 2)  # (batch, heads, ...)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query, key = self._rotate(query, key, *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]  # noqa: SLF001
         output, _ = attend(self, query, key, value, scaling=self.scaling, **kwargs)  # (batch, tokens, heads, dim)
         output = output.unflatten(2, (key.shape[1], -1)).transpose(2, 3).flatten(3)  # (batch, tokens, k, ...)
