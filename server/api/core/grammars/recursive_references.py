@@ -1,7 +1,8 @@
 """Separates recursive references of a JSON schema from the keywords beside them.
 
 llguidance joins ``{"$ref": ..., "required": [...]}`` with the schema it refers to, and refuses that if the latter holds
-the former. A reference to a copy of that schema, which has the keywords itself, says the same.
+the former. A reference to a copy of that schema, which has the keywords itself, says the same. Keywords beside such
+references in ``anyOf`` are keywords of each branch.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class _Separator:
         return with_definitions(separated, copies)
 
     def _separated(self, schema: Schema) -> Schema:
+        schema = self._distributed(schema)
         name = self._copy(schema)
         if name is not None:
-            schema = {key: value for key, value in schema.items() if key in ANNOTATIONS} | {"$ref": f"#/$defs/{name}"}
+            schema = _annotations(schema) | {"$ref": f"#/$defs/{name}"}
         return {key: self._member(key, value) for key, value in schema.items()}
 
     def _member(self, key: str, value: Any) -> Any:
@@ -58,18 +60,58 @@ class _Separator:
             else self._separated(value)
         )
 
+    def _distributed(self, schema: Schema) -> Schema:
+        """Give the keywords beside recursive references in ``allOf`` or ``anyOf`` to what these refer to."""
+        if "$ref" in schema or self._num_copied > MAX_COPIED:
+            return schema
+        joined, branches = _schemas(schema, "allOf"), _schemas(schema, "anyOf")
+        first = next((index for index, member in enumerate(joined) if self._leads_back(member)), None)
+        if first is not None:
+            others = [*joined[:first], *joined[first + 1 :]]
+            beside = _restrictions(schema, "allOf") | ({"allOf": others} if others else {})
+            return _annotations(schema) | self._with(joined[first], beside) if beside else schema
+        beside = _restrictions(schema, "anyOf")
+        if not beside or not any(map(self._leads_back, branches)):
+            return schema
+        return _annotations(schema) | {"anyOf": [self._with(branch, beside) for branch in branches]}
+
+    def _with(self, schema: Any, beside: Schema) -> Any:
+        """Return a schema that has other keywords, too."""
+        if not isinstance(schema, dict):
+            return schema is not False and beside
+        joined = {**schema, "allOf": [*_schemas(schema, "allOf"), beside]}
+        if self._is_recursive(schema):
+            return {"$ref": f"#/$defs/{self._name_copy(schema['$ref'], _restrictions(joined, '$ref'))}"}
+        return self._distributed(joined)
+
+    def _leads_back(self, schema: Any) -> bool:
+        """Return True if a schema, or one that describes the same value, refers to one that holds it."""
+        if not isinstance(schema, dict):
+            return False
+        in_place = (*_schemas(schema, "anyOf"), *_schemas(schema, "allOf"))
+        return self._is_recursive(schema) or any(map(self._leads_back, in_place))
+
     def _copy(self, schema: Schema) -> str | None:
         """Return the name of the copy for a reference with keywords beside it; None if it needs none."""
+        beside = _restrictions(schema, "$ref")
+        if not beside or self._num_copied > MAX_COPIED or not self._is_recursive(schema):
+            return None
+        return self._name_copy(schema["$ref"], beside)
+
+    def _is_recursive(self, schema: Schema) -> bool:
+        """Return True if a schema refers to one that holds it."""
         ref = schema.get("$ref")
-        beside = {key: value for key, value in schema.items() if key != "$ref" and key not in ANNOTATIONS}
-        if not isinstance(ref, str) or not beside or self._num_copied > MAX_COPIED:
-            return None
-        target = find_schema(self._root, ref)
+        target = find_schema(self._root, ref) if isinstance(ref, str) else None
         # Without the second condition, a reference to itself would be copied without end.
-        if target is None or "$ref" in target or id(schema) not in self._reachable(ref):
-            return None
+        return (
+            isinstance(ref, str) and target is not None and "$ref" not in target and id(schema) in self._reachable(ref)
+        )
+
+    def _name_copy(self, ref: str, beside: Schema) -> str:
+        """Return the name of the copy of a schema that has other keywords, too; it is made if there is none."""
         key = json.dumps([ref, beside], sort_keys=True)
         if key not in self._copies:
+            target = find_schema(self._root, ref) or {}
             self._num_copied += len(json.dumps(target)) + len(key)
             self._copies[key] = name = f"separated-{len(self._copies)}"
             own = {key: value for key, value in target.items() if key not in ("$defs", "definitions", "$id", "$schema")}
@@ -91,6 +133,20 @@ class _Separator:
                 if isinstance(schema.get("$ref"), str):
                     left.append(find_schema(self._root, schema["$ref"]))
         return self._within[ref]
+
+
+def _restrictions(schema: Schema, beside: str) -> Schema:
+    """Return the keywords beside one that restrict a value."""
+    return {key: value for key, value in schema.items() if key != beside and key not in ANNOTATIONS}
+
+
+def _annotations(schema: Schema) -> Schema:
+    return {key: value for key, value in schema.items() if key in ANNOTATIONS}
+
+
+def _schemas(schema: Schema, keyword: str) -> list[Any]:
+    found = schema.get(keyword)
+    return found if isinstance(found, list) else []
 
 
 def _members(schema: Schema) -> Iterator[Schema]:

@@ -33,6 +33,13 @@ def chain(**beside):
     return {"$ref": "#/$defs/Link", "$defs": {"Link": link}}
 
 
+def linked(**after):
+    """Return the schema of an object that is followed by another in a place with other keywords, too."""
+    link = {"type": "object", "properties": {"n": {"type": "integer"}, "next": after}}
+    return {"$ref": "#/$defs/Link", "$defs": {"Link": link}}
+
+
+LINK, END = {"$ref": "#/$defs/Link"}, {"type": "object", "properties": {"end": {"const": True}}, "required": ["end"]}
 ONCE, TWICE = '{"next":{"n":1}}', '{"next":{"n":1,"next":{"n":2}}}'
 # A schema, a text that follows it, and one that does not.
 ALLOWED = {
@@ -51,6 +58,30 @@ ALLOWED = {
     ),
     "an unknown keyword": (chain(unit="m"), TWICE, '{"next":{"next":1}}'),
     "OpenAPI's annotations": (chain(nullable=True, **{"x-order": [1]}), TWICE, '{"next":{"next":1}}'),
+    "a type beside a union": (linked(type="object", anyOf=[LINK, {"type": "null"}]), TWICE, '{"next":{"next":null}}'),
+    "a required property beside a union": (
+        linked(required=["n"], anyOf=[LINK, END]),
+        TWICE,
+        '{"next":{"n":1,"next":{}}}',
+    ),
+    "a type beside a union within a union": (
+        linked(type="object", anyOf=[{"anyOf": [LINK, {"type": "null"}]}, END]),
+        '{"next":{"next":{"end":true}}}',
+        '{"next":{"next":null}}',
+    ),
+    "a type beside allOf": (linked(type="object", allOf=[LINK]), TWICE, '{"next":{"next":1}}'),
+    "another schema in allOf": (linked(allOf=[{"required": ["n"]}, LINK]), TWICE, '{"next":{"n":1,"next":{}}}'),
+    "a union in allOf": (
+        linked(allOf=[{"anyOf": [LINK, {"type": "null"}]}, {"type": "object"}]),
+        TWICE,
+        '{"next":{"next":null}}',
+    ),
+    "a branch that takes anything": (linked(required=["n"], anyOf=[LINK, True]), TWICE, '{"next":{}}'),
+    "a type beside the union of the root": (
+        {"type": "object", "anyOf": [LINK, END], "$defs": {"Link": linked(**{"$ref": "#"})["$defs"]["Link"]}},
+        '{"next":{"n":1,"next":{"end":true}}}',
+        '{"next":{"next":1}}',
+    ),
     "of the root": (
         {"type": "object", "properties": {"next": {"$ref": "#", "required": ["next"]}}},
         "{}",
@@ -75,6 +106,17 @@ def test_references_that_end_stay_as_they_are():
 
 def test_annotations_stay_beside_a_reference():
     assert left_alone(chain(description="The one after it."))
+
+
+def test_unions_of_references_that_end_stay_as_they_are():
+    definitions = {"A": {"type": "integer"}, "B": {"type": "string"}}
+    union = {"minimum": 1, "anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}
+    assert left_alone({"properties": {"a": union}, "$defs": definitions})
+
+
+def test_a_schema_that_is_a_part_of_itself_has_a_limit():
+    loop = {"type": "object", "description": "x" * (MAX_COPIED // 20), "allOf": [{"$ref": "#/$defs/A"}]}
+    assert len(json.dumps(separate_references({"$ref": "#/$defs/A", "$defs": {"A": loop}}))) < 10 * MAX_COPIED
 
 
 def test_references_to_nothing_but_each_other_are_not_followed():
