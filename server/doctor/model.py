@@ -24,7 +24,7 @@ REFUSALS = (ModelError, ExpertStoreError, SettingsError)
 
 
 def check_model(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
-    """Check the model's files, their disk, and the memory plan."""
+    """Check the model's files, what runs its layers, the disk, and the memory plan."""
     try:
         device = find_device(settings.device)
         missing = check_disk_space(model, settings.revision) if model is not None and find_local(model) is None else 0
@@ -33,6 +33,7 @@ def check_model(model: str | None, settings: ServeSettings) -> Iterator[Finding]
         yield Finding("model", "fail", str(error))
         return
     yield Finding("model", "ok", _describe(summary, missing))
+    yield Finding("layers", "ok", summary.program.describe())
     source = summary.catalog.sources[0]
     if model is not None and summary.has_experts and isinstance(source, FileSource):
         yield check_disk(source.path.parent, summary.catalog, summary.active_expert_bytes)

@@ -21,6 +21,7 @@ NAMES = {
     "hub",
     "port",
     "model",
+    "layers",
     "disk",
     "memory plan",
 }

@@ -227,11 +227,12 @@ def test_a_disk_that_can_not_be_written_is_not_measured(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("instant")
-def test_a_model_is_reported_with_its_disk_and_its_memory_plan(tmp_path: Path) -> None:
+def test_a_model_is_reported_with_its_layers_its_disk_and_its_memory_plan(tmp_path: Path) -> None:
     folder = make_checkpoint("mixtral", tmp_path / "tiny")
-    model, where, plan = check_model(str(folder), ServeSettings(host_expert_memory="50%"))
-    assert (model.level, where.level, plan.level) == ("ok", "ok", "ok")
+    model, layers, where, plan = check_model(str(folder), ServeSettings(host_expert_memory="50%"))
+    assert (model.level, layers.level, where.level, plan.level) == ("ok", "ok", "ok", "ok")
     assert model.message.startswith("tiny: MixtralForCausalLM, trunk ")
+    assert layers.message == "native kernels run all 3 layers"
     assert where.message.startswith(f"{folder}: ")
     assert plan.message.startswith("9 of 18 experts (50%) in ")
     assert plan.message.endswith("context 256")
