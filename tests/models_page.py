@@ -74,11 +74,11 @@ Greenroom runs all of them, and the tests compare with a plain sum over them.
 | --- | --- | --- | --- |
 {sequential_rows}
 
-### Native decoder layers: {native}
+### Native decoder layers
 
 {native_families}.
 
-These families run on fused native operations instead of transformers' modules
+These {native} families run on fused native operations instead of transformers' modules
 ([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32, and the
 same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`).
 

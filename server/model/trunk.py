@@ -76,7 +76,7 @@ class Trunk(ResidentModel):
         self.facts = TrunkFacts(
             probe.kv_groups,
             probe.top_k,
-            states,
+            states if self._native is None else self._native.states(states),
             text_layers,
             program,
             hidden_size=self._forward.hidden_size,
@@ -109,7 +109,7 @@ class Trunk(ResidentModel):
 
     def new_states(self, num_slots: int) -> StateCache:
         """Allocate the states of recurrent layers for so many sequences."""
-        return StateCache(self.facts.states, num_slots, self.device)
+        return StateCache(self.facts.states, num_slots, self.device, is_double=self._native is not None)
 
     @torch.inference_mode()
     def forward(
@@ -174,12 +174,11 @@ class Trunk(ResidentModel):
         adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the native kernels, with modules where mixers are such; returns as ``_run_modules``."""
-        if not native.outside:
-            return native.run(chunks, tokens, kv_cache, experts, adapters)
         step_states = self._step_states(chunks, states)
+        is_inside = not native.outside
         with (
-            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states),
-            batch_invariant() if self._is_deterministic else nullcontext(),
+            nullcontext() if adapters is None or is_inside else self._add_to_linears(adapters, tokens, step_states),
+            batch_invariant() if self._is_deterministic and not is_inside else nullcontext(),
         ):
             result = native.run(chunks, tokens, kv_cache, experts, adapters, step_states)
         if step_states is not None:
@@ -237,12 +236,16 @@ class Trunk(ResidentModel):
         return StepAttention(chunks, kv_cache, self._pool)
 
     def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None) -> StepStates | None:
-        """Return the cache that recurrent modules take their states from; None if the model has none of them."""
+        """Return the cache that recurrent mixers take their states from; None if the model has none of them."""
         if not self._recurrent:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
-        batches = recurrent_batches(chunks, self.device, self._is_deterministic)
-        return StepStates(batches, copies, states, self._is_deterministic)
+        if self._native is not None and states is None:
+            states = self.new_states(1 + max(chunk.slot for chunk in chunks))
+        has_modules = self._native is None or bool(self._native.outside)
+        batches = recurrent_batches(chunks, self.device, self._is_deterministic) if has_modules else []
+        slots = [chunk.slot for chunk in chunks]
+        return StepStates(batches, slots, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
     def _probe(self) -> tuple[Probe, StateShapes, LinearCalls, RouterCalls]:

@@ -104,7 +104,7 @@ class Mixer(ABC):
         spec: the kind's structure, which the kernels read; None for one that runs outside of them.
     """
 
-    kind: ClassVar[MixerKind]
+    kind: MixerKind
     target: ClassVar[Target] = Target.NATIVE
 
     def __init__(self, module: Any, index: int, spec: Structure | None):

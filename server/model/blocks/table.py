@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
+from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 
-MIXERS: tuple[type[MixerParts], ...] = (GroupedAttentionParts, LatentAttentionParts, ModuleParts)
+MIXERS: tuple[type[MixerParts], ...] = (
+    GroupedAttentionParts,
+    LatentAttentionParts,
+    GatedDeltaNetParts,
+    ShortConvolutionParts,
+    ModuleParts,  # takes what none of the others is
+)

@@ -12,6 +12,7 @@ import torch
 
 from server.kernels.native.structures.layers import StepCall, StepSequence
 from server.kernels.native.structures.matrices import Size
+from server.model.recurrent.states import NO_ROWS
 from server.model.step import SequenceChunk
 
 BLOCK = int(Size.CACHE_BLOCK)  # tokens in a block of the KV cache
@@ -37,14 +38,23 @@ class Workspace:
             hidden_size=hidden_size, most_top_k=top_k, most_experts=num_experts, is_exact=int(is_exact)
         )
 
-    def begin(self, chunks: Sequence[SequenceChunk], num_groups: int) -> None:
-        """Prepare a step: its sequences and their block tables."""
+    def begin(
+        self, chunks: Sequence[SequenceChunk], num_groups: int, states: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Prepare a step: its sequences, their block tables and the rows of their states.
+
+        Args:
+            chunks: of the sequences.
+            num_groups: of layers with attention.
+            states: the rows with states before and after the step (``StateCache.rows_of``); None if there are none.
+        """
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         self._reserve(num_tokens)
         sequences = np.empty(len(chunks), dtype=StepSequence)
         row = block = 0
         for index, chunk in enumerate(chunks):
-            sequences[index] = row, chunk.num_tokens, chunk.num_cached, block
+            rows = NO_ROWS if states is None else states[index]
+            sequences[index] = row, chunk.num_tokens, chunk.num_cached, block, *rows
             row += chunk.num_tokens
             block += len(chunk.block_tables[0])
         self._sequences = sequences

@@ -25,7 +25,7 @@ from server.model.lora.step_adapters import StepAdapters
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import VariantSets
 from server.model.program import Block, ModelProgram, Target
-from server.model.recurrent.states import StepStates
+from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.step import SequenceChunk, StepTokens, positions_of
 
 
@@ -74,7 +74,7 @@ class NativeModel:
         self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
         self._segments = _segments(layers, self._specs)
-        self._cache: KVCache | None = None
+        self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
     @property
     def program(self) -> ModelProgram:
@@ -90,6 +90,16 @@ class NativeModel:
     def replaced(self) -> Sequence[nn.Module]:
         """The modules of the mixers that the kernels run."""
         return [layer.mixer.module for layer in self._layers if layer.mixer.target is Target.NATIVE]
+
+    def states(self, probed: StateShapes) -> StateShapes:
+        """Return the states of one sequence.
+
+        Args:
+            probed: those that the modules of all mixers keep.
+        """
+        own = {key: shape for layer in self._layers for key, shape in layer.mixer.states.items()}
+        inside = {key.layer for key in own}
+        return {key: shape for key, shape in probed.items() if key.layer not in inside} | own
 
     def run(
         self,
@@ -108,14 +118,16 @@ class NativeModel:
             kv_cache: of the layers with attention.
             experts: of the step.
             adapters: of the step, if it has any.
-            states: of the mixers that keep some.
+            states: of the mixers that keep some; needed if there are such.
 
         Returns:
             Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
         """
-        self._bind(kv_cache)
+        cache = None if states is None else states.cache
+        self._bind(kv_cache, cache)
         workspace = self._workspace
-        workspace.begin(chunks, len(kv_cache.groups))
+        rows = None if cache is None else [cache.rows_of(chunk) for chunk in chunks]
+        workspace.begin(chunks, len(kv_cache.groups), rows)
         described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
         workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embed(tokens.token_ids)
@@ -189,19 +201,19 @@ class NativeModel:
         self._kernels.head(call)
         return torch.from_numpy(logits), torch.from_numpy(normed[[indices[row] for row in hidden_rows]])
 
-    def _bind(self, kv_cache: KVCache) -> None:
+    def _bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         """Set the addresses of keys, values and states in the specs of the layers' mixers."""
-        if self._cache is kv_cache:
+        if self._bound == (kv_cache, states):
             return
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip(self._layers, self._specs, strict=True):
-            layer.mixer.bind(kv_cache, None)
+            layer.mixer.bind(kv_cache, states)
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:
                 raise ValueError(f"layer {spec.index} has {reason}")
-        self._cache = kv_cache
+        self._bound = kv_cache, states
 
 
 def _block(layer: NativeLayer) -> Block:

@@ -16,8 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from server.model.errors import NotBatchableError
+from server.model.step import SequenceChunk
 
 CPU = torch.device("cpu")
+NO_ROWS = -1, 0  # of a sequence without states
 
 
 class StateKey(NamedTuple):
@@ -52,29 +54,58 @@ class StateCache:
     """The states of all running sequences, each in the slot that the engine assigned.
 
     The system allocates memory slot by slot, at the first use.
+
+    Args:
+        shapes: of one sequence's states.
+        num_slots: how many sequences.
+        device: of the states.
+        is_double: whether a slot has two rows, the current one and one for the next states, which native kernels write.
     """
 
-    def __init__(self, shapes: StateShapes, num_slots: int, device: torch.device = CPU):
+    def __init__(self, shapes: StateShapes, num_slots: int, device: torch.device = CPU, *, is_double: bool = False):
+        self._stride = 2 if is_double else 1
+        self._rows = torch.arange(num_slots) * self._stride  # the current one of each slot
         self._tensors = {
-            key: torch.zeros((num_slots, *shape.shape), dtype=shape.dtype, device=device)
+            key: torch.zeros((self._stride * num_slots, *shape.shape), dtype=shape.dtype, device=device)
             for key, shape in shapes.items()
         }
 
+    def tensor(self, key: StateKey) -> torch.Tensor:
+        """Return a state of all slots, ``(rows, ...)``."""
+        return self._tensors[key]
+
+    def rows_of(self, chunk: SequenceChunk) -> tuple[int, int]:
+        """Return the row with the states before a chunk, -1 for the beginning, and the row for those after it."""
+        if not self._tensors:
+            return NO_ROWS
+        before = chunk.slot if chunk.resumes is None else chunk.resumes
+        after = int(self._rows[chunk.slot]) ^ 1
+        return int(self._rows[before]) if chunk.num_cached else -1, after
+
+    def advance(self, slots: Sequence[int]) -> None:
+        """Make the rows that were written in a step the current ones of some slots."""
+        if self._stride > 1:
+            self._rows[list(slots)] ^= 1
+
     def read(self, key: StateKey, slots: torch.Tensor) -> torch.Tensor:
         """Return a copy of some states, ``(slots, ...)``."""
-        return self._tensors[key].index_select(0, slots)
+        return self._tensors[key].index_select(0, self._places(slots))
 
     def copy(self, source: int, target: int) -> None:
         """Copy all states of one slot to another."""
+        to, of = int(self._rows[target]), int(self._rows[source])
         for tensor in self._tensors.values():
-            tensor[target] = tensor[source]
+            tensor[to] = tensor[of]
 
     def release(self, slot: int) -> None:
         """Do nothing: the states of a finished sequence are never read, since a new sequence begins without states."""
 
     def write(self, key: StateKey, slots: torch.Tensor, states: torch.Tensor) -> None:
         tensor = self._tensors[key]
-        tensor.index_copy_(0, slots, states.to(tensor.dtype))
+        tensor.index_copy_(0, self._places(slots), states.to(tensor.dtype))
+
+    def _places(self, slots: torch.Tensor) -> torch.Tensor:
+        return slots if self._stride == 1 else self._rows[slots]
 
 
 class UnsupportedCacheError(NotBatchableError, AttributeError):
@@ -195,6 +226,7 @@ class StepStates(AttentionPassThrough):
     """
 
     batches: Sequence[RecurrentBatch]
+    slots: Sequence[int] = ()  # of the sequences, for states that native kernels wrote
     copies: Sequence[tuple[int, int]] = ()  # slots to copy from and to, once the step has succeeded
     cache: StateCache | None = None  # None if no sequence has states yet
     token_by_token: bool = False
@@ -220,6 +252,7 @@ class StepStates(AttentionPassThrough):
     def commit(self) -> None:
         """Write the states of a step that succeeded."""
         if self.cache is not None:
+            self.cache.advance(self.slots)
             for pending in self._pending:
                 self.cache.write(*pending)
             for source, target in self.copies:

@@ -57,7 +57,7 @@ def test_each_kind_of_layer_is_tried_once(tmp_path: Path, kernels: Kernels, monk
 
     monkeypatch.setattr(program_trial, "Trunk", count)
     program = find_program(read_config(folder), torch.float32, kernels, catalog)
-    assert [block.mixer for block in program.blocks] == [Target.MODULES, Target.NATIVE] * 6
+    assert [block.name for block in program.blocks] == ["Lfm2MoeShortConv", "attention"] * 6
     assert sizes == [4]  # two with an MLP, and two with experts
 
 

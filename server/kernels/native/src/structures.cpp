@@ -6,11 +6,13 @@
 #include <utility>
 
 #include "formats/table.h"
+#include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
 #include "layers/latent_attention.h"
 #include "layers/linear.h"
 #include "layers/mixture.h"
+#include "layers/short_convolution.h"
 
 namespace greenroom {
 namespace {
@@ -65,7 +67,8 @@ template <>
 struct Fields<Size> {
   static constexpr Field kAll[] = {
       number("GROUP", kGroup), number("BLOCK", kBlock), number("DECODED", kDecoded), number("MOST_PARTS", kMostParts),
-      number("CACHE_BLOCK", kCacheBlock)};
+      number("CACHE_BLOCK", kCacheBlock), number("MOST_PROJECTIONS", kMostProjections),
+      number("STATE_LANES", kStateLanes)};
 };
 
 template <>
@@ -107,7 +110,8 @@ template <>
 struct Fields<MixerKind> {
   static constexpr Field kAll[] = {
       number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention),
-      number("LATENT_ATTENTION", MixerKind::kLatentAttention)};
+      number("LATENT_ATTENTION", MixerKind::kLatentAttention),
+      number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution)};
 };
 
 template <>
@@ -205,6 +209,34 @@ struct Fields<LatentAttention> {
 };
 
 template <>
+struct Fields<Projections> {
+  using Type = Projections;
+  static constexpr Field kAll[] = {
+      FIELD(inputs), FIELD(biases), FIELD(output), FIELD(output_bias), FIELD(places), FIELD(num_inputs)};
+};
+
+template <>
+struct Fields<Convolution> {
+  using Type = Convolution;
+  static constexpr Field kAll[] = {
+      FIELD(weight), FIELD(bias), FIELD(states), FIELD(width), FIELD(channels), FIELD(has_silu), FIELD(unused)};
+};
+
+template <>
+struct Fields<GatedDeltaNet> {
+  using Type = GatedDeltaNet;
+  static constexpr Field kAll[] = {
+      FIELD(projections), FIELD(convolution), FIELD(decay), FIELD(decay_bias), FIELD(norm), FIELD(states),
+      FIELD(key_heads), FIELD(value_heads), FIELD(key_dim), FIELD(value_dim), FIELD(norm_epsilon), FIELD(unused)};
+};
+
+template <>
+struct Fields<ShortConvolution> {
+  using Type = ShortConvolution;
+  static constexpr Field kAll[] = {FIELD(projections), FIELD(convolution)};
+};
+
+template <>
 struct Fields<Mlp> {
   using Type = Mlp;
   static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting), FIELD(input_norm), FIELD(output_norm)};
@@ -237,7 +269,8 @@ struct Fields<ExpertSets> {
 template <>
 struct Fields<StepSequence> {
   using Type = StepSequence;
-  static constexpr Field kAll[] = {FIELD(first_row), FIELD(num_tokens), FIELD(first_position), FIELD(first_block)};
+  static constexpr Field kAll[] = {FIELD(first_row), FIELD(num_tokens), FIELD(first_position), FIELD(first_block),
+                                   FIELD(state_from), FIELD(state_to)};
 };
 
 template <>
@@ -330,7 +363,9 @@ constexpr Layout kLayouts[] = {
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
-    layout<LatentAttention>("LatentAttention"), layout<Mlp>("Mlp"),
+    layout<LatentAttention>("LatentAttention"),
+    layout<Projections, 2 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
+    layout<GatedDeltaNet>("GatedDeltaNet"), layout<ShortConvolution>("ShortConvolution"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),

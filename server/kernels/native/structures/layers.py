@@ -6,7 +6,7 @@ from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 from server.kernels.native.structures.experts import ExpertShape
-from server.kernels.native.structures.matrices import Matrix
+from server.kernels.native.structures.matrices import Matrix, Size
 
 
 class RopeKind(IntEnum):
@@ -47,6 +47,8 @@ class MixerKind(IntEnum):
     EXTERNAL = 0
     GROUPED_ATTENTION = 1
     LATENT_ATTENTION = 2
+    GATED_DELTA_NET = 3
+    SHORT_CONVOLUTION = 4
 
 
 class FeedForwardKind(IntEnum):
@@ -157,6 +159,50 @@ class LatentAttention(Structure):
     ]
 
 
+class Projections(Structure):
+    _fields_ = [
+        ("inputs", Matrix * Size.MOST_PROJECTIONS),
+        ("biases", c_void_p * Size.MOST_PROJECTIONS),
+        ("output", Matrix),
+        ("output_bias", c_void_p),
+        ("places", c_void_p),
+        ("num_inputs", c_int64),
+    ]
+
+
+class Convolution(Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("states", c_void_p),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("has_silu", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class GatedDeltaNet(Structure):
+    _fields_ = [
+        ("projections", Projections),
+        ("convolution", Convolution),
+        ("decay", c_void_p),
+        ("decay_bias", c_void_p),
+        ("norm", c_void_p),
+        ("states", c_void_p),
+        ("key_heads", c_int64),
+        ("value_heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("norm_epsilon", c_float),
+        ("unused", c_int32),
+    ]
+
+
+class ShortConvolution(Structure):
+    _fields_ = [("projections", Projections), ("convolution", Convolution)]
+
+
 class Mlp(Structure):
     _fields_ = [("shape", ExpertShape), ("weighting", Matrix), ("input_norm", Norm), ("output_norm", Norm)]
 
@@ -210,6 +256,8 @@ class StepSequence(Structure):
         ("num_tokens", c_int32),
         ("first_position", c_int32),
         ("first_block", c_int32),
+        ("state_from", c_int32),
+        ("state_to", c_int32),
     ]
 
 

@@ -55,14 +55,15 @@ NATIVE = {
     "mixtral": Case(["v_proj", "k_proj"], ATTENTION, EXPERTS),
     "gpt_oss": Case(ATTENTION, ["o_proj"], EXPERTS),
     "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
+    "lfm2_moe": Case(["in_proj"], ["in_proj", "out_proj", "q_proj"], EXPERTS),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
+    "qwen3_next": Case(
+        ["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", "lm_head"], [*EXPERTS, ROUTER]
+    ),
 }
 MODULES = {
     "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
     "llama4_text": Case([*ATTENTION, *DENSE], ["up_proj"], EXPERTS),
-    "qwen3_next": Case(
-        ["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", "lm_head"], [*EXPERTS, ROUTER]
-    ),
     "qwen3_vl_moe": Case(["q_proj", "o_proj"], ["lm_head"], EXPERTS),
     "dots3_note_text": Case([*LATENT, *DENSE], ["q_a_proj"], EXPERTS),
 }

@@ -15,7 +15,7 @@ from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import TOLERANCE, load, write
 from tests.server.model.test_parity import PROMPTS
 
-HYBRIDS = ("bailing_hybrid", "jamba", "kimi_linear", "lfm2_moe", "qwen3_5_moe_text", "qwen3_next")
+HYBRIDS = ("bailing_hybrid", "jamba", "kimi_linear")
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def test_hybrids_give_what_modules_give(name: str, tmp_path: Path, pool: Compute
 
 def test_hybrids_in_bfloat16_are_no_further_from_float32_than_modules(tmp_path: Path, pool: ComputePool) -> None:
     """The residual stream stays in float32 across the border to modules."""
-    folder = make_checkpoint("qwen3_next", tmp_path, torch.bfloat16)
+    folder = make_checkpoint("jamba", tmp_path, torch.bfloat16)
     prompts, truth = PROMPTS[:1], load(folder, None)
     ((_, wanted),) = write(truth, prompts)
     errors = [
@@ -51,7 +51,7 @@ def test_hybrids_in_bfloat16_are_no_further_from_float32_than_modules(tmp_path: 
     assert errors[0] <= errors[1]
 
 
-@pytest.mark.parametrize("name", ["lfm2_moe", "qwen3_next"])
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_other_sequences_change_no_bit_of_deterministic_hybrids(name: str, tmp_path: Path, pool: ComputePool) -> None:
     trunk = load_hybrid(make_checkpoint(name, tmp_path), pool, is_deterministic=True)
     together = write(trunk)

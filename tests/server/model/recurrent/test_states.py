@@ -24,7 +24,7 @@ from tests.families import make_config
 
 FIRST, SECOND = [5, 17, 99, 3, 42, 8, 64], [23, 11, 90, 90, 12]
 BLOCK = 16
-HYBRIDS = ["qwen3_next", "jamba", "lfm2_moe"]
+NATIVE = ["qwen3_next", "jamba", "lfm2_moe"]
 NAMES = ["qwen3_next", "granitemoehybrid", "jamba", "minimax", "zaya", "lfm2_moe"]
 
 
@@ -46,14 +46,14 @@ class Rig:
         return self.trunk.forward(chunks, self._cache, self.store, states=self._states).logits
 
 
-@pytest.fixture(params=[*NAMES, *(f"{name} around native layers" for name in HYBRIDS)])
+@pytest.fixture(params=[*NAMES, *(f"{name} with native kernels" for name in NATIVE)])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    name, _, is_hybrid = request.param.partition(" ")
-    if is_hybrid and not availability().runnable:
+    name, _, is_native = request.param.partition(" ")
+    if is_native and not availability().runnable:
         pytest.skip("the native kernels were not built")
-    kernels = Kernels(1) if is_hybrid else None
+    kernels = Kernels(1) if is_native else None
     trunk = load_trunk(save_checkpoint(make_config(name), tmp_path), torch.float32, pool=ComputePool(1, kernels))
-    assert trunk.facts.program.is_hybrid == bool(is_hybrid)
+    assert trunk.facts.program.has_native == bool(is_native)
     yield Rig(trunk)
     if kernels is not None:
         kernels.close()

@@ -4,9 +4,11 @@
 #include <iterator>
 
 #include "formats/checks.h"
+#include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/latent_attention.h"
 #include "layers/mixture.h"
+#include "layers/short_convolution.h"
 
 namespace greenroom {
 namespace {
@@ -17,7 +19,8 @@ constexpr MixerOperations kExternal = {
 };
 
 // By kind.
-const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention};
+const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
+                                          &kShortConvolution};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts};
 
 template <typename Operations, size_t N, typename Kind>

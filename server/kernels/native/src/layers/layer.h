@@ -12,6 +12,8 @@ enum class MixerKind : int32_t {
   kExternal = 0,          // the caller has added the mixer's results to the hidden states; no spec
   kGroupedAttention = 1,  // grouped_attention.h
   kLatentAttention = 2,   // latent_attention.h
+  kGatedDeltaNet = 3,     // gated_delta_net.h
+  kShortConvolution = 4,  // short_convolution.h
 };
 
 enum class FeedForwardKind : int32_t {

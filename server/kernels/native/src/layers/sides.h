@@ -14,6 +14,7 @@ struct Side {
   const float* bias;
   int64_t offset;                 // offset of its first output
   const LoraSums* lora = nullptr;  // what adapters add
+  const Panel* panel = nullptr;    // its rows, if it takes another kind than the others
 };
 
 // Returns the function of a tile: kRowTile rows and `output_tile` outputs of one matrix. `put(row, output, sums, count)`
@@ -33,7 +34,7 @@ auto multiply_sides(const Context& context, const Panel& panel, const Side* side
       }
       const int64_t first = place * output_tile, last = std::min(first + output_tile, sides[i].matrix->outputs);
       alignas(64) float sums[kRowTile * kOutputTile];
-      context.level.multiply(*sides[i].matrix, panel, first_row, last_row, first, last, sums, kOutputTile);
+      context.level.multiply(*sides[i].matrix, sides[i].panel ? *sides[i].panel : panel, first_row, last_row, first, last, sums, kOutputTile);
       if (sides[i].bias) {
         add_bias(context.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
       }

@@ -23,6 +23,8 @@ struct StepSequence {
   int32_t num_tokens;
   int32_t first_position;
   int32_t first_block;       // start of its block table in each group's tables
+  int32_t state_from;        // row that holds its recurrent states; -1 at the beginning of a sequence
+  int32_t state_to;          // another row, for the states after these tokens
 };
 
 struct StepCall {

@@ -7,6 +7,7 @@
 #include "formats/matrix.h"
 #include "levels/attention.h"
 #include "levels/latents.h"
+#include "levels/recurrence.h"
 
 namespace greenroom {
 
@@ -64,6 +65,16 @@ struct Level {
 
   void (*attend)(const Attention& attention);
   void (*attend_latents)(const LatentAttend& attend);
+
+  void (*recur)(const Recurrence& recurrence);
+
+  // y[i] = bias[i] + the sum of rows[tap][i] * weight[tap][i], perhaps times its own sigmoid. A row of null is zero, and
+  // so is a bias of null.
+  void (*convolve)(const float* const* rows, const float* weight, const float* bias, int64_t width, int64_t size,
+                   bool has_silu, float* y);
+
+  // y[i] *= sigmoid(gates[i]), times gates[i] if `is_silu`.
+  void (*apply_gates)(float* y, const float* gates, int64_t size, bool is_silu);
 
   // Replaces x by its softmax, or its sigmoid.
   void (*soft_max)(float* x, int64_t size);

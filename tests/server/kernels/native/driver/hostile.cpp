@@ -236,7 +236,7 @@ class AnyLayer {
     attention_.value_cache = any_bits(memory_, cache_bytes);
     std::vector<int32_t> blocks;
     for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
-    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0};
+    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0, -1, 0};
     const int32_t* tables = blocks.data();
     const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(attention_.rotary_dim, 0) / 2);
     const bool has_rope = attention_.rope_kind != RopeKind::kNone;

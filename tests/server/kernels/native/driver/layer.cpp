@@ -197,7 +197,7 @@ Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<
     }
     sequences.push_back({static_cast<int32_t>(call.tokens), static_cast<int32_t>(chunk.count),
                          static_cast<int32_t>(chunk.sequence->first_position + chunk.first),
-                         static_cast<int32_t>(first_block)});
+                         static_cast<int32_t>(first_block), -1, 0});
     const auto begin = given.begin() + (chunk.sequence->first_row + chunk.first) * plan.hidden;
     hidden.insert(hidden.end(), begin, begin + chunk.count * plan.hidden);
     call.tokens += chunk.count;

@@ -1,0 +1,43 @@
+#include "layers/convolution.h"
+
+#include <cstring>
+
+#include "formats/checks.h"
+
+namespace greenroom {
+
+const float* ConvolutionStep::input(const StepSequence& sequence, int64_t place) const {
+  if (place >= 0) return x_ + (sequence.first_row + place) * x_stride_;
+  if (sequence.state_from < 0) return nullptr;
+  const int64_t kept = spec_.width - 1;
+  return spec_.states + (sequence.state_from * kept + kept + place) * spec_.channels;
+}
+
+void ConvolutionStep::operator()(int64_t tile, int) const {
+  const int64_t kept = spec_.width - 1;
+  if (tile < step_.tokens) {
+    const StepSequence& sequence = sequence_of(step_, tile);
+    const float* rows[kMostTaps];
+    for (int64_t tap = 0; tap <= kept; ++tap) rows[tap] = input(sequence, tile - sequence.first_row - kept + tap);
+    level_.convolve(rows, spec_.weight, spec_.bias, spec_.width, spec_.channels, spec_.has_silu, y_ + tile * y_stride_);
+    return;
+  }
+  const StepSequence& sequence = step_.sequences[tile - step_.tokens];
+  float* to = spec_.states + sequence.state_to * kept * spec_.channels;
+  const size_t bytes = static_cast<size_t>(spec_.channels) * sizeof(float);
+  for (int64_t i = 0; i < kept; ++i, to += spec_.channels) {
+    const float* from = input(sequence, sequence.num_tokens - kept + i);
+    if (from) {
+      std::memcpy(to, from, bytes);
+    } else {
+      std::memset(to, 0, bytes);
+    }
+  }
+}
+
+const char* check_convolution(const Convolution& spec) {
+  if (!is_count(spec.channels) || spec.width < 1 || spec.width > kMostTaps) return "a convolution of impossible size";
+  return spec.weight ? nullptr : "a convolution without weights";
+}
+
+}  // namespace greenroom

@@ -1,0 +1,52 @@
+// Causal convolutions of each channel, with the last inputs as the state of a sequence.
+#pragma once
+
+#include "layers/step.h"
+
+namespace greenroom {
+
+inline constexpr int64_t kMostTaps = 16;
+
+struct Convolution {
+  const float* weight;  // (width, channels): a tap's weights, the oldest first
+  const float* bias;    // (channels) or null
+  float* states;        // (rows, width - 1, channels): the last inputs, the oldest first
+  int64_t width;
+  int64_t channels;
+  int32_t has_silu;
+  int32_t unused;
+};
+
+const char* check_convolution(const Convolution& spec);
+
+// The tiles of a convolution in a step: one a token, and then one a sequence, for its new state.
+class ConvolutionStep {
+ public:
+  // Rows of `x` and `y` are `stride` apart; they are not the same memory.
+  ConvolutionStep(const Level& level, const Convolution& spec, const StepCall& step, const float* x, int64_t x_stride,
+                  float* y, int64_t y_stride)
+      : level_(level), spec_(spec), step_(step), x_(x), y_(y), x_stride_(x_stride), y_stride_(y_stride) {}
+
+  int64_t num_tiles() const { return step_.tokens + step_.num_sequences; }
+  void operator()(int64_t tile, int thread) const;
+
+ private:
+  // Returns an input of a sequence by its place among this step's, negative before; null for zeros.
+  const float* input(const StepSequence& sequence, int64_t place) const;
+
+  const Level& level_;
+  const Convolution& spec_;
+  const StepCall& step_;
+  const float* x_;
+  float* y_;
+  int64_t x_stride_, y_stride_;
+};
+
+// The sequence of a row.
+inline const StepSequence& sequence_of(const StepCall& step, int64_t row) {
+  const StepSequence* sequence = step.sequences;
+  while (row >= sequence->first_row + sequence->num_tokens) ++sequence;
+  return *sequence;
+}
+
+}  // namespace greenroom

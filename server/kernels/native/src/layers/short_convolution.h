@@ -1,0 +1,18 @@
+// Short convolution (LFM2): a gated product, a causal convolution of it, times another gate.
+#pragma once
+
+#include "layers/convolution.h"
+#include "layers/layer.h"
+#include "layers/projections.h"
+
+namespace greenroom {
+
+// A token's row has the inner gates, the outer gates and the inputs, as many as the convolution has channels.
+struct ShortConvolution {
+  Projections projections;
+  Convolution convolution;
+};
+
+extern const MixerOperations kShortConvolution;
+
+}  // namespace greenroom

@@ -1,0 +1,75 @@
+"""GatedDeltaNetMixer: a gated delta net as the native kernels run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from server.kernels.native.structures.layers import GatedDeltaNet, MixerKind
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.norms import EPSILONS
+from server.model.blocks.recurrent.mixer import (
+    CONV,
+    RECURRENT,
+    RecurrentMixer,
+    Shapes,
+    conv_shape,
+    interleaved,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
+
+
+class GatedDeltaNetMixer(RecurrentMixer):
+    """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection.
+
+    Args:
+        parts: of the family's module.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: it computes something else.
+    """
+
+    kind = MixerKind.GATED_DELTA_NET
+
+    def __init__(self, parts: GatedDeltaNetParts, index: int):
+        self.spec = GatedDeltaNet()
+        super().__init__(parts.module, index, self.spec)
+        spec, module = self.spec, parts.module
+        spec.key_heads, spec.value_heads = module.num_k_heads, module.num_v_heads
+        spec.key_dim, spec.value_dim = module.head_k_dim, module.head_v_dim
+        if spec.key_heads < 1 or spec.value_heads % spec.key_heads:
+            raise UnsupportedLayerError(f"{spec.value_heads} heads can't share {spec.key_heads} of keys")
+        places = self._places() if parts.are_together else None
+        self.set_projections(spec.projections, parts.inputs, parts.output, places)
+        self.set_convolution(spec.convolution, module.conv1d, has_silu=True)
+        sizes = module.A_log.numel(), module.dt_bias.numel(), module.norm.weight.numel()
+        if sizes != (spec.value_heads, spec.value_heads, spec.value_dim):
+            raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
+        spec.decay, spec.decay_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
+        spec.norm = self.keep(module.norm.weight)
+        spec.norm_epsilon = next(float(getattr(module.norm, name)) for name in EPSILONS if hasattr(module.norm, name))
+
+    @property
+    def shapes(self) -> Shapes:
+        spec = self.spec
+        return {
+            CONV: conv_shape(spec.convolution),
+            RECURRENT: (spec.value_heads, spec.key_dim, padded(spec.value_dim)),
+        }
+
+    @staticmethod
+    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
+        spec.convolution.states, spec.states = addresses[CONV], addresses[RECURRENT]
+
+    def _places(self) -> torch.Tensor:
+        spec = self.spec
+        shared = spec.value_heads // spec.key_heads
+        sizes = spec.key_dim, spec.key_dim, shared * spec.value_dim, shared * spec.value_dim
+        first = interleaved(spec.key_heads, sizes)
+        return torch.cat([first, len(first) + interleaved(spec.key_heads, (shared, shared))])

@@ -1,0 +1,1 @@
+"""Pieces that kinds of mixers with recurrent states share."""

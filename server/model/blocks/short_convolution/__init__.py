@@ -1,0 +1,1 @@
+"""Short convolution: a causal convolution of each channel between two gates."""

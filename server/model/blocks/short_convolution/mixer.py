@@ -1,0 +1,40 @@
+"""ShortConvolutionMixer: a short convolution as the native kernels run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from server.kernels.native.structures.layers import MixerKind, ShortConvolution
+from server.model.blocks.recurrent.mixer import CONV, RecurrentMixer, Shapes, conv_shape
+
+if TYPE_CHECKING:
+    from server.model.blocks.short_convolution.parts import ShortConvolutionParts
+
+
+class ShortConvolutionMixer(RecurrentMixer):
+    """A projection to gates and inputs, a convolution between two gates, and the output projection.
+
+    Args:
+        parts: of the family's module.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: it computes something else.
+    """
+
+    kind = MixerKind.SHORT_CONVOLUTION
+
+    def __init__(self, parts: ShortConvolutionParts, index: int):
+        self.spec = ShortConvolution()
+        super().__init__(parts.module, index, self.spec)
+        self.set_projections(self.spec.projections, [parts.input], parts.output)
+        self.set_convolution(self.spec.convolution, parts.convolution, has_silu=False)
+
+    @property
+    def shapes(self) -> Shapes:
+        return {CONV: conv_shape(self.spec.convolution)}
+
+    @staticmethod
+    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
+        spec.convolution.states = addresses[CONV]
