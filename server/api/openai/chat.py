@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.core.json_text.parts import JsonList
 from server.api.core.replies.chat_turn import ChatTurn
-from server.api.core.replies.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.replies.reply import answer
 from server.api.core.requests.cost import CHAT_FORM, OBJECTS_FORM, ReplyForm
 from server.api.core.service.body import JsonBody
@@ -22,7 +22,7 @@ from server.api.core.service.guard import UserDep
 from server.api.core.service.openapi import STREAMED
 from server.api.core.service.service import Service
 from server.api.openai.bodies import ChatBody
-from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder
+from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder, TextChoice
 from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
 from server.api.openai.submit import admit, submit, submit_to
@@ -70,13 +70,14 @@ class ChatEncoder(ChunkEncoder):
     def start_more(self, index: int) -> JsonObject:
         return self._prompt_token_ids(index)
 
-    def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
-        choices = [
-            self._choice(index, {}, self.finish_reason(delta))
-            if isinstance(delta, EndDelta)
-            else self._choice(index, encode_delta(delta))
-            for delta in self._turn.deltas(index, event)
-        ]
+    def text_choice(self, index: int, text: TextChoice) -> JsonObject:
+        return self._choice(index, {text.field: text.text})
+
+    def chunk_choices(self, index: int, event: TokenEvent) -> Sequence[JsonObject | TextChoice]:
+        deltas = self._turn.deltas(index, event)
+        if self._is_plain and not event.logprobs:
+            return [self._plain_choice(index, delta) for delta in deltas]
+        choices = [self._delta_choice(index, delta) for delta in deltas]
         if event.logprobs:
             if not choices or not choices[0]["delta"]:  # the parser holds back the text of these tokens
                 choices.insert(0, self._choice(index, {"content": ""}))
@@ -85,6 +86,19 @@ class ChatEncoder(ChunkEncoder):
             first, *others = choices or [self._choice(index, {"content": ""})]
             return [first | self._token_ids(event), *(each | self._token_ids() for each in others)]
         return choices
+
+    def _plain_choice(self, index: int, delta: Delta) -> JsonObject | TextChoice:
+        match delta:
+            case TextDelta(text):
+                return TextChoice("content", text)
+            case ReasoningDelta(text):
+                return TextChoice("reasoning_content", text)
+        return self._delta_choice(index, delta)
+
+    def _delta_choice(self, index: int, delta: Delta) -> JsonObject:
+        if isinstance(delta, EndDelta):
+            return self._choice(index, {}, self.finish_reason(delta))
+        return self._choice(index, encode_delta(delta))
 
     def finish_reason(self, end: EndDelta) -> str:
         """Return "stop" for a call of the tool that ``tool_choice`` names, as OpenAI and vLLM do."""

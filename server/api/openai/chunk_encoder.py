@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.api.core.choice.auto_choice import greenroom_member
 from server.api.core.errors.api_errors import APIError
-from server.api.core.json_text.encoding import around_list, encode_json, encode_long
+from server.api.core.json_text.encoding import TextTemplate, around_list, encode_json, encode_long
 from server.api.core.json_text.parts import JsonList, encode_parts
 from server.api.core.replies.reply import ReplyEncoder
 from server.api.core.replies.server_sent_events import sse
@@ -24,6 +24,13 @@ PROMPT_SLICE = 64  # prompt tokens with logprobs that one chunk shows
 DONE = b"data: [DONE]\n\n"
 
 
+class TextChoice(NamedTuple):
+    """A choice of a chunk that has text and nothing else."""
+
+    field: str  # that the text is in
+    text: str
+
+
 class ChunkEncoder(ReplyEncoder):
     """Encodes replies that consist of choices: one object, or a chunk for each change of a choice."""
 
@@ -35,6 +42,9 @@ class ChunkEncoder(ReplyEncoder):
         self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
         self._next_more = greenroom_member(generation.routing)  # further members of the next chunk
+        # True if most chunks have text alone, which is encoded without the rest of the chunk.
+        self._is_plain = not (has_token_ids or generation.returns_experts or generation.returns_adapters)
+        self._templates: dict[tuple[int, str], TextTemplate] = {}  # by choice and field
 
     @abstractmethod
     def builder(self, index: int) -> "ChoiceBuilder":
@@ -45,8 +55,12 @@ class ChunkEncoder(ReplyEncoder):
         """Return the choices of the chunks that precede those of a choice's first event."""
 
     @abstractmethod
-    def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
+    def chunk_choices(self, index: int, event: TokenEvent) -> Sequence[JsonObject | TextChoice]:
         """Return the choices of the chunks for an event; none if the event adds nothing."""
+
+    @abstractmethod
+    def text_choice(self, index: int, text: TextChoice) -> JsonObject:
+        """Return a choice that has text and nothing else."""
 
     def start_more(self, index: int) -> JsonObject:  # noqa: ARG002  by default nothing
         """Return further members of the chunks of ``start_choices``."""
@@ -97,7 +111,12 @@ class ChunkEncoder(ReplyEncoder):
         routing = self.generation.routing
         if event.finish_reason is not None and routing is not None and routing.shares:  # they are known only now
             self._next_more = greenroom_member(routing)
-        return begin + b"".join(map(self._chunk, self.chunk_choices(index, event)))
+        return begin + b"".join(
+            [
+                self._text_chunk(index, choice) if isinstance(choice, TextChoice) else self._chunk(choice)
+                for choice in self.chunk_choices(index, event)
+            ]
+        )
 
     def _begin(self, index: int) -> bytes:
         self._has_begun[index] = True
@@ -122,6 +141,16 @@ class ChunkEncoder(ReplyEncoder):
         more, self._next_more = {**more, **self._next_more}, {}
         members = f",{encode_long(more)[1:-1]}" if more else ""
         return f"{before}{self._encode_choice(choice)}]{members}{after}".encode()
+
+    def _text_chunk(self, index: int, choice: TextChoice) -> bytes:
+        if self._next_more or not self._is_plain:
+            return self._chunk(self.text_choice(index, choice))
+        template = self._templates.get((index, choice.field))
+        if template is None:
+            template = self._templates[index, choice.field] = TextTemplate(
+                lambda text: self._chunk(self.text_choice(index, choice._replace(text=text))).decode()
+            )
+        return template.encode(choice.text).encode()
 
     @cached_property
     def _around_choice(self) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import UserDep
 from server.api.core.service.openapi import STREAMED
 from server.api.openai.bodies import CompletionBody
-from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder
+from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder, TextChoice
 from server.api.openai.fields import Prompt
 from server.api.openai.logprobs import CompletionLogprobs, Echo, prompt_logprobs
 from server.api.openai.muted_tokens import MutedTokens
@@ -72,8 +72,13 @@ class CompletionEncoder(ChunkEncoder):
             return []
         return [_choice(index, text, None, None) | self._prompt_token_ids(index) | self._token_ids()]
 
-    def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
+    def text_choice(self, index: int, text: TextChoice) -> JsonObject:
+        return _choice(index, text.text, None, None)
+
+    def chunk_choices(self, index: int, event: TokenEvent) -> Sequence[JsonObject | TextChoice]:
         text, logprobs = event.text, None
+        if self._is_plain and not self._has_logprobs and event.finish_reason is None:
+            return (TextChoice("text", text),) if text else ()
         if self._has_logprobs:
             lists = CompletionLogprobs(self._codec)
             text = self._echo_now(index, event, lists) + text

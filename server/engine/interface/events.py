@@ -140,7 +140,11 @@ class TokenEvent:
     @property
     def nbytes(self) -> int:
         """Bytes that the event takes in memory, beside logprobs of the prompt."""
-        experts = 0 if self.experts is None else self.experts.nbytes
-        logprobs = sum(logprobs_bytes(1, len(each.top)) for each in self.logprobs)
-        shares = 0 if self.adapter_shares is None else self.adapter_shares.nbytes
-        return EVENT_BYTES + 4 * len(self.text) + logprobs + experts + shares
+        nbytes = EVENT_BYTES + 4 * len(self.text)
+        for each in self.logprobs:
+            nbytes += logprobs_bytes(1, len(each.top))
+        if self.experts is not None:
+            nbytes += self.experts.nbytes
+        if self.adapter_shares is not None:
+            nbytes += self.adapter_shares.nbytes
+        return nbytes

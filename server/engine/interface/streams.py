@@ -34,13 +34,14 @@ class EventQueue:
         self._reservation, self._free_bytes = reservation, free_bytes
         self._unread_bytes = self._counted_bytes = 0
         self._error: EngineError | None = None
-        self._is_ready = asyncio.Event()
+        self._is_woken = False
+        self._reader: asyncio.Future[None] | None = None  # done when the waiting reader has something to take
 
     def put(self, index: int, item: TokenEvent | EngineError) -> bool:
         """Add an event or error of a stream; return False if nobody will read it."""
         if self._error is not None:
             return False
-        self._is_ready.set()
+        self.wake()
         if isinstance(item, EngineError):
             self._error = item
             return True
@@ -58,7 +59,9 @@ class EventQueue:
 
     def wake(self) -> None:
         """Make ``take`` return at once, with no events if none have arrived."""
-        self._is_ready.set()
+        self._is_woken = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def take(self) -> list[tuple[int, TokenEvent]]:
         """Wait for events and return all of them, each with the index of its stream.
@@ -66,10 +69,12 @@ class EventQueue:
         Raises:
             EngineError: a stream has failed, and all earlier events were taken.
         """
-        await self._is_ready.wait()
+        if not self._is_woken:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         events = self._drop()
         if self._error is None:
-            self._is_ready.clear()
+            self._is_woken = False
         elif not events:
             raise self._error
         return events

@@ -1,6 +1,7 @@
 """Encoding of JSON responses, in short calls: the encoder holds the interpreter's lock."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 MEMBERS_PER_CALL = 64  # members of a long list that one call encodes
@@ -18,6 +19,25 @@ def encode_long(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):  # it may have long lists
         return f"[{','.join(map(encode_long, value))}]"
     return encode_json(value)
+
+
+class TextTemplate:
+    """JSON that is encoded once and differs from then on in one string only.
+
+    Args:
+        encode_with: encodes the JSON with a string in place of the one that differs.
+
+    """
+
+    _MARK = "\0text\0"
+
+    def __init__(self, encode_with: Callable[[str], str]) -> None:
+        self._before, mark, self._after = encode_with(self._MARK).rpartition(encode_json(self._MARK))
+        assert mark
+
+    def encode(self, text: str) -> str:
+        """Return the JSON with this string."""
+        return f"{self._before}{encode_json(text)}{self._after}"
 
 
 def around_list(encoded: str, name: str) -> tuple[str, str]:

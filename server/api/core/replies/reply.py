@@ -17,6 +17,7 @@ from server.api.core.requests.generation import Generation
 from server.engine.interface import EngineError, TokenEvent
 
 SMALL_REPLY_BYTES = PIECE_BYTES = 64 << 10
+FEW_EVENTS = 8  # with logprobs, their encoded form is still below ``PIECE_BYTES``
 
 
 class ReplyEncoder(ABC):
@@ -137,7 +138,9 @@ class GenerationStream(StreamingResponse):
 
 
 async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a reply in batches as they arrive; an engine failure ends the stream.
+    """Yield the server-sent events of a reply in batches as they arrive, in pieces if they are long.
+
+    An engine failure ends the stream.
 
     Args:
         keep_alive_seconds: time without events after which a comment is sent; 0 for no comments.
@@ -148,11 +151,18 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
     keep_alive = KeepAlive(keep_alive_seconds, encoder.generation.wake)
     try:
         async for arrived in encoder.generation.events():
-            async for encoded in _encode_all(encoder, arrived):
+            if held := sum(encoder.held_bytes(event) for _, event in arrived):
+                await encoder.generation.hold(held)
+            if _are_short(encoder, arrived):
+                encoded = b"".join([encoder.encode(index, event) for index, event in arrived])
+            else:
+                encoded = b""
+                async for piece in _encode_long(encoder, arrived):
+                    yield piece
+                    keep_alive.note_sent()
+            encoded = encoded or (COMMENT if keep_alive.is_due else b"")
+            if encoded:
                 yield encoded
-                keep_alive.note_sent()
-            if keep_alive.is_due:
-                yield COMMENT
                 keep_alive.note_sent()
     except EngineError as error:
         last = encoder.failure(api_error(error))
@@ -164,10 +174,13 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
         yield last
 
 
-async def _encode_all(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> AsyncGenerator[bytes, None]:
+def _are_short(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> bool:
+    """Return True if events can be encoded at once: nearly always, as a batch is one token of each choice."""
+    return len(arrived) <= FEW_EVENTS and not any(encoder.is_long(index, event) for index, event in arrived)
+
+
+async def _encode_long(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> AsyncGenerator[bytes, None]:
     """Yield the server-sent events of a batch together, or in pieces if they are long."""
-    if held := sum(encoder.held_bytes(event) for _, event in arrived):
-        await encoder.generation.hold(held)
     encoded = bytearray()
     for index, event in arrived:
         for each in encoder.split(event):

@@ -50,6 +50,18 @@ def test_chat_chunks(chat):
 
 
 @pytest.mark.parametrize("fixture", ["complete", "chat"])
+def test_text_of_any_characters_is_encoded_as_json_encodes_it(fake, request, fixture):
+    fake.engine.texts = ("first", '"quoted" \\', "\u2028\0\x7f", "\0text\0", "\U0001f642é")
+    response = request.getfixturevalue(fixture)(stream=True, n=2, max_tokens=6)
+    chunks = events_of(response)
+    texts = [
+        choice.get("text") or choice.get("delta", {}).get("content") for each in chunks for choice in each["choices"]
+    ]
+    assert [text for text in texts if text] == [*fake.engine.texts] * 2
+    assert response.content == b"".join(map(sse, chunks)) + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("fixture", ["complete", "chat"])
 def test_chunks_share_id_created_and_model(request, fixture):
     chunks = events_of(request.getfixturevalue(fixture)(stream=True, n=2))
     assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
