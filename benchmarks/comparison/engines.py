@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.comparison.engine_process import EngineProcess, Greenroom, LaunchSpec, Peer
-from benchmarks.comparison.plan import Engine
+from benchmarks.comparison.gguf_files import SCRIPTS_FOLDER, GgufFiles
+from benchmarks.comparison.plan import PACKED_FORMATS, Engine
 
-SCRIPTS_FOLDER = Path(__file__).parents[1] / "peers"
 SCRIPTS = {
     "llama.cpp": "run_llama_cpp.py",
     "vllm-cpu": "run_vllm.py",
@@ -60,6 +60,14 @@ class Setup:
     greenroom: str  # interpreter of Greenroom's environment
     niceness: int = 0
     interpreters: Mapping[str, str] = field(default_factory=dict)  # by engine name
+    converter: str | None = None  # interpreter that makes GGUF files
+    pack_flags: tuple[str, ...] = ()
+
+    @property
+    def gguf_files(self) -> GgufFiles:
+        return GgufFiles(
+            self.model, self.work, self.logs, self.threads, self.converter, self.interpreters.get("llama.cpp")
+        )
 
     def start(
         self, engine: Engine | Variant, weights: str, condition: str, limit_bytes: int | None
@@ -75,6 +83,8 @@ class Setup:
             start = LaunchSpec(self._greenroom_command(engine, model, limit_bytes), model, limit_bytes, engine.folder)
             log = self.logs / f"{engine.name}-{weights}-{condition}.log"
             return Greenroom(replace(start, niceness=self.niceness), log), model
+        if engine.name not in self.interpreters:
+            raise MissingError(f"no environment is given; set --{engine.name.replace('.', '-')} PYTHON")
         model = self._peer_file(engine)
         start = LaunchSpec(self._peer_command(engine, model, condition, limit_bytes), model, limit_bytes)
         start = replace(start, environment={"OMP_NUM_THREADS": str(self.threads)}, niceness=self.niceness)
@@ -89,8 +99,6 @@ class Setup:
         return [*command, *variant.flags]
 
     def _peer_command(self, engine: Engine, model: Path, condition: str, limit_bytes: int | None) -> list[str]:
-        if engine.name not in self.interpreters:
-            raise MissingError(f"no environment is given; set --{engine.name.replace('.', '-')} PYTHON")
         command = [self.interpreters[engine.name], str(SCRIPTS_FOLDER / SCRIPTS[engine.name]), str(model)]
         command += ["--threads", str(self.threads)]
         if engine.name in ("vllm-cpu", "ftllm"):
@@ -102,14 +110,15 @@ class Setup:
     def _peer_file(self, engine: Engine) -> Path:
         if engine.name != "llama.cpp":
             return self.model
-        path = self.work / f"{self.model.name}-{engine.format}.gguf"
-        if not path.exists():
-            raise MissingError(f"{path} is missing; see docs/benchmarks.md for how to create it")
+        path = self.gguf_files.make(engine.format)
+        if path is None:
+            missing = self.gguf_files.path(engine.format)
+            raise MissingError(f"{missing} is missing; --convert PYTHON makes it, see docs/benchmarks.md")
         return path
 
     def _packed(self, variant: Variant, weights: str) -> Path:
         """Return the folder to serve in a format; create the pack if it is missing."""
-        if weights == "bf16":
+        if weights not in PACKED_FORMATS:
             return self.model
         folder = (variant.packs or self.work) / f"{self.model.name}-{weights}"
         if not (folder / "manifest.json").exists():
@@ -123,6 +132,7 @@ class Setup:
                 str(folder),
                 "--weights",
                 weights,
+                *self.pack_flags,
             ]
             subprocess.run(command, check=True, cwd=variant.folder)
         return folder

