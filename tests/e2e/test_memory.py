@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
 from tests.e2e.processes import run_command, serving
+from tests.server.model.multimodal.test_image_parity import save_model
+from tests.vision import data_url, png
 
 MIB = 1 << 20
 LIMIT = 600 * MIB
@@ -153,3 +157,26 @@ def test_streams_that_nobody_reads_stay_inside_a_control_group(small: tuple[str,
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "Once", "max_tokens": 100}, timeout=120)
         assert answer.status_code == 200
     assert pids <= set(group.pids())
+
+
+def test_images_stay_inside_a_control_group(tmp_path: Path) -> None:
+    """All together need several times the memory that there is; one alone is answered."""
+    folder = save_model("qwen3_vl_moe", tmp_path / "images")
+    large = data_url(png(Image.new("RGB", (1536, 1536))))  # 27 MiB to decode and process
+    content = [{"type": "image_url", "image_url": {"url": large}}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2, "ignore_eos": True}
+    group = make_group(SMALL_LIMIT)
+    try:
+        with serving(str(folder), group=group) as server, httpx.Client(base_url=server.url, timeout=300) as http:
+            pids = set(group.pids())
+            with ThreadPoolExecutor(NUM_STREAMS) as threads:
+                answers = list(threads.map(lambda _: http.post("/v1/chat/completions", json=body), range(6)))
+            refused = [answer.json()["error"]["message"] for answer in answers if answer.status_code == 503]
+            assert {answer.status_code for answer in answers} <= {200, 503}, answers[0].text
+            assert all(" of memory, and other requests hold " in message for message in refused)
+            assert http.post("/v1/chat/completions", json=body).status_code == 200
+            assert pids <= set(group.pids())
+            peak = group.peak_bytes()
+            assert peak is None or peak <= SMALL_LIMIT
+    finally:
+        group.close()
