@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from server.api.core.access.audit import audit
 from server.api.core.requests.auto_request import learn_examples
 from server.api.core.requests.loaded_model import LoadedModel
+from server.lifecycle.access_policy_setup import add_policies
 from server.lifecycle.history_recording import record_history
-from server.lifecycle.policy_setup import add_policies
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.tracing_setup import open_tracing

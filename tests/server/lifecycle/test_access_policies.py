@@ -13,8 +13,8 @@ from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
 from server.api.core.service.service import Service
 from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
-from server.lifecycle.policy_file import read_policies
-from server.lifecycle.policy_setup import PolicySetup
+from server.lifecycle.access_policy_file import read_policies
+from server.lifecycle.access_policy_setup import AccessPolicySetup
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import SettingsError
 
@@ -116,7 +116,7 @@ class Rig:
         self.file, self.hooks = file, ReloadHooks()
         self.service = Service("1", keys=Keys(KeyRing([SECRET])))
         file.write_text(text)
-        self.setup = PolicySetup(file, self.service, self.hooks)
+        self.setup = AccessPolicySetup(file, self.service, self.hooks)
 
     def reload(self, text: str) -> str:
         self.file.write_text(text)

@@ -13,7 +13,7 @@ from server.api.core.access.api_keys import Keys, key_id
 from server.api.core.access.audit import audit
 from server.api.core.service.service import Service
 from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
-from server.lifecycle.policy_file import EVERYWHERE, read_policies
+from server.lifecycle.access_policy_file import EVERYWHERE, read_policies
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import ServeSettings, SettingsError
 
@@ -22,7 +22,7 @@ Prepare = Callable[[Iterable[AccessPolicy]], None]
 log = logging.getLogger(__name__)
 
 
-class PolicySetup:
+class AccessPolicySetup:
     """Reads the policy file at the start and at each SIGHUP. A file that can't be used changes nothing.
 
     Raises:
@@ -76,13 +76,13 @@ class PolicySetup:
         return len(changes)
 
 
-def add_policies(settings: ServeSettings, service: Service, hooks: ReloadHooks) -> PolicySetup | None:
+def add_policies(settings: ServeSettings, service: Service, hooks: ReloadHooks) -> AccessPolicySetup | None:
     """Put the policies of ``--policy-file`` in force, and let SIGHUP read it again; None without the setting.
 
     Raises:
         SettingsError: the file can't be used.
     """
-    return None if settings.policy_file is None else PolicySetup(settings.policy_file, service, hooks)
+    return None if settings.policy_file is None else AccessPolicySetup(settings.policy_file, service, hooks)
 
 
 def _changes(before: AccessPolicies, after: AccessPolicies) -> Iterable[tuple[str, dict[str, Any]]]:
