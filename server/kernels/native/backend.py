@@ -92,13 +92,8 @@ class NativeBackend:
     def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
         """See ``ExpertBackend``."""
         weights, is_exact = rows.weights.contiguous(), is_exact_for(self._kernels, rows.hidden_states)
-        if not self._scales_input:
-            outputs = self.run_unweighted(rows, batches, between, is_exact=is_exact)
-        else:  # one scaled row per choice, and unweighted results
-            scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
-            additions = None if rows.additions is None else rows.additions.repeated(rows.top_k)
-            one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans, additions)
-            outputs = self.run_unweighted(one_each, batches, between, is_exact=is_exact)
+        outputs = self.run_unweighted(rows, batches, between, is_exact=is_exact)
+        if self._scales_input:
             weights = torch.ones_like(weights)
         return self._combine(outputs, weights, rows.order[rows.num_run :].astype(np.int32), rows.hidden_states)
 
@@ -106,6 +101,11 @@ class NativeBackend:
         self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
     ) -> int:
         """See ``ExpertBackend``; rows may be in any plain format. Backends of the same kernels share the results."""
+        if self._scales_input:  # one scaled row per choice
+            weights = rows.weights.contiguous()
+            scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
+            additions = None if rows.additions is None else rows.additions.repeated(rows.top_k)
+            rows = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans, additions)
         hidden_states, order = rows.hidden_states.contiguous(), rows.order.astype(np.int32)
         if hidden_states.shape[1] != self._hidden:
             raise ValueError(f"rows of {hidden_states.shape[1]} numbers for experts that take {self._hidden}")

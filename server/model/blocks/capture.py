@@ -1,10 +1,10 @@
-"""Records the inputs and outputs of a model's own layers for some tokens, with experts that add nothing."""
+"""Records a model's own layers on some tokens, with experts that add nothing, or their input."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -31,6 +31,62 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class ChildCall:
+    """A call of a child of a layer, with copies of its first input and output."""
+
+    call: ModuleCall
+    given: torch.Tensor  # (tokens, numbers)
+    output: torch.Tensor
+
+    @property
+    def module(self) -> nn.Module:
+        return self.call.module
+
+    @classmethod
+    def of(cls, call: ModuleCall) -> Self | None:
+        """Return the call; None if it takes or returns no tensor."""
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
+        values = (each for each in (*call.args, *call.kwargs.values()) if isinstance(each, torch.Tensor))
+        given = next(values, None)
+        if given is None or not isinstance(output, torch.Tensor):
+            return None
+        rows, results = (tensor.reshape(-1, tensor.shape[-1]).clone() for tensor in (given, output))
+        return cls(call, rows, results)
+
+
+@dataclass(frozen=True)
+class RotaryCall:
+    """A call of a module that computes cosines and sines of positions."""
+
+    module: Any
+    num_axes: int  # of its positions; 0 if they have no such dimension
+    args: tuple[Any, ...]  # after rows and positions
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    @classmethod
+    def of(cls, call: ModuleCall) -> Self | None:
+        """Return the call; None if it takes something else than rows and their positions first."""
+        values = [*call.args, *(call.kwargs.pop(name) for name in ("x", "position_ids") if name in call.kwargs)]
+        if len(values) < 2 or not isinstance(values[1], torch.Tensor) or values[1].is_floating_point():  # noqa: PLR2004
+            return None
+        num_axes = values[1].shape[0] if values[1].ndim == 3 else 0  # noqa: PLR2004
+        return cls(call.module, num_axes, tuple(values[2:]), call.kwargs, call.output)
+
+    def angles(self, positions: torch.Tensor) -> Any:
+        """Return cosines and sines in float32.
+
+        Args:
+            positions: ``(positions,)``, or ``(axes, positions)`` if it has axes.
+        """
+        given = positions.unsqueeze(0)
+        if self.num_axes:
+            given = given.expand(self.num_axes, 1, -1) if positions.ndim == 1 else positions.unsqueeze(1)
+        with torch.inference_mode():
+            return self.module(torch.empty((1, 1, 1), dtype=torch.float32), given, *self.args, **self.kwargs)
+
+
+@dataclass(frozen=True)
 class LayerCapture:
     """The input and output of one decoder layer."""
 
@@ -41,8 +97,13 @@ class LayerCapture:
     queries: torch.Tensor  # float32 (heads, tokens, dim), as attention gets them; empty if there is none
     keys: torch.Tensor  # float32 (kv_heads, tokens, dim)
     routing: Routing | None
-    mixer: ModuleCall | None = None  # the call of its mixer, if that was to be recorded
+    calls: Sequence[ChildCall] = ()  # in order
+    mixer: ModuleCall | None = None  # the one of its mixer, once that is known
     is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
+
+    def with_mixer(self, module: nn.Module) -> LayerCapture:
+        """Return the capture once the module of its mixer is known."""
+        return replace(self, mixer=next((each.call for each in self.calls if each.module is module), None))
 
 
 @dataclass(frozen=True)
@@ -51,18 +112,20 @@ class Capture:
 
     layers: Sequence[LayerCapture]
     logits: torch.Tensor  # float32 (tokens, vocabulary)
+    rotaries: Sequence[RotaryCall]
 
 
 class _Probe(Probe):
-    def __init__(self) -> None:
+    def __init__(self, *, echoes: bool) -> None:
         super().__init__()
+        self._echoes = echoes
         self.begin_layer()
 
     def begin_layer(self) -> None:
         self.options: AttentionOptions | None = None
         self.queries = self.keys = torch.empty(0)
         self.routing: Routing | None = None
-        self.mixer: ModuleCall | None = None
+        self.calls: list[ChildCall] = []
         self.is_latent = False
 
     def attend(
@@ -77,17 +140,21 @@ class _Probe(Probe):
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         self.routing = Routing(hidden_states, top_k_index, top_k_weights)
-        return super().run_experts(module, hidden_states, top_k_index, top_k_weights)
+        nothing = super().run_experts(module, hidden_states, top_k_index, top_k_weights)
+        if not self._echoes:
+            return nothing
+        weights = (top_k_weights * (top_k_index < module.num_experts)).sum(-1, keepdim=True)
+        return hidden_states * weights.to(hidden_states.dtype)
 
 
 def capture(
     model: PreTrainedModel,
     forward: Forward,
     tokens: Sequence[int],
-    mixers: Collection[nn.Module] = (),
     first: int = 0,
     *,
     keeps_states: bool = False,
+    echoes: bool = False,
 ) -> Capture:
     """Run the modules, and record the input and output of each layer.
 
@@ -95,14 +162,14 @@ def capture(
         model: with its weights.
         forward: calls the model.
         tokens: of one sequence.
-        mixers: modules whose calls are recorded, too, one of a layer.
         first: position of the first token.
-        keeps_states: whether some of them read and write recurrent states.
+        keeps_states: whether some layers read and write recurrent states.
+        echoes: whether experts return their input instead of zeros.
 
     Raises:
         UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
     """
-    probe, found = _Probe(), []
+    probe, found = _Probe(echoes=echoes), []
 
     def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -112,17 +179,30 @@ def capture(
     def after(_layer: Any, _args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         given, positions = found.pop()
-        call = probe.options, probe.queries, probe.keys, probe.routing, probe.mixer, probe.is_latent
-        layers.append(LayerCapture(given, hidden[0].float(), positions, *call))
+        seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
+        output_rows = hidden[0].float().clone()
+        layers.append(LayerCapture(given, output_rows, positions, *seen, is_latent=probe.is_latent))
 
-    def after_mixer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        probe.mixer = ModuleCall(module, args, kwargs, output)
+    def after_child(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = ChildCall.of(ModuleCall(module, args, kwargs, output))
+        if call is not None:
+            probe.calls.append(call)
+
+    def after_rotary(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = RotaryCall.of(ModuleCall(module, args, kwargs, output))
+        if call is not None:
+            rotaries.append(call)
 
     layers: list[LayerCapture] = []
-    hooks = []
+    rotaries: list[RotaryCall] = []
+    hooks = [
+        child.register_forward_hook(after_rotary, with_kwargs=True)
+        for child in text_body(model).children()
+        if not isinstance(child, nn.ModuleList) and any("inv_freq" in name for name, _ in child.named_buffers())
+    ]
     for layer in text_body(model).layers:
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-    hooks += [module.register_forward_hook(after_mixer, with_kwargs=True) for module in mixers]
+        hooks += [child.register_forward_hook(after_child, with_kwargs=True) for child in layer.children()]
     cache = RecurrentCache() if keeps_states else None
     try:
         with torch.inference_mode(), use_hooks(probe), probe_masks(model):
@@ -132,4 +212,4 @@ def capture(
     finally:
         for hook in hooks:
             hook.remove()
-    return Capture(layers, logits)
+    return Capture(layers, logits, rotaries)

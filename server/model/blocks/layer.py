@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp, NormKind
+from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.linears import Linear
@@ -68,7 +68,7 @@ class NativeLayer:
         """Describe a norm to the kernels; None leaves rows as they are."""
         if norm is None:
             return NormSpec()
-        return NormSpec(self.address(norm.weight), None, norm.epsilon, NormKind.RMS)
+        return NormSpec(self.address(norm.weight), self.address(norm.bias), norm.epsilon, norm.kind)
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

@@ -15,7 +15,7 @@ from server.kernels.native.structures.layers import LayerSpec, Mixture
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
-from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial
+from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial, relative_error
 from server.model.blocks.workspace import BLOCK, Positions, Workspace
 from server.model.program import Target
 from server.model.step import SequenceChunk
@@ -41,13 +41,16 @@ class LayerTrial:
         """Use rotary positions in the next runs."""
         positions.update(self.workspace.call, len(self._tokens) - 1)
 
-    def run(self, layer: NativeLayer, captured: LayerCapture, mixer: Mixer | None = None) -> None:
+    def run(
+        self, layer: NativeLayer, captured: LayerCapture, mixer: Mixer | None = None, *, echoes: bool = False
+    ) -> None:
         """Run a layer, whose output is in the workspace then.
 
         Args:
             layer: without experts, which add nothing.
             captured: the call of its modules.
             mixer: prepared by ``Mixer.for_trial``; by default the layer's own, which is prepared here.
+            echoes: whether experts return their input instead of zeros, as in the capture.
 
         Raises:
             UnsupportedLayerError: a module got something else than normed rows, or counts don't fit each other.
@@ -66,8 +69,12 @@ class LayerTrial:
         self.check(spec)
         mix_outside(self._kernels, mixer, spec, workspace, None)
         self._kernels.begin_layer(spec, workspace.call, 0)
-        nothing = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)
-        self._kernels.finish_layer(spec, workspace.call, 0, nothing.ctypes.data)
+        outputs = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)
+        if echoes and top_k:
+            outputs[:] = workspace.normed.repeat(top_k, axis=0)
+            if layer.mixture.scales_input:
+                outputs *= workspace.weights(0, top_k).reshape(-1, 1)
+        self._kernels.finish_layer(spec, workspace.call, 0, outputs.ctypes.data)
 
     def of_mixer(
         self, layer: NativeLayer, captured: LayerCapture, positions: Positions, tolerance: float
@@ -80,7 +87,14 @@ class LayerTrial:
             positions: those of the calls.
             tolerance: relative error.
         """
-        return MixerTrial(captured, partial(self.run, layer, captured), positions, len(self._tokens), tolerance)
+        run = partial(self.run, layer, captured)
+
+        def error(mixer: Mixer) -> float:
+            run(mixer)
+            added = captured.output - captured.given
+            return relative_error(torch.from_numpy(self.workspace.hidden) - captured.given, added)
+
+        return MixerTrial(captured, run, positions, error, len(self._tokens), tolerance)
 
     def error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
         """Run a layer, and return the error of its output relative to what its modules add.
@@ -94,10 +108,25 @@ class LayerTrial:
             dtype: of the modules.
         """
         self.run(layer, captured)
-        added = float((captured.output - captured.given).norm().clamp_min(1e-20))
-        found = float((torch.from_numpy(self.workspace.hidden) - captured.output).norm()) / added
-        rounding = ADDITIONS * torch.finfo(dtype).eps * float(captured.output.norm()) / added
+        every = torch.ones(len(captured.output), dtype=torch.bool)
+        return self._error(torch.from_numpy(self.workspace.hidden), captured, dtype, every)
+
+    @staticmethod
+    def _error(hidden: torch.Tensor, captured: LayerCapture, dtype: torch.dtype, rows: torch.Tensor) -> float:
+        output = captured.output[rows]
+        added = float((output - captured.given[rows]).norm().clamp_min(1e-20))
+        found = float((hidden[rows] - output).norm()) / added
+        rounding = ADDITIONS * torch.finfo(dtype).eps * float(output.norm()) / added
         return math.sqrt(max(0.0, found**2 - rounding**2)) if found < MOST_ROUNDED else found
+
+    def echo_error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
+        """Return the same of a layer whose experts return their input, for tokens whose experts are the same."""
+        self.run(layer, captured, echoes=True)
+        routing, top_k = captured.routing, layer.mixture.router.top_k
+        assert routing is not None
+        chosen = torch.from_numpy(self.workspace.chosen(0, top_k).astype(np.int64)).sort(1).values
+        is_same = (chosen == routing.top_k_index.sort(1).values).all(1)
+        return self._error(torch.from_numpy(self.workspace.hidden), captured, dtype, is_same)
 
     def check(self, spec: LayerSpec) -> None:
         """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""

@@ -67,6 +67,7 @@ class MixerTrial:
     captured: LayerCapture
     run: Callable[[Mixer], None]  # runs the layer with a mixer in the place of its own, prepared by ``for_trial``
     positions: Positions  # rotary, of the step's call
+    error: Callable[[Mixer], float]  # the same, and returns the relative error of what the layer adds
     num_tokens: int
     tolerance: float  # relative error
 
@@ -186,6 +187,11 @@ class RotaryMixer(Mixer):
     @abstractmethod
     def most_rotated(self) -> int:
         """The most numbers of a head that may be rotated."""
+
+    def use_rope(self, index: int) -> None:
+        """Take the cosines and sines of one of the model's kinds of positions; the first by default."""
+        assert self._spec is not None
+        self._spec.rope = index
 
     @abstractmethod
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:

@@ -1,4 +1,4 @@
-"""Finds RMS norms by what they compute."""
+"""Finds norms by what they compute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from server.kernels.native.structures.layers import NormKind
 from server.model.blocks.errors import UnsupportedLayerError
 
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -17,46 +18,66 @@ SIZES = (1.0, 1e-2, 1e-3)  # of samples for norms: the smaller ones show how the
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMS norm."""
+    """A norm: RMS, or of the numbers less their mean."""
 
     module: nn.Module
-    weight: torch.Tensor  # float32 (size,), multiplied with the normed values
+    weight: torch.Tensor  # float32 (size,), multiplied with the normed values; ones if the module has none
     epsilon: float
+    kind: NormKind = NormKind.RMS
+    bias: torch.Tensor | None = None  # float32 (size,)
 
 
-def find_norm(module: nn.Module) -> Norm:
+def find_norm(module: nn.Module, size: int | None = None) -> Norm:
     """Return a module as an RMS norm.
+
+    Args:
+        module: of the model.
+        size: of its rows, for one without weights.
 
     Raises:
         UnsupportedLayerError: the module computes something else.
     """
-    norm = norm_of(module)
-    if norm is None:
+    norm = norm_of(module, size)
+    if norm is None or norm.kind is not NormKind.RMS:
         raise UnsupportedLayerError(f"{type(module).__name__} is not an RMS norm")
     return norm
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module is an RMS norm."""
+    """Return whether a module is a norm with weights."""
     return norm_of(module) is not None
 
 
-def norm_of(module: nn.Module) -> Norm | None:
-    """Return a module as an RMS norm; None if it computes something else."""
-    weight = getattr(module, "weight", None)
+def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
+    """Return a module as a norm; None if it computes something else.
+
+    Args:
+        module: of the model.
+        size: of its rows, for one without weights, which is no norm otherwise.
+    """
+    own = dict(module.named_parameters())
+    weight: torch.Tensor | None = own.pop("weight", None)
+    bias = own.pop("bias", None)
     epsilon = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if (
-        epsilon is None
-        or not isinstance(weight, torch.Tensor)
-        or weight.ndim != 1
-        or len(list(module.parameters())) > 1
-    ):
+    if epsilon is None or own or any(module.children()):
         return None
-    sample = torch.linspace(-3, 2, len(weight)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
-    normed = sample * torch.rsqrt(sample.square().mean(1, keepdim=True) + epsilon)
+    if weight is None and size is not None and bias is None:
+        weight = torch.ones(size)
+    if weight is None or weight.ndim != 1 or (bias is not None and bias.shape != weight.shape):
+        return None
+    factor = weight.detach().float()
+    added = None if bias is None else bias.detach().float()
+    sample = torch.linspace(-3, 2, len(factor)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
     with torch.inference_mode():
-        found = deepcopy(module).float()(sample)
-    factors = weight.detach().float(), weight.detach().float() + 1
-    errors = [float((found - normed * factor).abs().max() / factor.abs().max().clamp_min(1e-30)) for factor in factors]
-    best = min(range(len(factors)), key=errors.__getitem__)
-    return Norm(module, factors[best].contiguous(), epsilon) if errors[best] <= TOLERANCE else None
+        found = deepcopy(module).float()(sample) - (0 if added is None else added)
+    candidates = []
+    for kind in (NormKind.RMS, NormKind.LAYER):
+        rows = sample if kind is NormKind.RMS else sample - sample.mean(1, keepdim=True)
+        normed = rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + epsilon)
+        for by in (factor, factor + 1):
+            error = float((found - normed * by).abs().max() / by.abs().max().clamp_min(1e-30))
+            candidates.append((error, kind, by))
+    error, kind, by = min(candidates, key=lambda each: each[0])
+    if not error <= TOLERANCE:
+        return None
+    return Norm(module, by.contiguous(), epsilon, kind, None if added is None else added.contiguous())

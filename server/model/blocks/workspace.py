@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,18 +126,21 @@ class PairAngles(Enum):
         return table[:, : table.shape[1] // 2] if self is PairAngles.FIRST_HALF else table[:, ::2]
 
 
+Rotary = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 class Positions:
     """Tables of cosines and sines of rotary positions, which grow to the furthest position of any step.
 
     Args:
-        rotary: the model's module that computes them; None if it has none.
+        rotary: computes cosines and sines of positions; None if the model has none.
         angles: the columns that are used.
         longest: the most positions.
     """
 
     STEP = 1024
 
-    def __init__(self, rotary: Any, angles: PairAngles, longest: int):
+    def __init__(self, rotary: Rotary | None, angles: PairAngles, longest: int):
         self._rotary, self._angles, self._longest = rotary, angles, longest
         self._num = 0
         self._addresses = np.zeros(2, dtype=np.uint64)
@@ -146,10 +148,7 @@ class Positions:
 
     def update(self, call: StepCall, last: int) -> None:
         """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
-        if self._rotary is None:
-            return
-        if last >= self._num:
-            self._grow(min(self._longest, max(last + 1, 2 * self._num, self.STEP)))
+        self.grow(last)
         address = self._addresses.ctypes.data
         call.cosines, call.sines = address, address + self._addresses.itemsize
 
@@ -158,12 +157,41 @@ class Positions:
         cosines, sines = (torch.from_numpy(table[:count]) for table in self._tables)
         return cosines, sines
 
-    def _grow(self, count: int) -> None:
-        positions = torch.arange(count).unsqueeze(0)
-        with torch.inference_mode():
-            found = self._rotary(torch.empty((1, 1, 1), dtype=torch.float32), positions)
+    def grow(self, last: int) -> tuple[int, int]:
+        """Return the addresses of cosines and sines, after growing the tables to position ``last``."""
+        if self._rotary is not None and last >= self._num:
+            count = min(self._longest, max(last + 1, 2 * self._num, self.STEP))
+            self._tables, self._num = self.of(torch.arange(count)), count
+            self._addresses[:] = [table.ctypes.data for table in self._tables]
+            self.rotary_dim = 2 * self._tables[0].shape[1]
+        return int(self._addresses[0]), int(self._addresses[1])
+
+    def of(self, positions: torch.Tensor) -> list[npt.NDArray[np.float32]]:
+        """Compute cosines and sines, ``(positions, pairs)`` each.
+
+        Args:
+            positions: ``(positions,)``, or ``(axes, positions)`` if the model has several axes.
+        """
+        assert self._rotary is not None
+        found, count = self._rotary(positions), positions.shape[-1]
         pair = (found.real, found.imag) if isinstance(found, torch.Tensor) else found
-        tables = [self._angles.of(table.float().reshape(count, -1)) for table in pair]
-        self._tables = [table.contiguous().numpy() for table in tables]
-        self._addresses[:] = [table.ctypes.data for table in self._tables]
-        self._num, self.rotary_dim = count, 2 * tables[0].shape[1]
+        return [self._angles.of(table.float().reshape(count, -1)).contiguous().numpy() for table in pair]
+
+
+class PositionTables:
+    """The rotary positions of all kinds of layers of a model.
+
+    Args:
+        kinds: in the order of their numbers (``RotaryMixer.use_rope``).
+    """
+
+    def __init__(self, kinds: Sequence[Positions]):
+        self._kinds = kinds
+        self._addresses = np.zeros((2, len(kinds)), dtype=np.uint64)
+
+    def update(self, call: StepCall, last: int) -> None:
+        """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
+        for index, positions in enumerate(self._kinds):
+            self._addresses[:, index] = positions.grow(last)
+        call.cosines, call.sines = self._addresses[0].ctypes.data, self._addresses[1].ctypes.data
+        call.has_own_angles = 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from server.model.blocks.capture import Capture, capture
@@ -26,9 +25,8 @@ def check_far(
     tokens: Sequence[int],
     near: Capture,
     longest: int,
-    scale: float,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
     layers: Sequence[NativeLayer],
-    mixers: Collection[nn.Module] = (),
     *,
     keeps_states: bool = False,
 ) -> None:
@@ -37,9 +35,8 @@ def check_far(
     Args:
         near: the same tokens at the first positions.
         longest: tokens of the longest sequence.
-        scale: from the output of the model's head to its logits.
+        logits_of: returns the logits of outputs of the model's head.
         layers: whose queries and keys are compared, if they have some.
-        mixers: modules of their mixers.
         keeps_states: whether some of these keep recurrent states.
 
     Raises:
@@ -54,10 +51,10 @@ def check_far(
 
     hook = model.get_output_embeddings().register_forward_hook(enlarge)
     try:
-        at_end = capture(model, forward, tokens, mixers, longest - len(tokens), keeps_states=keeps_states)
+        at_end = capture(model, forward, tokens, longest - len(tokens), keeps_states=keeps_states)
     finally:
         hook.remove()
-    if not relative_error(at_end.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
+    if not relative_error(at_end.logits, logits_of(enlarged[-1][0].float())) < TOLERANCE:
         raise UnsupportedLayerError("its large logits are capped, or changed in another way")
     for layer, before, after in zip(layers, near.layers, at_end.layers, strict=True):
         if layer.mixer.target is not Target.NATIVE or not before.queries.numel():

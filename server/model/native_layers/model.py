@@ -18,7 +18,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import Mixer, MixerStep
-from server.model.blocks.workspace import BLOCK, Positions, Workspace
+from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
 from server.model.lora.step_adapters import StepAdapters
@@ -55,7 +55,7 @@ class NativeModel:
         kernels: Kernels,
         layers: Sequence[NativeLayer],
         workspace: Workspace,
-        positions: Positions,
+        positions: PositionTables,
         embedding: torch.Tensor,
         embedding_scale: float,
         head: HeadCall,

@@ -6,40 +6,60 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
+from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
-from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.norms import Norm
 from server.model.blocks.table import MIXERS
+from server.model.native_layers.layer_calls import LayerCalls, Places
 
-DENSE_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))  # gate, up and down
+DENSE_NAMES = (  # gate, up and down
+    ("gate_proj", "up_proj", "down_proj"),
+    ("w1", "w3", "w2"),
+    ("input_linear", "output_linear"),
+)
+ACTIVATIONS = ("act_fn", "activation_fn", "activation")
+COMBINATION = "shared_expert_combination_strategy"  # attribute: of experts and the shared one
+WEIGHTING = "shared_expert_gate"
+SCALE = "layer_scalar"
 
 
 @dataclass(frozen=True)
 class Dense:
     """A gated MLP that every token goes to."""
 
-    gate: Linear
-    up: Linear
+    gate: Linear  # or both gate and up
+    up: Linear | None
     down: Linear
     act_fn: Any
     weighting: Linear | None = None  # linear layer whose sigmoid multiplies the result
+    input_norm: Norm | None = None  # of the hidden states, if it is not the layer's
+    output_norm: Norm | None = None
+    scale: float = 1.0  # factor of the result
 
 
 @dataclass(frozen=True)
 class Parts:
     """The parts of a decoder layer; ``experts`` and ``dense`` may be either or both."""
 
-    input_norm: Norm
-    inner_norm: Norm
+    input_norm: Norm | None
+    mixer_norm: Norm | None  # of the mixer's results
+    inner_norm: Norm | None
+    output_norm: Norm | None  # of the feed-forward part's results
+    is_parallel: bool  # the feed-forward part takes what the mixer takes
     mixers: Sequence[MixerParts]  # of one module, as each kind that may be it; the likeliest first
-    block: nn.Module  # the MLP, with the router and the experts
+    block: Any  # the MLP, with the router and the experts; or the router alone, if it is apart
+    is_router_apart: bool  # it stands beside the experts
     experts: Any
+    experts_norm: Norm | None  # of the experts' weighted sum
     router: Any  # the module that owns the router's parameters
     dense: Dense | None
+    scale: torch.Tensor | None  # of the hidden states after the layer
 
     @property
     def mixer_module(self) -> nn.Module:
@@ -48,34 +68,50 @@ class Parts:
         return module
 
 
-def find_parts(layer: nn.Module, recurrent: Collection[nn.Module] = ()) -> Parts:
+def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[nn.Module] = ()) -> Parts:
     """Return the parts of a decoder layer.
 
     Args:
         layer: one of the model.
+        captured: a call of it.
         recurrent: modules that keep states.
 
     Raises:
         UnsupportedLayerError: the layer has other parts.
     """
     mixers = find_mixers(layer, recurrent)
-    norms = [norm for child in layer.children() if (norm := norm_of(child)) is not None]
-    if len(norms) != 2:  # noqa: PLR2004
-        raise UnsupportedLayerError(f"its layers have {len(norms)} norms instead of two")
-    block = next((each for each in layer.children() if each is not mixers[0].module and norm_of(each) is None), None)
-    if block is None:
-        raise UnsupportedLayerError("its layers have no MLP")
-    experts = next((module for module in block.modules() if hasattr(module, "parameter_shapes")), None)
-    dense = _dense(block, experts)
+    calls = LayerCalls(captured, mixers[0].module)
+    experts = next((module for module in layer.modules() if hasattr(module, "parameter_shapes")), None)
+    places = calls.place_parts(experts)
+    dense = _dense(places, experts)
     if experts is None and dense is None:
         raise UnsupportedLayerError("an MLP has no gate")
-    inside = {id(parameter) for parameter in _known(norms, mixers[0].module, dense)}
-    rest = [parameter for parameter in block.parameters() if parameter.numel() and id(parameter) not in inside]
-    router = _router_of(block, rest) if experts is not None else None
+    inside = {id(parameter) for parameter in _known(calls.norms, mixers[0].module, dense)}
+    router = None
+    if places.router is not None:
+        router = places.router.module
+    elif experts is not None and places.experts is not None:
+        block = places.experts.module
+        rest = [parameter for parameter in block.parameters() if parameter.numel() and id(parameter) not in inside]
+        router = _router_of(block, rest)
     if router is not None:
         inside |= {id(value) for value in router.parameters()}
     _check_known(layer, inside)
-    return Parts(norms[0], norms[1], mixers, block, experts, router, dense)
+    return Parts(
+        calls.input_norm,
+        calls.mixer_norm,
+        places.input_norm,
+        places.output_norm,
+        places.is_parallel,
+        mixers,
+        places.block,
+        places.router is not None,
+        experts,
+        places.experts_norm,
+        router,
+        dense,
+        next((value.detach() for name, value in layer.named_buffers(recurse=False) if name == SCALE), None),
+    )
 
 
 def find_mixers(layer: nn.Module, recurrent: Collection[nn.Module]) -> Sequence[MixerParts]:
@@ -109,19 +145,30 @@ def _check_known(module: nn.Module, known: Collection[int]) -> None:
             raise UnsupportedLayerError(f"its layers have an unknown parameter, {name}")
 
 
-def _dense(block: nn.Module, experts: nn.Module | None) -> Dense | None:
-    found = [module for module in block.modules() if module is not experts and _gated_linears(module)]
+def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
+    """Return the MLP of a layer that every token goes to; None if it has none."""
+    blocks = [place.module for place in (places.dense, places.experts) if place is not None]
+    found = [
+        (module, linears)
+        for block in blocks
+        for module in block.modules()
+        if module is not experts and (linears := _gated_linears(module))
+    ]
     if not found:
         return None
     if len(found) > 1:
         raise UnsupportedLayerError("its layers have several dense MLPs")
-    gate, up, down = _gated_linears(found[0])
+    module, (gate, *up, down) = found[0]
     # A module without an activation of its own calls a function; the trial of the layer shows if it is another one.
-    return Dense(gate, up, down, getattr(found[0], "act_fn", F.silu), getattr(block, "shared_expert_gate", None))
+    act_fn = next((getattr(module, name) for name in ACTIVATIONS if hasattr(module, name)), F.silu)
+    weighting = next((getattr(block, WEIGHTING) for block in blocks if hasattr(block, WEIGHTING)), None)
+    norms = places.dense_input_norm, places.dense_norm
+    averages = [getattr(block, COMBINATION, None) == "average" for block in blocks]
+    return Dense(gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
 
 
 def _gated_linears(module: nn.Module) -> list[Linear]:
-    """Return the layers of a gated MLP, gate, up and down; empty if the module is none."""
+    """Return the layers of a gated MLP: gate, up and down, or the first two as one; empty if the module is none."""
     for names in DENSE_NAMES:
         linears = [linear for name in names if isinstance(linear := getattr(module, name, None), LINEARS)]
         if len(linears) == len(names):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.layers import HeadCall, NormKind
+from server.kernels.native.structures.layers import HeadCall
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import text_body, text_part
 from server.model.blocks.adapter_places import HEAD, NativeTarget
@@ -22,18 +24,19 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.linears import LINEARS, matrix_of
-from server.model.blocks.mixer import LayerPlace, MixerParts
-from server.model.blocks.norms import Norm, find_norm, is_norm
+from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
+from server.model.blocks.norms import Norm, is_norm, norm_of
 from server.model.blocks.tolerances import TOLERANCES
-from server.model.blocks.workspace import Workspace
+from server.model.blocks.workspace import PositionTables, Workspace
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.model import NativeModel
+from server.model.native_layers.own_router import OwnRouter, find_own_router
 from server.model.native_layers.parts import Parts, find_parts
-from server.model.native_layers.positions import find_positions
+from server.model.native_layers.positions import LayerPositions
 from server.model.native_layers.router_kinds import (
     LEAST_AGREEMENT,
     find_router_kind,
@@ -85,6 +88,7 @@ class _Finder:
         recurrent: Collection[nn.Module],
     ):
         self._recurrent = recurrent
+        self._own_routers: dict[int, OwnRouter] = {}  # by layer, of those whose router has a norm of its own
         self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
         self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
@@ -99,11 +103,18 @@ class _Finder:
             raise UnsupportedLayerError(f"it is computed in {self._dtype} on {model.device}")
 
     def find(self) -> NativeModel:
-        parts = [find_parts(layer, self._recurrent) for layer in self._body.layers]
-        mixers, keeps_states = [each.mixer_module for each in parts], bool(self._recurrent)
-        captured = capture(self._model, self._forward, self._tokens, mixers, keeps_states=keeps_states)
+        keeps_states = bool(self._recurrent)
+        captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states)
         if len(captured.layers) != len(self._body.layers):
             raise UnsupportedLayerError("not all of its layers are called")
+        if any(not torch.equal(one.output, other.given) for one, other in pairwise(captured.layers)):
+            raise UnsupportedLayerError("its hidden states change between its layers")
+        parts = [
+            find_parts(layer, each, self._recurrent)
+            for layer, each in zip(self._body.layers, captured.layers, strict=True)
+        ]
+        named = [each.with_mixer(found.mixer_module) for each, found in zip(captured.layers, parts, strict=True)]
+        captured = replace(captured, layers=named)
         names = {module: name for name, module in self._model.named_modules()}
         layers = [
             self._build(module, index, found, each, names)
@@ -119,11 +130,13 @@ class _Finder:
         slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
-        self._positions = find_positions(
-            self._trial, self._rotary, layers, captured.layers, self._longest, TOLERANCES[self._dtype]
-        )
+        self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCES[self._dtype])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
+        self._check_echoes(layers, keeps_states=keeps_states)
+        for layer in layers:
+            if isinstance(layer.mixer, RotaryMixer):
+                layer.mixer.use_rope(self._positions.kind_of(layer))
         head, keeps = self._find_head(captured)
         check_far(
             self._model,
@@ -131,9 +144,8 @@ class _Finder:
             self._tokens,
             captured,
             self._longest,
-            head.scale,
+            lambda logits: cap_logits(logits, head),
             layers,
-            mixers,
             keeps_states=keeps_states,
         )
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
@@ -143,7 +155,7 @@ class _Finder:
             self._kernels,
             layers,
             workspace,
-            self._positions,
+            PositionTables(self._positions.kinds),
             self._embeddings.weight,
             self._embedding_scale(captured),
             head,
@@ -171,8 +183,13 @@ class _Finder:
             layer, routing = known[experts], captured.routing
             if routing is None:
                 raise UnsupportedLayerError("a layer does not call its experts")
-            router = find_router(self._model, names[experts], RouterSample(routing.hidden_states, routing.top_k_index))
-        found = build_layer(module, index, parts, captured, layer, router)
+            if parts.is_router_apart:
+                own = find_own_router(parts.router, len(layer.keys), routing.top_k_index.shape[1])
+                router, self._own_routers[index] = own.weights, own
+            else:
+                sample = RouterSample(routing.hidden_states, routing.top_k_index)
+                router = find_router(self._model, names[experts], sample)
+        found = build_layer(module, index, parts, layer, router, self._own_routers.get(index))
         self._others[index] = list(parts.mixers)
         self._build_mixer(found, captured)
         return found
@@ -209,10 +226,37 @@ class _Finder:
 
     def _check_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
         tolerance = TOLERANCES[self._dtype]
-        layer.mixer.fit(self._trial.of_mixer(layer, captured, self._positions, tolerance))
+        positions = self._positions.kinds[self._positions.kind_of(layer)]
+        self._trial.set_positions(positions)
+        layer.mixer.fit(self._trial.of_mixer(layer, captured, positions, tolerance))
         error = self._trial.error(layer, captured, self._dtype)
         if not error < tolerance:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
+
+    def _check_echoes(self, layers: Sequence[NativeLayer], *, keeps_states: bool) -> None:
+        """Compare layers whose experts return their input, which shows what is done to their results."""
+        captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
+        for layer, each in zip(layers, captured.layers, strict=True):
+            if layer.experts is None:
+                continue
+            self._trial.set_positions(self._positions.kinds[self._positions.kind_of(layer)])
+            named = each.with_mixer(layer.mixer.module)
+            layer.mixture.experts_scale = self._experts_scale(layer, named)
+            error = self._trial.echo_error(layer, named, self._dtype)
+            if not error < TOLERANCES[self._dtype]:
+                raise UnsupportedLayerError(f"its layers change the results of experts, off by {error:.1e}")
+
+    def _experts_scale(self, layer: NativeLayer, captured: LayerCapture) -> float:
+        """Return the factor of the sum of a layer's experts; 1 if a norm follows them."""
+        if layer.spec.output_norm.kind or layer.mixture.output_norm.kind:
+            return 1.0
+        hidden = torch.from_numpy(self._workspace.hidden)
+        self._trial.run(layer, captured)
+        without = hidden.clone()
+        self._trial.run(layer, captured, echoes=True)
+        added, wanted = hidden - without, captured.output - without
+        scale = float((added * wanted).sum() / added.square().sum().clamp_min(1e-30))
+        return nearest_named(scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype])
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
@@ -221,14 +265,18 @@ class _Finder:
         assert router is not None
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
-        trial = run_trial(parts.block, router, self._dtype)
+        own_router = self._own_routers.get(layer.spec.index)
+        trial = run_trial(parts.block, router, self._dtype, own_router)
         mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, self._dtype)
         mixture.router.scale = nearest_named(
             mixture.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype]
         )
         self._trial.run(layer, captured)
         top_k, tolerance = mixture.router.top_k, TOLERANCES[self._dtype]
-        logits = logits_of(router, routing.hidden_states)
+        rows = routing.hidden_states
+        if own_router is not None:
+            rows = own_router.rows(next(each.given for each in captured.calls if each.module is parts.router))
+        logits = logits_of(router, rows)
         _, _, is_steady = steady_rows(mixture.router, correction, logits, tolerance)
         chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
         wanted, order = routing.top_k_index.sort(1)
@@ -246,7 +294,7 @@ class _Finder:
         if not isinstance(head, LINEARS):
             raise UnsupportedLayerError("its head is not a linear layer")
         norm = self._final_norm()
-        keeps = [norm.weight]
+        keeps = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
         bias = None if head.bias is None else head.bias.detach().float().contiguous()
         if bias is not None:
             keeps.append(bias)
@@ -263,7 +311,9 @@ class _Finder:
         call = HeadCall(
             matrix=matrix,
             bias=None if bias is None else bias.data_ptr(),
-            norm=NormSpec(norm.weight.data_ptr(), None, norm.epsilon, NormKind.RMS),
+            norm=NormSpec(
+                norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr(), norm.epsilon, norm.kind
+            ),
             hidden=hidden.data_ptr(),
             rows=rows.ctypes.data,
             normed=normed.ctypes.data,
@@ -276,18 +326,23 @@ class _Finder:
         )
         self._kernels.head(call)
         found, wanted = torch.from_numpy(logits), captured.logits
+        softcap = getattr(self._config, "final_logit_softcapping", None) or 0.0
+        if softcap:
+            wanted = torch.atanh((wanted.double() / softcap).clamp(-1, 1)).float() * softcap
         scale = float((found * wanted).sum() / found.square().sum())
         if not (found * scale - wanted).norm() <= TOLERANCES[self._dtype] * wanted.norm():
             raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
-        call.scale = nearest_named(scale, self._config, ROUNDING[self._dtype])
+        call.scale, call.softcap = nearest_named(scale, self._config, ROUNDING[self._dtype]), softcap
         return call, keeps
 
     def _final_norm(self) -> Norm:
         """Return the norm before the head, the body's only one."""
         norms = [each for each in self._body.children() if is_norm(each)]
         if len(norms) != 1:
-            raise UnsupportedLayerError(f"it has {len(norms)} RMS norms besides those of its layers")
-        return find_norm(norms[0])
+            raise UnsupportedLayerError(f"it has {len(norms)} norms besides those of its layers")
+        found = norm_of(norms[0])
+        assert found is not None
+        return found
 
     def _embedding_scale(self, captured: Capture) -> float:
         """Return the factor of embeddings before the first layer."""
@@ -297,3 +352,10 @@ class _Finder:
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")
         return nearest_named(scale, self._config, ROUNDING[self._dtype])
+
+
+def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:
+    """Return logits for the outputs of a head's matrix, as the kernels compute them."""
+    logits = outputs * head.scale
+    cap = float(head.softcap)
+    return torch.tanh(logits / cap) * cap if cap else logits

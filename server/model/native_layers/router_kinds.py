@@ -15,14 +15,17 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
+from server.model.native_layers.own_router import OwnRouter
 from server.model.transformers_hooks.probe import Probe
 
 SPREADS = (0.3, 1.0, 3.0)  # standard deviations of a trial's logits: flat and peaked scores
 ROWS = 16  # of each spread
-DRAWS = 4  # of noise
+DRAWS, SPARSE_DRAWS = 4, 64  # of noise; weights of the sparse mixer jump at many places
 AS_GOOD, LEAST_ERROR = 1.01, 1e-9  # errors up to so many times the least, or up to so small a one, are equal
+JITTER = "router_jitter_noise"  # attribute of a router: half of what the sparse mixer regards as near
 LEAST_IN_GROUP = 2  # experts, as a group is chosen by its two best
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
+MOST_JUMP = 0.05  # change of a weight, relative to the largest of its row
 NOISE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of logits, relative to the largest of a row
 LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
 
@@ -61,8 +64,14 @@ class _Recorder(Probe):
         raise _RecordedError
 
 
-def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype) -> Trial:
+def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype, own: OwnRouter | None = None) -> Trial:
     """Pass random rows to the router in a block, so scaled that its scores are flat, moderate and peaked.
+
+    Args:
+        block: calls the experts, or is a router beside them (``own``).
+        router: its weights.
+        dtype: of the model.
+        own: the parts of a router beside the experts.
 
     Raises:
         UnsupportedLayerError: the block takes more than hidden states.
@@ -75,13 +84,33 @@ def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype) -> Tr
     recorder = _Recorder()
     try:
         with torch.inference_mode(), use_hooks(recorder):
-            block(rows.unsqueeze(0))
+            output = block(rows if own is not None else rows.unsqueeze(0))
+            recorder.call = _call_of(output)
     except _RecordedError:
         pass
     except TypeError as error:
         raise UnsupportedLayerError(f"its MLP is called in another way ({error})") from error
     chosen, weights = recorder.call
-    return Trial(logits_of(router, rows), chosen, weights.double())
+    weights = weights.double()
+    if own is not None and own.expert_scales is not None:
+        weights = weights / own.expert_scales.double()[chosen]
+    return Trial(logits_of(router, rows if own is None else own.rows(rows)), chosen, weights)
+
+
+def _call_of(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the choices and their weights among what a router returns.
+
+    Raises:
+        UnsupportedLayerError: they are not there.
+    """
+    tensors = [each for each in output if isinstance(each, torch.Tensor)] if isinstance(output, tuple) else []
+    chosen = next((each for each in tensors if not each.is_floating_point()), None)
+    weights = [
+        each for each in tensors if each.is_floating_point() and chosen is not None and each.shape == chosen.shape
+    ]
+    if chosen is None or len(weights) != 1:
+        raise UnsupportedLayerError("its router returns no choices")
+    return chosen, weights[0]
 
 
 def logits_of(router: RouterWeights, rows: torch.Tensor) -> torch.Tensor:
@@ -131,12 +160,16 @@ def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Route
     num_groups, top_groups = groups_of(owner, router.matrix.outputs, router.top_k)
     kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
     if is_corrected:
-        kinds.reverse()
+        kinds = [*reversed(kinds), RouterKind.TOP_SIGMOID]
+    jitter = float(getattr(owner, JITTER, 0.0))
+    if jitter:
+        kinds.append(RouterKind.SPARSE_MIXER)
     for kind in kinds:
         for is_normalised in (1, 0):
             candidate = Router.from_buffer_copy(router)
             candidate.kind, candidate.is_normalised, candidate.scale = kind, is_normalised, 1.0
             candidate.num_groups, candidate.top_groups = num_groups, top_groups
+            candidate.near = 2 * jitter if kind is RouterKind.SPARSE_MIXER else 0.0
             yield candidate
 
 
@@ -175,9 +208,12 @@ def steady_rows(
     wanted, random = chosen.sort(1).values, torch.Generator().manual_seed(0)
     size = noise * logits.abs().amax(1, keepdim=True).clamp_min(1e-6)
     is_steady = torch.ones(len(logits), dtype=torch.bool)
-    for _ in range(DRAWS):
+    for _ in range(SPARSE_DRAWS if router.kind == RouterKind.SPARSE_MIXER else DRAWS):
         changed = logits + size * torch.randn(logits.shape, generator=random, dtype=logits.dtype)
-        is_steady &= (choose(router, correction, changed)[0].sort(1).values == wanted).all(1)
+        other, other_weights = choose(router, correction, changed)
+        is_steady &= (other.sort(1).values == wanted).all(1)
+        if router.kind == RouterKind.SPARSE_MIXER:  # its weights jump where another expert becomes near
+            is_steady &= (other_weights - weights).abs().amax(1) < MOST_JUMP * weights.amax(1)
     return chosen, weights, is_steady
 
 
@@ -213,6 +249,21 @@ def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor
         ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
     chosen = ranked.topk(router.top_k).indices
     weights = scores.gather(1, chosen)
+    if router.kind == RouterKind.SPARSE_MIXER:
+        weights = _mix_sparsely(scores, chosen, router.near)
+    if router.kind == RouterKind.TOP_SIGMOID:
+        weights = weights.sigmoid()
     if router.kind == RouterKind.TOP_FIRST:
         weights = weights.softmax(1)
     return chosen, weights / weights.sum(1, keepdim=True) if router.is_normalised else weights
+
+
+def _mix_sparsely(scores: torch.Tensor, chosen: torch.Tensor, near: float) -> torch.Tensor:
+    """Return the weights ``(rows, k)`` of the sparse mixer (arXiv 2409.12136)."""
+    left, weights = scores.clone(), []
+    for index in chosen.unbind(1):
+        best = scores.gather(1, index.unsqueeze(1))
+        is_far = (best - scores) / torch.maximum(scores.abs(), best) > near
+        weights.append(left.masked_fill(is_far, -torch.inf).softmax(1).gather(1, index.unsqueeze(1)))
+        left = left.scatter(1, index.unsqueeze(1), -torch.inf)
+    return torch.cat(weights, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from server.kernels.expert import scales_input
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.slot_format import PLAIN
@@ -15,12 +16,12 @@ from server.kernels.native.structures.adapters import LoraPlace
 from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.native.structures.layers import FeedForwardKind, Mixture, Mlp
 from server.kernels.native.structures.matrices import Format, Matrix
-from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
+from server.model.native_layers.own_router import OwnRouter
 from server.model.native_layers.parts import Dense, Parts
 
 
@@ -28,9 +29,9 @@ def build_layer(
     module: nn.Module,
     index: int,
     parts: Parts,
-    captured: LayerCapture,
     experts: ExpertLayer | None,
     router: RouterWeights | None,
+    own: OwnRouter | None = None,
 ) -> NativeLayer:
     """Build a layer without its mixer, and without the kind of its router (``find_router_kind``).
 
@@ -39,14 +40,17 @@ def build_layer(
     """
     layer = NativeLayer(index, experts)
     spec = layer.spec
-    spec.input_norm, spec.inner_norm = (layer.norm(norm) for norm in (parts.input_norm, parts.inner_norm))
-    if {len(parts.input_norm.weight), len(parts.inner_norm.weight)} != {captured.given.shape[1]}:
-        raise UnsupportedLayerError("its norms have another size than its hidden states")
+    spec.input_norm, spec.mixer_norm = layer.norm(parts.input_norm), layer.norm(parts.mixer_norm)
+    spec.inner_norm, spec.output_norm = layer.norm(parts.inner_norm), layer.norm(parts.output_norm)
+    spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
-    spec.output_scale = 1.0
+    spec.output_scale = 1.0 if parts.scale is None else float(parts.scale)
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)
     if parts.experts is not None:
         layer.feed_forward = _mixture(layer, parts, router, mlp)
+        if own is not None:
+            layer.mixture.router_norm = layer.norm(own.norm)
+            layer.mixture.router.expert_scales = layer.address(own.expert_scales)
         spec.feed_forward_kind = FeedForwardKind.EXPERTS
     elif mlp is not None and experts is None:
         layer.feed_forward = mlp
@@ -58,7 +62,7 @@ def build_layer(
 
 
 def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
-    linears = dense.gate, dense.up, dense.down
+    linears = [linear for linear in (dense.gate, dense.up, dense.down) if linear is not None]
     if any(linear.bias is not None for linear in linears):
         raise UnsupportedLayerError("its dense MLP has biases")
     like: Any = SimpleNamespace(
@@ -67,11 +71,14 @@ def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
     gate = recognise_gate(like)
     if gate is None:
         raise UnsupportedLayerError("its dense MLP has an unknown activation")
-    parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
-    shape = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
+    parts = (Matrix * 2)(*map(matrix_of, linears[:-1]))
+    shape = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, len(linears) - 1, Format.FLOAT32)
     mlp = Mlp(shape=shape, weighting=no_matrix())
+    mlp.scale = dense.scale
+    mlp.input_norm, mlp.output_norm = layer.norm(dense.input_norm), layer.norm(dense.output_norm)
     layer.add_target(dense.gate, LoraPlace.DENSE_FIRST)
-    layer.add_target(dense.up, LoraPlace.DENSE_FIRST, dense.gate.out_features)
+    if dense.up is not None:
+        layer.add_target(dense.up, LoraPlace.DENSE_FIRST, dense.gate.out_features)
     layer.add_target(dense.down, LoraPlace.DENSE_SECOND)
     if dense.weighting is not None:
         if dense.weighting.bias is not None or dense.weighting.out_features != 1:
@@ -95,7 +102,9 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = layer.keep(weight if weight.dtype in PLAIN else weight.float())
-    mixture = Mixture(experts=shape, num_experts=weight.shape[0])
+    mixture = Mixture(experts=shape, num_experts=weight.shape[0], output_norm=layer.norm(parts.experts_norm))
+    mixture.experts_scale = 1.0
+    mixture.scales_input = int(scales_input(parts.experts))
     if shared is not None:
         mixture.shared, mixture.has_shared = shared, 1
     own = mixture.router

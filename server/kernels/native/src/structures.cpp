@@ -91,7 +91,8 @@ template <>
 struct Fields<RouterKind> {
   static constexpr Field kAll[] = {
       number("SOFTMAX_FIRST", RouterKind::kSoftMaxFirst), number("TOP_FIRST", RouterKind::kTopFirst),
-      number("SIGMOID", RouterKind::kSigmoid)};
+      number("SIGMOID", RouterKind::kSigmoid), number("TOP_SIGMOID", RouterKind::kTopSigmoid),
+      number("SPARSE_MIXER", RouterKind::kSparseMixer)};
 };
 
 template <>
@@ -174,7 +175,7 @@ struct Fields<Router> {
   using Type = Router;
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(expert_scales), FIELD(kind), FIELD(top_k), FIELD(num_groups),
-      FIELD(top_groups), FIELD(is_normalised), FIELD(scale)};
+      FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near)};
 };
 
 template <>
@@ -187,7 +188,7 @@ struct Fields<GroupedAttention> {
       FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
       FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
       FIELD(has_gates_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind), FIELD(cache_format),
-      FIELD(head_norm_epsilon), FIELD(scaling), FIELD(softcap)};
+      FIELD(head_norm_epsilon), FIELD(value_scale), FIELD(scaling), FIELD(softcap)};
 };
 
 template <>
@@ -239,7 +240,7 @@ struct Fields<ShortConvolution> {
 template <>
 struct Fields<Mlp> {
   using Type = Mlp;
-  static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting), FIELD(input_norm), FIELD(output_norm)};
+  static constexpr Field kAll[] = {FIELD(shape), FIELD(weighting), FIELD(input_norm), FIELD(output_norm), FIELD(scale)};
 };
 
 template <>
@@ -247,7 +248,7 @@ struct Fields<Mixture> {
   using Type = Mixture;
   static constexpr Field kAll[] = {
       FIELD(router), FIELD(experts), FIELD(shared), FIELD(router_norm), FIELD(output_norm), FIELD(num_experts),
-      FIELD(has_shared), FIELD(scales_input)};
+      FIELD(has_shared), FIELD(experts_scale), FIELD(scales_input)};
 };
 
 template <>

@@ -23,6 +23,8 @@ class RouterKind(IntEnum):
     SOFTMAX_FIRST = 0
     TOP_FIRST = 1
     SIGMOID = 2
+    TOP_SIGMOID = 3
+    SPARSE_MIXER = 4
 
 
 class GateKind(IntEnum):
@@ -76,6 +78,7 @@ class Router(Structure):
         ("top_groups", c_int32),
         ("is_normalised", c_int32),
         ("scale", c_float),
+        ("near", c_float),
     ]
 
 
@@ -117,6 +120,7 @@ class GroupedAttention(Structure):
         ("gate_kind", c_int32),
         ("cache_format", c_int32),
         ("head_norm_epsilon", c_float),
+        ("value_scale", c_float),
         ("scaling", c_float),
         ("softcap", c_float),
     ]
@@ -204,7 +208,13 @@ class ShortConvolution(Structure):
 
 
 class Mlp(Structure):
-    _fields_ = [("shape", ExpertShape), ("weighting", Matrix), ("input_norm", Norm), ("output_norm", Norm)]
+    _fields_ = [
+        ("shape", ExpertShape),
+        ("weighting", Matrix),
+        ("input_norm", Norm),
+        ("output_norm", Norm),
+        ("scale", c_float),
+    ]
 
 
 class Mixture(Structure):
@@ -216,6 +226,7 @@ class Mixture(Structure):
         ("output_norm", Norm),
         ("num_experts", c_int32),
         ("has_shared", c_int32),
+        ("experts_scale", c_float),
         ("scales_input", c_int32),
     ]
 

@@ -24,7 +24,8 @@ from server.model.recurrent.states import StateCache
 if TYPE_CHECKING:
     from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 
-MATRICES = ("query", "key", "value", "output")  # in the order of an adapter's places
+MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
+VALUE_SCALE = "v_scale"  # attribute: factor of values
 
 
 class GroupedAttentionMixer(RotaryMixer):
@@ -49,13 +50,19 @@ class GroupedAttentionMixer(RotaryMixer):
         spec = self.spec
         for number, name in enumerate(MATRICES):
             linear = getattr(parts, name)
+            if linear is None:
+                setattr(spec, name, no_matrix())
+                continue
             setattr(spec, name, matrix_of(linear))
             setattr(spec, f"{name}_bias", self.keep(linear.bias))
             self.add_target(linear, number)
-        if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
+        shared = [each for each in (spec.query, spec.key, spec.value, spec.gate) if each.outputs]
+        if len({each.format for each in shared}) > 1:  # they share quantised rows
             raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
         self._set_heads(parts)
         self._set_head_norms(parts.query_norm, parts.key_norm)
+        self._set_gate(parts)
+        self._set_values(parts)
         spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
         spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
         if options.sinks is not None and options.sinks.numel() != spec.heads:
@@ -79,6 +86,13 @@ class GroupedAttentionMixer(RotaryMixer):
 
     def fit(self, trial: MixerTrial) -> None:
         fit_rotation(self, trial)
+        if self.spec.gate_kind == GateKind.NONE:
+            return
+        errors = {}
+        for kind in (GateKind.SIGMOID, GateKind.SOFTPLUS):
+            self.spec.gate_kind = kind
+            errors[kind] = trial.error(self.for_trial(trial.captured, trial.num_tokens))
+        self.spec.gate_kind = min(errors, key=lambda kind: errors[kind])
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
         del captured
@@ -103,12 +117,34 @@ class GroupedAttentionMixer(RotaryMixer):
         if not 0 < spec.key_dim <= min(parts.query.out_features, parts.key.out_features):
             raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
         spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
-        spec.value_dim = parts.value.out_features // spec.kv_heads
+        spec.value_dim = spec.key_dim if parts.value is None else parts.value.out_features // spec.kv_heads
         if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
             spec.heads, spec.has_gates_in_query = spec.heads // 2, 1  # which a trial of its queries confirms
             spec.gate_kind = GateKind.SIGMOID
         if spec.heads % spec.kv_heads or parts.output.in_features != spec.heads * spec.value_dim:
             raise UnsupportedLayerError("the sizes of its heads and projections differ")
+
+    def _set_gate(self, parts: GroupedAttentionParts) -> None:
+        """Set gates that have a projection of their own; ``fit`` finds their function."""
+        spec, gate, bias = self.spec, parts.gate, parts.gate_bias
+        if gate is None:
+            return
+        spec.gate_kind = GateKind.SIGMOID
+        if gate.out_features not in (spec.heads, spec.heads * spec.value_dim):
+            raise UnsupportedLayerError(f"its attention has {gate.out_features} gates for {spec.heads} heads")
+        if bias is not None:
+            if gate.bias is not None or bias.numel() != spec.heads:
+                raise UnsupportedLayerError("its gates have biases that are not one for each head")
+            spec.gate_bias = self.keep(bias.detach().flatten().repeat_interleave(gate.out_features // spec.heads))
+
+    def _set_values(self, parts: GroupedAttentionParts) -> None:
+        spec, norm = self.spec, parts.value_norm
+        spec.value_scale = float(getattr(parts.module, VALUE_SCALE, 1.0))
+        if norm is None:
+            return
+        if len(norm.weight) != spec.value_dim or (spec.key_norm and norm.epsilon != parts.key_epsilon):
+            raise UnsupportedLayerError("its values are normed in another way than its keys")
+        spec.value_norm, spec.head_norm_epsilon = self.keep(norm.weight), norm.epsilon
 
     def _set_head_norms(self, query: Norm | None, key: Norm | None) -> None:
         if query is None or key is None:
@@ -157,7 +193,7 @@ class TrialAttention(GroupedAttentionMixer):
         size = trial.heads * own.key_dim
         nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)
         trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm
-        trial.value, trial.value_bias = own.query, own.query_bias
+        trial.value, trial.value_bias, trial.value_norm = own.query, own.query_bias, None
         trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
         trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.data_ptr())
         found = cls(mixer.module, mixer.index, trial, num_tokens)

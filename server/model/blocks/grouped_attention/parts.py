@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from server.model.blocks.capture import LayerCapture
@@ -14,7 +15,9 @@ from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, find_norm
 
-HEAD_NORMS = ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")
+HEAD_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
+VALUE_NORM = "v_norm"
+GATES = ("g_proj", "gate_proj")
 OUTPUTS = ("o_proj", "out_proj", "dense")
 
 
@@ -25,29 +28,47 @@ class GroupedAttentionParts(MixerParts):
     module: Any
     query: Linear
     key: Linear
-    value: Linear
+    value: Linear | None  # none: values are the keys before norm and rotation
     output: Linear
+    gate: Linear | None  # of attention's results
+    gate_bias: torch.Tensor | None  # (heads,)
     query_norm: Norm | None
     key_norm: Norm | None
+    value_norm: Norm | None
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
-        found = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-        output = next((getattr(module, name) for name in OUTPUTS if hasattr(module, name)), None)
-        linears = [linear for linear in (*found, output) if isinstance(linear, LINEARS)]
-        if keeps_state or len(linears) != 4:  # noqa: PLR2004
+        own: Any = module
+        query, key, value = (getattr(own, name, None) for name in ("q_proj", "k_proj", "v_proj"))
+        output: Any = next((getattr(module, name) for name in OUTPUTS if hasattr(module, name)), None)
+        has_values = isinstance(value, LINEARS) or (value is None and hasattr(module, "v_proj"))
+        if keeps_state or not has_values:
             return None
-        query, key, value, back = linears
+        if not (isinstance(query, LINEARS) and isinstance(key, LINEARS) and isinstance(output, LINEARS)):
+            return None
+        gate = next((found for name in GATES if isinstance(found := getattr(module, name, None), LINEARS)), None)
         query_norm, key_norm = (_head_norm(module, names) for names in HEAD_NORMS)
-        return cls(module, query, key, value, back, query_norm, key_norm)
+        value_norm = getattr(module, VALUE_NORM, None)
+        if value_norm is not None:
+            value_norm = find_norm(value_norm, int(own.head_dim))
+        gate_bias = getattr(module, "gate_bias", None)
+        return cls(module, query, key, value, output, gate, gate_bias, query_norm, key_norm, value_norm)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        for linear in (self.query, self.key, self.value, self.output):
-            yield from linear.parameters()
-        for norm in (self.query_norm, self.key_norm):
+        for linear in (self.query, self.key, self.value, self.output, self.gate):
+            if linear is not None:
+                yield from linear.parameters()
+        for norm in (self.query_norm, self.key_norm, self.value_norm):
             if norm is not None:
                 yield from norm.module.parameters()
+        if isinstance(self.gate_bias, nn.Parameter):
+            yield self.gate_bias
         yield from (value for name, value in self.module.named_parameters(recurse=False) if "sink" in name)
+
+    @property
+    def key_epsilon(self) -> float | None:
+        """The epsilon of the keys' norm."""
+        return None if self.key_norm is None else self.key_norm.epsilon
 
     def build(self, captured: LayerCapture, place: LayerPlace) -> GroupedAttentionMixer:
         return GroupedAttentionMixer(self, captured.options, place.index)

@@ -5,6 +5,7 @@ The output of attention does not show it: where all keys have about the same wei
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from server.model.blocks.mixer import MixerTrial, relative_error
 if TYPE_CHECKING:
     from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
 
+CLEARLY = 1.1  # factor of errors: norms follow the rotation only if their keys are so much nearer
 SAME = 1e-5  # keys that differ no more, relative to their norm, were rotated in the same way
 
 
@@ -24,6 +26,7 @@ class Rotation(NamedTuple):
 
     error: float  # of its keys
     kind: RopeKind
+    norms_rotated: int  # whether norms of heads follow it
     keys: torch.Tensor  # (kv_heads, tokens, key_dim)
 
     def as_pair(self) -> tuple[float, bool]:
@@ -41,12 +44,14 @@ def fit_rotation(mixer: GroupedAttentionMixer, trial: MixerTrial) -> None:
     if not captured.keys.any():
         raise UnsupportedLayerError("its keys are zero, which does not show how they are rotated")
     best, *others = rotations(mixer, trial)
-    mixer.spec.rope_kind = best.kind
+    mixer.spec.rope_kind, mixer.spec.norms_rotated = best.kind, best.norms_rotated
     queries = queries_of(mixer, trial)
     if queries.shape != captured.queries.shape or not relative_error(queries, captured.queries) < tolerance:
         raise UnsupportedLayerError("its queries are normed or rotated in another way")
     if not best.error < tolerance:
         raise UnsupportedLayerError("its keys are normed or rotated in another way")
+    # A norm before or after the rotation gives almost the same keys, unless its weights differ much within pairs.
+    others = [each for each in others if each.kind != best.kind]
     if any(each.error < tolerance and relative_error(each.keys, best.keys) > SAME for each in others):
         raise UnsupportedLayerError("its keys are rotated too little to show how")
 
@@ -59,14 +64,17 @@ def rotations(mixer: GroupedAttentionMixer, trial: MixerTrial) -> list[Rotation]
     spec, wanted, found = mixer.spec, trial.captured.keys, []
     spec.rotary_dim = trial.positions.rotary_dim
     has_positions = trial.captured.positions is not None
-    for kind in (RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE) if has_positions else (RopeKind.NONE,):
-        spec.rope_kind = kind
+    kinds = (RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE) if has_positions else (RopeKind.NONE,)
+    for kind, norms_rotated in product(kinds, (0, 1) if spec.key_norm else (0,)):
+        if norms_rotated and kind == RopeKind.NONE:
+            continue
+        spec.rope_kind, spec.norms_rotated = kind, norms_rotated
         bound = mixer.for_trial(trial.captured, trial.num_tokens)
         trial.run(bound)
         if bound.keys.shape != wanted.shape:
             raise UnsupportedLayerError("its attention has another number of keys than its projections give")
-        found.append(Rotation(relative_error(bound.keys, wanted), kind, bound.keys))
-    return sorted(found, key=lambda each: each.error)
+        found.append(Rotation(relative_error(bound.keys, wanted), kind, norms_rotated, bound.keys))
+    return sorted(found, key=lambda each: each.error * (CLEARLY if each.norms_rotated else 1.0))
 
 
 def queries_of(mixer: GroupedAttentionMixer, trial: MixerTrial) -> torch.Tensor:

@@ -74,7 +74,7 @@ def router(**fields: Any) -> Router:
         {"num_groups": 2**31 - 1},
         {"top_groups": 0},
         {"top_groups": 5},
-        {"kind": 3},
+        {"kind": 5},
     ],
 )
 def test_impossible_routers_are_refused(fields: dict[str, Any]) -> None:

@@ -45,6 +45,9 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     float* x = value + head * attention.value_dim;
     level.normalise(x, attention.value_norm, attention.head_norm_epsilon, attention.value_dim, x);
   }
+  if (attention.value_scale != 1.0f) {
+    for (int64_t i = 0; i < attention.kv_heads * attention.value_dim; ++i) value[i] *= attention.value_scale;
+  }
   if (!attention.norms_rotated) norm_both();
   if (attention.rope_kind != RopeKind::kNone) {
     const int64_t angles = (step.has_own_angles ? token : position) * (attention.rotary_dim / 2);

@@ -46,6 +46,7 @@ struct GroupedAttention {
   GateKind gate_kind;
   Format cache_format;
   float head_norm_epsilon;
+  float value_scale;         // factor of values
   float scaling;
   float softcap;
 };

@@ -35,6 +35,7 @@ struct Choices {
   const float* outputs;
   const float* weights;  // null if they are weighted already
   int64_t top_k;
+  float scale;
   Norm norm;
 };
 
@@ -78,7 +79,7 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
 
 // Adds the results of experts and of an MLP to the hidden states.
 void add_results(Context& context, const LayerSpec& layer, const StepCall& step, const Choices& choices,
-                 const Weighted& mlp, const Norm& mlp_norm) {
+                 const Weighted& mlp, const Mlp& dense) {
   const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
@@ -89,11 +90,14 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
       const float weight = choices.weights ? choices.weights[i] : 1.0f;
       level.add_scaled(sum, choices.outputs + i * hidden_size, weight, hidden_size);
     }
+    if (choices.scale != 1.0f) {
+      for (int64_t i = 0; i < hidden_size; ++i) sum[i] *= choices.scale;
+    }
     apply_norm(level, choices.norm, sum, hidden_size, sum);
     if (mlp.results) {
       float* result = mlp.results + token * hidden_size;
-      apply_norm(level, mlp_norm, result, hidden_size, result);
-      level.add_scaled(sum, result, mlp.weights ? mlp.weights[token] : 1.0f, hidden_size);
+      apply_norm(level, dense.output_norm, result, hidden_size, result);
+      level.add_scaled(sum, result, mlp.weights ? mlp.weights[token] * dense.scale : dense.scale, hidden_size);
     }
     apply_norm(level, layer.output_norm, sum, hidden_size, sum);
     float* hidden = step.hidden + token * hidden_size;
@@ -203,8 +207,8 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
-  add_results(context, layer, step, {outputs, weights, mixture.router.top_k, mixture.output_norm}, shared,
-              mixture.shared.output_norm);
+  add_results(context, layer, step, {outputs, weights, mixture.router.top_k, mixture.experts_scale, mixture.output_norm},
+              shared, mixture.shared);
 }
 
 }  // namespace
@@ -220,7 +224,7 @@ const FeedForwardOperations kMlp = {
     [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
-      add_results(context, layer, step, {}, run_mlp(context, layer, mlp, step), mlp.output_norm);
+      add_results(context, layer, step, {nullptr, nullptr, 0, 1.0f, {}}, run_mlp(context, layer, mlp, step), mlp);
     },
 };
 

@@ -13,6 +13,7 @@ struct Mlp {
   Matrix weighting;   // (1, hidden); its sigmoid weights the result. No outputs: no weighting
   Norm input_norm;    // of the hidden states; none: the rows of the layer's inner norm
   Norm output_norm;
+  float scale;        // factor of the result
 };
 
 struct Mixture {
@@ -23,6 +24,7 @@ struct Mixture {
   Norm output_norm;   // of the experts' weighted sum
   int32_t num_experts;
   int32_t has_shared;
+  float experts_scale;   // factor of the experts' weighted sum
   int32_t scales_input;  // the router's weights scale the inputs of experts instead of their results
 };
 

@@ -49,6 +49,24 @@ void keep_best_groups(const Router& router, int64_t num_experts, float* scores, 
   }
 }
 
+// Sets the weight of each choice to its share in a softmax over the experts that were left when it was made, without
+// those that are further from it than `near` (arXiv 2409.12136). `spare` is memory for as many numbers as `scores`.
+void mix_sparsely(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare,
+                  const int32_t* chosen, float* weights) {
+  std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
+  for (int32_t i = 0; i < router.top_k; ++i) {
+    const float best = scores[chosen[i]];
+    for (int64_t j = 0; j < num_experts; ++j) {
+      const float size = std::max(std::fabs(spare[j]), best);
+      if ((best - spare[j]) / size > router.near) scores[j] = -INFINITY;
+    }
+    level.soft_max(scores, num_experts);
+    weights[i] = scores[chosen[i]];
+    std::memcpy(scores, spare, static_cast<size_t>(num_experts) * sizeof(float));
+    for (int32_t made = 0; made <= i; ++made) scores[chosen[made]] = -INFINITY;
+  }
+}
+
 // `scores` are a token's logits; `spare` is memory for as many numbers, and for one of each group.
 void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
             float* weights) {
@@ -59,6 +77,8 @@ void choose(const Level& level, const Router& router, int64_t num_experts, float
   if (router.num_groups > 1) keep_best_groups(router, num_experts, spare, spare + num_experts);
   take_best(spare, num_experts, router.top_k, chosen);
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
+  if (router.kind == RouterKind::kSparseMixer) mix_sparsely(level, router, num_experts, scores, spare, chosen, weights);
+  if (router.kind == RouterKind::kTopSigmoid) level.sigmoid(weights, router.top_k);
   if (router.kind == RouterKind::kTopFirst) level.soft_max(weights, router.top_k);
   float total = 1.0f;
   if (router.is_normalised) {
@@ -188,7 +208,7 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 const char* check_router(const Router& router, int64_t hidden_size) {
   const Matrix& matrix = router.matrix;
   if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
-  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSigmoid) return "an unknown kind of router";
+  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSparseMixer) return "an unknown kind of router";
   if (router.top_k < 1 || router.top_k > matrix.outputs) return "a router that chooses more experts than there are";
   if (router.num_groups == 1) return nullptr;
   // A group is chosen by its two best experts.

@@ -10,6 +10,8 @@ enum class RouterKind : int32_t {
   kSoftMaxFirst = 0,  // softmax over all, then top-k
   kTopFirst = 1,      // top-k, then softmax over these
   kSigmoid = 2,       // sigmoid; a correction may be added for the choice, and groups of experts may be chosen first
+  kTopSigmoid = 3,    // top-k of logits, to which a correction may be added, then their sigmoid
+  kSparseMixer = 4,   // the best, then the best of the others: each weight is a softmax over those that are nearly as good
 };
 
 struct Router {
@@ -23,6 +25,7 @@ struct Router {
   int32_t top_groups;
   int32_t is_normalised;    // divide the weights by their sum
   float scale;              // factor of the weights
+  float near;               // of the sparse mixer: largest relative distance to the best of those that are nearly as good
 };
 
 const char* check_router(const Router& router, int64_t hidden_size);

@@ -202,7 +202,7 @@ class AnyLayer {
     attention_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
     attention_.cache_dim = maybe(std::max(attention_.key_dim, attention_.value_dim));
     attention_.cache_slots = num_blocks() * kCacheBlock;
-    spec_.residual_scale = spec_.output_scale = attention_.scaling = 1.0f;
+    spec_.residual_scale = spec_.output_scale = mixture_.experts_scale = mixture_.shared.scale = attention_.scaling = attention_.value_scale = 1.0f;
     spec_.is_parallel = one_in(4);
     mixture_.has_shared = one_in(2);
     spec_.mixer_kind = static_cast<MixerKind>(maybe32(one_in(8) ? 0 : 1));
@@ -217,7 +217,7 @@ class AnyLayer {
     const int64_t num_experts = std::clamp<int64_t>(router.num_groups, 1, 300) * between(2, 4);
     router.top_groups = maybe32(between(1, std::clamp<int64_t>(router.num_groups, 1, 300)));
     router.top_k = maybe32(between(1, 4));
-    router.kind = static_cast<RouterKind>(maybe32(between(0, 2)));
+    router.kind = static_cast<RouterKind>(maybe32(between(0, 4)));
     router.is_normalised = static_cast<int32_t>(between(0, 1));
     router.matrix = any_matrix(num_experts, hidden_, true);
     mixture_.num_experts = maybe32(router.matrix.outputs);

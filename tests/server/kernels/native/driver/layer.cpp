@@ -69,6 +69,7 @@ void Layer::set_attention(int32_t number) {
   if (has_gate || has_own_gate) attention.gate_kind = static_cast<GateKind>(between(1, 2));
   attention.norms_rotated = between(0, 1);
   attention.scales_queries = between(0, 1);
+  attention.value_scale = one_in(2) ? 1.0f : 0.7f;
   attention.value_norm = one_in(2) ? keep(value_dim, 0.3f, 1.0f) : nullptr;
   attention.query_bias = maybe(query.layout.outputs);
   attention.key_bias = maybe(kv_heads * key_dim);
@@ -123,13 +124,16 @@ void Layer::set_experts() {
     mixture.output_norm = any_norm();
     mixture.scales_input = one_in(3);
     by.correction = one_in(2) ? keep(mixture.num_experts, 0.1f, 0.0f) : nullptr;
-    by.kind = static_cast<RouterKind>(between(0, 2));
+    by.kind = static_cast<RouterKind>(between(0, 4));
     by.is_normalised = between(0, 1);
+    by.near = 0.3f;
     by.scale = one_in(2) ? 1.0f : 2.5f;
     const Format format = experts_format(hidden);
     experts.emplace_back(format, mixture.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
     mixture.experts = experts[0].shape;
   }
+  mixture.experts_scale = one_in(2) ? 1.0f : 0.6f;
+  mixture.shared.scale = one_in(2) ? 1.0f : 0.6f;
   mixture.has_shared = has_shared;
   if (!has_shared) return;
   const Format format = experts_format(hidden);

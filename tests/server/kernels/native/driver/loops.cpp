@@ -66,6 +66,7 @@ struct Heads {
     for (int64_t head = 0; spec.value_norm && head < layer.kv_heads; ++head) {
       normalise(value.data() + head * layer.value_dim, spec.value_norm, kHeadEpsilon, layer.value_dim);
     }
+    for (double& number : value) number *= spec.value_scale;
     for (Vector* vector : {&query, &key}) {
       const float* weight = vector == &query ? spec.query_norm : spec.key_norm;
       const auto size = static_cast<int64_t>(vector->size()), piece = spec.norms_together ? size : layer.key_dim;
@@ -217,6 +218,20 @@ void check_router(const char* level, const Layer& layer, const Vector& rows, con
     wanted.push_back(scores[found]);
   }
   if (router.kind == RouterKind::kTopFirst) soft_max(wanted);
+  if (router.kind == RouterKind::kTopSigmoid) {
+    for (double& weight : wanted) weight = 1 / (1 + std::exp(-weight));
+  }
+  for (int32_t i = 0; router.kind == RouterKind::kSparseMixer && i < router.top_k; ++i) {
+    const double best = scores[static_cast<size_t>(chosen[i])];
+    double total = 0;
+    for (size_t j = 0; j < scores.size(); ++j) {
+      const bool is_gone = std::find(chosen, chosen + i, static_cast<int32_t>(j)) != chosen + i;
+      const double distance = (best - scores[j]) / std::max(std::fabs(scores[j]), best);
+      if (std::fabs(distance - router.near) < 1e-3) return;  // too close to tell
+      if (!is_gone && !(distance > router.near)) total += std::exp(scores[j] - best);
+    }
+    wanted[static_cast<size_t>(i)] = 1 / total;
+  }
   const double total = router.is_normalised ? std::accumulate(wanted.begin(), wanted.end(), 1e-20) : 1;
   for (size_t i = 0; i < wanted.size(); ++i) {
     wanted[i] *= router.scale / total * (router.expert_scales ? router.expert_scales[chosen[i]] : 1.0f);
@@ -291,6 +306,7 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
       const float weight = layer.mixture.scales_input ? 1.0f : weights[i];
       for (int64_t d = 0; d < hidden; ++d) wanted[d] += weight * outputs[i * hidden + d];
     }
+    for (double& number : wanted) number *= layer.mixture.experts_scale;
     wanted = normed(layer.mixture.output_norm, wanted);
     if (layer.has_dense()) {
       const Mlp& mlp = layer.mixture.shared;
@@ -300,7 +316,7 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
       const Vector added = normed(mlp.output_norm, layer.dense[0].run(0, rows.data(), &size));
       const bool has_gate = !layer.dense_gate.empty();
       const double by = has_gate ? 1 / (1 + std::exp(-product(layer.dense_gate[0], nullptr, rows)[0])) : 1;
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] += by * added[d];
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] += by * mlp.scale * added[d];
     }
     wanted = normed(layer.spec.output_norm, wanted);
     for (int64_t d = 0; d < hidden; ++d) {

@@ -1,0 +1,127 @@
+"""Finds the place of each norm of a layer, by the rows that its modules take and return in a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from server.model.blocks.capture import ChildCall, LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.norms import Norm, norm_of
+
+
+@dataclass(frozen=True)
+class Places:
+    """The calls of a layer's feed-forward part, and the norms around them."""
+
+    experts: ChildCall | None  # of the experts, or of a module that holds them
+    dense: ChildCall | None  # of an MLP that stands alone or beside the experts
+    router: ChildCall | None  # of a router beside the experts
+    input_norm: Norm | None
+    dense_input_norm: Norm | None  # if it is not ``input_norm``
+    experts_norm: Norm | None
+    dense_norm: Norm | None
+    output_norm: Norm | None
+    is_parallel: bool
+
+    @property
+    def block(self) -> nn.Module:
+        """The module that chooses experts, or else the one of the MLP."""
+        call = self.router or self.experts or self.dense
+        assert call is not None
+        return call.module
+
+
+class LayerCalls:
+    """The calls of a layer's children.
+
+    Args:
+        captured: a call of the layer.
+        mixer: its child that mixes tokens.
+
+    Raises:
+        UnsupportedLayerError: the layer does not call its mixer.
+    """
+
+    def __init__(self, captured: LayerCapture, mixer: nn.Module):
+        found = [each for each in captured.calls if each.module is mixer]
+        if not found:
+            raise UnsupportedLayerError("a layer does not call its mixer")
+        self._mixer = found[0]
+        self._norms: list[tuple[ChildCall, Norm]] = []
+        self._others: list[ChildCall] = []
+        for each in captured.calls:
+            norm = norm_of(each.module, each.given.shape[-1]) if each.module is not mixer else None
+            if norm is not None and len(norm.weight) != captured.given.shape[1]:
+                raise UnsupportedLayerError("its norms have another size than its hidden states")
+            if norm is not None:
+                self._norms.append((each, norm))
+            elif each.module is not mixer:
+                self._others.append(each)
+        self.input_norm = self._before(self._mixer)
+        self.mixer_norm = self._after(self._mixer)
+
+    @property
+    def norms(self) -> list[Norm]:
+        """The norms among the layer's children."""
+        return [norm for _, norm in self._norms]
+
+    def place_parts(self, experts: nn.Module | None) -> Places:
+        """Return the places of the other parts.
+
+        Args:
+            experts: somewhere in the layer; None if it has none.
+
+        Raises:
+            UnsupportedLayerError: there is none, or there are more than experts with their router and an MLP.
+        """
+        holder = next(
+            (each for each in self._others if any(module is experts for module in each.module.modules())), None
+        )
+        rest = [each for each in self._others if each is not holder]
+        router = None
+        if holder is not None and holder.module is experts:
+            router = next((each for each in rest if each.output.shape[-1] != each.given.shape[-1]), None)
+            rest = [each for each in rest if each is not router]
+        if len(rest) > 1 or not (holder or rest):
+            raise UnsupportedLayerError(f"its layers have {len(self._others)} parts besides a mixer and norms")
+        dense = rest[0] if rest else None
+        main = holder or dense
+        assert main is not None
+        input_norm, dense_input = self._before(main), None if dense is None else self._before(dense)
+        is_parallel = self._is_same(main.given, self._mixer.given)
+        parts = [each for each in (holder, dense) if each is not None]
+        norms = [self._after(each) for each in parts]
+        known = [self.input_norm, self.mixer_norm, input_norm, dense_input, *norms]
+        left = [norm for norm in self.norms if norm not in known]
+        output_norm = left[0] if left else norms[0] if len(parts) == 1 else None
+        if len(left) > 1 or (left and len(parts) == 1) or (is_parallel and input_norm is not self.input_norm):
+            raise UnsupportedLayerError(f"its layers have {len(self._norms)} norms, some of them in unknown places")
+        if len(parts) == 1:
+            norms = [None]
+        by_part = dict(zip(map(id, parts), norms, strict=True))
+        return Places(
+            experts=holder,
+            dense=dense,
+            router=router,
+            input_norm=None if is_parallel else input_norm,
+            dense_input_norm=None if dense_input is input_norm else dense_input,
+            experts_norm=by_part.get(id(holder)),
+            dense_norm=by_part.get(id(dense)),
+            output_norm=output_norm,
+            is_parallel=is_parallel,
+        )
+
+    def _before(self, call: ChildCall) -> Norm | None:
+        """Return the norm whose output a module takes."""
+        return next((norm for each, norm in self._norms if self._is_same(each.output, call.given)), None)
+
+    def _after(self, call: ChildCall) -> Norm | None:
+        """Return the norm that takes a module's output."""
+        return next((norm for each, norm in self._norms if self._is_same(each.given, call.output)), None)
+
+    @staticmethod
+    def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return one.shape == other.shape and torch.equal(one, other)
