@@ -256,7 +256,8 @@ class _Finder:
         self._trial.run(layer, captured, echoes=True)
         added, wanted = hidden - without, captured.output - without
         scale = float((added * wanted).sum() / added.square().sum().clamp_min(1e-30))
-        return nearest_named(scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype])
+        tolerance = TOLERANCES[self._dtype]
+        return 1.0 if abs(scale - 1) <= tolerance else nearest_named(scale, self._config, tolerance)
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
