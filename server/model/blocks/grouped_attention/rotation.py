@@ -51,7 +51,7 @@ def fit_rotation(mixer: GroupedAttentionMixer, trial: MixerTrial) -> None:
     if not best.error < tolerance:
         raise UnsupportedLayerError("its keys are normed or rotated in another way")
     # A norm before or after the rotation gives almost the same keys, unless its weights differ much within pairs.
-    others = [each for each in others if each.kind != best.kind]
+    others = [each for each in others if each.norms_rotated == best.norms_rotated]
     if any(each.error < tolerance and relative_error(each.keys, best.keys) > SAME for each in others):
         raise UnsupportedLayerError("its keys are rotated too little to show how")
 
