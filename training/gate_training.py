@@ -1,7 +1,7 @@
 """A mixture of LoRA adapters whose gate is trained together with them, beside a frozen model.
 
 At each linear layer an adapter's score for a token is ``x . v``, with a vector for each adapter. The best ``top_k`` are
-added, by the softmax of their scores, as the server does it (``server.model.lora.routing``).
+added, by the softmax of their scores, as the server does it (``server.model.lora.chosen_adapters``).
 """
 
 from __future__ import annotations

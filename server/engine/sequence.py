@@ -21,7 +21,7 @@ from server.engine.pooler import Pooler
 from server.engine.sampling.sampling_state import SamplingState
 from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.stop_strings import TextAssembler
-from server.model.chunk_weights import RoutedTokens
+from server.model.chunk_weights import ChosenAdapters
 from server.model.step import ExpertCost
 
 
@@ -46,7 +46,7 @@ class Sequence:
     expert_cost: ExpertCost = field(default_factory=ExpertCost)  # cost so far
     last_experts: RoutedExperts | None = None  # experts of its last computed token, if requested
     last_adapters: Mapping[str, float] | None = None  # factors of adapters for that token, if requested
-    _routed: RoutedTokens | None = None  # shares of adapters in the tokens since the last event
+    _routed: ChosenAdapters | None = None  # shares of adapters in the tokens since the last event
     pooler: Pooler | None = field(init=False)  # only for a prompt that is not continued
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the prompt's second token on
 
@@ -104,7 +104,7 @@ class Sequence:
         """True if every token of its prompt must be computed, even if it is in the cache."""
         return self.wants_prompt_logits or (self.pooler is not None and self.pooler.pooling == "mean")
 
-    def note_adapters(self, routed: RoutedTokens | None) -> None:
+    def note_adapters(self, routed: ChosenAdapters | None) -> None:
         """Count the adapters that were chosen for tokens, if they are chosen so."""
         if routed is not None:
             self._routed = routed if self._routed is None else self._routed + routed

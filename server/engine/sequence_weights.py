@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from server.engine.interface import ChoiceByToken, ExpertUsage, Timeline
-from server.model.chunk_weights import ChunkWeights, RoutedTokens
+from server.model.chunk_weights import ChosenAdapters, ChunkWeights
 
 
 class SequenceWeights(Protocol):
@@ -48,7 +48,7 @@ class SequenceWeights(Protocol):
     def release(self) -> None:
         """Let the weights be evicted."""
 
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+    def note_tokens(self, num_tokens: int, routed: ChosenAdapters | None) -> None:
         """Count tokens that were computed with the weights.
 
         Args:

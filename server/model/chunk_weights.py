@@ -21,8 +21,8 @@ class WeightedAdapter:
 
 
 @dataclass(frozen=True)
-class AdapterRouter:
-    """A choice of adapters for each token at each linear layer (``server.model.lora.routing``).
+class AdapterChooser:
+    """Chooses adapters for each token at each linear layer (``server.model.lora.chosen_adapters``).
 
     Args:
         adapters: to choose from, without repetition; at a layer, those that add to it.
@@ -38,8 +38,8 @@ class AdapterRouter:
 
 
 @dataclass(frozen=True)
-class RoutedTokens:
-    """The share of each adapter in tokens that a router has chosen adapters for.
+class ChosenAdapters:
+    """The share of each adapter in tokens that adapters were chosen for, one by one.
 
     Args:
         shares: by the adapter's name, the sum over tokens of its mean factor over the linear layers.
@@ -51,14 +51,14 @@ class RoutedTokens:
     num_tokens: int
     last: Mapping[str, float] = field(default_factory=dict)
 
-    def __add__(self, later: RoutedTokens) -> RoutedTokens:
+    def __add__(self, later: ChosenAdapters) -> ChosenAdapters:
         shares = {name: self.shares.get(name, 0.0) + share for name, share in later.shares.items()}
-        return RoutedTokens({**self.shares, **shares}, self.num_tokens + later.num_tokens, later.last)
+        return ChosenAdapters({**self.shares, **shares}, self.num_tokens + later.num_tokens, later.last)
 
-    def spread(self, num_tokens: int) -> RoutedTokens:
+    def spread(self, num_tokens: int) -> ChosenAdapters:
         """Return the same mean shares for another number of tokens."""
         scale = num_tokens / max(1, self.num_tokens)
-        return RoutedTokens({name: share * scale for name, share in self.shares.items()}, num_tokens, self.last)
+        return ChosenAdapters({name: share * scale for name, share in self.shares.items()}, num_tokens, self.last)
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class ChunkWeights:
 
     variant: ExpertVariant | None = None
     adapters: tuple[WeightedAdapter, ...] = ()
-    router: AdapterRouter | None = None
+    router: AdapterChooser | None = None
 
-    def adapters_of_last(self, routed: RoutedTokens | None) -> dict[str, float]:
+    def adapters_of_last(self, routed: ChosenAdapters | None) -> dict[str, float]:
         """Return the factor of each adapter for the last token of a chunk, by name.
 
         Args:
-            routed: what the router chose for the chunk; None without a router.
+            routed: what was chosen for the tokens of the chunk; None if nothing was.
         """
         factors = {} if routed is None else dict(routed.last)
         for each in self.adapters:

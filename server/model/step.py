@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from server.model.chunk_weights import ChunkWeights, RoutedTokens
+from server.model.chunk_weights import ChosenAdapters, ChunkWeights
 from server.model.stalls import Stall
 
 if TYPE_CHECKING:
@@ -120,5 +120,5 @@ class StepOutput:
     hidden: torch.Tensor | None = None  # float32 (rows, hidden): last states of each chunk's last ``num_hidden`` tokens
     stalls: Sequence[Stall] = ()  # in order of time
     routed: Sequence[
-        RoutedTokens | None
+        ChosenAdapters | None
     ] = ()  # by chunk, for those with a router of adapters; none if no chunk has one

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.interface import ChoiceByToken, ExpertUsage, Timeline, UnknownAdapterError
-from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.chunk_weights import AdapterChooser, ChosenAdapters, ChunkWeights, WeightedAdapter
 from server.model.lora.adapter import ExpertTarget
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion, GateVersion, Version
@@ -83,7 +83,7 @@ class AdapterSelection:
     def release(self) -> None:
         self._memory.release(self._versions)
 
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+    def note_tokens(self, num_tokens: int, routed: ChosenAdapters | None) -> None:
         self._note({name: num_tokens for name, _ in self.chosen}, {} if routed is None else routed.shares)
 
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
@@ -99,7 +99,7 @@ class AdapterSelection:
         if routing is None:
             return ChunkWeights(adapters=fixed)
         is_signed = routing.gate is not None
-        router = AdapterRouter(tuple(adapters[len(fixed) :]), routing.top_k, routing.temperature, is_signed)
+        router = AdapterChooser(tuple(adapters[len(fixed) :]), routing.top_k, routing.temperature, is_signed)
         return ChunkWeights(adapters=fixed, router=router)
 
     def _routed(self) -> Sequence[AdapterVersion]:

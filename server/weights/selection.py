@@ -17,7 +17,7 @@ from server.engine.interface import (
 )
 from server.engine.sequence_weights import SequenceWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
-from server.model.chunk_weights import ChunkWeights, RoutedTokens
+from server.model.chunk_weights import ChosenAdapters, ChunkWeights
 from server.model.experts.variant import ExpertVariant
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
@@ -36,7 +36,7 @@ class _ExpertSelection(ABC):
     def release(self) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
 
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:  # noqa: B027  no duty of subclasses
+    def note_tokens(self, num_tokens: int, routed: ChosenAdapters | None) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store counts the tokens of experts."""
 
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:  # noqa: B027  as above
@@ -209,7 +209,7 @@ class CombinedSelection:
         self._variant.note_request(usage, timeline, num_generated)
         self._adapters.note_request(usage, timeline, num_generated)
 
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+    def note_tokens(self, num_tokens: int, routed: ChosenAdapters | None) -> None:
         self._adapters.note_tokens(num_tokens, routed)
 
     @property

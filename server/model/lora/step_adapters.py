@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.low_rank import ExpertAdditions, Factors
-from server.model.chunk_weights import RoutedTokens
+from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.lora.adapter import LoraAdapter
-from server.model.lora.routing import StepRouting
+from server.model.lora.chosen_adapters import StepChoices
 from server.model.lora.tables import tables_of
 from server.model.step import SequenceChunk
 
@@ -31,7 +31,7 @@ class StepAdapters:
         routing: gives others at each linear layer; None if no sequence has a router.
     """
 
-    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors, routing: StepRouting | None = None):
+    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors, routing: StepChoices | None = None):
         self.adapters, self.factors, self.routing = adapters, factors, routing
         self.rows_of_layer: RowsOfLayer | None = None  # tokens of a layer's rows, if some go to other layers
 
@@ -51,7 +51,7 @@ class StepAdapters:
             for each in weighted:
                 row[places[each.adapter]] += each.weight
         counts = [chunk.num_tokens for chunk in chunks]
-        return cls(adapters, factors.repeat(counts, axis=0), StepRouting.of(routers, counts, adapters))
+        return cls(adapters, factors.repeat(counts, axis=0), StepChoices.of(routers, counts, adapters))
 
     def for_experts(self, layer: ExpertLayer, num_rows: int) -> ExpertAdditions | None:
         """Return what the adapters add to the experts of a layer; None if that is nothing.
@@ -100,7 +100,7 @@ class StepAdapters:
 class SequenceAdapters(StepAdapters):
     """The adapters of a step of one sequence, whose layers may see any number of rows."""
 
-    def routed(self, chunk: SequenceChunk) -> RoutedTokens | None:
+    def routed(self, chunk: SequenceChunk) -> ChosenAdapters | None:
         """Return the adapters' shares in the tokens of the step; None without a router.
 
         The rows of layers belong to no tokens, so each token has the mean of all rows.

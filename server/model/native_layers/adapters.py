@@ -14,8 +14,8 @@ from server.kernels.native.lora import LowRank, PartsTable, addresses
 from server.kernels.native.structures.adapters import LoraLayer, LoraParts, LoraRouter, LoraRouting, LoraStep
 from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.lora.adapter import LoraAdapter
+from server.model.lora.chosen_adapters import StepChoices
 from server.model.lora.prototypes import Vectors
-from server.model.lora.routing import StepRouting
 from server.model.lora.step_adapters import StepAdapters
 from server.model.lora.tables import tables_of
 
@@ -129,7 +129,7 @@ class NativeStep:
 class _NativeRouting:
     """The routers of one step; the address of a ``LoraRouting``, which writes to the step's totals."""
 
-    def __init__(self, routing: StepRouting):
+    def __init__(self, routing: StepChoices):
         self._routing = routing
         candidates = routing.candidates.ctypes.data
         self._routers = (LoraRouter * len(routing.routers))(

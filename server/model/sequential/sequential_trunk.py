@@ -18,7 +18,7 @@ from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.attention.kv_cache import KVCache
-from server.model.chunk_weights import RoutedTokens
+from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
@@ -194,9 +194,9 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
     )
 
 
-def _sum_routed(pieces: Sequence[StepOutput]) -> RoutedTokens | None:
+def _sum_routed(pieces: Sequence[StepOutput]) -> ChosenAdapters | None:
     """Return what a router of adapters chose for the pieces of one chunk; None without a router."""
-    total: RoutedTokens | None = None
+    total: ChosenAdapters | None = None
     for piece in pieces:
         for each in piece.routed:
             total = each if total is None or each is None else total + each

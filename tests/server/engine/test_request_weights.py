@@ -18,7 +18,7 @@ from server.engine.interface import (
     SamplingParams,
     Timeline,
 )
-from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.chunk_weights import ChosenAdapters, ChunkWeights, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter
 from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
@@ -59,7 +59,7 @@ class FakeWeights:
         self.num_held -= 1
         assert self.num_held >= 0
 
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+    def note_tokens(self, num_tokens: int, routed: ChosenAdapters | None) -> None:
         self.num_tokens += num_tokens
 
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
@@ -211,7 +211,7 @@ def test_events_have_the_shares_of_adapters_chosen_for_all_tokens_since_the_last
     weights, compute = FakeWeights(by_token=choice), rig.model.run
 
     def route(chunks: Sequence[SequenceChunk]) -> StepOutput:
-        routed = [RoutedTokens({"law": 0.25 * chunk.num_tokens}, chunk.num_tokens) for chunk in chunks]
+        routed = [ChosenAdapters({"law": 0.25 * chunk.num_tokens}, chunk.num_tokens) for chunk in chunks]
         return replace(compute(chunks), routed=routed)
 
     rig.model.run = route  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ from server.engine.interface import (
     UnknownAdapterError,
 )
 from server.engine.sequence_weights import SequenceWeights
-from server.model.chunk_weights import RoutedTokens
+from server.model.chunk_weights import ChosenAdapters
 from server.settings import SettingsError
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
@@ -113,8 +113,8 @@ def test_shares_of_adapters_in_all_tokens_add_up(make: Callable[..., Rig]) -> No
     rig.load("law")
     rig.load("code")
     weights = rig.select(None, routing=ChoiceByToken())
-    weights.note_tokens(3, RoutedTokens({"law": 2.0, "code": 1.0}, 3))
-    weights.note_tokens(1, RoutedTokens({"law": 0.25, "code": 0.75}, 1))
+    weights.note_tokens(3, ChosenAdapters({"law": 2.0, "code": 1.0}, 3))
+    weights.note_tokens(1, ChosenAdapters({"law": 0.25, "code": 0.75}, 1))
     assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
 
 
@@ -127,7 +127,7 @@ def test_tokens_of_an_adapter_are_those_computed_with_it_and_its_shares_until_it
     named = rig.select("law")
     mixed = rig.select(None, [("law", 0.5)], routing=ChoiceByToken())
     named.note_tokens(5, None)
-    mixed.note_tokens(2, RoutedTokens({"code": 1.75}, 2))
+    mixed.note_tokens(2, ChosenAdapters({"code": 1.75}, 2))
     assert rig.registry.num_tokens() == {"law": 7, "code": 1.75}
     assert [(each["name"], each["tokens"]) for each in rig.registry.overview()["data"]] == [("law", 7), ("code", 2)]
     rig.load("law", replace=True)

@@ -14,7 +14,7 @@ from server.engine.interface import (
     RequiredAdapterError,
     UnknownAdapterError,
 )
-from server.model.chunk_weights import RoutedTokens
+from server.model.chunk_weights import ChosenAdapters
 from tests.gates import write_mixture
 from tests.server.weights.adapter_rig import Rig
 
@@ -129,7 +129,7 @@ def test_the_list_has_the_gate_and_the_use_of_the_mixture(rig: Rig) -> None:
 
 def test_tokens_are_counted_by_adapter_until_the_mixture_is_unloaded(rig: Rig) -> None:
     weights = rig.begin("mix")
-    weights.note_tokens(2, RoutedTokens({"mix:law": 0.5, "mix:code": 1.5}, 2))
+    weights.note_tokens(2, ChosenAdapters({"mix:law": 0.5, "mix:code": 1.5}, 2))
     assert rig.registry.routed_tokens() == {"mix:law": 0.5, "mix:code": 1.5}
     assert rig.registry.num_tokens() == {"mix": 2.0}
     weights.end()

@@ -12,7 +12,7 @@ import torch
 from peft import ArrowConfig, LoraConfig, create_arrow_model
 
 from server.kernels.compute_pool import ComputePool
-from server.model.chunk_weights import AdapterRouter, ChunkWeights, WeightedAdapter
+from server.model.chunk_weights import AdapterChooser, ChunkWeights, WeightedAdapter
 from server.model.lora.errors import AdapterError
 from server.model.lora.prototypes import prototypes_of
 from server.model.lora.targets import lora_targets
@@ -64,7 +64,7 @@ class Model(WritingModel):
         self.trunk = load_trunk(self.folder, torch.float32, pool=pool, **options)
         targets = lora_targets(self.trunk)
         adapters = {name: self.peft.adapter(name, targets) for name in NAMES}
-        router = AdapterRouter(tuple(adapters.values()), self.top_k, self.temperature)
+        router = AdapterChooser(tuple(adapters.values()), self.top_k, self.temperature)
         self.of_kind = {
             ROUTED: ChunkWeights(router=router),
             FIXED: ChunkWeights(adapters=(WeightedAdapter(adapters["law"]),)),

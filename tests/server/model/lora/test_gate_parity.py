@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool
-from server.model.chunk_weights import AdapterRouter, ChunkWeights
+from server.model.chunk_weights import AdapterChooser, ChunkWeights
 from server.model.lora.adapter import LoraAdapter
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.model.lora import test_arrow_parity as arrow
@@ -71,7 +71,7 @@ class GatedModel(arrow.Model):
         assert routed.router is not None
         adapters = tuple(map(self._gated, range(len(arrow.NAMES)), routed.router.adapters))
         self.of_kind[arrow.ROUTED] = ChunkWeights(
-            router=AdapterRouter(adapters, self.top_k, self.temperature, is_signed=True)
+            router=AdapterChooser(adapters, self.top_k, self.temperature, is_signed=True)
         )
 
     def _gated(self, number: int, adapter: LoraAdapter) -> LoraAdapter:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.chunk_weights import AdapterChooser, ChosenAdapters, ChunkWeights, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter, LoraMatrix
 from server.model.lora.prototypes import prototype
 from server.model.lora.step_adapters import SequenceAdapters, StepAdapters
@@ -64,7 +64,7 @@ def along(name: str, axis: int) -> LoraAdapter:
 def test_a_router_adds_the_softmax_of_the_best_scores_and_counts_the_tokens() -> None:
     """The second row scores 1, 2 and 2: of two equal adapters, the first by name is chosen."""
     first, second, third = adapters = [along(name, axis) for axis, name in enumerate("abc")]
-    router = AdapterRouter((third, first, second), top_k=1)
+    router = AdapterChooser((third, first, second), top_k=1)
     routed = SequenceChunk([1], 0, [], weights=ChunkWeights(None, (WeightedAdapter(third, 0.5),), router))
     step = adapters_of([chunk(1, (first, 2.0)), routed])
     assert list(step.adapters) == adapters
@@ -72,12 +72,12 @@ def test_a_router_adds_the_softmax_of_the_best_scores_and_counts_the_tokens() ->
     assert step.factors_of_linear("q", None, x).tolist() == [[2, 0, 0], [0, 1, 0.5]]
     assert step.factors_of_linear("other", None, x).tolist() == [[2, 0, 0], [0, 0, 0.5]]
     assert step.routing is not None
-    assert step.routing.routed([chunk(1), routed]) == [None, RoutedTokens({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
+    assert step.routing.routed([chunk(1), routed]) == [None, ChosenAdapters({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
 
 
 def test_a_chunk_that_wants_it_has_the_mean_factors_of_its_last_token() -> None:
     """Two layers choose different adapters for the last token; a fixed factor adds to that of a router."""
-    router = AdapterRouter((along("a", 0), along("b", 1)), top_k=1)
+    router = AdapterChooser((along("a", 0), along("b", 1)), top_k=1)
     weights = ChunkWeights(None, (WeightedAdapter(LAW, 0.5), WeightedAdapter(router.adapters[0], 2.0)), router)
     wanting = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=weights)
     step = adapters_of([wanting])
@@ -85,22 +85,25 @@ def test_a_chunk_that_wants_it_has_the_mean_factors_of_its_last_token() -> None:
     for last in ([1.0, 3.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]):
         step.factors_of_linear("q", None, torch.tensor([[1.0, 0.0, 0.0, 0.0], last]))
     (routed,) = step.routing.routed([wanting])
-    assert routed == RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 0.5, "b": 0.5})
+    assert routed == ChosenAdapters({"a": 1.5, "b": 0.5}, 2, {"a": 0.5, "b": 0.5})
     assert weights.adapters_of_last(routed) == {"a": 2.5, "b": 0.5, "law": 0.5}
 
 
 def test_the_tokens_of_a_sequence_alone_share_the_mean_of_all_rows() -> None:
-    router = AdapterRouter((along("a", 0), along("b", 1)), top_k=1)
+    router = AdapterChooser((along("a", 0), along("b", 1)), top_k=1)
     piece = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=ChunkWeights(router=router))
     adapters = SequenceAdapters.of([piece])
     assert adapters is not None
     adapters.factors_of_linear("q", None, torch.eye(4)[[0, 0, 0, 1]])
-    assert adapters.routed(piece) == RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 0.75, "b": 0.25})
+    assert adapters.routed(piece) == ChosenAdapters({"a": 1.5, "b": 0.5}, 2, {"a": 0.75, "b": 0.25})
 
 
 def test_what_a_router_chose_for_the_pieces_of_a_sequence_adds_up() -> None:
-    first, later = RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 1.0}), RoutedTokens({"b": 1.0, "c": 0.0}, 1, {"b": 1.0})
-    assert first + later == RoutedTokens({"a": 1.5, "b": 1.5, "c": 0.0}, 3, {"b": 1.0})
+    first, later = (
+        ChosenAdapters({"a": 1.5, "b": 0.5}, 2, {"a": 1.0}),
+        ChosenAdapters({"b": 1.0, "c": 0.0}, 1, {"b": 1.0}),
+    )
+    assert first + later == ChosenAdapters({"a": 1.5, "b": 1.5, "c": 0.0}, 3, {"b": 1.0})
 
 
 def test_an_adapter_that_adds_nothing_has_no_direction() -> None:

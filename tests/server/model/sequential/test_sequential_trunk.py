@@ -12,7 +12,7 @@ import torch
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, Prefetcher
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import config_folder
-from server.model.chunk_weights import AdapterRouter, ChunkWeights
+from server.model.chunk_weights import AdapterChooser, ChunkWeights
 from server.model.errors import ModelError
 from server.model.lora.adapter import LoraAdapter, LoraMatrix
 from server.model.lora.targets import lora_targets
@@ -193,7 +193,7 @@ def test_the_shares_of_adapters_that_a_router_chose_cover_all_tokens(rig: Rig) -
     """The rows of layers do not tell their tokens, so that each has the mean of its piece."""
     name, (inputs, outputs) = next(iter(lora_targets(rig.trunk).linears.items()))
     matrices = [LoraMatrix(torch.randn(2, inputs), torch.randn(outputs, 2), 0.1) for _ in range(2)]
-    router = AdapterRouter(tuple(LoraAdapter(str(place), {name: (each,)}, {}) for place, each in enumerate(matrices)))
+    router = AdapterChooser(tuple(LoraAdapter(str(place), {name: (each,)}, {}) for place, each in enumerate(matrices)))
     weights = ChunkWeights(router=router)
     chunks = [
         SequenceChunk(FIRST, 0, [], slot=0, wants_adapters=True, weights=weights),

@@ -1,4 +1,4 @@
-"""StepRouting: the adapters of a step that routers choose for each token at each linear layer.
+"""StepChoices: the adapters that are chosen for each token of a step at each linear layer.
 
 Arrow scores adapters by ``|x . v|``, where x is a token's input of the layer, and v the adapter's prototype for the
 layer; a trained gate by ``x . v`` with vectors of its own. The best ``top_k`` have the softmax of their scores as
@@ -17,15 +17,15 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.low_rank import Factors
-from server.model.chunk_weights import AdapterRouter, RoutedTokens
+from server.model.chunk_weights import AdapterChooser, ChosenAdapters
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.errors import AdapterError
 from server.model.lora.prototypes import Vectors, vectors_of
 from server.model.step import SequenceChunk
 
 
-class StepRouting:
-    """The routers of a step, the tokens of each, and sums of the factors that they gave.
+class StepChoices:
+    """What chooses adapters in a step, for which tokens, and sums of the factors that it gave.
 
     Args:
         routers: without repetition.
@@ -35,7 +35,7 @@ class StepRouting:
 
     def __init__(
         self,
-        routers: Sequence[AdapterRouter],
+        routers: Sequence[AdapterChooser],
         router_of_token: npt.NDArray[np.int32],
         adapters: Sequence[LoraAdapter],
     ):
@@ -50,11 +50,11 @@ class StepRouting:
     @classmethod
     def of(
         cls,
-        routers: Sequence[AdapterRouter | None],
+        routers: Sequence[AdapterChooser | None],
         num_tokens: Sequence[int],
         adapters: Sequence[LoraAdapter],
     ) -> Self | None:
-        """Return the routing of a step; None if no sequence has a router.
+        """Return the choices of a step; None if every sequence has fixed adapters.
 
         Args:
             routers: of each sequence.
@@ -110,11 +110,11 @@ class StepRouting:
             np.add.at(self.counts, tokens[rows], 1)
         return factors
 
-    def routed(self, chunks: Sequence[SequenceChunk]) -> list[RoutedTokens | None]:
+    def routed(self, chunks: Sequence[SequenceChunk]) -> list[ChosenAdapters | None]:
         """Return the adapters' shares in the tokens of each chunk with a router, after the step has run."""
         names = [adapter.name for adapter in self._adapters]
         shares = self.totals / np.maximum(self.counts, 1)[:, None]  # (tokens, adapters)
-        found: list[RoutedTokens | None] = []
+        found: list[ChosenAdapters | None] = []
         for end, chunk in zip(accumulate(chunk.num_tokens for chunk in chunks), chunks, strict=True):
             rows = slice(end - chunk.num_tokens, end)
             router = int(self.router_of_token[rows.start])
@@ -127,11 +127,11 @@ class StepRouting:
             sums = dict(zip(own_names, own.sum(axis=0).tolist(), strict=True))
             wants_last = chunk.wants_adapters and len(routed) > 0
             last = dict(zip(own_names, own[routed[-1]].tolist(), strict=True)) if wants_last else {}
-            found.append(RoutedTokens(sums, len(routed), last))
+            found.append(ChosenAdapters(sums, len(routed), last))
         return found
 
 
-def _softmax_of_best(scores: torch.Tensor, router: AdapterRouter) -> Factors:
+def _softmax_of_best(scores: torch.Tensor, router: AdapterChooser) -> Factors:
     """Return factors ``(rows, adapters)`` from scores, 0 for all but the best."""
     count = min(router.top_k, scores.shape[1])
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
