@@ -20,8 +20,8 @@ sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
-settings.register_profile("long", deadline=None, max_examples=2000)  # by --hypothesis-profile
+settings.register_profile("greenroom", deadline=None, max_examples=40)  # a busy machine is no failure
+settings.register_profile("long", deadline=None, max_examples=2000)  # by --hypothesis-profile, as `make fuzz` does
 settings.load_profile("greenroom")
 
 MARKS = {  # by folder

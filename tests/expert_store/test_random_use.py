@@ -297,7 +297,7 @@ class DeviceMachine(StoreMachine):
         self.together(batch, rebuild)
 
 
-STEPS = settings(max_examples=settings().max_examples * 2 // 5, stateful_step_count=25)  # `make fuzz` runs more
+STEPS = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)  # `make fuzz` runs more
 TestHost = StoreMachine.TestCase
 TestHost.settings = STEPS
 TestDevice = DeviceMachine.TestCase

@@ -21,7 +21,8 @@ def connect_with_a_small_buffer(port: int) -> socket.socket:
 
 
 def a_server(codec: Codec, send_timeout: float):
-    return serving_rig(Rig(num_blocks=4096, max_running=64, max_batched_tokens=256), codec, send_timeout)
+    rig = Rig(num_blocks=4096, max_running=64, max_batched_tokens=256)
+    return serving_rig(rig, codec, send_timeout, send_buffer_bytes=1 << 16)
 
 
 def wait_until_ended(live: FakeServer) -> None:

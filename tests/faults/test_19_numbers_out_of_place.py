@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.server.live.conftest import FakeServer
+from server.engine.text.codec import Codec
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask, post
 
 VALUES = (0, -1, 2**31, 2**63, 1e308, "1", True)
@@ -31,6 +34,13 @@ PARAMETERS: dict[str, tuple[object, ...]] = {
     "stop": ("1",),
 }
 MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def live(codec: Codec) -> Iterator[FakeServer]:
+    """A server with a short context, at whose end a request without a limit ends."""
+    with serving_rig(Rig(num_blocks=64, max_running=64, max_batched_tokens=256, max_queued=256), codec) as server:
+        yield server
 
 
 def chat(live: FakeServer, **body: Any) -> tuple[int, dict[str, Any]]:

@@ -8,14 +8,14 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
 
 import httpx
 import pytest
 
-from tests.e2e.processes import COMMAND
+from tests.e2e.processes import start
 
 BODY = {"prompt": "Once", "max_tokens": 1}
 PIPE_BYTES = 4096  # the least that a pipe can hold
@@ -27,11 +27,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(redirection: str, files: Sequence[int] = ()) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Start a server by a shell that redirects its output; wait until it is ready."""
+def started(*wrapper: str, **outputs: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a server with these outputs; wait until it is ready."""
     port = free_port()
-    command = ["bash", "-c", f'exec "$@" {redirection}', "bash", COMMAND, "serve", "--port", str(port)]
-    process = subprocess.Popen(command, pass_fds=files)
+    process = start("serve", "--port", str(port), wrapper=wrapper, **outputs)
     url = f"http://127.0.0.1:{port}"
     try:
         while not is_ready(url):
@@ -41,6 +40,13 @@ def started(redirection: str, files: Sequence[int] = ()) -> Iterator[tuple[subpr
     finally:
         process.kill()
         process.wait()
+
+
+def answers_and_ends(process: subprocess.Popen[str], url: str) -> None:
+    answer = httpx.post(f"{url}/v1/completions", json=BODY, timeout=60)
+    assert json.loads(answer.text)["usage"]["completion_tokens"] == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
 
 
 def is_ready(url: str) -> bool:
@@ -53,7 +59,7 @@ def is_ready(url: str) -> bool:
 def test_a_full_pipe_stops_neither_requests_nor_sigterm() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    with started(f"2>&{writer}", files=[writer]) as (process, url):
+    with started(stderr=writer) as (process, url):
         os.close(writer)
         with httpx.Client(base_url=url, timeout=60) as client:
             for _ in range(100):  # 200 bytes of log each
@@ -63,21 +69,24 @@ def test_a_full_pipe_stops_neither_requests_nor_sigterm() -> None:
     os.close(reader)
 
 
-@pytest.mark.parametrize("redirection", ["1>/dev/full", "1>&-", "2>/dev/full", "2>&-", "0<&- 1>&- 2>&-"])
-def test_outputs_that_take_nothing_do_not_end_the_server(redirection: str) -> None:
-    with started(redirection) as (process, url):
-        assert httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+@pytest.mark.parametrize("output", ["stdout", "stderr"])
+def test_a_full_disk_under_an_output_does_not_end_the_server(output: str) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with started(**{output: full}) as (process, url):
+        answers_and_ends(process, url)
+    os.close(full)
 
 
-@pytest.mark.parametrize("output", [1, 2])
-def test_outputs_whose_reader_has_gone_do_not_end_the_server(output: int) -> None:
+@pytest.mark.parametrize("redirection", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_outputs_do_not_end_the_server(redirection: str) -> None:
+    with started("bash", "-c", f'exec "$@" {redirection}', "bash") as (process, url):
+        answers_and_ends(process, url)
+
+
+@pytest.mark.parametrize("output", ["stdout", "stderr"])
+def test_outputs_whose_reader_has_gone_do_not_end_the_server(output: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with started(f"{output}>&{writer}", files=[writer]) as (process, url):
-        answer = httpx.post(f"{url}/v1/completions", json=BODY, timeout=60)
-        assert json.loads(answer.text)["usage"]["completion_tokens"] == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+    with started(**{output: writer}) as (process, url):
+        answers_and_ends(process, url)
     os.close(writer)

@@ -76,8 +76,13 @@ def serving_model(
     service: Service | None = None,
     connections: ConnectionLimits | None = None,
     port: int = 0,
+    send_buffer_bytes: int | None = None,
 ) -> Iterator[LiveServer]:
-    """Serve a model whose engine runs, on a socket; at the end, disconnect every client."""
+    """Serve a model whose engine runs, on a socket; at the end, disconnect every client.
+
+    Args:
+        send_buffer_bytes: the kernel's for each connection; None for one that grows to megabytes.
+    """
     service, app = service or Service("1"), FastAPI()
     service.model = model
     add_routes(app, service)
@@ -85,6 +90,8 @@ def serving_model(
     config = uvicorn.Config(app, http=guard, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
     with socket.create_server(("127.0.0.1", port), backlog=256) as listener:
         limit_sending(listener, send_timeout)
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         server = LiveServer(engine, model, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
         thread = threading.Thread(target=server.run, args=(listener,))
         thread.start()
@@ -103,13 +110,16 @@ def serving_rig(
     service: Service | None = None,
     connections: ConnectionLimits | None = None,
     memory: RequestMemory | None = None,
+    send_buffer_bytes: int | None = None,
 ) -> Iterator[FakeServer]:
-    """Serve the fake model."""
+    """Serve the fake model; see ``serving_model``."""
     rig.find_grammar = codec.grammar
     rig.engine.start()
     is_traced = service is not None and service.tracer is not None
     model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced, memory=memory or RequestMemory())
-    with serving_model(model, rig.engine, send_timeout, service, connections) as server:
+    with serving_model(
+        model, rig.engine, send_timeout, service, connections, send_buffer_bytes=send_buffer_bytes
+    ) as server:
         yield FakeServer(server.engine, model, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()
     rig.blocks.check_integrity([])

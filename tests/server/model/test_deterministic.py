@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from server.kernels.invariant_matmul import NotInvariantError
 from server.model import trunk as trunk_module
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
-from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.batching_checks import varies_with_batch
@@ -40,12 +40,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return make_checkpoint(request.param, tmp_path_factory.mktemp("checkpoints") / request.param, torch.bfloat16)
 
 
-@pytest.fixture(params=[1, 2], ids=lambda count: f"{count} threads")
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Requests:
@@ -109,33 +111,34 @@ class Requests:
         return [torch.stack(found) for found in rows]
 
 
-def check(trunk: Trunk, num_rounds: int) -> None:
+def check(trunk: Trunk, seed: int = 1) -> None:
     """Compare steps alone, with all experts in memory, and in random batches, with the smallest and the full cache."""
     prompts = [[random.Random(length).randrange(3, 128) for _ in range(length)] for length in PROMPT_LENGTHS]
     requests = Requests(trunk, None, 0)
     alone = [requests.alone(prompt) for prompt in prompts]
     requests.close()
     for num_slots in (trunk.facts.top_k, None):
-        requests = Requests(trunk, num_slots, 1)
-        for _ in range(num_rounds):
-            assert all(map(torch.equal, requests.in_batch(prompts), alone))
+        requests = Requests(trunk, num_slots, seed)
+        assert all(map(torch.equal, requests.in_batch(prompts), alone))
         requests.close()
 
 
-@DTYPES
-def test_batch_order_chunks_and_cache_size_change_no_bit(
-    checkpoint: Path, dtype: torch.dtype, num_threads: int
-) -> None:
-    check(load_trunk(checkpoint, dtype, is_deterministic=True), num_rounds=2)
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def packed(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(checkpoint, tmp_path_factory.mktemp("packed") / request.param, request.param)
 
 
 @DTYPES
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_quantised_experts_change_no_bit_either(
-    checkpoint: Path, dtype: torch.dtype, weights: WeightFormat, tmp_path: Path
-) -> None:
-    folder = pack(checkpoint, tmp_path / "packed", weights)
-    check(load_trunk(folder, dtype, is_deterministic=True), num_rounds=1)
+def test_batch_order_chunks_and_cache_size_change_no_bit(checkpoint: Path, dtype: torch.dtype) -> None:
+    trunk = load_trunk(checkpoint, dtype, is_deterministic=True)
+    for number in (1, 2):
+        with threads_of_torch(number):
+            check(trunk, seed=number)
+
+
+@DTYPES
+def test_quantised_experts_change_no_bit_either(packed: Path, dtype: torch.dtype) -> None:
+    check(load_trunk(packed, dtype, is_deterministic=True))
 
 
 def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None:

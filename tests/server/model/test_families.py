@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from server.model.architecture import MAPPINGS
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.model_shapes import infer_shapes
+from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
@@ -35,10 +37,30 @@ def test_a_family_is_as_in_docs_models(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
 
 
-@pytest.mark.parametrize("model_type", SERVED)
-def test_the_config_of_a_family_shows_the_facts_of_its_trunk(model_type: str, tmp_path: Path) -> None:
-    trunk = load_trunk(save_checkpoint(make_config(model_type), tmp_path), torch.float32)
-    outlined = infer_shapes(read_config(tmp_path), torch.float32)
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint of a family in bfloat16, its trunk in float32, and the logits of that."""
+
+    model_type: str
+    folder: Path
+    trunk: Trunk | SequentialTrunk
+    logits: list[torch.Tensor]
+
+    def assert_same_bits(self, other: Path) -> None:
+        found = logits_of(load_trunk(other, torch.float32))
+        assert all(map(torch.equal, found, self.logits))
+        assert len(found) == len(self.logits)
+
+
+@pytest.fixture(scope="module", params=SERVED)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    trunk = load_trunk(save_checkpoint(make_config(request.param), folder, torch.bfloat16), torch.float32)
+    return Loaded(request.param, folder, trunk, logits_of(trunk))
+
+
+def test_the_config_of_a_family_shows_the_facts_of_its_trunk(loaded: Loaded) -> None:
+    trunk, outlined = loaded.trunk, infer_shapes(read_config(loaded.folder), torch.float32)
     assert outlined.trunk_bytes == trunk.nbytes
     assert outlined.kv_groups == trunk.facts.kv_groups
     assert max(outlined.top_k.values()) == trunk.facts.top_k
@@ -52,28 +74,20 @@ def test_what_is_not_served_is_refused_by_its_config_for_the_same_reason(model_t
         infer_shapes(make_config(model_type), torch.float32)
 
 
-@pytest.mark.parametrize("model_type", SERVED)
-def test_a_checkpoint_with_the_names_of_transformers_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_names_of_transformers_gives_the_same_bits(loaded: Loaded, tmp_path: Path) -> None:
     """Some publish what transformers 5 saves of itself: experts in one tensor a layer, whatever came before."""
-    config = make_config(model_type)
-    folders = [save_checkpoint(config, tmp_path / str(kind), as_published=kind) for kind in (True, False)]
-    wanted, found = (logits_of(load_trunk(folder, torch.float32)) for folder in folders)
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    loaded.assert_same_bits(
+        save_checkpoint(make_config(loaded.model_type), tmp_path, torch.bfloat16, as_published=False)
+    )
 
 
-@pytest.mark.parametrize("model_type", SERVED)
-def test_a_pack_of_a_family_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
-    folder = save_checkpoint(make_config(model_type), tmp_path / "checkpoint", torch.bfloat16)
-    wanted = logits_of(load_trunk(folder, torch.float32))
-    found = logits_of(load_trunk(pack(folder, tmp_path / "pack"), torch.float32))
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+def test_a_pack_of_a_family_gives_the_same_bits(loaded: Loaded, tmp_path: Path) -> None:
+    loaded.assert_same_bits(pack(loaded.folder, tmp_path / "pack"))
 
 
-@pytest.mark.parametrize("model_type", SERVED)
-def test_a_deterministic_family_is_batch_invariant(model_type: str, tmp_path: Path) -> None:
+def test_a_deterministic_family_is_batch_invariant(loaded: Loaded) -> None:
     """Pieces of its prompts of any size, beside any other pieces, have the same bits."""
-    folder = save_checkpoint(make_config(model_type), tmp_path, torch.bfloat16)
-    trunk = load_trunk(folder, torch.bfloat16, is_deterministic=True)
+    trunk = load_trunk(loaded.folder, torch.bfloat16, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     whole, pieces = (generate(trunk, store, chunk, steps=2) for chunk in (64, 5))
     store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -139,17 +140,27 @@ def ask_reference(reference: Any, prompt: Prompt, *, by_steps: bool = False) -> 
     return text[0, len(token_ids) :].tolist(), complete.logits[0, len(token_ids) - 1 :]
 
 
-@pytest.mark.parametrize("model_type", VISIONS)
-def test_images_give_the_logits_of_transformers_own_model(model_type: str, tmp_path: Path) -> None:
-    save_model(model_type, tmp_path)
-    trunk, processor, reference = (
-        load_trunk(tmp_path, torch.float32),
-        MediaProcessor(tmp_path),
-        load_transformers_model(tmp_path),
-    )
-    prompts = make_prompts(processor)
-    by_steps = FAMILIES[model_type].sequential is not None
-    expected = [ask_reference(reference, prompt, by_steps=by_steps) for prompt in prompts]
+@dataclass(frozen=True)
+class Loaded:
+    """A model that takes images, and transformers' own."""
+
+    model_type: str
+    trunk: Trunk
+    processor: MediaProcessor
+    reference: Any
+
+
+@pytest.fixture(scope="module", params=VISIONS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = save_model(request.param, tmp_path_factory.mktemp(request.param))
+    trunk, reference = load_trunk(folder, torch.float32), load_transformers_model(folder)
+    return Loaded(request.param, trunk, MediaProcessor(folder), reference)
+
+
+def test_images_give_the_logits_of_transformers_own_model(loaded: Loaded) -> None:
+    trunk, prompts = loaded.trunk, make_prompts(loaded.processor)
+    by_steps = FAMILIES[loaded.model_type].sequential is not None
+    expected = [ask_reference(loaded.reference, prompt, by_steps=by_steps) for prompt in prompts]
     for chunk in (64, 5, 1):
         for (tokens, logits), (wanted_tokens, wanted_logits) in zip(
             write(trunk, prompts, chunk), expected, strict=True
@@ -159,11 +170,9 @@ def test_images_give_the_logits_of_transformers_own_model(model_type: str, tmp_p
             assert tokens == wanted_tokens
 
 
-@pytest.mark.parametrize("model_type", VISIONS)
-def test_another_image_gives_other_logits(model_type: str, tmp_path: Path) -> None:
+def test_another_image_gives_other_logits(loaded: Loaded) -> None:
     """So the comparison with transformers depends on the image's content."""
-    save_model(model_type, tmp_path)
-    trunk, processor = load_trunk(tmp_path, torch.float32), MediaProcessor(tmp_path)
+    trunk, processor = loaded.trunk, loaded.processor
     message = [{"role": "user", "content": [{"type": "image"}]}]
     prompts = [processor.encode_chat(message, [make_image(seed)]) for seed in (1, 2)]
     assert prompts[0][0] == prompts[1][0]
@@ -228,15 +237,12 @@ def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
     assert MediaProcessor(tmp_path).placeholder == 100
 
 
-@pytest.mark.parametrize("model_type", VISIONS)
-def test_a_placeholder_without_an_image_is_a_token_like_any_other(model_type: str, tmp_path: Path) -> None:
+def test_a_placeholder_without_an_image_is_a_token_like_any_other(loaded: Loaded) -> None:
     """A client may write it in its text."""
-    save_checkpoint(make_config(model_type), tmp_path)
-    trunk, reference = load_trunk(tmp_path, torch.float32), load_transformers_model(tmp_path)
     token_ids = [5, 100, 17, 100, 100, 3]
-    ((_, logits),) = write(trunk, [(token_ids, None)], 64, steps=1)
+    ((_, logits),) = write(loaded.trunk, [(token_ids, None)], 64, steps=1)
     with torch.inference_mode():
-        expected = reference(torch.tensor([token_ids]), use_cache=False).logits[0, -1]
+        expected = loaded.reference(torch.tensor([token_ids]), use_cache=False).logits[0, -1]
     assert float((logits[0] - expected).abs().max()) < TOLERANCE * float(expected.max() - expected.min())
 
 

@@ -36,7 +36,6 @@ FORMATS = {
     "awq": ("deepseek_v3", awq),
     "gptq": ("qwen3_moe", partial(gptq, has_order=True)),
 }
-EACH = pytest.mark.parametrize("name", FORMATS)
 
 
 def checkpoints(name: str, folder: Path) -> tuple[Path, Path]:
@@ -50,15 +49,18 @@ def checkpoints(name: str, folder: Path) -> tuple[Path, Path]:
     return quantised, reference
 
 
-@EACH
-def test_a_trunk_is_as_large_as_that_of_the_unquantised_checkpoint(name: str, tmp_path: Path) -> None:
-    quantised, reference = (load_trunk(folder, torch.bfloat16) for folder in checkpoints(name, tmp_path))
+@pytest.fixture(scope="module", params=FORMATS)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return checkpoints(request.param, tmp_path_factory.mktemp("published"))
+
+
+def test_a_trunk_is_as_large_as_that_of_the_unquantised_checkpoint(published: tuple[Path, Path]) -> None:
+    quantised, reference = (load_trunk(folder, torch.bfloat16) for folder in published)
     assert quantised.nbytes == reference.nbytes
 
 
-@EACH
-def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(name: str, tmp_path: Path) -> None:
-    complete, _ = checkpoints(name, tmp_path)
+def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(published: tuple[Path, Path], tmp_path: Path) -> None:
+    complete, _ = published
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "config.json").write_bytes((complete / "config.json").read_bytes())
@@ -72,29 +74,27 @@ def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(name: str, tmp
     assert {each.catalog.total_bytes for each in found} == {trunk.catalog.total_bytes}
 
 
-@EACH
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
-def test_a_pack_equals_that_of_the_dequantised_checkpoint(name: str, weights: WeightFormat, tmp_path: Path) -> None:
+def test_a_pack_equals_that_of_the_dequantised_checkpoint(
+    published: tuple[Path, Path], weights: WeightFormat, tmp_path: Path
+) -> None:
     """Its experts equal those of a pack of the dequantised checkpoint; its trunk keeps the published tensors."""
-    quantised, reference = checkpoints(name, tmp_path)
-    found, wanted = (pack(folder, tmp_path / f"{folder.name}-pack", weights) for folder in (quantised, reference))
+    found, wanted = (pack(folder, tmp_path / f"{folder.name}-pack", weights) for folder in published)
     assert is_pack(found)
     results = [logits_of(load_trunk(folder, torch.float32)) for folder in (found, wanted)]
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-@EACH
-def test_results_are_batch_invariant_in_deterministic_mode(name: str, tmp_path: Path) -> None:
-    trunk = load_trunk(checkpoints(name, tmp_path)[0], torch.bfloat16, is_deterministic=True)
+def test_results_are_batch_invariant_in_deterministic_mode(published: tuple[Path, Path]) -> None:
+    trunk = load_trunk(published[0], torch.bfloat16, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     complete, pieces = (generate(trunk, store, chunk, steps=1) for chunk in (64, 5))
     store.close()
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(complete, pieces, strict=True))
 
 
-@EACH
-def test_a_device_tier_and_few_slots_give_the_same_bits(name: str, tmp_path: Path) -> None:
-    trunk = load_trunk(checkpoints(name, tmp_path)[0], torch.bfloat16)
+def test_a_device_tier_and_few_slots_give_the_same_bits(published: tuple[Path, Path]) -> None:
+    trunk = load_trunk(published[0], torch.bfloat16)
     results = []
     for host_bytes, device_bytes in ((trunk.catalog.total_bytes, 0), (least_bytes(trunk.catalog, 4),) * 2):
         store = ExpertStore(trunk.catalog, host_bytes, device_bytes=device_bytes)
