@@ -24,13 +24,11 @@ settings.register_profile("greenroom", deadline=None, max_examples=40)  # a busy
 settings.register_profile("long", deadline=None, max_examples=2000)  # by --hypothesis-profile, as `make fuzz` does
 settings.load_profile("greenroom")
 
-MARKS = {  # by folder
+MARKS = {  # by folder; elsewhere tests that take more than 0.2 s of a processor, all cases together, are slow
     "e2e": pytest.mark.slow,
     "e2e/dashboard": pytest.mark.browser,
-    "faults": pytest.mark.slow,
     "fuzz": pytest.mark.slow,
     "soak": pytest.mark.slow,
-    "server/live": pytest.mark.slow,
 }
 
 # Folders whose files take longest. They run first, so that at the end no worker waits for another's long file.

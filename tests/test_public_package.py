@@ -42,6 +42,7 @@ def test_a_file_that_hides_the_client_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_package_runs_as_a_command_without_its_client() -> None:
     code = "import sys, greenroom.__main__; print('client' in sys.modules)"
     assert run_python("-c", code) == "False"

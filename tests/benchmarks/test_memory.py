@@ -15,8 +15,6 @@ from benchmarks.memory_use.report import has_failures, make_table, sweep_lines
 from benchmarks.memory_use.server import GroupedServer, ServerError, Usage
 from benchmarks.memory_use.usage_sampler import max_by_thirds
 
-pytestmark = pytest.mark.slow
-
 MIB = 1 << 20
 BUNDLED = Path(__file__).parents[2] / "server/demo/model"
 
@@ -88,6 +86,7 @@ def server(control_groups: None, tmp_path: Path) -> Iterator[GroupedServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_server_is_measured_by_the_counters_of_its_group(server: GroupedServer) -> None:
     speed = Load(streams=2, prompt_tokens=8, new_tokens=4).run(server.url, vocab_size=4000, seed=0)
     usage = server.usage()
@@ -98,6 +97,7 @@ def test_server_is_measured_by_the_counters_of_its_group(server: GroupedServer) 
     assert not server.was_killed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("control_groups")
 def test_server_that_does_not_fit_its_group_is_reported_as_killed(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="did not start; killed by the kernel"):

@@ -37,6 +37,7 @@ def validate(manifest: dict[str, Any], version: str = "latest") -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoscaler.yaml", *(f"base/{name}" for name in RESOURCES)])
 @pytest.mark.parametrize("version", ["1.30", "latest"])
 def test_manifest_is_valid(name: str, version: str) -> None:

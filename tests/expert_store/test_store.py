@@ -197,6 +197,7 @@ def test_tokens_are_counted_by_layer_and_expert(make_store: MakeStore) -> None:
     assert tokens.sum() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3, 9])
 def test_random_leases_from_many_threads_always_see_the_right_weights(make_store: MakeStore, slots: int) -> None:
     store = make_store(slots)
@@ -462,6 +463,7 @@ def test_a_wide_lease_leaves_other_layers_their_slots(make_store: MakeStore) -> 
     assert lookups(store) == {"host": 3, "disk": 11}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_forgotten_stops_its_threads(tmp_path: Path) -> None:
     def readers() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name.startswith("expert-reader")]

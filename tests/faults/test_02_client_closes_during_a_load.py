@@ -10,6 +10,8 @@ from tests.expert_store.gated_reads import GatedReads
 from tests.faults.bundled import serving_bundled, text_of
 from tests.server.live.requests import ask, post
 
+pytestmark = pytest.mark.slow
+
 
 def test_others_who_wait_for_the_same_experts_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     request = post("/v1/completions", prompt="Once upon a time", max_tokens=8, temperature=0)

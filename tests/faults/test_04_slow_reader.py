@@ -5,10 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 
+import pytest
+
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import complete
+
+pytestmark = pytest.mark.slow
 
 NUM_TOKENS = 4000  # events of some 150 bytes, far more than the two sockets hold
 

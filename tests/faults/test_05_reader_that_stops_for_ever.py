@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask_together, complete
+
+pytestmark = pytest.mark.slow
 
 
 def test_fifty_others_are_answered(live: FakeServer) -> None:

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import pytest
 
 from tests.e2e.processes import Server, serving
+
+pytestmark = pytest.mark.slow
 
 MANY_TOKENS = 2000  # seconds of work
 

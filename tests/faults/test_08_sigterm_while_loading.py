@@ -9,10 +9,13 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub
 from tests.e2e.processes import COMMAND
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_download_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES, st.booleans(), st.sampled_from([None, 3]))
 def test_json_that_the_standard_library_writes_is_read(value: object, ascii_only: bool, indent: int | None) -> None:
     assert read_json(json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()) == value
@@ -102,6 +103,7 @@ def test_json_that_the_standard_library_refuses_is_refused(data: bytes) -> None:
     assert value == json.loads(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["a", "\\n", '\\"', "\\\\", "\\u4e2d", "\\ud83d\\ude00", "é", "ab\\/", "\\ud800"])
 @pytest.mark.parametrize("shift", ["", "x", "xy", "xyz"])
 def test_long_strings_are_read_like_short_ones(unit: str, shift: str) -> None:

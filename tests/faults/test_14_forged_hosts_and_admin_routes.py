@@ -63,6 +63,7 @@ def statuses(app: FastAPI, client: str, headers: dict[str, str]) -> set[int]:
     return anyio.run(ask_all)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", ["127.0.0.1", "::1", "10.0.0.9"])
 def test_with_an_admin_key_set_no_other_key_is_accepted(client: str) -> None:
     app = app_with_admin_routes(Keys(KeyRing(["user"]), KeyRing(["admin"])))
@@ -72,6 +73,7 @@ def test_with_an_admin_key_set_no_other_key_is_accepted(client: str) -> None:
     assert 200 in statuses(app, client, {"Authorization": "Bearer admin"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("client", "headers", "is_open"),
     [
@@ -100,6 +102,7 @@ def test_without_an_admin_key_they_answer_only_to_this_machine(
     assert is_open or found <= {403, 405}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -131,11 +134,13 @@ def test_a_request_that_a_proxy_passed_on_is_not_of_this_machine(name: str) -> N
     assert statuses(app_with_admin_routes(Keys()), "127.0.0.1", {name: "10.0.0.9"}) <= {403, 405}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["X-Stainless-Retry-Count", "User-Agent", "X-Request-Id", "Accept-Encoding", "X-Zip"])
 def test_other_headers_do_not_make_a_request_remote(name: str) -> None:
     assert 200 in statuses(app_with_admin_routes(Keys()), "127.0.0.1", {name: "1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("origin", "is_open"),
     [

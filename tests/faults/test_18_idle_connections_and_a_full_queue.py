@@ -33,6 +33,7 @@ def is_answered(live: FakeServer, prompt: bytes) -> bool:
     return body["choices"][0]["text"] == continuation(prompt, 3)
 
 
+@pytest.mark.slow
 def test_idle_connections_block_no_others(live: FakeServer, many_files: int) -> None:
     with contextlib.ExitStack() as idle:
         for _ in range(many_files):

@@ -52,6 +52,7 @@ def is_among(value: object, allowed: tuple[object, ...]) -> bool:
     return any(type(value) is type(each) and value == each for each in allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_each_number_is_accepted_or_refused_by_its_name(live: FakeServer, name: str) -> None:
     for value in VALUES:

@@ -41,6 +41,7 @@ def test_an_empty_prompt_is_refused(live: FakeServer, prompt: object) -> None:
     assert (status, body["error"]["param"]) == (400, "prompt")
 
 
+@pytest.mark.slow
 def test_a_word_of_a_megabyte_is_too_long(live: FakeServer) -> None:
     status, body = completion(live, "a" * 1_000_000)
     assert (status, body["error"]["param"]) == (400, "prompt")

@@ -74,6 +74,7 @@ def is_alive(live: FakeServer) -> bool:
     return text_of(ask(live.port, complete(b"alive", max_tokens=9))) == continuation(b"alive", 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_schemas_that_can_not_be_compiled_are_refused_in_a_sentence(shared_live: FakeServer, name: str) -> None:
     schema, reason = BAD[name]
@@ -86,6 +87,7 @@ def test_schemas_that_can_not_be_compiled_are_refused_in_a_sentence(shared_live:
     assert is_alive(shared_live)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_large_and_unbounded_schemas_are_compiled(shared_live: FakeServer, name: str) -> None:
     text = text_of(ask(shared_live.port, with_schema(GOOD[name], max_tokens=40)))
@@ -152,6 +154,7 @@ def ask_in_turn(port: int, requests: list[bytes]) -> list[bytes]:
     return [ask(port, request) for request in requests]
 
 
+@pytest.mark.slow
 def test_compiling_does_not_block_the_event_loop(live: FakeServer, quiet_collector: None) -> None:
     schemas = [schema for schema, _ in BAD.values()] + list(GOOD.values())
     requests = [with_schema(schema, max_tokens=3) for schema in schemas]

@@ -40,6 +40,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
@@ -56,6 +57,7 @@ def test_a_template_that_loops_for_ever_is_stopped(brisk: None, template: str, t
     assert refusal(template, tmp_path) == "rendering took longer than 0.25 seconds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
@@ -83,6 +85,7 @@ def test_a_template_that_fails_is_refused_with_the_reason(template: str, reason:
     assert reason in refusal(template, tmp_path)
 
 
+@pytest.mark.slow
 def test_after_a_template_that_was_stopped_others_are_rendered(brisk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = shared_renderer()
     with pytest.raises(Exception, match="rendering took longer"):
@@ -91,6 +94,7 @@ def test_after_a_template_that_was_stopped_others_are_rendered(brisk: None, monk
     assert renderer.render(conversations=[MESSAGES], chat_template="{{ messages[0].role }}") == "user"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_noticed_and_begun_anew() -> None:
     renderer = TemplateRenderer()
     assert renderer.render(conversations=[MESSAGES], chat_template="one") == "one"
@@ -102,6 +106,7 @@ def test_a_process_that_dies_is_noticed_and_begun_anew() -> None:
     assert [pipe.closed for pipe in (dead.stdin, dead.stdout) if pipe is not None] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREENROOM_API_KEY", "secret")
     monkeypatch.setenv("HF_TOKEN", "secret")

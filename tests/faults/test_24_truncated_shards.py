@@ -13,6 +13,8 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.e2e.processes import run_command
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from expert_store import CheckpointError, read_index
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import run_command, serving
 from tests.faults.damage import flip_bit
 from tests.packed_models import pack_model
+
+pytestmark = pytest.mark.slow
 
 
 def test_verify_names_the_expert_and_nothing_else(tmp_path: Path) -> None:

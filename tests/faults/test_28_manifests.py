@@ -13,6 +13,8 @@ from tests.e2e.processes import run_command
 from tests.faults.damage import flip_bit
 from tests.packed_models import pack_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import httpx
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import serving
+
+pytestmark = pytest.mark.slow
 
 
 def test_requests_of_experts_with_nan_fail_and_the_server_lives(tmp_path: Path) -> None:

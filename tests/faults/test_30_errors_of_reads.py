@@ -15,6 +15,8 @@ from tests.faults.file_faults import FAIL, READS, SHORTEN, preload
 from tests.faults.paged_server import PagedServer, serving_paged, text_of
 from tests.packed_models import pack_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["checkpoint", "pack"])
 def paged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PagedServer]:

@@ -12,6 +12,8 @@ import pytest
 from server.model.checkpoint.locate import BUNDLED
 from tests.faults.paged_server import serving_paged, text_of
 
+pytestmark = pytest.mark.slow
+
 
 def replace(shard: Path) -> None:
     other = shard.with_suffix(".other")

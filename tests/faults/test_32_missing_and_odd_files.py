@@ -14,6 +14,8 @@ from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import run_command
 from tests.needs import WITHOUT_RIGHTS, need_readable
 
+pytestmark = pytest.mark.slow
+
 INDEX, SHARD = "model.safetensors.index.json", "model.safetensors"
 
 

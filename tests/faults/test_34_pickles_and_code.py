@@ -13,6 +13,8 @@ from server.loading.load_model import load_model
 from server.model.checkpoint.locate import BUNDLED
 from server.settings import ServeSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

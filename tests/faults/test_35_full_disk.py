@@ -17,6 +17,8 @@ from tests.faults.pack_runs import pack_with_faults
 from tests.needs import need_mounts
 from tests.packed_models import pack_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("has_old", [False, True], ids=["fresh", "over-old"])
 def test_a_disk_that_is_full_from_any_call_on_leaves_the_old_pack_alone(tmp_path: Path, has_old: bool) -> None:

@@ -12,6 +12,8 @@ from tests.faults.faulty_packer import NEW, OLD
 from tests.faults.file_faults import FAIL, KILL
 from tests.faults.pack_runs import PackRuns, pack_with_faults, pack_with_random_kills
 
+pytestmark = pytest.mark.slow
+
 
 def states_of(runs: PackRuns, tmp_path: Path) -> set[float | None]:
     """Return the packs in the folders, and check that packing again gives the new one alone."""

@@ -13,6 +13,8 @@ from expert_store import open_pack, unreadable_experts
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import run_command, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:

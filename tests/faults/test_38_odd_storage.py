@@ -18,6 +18,8 @@ from tests.faults.paged_server import PagedServer, serving_paged, text_of
 from tests.needs import need_mounts
 from tests.packed_models import pack_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:

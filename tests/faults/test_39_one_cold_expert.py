@@ -59,6 +59,7 @@ def test_a_failure_reaches_all_and_the_next_reads_again(store: ExpertStore, monk
     assert use(store) == 6
 
 
+@pytest.mark.slow
 def test_requests_over_sockets_all_get_the_error_and_the_next_ones_their_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,6 +6,8 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from expert_store import ExpertKey, ExpertStore, least_bytes
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
@@ -13,6 +15,7 @@ from tests.faults.bundled import serving_bundled, text_of
 from tests.server.live.requests import ask_together, post
 
 
+@pytest.mark.slow
 def test_texts_do_not_change_while_everything_is_evicted_and_resized_all_the_time() -> None:
     prompts = ["Once upon a time", "The little dog", "She said", "In the garden"]
     requests = [post("/v1/completions", prompt=prompt, max_tokens=24, temperature=0) for prompt in prompts]

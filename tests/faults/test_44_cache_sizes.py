@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from expert_store import ExpertKey, least_bytes
 from tests.faults.bundled import serving_bundled
 from tests.server.live.requests import ask_together, post
+
+pytestmark = pytest.mark.slow
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 6, 16, 2  # of the bundled model
 NUM_ALL = NUM_LAYERS * NUM_EXPERTS

@@ -153,6 +153,7 @@ def test_rounds_leave_memory_threads_and_handles_as_they_were(http: httpx.Client
     assert left(http) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["variant", "adapter"])
 def test_the_kv_cache_of_what_was_unloaded_is_used_again(http: httpx.Client, server: Server, kind: str) -> None:
     sizes = []

@@ -12,6 +12,8 @@ from tests.faults.bundled import serving_bundled, text_of
 from tests.server.live.requests import ask, ask_together, post
 from tests.server.model.variants import read_tensors, save_changed
 
+pytestmark = pytest.mark.slow
+
 NUM_REQUESTS = 12
 
 

@@ -36,6 +36,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
+@pytest.mark.slow
 def test_a_reader_that_dies_ends_requests_with_an_error_and_fails_health(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_reader_that_dies_ends_requests_with_an_error_and_fails_health(
     assert "a thread that reads experts died" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_copier_that_dies_ends_requests_with_an_error_and_fails_health(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_bundled(prefetch="off", device_expert_memory="25%") as (server, _):
         monkeypatch.setattr(EmulatedDevice, "copy", raising(SystemExit("killed")))
@@ -58,6 +60,7 @@ def test_a_copier_that_dies_ends_requests_with_an_error_and_fails_health(monkeyp
         assert state_of(ask(server.port, get("/health"))) == (503, "failing")
 
 
+@pytest.mark.slow
 def test_a_copy_that_fails_in_any_way_fails_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_bundled(prefetch="off", device_expert_memory="25%") as (server, _):
         with monkeypatch.context() as patch:
@@ -73,6 +76,7 @@ def test_without_memory_to_read_with_the_start_fails_in_a_sentence(monkeypatch: 
         pass
 
 
+@pytest.mark.slow
 def test_a_timeout_is_kept_while_a_read_does_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_bundled(prefetch="off") as (server, _), monkeypatch.context() as patch:
         reads = GatedReads(patch)
@@ -86,6 +90,7 @@ def test_a_timeout_is_kept_while_a_read_does_not_return(monkeypatch: pytest.Monk
         assert finished["deadline"] == 1
 
 
+@pytest.mark.slow
 def test_a_read_that_does_not_return_fails_its_request_by_name_and_health_until_it_does(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

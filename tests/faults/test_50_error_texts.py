@@ -19,6 +19,8 @@ from tests.faults.bundled import serving_bundled
 from tests.server.live.conftest import LiveServer
 from tests.server.live.requests import ask, ask_together, complete, post, post_bytes, status_of
 
+pytestmark = pytest.mark.slow
+
 USER, ADMIN = "sk-user-7f3a9c", "sk-admin-51d0be"
 OTHERS = "the launch code is swordfish"
 # What an operating system, torch or Python write into their messages.

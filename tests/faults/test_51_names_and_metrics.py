@@ -11,6 +11,8 @@ import pytest
 from tests.faults.bundled import serving_bundled
 from tests.server.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 NUM_NAMES = 2000
 
 

@@ -20,6 +20,8 @@ from tests.e2e.processes import COMMAND, Server, serving
 from tests.faults.preload import Faults
 from tests.needs import need_mounts, need_readable
 
+pytestmark = pytest.mark.slow
+
 DAY_SECONDS = 86_400
 # The first argument is the folder for temporary files, the rest the command.
 READ_ONLY = (

@@ -13,6 +13,8 @@ import pytest
 from tests.faults.bundled import get, serving_bundled, state_of, text_of
 from tests.server.live.requests import ask, error_of, post, status_of
 
+pytestmark = pytest.mark.slow
+
 ONCE = post("/v1/completions", prompt="Once upon a time", max_tokens=8, temperature=0)
 BUNDLED = Path("server/demo/model")
 

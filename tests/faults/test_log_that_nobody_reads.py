@@ -17,6 +17,8 @@ import pytest
 
 from tests.e2e.processes import start
 
+pytestmark = pytest.mark.slow
+
 BODY = {"prompt": "Once", "max_tokens": 1}
 PIPE_BYTES = 4096  # the least that a pipe can hold
 

@@ -50,6 +50,7 @@ def test_a_manifest_survives_being_written_and_read(out: Path) -> None:
     assert manifest.expert_layouts() == [LAYOUT]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_manifest_is_found_out(out: Path) -> None:
     path = out / "manifest.json"
     sound = path.read_bytes()
@@ -95,6 +96,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FORGERIES))
 def test_a_manifest_that_contradicts_itself_is_refused(out: Path, name: str) -> None:
     change, complaint = FORGERIES[name]

@@ -22,8 +22,6 @@ from tests.expert_store.packs import (
     weights,
 )
 
-pytestmark = pytest.mark.slow
-
 NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
 
 
@@ -205,6 +203,7 @@ def test_a_target_that_is_a_file_is_refused(tmp_path: Path) -> None:
         pack(make_source(tmp_path / "model"), tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["experts-00001.pack", "trunk.safetensors", "../manifest.json"])
 def test_packing_again_mends_a_damaged_pack(tmp_path: Path, name: str) -> None:
     source, out = make_source(tmp_path / "model"), tmp_path / "out"

@@ -142,6 +142,7 @@ def drive(policy: Policy, num_slots: int, steps: list[tuple[str, int, int]]) -> 
         getattr(cache, action)(key(expert, layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", INNER)
 @given(num_slots=st.integers(1, 16), steps=operations)
 def test_a_policy_answers_as_the_obvious_one_does(
@@ -150,6 +151,7 @@ def test_a_policy_answers_as_the_obvious_one_does(
     drive(Lockstep(policy(num_slots), REFERENCES[policy](num_slots)), num_slots, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 @given(num_slots=st.integers(1, 24), steps=operations)
 def test_within_shares_a_victim_is_resident_and_evictable_and_there_is_one_if_any_is(

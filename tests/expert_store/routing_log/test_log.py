@@ -47,6 +47,7 @@ def write(path: Path, leases: list[LoggedLease]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
 @given(recorded=st.lists(leases))
 def test_what_is_written_is_read_again(
@@ -109,6 +110,7 @@ def test_a_damaged_header_is_refused(first: str, message: str, tmp_path: Path) -
         read_routing_log(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
 def test_a_file_that_breaks_off_anywhere_is_read_as_far_as_it_is_whole(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

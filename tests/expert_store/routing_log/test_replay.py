@@ -56,6 +56,7 @@ def most_hits(leases: list[LoggedLease], num_slots: int, initial: frozenset[Key]
     return from_lease(0, initial)
 
 
+@pytest.mark.slow
 @example(leases=[decode(0, 0, 1), decode(0, 0, 1), decode(0, 0)], initial=set(), spare=0)
 @given(
     leases=lease_lists(2, 3, 6),
@@ -68,6 +69,7 @@ def test_the_optimum_is_what_trying_everything_finds(leases: list[LoggedLease], 
     assert optimal(leases, num_slots, residents) == most_hits(leases, num_slots, frozenset(initial))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(leases=lease_lists(3, 5, 40))
 def test_no_policy_beats_the_optimum_at_any_size(leases: list[LoggedLease]) -> None:

@@ -18,6 +18,8 @@ from expert_store.routing_log.replay import replay
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS = 3, 6
 HEADER = RoutingLogHeader(
     "tiny", dict.fromkeys(range(LAYERS), EXPERTS), dict.fromkeys(range(LAYERS), LAYOUT.slot_bytes)

@@ -26,6 +26,7 @@ def openai_client(url):
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "call"), OPENAI_CALLS.items(), ids=OPENAI_CALLS)
 def test_openais_package_gets_the_path_and_what_to_use(openai_client, path, call):
     with pytest.raises(openai.NotFoundError) as error:

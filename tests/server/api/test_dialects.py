@@ -101,6 +101,7 @@ def test_ollamas_chats(hermes, ollama_client, streams):
     assert hermes.codec.conversations[-1] == conversation_of("call_0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True])
 def test_the_packages_tool_runner_works(hermes, anthropic_client, streams):
     """The package asks the server to store the conversation, and sends it complete when the server refuses."""

@@ -52,6 +52,7 @@ def test_an_adapter_that_does_not_fit_is_refused_with_its_problems(tmp_path: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_without_an_adapter_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     write_adapter(tmp_path / "law")
     change_config(tmp_path / "law", r=0)
@@ -64,7 +65,6 @@ def test_a_folder_without_an_adapter_is_refused_before_a_model_is_loaded(tmp_pat
     assert result.stderr.endswith("has no adapter_config.json; give a folder that PEFT has written\n")
 
 
-@pytest.mark.slow
 def test_a_folder_of_adapters_and_further_paths_are_checked_with_one_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +111,7 @@ def test_a_mixture_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert "trained for a model with the fingerprint 77aa" in result.stderr
 
 
+@pytest.mark.slow
 def test_another_action_is_wrong_usage(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "greenroom", "adapter", "train", os.fspath(tmp_path)]
     assert subprocess.run(command, capture_output=True, timeout=110, check=False).returncode == 2

@@ -7,6 +7,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "server.cli", "key-digest"]
 DIGEST = f"sha256:{sha256(b'secret').hexdigest()}\n"
 

@@ -34,6 +34,7 @@ def test_a_flag_of_several_values_may_be_repeated() -> None:
     assert (arguments.api_key, arguments.port) == (["a", "b"], "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

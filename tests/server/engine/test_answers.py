@@ -15,6 +15,8 @@ from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
 from tests.server.engine.test_models import NUM_TOKENS, engine_over, some_prompts, write, write_company
 
+pytestmark = pytest.mark.slow
+
 
 def test_batched_requests_equal_transformers_generate(tmp_path: Path) -> None:
     """Prompts are chunked, the cache forces preemption, and the store holds the fewest experts."""

@@ -18,8 +18,6 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.engine.test_models import engine_over, some_prompts, write
 
-pytestmark = pytest.mark.slow
-
 PROMPTS = [[token % 110 + 3 for token in prompt] for prompt in some_prompts(1)]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 TOLERANCE = 2e-5  # part of the largest value of a vector, in float32
@@ -40,6 +38,7 @@ async def embed_in_company(engine: Engine) -> list[npt.NDArray[np.float32]]:
     return list(vectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "jamba", "llama4", "gemma4", "deepseek_v4"]
 )
@@ -63,6 +62,7 @@ def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_pa
             assert error < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "qwen3_next", "deepseek_v4"])
 def test_deterministic_embeddings_are_batch_invariant(name: str, tmp_path: Path) -> None:
     """They are bitwise equal, although prompts are cut into other chunks."""

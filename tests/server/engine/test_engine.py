@@ -379,6 +379,7 @@ def test_halting_ends_open_streams_while_a_step_still_runs() -> None:
     rig.blocks.check_integrity([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_snapshots", [None, 0, 1, 4])
 @pytest.mark.parametrize("seed", range(5))
 def test_random_requests_each_get_their_own_text(

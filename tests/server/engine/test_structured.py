@@ -92,6 +92,7 @@ def test_a_seed_repeats_it(grammar: Grammar) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_other_sequences_and_preemption_change_nothing(grammar: Grammar) -> None:
     prompts = [b"stream %d" % number for number in range(6)]
     alone = [written(prompt, 60, grammar=grammar)[0] for prompt in prompts]
@@ -106,6 +107,7 @@ def test_other_sequences_and_preemption_change_nothing(grammar: Grammar) -> None
     assert rig.engine.statistics.preemptions > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -159,6 +161,7 @@ def test_logprobs_are_the_models_own(grammar: Grammar) -> None:
     json.loads(written[len(prompt) :])
 
 
+@pytest.mark.slow
 def test_only_the_request_whose_grammar_becomes_too_complex_fails() -> None:
     rig = make_rig(num_blocks=400)
     pattern = follow({"type": "string", "pattern": "([a-z]{1,1000}){1,1000}"})

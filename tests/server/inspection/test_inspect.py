@@ -59,6 +59,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "measure_memory", lambda device: 1e7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_outline_has_the_bytes_groups_and_top_k_of_the_loaded_trunk(
@@ -93,6 +94,7 @@ def test_a_token_reads_only_the_chosen_of_experts_in_the_trunk() -> None:
     assert shape.trunk_bytes - shape.active_trunk_bytes == experts * 6 // 8
 
 
+@pytest.mark.slow
 def test_a_model_of_hundreds_of_gigabytes_is_outlined_without_its_weights() -> None:
     shape = infer_shapes(transformers.DeepseekV3Config(), torch.bfloat16)
     assert shape.trunk_bytes > 30e9
@@ -100,6 +102,7 @@ def test_a_model_of_hundreds_of_gigabytes_is_outlined_without_its_weights() -> N
     assert set(shape.top_k.values()) == {8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_headers_or_config_alone_give_the_sizes_of_the_complete_checkpoint(tmp_path: Path, name: str) -> None:
     whole = make_checkpoint(name, tmp_path / "whole")
@@ -137,6 +140,7 @@ def test_inspect_and_serve_make_the_same_plan(tmp_path: Path, monkeypatch: pytes
     assert predicted.memory.kv == served.kv
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize("name", ["glm_moe_dsa", "switch_transformers"])
 def test_a_sequential_model_is_reported_with_the_reason(tmp_path: Path, name: str) -> None:
@@ -196,6 +200,7 @@ def test_a_budget_that_was_raised_is_noted(tmp_path: Path) -> None:
     assert f"note           {note}" in as_text(report)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("instant")
 def test_the_table_shows_windows_latents_and_unused_tensors(tmp_path: Path) -> None:
     text = as_text(inspect_model(str(make_checkpoint("gpt_oss", tmp_path / "a")), SETTINGS))
@@ -236,6 +241,7 @@ def in_mistral_format(folder: Path) -> None:
     (folder / "config.json").rename(folder / "params.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

@@ -16,8 +16,6 @@ from server.kernels.formats import block_int4, block_int8, channel_int8, group_i
 from tests.old_packs import int4_matrix, int8_matrix
 from tests.server.kernels.rows import cancelling, rows_with, threads
 
-pytestmark = pytest.mark.slow
-
 SHAPES = [(1, 32), (1, 2048), (48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
 COUNTS = (1, 2, 15, 16, 17, 33, 100, 300)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -39,6 +37,7 @@ def matrix_and_row(out_features: int, in_features: int, dtype: torch.dtype) -> t
     return (matrix / 7).to(dtype), (row / 49).to(dtype)
 
 
+@pytest.mark.slow
 @DTYPES
 @THREADS
 @pytest.mark.parametrize("shape", SHAPES)
@@ -52,6 +51,7 @@ def test_linear_layers(shape: tuple[int, int], dtype: torch.dtype, num_threads: 
         assert_invariant(lambda rows: F.linear(rows, transposed), row)
 
 
+@pytest.mark.slow
 @DTYPES
 def test_products_by_any_name(dtype: torch.dtype) -> None:
     matrix, row = matrix_and_row(192, 384, dtype)
@@ -74,6 +74,7 @@ def test_products_by_any_name(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found.float(), function(rows).float(), rtol=0.02, atol=0.02 * 127)
 
 
+@pytest.mark.slow
 @DTYPES
 @THREADS
 @pytest.mark.parametrize("width", [1, 24, 64, 97, 1000])
@@ -91,6 +92,7 @@ def test_activations(
         assert_invariant(lambda rows: function(torch.cat((rows, rows), 1)[:, :width]), row)
 
 
+@pytest.mark.slow
 @DTYPES
 @THREADS
 @pytest.mark.parametrize("width", [5, 64, 1000])
@@ -117,6 +119,7 @@ def test_norms_scores_and_sums(width: int, dtype: torch.dtype, num_threads: int)
             assert_invariant(function, row)
 
 
+@pytest.mark.slow
 @THREADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(192, 384), (128, 96), (100, 130)])

@@ -25,6 +25,7 @@ def test_the_product_is_that_of_torch(dtype: torch.dtype, rows: int, has_bias: b
     torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.1 if dtype == torch.bfloat16 else 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (1, 80), (1, 601), (1, 0)])

@@ -27,6 +27,7 @@ async def state(client: httpx.AsyncClient) -> tuple[int, str]:
     return answer.status_code, answer.json()["status"]
 
 
+@pytest.mark.slow
 def test_its_lifespan_loads_the_model_and_frees_it() -> None:
     async def scenario() -> None:
         app = create_app(SETTINGS)

@@ -30,6 +30,7 @@ def run(code: str, model: str | None = None, **environment: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_server_imports_neither_compiler_nor_meta_kernels_nor_distributed_tensors_nor_torchvision() -> None:
     assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
 
@@ -59,6 +60,7 @@ def test_a_collector_that_was_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> 
         gc.unfreeze()
 
 
+@pytest.mark.slow
 def test_the_files_of_models_are_read_once() -> None:
     """Their cache has places for all, and is empty again."""
     code = (
@@ -68,6 +70,7 @@ def test_the_files_of_models_are_read_once() -> None:
     assert run(code) == "None True"
 
 
+@pytest.mark.slow
 def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
     """PyTorch imports them to check products on the meta device."""
     code = (
@@ -78,11 +81,13 @@ def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
     assert run(code) == "[]"
 
 
+@pytest.mark.slow
 def test_the_compiler_can_be_imported_later() -> None:
     code = "import torch; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
     assert run(code) == "2.0"
 
 
+@pytest.mark.slow
 def test_the_compiler_gets_the_kernels_for_the_meta_device() -> None:
     code = (
         "import torch._dynamo; from torch._subclasses import FakeTensorMode\n"
@@ -91,17 +96,20 @@ def test_the_compiler_gets_the_kernels_for_the_meta_device() -> None:
     assert run(code) == "torch.Size([1, 3, 4])"
 
 
+@pytest.mark.slow
 def test_distributed_is_available_again_afterwards() -> None:
     code = "import torch; print(torch.distributed.is_available() == hasattr(torch._C, '_c10d_init'))"
     assert run(code) == "True"
 
 
+@pytest.mark.slow
 def test_torchvision_can_be_imported_for_a_model_that_takes_images(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {}}))
     assert run("import torchvision; print(torchvision.__name__)", str(tmp_path)) == "torchvision"
 
 
+@pytest.mark.slow
 def test_environment_variables_of_the_user_are_kept() -> None:
     assert run("import os; print(os.environ['LRU_CACHE_CAPACITY'])", LRU_CACHE_CAPACITY="512") == "512"
 

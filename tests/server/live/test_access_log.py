@@ -36,6 +36,7 @@ def line_of(caplog: pytest.LogCaptureFixture, server: LiveServer) -> dict[str, A
     return fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", DIALECTS)
 def test_every_dialect_is_reported_alike(

@@ -74,6 +74,7 @@ def test_a_loaded_adapter_is_a_model_of_its_name(server: AdapterServer) -> None:
     assert server.get("/v1/models/law") == law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 def test_every_dialect_takes_an_adapter_for_its_model_and_replies_with_its_name(
     server: AdapterServer, path: str, body: dict[str, Any]
@@ -85,6 +86,7 @@ def test_every_dialect_takes_an_adapter_for_its_model_and_replies_with_its_name(
     assert server.last_used() == {"law": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 def test_adapters_are_mixed_on_top_of_any_model(server: AdapterServer, path: str, body: dict[str, Any]) -> None:
     server.load("law")
@@ -103,6 +105,7 @@ def test_requests_for_the_base_model_run_without_adapters(server: AdapterServer)
     assert set(server.used) == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapters", "param", "message"),
     [
@@ -123,6 +126,7 @@ def test_wrong_mixtures_are_refused_by_name(server: AdapterServer, adapters: Any
     assert message in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
@@ -178,6 +182,7 @@ def test_a_request_whose_adapter_can_not_be_read_fails_and_never_runs_on_the_bas
     assert server.used == []
 
 
+@pytest.mark.slow
 def test_more_adapters_than_fit_in_memory_serve_concurrent_requests(server: AdapterServer) -> None:
     names = [f"a{index}" for index in range(6)]
     for name in names:
@@ -246,6 +251,7 @@ def on_request(server: AdapterServer) -> AdapterServer:
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), [*ROUTES, ("/tokenize", {"prompt": "hi"})])
 def test_every_route_of_models_loads_an_adapter_at_its_first_use(
     on_request: AdapterServer, path: str, body: dict[str, Any]

@@ -102,6 +102,7 @@ def error_of(answer: httpx.Response) -> tuple[int, str | None, str]:
     return answer.status_code, error["param"], error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 def test_every_dialect_tells_which_adapter_was_chosen_and_why(
     routed: AdapterServer, path: str, body: dict[str, Any]
@@ -119,6 +120,7 @@ def test_every_dialect_tells_which_adapter_was_chosen_and_why(
     assert answer.headers["x-greenroom-routing"].startswith("law; score=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 def test_streams_of_every_dialect_tell_it_too(routed: AdapterServer, path: str, body: dict[str, Any]) -> None:
     answer = routed.post(path, model="auto", stream=True, **body)
@@ -162,6 +164,7 @@ def chat_of(*turns: str) -> list[dict[str, str]]:
     return [message for turn in turns for message in ({"role": "user", "content": turn}, answer)][:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("turns", "chosen"),
     [
@@ -216,6 +219,7 @@ def test_auto_is_listed_while_an_adapter_takes_part(server: AdapterServer) -> No
     assert "auto:latest" in [model["name"] for model in server.get("/api/tags")["models"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 def test_auto_without_an_adapter_to_choose_is_refused(server: AdapterServer, path: str, body: dict[str, Any]) -> None:
     server.load("plain")
@@ -224,6 +228,7 @@ def test_auto_without_an_adapter_to_choose_is_refused(server: AdapterServer, pat
     assert "no adapter can be chosen: load one with 'examples' or a 'description'" in answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -238,6 +243,7 @@ def test_auto_gives_no_embeddings(routed: AdapterServer, path: str, body: dict[s
     assert "not for embeddings: name a model" in answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/tokenize"])
 def test_tokens_of_auto_are_those_of_the_base_model(routed: AdapterServer, path: str) -> None:
     assert routed.post(path, model="auto", messages=CHAT).json() == routed.post(path, messages=CHAT).json()
@@ -261,6 +267,7 @@ def test_arrow_chooses_from_all_adapters_but_those_with_a_fixed_weight(server: A
     assert answer.headers["x-greenroom-routing"] == "auto; method=arrow"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "param", "message"),
     [
@@ -284,6 +291,7 @@ def test_a_wrong_request_is_refused(routed: AdapterServer, changes: dict[str, An
     assert message in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
@@ -304,6 +312,7 @@ def test_wrong_examples_are_refused_and_nothing_is_loaded(
     assert server.registry.names() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -391,6 +400,7 @@ def test_an_adapter_that_is_unloaded_while_the_prompt_is_embedded_is_not_chosen(
     assert answers[0].json()["model"] == "second"
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_unloaded_after_the_choice_leads_to_the_next_best(
     routed: AdapterServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,6 +524,7 @@ def test_only_what_the_policy_allows_is_chosen(routed: AdapterServer) -> None:
     assert answer["greenroom"]["routing"]["scores"].keys() == {"code", "fake"}
 
 
+@pytest.mark.slow
 def test_a_required_adapter_is_added_to_the_chosen_one(routed: AdapterServer) -> None:
     put_default(routed, adapters=(("plain", 0.5),))
     assert routed.post("/v1/completions", **COMPLETION).json()["model"] == "law"
@@ -532,6 +543,7 @@ def test_a_base_model_that_the_policy_does_not_allow_is_no_way_out(routed: Adapt
     assert routed.post("/v1/completions", **COMPLETION).json()["model"] == "law"
 
 
+@pytest.mark.slow
 def test_the_list_of_requests_tells_the_model_its_adapters_and_why_it_was_chosen(
     routed: AdapterServer, held: HeldEngine
 ) -> None:

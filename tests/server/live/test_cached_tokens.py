@@ -51,6 +51,7 @@ def streamed_message(live: FakeServer) -> tuple[int, int]:
     return usage.input_tokens + usage.cache_read_input_tokens, usage.cache_read_input_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [completion, chat, streamed_chat, response, streamed_message])
 def test_a_repeated_prompt_is_cached_up_to_its_last_complete_block(
     live: FakeServer, ask: Callable[[FakeServer], tuple[int, int]]

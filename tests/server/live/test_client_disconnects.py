@@ -12,6 +12,8 @@ from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, complete
 
+pytestmark = pytest.mark.slow
+
 NUM_CLIENTS = 64
 
 

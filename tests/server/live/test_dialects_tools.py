@@ -32,6 +32,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_response_calls_a_function_and_gets_its_output(openai_client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": FUNCTIONS, "temperature": 0, "max_output_tokens": 300}
     choice = {"type": "function", "name": "set_light"}
@@ -59,6 +60,7 @@ def test_a_function_of_a_namespace_is_called_under_its_own_name(openai_client: o
     assert len(second.output_text) == 8
 
 
+@pytest.mark.slow
 def test_a_streamed_call_equals_the_complete_one(openai_client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": FUNCTIONS, "temperature": 0, "max_output_tokens": 300}
     choice = {"type": "function", "name": "set_light"}
@@ -71,6 +73,7 @@ def test_a_streamed_call_equals_the_complete_one(openai_client: openai.OpenAI) -
     assert len(deltas) > 10
 
 
+@pytest.mark.slow
 def test_a_message_uses_a_tool_and_gets_its_result(anthropic_client: anthropic.Anthropic) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": TOOLS, "extra_body": {"temperature": 0}}
     choice = {"type": "tool", "name": "set_light"}
@@ -86,6 +89,7 @@ def test_a_message_uses_a_tool_and_gets_its_result(anthropic_client: anthropic.A
     assert counted.input_tokens == second.usage.input_tokens + second.usage.cache_read_input_tokens
 
 
+@pytest.mark.slow
 def test_a_streamed_tool_use_equals_the_complete_one(anthropic_client: anthropic.Anthropic) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": TOOLS, "extra_body": {"temperature": 0}}
     asked |= {"messages": [ASK], "tool_choice": {"type": "tool", "name": "set_light"}, "max_tokens": 300}
@@ -102,6 +106,7 @@ def test_tools_are_counted(anthropic_client: anthropic.Anthropic) -> None:
     assert anthropic_client.messages.count_tokens(model="fake", messages=[ASK], tools=TOOLS).input_tokens > bare + 100
 
 
+@pytest.mark.slow
 def test_any_tool_once(anthropic_client: anthropic.Anthropic) -> None:
     choice = {"type": "any", "disable_parallel_tool_use": True}
     asked: dict[str, Any] = {"model": "fake", "tools": TOOLS, "messages": [ASK], "max_tokens": 300}

@@ -65,6 +65,7 @@ def test_both_encodings_hold_the_same_vectors(live: FakeServer) -> None:
     assert list(struct.unpack("<3f", base64.b64decode(written))) == numbers == pytest.approx(mean(tokens))
 
 
+@pytest.mark.slow
 def test_inputs_keep_their_order_and_may_exceed_the_running_and_queued_requests(client: openai.OpenAI) -> None:
     inputs = [[number % 256, number // 256, 7] for number in range(600)]
     reply = client.embeddings.create(model="fake", input=inputs)
@@ -104,6 +105,7 @@ def test_fewer_dimensions_are_the_first_ones_at_length_one(live: FakeServer) -> 
     assert part == pytest.approx(unit(whole[:2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "sentence"),
     [

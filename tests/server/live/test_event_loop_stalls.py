@@ -57,6 +57,7 @@ def test_a_loop_that_is_held_up_is_seen(live: FakeServer) -> None:
 MESSAGES = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."}] * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "too_long",
     [

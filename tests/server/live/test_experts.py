@@ -119,6 +119,7 @@ def test_stream_reports_memory_by_part(server: ExpertServer) -> None:
     assert (memory["budget_bytes"], memory["num_shrinks"], memory["num_grows"], memory["reason"]) == (1 << 30, 0, 0, "")
 
 
+@pytest.mark.slow
 def test_stream_reports_latencies_and_failures(server: ExpertServer) -> None:
     engine = server.live.engine.statistics
     engine.latencies.first_token.observe(0.5)
@@ -139,6 +140,7 @@ def test_before_any_use_there_is_no_ratio(server: ExpertServer) -> None:
     assert (body["hit_ratio"], body["optimal_hit_ratio"], body["stall_seconds"]) == (None, None, 0)
 
 
+@pytest.mark.slow
 def test_pins_are_counted_once_and_stay(server: ExpertServer) -> None:
     assert server.changed("pin", [0, 1], [1, 2], [0, 1]) == 2
     assert server.changed("pin", [0, 1]) == 0
@@ -203,6 +205,7 @@ def test_a_quarantined_expert_is_marked_and_can_not_be_pinned(server: ExpertServ
     assert server.changed("prefetch", [0, 2]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/0/8", "/2/0", "/-1/0", "/0/-1", f"/{2**70}/{2**70}"])
 def test_an_unknown_expert_is_not_found(path: str, server: ExpertServer) -> None:
     answer = server.get(path)
@@ -210,6 +213,7 @@ def test_an_unknown_expert_is_not_found(path: str, server: ExpertServer) -> None
     assert answer.json()["error"]["code"] == "expert_not_found"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts", "sentence"),
     [
@@ -279,6 +283,7 @@ def test_the_stream_has_a_snapshot_and_then_changes(server: ExpertServer) -> Non
     server.live.wait_until_left()
 
 
+@pytest.mark.slow
 def test_listeners_share_samples(server: ExpertServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten listeners that ask at the same time share one sample."""
     looks = []
@@ -317,6 +322,7 @@ def test_draining_ends_the_stream(server: ExpertServer) -> None:
         assert list(stream) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["0.05", "61", "nan", "inf", "x", "-1"])
 def test_an_interval_out_of_bounds_is_refused(interval: str, server: ExpertServer) -> None:
     answer = server.get(f"/stream?interval={interval}")

@@ -26,6 +26,7 @@ def members(children: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
     return st.dictionaries(st.text(max_size=3), children, max_size=3) | st.lists(children, max_size=3) | numbers
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), members, max_leaves=8))
 def test_encoding_in_several_calls_changes_nothing(value: object) -> None:
     assert encode_long(value) == encode_json(value)
@@ -111,6 +112,7 @@ def test_a_request_is_refused_if_others_keep_the_memory(codec: Codec) -> None:
         assert "other requests hold 256.0 MiB of the 256.0 MiB for requests" in error_of(refused)["message"]
 
 
+@pytest.mark.slow
 def test_a_reply_that_outgrows_its_reservation_and_the_memory_ends_with_an_error(codec: Codec) -> None:
     """Nobody knows before how long a reply without ``max_tokens`` gets."""
     memory = RequestMemory(lambda: 120_000, wait_seconds=0.0)

@@ -28,6 +28,7 @@ def test_a_loaded_mixture_is_a_model_of_its_name(mixed: AdapterServer) -> None:
     assert mixed.get("/v1/adapters")["data"][0]["gate"]["adapters"] == ["law", "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 def test_every_dialect_runs_with_the_gate_and_tells_its_choice(
     mixed: AdapterServer, path: str, body: dict[str, Any]
@@ -46,6 +47,7 @@ def test_every_dialect_runs_with_the_gate_and_tells_its_choice(
     assert weights.router.is_signed
 
 
+@pytest.mark.slow
 def test_a_stream_tells_it_too(mixed: AdapterServer) -> None:
     answer = mixed.post("/v1/completions", model="mix", prompt="hi", max_tokens=2, stream=True)
     first, *_ = routings_in(events_of(answer))

@@ -27,6 +27,7 @@ def server(codec: Codec) -> Iterator[FakeServer]:
         yield live
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @examples(10)
 def test_every_answer_is_in_the_description(

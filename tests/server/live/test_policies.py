@@ -91,6 +91,7 @@ def test_lists_hold_only_what_the_key_may_use(server: PolicyServer) -> None:
         assert names(client.get(f"{server.url}/v1/models")) == ["law", "law-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -139,6 +140,7 @@ def test_an_adapter_that_the_key_may_not_use_can_not_be_added(server: PolicyServ
     assert server.complete(LAWYER, model="law", adapters=[{"name": "law-2"}]).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [

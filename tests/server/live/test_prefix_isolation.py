@@ -43,6 +43,7 @@ def cached_tokens(server: FakeServer, path: str, key: str = "mine", **fields: An
     return server.engine.statistics.prefix_cache_hits - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GENERATING)
 def test_requests_share_prefixes_with_those_of_the_same_salt(live: FakeServer, path: str) -> None:
     cached_tokens(live, path)
@@ -51,6 +52,7 @@ def test_requests_share_prefixes_with_those_of_the_same_salt(live: FakeServer, p
     assert cached_tokens(live, path, cache_salt="a") > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 def test_isolated_keys_share_no_prefixes(isolated: FakeServer, path: str) -> None:
     cached_tokens(isolated, path)

@@ -73,6 +73,7 @@ def names(span: Span) -> list[str]:
     return [child.name for child in span.children]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", DIALECTS)
 def test_every_dialect_is_reported_alike(traced: TracedServer, route: str, stream: bool) -> None:

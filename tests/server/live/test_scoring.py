@@ -88,12 +88,14 @@ def test_texts_are_cut(limits: dict[str, Any], query: str, document: str, live: 
     assert scores(answer) == pytest.approx([cosine(query, document)])
 
 
+@pytest.mark.slow
 def test_a_text_of_any_length_may_be_cut_to_the_context(live: FakeServer) -> None:
     assert post(live, "/score", text_1="a", text_2="b" * 1_000_000).status_code == 400
     cut = scores(post(live, "/score", text_1="a", text_2="b" * 1_000_000, truncate_prompt_tokens=-1))
     assert cut == pytest.approx([cosine("a", "b" * live.engine.max_model_len)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "param", "sentence"),
     [

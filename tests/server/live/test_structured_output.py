@@ -83,6 +83,7 @@ def ask(client: openai.OpenAI, **body: Any) -> Any:
     return client.chat.completions.create(**options)
 
 
+@pytest.mark.slow
 def test_random_models_write_json_of_the_schema(client: openai.OpenAI) -> None:
     answer = ask(client, n=4, seed=1)
     for choice in answer.choices:
@@ -93,6 +94,7 @@ def test_random_models_write_json_of_the_schema(client: openai.OpenAI) -> None:
         assert choice.finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_random_models_write_it_greedily_and_streamed(client: openai.OpenAI) -> None:
     whole = ask(client, temperature=0).choices[0]
     chunks = list(ask(client, temperature=0, stream=True))

@@ -32,6 +32,7 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
     return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_is_parsed_and_can_be_forced_to_call(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -49,6 +50,7 @@ def test_each_family_is_parsed_and_can_be_forced_to_call(name: str, tmp_path: Pa
     assert not forced.message.content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "lfm2"])  # which writes Python's literals
 def test_strict_allows_what_a_family_writes(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -59,6 +61,7 @@ def test_strict_allows_what_a_family_writes(name: str, tmp_path: Path) -> None:
     assert calls_of(strict.message) == calls_of(free.message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if ChatFormat.of(FAMILIES[name].traits).openers])
 def test_no_family_begins_a_call_without_tools(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -89,6 +92,7 @@ def test_a_call_that_max_tokens_cuts_comes_as_far_as_it_came_and_may_be_sent_bac
     assert second.message.content == "No rain."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma", "lfm2", "pythonic", "qwen-coder"])
 def test_a_cut_call_in_other_forms_than_json_comes_as_far_as_it_came(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -127,6 +131,7 @@ def test_a_tool_use_that_max_tokens_cuts_may_be_sent_back(client: openai.OpenAI)
     assert second.content[-1].text == "No rain."
 
 
+@pytest.mark.slow
 def test_stream(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**ASKED, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks]
@@ -139,6 +144,7 @@ def test_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.slow
 def test_the_packages_own_stream(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(**ASKED | {"tools": STRICT}) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
@@ -154,6 +160,7 @@ class SetLight(BaseModel):
     on: bool
 
 
+@pytest.mark.slow
 def test_arguments_are_parsed_into_models(client: openai.OpenAI) -> None:
     tool = openai.pydantic_function_tool(SetLight, name="set_light")
     completion = client.chat.completions.parse(
@@ -179,6 +186,7 @@ class Switch(BaseModel):
     device: Lamp | Fan = Field(discriminator="kind")
 
 
+@pytest.mark.slow
 def test_arguments_are_parsed_into_models_of_a_union(client: openai.OpenAI) -> None:
     completion = client.chat.completions.parse(
         **ASKED | {"tools": [openai.pydantic_function_tool(Switch)]}, tool_choice="required", parallel_tool_calls=False
@@ -192,6 +200,7 @@ def test_a_reply_is_parsed_into_a_model_of_a_union(client: openai.OpenAI) -> Non
     assert isinstance(completion.choices[0].message.parsed, Switch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("mode", ["auto", "required"])
 def test_only_allowed_tools_are_called(name: str, mode: str, tmp_path: Path) -> None:
@@ -204,6 +213,7 @@ def test_only_allowed_tools_are_called(name: str, mode: str, tmp_path: Path) -> 
     assert names or mode == "auto"
 
 
+@pytest.mark.slow
 def test_a_response_calls_only_allowed_tools(client: openai.OpenAI) -> None:
     tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
     light: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "set_light"}]}
@@ -223,12 +233,14 @@ def test_one_call_without_parallel_calls(client: openai.OpenAI) -> None:
     assert calls_of(choice.message) == [PARIS]
 
 
+@pytest.mark.slow
 def test_choices_of_one_request_are_parsed_independently(client: openai.OpenAI) -> None:
     choices = client.chat.completions.create(**ASKED, n=3).choices
     assert [calls_of(choice.message) for choice in choices] == [[PARIS, HALL]] * 3
     assert len({call.id for choice in choices for call in choice.message.tool_calls or []}) == 6
 
 
+@pytest.mark.slow
 def test_logprobs_list_every_token(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(**ASKED, logprobs=True)
     logprobs = reply.choices[0].logprobs
@@ -250,6 +262,7 @@ def test_a_schema_that_can_not_be_followed_is_named(client: openai.OpenAI) -> No
     assert raised.value.param == "tools"
 
 
+@pytest.mark.slow
 def test_anthropics_dialect_has_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
     tools: Any = [{"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
     greedy, url = {"temperature": 0}, str(client.base_url).removesuffix("/v1/")
@@ -261,6 +274,7 @@ def test_anthropics_dialect_has_the_same_calls_and_reasoning(client: openai.Open
     assert message.stop_reason == "tool_use"
 
 
+@pytest.mark.slow
 def test_responses_have_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
     tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
     response = client.responses.create(model="fake", input="Rain? And light!", tools=tools, temperature=0)

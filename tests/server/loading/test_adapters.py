@@ -85,7 +85,6 @@ def test_an_adapter_that_can_not_be_served_stops_the_start(
         load_server(None, settings)
 
 
-@pytest.mark.slow
 def test_a_folder_of_adapters_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--adapters-dir .*none: there is no such folder"):
         load_server(None, ServeSettings(adapters_dir=tmp_path / "none"))

@@ -44,6 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_pack", [False, True], ids=["checkpoint", "pack"])
 def test_settings_take_the_place_of_the_models_files(checkpoint: Path, is_pack: bool, tmp_path: Path) -> None:
     if is_pack:

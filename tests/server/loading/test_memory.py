@@ -50,6 +50,7 @@ def refusal_of_doctor(settings: ServeSettings) -> str | None:
     return "; ".join(filter(None, (plan.message, plan.advice))) if plan.level == "fail" else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budgets", "reason"), BUDGETS, ids=lambda value: str(value)[:60])
 def test_all_three_refuse_the_same(budgets: dict[str, str | int], reason: str | None) -> None:
     settings = ServeSettings.model_validate({"dtype": "bfloat16", **budgets})

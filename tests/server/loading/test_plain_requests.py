@@ -30,8 +30,6 @@ from server.loading.load import LoadedServer, load_server
 from server.setting_values import NamedPath
 from server.settings import ServeSettings
 
-pytestmark = pytest.mark.slow
-
 VARIANT = Path("server/demo/variants/legal")
 PROMPT = (5, 17, 300, 42, 8, 99, 1200, 64)
 GRAMMAR = GrammarSpec("json_schema", '{"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}')
@@ -131,6 +129,7 @@ KINDS: dict[str, tuple[SamplingParams, Weights, dict[str, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_of_a_request_has_the_same_answer(loaded: LoadedServer, kind: str) -> None:
     sampling, weights, options = KINDS[kind]
@@ -143,6 +142,7 @@ def test_a_copy_of_a_request_has_the_same_answer(loaded: LoadedServer, kind: str
     assert last.expert_usage is not None
 
 
+@pytest.mark.slow
 def test_copies_of_choices_run_with_one_version_while_their_adapter_is_replaced(loaded: LoadedServer) -> None:
     weights = loaded.directory.resolve("legal")
     request = pickle.dumps(GenerationRequest("test", PROMPT, SamplingParams(40, ignore_eos=True), weights=weights))
@@ -173,6 +173,7 @@ def test_errors_keep_what_they_say(error: RequestRefusedError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_too_late_ends_with_the_error(loaded: LoadedServer) -> None:
     request = GenerationRequest("test", PROMPT, GREEDY, deadline_seconds=5.0, spent_seconds=6.0)
 

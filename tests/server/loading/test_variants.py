@@ -11,8 +11,6 @@ from server.loading.load import LoadedServer, load_server
 from server.setting_values import NamedPath, parse_budget
 from server.settings import ServeSettings, SettingsError
 
-pytestmark = pytest.mark.slow
-
 
 def start(folder: Path, path: Path) -> LoadedServer:
     settings = ServeSettings(
@@ -21,6 +19,7 @@ def start(folder: Path, path: Path) -> LoadedServer:
     return load_server(None, settings)
 
 
+@pytest.mark.slow
 def test_a_variant_of_the_start_is_served_until_it_is_unloaded_for_good(tmp_path: Path) -> None:
     names = []
     for _ in range(2):

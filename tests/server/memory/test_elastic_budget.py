@@ -70,6 +70,7 @@ def test_experts_get_all_memory_that_blocks_do_not_use(scene: Scene) -> None:
     assert scene.shares.allowance.limit_bytes <= scene.plan.kv.first_bytes
 
 
+@pytest.mark.slow
 def test_experts_shrink_for_a_sequence_that_grows(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     assert scene.hold(8192) is not None  # 4 MiB
@@ -77,6 +78,7 @@ def test_experts_shrink_for_a_sequence_that_grows(scene: Scene) -> None:
     assert scene.spent <= scene.to_spend
 
 
+@pytest.mark.slow
 def test_a_sequence_that_does_not_fit_beside_the_minimum_of_experts_waits(scene: Scene) -> None:
     held = [scene.hold(8192) for _ in range(3)]
     assert held[0] is not None
@@ -85,6 +87,7 @@ def test_a_sequence_that_does_not_fit_beside_the_minimum_of_experts_waits(scene:
     assert scene.spent <= scene.to_spend
 
 
+@pytest.mark.slow
 def test_experts_in_use_stay_and_blocks_get_no_memory_for_them(scene: Scene) -> None:
     with scene.store.lease({ExpertKey(0, expert): 1 for expert in range(700)}) as lease:
         list(lease)
@@ -92,6 +95,7 @@ def test_experts_in_use_stay_and_blocks_get_no_memory_for_them(scene: Scene) -> 
         assert scene.spent <= scene.to_spend + scene.plan.first_step_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_ended_sequences_goes_to_experts_after_a_while(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     sequence = scene.hold(8192)
@@ -104,6 +108,7 @@ def test_memory_of_ended_sequences_goes_to_experts_after_a_while(scene: Scene) -
     assert scene.spent <= scene.to_spend
 
 
+@pytest.mark.slow
 def test_short_sequences_do_not_move_memory_back_and_forth(scene: Scene) -> None:
     sizes = set()
     for number in range(40):
@@ -117,6 +122,7 @@ def test_short_sequences_do_not_move_memory_back_and_forth(scene: Scene) -> None
     assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_memory_for_a_large_step_is_reserved_before_it_and_kept(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     scene.shares.reserve_for_step(64, 1)
@@ -129,6 +135,7 @@ def test_memory_for_a_large_step_is_reserved_before_it_and_kept(scene: Scene) ->
     assert scene.spent <= scene.to_spend
 
 
+@pytest.mark.slow
 def test_a_reserve_comes_from_experts_and_is_counted(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     scene.shares.set_reserve(MIB, "process", "it is tight")
@@ -139,6 +146,7 @@ def test_a_reserve_comes_from_experts_and_is_counted(scene: Scene) -> None:
     assert scene.shares.adjustments.num_grows == 1
 
 
+@pytest.mark.slow
 def test_a_kv_cache_with_a_budget_keeps_its_size(tmp_path: Path) -> None:
     scene = Scene(tmp_path, kv_cache_memory="2MiB", max_model_len=1024)
     try:
@@ -150,11 +158,13 @@ def test_a_kv_cache_with_a_budget_keeps_its_size(tmp_path: Path) -> None:
         scene.store.close()
 
 
+@pytest.mark.slow
 def test_at_most_half_of_the_reserved_memory_is_overcommitted(scene: Scene) -> None:
     scene.shares.set_reserve(-(1 << 40), "calm", "much is left")
     assert -scene.shares.reserve_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2
 
 
+@pytest.mark.slow
 def test_blocks_leave_pinned_experts_their_memory(tmp_path: Path) -> None:
     scene = Scene(tmp_path, max_model_len=1024)
     try:
@@ -167,6 +177,7 @@ def test_blocks_leave_pinned_experts_their_memory(tmp_path: Path) -> None:
         scene.store.close()
 
 
+@pytest.mark.slow
 def test_cached_prefixes_are_kept_while_reserved_memory_is_given_out(tmp_path: Path) -> None:
     scene = Scene(tmp_path, host_expert_memory="4MiB")  # which can't shrink
     try:
@@ -181,6 +192,7 @@ def test_cached_prefixes_are_kept_while_reserved_memory_is_given_out(tmp_path: P
         scene.store.close()
 
 
+@pytest.mark.slow
 def test_experts_shrink_for_what_requests_hold_and_grow_afterwards(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     in_growth = scene.shares.make_room_for_requests(0)
@@ -195,6 +207,7 @@ def test_experts_shrink_for_what_requests_hold_and_grow_afterwards(scene: Scene)
     assert scene.store.host_slot_bytes >= before - scene.plan.kv.extent_bytes
 
 
+@pytest.mark.slow
 def test_blocks_may_still_be_allocated_while_another_thread_makes_room_for_requests(scene: Scene) -> None:
     assert scene.hold(2048) is not None
     scene.shares.grow_kv_cache(MIB)
@@ -203,6 +216,7 @@ def test_blocks_may_still_be_allocated_while_another_thread_makes_room_for_reque
     assert scene.spent <= scene.to_spend
 
 
+@pytest.mark.slow
 def test_what_requests_hold_and_blocks_in_use_stay_inside_the_budget(scene: Scene) -> None:
     while scene.hold(1024) is not None:
         pass

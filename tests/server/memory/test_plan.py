@@ -28,6 +28,7 @@ def needs(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
     return make_needs(tmp_path_factory.mktemp("experts"))
 
 
+@pytest.mark.slow
 @given(
     spare=st.integers(0, 1 << 32),
     tokens=st.integers(1, 4096),
@@ -128,6 +129,7 @@ def test_a_fixed_budget_of_experts_has_room_for_variants_where_these_may_be_load
         assert getattr(plan, f"{tier}_bytes") == expected
 
 
+@pytest.mark.slow
 def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
     needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
     settings = ServeSettings(device_expert_memory="100%")

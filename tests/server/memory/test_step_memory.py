@@ -54,6 +54,7 @@ def peak_beyond_now() -> Iterator[list[int]]:
     peak.append(status("VmHWM") - before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [True, False], ids=["native", "torch"])
 def test_a_step_uses_no_more_than_its_bound(folder: Path, is_native: bool) -> None:
     if is_native and not availability().runnable:

@@ -48,6 +48,7 @@ def logits_of(trunk: Trunk, share: float) -> tuple[torch.Tensor, int]:
     return torch.stack(rows), sum(count for (tier, _), count in statistics.lookups.items() if tier == "disk")
 
 
+@pytest.mark.slow
 def test_every_budget_gives_the_same_bits(trunk: Trunk) -> None:
     whole, loads = logits_of(trunk, 1.0)
     assert loads <= 96

@@ -25,8 +25,6 @@ from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack
 from tests.server.model.test_parity import generate
 
-pytestmark = pytest.mark.slow
-
 BLOCK_SIZE = 4
 LONGEST = 160
 BLOCKS = LONGEST // BLOCK_SIZE
@@ -128,6 +126,7 @@ def packed(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: p
     return pack(checkpoint, tmp_path_factory.mktemp("packed") / request.param, request.param)
 
 
+@pytest.mark.slow
 @DTYPES
 def test_batch_order_chunks_and_cache_size_change_no_bit(checkpoint: Path, dtype: torch.dtype) -> None:
     trunk = load_trunk(checkpoint, dtype, is_deterministic=True)
@@ -136,11 +135,13 @@ def test_batch_order_chunks_and_cache_size_change_no_bit(checkpoint: Path, dtype
             check(trunk, seed=number)
 
 
+@pytest.mark.slow
 @DTYPES
 def test_quantised_experts_change_no_bit_either(packed: Path, dtype: torch.dtype) -> None:
     check(load_trunk(packed, dtype, is_deterministic=True))
 
 
+@pytest.mark.slow
 def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None:
     usual, deterministic = (
         load_trunk(checkpoint, torch.float32),

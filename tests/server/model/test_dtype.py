@@ -15,8 +15,6 @@ from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.server.model.checkpoint.test_packing import logits_of
 
-pytestmark = pytest.mark.slow
-
 DTYPES = (torch.float32, torch.bfloat16)
 OF_PARTS = [name for name, family in FAMILIES.items() if CONFIG_MAPPING[name].sub_configs and not family.refusal]
 
@@ -29,6 +27,7 @@ def config_naming(model_type: str, dtype: torch.dtype) -> PreTrainedConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", OF_PARTS)
 def test_every_part_of_a_family_is_built_in_the_dtype_to_compute_in(model_type: str) -> None:
     for dtype, other in (DTYPES, DTYPES[::-1]):
@@ -38,6 +37,7 @@ def test_every_part_of_a_family_is_built_in_the_dtype_to_compute_in(model_type: 
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "gemma4", "mistral3"])
 def test_a_model_whose_parts_name_another_dtype_gives_the_same_logits(model_type: str, tmp_path: Path) -> None:
     folder = save_checkpoint(config_naming(model_type, torch.float32), tmp_path, torch.bfloat16)

@@ -27,11 +27,10 @@ from tests.models_page import PAGE
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
 
-pytestmark = pytest.mark.slow
-
 SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusal is None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_is_as_in_docs_models(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
@@ -59,6 +58,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded(request.param, folder, trunk, logits_of(trunk))
 
 
+@pytest.mark.slow
 def test_the_config_of_a_family_shows_the_facts_of_its_trunk(loaded: Loaded) -> None:
     trunk, outlined = loaded.trunk, infer_shapes(read_config(loaded.folder), torch.float32)
     assert outlined.trunk_bytes == trunk.nbytes
@@ -74,6 +74,7 @@ def test_what_is_not_served_is_refused_by_its_config_for_the_same_reason(model_t
         infer_shapes(make_config(model_type), torch.float32)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_the_names_of_transformers_gives_the_same_bits(loaded: Loaded, tmp_path: Path) -> None:
     """Some publish what transformers 5 saves of itself: experts in one tensor a layer, whatever came before."""
     loaded.assert_same_bits(
@@ -81,10 +82,12 @@ def test_a_checkpoint_with_the_names_of_transformers_gives_the_same_bits(loaded:
     )
 
 
+@pytest.mark.slow
 def test_a_pack_of_a_family_gives_the_same_bits(loaded: Loaded, tmp_path: Path) -> None:
     loaded.assert_same_bits(pack(loaded.folder, tmp_path / "pack"))
 
 
+@pytest.mark.slow
 def test_a_deterministic_family_is_batch_invariant(loaded: Loaded) -> None:
     """Pieces of its prompts of any size, beside any other pieces, have the same bits."""
     trunk = load_trunk(loaded.folder, torch.bfloat16, is_deterministic=True)
@@ -103,6 +106,7 @@ def speaks_of_experts(config: Any) -> bool:
     return any("expert" in attribute.name for attribute in fields(config)) or any(map(speaks_of_experts, parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_family_of_transformers_is_in_the_table(mapping: Any) -> None:
     """Families are in the table even if their experts bypass transformers' interface; drafters are not."""

@@ -31,6 +31,7 @@ def kernels() -> Iterator[Kernels]:
     kernels.close()
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ def test_a_config_shows_what_runs_where(name: str, dtype: torch.dtype, tmp_path:
     assert find_program(read_config(folder), dtype, kernels, trunk.catalog) == trunk.facts.program
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_each_kind_of_layer_is_tried_once(tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config("lfm2_moe")

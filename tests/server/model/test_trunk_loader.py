@@ -261,6 +261,7 @@ def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:
     assert find_checkpoint(str(checkpoint), None) == (checkpoint, "tiny")
 
 
+@pytest.mark.slow
 def test_bfloat16_experts_keep_their_bytes_and_compute_as_asked(tmp_path: Path) -> None:
     """Slots hold the checkpoint's dtype; float32 results equal those of transformers on the same weights."""
     folder = make_checkpoint("qwen3_moe", tmp_path / "bf16", torch.bfloat16)

@@ -12,8 +12,6 @@ from server.observability import otlp
 from server.observability.otlp import Tracing, otlp_exporter
 from tests.collector import Collector, attributes_of, collecting
 
-pytestmark = pytest.mark.slow
-
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
@@ -111,6 +109,7 @@ def test_a_failed_span_has_an_error_status(collector: Collector) -> None:
     assert [each.status.code for each in collector.spans] == [2, 0]
 
 
+@pytest.mark.slow
 def test_a_collector_that_does_not_answer_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         tracing = Tracing(otlp_exporter(f"http://127.0.0.1:{deaf.getsockname()[1]}"), "1.2")

@@ -377,6 +377,7 @@ def num_handles() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.slow
 def test_loading_and_unloading_leaves_no_memory_threads_or_handles(make: Callable[..., Rig]) -> None:
     rig = make()
 
@@ -399,6 +400,7 @@ def test_loading_and_unloading_leaves_no_memory_threads_or_handles(make: Callabl
     assert len(rig.memory._open) == len(rig.memory._used) == len(rig.memory._turns) == 0
 
 
+@pytest.mark.slow
 def test_of_many_registered_adapters_few_keep_their_files_open(make: Callable[..., Rig]) -> None:
     rig = make(2)
     for index in range(100):

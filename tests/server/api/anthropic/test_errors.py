@@ -19,6 +19,7 @@ class StatusError(APIError):
         self.status_code = status_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

@@ -82,6 +82,7 @@ def test_fields_that_ask_for_nothing_are_accepted(say, caplog):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

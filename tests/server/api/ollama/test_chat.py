@@ -86,6 +86,7 @@ def test_options_are_sampling_parameters(fake, chat):
     assert sampling.logit_bias == ((5, 1.0),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 @pytest.mark.parametrize("num_predict", [-2, -1, 0, 1000])
 def test_an_answer_is_as_long_as_fits(fake, post, path, num_predict):
@@ -187,6 +188,7 @@ def test_bodies_need_no_content_type(ask, content_type):
     assert ask("POST", "/api/chat", content=content, headers=headers).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -216,6 +218,7 @@ def test_invalid_chats_are_refused_in_ollamas_form(fake, chat, body, status, mes
     assert not fake.engine.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -46,6 +46,7 @@ def test_template_gets_roles_and_texts(fake, chat):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("messages", "param"),
     [

@@ -20,6 +20,7 @@ def send(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "spec"),
     [
@@ -39,6 +40,7 @@ def test_a_constraint_is_compiled_for_the_reply(send, fake, fields, spec):
     assert fake.engine.requests[0].sampling.grammar is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [SCHEMA, json.dumps(SCHEMA)], ids=["object", "text"])
 @pytest.mark.parametrize("name", ["guided_json", "json_schema", "structured_outputs"])
 def test_a_schema_is_that_of_a_response_format(send, fake, name, schema):
@@ -48,6 +50,7 @@ def test_a_schema_is_that_of_a_response_format(send, fake, name, schema):
     assert (mine.kind, mine.text, mine.param) == (usual.kind, usual.text, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [

@@ -52,6 +52,7 @@ def test_tools_that_are_not_in_the_prompt_and_past_calls_do_not_allow_new_ones(k
     assert masked(kimi) == OPENERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

@@ -116,6 +116,7 @@ def test_client_that_never_reads_loses_its_request_and_blocks_no_others(fake, ur
     assert reply.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_events", [MAX_UNREAD, 2 * MAX_UNREAD])
 def test_client_that_reads_gets_what_came_at_once(fake, client, num_events):
     """The bound on unread tokens is for each choice."""

@@ -42,6 +42,7 @@ def test_any_object_has_a_grammar_of_its_own(send, fake):
     assert fake.codec.grammars == [GrammarSpec("json_object")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "param", "message"),
     [

@@ -76,6 +76,7 @@ BAD_TOOLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "value", "param"), BAD_TOOLS)
 def test_bad_tools_and_choices_are_named(fake, chat, field, value, param):
     response = chat(**{field: value})
@@ -125,6 +126,7 @@ BAD_MESSAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("messages", "param"), BAD_MESSAGES)
 def test_bad_calls_and_results_are_named(fake, chat, messages, param):
     response = chat(messages=messages, tools=TOOLS)

@@ -14,6 +14,7 @@ def send(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [

@@ -20,6 +20,7 @@ def test_page_needs_no_key_and_no_model(fake, ask):
     assert "<title>Greenroom</title>" in response.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(assets()))
 def test_every_file_has_its_type_and_a_same_origin_policy(ask, name):
     response = ask("GET", f"/web/{name}")
@@ -58,6 +59,7 @@ def test_head_returns_headers_only(ask):
         assert head.headers[name] == get.headers[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["/web/nothing.js", "/web/", "/web", "/web/../app.py", "/web/..%2fapp.py", "/web/%2e%2e/app.py", "/web/..%5capp.py",

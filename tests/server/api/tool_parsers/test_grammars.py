@@ -18,8 +18,6 @@ from tests.byte_tokenizer import save_byte_tokenizer
 from tests.chat_formats import CALL, CALLS, END_CALL, END_CALLS, FAMILIES, KIMI, SCHEMAS, SEP, Family
 from tests.server.api.tool_parsers.turns import Turn, parser_of, read
 
-pytestmark = pytest.mark.slow
-
 END = "<|end_of_text|>"
 LIGHT = {"set_light": SCHEMAS["set_light"]}
 MODES = {
@@ -65,6 +63,7 @@ def forced(family: Family, codec: Codec, schemas: object = LIGHT, *, has_one_cal
     return [read(parser_of(family, schemas=schemas), text) for text in texts]
 
 
+@pytest.mark.slow
 @families
 def test_a_forced_call_has_arguments_of_the_schema(name: str, tmp_path: Path) -> None:
     family = replace(FAMILIES[name], thinking=FAMILIES[name].thinking if name in UNTHINKING else "", prompt_end="")
@@ -83,6 +82,7 @@ def test_a_forced_call_has_arguments_of_the_schema(name: str, tmp_path: Path) ->
 UNTHINKING = ("harmony", "pythonic", "llama")  # whose signs are written as text of the template
 
 
+@pytest.mark.slow
 @families
 def test_several_calls_may_be_forced_at_once(name: str, tmp_path: Path) -> None:
     family = replace(FAMILIES[name], thinking=FAMILIES[name].thinking if name in UNTHINKING else "", prompt_end="")
@@ -93,6 +93,7 @@ def test_several_calls_may_be_forced_at_once(name: str, tmp_path: Path) -> None:
     assert (max(len(turn.calls) for turn in turns) > 1) == (name != "harmony")
 
 
+@pytest.mark.slow
 @families
 def test_optional_parameters_and_references_are_followed(name: str, tmp_path: Path) -> None:
     family = replace(FAMILIES[name], thinking=FAMILIES[name].thinking if name in UNTHINKING else "", prompt_end="")
@@ -106,6 +107,7 @@ def test_optional_parameters_and_references_are_followed(name: str, tmp_path: Pa
         assert values.get("note", "x") == "x"
 
 
+@pytest.mark.slow
 @families
 def test_texts_of_any_kind_are_followed(name: str, tmp_path: Path) -> None:
     """The grammar allows calls as the family writes them without a grammar."""
@@ -160,6 +162,7 @@ REASONING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REASONING)
 def test_a_model_may_reason_before_a_forced_call(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -206,6 +209,7 @@ def test_a_format_that_nothing_precedes_is_followed_as_it_is() -> None:
     assert chat_format.grammar(None, LIGHT, Reasoning.AHEAD, must_call=False, has_one_call=False) is None
 
 
+@pytest.mark.slow
 def test_names_and_texts_of_a_schema_do_not_break_out_of_the_grammar(tmp_path: Path) -> None:
     odd = 'a"b\\n\n<[1]> %json {} | "'
     schema = {"type": "object", "properties": {odd: {"enum": [odd]}}, "required": [odd], "additionalProperties": False}

@@ -9,8 +9,6 @@ import pytest
 from tests.chat_formats import BAR, FAMILIES, PARIS
 from tests.server.api.tool_parsers.turns import parser_of, read
 
-pytestmark = pytest.mark.slow
-
 SAID = [
     ("hermes", "<tool_call>not JSON</tool_call>"),
     ("hermes", 'Write <tool_call> and </tool_call>, or <tool_call>{"name": 3, "arguments": {}}</tool_call>.'),
@@ -137,6 +135,7 @@ def test_special_tokens_that_stray_are_dropped() -> None:
     assert turn.content == "Hello there"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [*range(900, 1000, 3), 100_000])
 def test_no_depth_is_too_deep(depth: int) -> None:
     nested = '{"a": ' * depth + "1" + "}" * depth

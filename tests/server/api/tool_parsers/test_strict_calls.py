@@ -16,8 +16,6 @@ from tests.chat_formats import FAMILIES, Family
 from tests.server.api.tool_parsers.test_grammars import END, LIGHT, REASONING, TEXTS, UNTHINKING, codec_of, walk
 from tests.server.api.tool_parsers.turns import parser_of, read
 
-pytestmark = pytest.mark.slow
-
 UNMARKED = ("pythonic", "llama", "unknown")  # whose calls have no mark to begin with
 SAY = {"say": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}}
 WRONG = {"say": {"type": "object", "properties": {"text": {"type": "string", "enum": ["b"]}}, "required": ["text"]}}
@@ -53,6 +51,7 @@ def said(name: str, text: str) -> str:
     return f"<|channel|>final<|message|>{text}" if name == "harmony" else text
 
 
+@pytest.mark.slow
 @marked
 def test_any_text_is_allowed(name: str, tmp_path: Path) -> None:
     family = unthinking(name)
@@ -61,6 +60,7 @@ def test_any_text_is_allowed(name: str, tmp_path: Path) -> None:
         assert place_of_refusal(codec, spec, text) is None, text
 
 
+@pytest.mark.slow
 @marked
 def test_a_call_after_text_follows_its_schema(name: str, tmp_path: Path) -> None:
     family = unthinking(name)
@@ -75,6 +75,7 @@ def test_a_call_after_text_follows_its_schema(name: str, tmp_path: Path) -> None
     assert refused_at > len(codec.encode(before))
 
 
+@pytest.mark.slow
 @marked
 def test_a_turn_that_begins_as_a_call_becomes_one(name: str, tmp_path: Path) -> None:
     family = unthinking(name)

@@ -24,8 +24,6 @@ from server.engine.status_snapshot import snapshot_statuses
 from server.engine.text.stop_strings import TextAssembler
 from server.model.step import ExpertCost, StepOutput
 
-pytestmark = pytest.mark.slow
-
 LAYERS, EXPERTS, TOP_K, SLOTS = 2, 32, 4, 8
 TOUCH_SECONDS, MISS_SECONDS, STEP_SECONDS = 0.0002, 0.002, 0.002
 
@@ -104,6 +102,7 @@ def joint_rate(batch: DecodingBatch, seconds: float) -> float:
     return batch.run(seconds)
 
 
+@pytest.mark.slow
 def test_domains_that_do_not_fit_together_alternate_and_are_faster() -> None:
     batch, other = DecodingBatch(4, 16), DecodingBatch(4, 16)
     rate = batch.run(20)
@@ -125,6 +124,7 @@ def test_status_of_sequences_outside_the_group_is_held() -> None:
     assert states == ["decode" if sequence in chosen else "held" for sequence in batch.sequences]
 
 
+@pytest.mark.slow
 def test_all_sequences_get_similar_numbers_of_slices() -> None:
     batch = DecodingBatch(4, 16)
     batch.run(30)
@@ -132,6 +132,7 @@ def test_all_sequences_get_similar_numbers_of_slices() -> None:
     assert min(counts) > 0.5 * max(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_domains", [1, 2])
 def test_sequences_that_share_experts_are_not_grouped(num_domains: int) -> None:
     """Sixteen sequences touch nearly all experts of one or two domains anyway; sharing them is best."""
@@ -146,6 +147,7 @@ def test_a_single_sequence_is_never_held() -> None:
     assert all(len(group) == 1 for group in batch.groups)
 
 
+@pytest.mark.slow
 def test_grouping_that_does_not_pay_stops_and_is_retried_ever_less_often() -> None:
     batch = DecodingBatch(4, 16, surcharge=0.2)
     batch.run(60)
@@ -156,6 +158,7 @@ def test_grouping_that_does_not_pay_stops_and_is_retried_ever_less_often() -> No
     assert sum(len(group) == 16 for group in batch.groups[-200:]) > 100
 
 
+@pytest.mark.slow
 def test_all_sequences_decode_together_now_and_then_to_compare() -> None:
     batch = DecodingBatch(4, 16)
     batch.run(8)
@@ -169,6 +172,7 @@ def test_all_sequences_decode_together_now_and_then_to_compare() -> None:
     assert any(size < 16 for size in sizes[checks[-1] :]) or any(size < 16 for size in sizes[: checks[0]])
 
 
+@pytest.mark.slow
 def test_new_requests_begin_only_between_slices() -> None:
     batch = DecodingBatch(4, 16)
     while not batch.admission.num_slices:

@@ -125,6 +125,7 @@ def test_room_is_kept_for_what_is_taken_while_it_is_given_up() -> None:
     assert granted == [0, 100, 0, 50]
 
 
+@pytest.mark.slow
 def test_a_reservation_that_is_dropped_returns_its_bytes() -> None:
     memory = RequestMemory(lambda: 100)
     assert memory.reserve().take_now(60)

@@ -151,6 +151,7 @@ def test_a_prefix_that_ends_within_a_chunk_needs_the_chunk_so_far() -> None:
     blocks.check_integrity([leader, sequence])
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 1), st.integers(1, 9)), min_size=1, max_size=6),
     st.integers(1, 20),

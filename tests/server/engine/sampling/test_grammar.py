@@ -92,6 +92,7 @@ def written(codec: Codec, prompt: Sequence[int], token_ids: Sequence[int]) -> st
     return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
 
 
+@pytest.mark.slow
 def test_allowed_tokens_give_json_of_the_schema(tokenizer: Tokenizer, tmp_path: Path) -> None:
     codec = codec_of(tokenizer, tmp_path)
     grammar, end = codec.compile_grammar(schema(PERSON)), tokenizer.token_to_id("<|end|>")
@@ -107,6 +108,7 @@ def test_allowed_tokens_give_json_of_the_schema(tokenizer: Tokenizer, tmp_path: 
         assert person["place"] in (None, "東京")
 
 
+@pytest.mark.slow
 def test_allowed_tokens_give_a_json_object(tokenizer: Tokenizer, tmp_path: Path) -> None:
     codec = codec_of(tokenizer, tmp_path)
     grammar, end = codec.compile_grammar(GrammarSpec("json_object")), tokenizer.token_to_id("<|end|>")

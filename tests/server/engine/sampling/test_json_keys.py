@@ -14,6 +14,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES, min_size=1), st.booleans(), st.sampled_from([None, 2]))
 def test_only_the_key_that_is_there_already_repeats(value, is_ascii, indent):
     keys, text = JsonKeys(), json.dumps(value, ensure_ascii=is_ascii, indent=indent)
@@ -22,6 +23,7 @@ def test_only_the_key_that_is_there_already_repeats(value, is_ascii, indent):
     assert keys.push(b", " + json.dumps(next(iter(value))).encode())
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES), st.data())
 def test_looking_ahead_changes_nothing(value, data):
     text = json.dumps(value).encode() * 2

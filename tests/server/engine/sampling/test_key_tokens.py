@@ -46,6 +46,7 @@ def repeating(tokens, text, allowed=None):
     return {*KeyTokens(tokens).repeating(keys, mask).tolist()}, {n for n in plain if mask[n]}
 
 
+@pytest.mark.slow
 @given(st.lists(TOKENS, min_size=1, max_size=40), st.lists(TEXTS, min_size=1, max_size=3).map(b", ".join), TOKENS)
 def test_they_are_those_that_reading_each_token_finds(tokens, text, more):
     for state in (text, text + b', "', text + more, text + b', "' + more, text + b', "a": "', text + b', "x": {"'):

@@ -57,6 +57,7 @@ def follow(matcher: GrammarMatcher, num_tokens: int = 2000) -> int:
     return num_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_sizes", range(len(SIZES)), ids=["none", "some", "all"])
 @pytest.mark.parametrize("text", [STATES, FUEL], ids=["states", "fuel"])
 def test_a_grammar_takes_no_more_memory_than_it_holds(compiler: GrammarCompiler, text: str, num_sizes: int) -> None:

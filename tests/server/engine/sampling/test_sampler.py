@@ -109,6 +109,7 @@ PARAMETERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("params", PARAMETERS, ids=str)
 def test_samples_follow_the_probabilities_of_transformers(

@@ -83,6 +83,7 @@ def is_text(kind: str, token_ids: list[int]) -> bool:
     return True
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(kind=st.sampled_from(["bundled", *KNOWN, *OTHERS]), data=st.data())
 def test_pieces_of_random_tokens_join_to_the_text_after_the_prompt(kind: str, data: st.DataObject) -> None:

@@ -40,6 +40,7 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12))
 
 
+@pytest.mark.slow
 @WRITTEN
 @settings(max_examples=40, deadline=None)
 @given(out_features=st.integers(1, 70), in_features=st.integers(1, 140), seed=st.integers(0, 1000))
@@ -50,6 +51,7 @@ def test_tensors_are_as_specified(kernel: ModuleType, out_features: int, in_feat
     assert kernel.is_quantised(tensors, "w")
 
 
+@pytest.mark.slow
 @WRITTEN
 @settings(max_examples=40, deadline=None)
 @given(out_features=st.integers(1, 70), in_features=st.integers(1, 140), seed=st.integers(0, 1000))
@@ -69,6 +71,7 @@ def test_gaussian_weights_lose_less_than_in_the_formats_of_as_many_bits(kernel: 
     assert distance(kernel.dequantise(kernel.quantise("w", matrix), "w"), matrix) < ERRORS[kernel]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FORMATS))
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
@@ -149,6 +152,7 @@ def test_weights_too_small_for_a_scale_become_zeros(kernel: ModuleType) -> None:
     assert torch.equal(found, torch.zeros(64, 130))
 
 
+@pytest.mark.slow
 @WRITTEN
 @settings(max_examples=40, deadline=None)
 @given(

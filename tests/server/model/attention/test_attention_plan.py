@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,7 @@ def seen_tokens(plan: GroupPlan, batch: Batch) -> dict[int, Counter[tuple[int, i
     return seen
 
 
+@pytest.mark.slow
 @given(st.data(), RULES)
 def test_each_row_sees_its_keys_once(data: st.DataObject, rule: Rule) -> None:
     batch = data.draw(batches(rule))
@@ -104,6 +106,7 @@ def test_each_row_sees_its_keys_once(data: st.DataObject, rule: Rule) -> None:
             row += 1
 
 
+@pytest.mark.slow
 @given(st.data(), RULES)
 def test_the_first_round_has_every_row_in_order_with_its_own_key(data: st.DataObject, rule: Rule) -> None:
     batch = data.draw(batches(rule))
@@ -118,6 +121,7 @@ def test_the_first_round_has_every_row_in_order_with_its_own_key(data: st.DataOb
         assert len(later) == len(set(later))
 
 
+@pytest.mark.slow
 @given(st.data(), RULES)
 def test_new_tokens_are_kept_in_their_own_slots(data: st.DataObject, rule: Rule) -> None:
     batch = data.draw(batches(rule))

@@ -40,6 +40,7 @@ def problems(draw_value: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return query, draw(kv_heads, length, key_dim, seed + 1), draw(kv_heads, length, value_dim, seed + 2), options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @settings(max_examples=40)
 @given(problem=problems())
@@ -53,6 +54,7 @@ def test_it_equals_the_reference(
     assert float((found.float() - wanted).abs().max()) < TOLERANCES[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @settings(max_examples=40)
 @given(problem=problems(), pieces=st.lists(st.sampled_from([1, 2, 5, 16, 31, 120, 256]), min_size=1, max_size=8))

@@ -17,6 +17,8 @@ from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import LATENT, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FAMILIES: dict[str, Any] = {
     "deepseek_v2": lambda: transformers.DeepseekV2Config(**LATENT, topk_method="greedy"),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT, n_group=2, topk_group=1),

@@ -18,8 +18,6 @@ from server.model.step import SequenceChunk
 from server.model.transformers_hooks.probe import attend_sequence
 from tests.server.model.attention.test_span_attention import DEVICES, TOLERANCES
 
-pytestmark = pytest.mark.slow
-
 BLOCK_SIZE = 4
 POOL = ComputePool(3)
 LENGTHS = (61, 3, 130, 17)  # of the sequences
@@ -110,6 +108,7 @@ def farthest(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     return max(float((a.float() - b.float()).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("longest", [1, 7, 130])
 @pytest.mark.parametrize(("window", "is_chunked"), [(None, False), (5, False), (70, False), (5, True), (50, True)])
@@ -125,6 +124,7 @@ def test_steps_give_what_each_sequence_gives_alone(
     assert farthest(shuffled, in_order) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_16_bits_are_as_near_as_they_can_be(shape: str, dtype: torch.dtype) -> None:
@@ -136,6 +136,7 @@ def test_16_bits_are_as_near_as_they_can_be(shape: str, dtype: torch.dtype) -> N
     assert farthest(found, Sequences(base, options).alone()) < 2 * TOLERANCES[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("blocks", [IN_ORDER, SHUFFLED], ids=["in_order", "shuffled"])
 def test_sinks_take_weight_and_a_soft_cap_bounds_scores(blocks: list[int], window: int | None) -> None:

@@ -19,6 +19,8 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE = 16
 FIRST_LENGTH = 64  # of the training before positions were scaled
 FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}

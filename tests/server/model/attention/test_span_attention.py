@@ -43,6 +43,7 @@ def softmax_attention(
     return scores.softmax(-1) @ value, scores.logsumexp(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (8, 1)])
@@ -81,6 +82,7 @@ def test_keys_may_be_split_anywhere(split: int, dtype: torch.dtype) -> None:
     assert float((lse - whole_lse).abs().max()) < TOLERANCES[dtype]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 12), min_size=2, max_size=6),
     st.floats(-80, 80),

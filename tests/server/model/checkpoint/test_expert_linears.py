@@ -67,6 +67,7 @@ def experts(catalog: ExpertCatalog) -> dict[tuple[ExpertKey, str], torch.Tensor]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_linear_layers_make_the_parameters_of_the_family(family: str, tmp_path: Path) -> None:
     plain = save_checkpoint(make_config(family), tmp_path / "plain", as_published=False)
@@ -103,6 +104,7 @@ def expected_logits(folder: Path) -> torch.Tensor:
     return load_file(folder.with_suffix(".safetensors"))["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOOLS_FAMILIES)
 def test_a_checkpoint_of_llm_compressor_gives_the_logits_of_the_tool(family: str, pool: ComputePool | None) -> None:
     folder = MADE / "llm-compressor" / family
@@ -111,6 +113,7 @@ def test_a_checkpoint_of_llm_compressor_gives_the_logits_of_the_tool(family: str
     assert difference < TOLERANCE * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOOLS_FAMILIES)
 def test_a_checkpoint_of_autoround_gives_about_the_logits_of_the_plain_model(family: str) -> None:
     """Gate and up exchanged, or zeros off by one, leave no correlation."""

@@ -42,6 +42,7 @@ BAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "served_as", "published"),
     [
@@ -65,6 +66,7 @@ def test_the_same_tensors_give_the_same_logits_under_both_types(
     assert torch.equal(logits(renamed(folder, model_type, **published)), expected)
 
 
+@pytest.mark.slow
 def test_a_flat_ernie_config_gives_the_logits_of_one_with_parts(tmp_path: Path) -> None:
     folder = save_checkpoint(make_config("ernie4_5_vl_moe"), tmp_path)
     expected = logits(folder)
@@ -131,6 +133,7 @@ def step_config(model_type: str) -> PreTrainedConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["step3p5", "step3p7"])
 def test_a_published_step_config_gives_the_logits_of_the_one_that_transformers_saves(
     model_type: str, tmp_path: Path

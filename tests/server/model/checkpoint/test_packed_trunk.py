@@ -29,8 +29,6 @@ from tests.checkpoints import make_checkpoint
 from tests.quantise import fp8, publish
 from tests.server.model.checkpoint.test_packing import logits_of
 
-pytestmark = pytest.mark.slow
-
 NAMES = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "jamba")
 CASES: list[tuple[str, QuantisedWeights]] = [
     *((name, "int8") for name in NAMES),
@@ -84,6 +82,7 @@ def stored(out: Path, weights: QuantisedWeights = "int8") -> set[str]:
     return {name.removesuffix(codes) for name in read_index([open_pack(out).trunk]) if name.endswith(codes)}
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_dequantised_matrices(case: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = load_trunk(case.folder, torch.float32)
     assert not isinstance(trunk, SequentialTrunk)
@@ -93,6 +92,7 @@ def test_logits_are_those_of_the_dequantised_matrices(case: Packed, monkeypatch:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_matrices_are_near_those_of_the_checkpoint(case: Packed) -> None:
     parts, plain = load_file(open_pack(case.folder).trunk), load_file(case.checkpoint / "model.safetensors")
     for name in stored(case.folder, case.trunk):
@@ -101,6 +101,7 @@ def test_matrices_are_near_those_of_the_checkpoint(case: Packed) -> None:
         assert float((found - wanted).norm() / wanted.norm()) < ERRORS[case.trunk]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_its_bytes_are_known_before_loading(case: Packed, dtype: torch.dtype) -> None:
     checked: list[int] = []
@@ -128,17 +129,20 @@ def test_projections_that_latent_attention_splits_are_not_quantised(tmp_path: Pa
     assert not any("kv_b_proj" in name for name in stored(out))
 
 
+@pytest.mark.slow
 def test_a_head_is_int8_unless_it_is_the_embedding_table(packed: Path, tmp_path: Path) -> None:
     assert "lm_head.weight" in stored(packed)
     assert "lm_head.weight" not in stored(pack(BUNDLED, tmp_path / "tied"))
 
 
+@pytest.mark.slow
 def test_a_head_is_int8_beside_layers_in_int4(tiny: Path, tmp_path: Path) -> None:
     out = pack(tiny, tmp_path / "out", "int4")
     assert stored(out) == {"lm_head.weight"}
     assert stored(out, "int4") == stored(pack(tiny, tmp_path / "other")) - {"lm_head.weight"}
 
 
+@pytest.mark.slow
 def test_an_int8_trunk_has_the_tensors_that_older_packs_have(packed: Path) -> None:
     found = read_index([open_pack(packed).trunk])
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -146,11 +150,13 @@ def test_an_int8_trunk_has_the_tensors_that_older_packs_have(packed: Path) -> No
     assert tensors == {"_q8": (torch.int8, (2, 8, 16, 4)), "_q8_scale": (torch.float16, (2, 1, 16))}
 
 
+@pytest.mark.slow
 def test_small_layers_are_not_quantised(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 128 * 32)
     assert stored(pack(tiny, tmp_path / "out")) == {"lm_head.weight"}
 
 
+@pytest.mark.slow
 def test_quantised_trunks_are_quantised_anew(tiny: Path, tmp_path: Path) -> None:
     quantised, reference = publish(tiny, tmp_path, fp8())
     found = logits_of(load_trunk(pack(quantised, tmp_path / "out"), torch.float32))
@@ -159,6 +165,7 @@ def test_quantised_trunks_are_quantised_anew(tiny: Path, tmp_path: Path) -> None
     assert min(similarity) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights"), [("lm_head.weight", "int8"), ("model.layers.0.self_attn.q_proj.weight", "int4")]
 )
@@ -175,6 +182,7 @@ def test_nan_and_infinity_are_refused_by_name(tiny: Path, tmp_path: Path, name: 
     )
 
 
+@pytest.mark.slow
 def test_a_manifest_omits_the_format_of_an_unchanged_trunk(tiny: Path, tmp_path: Path) -> None:
     """So that earlier versions read it."""
     model = build_model(read_config(tiny), torch.bfloat16)
@@ -182,6 +190,7 @@ def test_a_manifest_omits_the_format_of_an_unchanged_trunk(tiny: Path, tmp_path:
     assert "trunk" not in json.loads((tmp_path / "out" / "manifest.json").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_pack_is_made_anew_for_another_trunk(tiny: Path, packed: Path) -> None:
     model = build_model(read_config(tiny), torch.bfloat16)
     source = pack_source(model, tiny, "tiny", "bfloat16", "int8")
@@ -189,6 +198,7 @@ def test_a_pack_is_made_anew_for_another_trunk(tiny: Path, packed: Path) -> None
     assert write_pack(replace(source, model="tiny", trunk_format="unchanged", made=()), packed, 1, lambda _: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [({"head_dim": 16}, "does not have the model's shape"), ({"num_hidden_layers": 3, "trunk": "int3"}, "int3")],

@@ -27,8 +27,6 @@ from tests.packed_models import pack_model as pack
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model, write
 from tests.server.model.test_parity import generate
 
-pytestmark = pytest.mark.slow
-
 STEPS = 3
 
 
@@ -46,6 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return make_checkpoint(folder.name, folder, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_bfloat16_packs_of_bfloat16_checkpoints_give_the_same_bits(
     checkpoint: Path, tmp_path: Path, dtype: torch.dtype
@@ -55,6 +54,7 @@ def test_bfloat16_packs_of_bfloat16_checkpoints_give_the_same_bits(
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_quantised_packs_give_the_results_of_their_dequantised_weights(
     checkpoint: Path, tmp_path: Path, weights: WeightFormat, monkeypatch: pytest.MonkeyPatch
@@ -77,6 +77,7 @@ def test_quantised_packs_give_the_results_of_their_dequantised_weights(
     assert min(similarity) > (0.999 if weights == "int8" else 0.9)
 
 
+@pytest.mark.slow
 def test_slots_of_quantised_packs_have_the_size_of_their_weights(tmp_path: Path) -> None:
     sizes = {
         weights: open_pack(pack(BUNDLED, tmp_path / weights, weights)).catalog.total_bytes
@@ -86,6 +87,7 @@ def test_slots_of_quantised_packs_have_the_size_of_their_weights(tmp_path: Path)
     assert sizes["int4"] < 0.3 * sizes["bfloat16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "block"), [("int8", 64), ("int4", 64), ("int4", 32)])
 def test_packs_of_the_older_layout_are_served(
     tiny: Path, tmp_path: Path, weights: Literal["int8", "int4"], block: int
@@ -154,6 +156,7 @@ def test_a_damaged_expert_is_refused_and_the_others_serve(packed: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_named_and_not_quantised(tiny: Path, tmp_path: Path, value: float) -> None:
     folder = shutil.copytree(tiny, tmp_path / "odd")
@@ -165,6 +168,7 @@ def test_nan_and_infinity_are_named_and_not_quantised(tiny: Path, tmp_path: Path
     pack(folder, tmp_path / "out", "bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "most"), [("int8", "8.32e+06"), ("int4", "7.46e+04")])
 def test_weights_beyond_a_format_are_named(tiny: Path, tmp_path: Path, weights: WeightFormat, most: str) -> None:
     folder = shutil.copytree(tiny, tmp_path / "large")
@@ -183,6 +187,7 @@ def test_a_pack_has_the_files_of_tokenizer_and_generation_config(tmp_path: Path)
         assert (data / name).read_bytes() == (BUNDLED / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_packed_model_takes_images(tmp_path: Path) -> None:
     """The pack has the image processor, the vision towers and the experts for images."""
     folder = save_model("ernie4_5_vl_moe", tmp_path / "checkpoint", torch.bfloat16)

@@ -37,6 +37,7 @@ def native_logits(folder: Path) -> torch.Tensor:
         kernels.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "field", "activation"),
     [

@@ -72,6 +72,7 @@ def test_images_with_experts_of_their_own_are_charged_to_who_shows_them() -> Non
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "deepseek_v4", "switch_transformers", "llama4_text"]
 )
@@ -98,6 +99,7 @@ def test_a_request_alone_is_charged_what_the_store_counts(name: str, tmp_path: P
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_moe", "granitemoehybrid", "deepseek_v4"])
 def test_the_chosen_experts_are_those_of_a_request_alone(name: str, tmp_path: Path) -> None:
     """They are those of the last token: a chunk of two has those of the second token by itself."""

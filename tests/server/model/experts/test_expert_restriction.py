@@ -17,8 +17,6 @@ from tests.checkpoints import make_checkpoint
 from tests.server.model.experts.test_variants import assert_equal, assert_near, is_expert, open_trunk, run
 from tests.server.model.variants import base_of, load, other, read, read_tensors, save_variant
 
-pytestmark = pytest.mark.slow
-
 FORBIDDEN = [0, 3]
 FAMILIES = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "qwen3_next", "phimoe"]
 
@@ -41,6 +39,7 @@ def store(trunk: Trunk) -> Iterator[ExpertStore]:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_forbidden_experts_are_never_run_and_the_rest_is_as_in_a_variant_without_them(
@@ -60,6 +59,7 @@ def test_forbidden_experts_are_never_run_and_the_rest_is_as_in_a_variant_without
     assert used.sum() > 0
 
 
+@pytest.mark.slow
 def test_sequences_with_and_without_forbidden_experts_share_a_batch(trunk: Trunk, store: ExpertStore) -> None:
     fewer = ChunkWeights(variant=restriction(trunk, FORBIDDEN).apply(None))
     own, wanted = run(trunk, store, [None] * 3), run(trunk, store, [fewer] * 3)
@@ -67,6 +67,7 @@ def test_sequences_with_and_without_forbidden_experts_share_a_batch(trunk: Trunk
     assert_near(run(trunk, store, [fewer, None, fewer]), [wanted[0], own[1], wanted[2]])
 
 
+@pytest.mark.slow
 def test_experts_are_forbidden_in_a_variant_with_other_added_and_removed_ones(
     trunk: Trunk, store: ExpertStore, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_experts_are_forbidden_in_a_variant_with_other_added_and_removed_ones(
     assert_equal(run(trunk, store, [ChunkWeights(variant=restricted)] * 3), run(trunk, store, [without] * 3))
 
 
+@pytest.mark.slow
 def test_only_the_named_layers_lack_experts(trunk: Trunk, store: ExpertStore) -> None:
     before = store.statistics().tokens.copy()
     run(trunk, store, [ChunkWeights(variant=restriction(trunk, FORBIDDEN, [1]).apply(None))] * 3)

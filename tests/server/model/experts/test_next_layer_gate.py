@@ -99,6 +99,7 @@ def chosen(index: Any) -> list[set[int]]:
     return [set(row) for row in torch.as_tensor(index).tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CONFIGS, *FURTHER])
 def test_each_router_is_found_and_chooses_as_the_model_does(name: str) -> None:
     model, layers, routed = run({**CONFIGS, **FURTHER}[name]())

@@ -18,8 +18,6 @@ from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.test_parity import generate
 from tests.server.model.variants import base_of, load, other, read, read_tensors, save_variant
 
-pytestmark = pytest.mark.slow
-
 MODES: tuple[PrefetchMode, ...] = ("gate", "coactivation", "auto")
 
 
@@ -78,6 +76,7 @@ def budgets(trunk: Trunk) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_prefetching_changes_no_bit(trunk: Trunk, mode: PrefetchMode) -> None:
     expected, _ = logits_of(trunk, trunk.catalog.total_bytes, "off")
@@ -91,6 +90,7 @@ def test_every_layer_but_the_last_has_a_gate(trunk: Trunk) -> None:
     assert list(trunk.gates) == list(trunk.catalog.layers)[:-1]
 
 
+@pytest.mark.slow
 def test_a_step_with_a_piece_of_a_prompt_does_not_prefetch(trunk: Trunk) -> None:
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     prefetcher = always_on("auto", trunk, store)
@@ -104,6 +104,7 @@ def test_a_step_with_a_piece_of_a_prompt_does_not_prefetch(trunk: Trunk) -> None
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sequence_with_a_variant_prefetches_the_experts_of_the_variant(tmp_path: Path, mode: PrefetchMode) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "base")

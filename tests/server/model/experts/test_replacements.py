@@ -73,6 +73,7 @@ def test_experts_that_compute_nothing_give_what_they_are_given(tmp_path: Path) -
     assert_close(step.logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_inputs_that_a_router_scales_go_to_the_chosen_experts_alone(top_k: int, tmp_path: Path) -> None:
     config = make_config("llama4_text")
@@ -91,6 +92,7 @@ def test_llama_4_under_the_names_of_its_multimodal_checkpoint(tmp_path: Path) ->
     assert_close(run(load_trunk(tmp_path, torch.float32)).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalisation", [None, 2.0])
 def test_dbrx_with_weights_of_each_norm(normalisation: float | None, tmp_path: Path) -> None:
     config = make_config("dbrx")
@@ -99,6 +101,7 @@ def test_dbrx_with_weights_of_each_norm(normalisation: float | None, tmp_path: P
     assert_close(run(load_trunk(tmp_path, torch.float32)).logits, transformers_logits(tmp_path))
 
 
+@pytest.mark.slow
 def test_keys_that_several_experts_queries_look_at_are_kept_once(tmp_path: Path) -> None:
     config = make_config("jetmoe")
     config.num_experts_per_tok = 3
@@ -136,6 +139,7 @@ def matrices(model_type: str, tensors: dict[str, torch.Tensor], expert: int) -> 
     return {name: tensors[f"{prefix}.{name}"][expert].T for name in ("gate_up_proj", "down_proj")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "tolerance"), [("int8", 0.01), ("int4", 0.1)])
 @pytest.mark.parametrize("model_type", ["dbrx", "jetmoe", "llama4_text"])
 def test_quantised_packs_hold_an_experts_matrices_the_way_kernels_take_them(
@@ -154,6 +158,7 @@ def test_quantised_packs_hold_an_experts_matrices_the_way_kernels_take_them(
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["dbrx", "jetmoe", "llama4_text"])
 def test_an_expert_is_read_where_it_lies_and_not_put_together(model_type: str, tmp_path: Path) -> None:
     catalog = load_trunk(save_checkpoint(make_config(model_type), tmp_path), torch.float32).catalog

@@ -24,8 +24,6 @@ from tests.server.model.checkpoint.test_packing import pack
 from tests.server.model.test_parity import PROMPTS, generate
 from tests.server.model.variants import base_of, load, other, read, read_tensors, save_changed, save_variant
 
-pytestmark = pytest.mark.slow
-
 STEPS = 4
 TOLERANCE = 1e-4  # of the range of logits
 BLOCK = 16  # of the native attention's cache
@@ -63,6 +61,7 @@ def assert_equal(found: Result, wanted: Result) -> None:
     assert all(torch.equal(one, another) for (_, one), (_, another) in zip(found, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_variant_has_the_logits_of_a_checkpoint_with_its_weights(name: str, is_native: bool, tmp_path: Path) -> None:
@@ -86,6 +85,7 @@ def test_a_variant_has_the_logits_of_a_checkpoint_with_its_weights(name: str, is
         store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["least", "half", "all"])
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 def test_several_variants_in_one_batch_change_no_bit_of_each_other(is_native: bool, share: str, tmp_path: Path) -> None:
@@ -108,6 +108,7 @@ def test_several_variants_in_one_batch_change_no_bit_of_each_other(is_native: bo
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "gpt_oss", "granitemoe"])
 def test_a_variant_with_a_router_of_its_own(name: str, is_native: bool, tmp_path: Path) -> None:
@@ -126,6 +127,7 @@ def test_a_variant_with_a_router_of_its_own(name: str, is_native: bool, tmp_path
         store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 def test_an_adapter_adds_to_the_router_of_a_variant(is_native: bool, tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "base")
@@ -163,6 +165,7 @@ def add_and_remove(folder: Path, base: Path) -> tuple[Path, Path]:
     return variant, save_changed(folder / "changed", base, as_own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
 def test_added_and_removed_experts_give_the_logits_of_such_a_checkpoint(is_native: bool, tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "base")
@@ -207,6 +210,7 @@ def test_a_removed_expert_is_never_chosen(is_native: bool, tmp_path: Path) -> No
     assert used.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_variant_of_a_pack_is_quantised_as_the_pack_is(weights: str, tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "base", torch.bfloat16)
@@ -222,6 +226,7 @@ def test_a_variant_of_a_pack_is_quantised_as_the_pack_is(weights: str, tmp_path:
         store.close()
 
 
+@pytest.mark.slow
 def test_an_expert_gets_from_the_base_what_the_variant_lacks(tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "base")
     changed = other(read_tensors(folder), lambda name: is_expert(name) and "down_proj" in name)

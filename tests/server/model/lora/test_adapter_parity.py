@@ -108,6 +108,7 @@ def modular(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Model(make_checkpoint(name, tmp_path_factory.mktemp(name)), MODULES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("all_fit", [False, True])
 def test_native_layers_give_what_peft_gives(native: Model, pool: ComputePool, all_fit: bool) -> None:
     native.load(pool)
@@ -115,27 +116,32 @@ def test_native_layers_give_what_peft_gives(native: Model, pool: ComputePool, al
     native.assert_near(native.write(all_fit=all_fit))
 
 
+@pytest.mark.slow
 def test_other_adapters_change_no_bit_of_native_layers(native: Model, pool: ComputePool) -> None:
     native.load(pool)
     native.assert_same_alone(native.write())
 
 
+@pytest.mark.slow
 def test_modules_give_what_peft_gives(modular: Model) -> None:
     modular.load(None)
     modular.assert_near(modular.write())
 
 
+@pytest.mark.slow
 def test_modules_with_native_experts_give_what_peft_gives(modular: Model, pool: ComputePool) -> None:
     modular.load(pool)
     modular.assert_near(modular.write())
 
 
+@pytest.mark.slow
 def test_other_adapters_change_no_bit_of_deterministic_steps(tmp_path: Path) -> None:
     model = Model(make_checkpoint("deepseek_v3", tmp_path), MODULES["deepseek_v3"])
     model.load(None, is_deterministic=True)
     model.assert_same_alone(model.write(), (0, 3))
 
 
+@pytest.mark.slow
 def test_a_step_with_adapters_leaves_no_hook(tmp_path: Path) -> None:
     model = Model(make_checkpoint("deepseek_v3", tmp_path), MODULES["deepseek_v3"])
     model.load(None)

@@ -102,6 +102,7 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Model(make_checkpoint(name, tmp_path_factory.mktemp(name)), NATIVE[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("all_fit", [False, True])
 def test_native_layers_give_what_arrow_gives(native: Model, pool: ComputePool, all_fit: bool) -> None:
     native.load(pool)
@@ -109,11 +110,13 @@ def test_native_layers_give_what_arrow_gives(native: Model, pool: ComputePool, a
     native.assert_near(native.write(all_fit=all_fit))
 
 
+@pytest.mark.slow
 def test_other_sequences_change_no_bit_of_native_layers(native: Model, pool: ComputePool) -> None:
     native.load(pool)
     native.assert_same_alone(native.write())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_give_what_arrow_gives(tmp_path: Path, name: str) -> None:
     model = Model(make_checkpoint(name, tmp_path), MODULES[name])
@@ -121,12 +124,14 @@ def test_modules_give_what_arrow_gives(tmp_path: Path, name: str) -> None:
     model.assert_near(model.write())
 
 
+@pytest.mark.slow
 def test_other_sequences_change_no_bit_of_deterministic_steps(tmp_path: Path) -> None:
     model = Model(make_checkpoint("deepseek_v3", tmp_path), LATENT)
     model.load(None, is_deterministic=True)
     model.assert_same_alone(model.write(), (0, 2))
 
 
+@pytest.mark.slow
 def test_more_adapters_than_there_are_are_all_of_them(tmp_path: Path, pool: ComputePool) -> None:
     model = Model(make_checkpoint("qwen3_moe", tmp_path), ATTENTION, top_k=len(NAMES))
     model.top_k = 9
@@ -134,6 +139,7 @@ def test_more_adapters_than_there_are_are_all_of_them(tmp_path: Path, pool: Comp
     model.assert_near(model.write())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_native", [False, True])
 def test_latents_that_attention_expands_refuse_routing(tmp_path: Path, pool: ComputePool, *, is_native: bool) -> None:
     checkpoint = make_checkpoint("deepseek_v3", tmp_path)

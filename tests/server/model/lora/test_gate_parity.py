@@ -78,6 +78,7 @@ class GatedModel(arrow.Model):
         return replace(adapter, gate={name: vectors[number] for name, vectors in self.gate.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", arrow.NATIVE)
 def test_native_layers_give_what_the_gate_gives_and_other_sequences_change_no_bit(
     tmp_path: Path, pool: ComputePool, name: str
@@ -90,6 +91,7 @@ def test_native_layers_give_what_the_gate_gives_and_other_sequences_change_no_bi
     model.assert_same_alone(together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", arrow.MODULES)
 def test_modules_give_what_the_gate_gives(tmp_path: Path, name: str) -> None:
     model = GatedModel(make_checkpoint(name, tmp_path), arrow.MODULES[name])

@@ -61,6 +61,7 @@ def test_many_names_are_found_among_many_patterns_in_little_time() -> None:
     assert [patterns.find(name) for name in names] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [

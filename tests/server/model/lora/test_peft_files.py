@@ -128,6 +128,7 @@ def test_small_pages_hold_the_same_matrices(checkpoint: Path, targets: LoraTarge
         torch.testing.assert_close(delta(divided.experts[target], outputs), delta(matrices, outputs), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_transposed", [True, False])
 def test_parameters_that_are_stored_transposed_are_recognised_by_their_shapes(
     tmp_path: Path, is_transposed: bool

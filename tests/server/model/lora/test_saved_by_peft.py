@@ -53,6 +53,7 @@ def page_bytes(targets: LoraTargets) -> int:
     return page_layout(targets).slot_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_of_all_linear_layers_and_of_the_head_give_what_peft_gives(name: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(name, tmp_path / "model")
@@ -89,12 +90,14 @@ def rewritten(source: Path, folder: Path, **changed: torch.Tensor) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_head_that_was_rounded_to_another_dtype_is_the_model_s_own(towered: tuple[Path, LoraTargets]) -> None:
     folder, targets = towered
     match = read_adapter(folder / "code", targets, page_bytes(targets)).match
     assert (match.summary, match.num_idle) == ("2 of 3 applied (1 changes nothing)", 1)
 
 
+@pytest.mark.slow
 def test_another_head_than_the_model_s_is_refused(towered: tuple[Path, LoraTargets], tmp_path: Path) -> None:
     folder, targets = towered
     head = load_file(folder / "code" / WEIGHTS)[HEAD]
@@ -105,6 +108,7 @@ def test_another_head_than_the_model_s_is_refused(towered: tuple[Path, LoraTarge
         read_adapter(other, targets, page_bytes(targets))
 
 
+@pytest.mark.slow
 def test_a_head_of_another_vocabulary_is_refused(towered: tuple[Path, LoraTargets], tmp_path: Path) -> None:
     folder, targets = towered
     head = load_file(folder / "code" / WEIGHTS)[HEAD]
@@ -113,6 +117,7 @@ def test_a_head_of_another_vocabulary_is_refused(towered: tuple[Path, LoraTarget
         read_adapter(other, targets, page_bytes(targets))
 
 
+@pytest.mark.slow
 def test_additions_to_a_tower_that_are_not_zero_are_refused(towered: tuple[Path, LoraTargets], tmp_path: Path) -> None:
     folder, targets = towered
     tensors = load_file(folder / "law" / WEIGHTS)

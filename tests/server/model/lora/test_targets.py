@@ -12,8 +12,6 @@ from server.model.lora.targets import LoraTargets, lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 
-pytestmark = pytest.mark.slow
-
 
 def targets_of(name: str, folder: Path, pool: ComputePool | None = None) -> LoraTargets:
     return lora_targets(load_trunk(make_checkpoint(name, folder), torch.float32, pool=pool))
@@ -34,17 +32,20 @@ def test_linear_layers_have_inputs_and_outputs(tmp_path: Path) -> None:
     assert linears["lm_head"] == (32, 128)
 
 
+@pytest.mark.slow
 def test_native_layers_and_modules_take_adapters_of_routers(tmp_path: Path, pool: ComputePool) -> None:
     for one in (pool, None):
         assert targets_of("qwen3_moe", tmp_path / str(one), one).linears["model.layers.0.mlp.gate"] == (32, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "glm4_moe", "qwen3_5_moe"])
 def test_modules_take_adapters_of_routers_that_return_no_product(name: str, tmp_path: Path) -> None:
     targets = targets_of(name, tmp_path)
     assert any(each.endswith("layers.2.mlp.gate") for each in targets.linears)
 
 
+@pytest.mark.slow
 def test_native_layers_and_modules_take_adapters_of_the_same_linear_layers(tmp_path: Path, pool: ComputePool) -> None:
     native, modules = (targets_of("qwen2_moe", tmp_path / str(one), one).linears for one in (pool, None))
     assert {name: native[name] for name in modules} == modules

@@ -27,8 +27,6 @@ from tests.models_page import PAGE
 from tests.server.model.test_parity import BLOCK_SIZE, TOLERANCE
 from tests.vision import VISIONS, make_image, save_vision
 
-pytestmark = pytest.mark.slow
-
 NEW_TOKENS = 5
 BLOCKS = 48  # KV cache blocks per sequence
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")  # per-token types of the prompt
@@ -157,6 +155,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded(request.param, trunk, MediaProcessor(folder), reference)
 
 
+@pytest.mark.slow
 def test_images_give_the_logits_of_transformers_own_model(loaded: Loaded) -> None:
     trunk, prompts = loaded.trunk, make_prompts(loaded.processor)
     by_steps = FAMILIES[loaded.model_type].sequential is not None
@@ -170,6 +169,7 @@ def test_images_give_the_logits_of_transformers_own_model(loaded: Loaded) -> Non
             assert tokens == wanted_tokens
 
 
+@pytest.mark.slow
 def test_another_image_gives_other_logits(loaded: Loaded) -> None:
     """So the comparison with transformers depends on the image's content."""
     trunk, processor = loaded.trunk, loaded.processor
@@ -180,6 +180,7 @@ def test_another_image_gives_other_logits(loaded: Loaded) -> None:
     assert float((one - other).abs().max()) > TOLERANCE * float(one.max() - one.min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefetch", ["gate", "coactivation"])
 def test_images_that_come_token_by_token_are_no_decodes_to_the_prefetcher(
     prefetch: PrefetchMode, tmp_path: Path
@@ -237,6 +238,7 @@ def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
     assert MediaProcessor(tmp_path).placeholder == 100
 
 
+@pytest.mark.slow
 def test_a_placeholder_without_an_image_is_a_token_like_any_other(loaded: Loaded) -> None:
     """A client may write it in its text."""
     token_ids = [5, 100, 17, 100, 100, 3]

@@ -20,6 +20,7 @@ FAR = 128  # positions, of 256
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_queries_that_are_scaled_by_far_positions(
     dtype: torch.dtype,
@@ -41,6 +42,7 @@ def test_queries_that_are_scaled_by_far_positions(
     assert not load(folder, pool, dtype).is_invariant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_capped_logits_that_are_small_in_the_sample(
     dtype: torch.dtype,

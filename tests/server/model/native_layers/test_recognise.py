@@ -25,6 +25,7 @@ def largest_difference(folder: Path, pool: ComputePool, dtype: torch.dtype) -> f
     return float((found[0] - wanted[0]).abs().max() / (wanted[0].max() - wanted[0].min()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "glm4_moe", "gpt_oss"])
 def test_a_zero_embedding_whose_experts_are_tied_proves_nothing(
@@ -38,6 +39,7 @@ def test_a_zero_embedding_whose_experts_are_tied_proves_nothing(
     assert load(folder, pool, dtype).is_invariant
 
 
+@pytest.mark.slow
 def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) -> None:
     plain, scaled = make_config("granitemoe"), make_config("granitemoe")
     plain.logits_scaling, scaled.logits_scaling = 1.0, 0.97
@@ -48,6 +50,7 @@ def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) 
     assert scaled_error <= 1.2 * error
 
 
+@pytest.mark.slow
 def test_a_router_may_have_any_number_of_groups(pool: ComputePool, tmp_path: Path) -> None:
     """There were no more than 64 in memory."""
     config = make_config("glm4_moe")

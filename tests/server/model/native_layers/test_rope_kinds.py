@@ -34,6 +34,7 @@ def make_queries_small_in_samples(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mixtral", "ernie4_5_moe"])
 def test_a_sample_with_uniform_attention_shows_how_keys_are_rotated(
     model_type: str,

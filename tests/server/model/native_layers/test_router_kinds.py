@@ -60,6 +60,7 @@ def find(block: Block, dtype: torch.dtype) -> Router:
     return find_router_kind(unknown, block, correction, run_trial(block, block.weights, dtype), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "is_normalised", "is_corrected", "num_groups", "scale"), KINDS)
 def test_the_router_that_is_found_weights_experts_alike(

@@ -16,6 +16,8 @@ from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.families import make_config
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 
 def logits(folder: Path) -> torch.Tensor:
     trunk = load_trunk(folder, torch.float32)

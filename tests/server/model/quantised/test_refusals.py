@@ -18,8 +18,6 @@ from tests.expert_store.lease_rows import one_row_each
 from tests.families import make_config
 from tests.quantise import GROUP, Published, awq, compressed_tensors, edit_config, fp8, gptq, mxfp4, publish
 
-pytestmark = pytest.mark.slow
-
 EXPERT, TRUNK = "model.layers.1.mlp.experts.3.up_proj", "model.layers.0.self_attn.q_proj"
 INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
@@ -149,6 +147,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [EXPERT, TRUNK])
 @pytest.mark.parametrize(("published", "part"), PARTS, ids=[part for _, part in PARTS])
 def test_a_missing_part_is_named(published: Published, part: str, module: str, tmp_path: Path) -> None:
@@ -158,6 +157,7 @@ def test_a_missing_part_is_named(published: Published, part: str, module: str, t
         load_trunk(folder, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [EXPERT, TRUNK])
 @pytest.mark.parametrize(("published", "part"), PARTS, ids=[part for _, part in PARTS])
 def test_a_part_of_the_wrong_shape_is_named(published: Published, part: str, module: str, tmp_path: Path) -> None:
@@ -213,6 +213,7 @@ def test_an_expert_that_is_not_quantised_like_the_others_is_named(tmp_path: Path
         load_trunk(folder, torch.float32)
 
 
+@pytest.mark.slow
 def test_an_expert_with_unequal_groups_is_named_when_it_is_read(tmp_path: Path) -> None:
     """The values are wrong, which headers do not show."""
     folder = quantised(gptq(has_order=True), tmp_path)

@@ -22,8 +22,6 @@ from tests.server.inspection.test_inspect import SETTINGS, headers_of
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 INT4 = partial(compressed_tensors, "pack-quantized", num_bits=4, type="int", strategy="group", group_size=GROUP)
 FORMATS = {
@@ -54,11 +52,13 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return checkpoints(request.param, tmp_path_factory.mktemp("published"))
 
 
+@pytest.mark.slow
 def test_a_trunk_is_as_large_as_that_of_the_unquantised_checkpoint(published: tuple[Path, Path]) -> None:
     quantised, reference = (load_trunk(folder, torch.bfloat16) for folder in published)
     assert quantised.nbytes == reference.nbytes
 
 
+@pytest.mark.slow
 def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(published: tuple[Path, Path], tmp_path: Path) -> None:
     complete, _ = published
     alone = tmp_path / "alone"
@@ -74,6 +74,7 @@ def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(published: tup
     assert {each.catalog.total_bytes for each in found} == {trunk.catalog.total_bytes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
 def test_a_pack_equals_that_of_the_dequantised_checkpoint(
     published: tuple[Path, Path], weights: WeightFormat, tmp_path: Path
@@ -85,6 +86,7 @@ def test_a_pack_equals_that_of_the_dequantised_checkpoint(
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 def test_results_are_batch_invariant_in_deterministic_mode(published: tuple[Path, Path]) -> None:
     trunk = load_trunk(published[0], torch.bfloat16, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
@@ -93,6 +95,7 @@ def test_results_are_batch_invariant_in_deterministic_mode(published: tuple[Path
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(complete, pieces, strict=True))
 
 
+@pytest.mark.slow
 def test_a_device_tier_and_few_slots_give_the_same_bits(published: tuple[Path, Path]) -> None:
     trunk = load_trunk(published[0], torch.bfloat16)
     results = []
@@ -104,6 +107,7 @@ def test_a_device_tier_and_few_slots_give_the_same_bits(published: tuple[Path, P
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 def test_int4_experts_take_a_quarter_of_bfloat16(tmp_path: Path) -> None:
     """The size needs no padding of blocks, and few scales."""
     config = make_config("qwen3_moe")

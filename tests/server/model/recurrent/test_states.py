@@ -63,6 +63,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 def test_a_sequence_goes_on_from_its_own_state_wherever_it_stands_in_a_step(rig: Rig) -> None:
     alone = [rig.run((0, tokens, 0))[0] for tokens in (FIRST, SECOND)]
     rig.run((1, FIRST[:4], 0), (0, SECOND[:3], 0))
@@ -72,12 +73,14 @@ def test_a_sequence_goes_on_from_its_own_state_wherever_it_stands_in_a_step(rig:
     assert_same(together[1], alone[1])
 
 
+@pytest.mark.slow
 def test_a_slot_forgets_the_sequence_before(rig: Rig) -> None:
     fresh = rig.run((0, SECOND, 0))
     rig.run((0, FIRST, 0))
     assert torch.equal(rig.run((0, SECOND, 0)), fresh)
 
 
+@pytest.mark.slow
 def test_a_sequence_goes_on_from_a_snapshot_of_another(rig: Rig) -> None:
     """The other goes on meanwhile, and so does a third in its slot."""
     expected = rig.run((0, FIRST, 0))
@@ -89,6 +92,7 @@ def test_a_sequence_goes_on_from_a_snapshot_of_another(rig: Rig) -> None:
     assert_same(rig.run((0, FIRST[5:], 5), resumes=2), expected)
 
 
+@pytest.mark.slow
 def test_a_step_that_failed_can_be_run_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """States are what they were before, though layers before the one that failed had gone on."""
     rig.run((0, FIRST[:5], 0))
@@ -108,6 +112,7 @@ def test_a_step_that_failed_can_be_run_again(rig: Rig, monkeypatch: pytest.Monke
     assert torch.equal(rig.run((0, FIRST[5:], 5)), expected)
 
 
+@pytest.mark.slow
 def test_a_model_that_begins_with_a_recurrent_layer_is_right_where_the_cache_of_transformers_is_not(
     tmp_path: Path,
 ) -> None:

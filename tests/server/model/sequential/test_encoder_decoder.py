@@ -54,6 +54,7 @@ def checkpoint(name: str, folder: Path, **generation: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["switch_transformers", "nllb-moe"])
 def test_a_preempted_sequence_has_the_same_logits_again(name: str, tmp_path: Path) -> None:
     """Prompt and answer go in one piece, though experts would not take so many tokens at once."""
@@ -63,6 +64,7 @@ def test_a_preempted_sequence_has_the_same_logits_again(name: str, tmp_path: Pat
     assert torch.equal(again, logits[-1])
 
 
+@pytest.mark.slow
 def test_pieces_of_a_prompt_have_no_logits_until_it_is_complete(tmp_path: Path) -> None:
     rig = Rig(checkpoint("switch_transformers", tmp_path))
     expected = rig.step(PROMPT, 0).logits
@@ -72,6 +74,7 @@ def test_pieces_of_a_prompt_have_no_logits_until_it_is_complete(tmp_path: Path) 
     assert torch.equal(rig.step(PROMPT[5:], 5).logits, expected)
 
 
+@pytest.mark.slow
 def test_tokens_beyond_the_capacity_of_an_expert_go_to_none(tmp_path: Path) -> None:
     """Switch's router limits the tokens of each prompt; the decoder runs one token at a time."""
     rig = Rig(checkpoint("switch_transformers", tmp_path))
@@ -91,6 +94,7 @@ def test_experts_of_encoder_and_decoder_are_layers_of_their_own(tmp_path: Path) 
     assert rig.trunk.facts.text_layers == (2,)
 
 
+@pytest.mark.slow
 def test_the_prefetcher_sees_what_is_written_and_no_prompt(tmp_path: Path) -> None:
     """Not even a prompt of a single token, which goes through the encoder's layers."""
     rig = Rig(checkpoint("switch_transformers", tmp_path))
@@ -103,6 +107,7 @@ def test_the_prefetcher_sees_what_is_written_and_no_prompt(tmp_path: Path) -> No
     assert set(prefetcher.statistics().recall) == set(layers)
 
 
+@pytest.mark.slow
 def test_a_forced_first_token_goes_to_the_decoder_and_not_into_the_answer(tmp_path: Path) -> None:
     """For example the token of the language to translate into."""
     folder = checkpoint("nllb-moe", tmp_path, forced_bos_token_id=77)
@@ -132,6 +137,7 @@ def test_a_broken_generation_config_is_refused(tmp_path: Path) -> None:
         load_trunk(folder, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_generation_config_begins_as_its_config_says(tmp_path: Path) -> None:
     folder = checkpoint("switch_transformers", tmp_path)
     expected = Rig(folder).answer()

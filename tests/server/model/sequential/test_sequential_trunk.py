@@ -97,6 +97,7 @@ def test_a_slot_that_is_released_keeps_nothing_and_begins_anew(rig: Rig) -> None
     assert torch.equal(rig.run((0, FIRST, 0)), expected)
 
 
+@pytest.mark.slow
 def test_a_sequence_whose_step_failed_can_not_continue_and_the_others_do(checkpoint: Path, tmp_path: Path) -> None:
     """An expert of the last layer is damaged between the first tokens and the others."""
     packed = pack(checkpoint, tmp_path / "out")
@@ -152,6 +153,7 @@ def test_a_piece_of_a_prompt_with_images_is_no_decode_to_the_prefetcher(rig: Rig
         assert [name for name in log.calls if name != "request"] == told
 
 
+@pytest.mark.slow
 def test_a_model_that_ignores_its_cache_in_pieces_runs_token_by_token(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_model_that_ignores_its_cache_in_pieces_runs_token_by_token(
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 def test_a_model_that_forgets_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_cache(monkeypatch, least=1)
     with pytest.raises(ModelError, match="GlmMoeDsaForCausalLM can't be served: it can't continue a sequence"):

@@ -41,6 +41,7 @@ def rendered(tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
     return bytes(tokenizer.encode_chat(messages, TOOLS, options)).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_familys_template_shows_tools_calls_and_results(name: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path, FAMILIES[name].template)

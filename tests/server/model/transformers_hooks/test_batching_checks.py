@@ -42,6 +42,7 @@ def equals_transformers(logits: torch.Tensor, folder: Path) -> bool:
     return float((logits - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_next", "minimax", "nemotron_h"])
 def test_tokens_that_mix_outside_of_attention_are_found_without_a_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -132,6 +132,7 @@ def test_unknown_fields_are_logged_once(respond, caplog):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [

@@ -42,6 +42,7 @@ def streamed(client, **body):
         return stream.get_final_response()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_conversation_with_reasoning_and_a_call_goes_on(stored, client, create, streams):
     stored.codec.chat_traits = FAMILIES["hermes"].traits

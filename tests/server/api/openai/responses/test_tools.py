@@ -59,6 +59,7 @@ def test_a_call_of_a_tool_that_is_left_out_cannot_be_forced(respond):
     assert response.json()["error"]["param"] == "tool_choice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "others"),
     [
