@@ -13,6 +13,8 @@ from tests.adapters import write_adapter
 from tests.e2e.processes import Server, serving
 from tests.server.model.variants import other, read_tensors, save_variant
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 192  # of the bundled model
 ROUTES = {  # the names of the fields for name and path
     "/v1/experts/load": ("name", "path"),
@@ -61,7 +63,6 @@ def check_is_refused(server: Server, route: str, param: str, **body: str) -> Non
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     "path",
@@ -92,7 +93,6 @@ def test_an_absolute_path_beside_the_folder_is_refused(server: Server, root: Pat
             check_is_refused(server, route, path_field, **{name_field: "new", path_field: str(path)})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_a_name_that_is_a_path_is_refused(server: Server, route: str, name: str) -> None:
@@ -109,7 +109,6 @@ def test_what_is_unloaded_or_shown_by_such_a_name_is_not_found(server: Server, n
     assert answer.status_code == 404
 
 
-@pytest.mark.slow
 def test_a_folder_whose_name_looks_encoded_is_a_folder_like_others(server: Server) -> None:
     """A path is taken as it is; nothing decodes it."""
     answer = httpx.post(f"{server.url}/v1/load_lora_adapter", json={"lora_name": "odd", "lora_path": "%2e%2e"})

@@ -20,6 +20,8 @@ from tests.adapters import write_adapter
 from tests.e2e.processes import Server, serving
 from tests.server.model.variants import other, read_tensors, save_variant
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("GREENROOM_ROUNDS", "12"))
 WIDTH, MODEL = 192, "greenroom-demo"  # of the bundled model
 MIB = 1 << 20
@@ -153,7 +155,6 @@ def test_rounds_leave_memory_threads_and_handles_as_they_were(http: httpx.Client
     assert left(http) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["variant", "adapter"])
 def test_the_kv_cache_of_what_was_unloaded_is_used_again(http: httpx.Client, server: Server, kind: str) -> None:
     sizes = []

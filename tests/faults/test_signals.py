@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.processes import COMMAND, READY, Server, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,7 +71,6 @@ def test_a_key_file_that_can_not_be_used_leaves_the_keys_as_they_are(server: Ser
     assert [status(server, key) for key in ("second", "fixed", "other")] == [200, 200, 401]
 
 
-@pytest.mark.slow
 def test_a_server_whose_terminal_is_closed_drains() -> None:
     """A closed terminal sends SIGHUP as well, and nobody is left to end the server."""
     master, terminal = pty.openpty()

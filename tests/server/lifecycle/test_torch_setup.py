@@ -13,8 +13,6 @@ import pytest
 
 from server.lifecycle import torch_setup
 
-pytestmark = pytest.mark.slow
-
 SERVE = (
     "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); "
     "import sys, server.lifecycle.serving; "
