@@ -30,7 +30,7 @@ SAME = 1e-5  # keys that differ no more, relative to their norm, were rotated in
 
 @dataclass(frozen=True)
 class Rotation:
-    """What one kind of rotary positions gives."""
+    """The result of one kind of rotary positions."""
 
     kind: RopeKind
     error: float  # of the shared key
@@ -40,7 +40,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Rotations:
-    """What each kind gives, the nearest to the modules first; of equally near ones, the likelier is first."""
+    """The results of the kinds, the nearest to the modules first; of equally near ones, the likelier is first."""
 
     found: Sequence[Rotation]
     latent_error: float  # of the part of keys that is made from latents
