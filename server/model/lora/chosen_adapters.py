@@ -25,7 +25,7 @@ from server.model.step import SequenceChunk
 
 
 class StepChoices:
-    """What chooses adapters in a step, for which tokens, and sums of the factors that it gave.
+    """The choosers of adapters in a step, the tokens of each, and sums of the factors that they gave.
 
     Args:
         routers: without repetition.
