@@ -121,7 +121,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare_families(options: argparse.Namespace) -> dict[str, Any]:
     """Compare Greenroom and llama.cpp with one family after the other, all in memory."""
-    selection = replace(select(options.only), engines=FAMILY_ENGINES, peer_formats=FAMILY_PEER_FORMATS)
+    chosen = select(options.only)
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
     try:
@@ -133,6 +133,8 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                     skipped.append(str(error))
                     continue
                 setup = replace(make_setup(options, files.folder), pack_flags=FAMILY_PACK_FLAGS)
+                engines = FAMILY_ENGINES if FAMILIES[name].has_peer else FAMILY_ENGINES[:1]
+                selection = replace(chosen, engines=engines, peer_formats=FAMILY_PEER_FORMATS)
                 comparison = Comparison(setup, variants(options), selection, options.retries)
                 try:
                     for weights in FAMILIES[name].compared_formats(options.only):

@@ -52,6 +52,7 @@ def main() -> None:
 
     fields = conversion.ModelBase.load_hparams(Path(model), is_mistral_format=False)
     kind = conversion.get_model_class(fields["architectures"][0])
+    kind.set_vocab = kind._set_vocab_gpt2  # noqa: SLF001  byte-level BPE, also for families whose own is another
     sys.argv = ["convert_hf_to_gguf", model, "--outfile", out, "--outtype", "bf16"]
     if getattr(kind, "supports_mtp_export", False):
         sys.argv.append("--no-mtp")  # heads that predict further tokens, which the checkpoints lack
