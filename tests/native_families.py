@@ -18,6 +18,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "glm4_moe_lite",
     "gpt_oss",
     "granitemoe",
+    "granitemoehybrid",
     "granitemoeshared",
     "hunyuan_v1_moe",
     "hy_v3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
+from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
 from server.model.blocks.short_convolution.parts import ShortConvolutionParts
@@ -14,5 +15,6 @@ MIXERS: tuple[type[MixerParts], ...] = (
     LatentAttentionParts,
     GatedDeltaNetParts,
     ShortConvolutionParts,
+    Mamba2Parts,
     ModuleParts,  # takes what none of the others is
 )

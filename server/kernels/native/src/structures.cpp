@@ -11,6 +11,7 @@
 #include "layers/head.h"
 #include "layers/latent_attention.h"
 #include "layers/linear.h"
+#include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
 
@@ -112,7 +113,8 @@ struct Fields<MixerKind> {
   static constexpr Field kAll[] = {
       number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention),
       number("LATENT_ATTENTION", MixerKind::kLatentAttention),
-      number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution)};
+      number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
+      number("MAMBA2", MixerKind::kMamba2)};
 };
 
 template <>
@@ -235,6 +237,15 @@ template <>
 struct Fields<ShortConvolution> {
   using Type = ShortConvolution;
   static constexpr Field kAll[] = {FIELD(projections), FIELD(convolution)};
+};
+
+template <>
+struct Fields<Mamba2> {
+  using Type = Mamba2;
+  static constexpr Field kAll[] = {
+      FIELD(projections), FIELD(convolution), FIELD(decay), FIELD(step_bias), FIELD(direct), FIELD(norm), FIELD(states),
+      FIELD(heads), FIELD(groups), FIELD(head_dim), FIELD(state_size), FIELD(norm_size), FIELD(norm_epsilon),
+      FIELD(least_step), FIELD(longest_step), FIELD(unused)};
 };
 
 template <>
@@ -366,7 +377,7 @@ constexpr Layout kLayouts[] = {
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
     layout<LatentAttention>("LatentAttention"),
     layout<Projections, 2 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
-    layout<GatedDeltaNet>("GatedDeltaNet"), layout<ShortConvolution>("ShortConvolution"), layout<Mlp>("Mlp"),
+    layout<GatedDeltaNet>("GatedDeltaNet"), layout<ShortConvolution>("ShortConvolution"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),

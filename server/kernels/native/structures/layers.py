@@ -51,6 +51,7 @@ class MixerKind(IntEnum):
     LATENT_ATTENTION = 2
     GATED_DELTA_NET = 3
     SHORT_CONVOLUTION = 4
+    MAMBA2 = 5
 
 
 class FeedForwardKind(IntEnum):
@@ -205,6 +206,27 @@ class GatedDeltaNet(Structure):
 
 class ShortConvolution(Structure):
     _fields_ = [("projections", Projections), ("convolution", Convolution)]
+
+
+class Mamba2(Structure):
+    _fields_ = [
+        ("projections", Projections),
+        ("convolution", Convolution),
+        ("decay", c_void_p),
+        ("step_bias", c_void_p),
+        ("direct", c_void_p),
+        ("norm", c_void_p),
+        ("states", c_void_p),
+        ("heads", c_int64),
+        ("groups", c_int64),
+        ("head_dim", c_int64),
+        ("state_size", c_int64),
+        ("norm_size", c_int64),
+        ("norm_epsilon", c_float),
+        ("least_step", c_float),
+        ("longest_step", c_float),
+        ("unused", c_int32),
+    ]
 
 
 class Mlp(Structure):

@@ -9,13 +9,13 @@ import torch
 
 from server.kernels.native.structures.layers import GatedDeltaNet, MixerKind
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.norms import EPSILONS
 from server.model.blocks.recurrent.mixer import (
     CONV,
     RECURRENT,
     RecurrentMixer,
     Shapes,
     conv_shape,
+    epsilon_of,
     interleaved,
     padded,
 )
@@ -53,7 +53,7 @@ class GatedDeltaNetMixer(RecurrentMixer):
             raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
         spec.decay, spec.decay_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
         spec.norm = self.keep(module.norm.weight)
-        spec.norm_epsilon = next(float(getattr(module.norm, name)) for name in EPSILONS if hasattr(module.norm, name))
+        spec.norm_epsilon = epsilon_of(module.norm)
 
     @property
     def shapes(self) -> Shapes:

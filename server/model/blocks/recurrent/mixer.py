@@ -18,6 +18,7 @@ from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import Linear, matrix_of
 from server.model.blocks.mixer import Mixer
+from server.model.blocks.norms import EPSILONS
 from server.model.recurrent.states import StateCache, StateKey, StateShape, StateShapes
 
 Shapes = Mapping[str, tuple[int, ...]]  # of one sequence's states, by kind
@@ -113,6 +114,18 @@ class _TrialMixer(Mixer):
 def padded(columns: int) -> int:
     """Return the columns of a recurrent state as the kernels store it."""
     return -(-columns // Size.STATE_LANES) * Size.STATE_LANES
+
+
+def epsilon_of(norm: nn.Module) -> float:
+    """Return the epsilon of a norm.
+
+    Raises:
+        UnsupportedLayerError: it has none.
+    """
+    for name in EPSILONS:
+        if isinstance(epsilon := getattr(norm, name, None), float):
+            return epsilon
+    raise UnsupportedLayerError(f"its {type(norm).__name__} has no epsilon")
 
 
 def conv_shape(spec: Convolution) -> tuple[int, ...]:

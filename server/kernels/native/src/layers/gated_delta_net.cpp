@@ -17,8 +17,6 @@ struct DeltaScratch {
   Buffer heads;
 };
 
-float soft_plus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
-
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GatedDeltaNet*>(layer.mixer);
   const Level& level = context.level;
@@ -73,7 +71,6 @@ const char* check(const void* mixer, int64_t hidden_size) {
   const int64_t values = spec.value_heads * spec.value_dim, keys = spec.key_heads * spec.key_dim;
   if (spec.convolution.channels != 2 * keys + values) return "a convolution that doesn't fit its heads";
   if (!spec.decay || !spec.decay_bias || !spec.norm) return "heads without decays or a norm";
-  if (spec.states && spec.convolution.width > 1 && !spec.convolution.states) return "states without those of its convolution";
   return check_projections(spec.projections, hidden_size, 2 * keys + 2 * values + 2 * spec.value_heads, values);
 }
 

@@ -7,6 +7,7 @@
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/latent_attention.h"
+#include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
 
@@ -20,7 +21,7 @@ constexpr MixerOperations kExternal = {
 
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
-                                          &kShortConvolution};
+                                          &kShortConvolution, &kMamba2};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts};
 
 template <typename Operations, size_t N, typename Kind>

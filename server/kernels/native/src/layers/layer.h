@@ -14,6 +14,7 @@ enum class MixerKind : int32_t {
   kLatentAttention = 2,   // latent_attention.h
   kGatedDeltaNet = 3,     // gated_delta_net.h
   kShortConvolution = 4,  // short_convolution.h
+  kMamba2 = 5,            // mamba2.h
 };
 
 enum class FeedForwardKind : int32_t {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "layers/step.h"
@@ -19,6 +20,8 @@ struct HeadTokens {
 };
 
 inline constexpr int64_t kHeadTokens = 16;  // tokens that a head takes at a time
+
+inline float soft_plus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 // The tiles of the heads of a step: one for each head of each sequence.
 class RecurrentHeads {

@@ -1,0 +1,66 @@
+"""Mamba2Mixer: Mamba-2 as the native kernels run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from server.kernels.native.structures.layers import Mamba2, MixerKind
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.recurrent.mixer import (
+    CONV,
+    RECURRENT,
+    RecurrentMixer,
+    Shapes,
+    conv_shape,
+    epsilon_of,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from server.model.blocks.mamba2.parts import Mamba2Parts
+
+
+class Mamba2Mixer(RecurrentMixer):
+    """A projection, a convolution, the recurrence with a direct part, a norm of gated results, and the projection back.
+
+    transformers' modules bound the time steps of prompts, but not those of single tokens after them. Here all are
+    bounded, so that chunks change no bit.
+
+    Args:
+        parts: of the family's module.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: it computes something else.
+    """
+
+    kind = MixerKind.MAMBA2
+
+    def __init__(self, parts: Mamba2Parts, index: int):
+        self.spec = Mamba2()
+        super().__init__(parts.module, index, self.spec)
+        spec, module = self.spec, parts.module
+        spec.heads, spec.head_dim = module.num_heads, module.head_dim
+        spec.groups, spec.state_size = module.n_groups, module.ssm_state_size
+        inner = spec.heads * spec.head_dim
+        self.set_projections(spec.projections, [parts.input], parts.output)
+        self.set_convolution(spec.convolution, module.conv1d, has_silu=True)
+        sizes = [value.numel() for value in (module.A_log, module.D, module.dt_bias, module.norm.weight)]
+        if sizes != [spec.heads] * 3 + [inner]:
+            raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
+        spec.decay, spec.step_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
+        spec.direct, spec.norm = self.keep(module.D), self.keep(module.norm.weight)
+        spec.norm_size = getattr(module.norm, "group_size", inner)
+        spec.norm_epsilon = epsilon_of(module.norm)
+        spec.least_step, spec.longest_step = getattr(module, "time_step_limit", (0.0, math.inf))
+
+    @property
+    def shapes(self) -> Shapes:
+        spec = self.spec
+        return {CONV: conv_shape(spec.convolution), RECURRENT: (spec.heads, spec.state_size, padded(spec.head_dim))}
+
+    @staticmethod
+    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
+        spec.convolution.states, spec.states = addresses[CONV], addresses[RECURRENT]
