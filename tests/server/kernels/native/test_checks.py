@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_int32
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from server.kernels.native.available import availability
 from server.kernels.native.library import impossible
 from server.kernels.native.structures.experts import ExpertShape, Gate
-from server.kernels.native.structures.layers import Router, RouterKind
+from server.kernels.native.structures.layers import (
+    Convolution,
+    GatedDeltaNet,
+    LayerSpec,
+    MixerKind,
+    Router,
+    RouterKind,
+)
 from server.kernels.native.structures.matrices import Format, Matrix
 
 HIDDEN, EXPERTS, SLOT = 64, 16, 1 << 16
@@ -116,3 +124,43 @@ def experts(first: Matrix | None = None, second: Matrix | None = None, **fields:
 def test_experts_that_do_not_fit_their_slot_or_each_other_are_refused(shape: ExpertShape) -> None:
     assert impossible("greenroom_check_experts", experts(), HIDDEN, SLOT) is None
     assert impossible("greenroom_check_experts", shape, HIDDEN, SLOT) is not None
+
+
+def delta_net(**fields: Any) -> GatedDeltaNet:
+    plain = {"format": Format.FLOAT32, "inputs": HIDDEN, "data": 64}
+    own = GatedDeltaNet(decay=64, decay_bias=64, norm=64, key_heads=2, value_heads=4, key_dim=8, value_dim=8)
+    own.convolution = Convolution(weight=64, width=4, channels=64)
+    own.projections.num_inputs = 1
+    own.projections.inputs[0] = Matrix(outputs=104, **plain)
+    own.projections.output = Matrix(**(plain | {"outputs": HIDDEN, "inputs": 32}))
+    for name, value in fields.items():
+        part, _, field = name.rpartition("__")
+        setattr(getattr(own, part) if part else own, field, value)
+    return own
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"key_heads": 0}, "a number of heads that its keys can't be shared by"),
+        ({"key_heads": 3}, "a number of heads that its keys can't be shared by"),
+        ({"value_dim": 2**40}, "heads without a size"),
+        ({"key_dim": 16}, "a convolution that doesn't fit its heads"),
+        ({"norm": None}, "heads without decays or a norm"),
+        ({"convolution__width": 17}, "a convolution of impossible size"),
+        ({"convolution__weight": None}, "a convolution without weights"),
+        ({"projections__num_inputs": 5}, "an impossible number of projections"),
+        ({"projections__num_inputs": 0}, "an impossible number of projections"),
+    ],
+)
+def test_impossible_recurrent_mixers_are_refused(fields: dict[str, Any], reason: str) -> None:
+    mixer = delta_net(**fields)
+    layer = LayerSpec(mixer=addressof(mixer), mixer_kind=MixerKind.GATED_DELTA_NET)
+    assert impossible("greenroom_check_layer", layer, HIDDEN, SLOT) == reason
+
+
+def test_two_projections_in_one_place_are_refused() -> None:
+    places = (c_int32 * 104)(*range(103), 0)
+    mixer = delta_net(projections__places=addressof(places))
+    layer = LayerSpec(mixer=addressof(mixer), mixer_kind=MixerKind.GATED_DELTA_NET)
+    assert impossible("greenroom_check_layer", layer, HIDDEN, SLOT) == "two projections in one place"
