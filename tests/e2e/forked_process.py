@@ -85,9 +85,12 @@ def can_fork(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def _takes_images(argument: str) -> bool:
-    """Return True for the folder of a model that takes images, for which torchvision is imported."""
+    """Return True for the folder of a model that takes images, for which torchvision is imported, or may take some."""
     config = Path(argument, "config.json")
-    return config.is_file() and "vision_config" in config.read_text("utf-8", "ignore")
+    try:
+        return config.is_file() and "vision_config" in config.read_text("utf-8", "ignore")
+    except OSError:  # it can't be read
+        return True
 
 
 def _umask() -> int:

@@ -63,6 +63,11 @@ def test_a_model_that_takes_images_makes_a_new_program(tmp_path: Path) -> None:
     assert not can_fork(["serve", str(tmp_path)], os.environ)
 
 
+def test_a_model_that_can_not_be_read_makes_a_new_program() -> None:
+    """Other users may not read it; nobody reads a name that is too long."""
+    assert not can_fork(["serve", "x" * 300], os.environ)
+
+
 def test_a_server_ends_with_killed_tests() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
