@@ -41,3 +41,15 @@ NATIVE_FAMILIES = (  # by `model_type`
     "solar_open",
     "step3p5",
 )
+
+NATIVE_VISIONS = (  # those of them that take images, but kimi_k25, whose random weights write a placeholder of images
+    "gemma4",
+    "glm46v",
+    "glm4v_moe",
+    "internvl",
+    "mistral3",
+    "qwen3_5_moe",
+    "qwen3_omni_moe",
+    "qwen3_vl_moe",
+    "step3p7",
+)

@@ -136,13 +136,15 @@ class Trunk(ResidentModel):
         with prefetched_step(prefetcher):
             tokens, adapters = StepTokens.of(chunks), StepAdapters.of(chunks)
             overlay = None
-            if self._native is None and any(chunk.media for chunk in chunks):
+            if any(chunk.media for chunk in chunks):
                 overlay = StepImages.of(self._model, chunks)
             rows = self._rows(chunks, tokens, overlay)
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
             experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
             if self._native is not None:
-                logits, hidden = self._run_native(self._native, chunks, tokens, kv_cache, experts, states, adapters)
+                logits, hidden = self._run_native(
+                    self._native, chunks, tokens, kv_cache, experts, overlay, states, adapters
+                )
             else:
                 if adapters is not None:
                     adapters.rows_of_layer = rows.tokens
@@ -170,6 +172,7 @@ class Trunk(ResidentModel):
         tokens: StepTokens,
         kv_cache: KVCache,
         experts: StepExperts,
+        overlay: StepImages | None,
         states: StateCache | None,
         adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +183,7 @@ class Trunk(ResidentModel):
             nullcontext() if adapters is None or is_inside else self._add_to_linears(adapters, tokens, step_states),
             batch_invariant() if self._is_deterministic and not is_inside else nullcontext(),
         ):
-            result = native.run(chunks, tokens, kv_cache, experts, adapters, step_states)
+            result = native.run(chunks, tokens, kv_cache, experts, adapters, step_states, overlay)
         if step_states is not None:
             step_states.commit()
         return result

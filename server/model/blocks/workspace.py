@@ -146,6 +146,11 @@ class Positions:
         self._addresses = np.zeros(2, dtype=np.uint64)
         self.rotary_dim = 0  # values of a head that are rotated, once there was a step
 
+    @property
+    def is_rotary(self) -> bool:
+        """True if there are cosines and sines."""
+        return self._rotary is not None
+
     def update(self, call: StepCall, last: int) -> None:
         """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
         self.grow(last)
@@ -194,4 +199,17 @@ class PositionTables:
         for index, positions in enumerate(self._kinds):
             self._addresses[:, index] = positions.grow(last)
         call.cosines, call.sines = self._addresses[0].ctypes.data, self._addresses[1].ctypes.data
-        call.has_own_angles = 0
+        call.has_own_angles, call.newest = 0, None
+
+    def take_rows(self, call: StepCall, positions: torch.Tensor) -> None:
+        """Set cosines and sines of each row of a step, instead of each position.
+
+        Args:
+            call: of the step.
+            positions: ``(axes, tokens)``.
+        """
+        self._rows = [kind.of(positions) if kind.is_rotary else [] for kind in self._kinds]
+        for index, tables in enumerate(self._rows):
+            for part, table in enumerate(tables):
+                self._addresses[part, index] = table.ctypes.data
+        call.has_own_angles = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import Array, sizeof
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +22,10 @@ from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
 from server.model.lora.step_adapters import StepAdapters
+from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import VariantSets
+from server.model.native_layers.step_images import ImageRows
 from server.model.program import Block, ModelProgram, Target
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.step import SequenceChunk, StepTokens, positions_of
@@ -109,6 +111,7 @@ class NativeModel:
         experts: StepExperts,
         adapters: StepAdapters | None = None,
         states: StepStates | None = None,
+        images: StepImages | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step.
 
@@ -119,6 +122,7 @@ class NativeModel:
             experts: of the step.
             adapters: of the step, if it has any.
             states: of the mixers that keep some; needed if there are such.
+            images: of the step, if it has any.
 
         Returns:
             Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
@@ -132,34 +136,50 @@ class NativeModel:
         workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embed(tokens.token_ids)
         self._positions.update(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
+        image_rows = None if images is None else self._insert_images(images, chunks)
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
         step = MixerStep(self._rotary, positions_of(chunks) if self.outside else (), self._dtype, states)
         residents = experts.hold_residents()
         if residents is None:
-            self._run_by_layers(experts, step)
+            self._run_by_layers(experts, step, image_rows)
         else:
             with residents:
-                self._run_segments(residents, step)
+                self._run_segments(residents, step, image_rows)
         return self._run_head(tokens.logit_rows, tokens.hidden_rows)
 
-    def _run_segments(self, residents: ResidentExperts, step: MixerStep) -> None:
+    def _insert_images(self, images: StepImages, chunks: Sequence[SequenceChunk]) -> ImageRows:
+        """Set the rows of a step with images, and what their attention sees."""
+        call, hidden = self._workspace.call, torch.from_numpy(self._workspace.hidden)
+        rows = ImageRows.of(images, chunks, hidden)
+        hidden.copy_(rows.embedded)
+        if rows.positions is not None:
+            self._positions.take_rows(call, rows.positions)
+        call.newest = None if rows.newest is None else rows.newest.ctypes.data
+        return rows
+
+    def _run_segments(self, residents: ResidentExperts, step: MixerStep, images: ImageRows | None) -> None:
         """Run each segment in one call of the kernels, since all experts are in memory."""
         workspace = self._workspace
         slots = residents.slots(self._numbers)
         counts = np.zeros(slots.shape, dtype=np.int64)
         call = workspace.call
         call.slots, call.counts, call.most_experts = slots.ctypes.data, counts.ctypes.data, slots.shape[1]
-        for segment in self._segments:
+        segments = self._segments
+        if images is not None and images.additions:
+            segments = _segments(self._layers, self._specs, {layer + 1 for layer in images.additions})
+        for segment in segments:
             self._mix_outside(segment.first, step)
             self._kernels.layers(segment.specs, call, segment.place)
+            if images is not None:
+                images.add_after(segment.first + len(segment.specs) - 1, torch.from_numpy(workspace.hidden))
         residents.finish(self._routed, workspace.all_chosen(self._top_ks), counts)
 
     def _mix_outside(self, index: int, step: MixerStep) -> None:
         mix_outside(self._kernels, self._layers[index].mixer, self._specs[index], self._workspace, step)
 
-    def _run_by_layers(self, experts: StepExperts, step: MixerStep) -> None:
+    def _run_by_layers(self, experts: StepExperts, step: MixerStep, images: ImageRows | None) -> None:
         """Run layer by layer, each with a lease of its own experts."""
         workspace, kernels, index = self._workspace, self._kernels, 0  # among the layers with experts
         for number, (layer, spec) in enumerate(zip(self._layers, self._specs, strict=True)):
@@ -177,6 +197,8 @@ class NativeModel:
                     is_exact=bool(workspace.call.is_exact),
                 )
             kernels.finish_layer(spec, workspace.call, index, outputs)
+            if images is not None:
+                images.add_after(number, torch.from_numpy(workspace.hidden))
             index += layer.experts is not None
 
     def _embed(self, token_ids: Sequence[int]) -> None:
@@ -229,8 +251,13 @@ class _Segment:
     specs: Array[LayerSpec]  # in the memory of the specs of all layers
 
 
-def _segments(layers: Sequence[NativeLayer], specs: Array[LayerSpec]) -> list[_Segment]:
-    firsts = [index for index, layer in enumerate(layers) if not index or layer.mixer.target is not Target.NATIVE]
+def _segments(layers: Sequence[NativeLayer], specs: Array[LayerSpec], more: Collection[int] = ()) -> list[_Segment]:
+    """Return the segments of layers; those in ``more`` begin one, too."""
+    firsts = [
+        index
+        for index, layer in enumerate(layers)
+        if not index or layer.mixer.target is not Target.NATIVE or index in more
+    ]
     return [
         _Segment(
             first,

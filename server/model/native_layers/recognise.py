@@ -17,7 +17,7 @@ from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import HeadCall
 from server.kernels.native.structures.layers import Norm as NormSpec
-from server.model.architecture import text_body, text_part
+from server.model.architecture import text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.blocks.capture import Capture, LayerCapture, capture
 from server.model.blocks.errors import UnsupportedLayerError
@@ -46,6 +46,7 @@ from server.model.native_layers.router_kinds import (
 )
 from server.model.native_layers.scales import ROUNDING, nearest_named
 from server.model.native_layers.spec import build_layer
+from server.model.native_layers.text_inputs import check_inputs
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
@@ -92,8 +93,7 @@ class _Finder:
         self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
         self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
-        if text_part(model) is not getattr(model, "model", None):
-            raise UnsupportedLayerError("it has more parts than layers of text and a head")
+        check_inputs(model)
         self._body, self._config = text_body(model), model.config.get_text_config()
         if not hasattr(self._body, "layers"):
             raise UnsupportedLayerError("its layers have another name")

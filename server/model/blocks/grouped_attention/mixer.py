@@ -65,6 +65,7 @@ class GroupedAttentionMixer(RotaryMixer):
         self._set_values(parts)
         spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
         spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+        spec.looks_ahead = int(spec.window and not spec.is_chunked)  # within an image
         if options.sinks is not None and options.sinks.numel() != spec.heads:
             raise UnsupportedLayerError("its sinks are not one for each head")
         spec.sinks = self.keep(options.sinks)

@@ -59,14 +59,19 @@ def make_prompts(processor: MediaProcessor) -> list[Prompt]:
 
 
 def write(
-    trunk: Trunk, prompts: Sequence[Prompt], chunk: int, steps: int = NEW_TOKENS, prefetch: PrefetchMode = "off"
+    trunk: Trunk,
+    prompts: Sequence[Prompt],
+    chunk: int,
+    steps: int = NEW_TOKENS,
+    prefetch: PrefetchMode = "off",
+    block_size: int = BLOCK_SIZE,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily, in chunks of ``chunk`` tokens; returns tokens and their logits.
 
     Memory holds only as many experts as one token chooses.
     """
     groups, count = trunk.facts.kv_groups, len(prompts)
-    cache = KVCache(groups, [BLOCKS * count] * len(groups), BLOCK_SIZE)
+    cache = KVCache(groups, [BLOCKS * count] * len(groups), block_size)
     states = trunk.new_states(count)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
     experts = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}

@@ -1,0 +1,38 @@
+"""Native layers give transformers' logits for prompts with images, and the same bits in chunks and in company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.model.multimodal.image_processor import MediaProcessor
+from tests.checkpoints import load_transformers_model
+from tests.native_families import NATIVE_VISIONS
+from tests.server.model.multimodal.test_image_parity import ask_reference, make_prompts, save_model, write
+from tests.server.model.native_layers.test_native_layers import BLOCK, load
+from tests.server.model.test_parity import TOLERANCE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
+]
+
+
+@pytest.mark.parametrize("model_type", NATIVE_VISIONS)
+def test_native_layers_take_images(model_type: str, tmp_path: Path, pool: ComputePool) -> None:
+    trunk = load(save_model(model_type, tmp_path), pool)
+    assert trunk.is_invariant, trunk.facts.program.describe()
+    prompts, reference = make_prompts(MediaProcessor(tmp_path)), load_transformers_model(tmp_path)
+    expected = [ask_reference(reference, prompt) for prompt in prompts]
+    complete, pieces = (write(trunk, prompts, chunk, block_size=BLOCK) for chunk in (64, 5))
+    results = zip(prompts, complete, pieces, expected, strict=True)
+    for prompt, (tokens, logits), (_, in_pieces), (wanted_tokens, wanted) in results:
+        assert float((logits - wanted).abs().max()) < TOLERANCE * float(wanted.max() - wanted.min())
+        assert tokens == wanted_tokens
+        ((_, alone),) = write(trunk, [prompt], 64, block_size=BLOCK)
+        assert torch.equal(logits, in_pieces)
+        assert torch.equal(logits, alone)
