@@ -142,8 +142,15 @@ class _Probe(Probe):
         nothing = super().run_experts(module, hidden_states, top_k_index, top_k_weights)
         if not self._echoes:
             return nothing
-        weights = (top_k_weights * (top_k_index < module.num_experts)).sum(-1, keepdim=True)
-        return hidden_states * weights.to(hidden_states.dtype)
+        return echo(hidden_states, top_k_index, top_k_weights, module.num_experts)
+
+
+def echo(
+    hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, num_experts: int
+) -> torch.Tensor:
+    """Return the weighted sum of experts that return their input."""
+    weights = (top_k_weights * (top_k_index < num_experts)).sum(-1, keepdim=True)
+    return hidden_states * weights.to(hidden_states.dtype)
 
 
 def capture(

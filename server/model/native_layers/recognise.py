@@ -19,7 +19,7 @@ from server.kernels.native.structures.layers import HeadCall
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
-from server.model.blocks.capture import Capture, LayerCapture, capture
+from server.model.blocks.capture import Capture, LayerCapture, capture, echo
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
@@ -44,7 +44,7 @@ from server.model.native_layers.router_kinds import (
     run_trial,
     steady_rows,
 )
-from server.model.native_layers.scales import ROUNDING, nearest_named
+from server.model.native_layers.scales import ROUNDING, MeasuredFactor, nearest_named
 from server.model.native_layers.spec import build_layer
 from server.model.native_layers.text_inputs import check_inputs
 
@@ -247,17 +247,16 @@ class _Finder:
                 raise UnsupportedLayerError(f"its layers change the results of experts, off by {error:.1e}")
 
     def _experts_scale(self, layer: NativeLayer, captured: LayerCapture) -> float:
-        """Return the factor of the sum of a layer's experts; 1 if a norm follows them."""
+        """Return the factor of the sum of a layer's experts, which return their input; 1 if a norm follows them."""
         if layer.spec.output_norm.kind or layer.mixture.output_norm.kind:
             return 1.0
-        hidden = torch.from_numpy(self._workspace.hidden)
+        routing, spec = captured.routing, layer.spec
+        assert routing is not None
         self._trial.run(layer, captured)
-        without = hidden.clone()
-        self._trial.run(layer, captured, echoes=True)
-        added, wanted = hidden - without, captured.output - without
-        scale = float((added * wanted).sum() / added.square().sum().clamp_min(1e-30))
-        tolerance = TOLERANCES[self._dtype]
-        return 1.0 if abs(scale - 1) <= tolerance else nearest_named(scale, self._config, tolerance)
+        wanted = captured.output - torch.from_numpy(self._workspace.hidden)
+        echoes = echo(routing.hidden_states, routing.top_k_index, routing.top_k_weights, layer.mixture.num_experts)
+        measured = MeasuredFactor.between(echoes.float() * (spec.residual_scale * spec.output_scale), wanted)
+        return measured.exact(self._config, ROUNDING[self._dtype])
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""

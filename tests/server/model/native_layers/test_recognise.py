@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
@@ -48,6 +49,16 @@ def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) 
         for name, config in (("plain", plain), ("scaled", scaled))
     )
     assert scaled_error <= 1.2 * error
+
+
+def test_a_factor_of_experts_near_1_is_not_taken_for_1_in_bfloat16(
+    pool: ComputePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is within the tolerance of the trial of a layer."""
+    forward = Qwen3MoeSparseMoeBlock.forward
+    monkeypatch.setattr(Qwen3MoeSparseMoeBlock, "forward", lambda *args, **kwargs: 1.02 * forward(*args, **kwargs))
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path, torch.bfloat16), pool, torch.bfloat16)
+    assert not trunk.is_invariant
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ from math import sqrt
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from server.model.native_layers.scales import nearest_named
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.native_layers.scales import MeasuredFactor, nearest_named
 
 CONFIG = SimpleNamespace(
     hidden_size=2816,
@@ -28,3 +30,27 @@ def test_a_factor_that_a_config_names_is_exact(exact: float, rounding: float) ->
 @pytest.mark.parametrize("measured", [0.99, 1.01, 1.02, 2.4, 53.0, -1.0, 0.0])
 def test_a_factor_that_no_name_is_near_to_stays_as_measured(measured: float) -> None:
     assert nearest_named(measured, CONFIG, 4e-4) == measured
+
+
+def rounded_rows(factor: float, noise: float = 0.004) -> MeasuredFactor:
+    """Measure a factor on rows with errors of that size."""
+    random = torch.Generator().manual_seed(0)
+    rows, errors = (torch.randn((17, 32), generator=random) for _ in range(2))
+    return MeasuredFactor.between(rows, factor * rows + noise * errors)
+
+
+@pytest.mark.parametrize("exact", [1.0, 0.5, 1.03, 2.5])
+def test_a_factor_measured_on_rounded_rows_is_exact(exact: float) -> None:
+    assert rounded_rows(exact).exact(CONFIG, 4e-4) == exact
+
+
+@pytest.mark.parametrize("measured", [rounded_rows(1.02), rounded_rows(1.0, noise=1.0)])
+def test_a_factor_that_is_not_named_or_not_shown_is_refused(measured: MeasuredFactor) -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"results of (its )?experts"):
+        measured.exact(CONFIG, 4e-4)
+
+
+def test_a_factor_that_may_be_one_of_two_is_refused() -> None:
+    config = SimpleNamespace(hidden_size=2816, factor=1.0002)
+    with pytest.raises(UnsupportedLayerError, match="may be any of"):
+        MeasuredFactor(1.0001, 1e-6).exact(config, 4e-4)
