@@ -16,6 +16,7 @@ from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial, relative_error
+from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.workspace import BLOCK, Positions, Workspace
 from server.model.program import Target
 from server.model.step import SequenceChunk
@@ -67,6 +68,8 @@ class LayerTrial:
             top_k = mixture.router.top_k = max(1, mixture.router.top_k)
             spec.feed_forward = addressof(mixture)
         self.check(spec)
+        self._query_scales = QueryScales([mixer], count)  # kept, as the kernels read its table
+        self._query_scales.update(workspace.call, count - 1)
         mix_outside(self._kernels, mixer, spec, workspace, None)
         self._kernels.begin_layer(spec, workspace.call, 0)
         outputs = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)

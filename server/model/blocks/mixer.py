@@ -133,6 +133,11 @@ class Mixer(ABC):
         """The layer's number in the KV cache; None if it has no keys there."""
         return None
 
+    @property
+    def reads_query_scales(self) -> bool:
+        """Whether the kernels multiply its queries by the step's factors of their positions."""
+        return False
+
     def query_scale(self, position: int) -> float:
         """Return the factor of the queries at a position; 1 by default."""
         del position

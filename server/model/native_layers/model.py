@@ -18,6 +18,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import Mixer, MixerStep
+from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
@@ -44,6 +45,7 @@ class NativeModel:
         layers: in their order.
         workspace: the arrays of a step.
         positions: rotary positions.
+        query_scales: factors of queries by their positions.
         embedding: ``(vocabulary, hidden)``, multiplied by ``embedding_scale``.
         head: the call of the head, without the fields of a step.
         keeps: tensors whose memory the head refers to.
@@ -58,6 +60,7 @@ class NativeModel:
         layers: Sequence[NativeLayer],
         workspace: Workspace,
         positions: PositionTables,
+        query_scales: QueryScales,
         embedding: torch.Tensor,
         embedding_scale: float,
         head: HeadCall,
@@ -68,7 +71,8 @@ class NativeModel:
     ):
         self._rotary, self._dtype = rotary, dtype
         self.adapters = adapters
-        self._kernels, self._layers, self._workspace, self._positions = kernels, layers, workspace, positions
+        self._kernels, self._layers, self._workspace = kernels, layers, workspace
+        self._positions, self._query_scales = positions, query_scales
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
         self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
@@ -135,7 +139,9 @@ class NativeModel:
         described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
         workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embed(tokens.token_ids)
-        self._positions.update(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
+        last = max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1
+        self._positions.update(workspace.call, last)
+        self._query_scales.update(workspace.call, last)
         image_rows = None if images is None else self._insert_images(images, chunks)
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)

@@ -26,6 +26,7 @@ from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.linears import LINEARS, matrix_of
 from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
 from server.model.blocks.norms import Norm, is_norm, norm_of
+from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.blocks.workspace import PositionTables, Workspace
 from server.model.experts.expert_layer import ExpertLayer
@@ -156,6 +157,7 @@ class _Finder:
             layers,
             workspace,
             PositionTables(self._positions.kinds),
+            QueryScales([layer.mixer for layer in layers], self._longest),
             self._embeddings.weight,
             self._embedding_scale(captured),
             head,

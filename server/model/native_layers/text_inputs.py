@@ -10,17 +10,25 @@ from server.model.architecture import text_part
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.native_layers.step_images import KNOWN
 
-USUAL = {"input_ids", "attention_mask", "cache", "past_key_values", "use_cache", "logits_to_keep", "kwargs", "args"}
+USUAL = {
+    "input_ids",
+    "attention_mask",
+    "cache",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "labels",
+    "kwargs",
+    "args",
+}
 UNUSED = {"per_layer_inputs": "hidden_size_per_layer_input"}  # if a number of the config is zero
 
 
 def check_inputs(model: PreTrainedModel) -> None:
     """Raise ``UnsupportedLayerError`` if the text part of a multimodal model takes other inputs than usual."""
     part, config = text_part(model), model.config.get_text_config()
-    if part is getattr(model, "model", None):
+    if part in (model, getattr(model, "model", None)):
         return
-    if part.get_output_embeddings() is not None:
-        raise UnsupportedLayerError("its text part has a head of its own")
     unused = {name for name, number in UNUSED.items() if not getattr(config, number, 0)}
     left = inspect.signature(part.forward).parameters.keys() - USUAL - KNOWN - unused
     if left:

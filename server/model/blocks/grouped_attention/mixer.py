@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
+TEMPERATURE = "attn_temperature_tuning"  # attribute: layers without rotary positions scale queries by their positions
 
 
 class GroupedAttentionMixer(RotaryMixer):
@@ -63,6 +65,7 @@ class GroupedAttentionMixer(RotaryMixer):
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)
         self._set_values(parts)
+        spec.scales_queries = int(getattr(parts.module, TEMPERATURE, False) and not parts.module.use_rope)
         spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
         spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
         spec.looks_ahead = int(spec.window and not spec.is_chunked)  # within an image
@@ -81,6 +84,15 @@ class GroupedAttentionMixer(RotaryMixer):
     @property
     def most_rotated(self) -> int:
         return int(self.spec.key_dim)
+
+    @property
+    def reads_query_scales(self) -> bool:
+        return bool(self.spec.scales_queries)
+
+    def query_scale(self, position: int) -> float:
+        if not self.reads_query_scales:
+            return 1.0
+        return 1.0 + float(self.module.attn_scale) * math.log1p((position + 1) // self.module.floor_scale)
 
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
         return rotations(self, trial)[0].as_pair()

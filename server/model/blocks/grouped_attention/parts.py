@@ -15,7 +15,10 @@ from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, find_norm
 
-HEAD_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
+HEAD_NORMS = (
+    ("q_norm", "q_layernorm", "query_layernorm", "qk_norm"),
+    ("k_norm", "k_layernorm", "key_layernorm", "qk_norm"),
+)
 VALUE_NORM = "v_norm"
 GATES = ("g_proj", "gate_proj")
 OUTPUTS = ("o_proj", "out_proj", "dense")
@@ -74,6 +77,6 @@ class GroupedAttentionParts(MixerParts):
         return GroupedAttentionMixer(self, captured.options, place.index)
 
 
-def _head_norm(attention: nn.Module, names: Iterable[str]) -> Norm | None:
+def _head_norm(attention: Any, names: Iterable[str]) -> Norm | None:
     norm = next((found for name in names if (found := getattr(attention, name, None)) is not None), None)
-    return None if norm is None else find_norm(norm)
+    return None if norm is None else find_norm(norm, int(getattr(attention, "head_dim", 0)) or None)

@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from expert_store import ExpertStore, PrefetchMode, least_bytes, make_prefetcher
 from server.model.attention.kv_cache import KVCache
@@ -32,11 +31,7 @@ BLOCKS = 48  # KV cache blocks per sequence
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")  # per-token types of the prompt
 Prompt = tuple[list[int], PromptMedia | None]
 
-
-@pytest.fixture(autouse=True)
-def whole_llama4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers 5.24's Llama 4 reads a field of its text output that does not exist."""
-    monkeypatch.setattr(MoeCausalLMOutputWithPast, "image_outputs", None, raising=False)
+pytestmark = pytest.mark.usefixtures("whole_llama4")
 
 
 def save_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

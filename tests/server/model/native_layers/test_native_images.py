@@ -17,6 +17,7 @@ from tests.server.model.native_layers.test_native_layers import BLOCK, load
 from tests.server.model.test_parity import TOLERANCE
 
 pytestmark = [
+    pytest.mark.usefixtures("whole_llama4"),
     pytest.mark.slow,
     pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
 ]
