@@ -1,18 +1,18 @@
-"""Test every family and write docs/models.md from the results: ``python -m tests.models_page``."""
+"""Test every family and write docs/models.md from the results: ``python -m tests.models_page [--native]``."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import transformers
 
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
-from tests.native_families import NATIVE_FAMILIES
-from tests.server.model.native_layers.test_hybrids import HYBRIDS
+from tests.family_programs import BATCHED, FamilyProgram, program_of
 from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -74,21 +74,7 @@ Greenroom runs all of them, and the tests compare with a plain sum over them.
 | --- | --- | --- | --- |
 {sequential_rows}
 
-### Native decoder layers
-
-{native_families}.
-
-These {native} families run on fused native operations instead of transformers' modules
-([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32, and the
-same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`).
-
-{hybrid_families} do so in part: their attention,
-routers, experts and MLPs are native, around recurrent or convolution layers that are transformers' modules
-(`tests/server/model/native_layers/test_hybrids.py`). They need `--deterministic` for the same bits in any batch.
-
-All other families run their linear layers and experts natively if the format and the activation are supported; the log
-lists those that do not.
-
+{native_section}
 ## Other model types
 
 Some publishers give an architecture that transformers has a type of their own, with code in the checkpoint. Greenroom
@@ -177,7 +163,50 @@ Each is refused by its `config.json`, before any weight is read.
 """
 
 
-def compose(results: Sequence[Served | Refused]) -> str:
+Result = TypeVar("Result")
+
+NATIVE_HEADING = "### Native decoder layers"
+NATIVE = (
+    NATIVE_HEADING
+    + """
+
+Of {batched} families that share steps, {native} run completely on fused native operations instead of transformers'
+modules ([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32,
+and the same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`).
+
+Another {hybrids} have native attention, routers, experts and MLPs around recurrent layers that are transformers'
+modules (`tests/server/model/native_layers/test_hybrids.py`). They need `--deterministic` for the same bits in any
+batch. All others run their linear layers and experts natively if the format and the activation are supported; the log
+lists those that do not.
+
+The table is what a trial of the config that the tests take finds in float32. Sizes and settings of a checkpoint may
+change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
+this section alone.
+
+| model type | runs natively | why not all |
+| --- | --- | --- |
+{rows}
+"""
+)
+
+
+def compose_native(programs: Sequence[FamilyProgram]) -> str:
+    """Return the section about native layers."""
+    return NATIVE.format(
+        batched=len(programs),
+        native=sum(each.program.is_native for each in programs),
+        hybrids=sum(each.program.is_hybrid for each in programs),
+        rows="\n".join(map(str, programs)),
+    )
+
+
+def replace_native(page: str, section: str) -> str:
+    """Return a page with another section about native layers."""
+    before, rest = page.split(NATIVE_HEADING)
+    return before + section + rest[rest.index("\n## ") :]
+
+
+def compose(results: Sequence[Served | Refused], programs: Sequence[FamilyProgram]) -> str:
     """Return the text of the page."""
     served = [result for result in results if isinstance(result, Served)]
     batched, sequential = (
@@ -191,9 +220,7 @@ def compose(results: Sequence[Served | Refused]) -> str:
         batched_rows="\n".join(batched),
         sequential=len(sequential),
         sequential_rows="\n".join(sequential),
-        native=len(NATIVE_FAMILIES),
-        native_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in NATIVE_FAMILIES), 120),
-        hybrid_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in HYBRIDS), 120),
+        native_section=compose_native(programs),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),
@@ -202,12 +229,22 @@ def compose(results: Sequence[Served | Refused]) -> str:
 
 
 def main() -> None:
-    """Test every family and write the page."""
-    results = []
-    for model_type in FAMILIES:
-        with tempfile.TemporaryDirectory() as folder:
-            results.append(examine(model_type, Path(folder)))
-    PAGE.write_text(compose(results), "utf-8")
+    """Test every family and write the page, or its section about native layers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--native", action="store_true", help="write only the section about native layers")
+    is_native = parser.parse_args().native
+    programs = [in_folder(program_of, model_type) for model_type in BATCHED]
+    if is_native:
+        page = replace_native(PAGE.read_text("utf-8"), compose_native(programs))
+    else:
+        page = compose([in_folder(examine, model_type) for model_type in FAMILIES], programs)
+    PAGE.write_text(page, "utf-8")
+
+
+def in_folder(find: Callable[[str, Path], Result], model_type: str) -> Result:
+    """Call a function with a folder that is deleted then."""
+    with tempfile.TemporaryDirectory() as folder:
+        return find(model_type, Path(folder))
 
 
 if __name__ == "__main__":

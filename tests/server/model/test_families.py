@@ -13,6 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from expert_store import ExpertStore
+from server.kernels.native.available import availability
 from server.model.architecture import MAPPINGS
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
@@ -23,6 +24,7 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.family_checks import examine
+from tests.family_programs import BATCHED, program_of
 from tests.models_page import PAGE
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
@@ -34,6 +36,13 @@ SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusa
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_is_as_in_docs_models(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+@pytest.mark.parametrize("model_type", BATCHED)
+def test_a_family_runs_natively_as_in_docs_models(model_type: str, tmp_path: Path) -> None:
+    assert str(program_of(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
 
 
 @dataclass(frozen=True)
