@@ -110,11 +110,11 @@ void LoraSums::add(const Level& level, int64_t group, int64_t first_row, int64_t
     const int64_t last = std::lower_bound(rows + first, rows + piece.count, last_row) - rows;
     if (first == last) continue;
     Panel panel{PanelKind::kFloat32, piece.count, part.rank, piece.stride, products_ + piece.begin, nullptr, nullptr};
-    alignas(64) float sums[kRowTile * kOutputTile];
-    level.multiply(up_of(part), panel, first, last, from - part.first_output, to - part.first_output, sums, kOutputTile);
+    alignas(64) float sums[kRowTile * kWideTile];
+    level.multiply(up_of(part), panel, first, last, from - part.first_output, to - part.first_output, sums, kWideTile);
     for (int64_t place = first; place < last; ++place) {
       level.add_scaled(y + (rows[place] - first_row) * y_stride + (from - first_output),
-                       sums + (place - first) * kOutputTile, 1.0f, to - from);
+                       sums + (place - first) * kWideTile, 1.0f, to - from);
     }
   }
 }

@@ -26,6 +26,7 @@ inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4 an
 inline constexpr int kBlock = 16;    // outputs per block in kQ8 and kQ4
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
+inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
 inline constexpr int kRowTile = 64;     // rows in a tile
 
 // `outputs` rows of `inputs` weights each. Only plain formats may be transposed, (inputs, outputs) in memory.

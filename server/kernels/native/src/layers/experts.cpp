@@ -22,8 +22,12 @@ Matrix in_slot(const Matrix& matrix, uint64_t slot) {
 // The tiles of all experts of a batch, expert by expert, over its rows and the outputs of a matrix.
 class Tiling {
  public:
-  Tiling(const ExpertBatch& batch, int64_t outputs, int64_t* ends)
-      : batch_(batch), output_tiles_(divide_up(outputs, kOutputTile)), outputs_(outputs), ends_(ends) {
+  Tiling(const ExpertBatch& batch, const Matrix& matrix, int64_t* ends)
+      : batch_(batch),
+        tile_outputs_(matrix.is_transposed ? kWideTile : kOutputTile),
+        output_tiles_(divide_up(matrix.outputs, tile_outputs_)),
+        outputs_(matrix.outputs),
+        ends_(ends) {
     int64_t end = 0;
     for (int64_t expert = 0; expert < batch.num_experts; ++expert) {
       end += row_tiles(expert) * output_tiles_;
@@ -43,9 +47,9 @@ class Tiling {
     const int64_t output_tile = place / row_tiles(expert), row_tile = place % row_tiles(expert);
     const int64_t begin = batch_.starts[0];
     const int64_t first_row = batch_.starts[expert] - begin + row_tile * kRowTile;
-    const int64_t first_output = output_tile * kOutputTile;
+    const int64_t first_output = output_tile * tile_outputs_;
     return {expert, first_row, std::min(first_row + kRowTile, batch_.starts[expert + 1] - begin), first_output,
-            std::min(first_output + kOutputTile, outputs_)};
+            std::min(first_output + tile_outputs_, outputs_)};
   }
 
  private:
@@ -54,6 +58,7 @@ class Tiling {
   }
 
   const ExpertBatch& batch_;
+  int64_t tile_outputs_;
   int64_t output_tiles_;
   int64_t outputs_;
   int64_t* ends_;
@@ -215,8 +220,8 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
     first_lora.add(level, tile.expert, tile.first_row, tile.last_row, offset + tile.first_output,
                    offset + tile.last_output, y, width);
   };
-  const Tiling first_tiles(batch, first.outputs, tables);
-  const Tiling other_tiles(batch, shape.first[shape.num_parts - 1].outputs, tables + num_experts * (shape.num_parts - 1));
+  const Tiling first_tiles(batch, first, tables);
+  const Tiling other_tiles(batch, other, tables + num_experts * (shape.num_parts - 1));
   auto multiply_first = [&](int64_t tile, int) {
     if (tile < first_tiles.count()) {
       run_first(first_tiles, 0, 0, tile);
@@ -234,22 +239,22 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
     }
   };
   auto multiply_down = [&](int64_t tile, int thread) { second_lora.multiply_down(level, tile, thread); };
-  const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);
+  const Tiling second_tiles(batch, second, tables + num_experts * shape.num_parts);
   auto multiply_second = [&](int64_t index, int) {
     const Tiling::Tile tile = second_tiles.at(index);
     const uint64_t slot = batch.slots[tile.expert];
-    alignas(64) float sums[kRowTile * kOutputTile];
+    alignas(64) float sums[kRowTile * kWideTile];
     level.multiply(in_slot(second, slot), inner_panel, tile.first_row, tile.last_row, tile.first_output,
-                   tile.last_output, sums, kOutputTile);
+                   tile.last_output, sums, kWideTile);
     if (shape.second_bias >= 0) {
       add_bias(level, reinterpret_cast<const char*>(slot) + shape.second_bias, shape.bias_format,
-               tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, kOutputTile);
+               tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, kWideTile);
     }
     second_lora.add(level, tile.expert, tile.first_row, tile.last_row, tile.first_output, tile.last_output, sums,
-                    kOutputTile);
+                    kWideTile);
     for (int64_t row = tile.first_row; row < tile.last_row; ++row) {
       std::memcpy(batch.outputs + choices[row] * hidden + tile.first_output,
-                  sums + (row - tile.first_row) * kOutputTile,
+                  sums + (row - tile.first_row) * kWideTile,
                   static_cast<size_t>(tile.last_output - tile.first_output) * sizeof(float));
     }
   };
