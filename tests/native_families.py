@@ -7,6 +7,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "aria",
     "aria_text",
     "cohere2_moe",
+    "deepseek_ocr2",
     "deepseek_v2",
     "deepseek_v3",
     "dots1",

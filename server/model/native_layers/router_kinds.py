@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ ROWS = 16  # of each spread
 DRAWS, SPARSE_DRAWS = 4, 64  # of noise; weights of the sparse mixer jump at many places
 AS_GOOD, LEAST_ERROR = 1.01, 1e-9  # errors up to so many times the least, or up to so small a one, are equal
 JITTER = "router_jitter_noise"  # attribute of a router: half of what the sparse mixer regards as near
-LEAST_IN_GROUP = 2  # experts, as a group is chosen by its two best
+LEAST_IN_GROUP = 2  # experts, as most groups are chosen by their two best
+METHOD = "topk_method"  # attribute of a router
+BY_BEST, WITHOUT_GROUPS = "group_limited_greedy", "greedy"  # values of it; the first chooses groups by their best
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
 MOST_JUMP = 0.05  # change of a weight, relative to the largest of its row
 NOISE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of logits, relative to the largest of a row
@@ -45,6 +48,7 @@ class Match:
 
     error: float  # of weights, relative to a row's largest; infinite if it chooses other experts
     scale: float  # from its weights to the model's
+    agreement: float = 0.0  # share of steady rows for which it chooses the same experts
 
 
 class _RecordedError(Exception):
@@ -135,11 +139,15 @@ def find_router_kind(
     Raises:
         UnsupportedLayerError: none comes near, or the trial proves nothing.
     """
-    is_steady, found = False, []
+    is_steady = False
+    by_kind: dict[tuple[int, int], tuple[Router, Match]] = {}  # groups may be chosen in two ways, the likelier first
     for candidate in routers(router, owner, is_corrected=correction is not None):
         match = match_of(candidate, correction, trial, NOISE[dtype], LEAST_AGREEMENT[dtype])
         is_steady |= match is not None
-        found.append((candidate, match or Match(torch.inf, 1.0)))
+        match, kind = match or Match(torch.inf, 1.0), (candidate.kind, candidate.is_normalised)
+        if kind not in by_kind or match.agreement > by_kind[kind][1].agreement:
+            by_kind[kind] = candidate, match
+    found = list(by_kind.values())
     best = min(match.error for _, match in found)
     if not is_steady:
         raise UnsupportedLayerError("its router gives all experts the same scores, which does not show how it chooses")
@@ -164,10 +172,12 @@ def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Route
     jitter = float(getattr(owner, JITTER, 0.0))
     if jitter:
         kinds.append(RouterKind.SPARSE_MIXER)
-    for kind in kinds:
+    by_best = (1, 0) if getattr(owner, METHOD, None) == BY_BEST else (0, 1)
+    for kind, is_by_best in product(kinds, by_best if num_groups > 1 else (0,)):
         for is_normalised in (1, 0):
             candidate = Router.from_buffer_copy(router)
             candidate.kind, candidate.is_normalised, candidate.scale = kind, is_normalised, 1.0
+            candidate.is_by_best = is_by_best
             candidate.num_groups, candidate.top_groups = num_groups, top_groups
             candidate.near = 2 * jitter if kind is RouterKind.SPARSE_MIXER else 0.0
             yield candidate
@@ -179,6 +189,8 @@ def groups_of(owner: Any, num_experts: int, top_k: int) -> tuple[int, int]:
     Raises:
         UnsupportedLayerError: there can't be so many, or their experts are too few.
     """
+    if getattr(owner, METHOD, None) == WITHOUT_GROUPS:
+        return 1, 1
     for name in ("num_group", "n_group"):
         num_groups, top_groups = getattr(owner, name, None), getattr(owner, "topk_group", None)
         if isinstance(num_groups, int) and isinstance(top_groups, int):
@@ -226,12 +238,13 @@ def match_of(
         return None
     (wanted, order), (found, own_order) = trial.chosen.sort(1), chosen.sort(1)
     is_same = (wanted == found).all(1) & is_steady
-    if int(is_same.sum()) < least_agreement * int(is_steady.sum()):
+    agreement = int(is_same.sum()) / int(is_steady.sum())
+    if agreement < least_agreement:
         return Match(torch.inf, 1.0)
     given, own = trial.weights.gather(1, order)[is_same], weights.gather(1, own_order)[is_same]
     scale = float((given.sum(1) / own.sum(1)).median())
     error = (given - own * scale).abs().amax(1) / given.abs().amax(1).clamp_min(1e-30)
-    return Match(float(error.nan_to_num(torch.inf).max()), scale)
+    return Match(float(error.nan_to_num(torch.inf).max()), scale, agreement)
 
 
 def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,7 +257,7 @@ def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor
     ranked = scores if correction is None else scores + correction
     if router.num_groups > 1:
         groups = ranked.view(len(ranked), router.num_groups, -1)
-        best = groups.topk(2, -1).values.sum(-1).topk(router.top_groups).indices
+        best = groups.topk(1 if router.is_by_best else 2, -1).values.sum(-1).topk(router.top_groups).indices
         is_kept = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, value=True)
         ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
     chosen = ranked.topk(router.top_k).indices

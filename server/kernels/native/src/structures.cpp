@@ -177,7 +177,7 @@ struct Fields<Router> {
   using Type = Router;
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(expert_scales), FIELD(kind), FIELD(top_k), FIELD(num_groups),
-      FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near)};
+      FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near), FIELD(is_by_best)};
 };
 
 template <>

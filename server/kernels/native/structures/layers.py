@@ -80,6 +80,7 @@ class Router(Structure):
         ("is_normalised", c_int32),
         ("scale", c_float),
         ("near", c_float),
+        ("is_by_best", c_int32),
     ]
 
 

@@ -62,6 +62,14 @@ def test_a_factor_of_experts_near_1_is_not_taken_for_1_in_bfloat16(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
+def test_groups_are_chosen_by_the_method_of_the_router(method: str, pool: ComputePool, tmp_path: Path) -> None:
+    config = make_config("deepseek_v2")
+    config.n_routed_experts, config.n_group, config.topk_group, config.topk_method = 16, 4, 2, method
+    assert largest_difference(save_checkpoint(config, tmp_path), pool, torch.float32) <= 1e-5
+
+
+@pytest.mark.slow
 def test_a_router_may_have_any_number_of_groups(pool: ComputePool, tmp_path: Path) -> None:
     """There were no more than 64 in memory."""
     config = make_config("glm4_moe")

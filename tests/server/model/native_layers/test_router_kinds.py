@@ -77,6 +77,15 @@ def test_the_router_that_is_found_weights_experts_alike(
     assert found.scale == pytest.approx(scale, rel=5e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_by_best", [0, 1])
+def test_trials_show_whether_groups_are_chosen_by_their_best(is_by_best: int, dtype: torch.dtype) -> None:
+    wanted = router_of(RouterKind.SOFTMAX_FIRST, 0, num_groups=4)
+    wanted.is_by_best = is_by_best
+    assert find(Block(wanted, weights_of()), dtype).is_by_best == is_by_best
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 @pytest.mark.parametrize("is_normalised", [0, 1])
 def test_flat_and_peaked_routers_show_whether_weights_are_normalised(is_normalised: int, factor: float) -> None:

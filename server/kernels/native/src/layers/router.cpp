@@ -22,8 +22,8 @@ void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
   }
 }
 
-// Keeps the scores of the groups whose two best have the greatest sums, and sets the others to -infinity. `sums` is memory
-// for a number of each group.
+// Keeps the scores of the groups whose best, or whose two best together, have the greatest scores, and sets the others to
+// -infinity. `sums` is memory for a number of each group.
 void keep_best_groups(const Router& router, int64_t num_experts, float* scores, float* sums) {
   const int64_t size = num_experts / router.num_groups;
   for (int64_t group = 0; group < router.num_groups; ++group) {
@@ -36,7 +36,7 @@ void keep_best_groups(const Router& router, int64_t num_experts, float* scores, 
         second = scores[i];
       }
     }
-    sums[group] = first + second;
+    sums[group] = router.is_by_best ? first : first + second;
   }
   const auto is_before = [&](int64_t group, int64_t other) {  // of equal groups, the first is better
     return sums[group] > sums[other] || (sums[group] == sums[other] && group < other);

@@ -21,11 +21,12 @@ struct Router {
   const float* expert_scales;  // (experts) or null; factors of their weights
   RouterKind kind;
   int32_t top_k;
-  int32_t num_groups;       // groups of experts, of which `top_groups` are chosen by their two best; 1 means none
+  int32_t num_groups;       // groups of experts, of which `top_groups` are chosen; 1 means none
   int32_t top_groups;
   int32_t is_normalised;    // divide the weights by their sum
   float scale;              // factor of the weights
   float near;               // of the sparse mixer: largest relative distance to the best of those that are nearly as good
+  int32_t is_by_best;       // a group is chosen by its best expert, instead of the sum of its two best
 };
 
 const char* check_router(const Router& router, int64_t hidden_size);

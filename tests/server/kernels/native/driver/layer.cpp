@@ -113,6 +113,7 @@ void Layer::set_experts() {
     Router& by = mixture.router;
     by.num_groups = one_in(2) ? 1 : static_cast<int32_t>(between(2, 4));
     const auto size = static_cast<int32_t>(between(2, 6));  // experts per group
+    by.is_by_best = one_in(2);
     by.top_groups = static_cast<int32_t>(between(1, by.num_groups));
     by.top_k = static_cast<int32_t>(between(1, std::min(4, by.top_groups * size)));
     mixture.num_experts = by.num_groups * size;

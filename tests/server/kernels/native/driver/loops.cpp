@@ -186,7 +186,7 @@ bool keep_groups(const Router& router, Vector& scores) {
   for (int64_t group = 0; group < router.num_groups; ++group) {
     Vector some(scores.begin() + group * size, scores.begin() + (group + 1) * size);
     std::sort(some.rbegin(), some.rend());
-    sums.push_back(some[0] + some[1]);
+    sums.push_back(router.is_by_best ? some[0] : some[0] + some[1]);
   }
   const std::vector<size_t> order = ranked(sums);
   const auto count = static_cast<size_t>(router.top_groups);
