@@ -121,7 +121,7 @@ HEAVY: dict[str, tuple[str, list[dict[str, Any]]]] = {
 def small() -> Iterator[tuple[str, ControlGroup]]:
     """A server in a small control group."""
     group = make_group(SMALL_LIMIT)
-    with serving(group=group) as server:
+    with serving("--max-queued-requests", "1024", group=group) as server:
         yield server.url, group
     group.close()
 

@@ -14,7 +14,7 @@ NAMES = sorted(path.name for path in FOLDER.glob("*.jsonl.gz"))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_log_is_complete_and_has_the_layers_in_order(name: str, caplog: pytest.LogCaptureFixture) -> None:
     trace = read_routing_log(FOLDER / name)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("expert_store")]
     assert dict(trace.header.layers) == dict.fromkeys(range(6), 16)
     assert [lease.layer for lease in trace.leases] == list(range(6)) * (len(trace.leases) // 6)
     assert sum(lease.phase == "decode" for lease in trace.leases) == 6 * DECODE_STEPS

@@ -24,6 +24,7 @@ from server.engine.interface.errors import (
 from server.engine.interface.event_sinks import EventOutlet, EventSink, SinkItem, publish
 from server.engine.interface.events import (
     EVENT_BYTES,
+    TEXT_BYTES,
     AdapterShares,
     ExpertUsage,
     FinishReason,
@@ -70,6 +71,7 @@ __all__ = [
     "FREE_UNREAD",
     "MAX_UNREAD",
     "POLICY_REASONS",
+    "TEXT_BYTES",
     "AccessPolicy",
     "AdapterAdministration",
     "AdapterCandidate",

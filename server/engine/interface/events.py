@@ -113,6 +113,7 @@ class AdapterShares:
 SHARE_BYTES = 80  # of a name and its share
 LOGPROBS_BYTES, TOP_BYTES = 240, 12  # bytes of a ``TokenLogprobs``, and of each token in ``top``
 EVENT_BYTES = 480  # bytes of a ``TokenEvent`` beside its text, logprobs and experts
+TEXT_BYTES = 64  # bytes of the text of most tokens, as they are counted
 
 
 def logprobs_bytes(num_tokens: int, num_top: int) -> int:

@@ -47,7 +47,7 @@ class EventQueue:
             return True
         num_events = len(self._events)
         is_full = num_events == self._max_events
-        if is_full or not self._hold(item):
+        if is_full or not (self._hold(item) or not num_events):  # a reader that keeps up always gets the next event
             self._drop()
             why = "" if is_full else ", and there is no memory for more"
             self._error = GenerationFailedError(

@@ -6,7 +6,7 @@ What a reply holds beyond the estimate is counted as it comes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engine.interface import EVENT_BYTES, FREE_UNREAD, TokenEvent, logprobs_bytes
+from server.engine.interface import EVENT_BYTES, FREE_UNREAD, TEXT_BYTES, TokenEvent, logprobs_bytes
 
 PROMPT_BYTES, PROMPT_TOKEN_BYTES = 4096, 64  # of a prompt, and of each of its tokens
 CHOICE_BYTES, CHOICE_TOKEN_BYTES = 8192, 16  # of a sequence, and of each token of its prompt
@@ -57,7 +57,7 @@ class RequestCost:
     @property
     def unread_bytes(self) -> int:
         """Bytes of events that wait to be read while the reader keeps up."""
-        event = EVENT_BYTES + (logprobs_bytes(1, self.num_logprobs) if self.num_logprobs else 0)
+        event = EVENT_BYTES + TEXT_BYTES + (logprobs_bytes(1, self.num_logprobs) if self.num_logprobs else 0)
         return event * self.num_choices * sum(min(FREE_UNREAD, count) for count in self.max_tokens)
 
     @property

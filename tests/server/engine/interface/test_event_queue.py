@@ -122,3 +122,10 @@ def test_a_reader_falls_too_far_behind_when_the_memory_for_requests_ends() -> No
     ):
         asyncio.run(queue.take())
     assert memory.held_bytes == 0
+
+
+def test_a_reader_that_keeps_up_gets_the_next_event_without_memory_for_it() -> None:
+    queue = EventQueue(1, RequestMemory(lambda: 0).reserve())
+    for event in EVENTS:
+        assert queue.put(0, event)
+        assert asyncio.run(queue.take()) == [(0, event)]
