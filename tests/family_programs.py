@@ -21,7 +21,7 @@ BATCHED = [name for name, family in FAMILIES.items() if family.refusal is None a
 
 @dataclass(frozen=True)
 class FamilyProgram:
-    """What runs where in a family whose sequences share steps."""
+    """A record of what runs where in a family whose sequences share steps."""
 
     model_type: str
     program: ModelProgram

@@ -135,7 +135,7 @@ class Mixer(ABC):
 
     @property
     def reads_query_scales(self) -> bool:
-        """Whether the kernels multiply its queries by the step's factors of their positions."""
+        """True if the kernels multiply its queries by the step's factors of their positions."""
         return False
 
     def query_scale(self, position: int) -> float:
