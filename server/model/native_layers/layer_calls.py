@@ -90,7 +90,8 @@ class LayerCalls:
         dense = rest[0] if rest else None
         main = holder or dense
         assert main is not None
-        input_norm, dense_input = self._before(main), None if dense is None else self._before(dense)
+        input_norm = self._before(main)
+        dense_input = None if dense is None else self._before(dense, known=input_norm)
         is_parallel = self._is_same(main.given, self._mixer.given)
         parts = [each for each in (holder, dense) if each is not None]
         norms = [self._after(each) for each in parts]
@@ -114,9 +115,10 @@ class LayerCalls:
             is_parallel=is_parallel,
         )
 
-    def _before(self, call: ChildCall) -> Norm | None:
-        """Return the norm whose output a module takes."""
-        return next((norm for each, norm in self._norms if self._is_same(each.output, call.given)), None)
+    def _before(self, call: ChildCall, known: Norm | None = None) -> Norm | None:
+        """Return the norm whose output a module takes; of several with the same output, another than the known one."""
+        found = [norm for each, norm in self._norms if self._is_same(each.output, call.given)]
+        return next((norm for norm in found if norm is not known), found[0] if found else None)
 
     def _after(self, call: ChildCall) -> Norm | None:
         """Return the norm that takes a module's output."""

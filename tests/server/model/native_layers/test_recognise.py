@@ -75,3 +75,17 @@ def test_a_router_may_have_any_number_of_groups(pool: ComputePool, tmp_path: Pat
     config = make_config("glm4_moe")
     config.n_routed_experts, config.n_group, config.topk_group, config.num_experts_per_tok = 200, 100, 90, 4
     assert largest_difference(save_checkpoint(config, tmp_path), pool, torch.float32) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_that_are_all_equal_have_places(dtype: torch.dtype, pool: ComputePool, tmp_path: Path) -> None:
+    """Their outputs are the same, as in a checkpoint that was not trained."""
+    folder = save_checkpoint(make_config("gemma4_text"), tmp_path, dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "layernorm" in name:
+                value.fill_(1)
+    model.save_pretrained(folder)
+    assert load(folder, pool, dtype).is_invariant
