@@ -206,9 +206,9 @@ struct Fields<LatentAttention> {
       FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
       FIELD(query_norm), FIELD(latent_norm), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads),
-      FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(temperature_length),
-      FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon),
-      FIELD(latent_norm_epsilon), FIELD(scaling), FIELD(temperature)};
+      FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(rope),
+      FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon),
+      FIELD(latent_norm_epsilon), FIELD(scaling)};
 };
 
 template <>

@@ -153,15 +153,14 @@ class LatentAttention(Structure):
         ("rope_dim", c_int64),
         ("rotary_dim", c_int64),
         ("value_dim", c_int64),
-        ("temperature_length", c_int64),
         ("rope", c_int32),
         ("group", c_int32),
+        ("scales_queries", c_int32),
         ("rope_kind", c_int32),
         ("cache_format", c_int32),
         ("query_norm_epsilon", c_float),
         ("latent_norm_epsilon", c_float),
         ("scaling", c_float),
-        ("temperature", c_float),
     ]
 
 

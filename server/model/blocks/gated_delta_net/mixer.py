@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,10 +61,6 @@ class GatedDeltaNetMixer(RecurrentMixer):
             CONV: conv_shape(spec.convolution),
             RECURRENT: (spec.value_heads, spec.key_dim, padded(spec.value_dim)),
         }
-
-    @staticmethod
-    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
-        spec.convolution.states, spec.states = addresses[CONV], addresses[RECURRENT]
 
     def _places(self) -> torch.Tensor:
         spec = self.spec

@@ -72,7 +72,7 @@ class LatentAttentionMixer(RotaryMixer):
         if parts.query_norm is not None:
             spec.query_norm, spec.query_norm_epsilon = self.keep(parts.query_norm.weight), parts.query_norm.epsilon
         spec.scaling = captured.options.scaling
-        self._set_temperature(parts.module)
+        spec.scales_queries = int(_temperature(parts.module) is not None)
 
     @property
     def name(self) -> str:
@@ -86,11 +86,16 @@ class LatentAttentionMixer(RotaryMixer):
     def most_rotated(self) -> int:
         return int(self.spec.rope_dim)
 
+    @property
+    def reads_query_scales(self) -> bool:
+        return bool(self.spec.scales_queries)
+
     def query_scale(self, position: int) -> float:
-        spec = self.spec
-        if not spec.temperature_length:
+        found = _temperature(self.module)
+        if found is None:
             return 1.0
-        return 1.0 + float(spec.temperature) * math.log(1 + position // spec.temperature_length)
+        factor, length = found
+        return 1.0 + factor * math.log(1 + position // length)
 
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
         best = self._rotations(trial).best
@@ -134,12 +139,6 @@ class LatentAttentionMixer(RotaryMixer):
             self.keeps.append(tensor)
             setattr(spec, name, _matrix(tensor))
 
-    def _set_temperature(self, module: Any) -> None:
-        rope = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-        length = rope.get("original_max_position_embeddings")
-        if rope.get("llama_4_scaling_beta") and length:
-            self.spec.temperature, self.spec.temperature_length = rope["llama_4_scaling_beta"], length
-
 
 class TrialLatents(LatentAttentionMixer):
     """A copy of a latent attention with a cache of its own.
@@ -161,6 +160,13 @@ class TrialLatents(LatentAttentionMixer):
 def _check_options(options: AttentionOptions) -> None:
     if options.sliding_window or options.softcap or options.sinks is not None:
         raise UnsupportedLayerError("its latents are attended to with a window, a cap or sinks")
+
+
+def _temperature(module: Any) -> tuple[float, int] | None:
+    """Return the factor and the length by which a module scales its queries by their positions; None if it does not."""
+    rope = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+    factor, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+    return (float(factor), int(length)) if factor and length else None
 
 
 def _matrix(tensor: torch.Tensor) -> Matrix:

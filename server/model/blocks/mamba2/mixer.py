@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.kernels.native.structures.layers import Mamba2, MixerKind
 from server.model.blocks.errors import UnsupportedLayerError
@@ -60,7 +59,3 @@ class Mamba2Mixer(RecurrentMixer):
     def shapes(self) -> Shapes:
         spec = self.spec
         return {CONV: conv_shape(spec.convolution), RECURRENT: (spec.heads, spec.state_size, padded(spec.head_dim))}
-
-    @staticmethod
-    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
-        spec.convolution.states, spec.states = addresses[CONV], addresses[RECURRENT]

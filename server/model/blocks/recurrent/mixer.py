@@ -34,14 +34,15 @@ class RecurrentMixer(Mixer):
         """The shapes of a sequence's states."""
 
     @staticmethod
-    @abstractmethod
     def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
         """Set the addresses of states in a spec.
 
         Args:
-            spec: the kind's structure.
-            addresses: of the first row, by kind.
+            spec: the structure of a kind of mixer.
+            addresses: of the first row, by kind of state.
         """
+        for kind, address in addresses.items():
+            (spec.convolution if kind == CONV else spec).states = address
 
     @property
     def states(self) -> StateShapes:

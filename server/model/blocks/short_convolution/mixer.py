@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.kernels.native.structures.layers import MixerKind, ShortConvolution
 from server.model.blocks.recurrent.mixer import CONV, RecurrentMixer, Shapes, conv_shape
@@ -34,7 +33,3 @@ class ShortConvolutionMixer(RecurrentMixer):
     @property
     def shapes(self) -> Shapes:
         return {CONV: conv_shape(self.spec.convolution)}
-
-    @staticmethod
-    def place_states(spec: Any, addresses: Mapping[str, int]) -> None:
-        spec.convolution.states = addresses[CONV]

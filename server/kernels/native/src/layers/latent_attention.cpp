@@ -1,7 +1,6 @@
 #include "layers/latent_attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "formats/checks.h"
@@ -281,11 +280,7 @@ class LayerLatents {
     const int64_t token = first_ + row, dim = spec_.nope_dim + spec_.rope_dim;
     const int64_t position = position_of(sequence_of(token), token);
     float* queries = queries_ + token * queries_size_;
-    float scale = 1.0f;
-    if (spec_.temperature_length) {
-      const int64_t turns = position / spec_.temperature_length;
-      scale += spec_.temperature * std::log(1.0f + static_cast<float>(turns));
-    }
+    const float scale = spec_.scales_queries ? step_.query_scales[position] : 1.0f;
     for (int64_t head = 0; head < spec_.heads; ++head) {
       float* query = queries + head * dim;
       rotate(query + spec_.nope_dim, token, position);
@@ -570,7 +565,6 @@ const char* check(const void* mixer, int64_t hidden_size) {
   if (spec.rope_kind != RopeKind::kNone && (spec.rotary_dim < 0 || spec.rotary_dim > spec.rope_dim)) {
     return "rotary positions that are larger than their part of a head";
   }
-  if (spec.temperature_length < 0) return "a negative length of its temperature";
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.cache) return nullptr;
   return spec.cache_dim >= spec.rank + spec.rope_dim && spec.cache_slots >= 0 ? nullptr : "a cache that its latents don't fit";

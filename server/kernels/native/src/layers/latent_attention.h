@@ -31,15 +31,14 @@ struct LatentAttention {
   int64_t rope_dim;          // those after them
   int64_t rotary_dim;        // the first of these, if there are rotary positions
   int64_t value_dim;
-  int64_t temperature_length;  // queries are scaled by 1 + temperature * log(1 + floor(position / length)); 0 means never
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
+  int32_t scales_queries;    // by the step's factor of their position
   RopeKind rope_kind;
   Format cache_format;
   float query_norm_epsilon;
   float latent_norm_epsilon;
   float scaling;
-  float temperature;
 };
 
 extern const MixerOperations kLatentAttention;

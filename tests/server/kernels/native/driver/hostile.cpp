@@ -324,7 +324,7 @@ class AnyLatents {
     spec_.value_dim = maybe(between(1, 20));
     spec_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
     spec_.rotary_dim = maybe(2 * between(0, 6));
-    spec_.temperature_length = maybe(between(0, 9));
+    spec_.scales_queries = maybe32(between(0, 1));
     spec_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
     spec_.cache_dim = maybe(sum(spec_.rank, spec_.rope_dim));
     spec_.cache_slots = num_blocks() * kCacheBlock;
@@ -376,6 +376,7 @@ class AnyLatents {
     step.block_tables = &tables;
     step.cosines = &cosines;
     step.sines = &sines;
+    step.query_scales = floats(first_position_ + tokens_);
     step.tokens = tokens_;
     step.num_sequences = 1;
     step.hidden_size = hidden_;

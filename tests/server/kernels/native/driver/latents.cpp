@@ -57,10 +57,8 @@ class Latents {
     spec.rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, rope / 2);
     spec.query_norm_epsilon = spec.latent_norm_epsilon = kHeadEpsilon;
     spec.scaling = 1 / static_cast<float>(plan.hidden);
-    if (one_in(3)) {
-      spec.temperature = 0.3f;
-      spec.temperature_length = between(1, 40);
-    }
+    spec.scales_queries = one_in(3);
+    for (int64_t i = 0; i < plan.positions; ++i) query_scales.push_back(1.0f + 0.1f * static_cast<float>(i % 7));
     for (int64_t i = 0; i < plan.positions * spec.rotary_dim / 2; ++i) {
       cosines.push_back(std::cos(static_cast<float>(i)));
       sines.push_back(std::sin(static_cast<float>(i)));
@@ -125,10 +123,7 @@ class Latents {
       if (spec.query_norm) normalise(rows.data(), spec.query_norm, kHeadEpsilon, query_rank);
     }
     Vector queries = product(query, spec.query_bias, rows), attended;
-    if (spec.temperature_length) {
-      const auto turns = static_cast<double>(position / spec.temperature_length);
-      scale_by(queries, 1 + spec.temperature * std::log(1 + turns));
-    }
+    if (spec.scales_queries) scale_by(queries, query_scales[static_cast<size_t>(position)]);
     const Vector gates = has_gate ? product(gate[0], spec.gate_bias, x) : Vector();
     for (int64_t head = 0; head < heads; ++head) {
       double* q = queries.data() + head * (nope + rope);
@@ -171,7 +166,7 @@ class Latents {
   Weights latent = trunk_weights(rank + rope, plan.hidden);
   Weights to_keys = plain_weights(heads * rank, nope), to_values = plain_weights(heads * value, rank);
   Weights output = trunk_weights(plan.hidden, heads * value);
-  std::vector<float> cosines, sines;
+  std::vector<float> cosines, sines, query_scales;
   std::vector<int32_t> blocks;
   std::vector<char> cache;
   LatentAttention spec{};
@@ -242,6 +237,7 @@ std::vector<float> mixed(Handle* handle, const Latents& latents, const std::vect
   call.block_tables = &tables;
   call.cosines = &cosines;
   call.sines = &sines;
+  call.query_scales = latents.query_scales.data();
   call.hidden_size = latents.plan.hidden;
   call.is_exact = is_exact;
   call.lora = has_adapters ? &adapters : nullptr;
