@@ -71,6 +71,7 @@ def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
         kv_groups=shape.kv_groups,
         longest=shape.max_model_len,
         state_bytes=states_bytes(shape.states),
+        state_rows=summary.program.state_rows,
         shares_prefixes=shape.sequential_reason is None,
         step=step,
     )

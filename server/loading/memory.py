@@ -64,6 +64,7 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
         kv_groups=facts.kv_groups,
         longest=trunk.max_model_len,
         state_bytes=facts.state_bytes,
+        state_rows=facts.program.state_rows,
         shares_prefixes=facts.shares_prefixes,
         step=shape,
         is_loaded=True,
@@ -163,5 +164,5 @@ def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryP
     )
     if plan.state_bytes:
         snapshots = f" and {plan.num_snapshots} prefix snapshots" if plan.num_snapshots else ""
-        nbytes = format_bytes(plan.num_states * plan.state_bytes)
+        nbytes = format_bytes(plan.fixed_bytes)
         log.info("recurrent states: %s of the KV cache for %d sequences%s", nbytes, plan.num_slots, snapshots)

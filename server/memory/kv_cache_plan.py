@@ -26,6 +26,7 @@ class KVPlan:
     max_model_len: int
     num_slots: int  # sequences that may run at once
     state_bytes: int = 0  # recurrent state of one sequence
+    state_rows: int = 1  # such states of a running sequence
     shares_prefixes: bool = True
     is_elastic: bool = False  # blocks allocate memory at first use, and give it back
     notes: tuple[str, ...] = ()  # limits that the memory sets, for the log
@@ -49,7 +50,7 @@ class KVPlan:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of states, which are allocated once."""
-        return self.num_states * self.state_bytes
+        return (self.num_slots * self.state_rows + self.num_snapshots) * self.state_bytes
 
     @property
     def extent_bytes(self) -> int:
@@ -101,6 +102,7 @@ def plan_kv_cache(
     *,
     free_bytes: int,
     state_bytes: int = 0,
+    state_rows: int = 1,
     shares_prefixes: bool = True,
     share: int = KV_SHARE,
     most_bytes: int = 0,
@@ -118,6 +120,7 @@ def plan_kv_cache(
         most_bytes: bytes of the free memory that the cache may use if one sequence of the maximum length needs them;
             more than 0 makes the cache elastic.
         state_bytes: recurrent state of one sequence, beside its blocks.
+        state_rows: such states of a running sequence: those before and after a step, if they are kept apart.
         shares_prefixes: whether copies of states are kept for sequences with a common prefix.
 
     Raises:
@@ -142,6 +145,7 @@ def plan_kv_cache(
             longest,
             num_slots=num_slots,
             state_bytes=state_bytes,
+            state_rows=state_rows,
             shares_prefixes=shares_prefixes,
             is_elastic=is_elastic,
         )
@@ -150,7 +154,7 @@ def plan_kv_cache(
     auto = max(0, min(plan(most).nbytes, max(free_bytes // share, of_longest)))
     budget = settings.kv_cache_memory.resolve(plan(most).nbytes, auto)
     if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
-        num_slots = max(1, budget // STATE_SHARE // ((2 if shares_prefixes else 1) * state_bytes))
+        num_slots = max(1, budget // STATE_SHARE // ((state_rows + shares_prefixes) * state_bytes))
         notes.append(f"running requests limited to {num_slots} by recurrent-state memory; raise --kv-cache-memory")
     num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
     if num_blocks < blocks_of_one:

@@ -36,6 +36,7 @@ class ModelNeeds:
         top_k: experts per token, of the layer with the most.
         longest: the model's context, in tokens.
         state_bytes: recurrent state of one sequence, beside its blocks.
+        state_rows: such states of a running sequence.
     """
 
     catalog: ExpertCatalog
@@ -46,6 +47,7 @@ class ModelNeeds:
     state_bytes: int
     shares_prefixes: bool
     step: StepShape
+    state_rows: int = 1
     is_loaded: bool = False  # the trunk is in the device's memory already
 
 
@@ -147,6 +149,7 @@ def plan_memory(
         needs.longest,
         free_bytes=max(first_kv, free.device - experts) if has_expert_budget else free.device,
         state_bytes=needs.state_bytes,
+        state_rows=needs.state_rows,
         shares_prefixes=needs.shares_prefixes,
         share=KV_SHARE if is_cuda else 1 if has_expert_budget else ELASTIC_SHARE,
         most_bytes=0 if is_cuda else max(first_kv, free.device - experts),
@@ -175,7 +178,7 @@ def plan_memory(
 def _first_kv_bytes(settings: ServeSettings, needs: ModelNeeds) -> int:
     """Return the bytes that one sequence needs to run: its first blocks, and its states."""
     longest = min(needs.longest, settings.max_model_len or needs.longest)
-    num_states = 2 if needs.shares_prefixes else 1  # its own and a snapshot
+    num_states = needs.state_rows + needs.shares_prefixes  # its own and a snapshot
     return first_bytes(needs.kv_groups, longest) + num_states * needs.state_bytes
 
 

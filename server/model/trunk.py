@@ -109,7 +109,7 @@ class Trunk(ResidentModel):
 
     def new_states(self, num_slots: int) -> StateCache:
         """Allocate the states of recurrent layers for so many sequences."""
-        return StateCache(self.facts.states, num_slots, self.device, is_double=self._native is not None)
+        return StateCache(self.facts.states, num_slots, self.device, is_double=self.facts.program.state_rows > 1)
 
     @torch.inference_mode()
     def forward(

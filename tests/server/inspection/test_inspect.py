@@ -20,6 +20,9 @@ from server.inspection.inspect_model import inspect_model
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import ModelSummary, summarise_model
 from server.inspection.report import as_text
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
 from server.loading.memory import needs_of_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.locate import find_checkpoint
@@ -129,7 +132,8 @@ def test_a_packed_folder_has_the_bytes_of_its_records(tmp_path: Path) -> None:
 def test_inspect_and_serve_make_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_fit, "host_budget", lambda _: 1 << 30)
     folder = make_checkpoint("gpt_oss", tmp_path)
-    trunk, found = load_trunk(folder, torch.float32), look(folder)
+    kernels = Kernels(1) if availability().runnable else None
+    trunk, found = load_trunk(folder, torch.float32, pool=ComputePool(1, kernels)), look(folder)
     predicted = fit_memory(found, SETTINGS, CPU)
     served = plan_memory(SETTINGS, needs_of_trunk(trunk), CPU, 1 << 30, PROCESS_BYTES)
     store = ExpertStore(trunk.catalog, served.host_bytes)
@@ -137,6 +141,8 @@ def test_inspect_and_serve_make_the_same_plan(tmp_path: Path, monkeypatch: pytes
         assert predicted.host_slots == store.tiers()["host"].num_slots == 12
     finally:
         store.close()
+        if kernels is not None:
+            kernels.close()
     assert predicted.memory.kv == served.kv
 
 

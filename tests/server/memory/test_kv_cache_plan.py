@@ -72,12 +72,18 @@ def test_a_cache_too_small_for_the_context_limits_it_with_a_note() -> None:
     assert "limited to 496 tokens" in made.notes[0]
 
 
-def test_states_of_all_running_requests_come_before_blocks() -> None:
+@pytest.mark.parametrize("state_rows", [1, 2])
+def test_states_of_all_running_requests_come_before_blocks(state_rows: int) -> None:
     made = plan_kv_cache(
-        ServeSettings(max_running_requests=4), [group(None, 4)], 1024, free_bytes=1 << 40, state_bytes=1000
+        ServeSettings(max_running_requests=4),
+        [group(None, 4)],
+        1024,
+        free_bytes=1 << 40,
+        state_bytes=1000,
+        state_rows=state_rows,
     )
     assert (made.num_slots, made.num_tokens) == (4, 4 * 1024)
-    assert made.nbytes == 4 * 1024 * 256 + 8 * 1000  # as many snapshots are kept
+    assert made.nbytes == 4 * 1024 * 256 + (4 * state_rows + 4) * 1000  # as many snapshots are kept
 
 
 def test_states_get_half_of_a_small_budget_and_fewer_requests_run() -> None:
