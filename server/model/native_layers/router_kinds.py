@@ -166,9 +166,11 @@ def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Route
         is_corrected: values are added to scores for the choice.
     """
     num_groups, top_groups = groups_of(owner, router.matrix.outputs, router.top_k)
-    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
+    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST]
     if is_corrected:
-        kinds = [*reversed(kinds), RouterKind.TOP_SIGMOID]
+        kinds = [RouterKind.SIGMOID, *reversed(kinds), RouterKind.TOP_SIGMOID]
+    else:  # the order of logits is that of their sigmoids, but it has no ties where these are 1
+        kinds.append(RouterKind.TOP_SIGMOID if num_groups == 1 else RouterKind.SIGMOID)
     jitter = float(getattr(owner, JITTER, 0.0))
     if jitter:
         kinds.append(RouterKind.SPARSE_MIXER)

@@ -89,3 +89,15 @@ def test_norms_that_are_all_equal_have_places(dtype: torch.dtype, pool: ComputeP
                 value.fill_(1)
     model.save_pretrained(folder)
     assert load(folder, pool, dtype).is_invariant
+
+
+@pytest.mark.slow
+def test_experts_whose_sigmoids_are_all_1_are_chosen_by_their_logits(pool: ComputePool, tmp_path: Path) -> None:
+    folder = make_checkpoint("llama4_text", tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("router.weight"):
+                value.mul_(1000)
+    model.save_pretrained(folder)
+    assert largest_difference(folder, pool, torch.float32) <= 1e-5
