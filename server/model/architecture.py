@@ -89,6 +89,12 @@ def text_body(model: PreTrainedModel) -> Any:
     return part if part.get_output_embeddings() is None else part.model
 
 
+def head_of(model: PreTrainedModel) -> Any:
+    """Return the linear layer from last hidden states to logits, which may be one of the text part; None if none is."""
+    head = model.get_output_embeddings()
+    return text_part(model).get_output_embeddings() if head is None else head
+
+
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of the text part with their names in the model."""
     inside = set(text_part(model).modules())

@@ -14,7 +14,7 @@ from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.invariant_matmul import NotInvariantError
-from server.model.architecture import text_part
+from server.model.architecture import head_of, text_part
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.mask_probe import probe_masks
@@ -228,7 +228,7 @@ class Trunk(ResidentModel):
         return add_to_linears(
             adapters,
             self._linears,
-            self._model.get_output_embeddings(),
+            head_of(self._model),
             tokens.logit_rows,
             lambda: None if states is None else states.rows_now,
         )

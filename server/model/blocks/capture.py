@@ -100,7 +100,7 @@ class LayerCapture:
     mixer: ModuleCall | None = None  # the one of its mixer, once that is known
     is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
 
-    def with_mixer(self, module: nn.Module) -> LayerCapture:
+    def with_mixer(self, module: nn.Module | None) -> LayerCapture:
         """Return the capture once the module of its mixer is known."""
         return replace(self, mixer=next((each.call for each in self.calls if each.module is module), None))
 

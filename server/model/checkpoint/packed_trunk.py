@@ -25,7 +25,7 @@ from expert_store import (
 )
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import BlockFormat
-from server.model.architecture import text_part
+from server.model.architecture import head_of, text_part
 from server.model.attention.mla import latent_linears
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, renamed
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights, quantise
@@ -65,7 +65,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     widths = {module.num_experts for module in experts_modules(model).values()}
-    inside = {*text_part(model).modules(), model.get_output_embeddings()} - latent_linears(model)
+    inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model)
     return {
         f"{name}.{NAME}": module
         for name, module in model.named_modules()
@@ -86,7 +86,7 @@ def quantised_linears(
         model: the model on the meta device.
         weights: the format of all layers except the head, which has ``HEAD_FORMAT``.
     """
-    layers, head = linear_layers(model), model.get_output_embeddings()
+    layers, head = linear_layers(model), head_of(model)
     return {
         hub_name: _made(hub_name, trunk[hub_name], layers[name], HEAD_FORMAT if layers[name] is head else weights)
         for hub_name, name in renamed(model, trunk).items()

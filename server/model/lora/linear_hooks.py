@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.low_rank import add_low_rank
+from server.model.architecture import head_of
 from server.model.attention.mla import LatentProjection
 from server.model.lora.step_adapters import StepAdapters
 from server.model.quantised.linear import QuantisedLinear
@@ -111,7 +112,7 @@ def find_linears(model: PreTrainedModel, calls: LinearCalls, num_tokens: int | N
         calls: recorded in a step of some tokens, of which the head saw one.
         num_tokens: of that step; None if layers may be called with any rows.
     """
-    head = model.get_output_embeddings()
+    head = head_of(model)
 
     def takes_tokens(module: nn.Module) -> bool:
         if isinstance(module, LatentProjection):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from server.kernels.expert import transposed_names
-from server.model.architecture import text_part
+from server.model.architecture import head_of, text_part
 from server.model.attention.mla import LatentProjection
 from server.model.experts.variant_routing import owner_of
 from server.model.quantised.linear import QuantisedLinear
@@ -50,8 +50,8 @@ class LoraTargets:
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
     """Return the layers and experts of a trunk that an adapter can add to."""
     model, layers, linears = trunk.model, trunk.expert_numbers, trunk.adaptable
-    inside = {*text_part(model).modules(), model.get_output_embeddings()}
-    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
+    inside = {*text_part(model).modules(), head_of(model)}
+    ends = {model.get_input_embeddings(), head_of(model)}
     refused: dict[str, str] = {}
     experts: dict[str, Any] = {}
     for name, module in model.named_modules():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from server.model.architecture import head_of
 from server.model.blocks.capture import Capture, capture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
@@ -49,7 +50,7 @@ def check_far(
         enlarged.append(output * (LARGE / float(output.abs().max().clamp_min(1e-6))))
         return enlarged[-1]
 
-    hook = model.get_output_embeddings().register_forward_hook(enlarge)
+    hook = head_of(model).register_forward_hook(enlarge)
     try:
         at_end = capture(model, forward, tokens, longest - len(tokens), keeps_states=keeps_states)
     finally:

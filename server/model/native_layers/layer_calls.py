@@ -14,7 +14,7 @@ from server.model.blocks.norms import Norm, norm_of
 
 @dataclass(frozen=True)
 class Places:
-    """The calls of a layer's feed-forward part, and the norms around them."""
+    """The calls of a layer's feed-forward part, if it has one, and the norms around them."""
 
     experts: ChildCall | None  # of the experts, or of a module that holds them
     dense: ChildCall | None  # of an MLP that stands alone or beside the experts
@@ -27,11 +27,10 @@ class Places:
     is_parallel: bool
 
     @property
-    def block(self) -> nn.Module:
-        """The module that chooses experts, or else the one of the MLP."""
+    def block(self) -> nn.Module | None:
+        """The module that chooses experts, or else the one of the MLP; None if there is neither."""
         call = self.router or self.experts or self.dense
-        assert call is not None
-        return call.module
+        return None if call is None else call.module
 
 
 class LayerCalls:
@@ -39,17 +38,17 @@ class LayerCalls:
 
     Args:
         captured: a call of the layer.
-        mixer: its child that mixes tokens.
+        mixer: its child that mixes tokens; None if it has none.
 
     Raises:
         UnsupportedLayerError: the layer does not call its mixer.
     """
 
-    def __init__(self, captured: LayerCapture, mixer: nn.Module):
-        found = [each for each in captured.calls if each.module is mixer]
-        if not found:
+    def __init__(self, captured: LayerCapture, mixer: nn.Module | None):
+        found = next((each for each in captured.calls if each.module is mixer), None)
+        if found is None and mixer is not None:
             raise UnsupportedLayerError("a layer does not call its mixer")
-        self._mixer = found[0]
+        self._mixer = found
         self._norms: list[tuple[ChildCall, Norm]] = []
         self._others: list[ChildCall] = []
         for each in captured.calls:
@@ -60,8 +59,8 @@ class LayerCalls:
                 self._norms.append((each, norm))
             elif each.module is not mixer:
                 self._others.append(each)
-        self.input_norm = self._before(self._mixer)
-        self.mixer_norm = self._after(self._mixer)
+        self.input_norm = None if found is None else self._before(found)
+        self.mixer_norm = None if found is None else self._after(found)
 
     @property
     def norms(self) -> list[Norm]:
@@ -75,7 +74,7 @@ class LayerCalls:
             experts: somewhere in the layer; None if it has none.
 
         Raises:
-            UnsupportedLayerError: there is none, or there are more than experts with their router and an MLP.
+            UnsupportedLayerError: there are more than experts with their router and an MLP.
         """
         holder = next(
             (each for each in self._others if any(module is experts for module in each.module.modules())), None
@@ -85,20 +84,19 @@ class LayerCalls:
         if holder is not None and holder.module is experts:
             router = next((each for each in rest if each.output.shape[-1] != each.given.shape[-1]), None)
             rest = [each for each in rest if each is not router]
-        if len(rest) > 1 or not (holder or rest):
+        if len(rest) > 1 or not (holder or rest or self._mixer):
             raise UnsupportedLayerError(f"its layers have {len(self._others)} parts besides a mixer and norms")
         dense = rest[0] if rest else None
         main = holder or dense
-        assert main is not None
-        input_norm = self._before(main)
+        input_norm = None if main is None else self._before(main)
         dense_input = None if dense is None else self._before(dense, known=input_norm)
-        is_parallel = self._is_same(main.given, self._mixer.given)
+        is_parallel = bool(main and self._mixer and self._is_same(main.given, self._mixer.given))
         parts = [each for each in (holder, dense) if each is not None]
         norms = [self._after(each) for each in parts]
         known = [self.input_norm, self.mixer_norm, input_norm, dense_input, *norms]
         left = [norm for norm in self.norms if norm not in known]
         output_norm = left[0] if left else norms[0] if len(parts) == 1 else None
-        if len(left) > 1 or (left and len(parts) == 1) or (is_parallel and input_norm is not self.input_norm):
+        if len(left) > 1 or (left and len(parts) <= 1) or (is_parallel and input_norm is not self.input_norm):
             raise UnsupportedLayerError(f"its layers have {len(self._norms)} norms, some of them in unknown places")
         if len(parts) == 1:
             norms = [None]

@@ -14,14 +14,16 @@ from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
+from server.model.blocks.no_mixer.parts import NoMixerParts
 from server.model.blocks.norms import Norm
 from server.model.blocks.table import MIXERS
 from server.model.native_layers.layer_calls import LayerCalls, Places
 
-DENSE_NAMES = (  # gate, up and down
+DENSE_NAMES = (  # gate, up and down; where there are two, the first may be both gate and up
     ("gate_proj", "up_proj", "down_proj"),
     ("w1", "w3", "w2"),
     ("input_linear", "output_linear"),
+    ("up_proj", "down_proj"),
 )
 ACTIVATIONS = ("act_fn", "activation_fn", "activation")
 COMBINATION = "shared_expert_combination_strategy"  # attribute: of experts and the shared one
@@ -31,9 +33,9 @@ SCALE = "layer_scalar"
 
 @dataclass(frozen=True)
 class Dense:
-    """A gated MLP that every token goes to."""
+    """An MLP that every token goes to."""
 
-    gate: Linear  # or both gate and up
+    gate: Linear  # or both gate and up, or the first of one without a gate
     up: Linear | None
     down: Linear
     act_fn: Any
@@ -42,10 +44,14 @@ class Dense:
     output_norm: Norm | None = None
     scale: float = 1.0  # factor of the result
 
+    @property
+    def has_gate(self) -> bool:
+        return self.up is not None or self.gate.out_features != self.down.in_features
+
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a decoder layer; ``experts`` and ``dense`` may be either or both."""
+    """The parts of a decoder layer; ``experts`` and ``dense`` may be either, both or none."""
 
     input_norm: Norm | None
     mixer_norm: Norm | None  # of the mixer's results
@@ -53,7 +59,7 @@ class Parts:
     output_norm: Norm | None  # of the feed-forward part's results
     is_parallel: bool  # the feed-forward part takes what the mixer takes
     mixers: Sequence[MixerParts]  # of one module, as each kind that may be it; the likeliest first
-    block: Any  # the MLP, with the router and the experts; or the router alone, if it is apart
+    block: Any  # the MLP, with the router and the experts; or the router alone, if it is apart; None without both
     is_router_apart: bool  # it stands beside the experts
     experts: Any
     experts_norm: Norm | None  # of the experts' weighted sum
@@ -62,9 +68,9 @@ class Parts:
     scale: torch.Tensor | None  # of the hidden states after the layer
 
     @property
-    def mixer_module(self) -> nn.Module:
-        """The family's module of the mixer."""
-        module: nn.Module = self.mixers[0].module
+    def mixer_module(self) -> nn.Module | None:
+        """The family's module of the mixer; None if it has none."""
+        module: nn.Module | None = self.mixers[0].module
         return module
 
 
@@ -79,13 +85,13 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     Raises:
         UnsupportedLayerError: the layer has other parts.
     """
-    mixers = find_mixers(layer, recurrent)
+    mixers = find_mixers(layer, captured, recurrent)
     calls = LayerCalls(captured, mixers[0].module)
     experts = next((module for module in layer.modules() if hasattr(module, "parameter_shapes")), None)
     places = calls.place_parts(experts)
     dense = _dense(places, experts)
-    if experts is None and dense is None:
-        raise UnsupportedLayerError("an MLP has no gate")
+    if experts is None and dense is None and places.dense is not None:
+        raise UnsupportedLayerError("an MLP has other parts")
     inside = {id(parameter) for parameter in _known(calls.norms, mixers[0].module, dense)}
     router = None
     if places.router is not None:
@@ -114,8 +120,8 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     )
 
 
-def find_mixers(layer: nn.Module, recurrent: Collection[nn.Module]) -> Sequence[MixerParts]:
-    """Return the parts of a layer's mixer as each kind that it may be.
+def find_mixers(layer: nn.Module, captured: LayerCapture, recurrent: Collection[nn.Module]) -> Sequence[MixerParts]:
+    """Return the parts of a layer's mixer as each kind that it may be, or none of a layer without attention or states.
 
     Raises:
         UnsupportedLayerError: it is of none.
@@ -135,6 +141,8 @@ def find_mixers(layer: nn.Module, recurrent: Collection[nn.Module]) -> Sequence[
                 mixers.append(parts)
         if mixers:
             return mixers
+    if captured.options is None and unknown is None and not any(module in recurrent for module in layer.modules()):
+        return [NoMixerParts()]
     raise unknown or UnsupportedLayerError("its attention has no projections of queries, keys and values")
 
 
@@ -152,7 +160,7 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
         (module, linears)
         for block in blocks
         for module in block.modules()
-        if module is not experts and (linears := _gated_linears(module))
+        if module is not experts and (linears := _mlp_linears(module))
     ]
     if not found:
         return None
@@ -167,8 +175,8 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     return Dense(gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
 
 
-def _gated_linears(module: nn.Module) -> list[Linear]:
-    """Return the layers of a gated MLP: gate, up and down, or the first two as one; empty if the module is none."""
+def _mlp_linears(module: nn.Module) -> list[Linear]:
+    """Return the layers of an MLP: gate, up and down, the first two as one, or up and down; empty if it is none."""
     for names in DENSE_NAMES:
         linears = [linear for name in names if isinstance(linear := getattr(module, name, None), LINEARS)]
         if len(linears) == len(names):
@@ -185,7 +193,7 @@ def _router_of(block: nn.Module, rest: Iterable[nn.Parameter]) -> nn.Module:
     return owners[-1]
 
 
-def _known(norms: Iterable[Norm], mixer: nn.Module, dense: Dense | None) -> Iterator[nn.Parameter]:
+def _known(norms: Iterable[Norm], mixer: nn.Module | None, dense: Dense | None) -> Iterator[nn.Parameter]:
     modules: list[nn.Module | None] = [*(norm.module for norm in norms), mixer]
     if dense is not None:
         modules += [dense.gate, dense.up, dense.down, dense.weighting]

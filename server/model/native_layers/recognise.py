@@ -17,7 +17,7 @@ from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import HeadCall
 from server.kernels.native.structures.layers import Norm as NormSpec
-from server.model.architecture import text_body
+from server.model.architecture import head_of, text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.blocks.capture import Capture, LayerCapture, capture, echo
 from server.model.blocks.errors import UnsupportedLayerError
@@ -168,7 +168,7 @@ class _Finder:
         )
 
     def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
-        head = self._model.get_output_embeddings()
+        head = head_of(self._model)
         targets = {names[module]: target for layer in layers for module, target in layer.linears.items()}
         targets[names[head]] = NativeTarget(0, HEAD, head.in_features, head.out_features)
         experts = [None if each.experts is None else (each.experts.number, len(each.experts.keys)) for each in layers]
@@ -292,7 +292,7 @@ class _Finder:
 
     def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
         """Return the head, and the tensors whose memory it refers to."""
-        head = self._model.get_output_embeddings()
+        head = head_of(self._model)
         if not isinstance(head, LINEARS):
             raise UnsupportedLayerError("its head is not a linear layer")
         norm = self._final_norm()

@@ -55,8 +55,11 @@ def build_layer(
     elif mlp is not None and experts is None:
         layer.feed_forward = mlp
         spec.feed_forward_kind = FeedForwardKind.MLP
+    elif mlp is None and experts is None:
+        spec.feed_forward_kind = FeedForwardKind.NONE
+        return layer
     else:
-        raise UnsupportedLayerError("a layer has neither experts with a router nor an MLP")
+        raise UnsupportedLayerError("a layer has experts of unknown use")
     spec.feed_forward = addressof(layer.feed_forward)
     return layer
 
@@ -65,8 +68,9 @@ def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
     linears = [linear for linear in (dense.gate, dense.up, dense.down) if linear is not None]
     if any(linear.bias is not None for linear in linears):
         raise UnsupportedLayerError("its dense MLP has biases")
+    act_fn = dense.act_fn
     like: Any = SimpleNamespace(
-        has_gate=True, act_fn=dense.act_fn, _apply_gate=lambda x: dense.act_fn(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
+        has_gate=dense.has_gate, act_fn=act_fn, _apply_gate=lambda x: act_fn(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
     )
     gate = recognise_gate(like)
     if gate is None:

@@ -114,12 +114,13 @@ struct Fields<MixerKind> {
       number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention),
       number("LATENT_ATTENTION", MixerKind::kLatentAttention),
       number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
-      number("MAMBA2", MixerKind::kMamba2)};
+      number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone)};
 };
 
 template <>
 struct Fields<FeedForwardKind> {
-  static constexpr Field kAll[] = {number("MLP", FeedForwardKind::kMlp), number("EXPERTS", FeedForwardKind::kExperts)};
+  static constexpr Field kAll[] = {number("MLP", FeedForwardKind::kMlp), number("EXPERTS", FeedForwardKind::kExperts),
+                                   number("NONE", FeedForwardKind::kNone)};
 };
 
 #define FIELD(field) {#field, offsetof(Type, field), sizeof(Type::field)}

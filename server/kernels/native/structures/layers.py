@@ -52,13 +52,15 @@ class MixerKind(IntEnum):
     GATED_DELTA_NET = 3
     SHORT_CONVOLUTION = 4
     MAMBA2 = 5
+    NONE = 6
 
 
 class FeedForwardKind(IntEnum):
-    """The parts of a layer that compute each token on its own: an ``Mlp``, or a ``Mixture`` of experts."""
+    """The parts of a layer that compute each token on its own: an ``Mlp``, a ``Mixture`` of experts, or none."""
 
     MLP = 0
     EXPERTS = 1
+    NONE = 2
 
 
 class Norm(Structure):

@@ -53,7 +53,7 @@ class Mamba2Mixer(RecurrentMixer):
         spec.direct, spec.norm = self.keep(module.D), self.keep(module.norm.weight)
         spec.norm_size = getattr(module.norm, "group_size", inner)
         spec.norm_epsilon = epsilon_of(module.norm)
-        spec.least_step, spec.longest_step = getattr(module, "time_step_limit", (0.0, math.inf))
+        spec.least_step, spec.longest_step = getattr(module, "time_step_limit", None) or (0.0, math.inf)
 
     @property
     def shapes(self) -> Shapes:

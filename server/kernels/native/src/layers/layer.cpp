@@ -19,10 +19,23 @@ constexpr MixerOperations kExternal = {
     [](Context&, const LayerSpec&, const StepCall&) {},
 };
 
+constexpr MixerOperations kNoMixer = kExternal;
+
+constexpr FeedForwardOperations kNoFeedForward = {
+    false,
+    [](const void*, int64_t, int64_t) -> const char* { return nullptr; },
+    [](Context&, const LayerSpec&, const StepCall&, int64_t) {},
+    [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
+    [](Context&, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
+      if (layer.output_scale == 1.0f) return;
+      for (int64_t i = 0; i < step.tokens * step.hidden_size; ++i) step.hidden[i] *= layer.output_scale;
+    },
+};
+
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
-                                          &kShortConvolution, &kMamba2};
-const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts};
+                                          &kShortConvolution, &kMamba2, &kNoMixer};
+const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts, &kNoFeedForward};
 
 template <typename Operations, size_t N, typename Kind>
 const Operations* at(const Operations* const (&table)[N], Kind kind) {
@@ -74,7 +87,9 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   const MixerOperations* mixer = operations_of(layer.mixer_kind);
   const FeedForwardOperations* feed_forward = operations_of(layer.feed_forward_kind);
   if (!mixer || !feed_forward) return "parts of no known kind";
-  if (mixer == &kExternal && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the caller runs";
+  const bool has_results = mixer != &kExternal && mixer != &kNoMixer;
+  if (!has_results && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the kernels don't run";
+  if (mixer == &kNoMixer && feed_forward == &kNoFeedForward) return "neither a mixer nor a feed-forward part";
   if (const char* reason = mixer->check(layer.mixer, hidden_size)) return reason;
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }
@@ -90,7 +105,7 @@ void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) 
 
 void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
   operations_of(layer.mixer_kind)->run(context, layer, step);
-  if (layer.mixer_kind != MixerKind::kExternal) add_normed_results(context, layer, step);
+  add_normed_results(context, layer, step);
   operations_of(layer.feed_forward_kind)->begin(context, layer, step, place);
 }
 

@@ -1,5 +1,5 @@
-// A decoder layer: a mixer of tokens and a feed-forward part, with norms before and after each, whose results are added to
-// the hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
+// A decoder layer: a mixer of tokens, a feed-forward part or both, with norms before and after each, whose results are added
+// to the hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
 // and a row in layer.cpp, and a mirror in `structures/layers.py`.
 #pragma once
 
@@ -15,11 +15,13 @@ enum class MixerKind : int32_t {
   kGatedDeltaNet = 3,     // gated_delta_net.h
   kShortConvolution = 4,  // short_convolution.h
   kMamba2 = 5,            // mamba2.h
+  kNone = 6,              // the layer is a feed-forward part alone; no spec
 };
 
 enum class FeedForwardKind : int32_t {
   kMlp = 0,      // mixture.h
   kExperts = 1,  // mixture.h
+  kNone = 2,     // the layer is a mixer alone; no spec
 };
 
 struct LayerSpec {

@@ -205,12 +205,13 @@ class AnyLayer {
     spec_.residual_scale = spec_.output_scale = mixture_.experts_scale = mixture_.shared.scale = attention_.scaling = attention_.value_scale = 1.0f;
     spec_.is_parallel = one_in(4);
     mixture_.has_shared = one_in(2);
-    spec_.mixer_kind = static_cast<MixerKind>(maybe32(one_in(8) ? 0 : 1));
+    const MixerKind other = one_in(2) ? MixerKind::kExternal : MixerKind::kNone;
+    spec_.mixer_kind = static_cast<MixerKind>(maybe32(static_cast<int32_t>(one_in(8) ? other : MixerKind::kGroupedAttention)));
     if (spec_.mixer_kind == MixerKind::kLatentAttention) spec_.mixer_kind = MixerKind::kGroupedAttention;
-    if (is_external()) attention_ = {};
+    if (!has_attention()) attention_ = {};
     mixture_.scales_input = one_in(3);
-    spec_.mixer = is_external() ? nullptr : &attention_;
-    spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 0 : 1));
+    spec_.mixer = has_attention() ? &attention_ : nullptr;
+    spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 2 * between(0, 1) : 1));
     spec_.feed_forward = has_router() ? static_cast<const void*>(&mixture_) : &mixture_.shared;
     Router& router = mixture_.router;
     router.num_groups = maybe32(one_in(3) ? 1 : between(1, 90));
@@ -269,7 +270,9 @@ class AnyLayer {
     int64_t found;
     return __builtin_mul_overflow(one, other, &found) ? 1 : found;
   }
-  bool is_external() const { return spec_.mixer_kind == MixerKind::kExternal; }
+  bool has_attention() const {
+    return spec_.mixer_kind != MixerKind::kExternal && spec_.mixer_kind != MixerKind::kNone;
+  }
   bool has_router() const { return spec_.feed_forward_kind == FeedForwardKind::kExperts; }
   bool has_dense() const { return !has_router() || mixture_.has_shared; }
   int64_t num_blocks() const { return divide_up(first_position_ + tokens_, kCacheBlock); }
@@ -277,7 +280,7 @@ class AnyLayer {
 
   bool place_all() {
     std::vector<Matrix*> matrices;
-    if (!is_external()) matrices = {&attention_.query, &attention_.key, &attention_.output};
+    if (has_attention()) matrices = {&attention_.query, &attention_.key, &attention_.output};
     for (Matrix* matrix : {&attention_.value, &attention_.gate}) {
       if (matrix->outputs) matrices.push_back(matrix);
     }
@@ -292,7 +295,7 @@ class AnyLayer {
     for (Norm* norm : {&spec_.input_norm, &spec_.mixer_norm, &spec_.inner_norm, &spec_.output_norm,
                        &mixture_.router_norm, &mixture_.output_norm, &mixture_.shared.input_norm,
                        &mixture_.shared.output_norm}) {
-      if (one_in(2) || (norm == &spec_.mixer_norm && is_external())) continue;
+      if (one_in(2) || (norm == &spec_.mixer_norm && !has_attention())) continue;
       *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
     }
     if (one_in(2)) attention_.value_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));

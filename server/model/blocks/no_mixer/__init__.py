@@ -1,0 +1,1 @@
+"""The place of a mixer in a layer that has none."""
