@@ -7,7 +7,18 @@ from typing import Protocol
 
 import torch
 
-from server.kernels.formats import block_int4, block_int8, channel_int8, dense, fp4, fp8, group_int4, group_int8
+from server.kernels.formats import (
+    block_int4,
+    block_int8,
+    channel_int8,
+    dense,
+    file_blocks,
+    fp4,
+    fp8,
+    group_int4,
+    group_int8,
+    superblocks,
+)
 from server.kernels.native.slot_format import Place, Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
 
@@ -30,7 +41,17 @@ class QuantisedFormat(Protocol):
     def describe(self, places: Places, name: str, shape: Shape) -> Matrix | None: ...
 
 
-QUANTISED: tuple[QuantisedFormat, ...] = (block_int4, block_int8, group_int4, fp4, fp8, channel_int8, group_int8)
+QUANTISED: tuple[QuantisedFormat, ...] = (
+    block_int4,
+    block_int8,
+    group_int4,
+    fp4,
+    fp8,
+    channel_int8,
+    group_int8,
+    *superblocks.FORMATS,
+    *file_blocks.FORMATS,
+)
 
 
 def format_of(weights: Mapping[str, torch.Tensor], name: str) -> QuantisedFormat | None:

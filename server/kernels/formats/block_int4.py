@@ -21,12 +21,13 @@ from functools import cache
 import torch
 
 from server.kernels.formats import blocks
-from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
+from server.kernels.formats.blocks import GROUP, Spec
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
 
 TABLE = (-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74)
 LARGEST_ZERO = 31
+OUTPUTS = blocks.OUTPUTS
 CODES = "_q4"
 SCALE = "_q4_scale"
 OCTET = 8  # inputs

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from server.kernels.formats import blocks
-from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
+from server.kernels.formats.blocks import GROUP, Spec
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
 
 LARGEST = 127
 LARGEST_WEIGHT = 65504.0 * LARGEST
 QUAD = 4  # inputs
+OUTPUTS = blocks.OUTPUTS
 CODES = "_q8"
 SCALE = "_q8_scale"
 DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # scales to try: the largest weight by each

@@ -31,6 +31,7 @@ class BlockFormat(Protocol):
     CODES: str  # suffix of a tensor's name, as is SCALE
     SCALE: str
     LARGEST_WEIGHT: float
+    OUTPUTS: int  # per block
 
     def specs(self, name: str, out_features: int, in_features: int) -> list[Spec]: ...
 

@@ -15,11 +15,12 @@ LINEARS = (nn.Linear, QuantisedLinear)
 
 def matrix_of(linear: Linear) -> Matrix:
     """Describe a linear layer's weights to the kernels."""
-    if isinstance(linear, QuantisedLinear):
-        return linear.matrix
-    matrix = plain_matrix(linear.weight)
+    matrix = linear.matrix if isinstance(linear, QuantisedLinear) else plain_matrix(linear.weight)
     if matrix is None:
-        raise UnsupportedLayerError(f"its weights are {linear.weight.dtype}")
+        is_quantised = isinstance(linear, QuantisedLinear)
+        raise UnsupportedLayerError(
+            f"its weights are {'of an unknown format' if is_quantised else linear.weight.dtype}"
+        )
     return matrix
 
 

@@ -20,6 +20,17 @@ class Format(IntEnum):
     INT8 = 8
     INT4 = 9
     FP4 = 10
+    Q4_0 = 11
+    Q4_1 = 12
+    Q5_0 = 13
+    Q5_1 = 14
+    IQ4_NL = 15
+    Q2_K = 16
+    Q3_K = 17
+    Q4_K = 18
+    Q5_K = 19
+    Q6_K = 20
+    IQ4_XS = 21
 
 
 class Size(IntEnum):

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.formats import block_int4 as q4_format
+from server.kernels.formats import superblocks
+from server.kernels.formats.ggml_types import GGML_TYPES
 from server.kernels.native.structures.matrices import Format, Matrix
+from tests.server.kernels.formats.ggml_matrices import NUMBERS, random_rows
 
 BLOCK = 16  # outputs
 GROUP = 32  # inputs
@@ -76,6 +79,20 @@ def mxfp4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
     return Weights(Format.MXFP4, False, data, exponents.to(torch.uint8), values)
 
 
+def _superblocks(name: str) -> Callable[[torch.Generator, int, int], Weights]:
+    """A maker of a type of GGUF files, which has only complete superblocks."""
+    kind = GGML_TYPES[NUMBERS[name]]
+
+    def make(random: torch.Generator, outputs: int, inputs: int) -> Weights:
+        inputs = -(-inputs // kind.inputs) * kind.inputs
+        seed = int(torch.randint(1 << 31, (1,), generator=random))
+        tensors = kind.repack("", random_rows(name, outputs, inputs, seed), inputs)
+        codes, scales, *_ = tensors.values()
+        return Weights(Format[name], False, codes, scales, kind.dequantise(tensors, "").double())
+
+    return make
+
+
 def _plain(dtype: torch.dtype, *, is_transposed: bool = False) -> Callable[[torch.Generator, int, int], Weights]:
     return lambda random, outputs, inputs: plain(dtype, random, outputs, inputs, is_transposed=is_transposed)
 
@@ -90,6 +107,7 @@ MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
     "q8": q8,
     "q4": q4,
     "mxfp4": mxfp4,
+    **{each.kind.name: _superblocks(each.kind.name) for each in superblocks.FORMATS},
 }
 
 

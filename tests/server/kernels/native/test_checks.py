@@ -52,6 +52,8 @@ def test_matrices_as_checkpoints_have_them_are_possible(kind: Format) -> None:
         {"format": Format.FP4, "inputs": 63},
         {"format": Format.FP4, "zeros": 64},
         {"format": Format.MXFP4, "inputs": 48},
+        {"format": Format.Q4_0, "inputs": 48},
+        {"format": Format.Q4_K, "inputs": 288},
         {"format": Format.INT4, "block": 0},
         {"format": Format.INT4, "block": 48},
         {"format": Format.INT4, "column_block": 0},

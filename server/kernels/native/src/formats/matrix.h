@@ -20,10 +20,22 @@ enum class Format : int32_t {
   kInt8 = 8,   // server/kernels/formats/channel_int8.py and group_int8.py
   kInt4 = 9,   // server/kernels/formats/group_int4.py
   kFp4 = 10,   // server/kernels/formats/fp4.py with scales of any format
+  kQ4_0 = 11,  // this and those below: server/kernels/formats/superblocks.py
+  kQ4_1 = 12,
+  kQ5_0 = 13,
+  kQ5_1 = 14,
+  kIq4Nl = 15,
+  kQ2K = 16,
+  kQ3K = 17,
+  kQ4K = 18,
+  kQ5K = 19,
+  kQ6K = 20,
+  kIq4Xs = 21,
 };
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4 and kMxfp4
-inline constexpr int kBlock = 16;    // outputs per block in kQ8 and kQ4
+inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from kQ4_0 on
+inline constexpr int kSuperblock = 256;  // inputs of a record in kQ2K and those after it
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
@@ -73,6 +85,7 @@ struct Panel {
   float* scales;    // for kInt8: (rows, groups)
   int32_t* sums;    // for kInt8: sums of the codes of each group, (rows, groups)
   const int32_t* order = nullptr;  // the index of each number in the source row; null if it is the same
+  int32_t* halves = nullptr;  // for kInt8: sums of the codes of the first half of each group, (rows, groups)
 
   int64_t groups() const { return stride / kGroup; }
 };
@@ -88,7 +101,7 @@ inline int64_t panel_bytes(PanelKind kind, int64_t rows, int64_t inputs) {
   switch (kind) {
     case PanelKind::kFloat32: return rows * stride * 4;
     case PanelKind::kBFloat16: return rows * stride * 2;
-    case PanelKind::kInt8: return rows * (stride + groups * 8);
+    case PanelKind::kInt8: return rows * (stride + groups * 12);
     default: return rows * (stride + groups * 8 * kSplitLanes);
   }
 }
@@ -107,6 +120,7 @@ inline void copy_row(const Panel& panel, int64_t from, int64_t to) {
       const int64_t lanes = panel.kind == PanelKind::kInt8 ? 1 : kSplitLanes;
       copy(panel.scales, panel.groups() * lanes * 4);
       copy(panel.sums, panel.groups() * lanes * 4);
+      if (panel.kind == PanelKind::kInt8) copy(panel.halves, panel.groups() * 4);
     }
   }
 }
@@ -118,6 +132,7 @@ inline Panel place_panel(PanelKind kind, int64_t rows, int64_t inputs, void* mem
     panel.scales = reinterpret_cast<float*>(static_cast<char*>(memory) + rows * panel.stride);
     const int64_t lanes = kind == PanelKind::kInt8 ? 1 : kSplitLanes;
     panel.sums = reinterpret_cast<int32_t*>(panel.scales + rows * panel.groups() * lanes);
+    if (kind == PanelKind::kInt8) panel.halves = panel.sums + rows * panel.groups();
   }
   return panel;
 }

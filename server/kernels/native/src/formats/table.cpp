@@ -19,6 +19,22 @@ Extents block_extents(const Matrix& matrix, int64_t weights_per_byte) {
   return {groups * kBlock * kGroup / weights_per_byte, groups * kBlock * 2, 0, 0, 0, 0};
 }
 
+// What a record of superblocks.inc takes.
+struct RecordRow {
+  Format format;
+  int bits;      // of a code
+  int inputs;    // per record
+  int halves;    // float16 numbers per output and record
+  int integers;  // bytes of further numbers
+};
+
+constexpr RecordRow kRecords[] = {
+    {Format::kQ4_0, 4, 32, 1, 0},  {Format::kQ4_1, 4, 32, 2, 0},   {Format::kQ5_0, 5, 32, 1, 0},
+    {Format::kQ5_1, 5, 32, 2, 0},  {Format::kIq4Nl, 4, 32, 1, 0},  {Format::kQ2K, 2, 256, 2, 16},
+    {Format::kQ3K, 3, 256, 1, 12}, {Format::kQ4K, 4, 256, 2, 12},  {Format::kQ5K, 5, 256, 2, 12},
+    {Format::kQ6K, 6, 256, 1, 16}, {Format::kIq4Xs, 4, 256, 1, 8},
+};
+
 Extents scaled_extents(const Matrix& matrix, int64_t weights_per_byte) {
   const int64_t scales = divide_up(matrix.outputs, matrix.row_block) * divide_up(matrix.inputs, matrix.column_block);
   return {matrix.outputs * matrix.inputs / weights_per_byte, scales * bytes_of_scale(matrix.scale_format),
@@ -55,6 +71,14 @@ const char* check_int4(const Matrix& matrix) {
   return is_known ? nullptr : "a 4-bit matrix whose scales have no known format";
 }
 
+const char* check_small_records(const Matrix& matrix) {
+  return matrix.inputs % kGroup ? "a matrix with an incomplete group" : nullptr;
+}
+
+const char* check_records(const Matrix& matrix) {
+  return matrix.inputs % kSuperblock ? "a matrix with an incomplete superblock" : nullptr;
+}
+
 Extents plain_extents(const Matrix& matrix) {
   return {matrix.outputs * matrix.inputs * bytes_of(matrix.format), 0, 0, 0, 0, 0};
 }
@@ -75,6 +99,13 @@ Extents int4_extents(const Matrix& matrix) {
   const int64_t pairs = divide_up(matrix.inputs, matrix.column_block) * matrix.outputs * 2;
   return {divide_up(matrix.outputs, matrix.block) * matrix.inputs * (matrix.block / 2),
           pairs * bytes_of(matrix.scale_format), 0, matrix.rest ? pairs * 2 : 0, 0, 0};
+}
+
+Extents record_extents(const Matrix& matrix) {
+  const RecordRow& row = kRecords[static_cast<int>(matrix.format) - static_cast<int>(kRecords[0].format)];
+  const int64_t outputs = round_up(matrix.outputs, kBlock);
+  return {outputs * matrix.inputs / 8 * row.bits, outputs * (matrix.inputs / row.inputs) * (2 * row.halves + row.integers),
+          0, 0, 0, 0};
 }
 
 }  // namespace greenroom

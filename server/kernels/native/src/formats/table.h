@@ -31,6 +31,8 @@ const char* check_mxfp4(const Matrix& matrix);
 const char* check_scaled(const Matrix& matrix);  // scales of blocks of any size
 const char* check_fp4(const Matrix& matrix);
 const char* check_int4(const Matrix& matrix);
+const char* check_small_records(const Matrix& matrix);  // of superblocks.inc, with records of 32 inputs
+const char* check_records(const Matrix& matrix);        // with records of 256 inputs
 Extents plain_extents(const Matrix& matrix);
 Extents q8_extents(const Matrix& matrix);
 Extents q4_extents(const Matrix& matrix);
@@ -38,6 +40,7 @@ Extents mxfp4_extents(const Matrix& matrix);
 Extents byte_extents(const Matrix& matrix);  // a byte a weight, scales of blocks of any size
 Extents fp4_extents(const Matrix& matrix);
 Extents int4_extents(const Matrix& matrix);
+Extents record_extents(const Matrix& matrix);
 
 inline constexpr FormatRow kFormats[] = {
     {Format::kFloat32, "FLOAT32", check_nothing, plain_extents},
@@ -51,6 +54,17 @@ inline constexpr FormatRow kFormats[] = {
     {Format::kInt8, "INT8", check_scaled, byte_extents},
     {Format::kInt4, "INT4", check_int4, int4_extents},
     {Format::kFp4, "FP4", check_fp4, fp4_extents},
+    {Format::kQ4_0, "Q4_0", check_small_records, record_extents},
+    {Format::kQ4_1, "Q4_1", check_small_records, record_extents},
+    {Format::kQ5_0, "Q5_0", check_small_records, record_extents},
+    {Format::kQ5_1, "Q5_1", check_small_records, record_extents},
+    {Format::kIq4Nl, "IQ4_NL", check_small_records, record_extents},
+    {Format::kQ2K, "Q2_K", check_records, record_extents},
+    {Format::kQ3K, "Q3_K", check_records, record_extents},
+    {Format::kQ4K, "Q4_K", check_records, record_extents},
+    {Format::kQ5K, "Q5_K", check_records, record_extents},
+    {Format::kQ6K, "Q6_K", check_records, record_extents},
+    {Format::kIq4Xs, "IQ4_XS", check_records, record_extents},
 };
 
 inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);

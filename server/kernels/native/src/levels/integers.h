@@ -7,6 +7,7 @@ struct Integers {
 };
 inline Integers splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Integers load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_ints(void* p, Integers a) { _mm512_storeu_si512(p, a.v); }
 inline Integers load_u16(const uint16_t* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -34,6 +35,7 @@ inline Integers shift_right_signed(Integers a) {
   return {_mm512_srai_epi32(a.v, N)};
 }
 inline Integers operator&(Integers a, Integers b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Integers operator|(Integers a, Integers b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Integers operator-(Integers a, Integers b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Vector to_float(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Replaces each byte, 0 to 15, by an entry of a table.
@@ -59,6 +61,11 @@ inline Integers splat_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1
 inline Integers load_ints(const void* p) {
   const __m256i* q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store_ints(void* p, Integers a) {
+  __m256i* q = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, a.a);
+  _mm256_storeu_si256(q + 1, a.b);
 }
 inline Integers load_u16(const uint16_t* p) {
   const __m128i* q = reinterpret_cast<const __m128i*>(p);
@@ -94,6 +101,7 @@ inline Integers shift_right_signed(Integers a) {
   return {_mm256_srai_epi32(a.a, N), _mm256_srai_epi32(a.b, N)};
 }
 inline Integers operator&(Integers a, Integers b) { return {_mm256_and_si256(a.a, b.a), _mm256_and_si256(a.b, b.b)}; }
+inline Integers operator|(Integers a, Integers b) { return {_mm256_or_si256(a.a, b.a), _mm256_or_si256(a.b, b.b)}; }
 inline Integers operator-(Integers a, Integers b) { return {_mm256_sub_epi32(a.a, b.a), _mm256_sub_epi32(a.b, b.b)}; }
 inline Vector to_float(Integers a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
 inline Integers look_up(const uint8_t* table, Integers a) {
@@ -132,6 +140,7 @@ inline Integers load_ints(const void* p) {
   memcpy(result.v, p, sizeof result.v);
   return result;
 }
+inline void store_ints(void* p, Integers a) { memcpy(p, a.v, sizeof a.v); }
 inline Integers load_u16(const uint16_t* p) {
   return each_int([=](int i) { return static_cast<int32_t>(p[i]); });
 }
@@ -159,6 +168,9 @@ inline Integers shift_right_signed(Integers a) {
 }
 inline Integers operator&(Integers a, Integers b) {
   return each_int([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline Integers operator|(Integers a, Integers b) {
+  return each_int([&](int i) { return a.v[i] | b.v[i]; });
 }
 inline Integers operator-(Integers a, Integers b) {
   return each_int([&](int i) { return a.v[i] - b.v[i]; });
@@ -189,7 +201,7 @@ struct Table {
 #endif
 
 // Adds sixteen dot products to sixteen sums: four bytes of weights each, `w`, with the four bytes `quad` of a row.
-// `add_unsigned` takes weights of 0 to 127, `add_signed` of -127 to 127; both are exact.
+// `add_unsigned` takes weights of 0 to 127, `add_signed` of -128 to 127, and rows of -127 to 127; both are exact.
 #if defined(GREENROOM_BF16_VNNI)
 
 inline Integers add_unsigned(Integers total, Integers w, int32_t quad) {

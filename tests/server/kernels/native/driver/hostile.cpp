@@ -41,7 +41,7 @@ char* any_bits(std::deque<std::vector<char>>& memory, int64_t bytes) {
 
 Matrix any_matrix(int64_t outputs, int64_t inputs, bool is_trunk) {
   Matrix matrix{};
-  matrix.format = static_cast<Format>(maybe32(is_trunk ? between(0, 4) : between(0, 10)));
+  matrix.format = static_cast<Format>(maybe32(is_trunk ? between(0, 4) : between(0, kNumFormats - 1)));
   matrix.outputs = maybe(outputs);
   matrix.inputs = maybe(inputs);
   matrix.is_transposed = !is_trunk && one_in(8);

@@ -3,17 +3,25 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
 namespace driver {
 namespace {
 
-constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kQ8,  Format::kQ4,
-                               Format::kMxfp4,   Format::kFp8,      Format::kInt8,    Format::kFp4, Format::kInt4};
+constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kQ8,   Format::kQ4,
+                               Format::kMxfp4,   Format::kFp8,      Format::kInt8,    Format::kFp4,  Format::kInt4,
+                               Format::kQ4_0,    Format::kQ4_1,     Format::kQ5_0,    Format::kQ5_1, Format::kIq4Nl,
+                               Format::kQ2K,     Format::kQ3K,      Format::kQ4K,     Format::kQ5K,  Format::kQ6K,
+                               Format::kIq4Xs};
 constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8M0, Format::kFp8};
 constexpr double kQ4Numbers[16] = {-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74};
 constexpr double kFp4Numbers[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
+constexpr double kIq4Numbers[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int64_t kDecoded = 16;  // codes decoded at a time, which share a scale
+
+bool has_records(Format format) { return format >= Format::kQ4_0 && format <= Format::kIq4Xs; }
+bool has_superblocks(Format format) { return format >= Format::kQ2K && format <= Format::kIq4Xs; }
 
 int64_t divisor_of(int64_t number) {
   int64_t found = between(1, number);
@@ -34,10 +42,11 @@ int64_t column_block_of(int64_t inputs) {
 
 std::optional<Format> only_format;
 
-Format any_format() { return only_format ? *only_format : kFormats[between(0, 9)]; }
+Format any_format() { return only_format ? *only_format : kFormats[between(0, std::size(kFormats) - 1)]; }
 Format trunk_format() { return kFormats[between(0, 4)]; }
 
 int64_t supported(Format format, int64_t inputs) {
+  if (has_records(format)) return round_up(inputs, has_superblocks(format) ? kSuperblock : kGroup);
   switch (format) {
     case Format::kMxfp4: return round_up(inputs, kGroup);
     case Format::kFp4: return round_up(inputs, one_in(4) ? 2 : kDecoded);
@@ -108,7 +117,7 @@ Weights::Weights(const Layout& layout) : layout(layout), values(static_cast<size
     case Format::kInt8:
     case Format::kFp4: fill_codes(); break;
     case Format::kInt4: fill_int4(); break;
-    default: fill_plain();
+    default: has_records(layout.format) ? fill_records() : fill_plain();
   }
 }
 
@@ -163,6 +172,98 @@ void Weights::fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t
     }
     if (output < layout.outputs && input < layout.inputs) {
       value(output, input) = scale * (is_q8 ? static_cast<double>(code) : kQ4Numbers[code] - zero);
+    }
+  }
+}
+
+namespace {
+
+// Reads the codes and integers of superblocks as server/kernels/formats/superblocks.py describes them.
+struct Superblocks {
+  Format format;
+  int bits = 4, halves = 1, integers = 0;
+
+  explicit Superblocks(Format format) : format(format) {
+    if (format == Format::kQ5_0 || format == Format::kQ5_1 || format == Format::kQ5K) bits = 5;
+    if (format == Format::kQ2K) bits = 2;
+    if (format == Format::kQ3K) bits = 3;
+    if (format == Format::kQ6K) bits = 6;
+    if (format == Format::kQ4K || format == Format::kQ5K || format == Format::kQ3K) integers = 12;
+    if (format == Format::kQ2K || format == Format::kQ6K) integers = 16;
+    if (format == Format::kIq4Xs) integers = 8;
+    if (format == Format::kQ4_1 || format == Format::kQ5_1 || format == Format::kQ2K || integers == 12) halves = 2;
+    if (format == Format::kQ3K) halves = 1;
+  }
+  int record_bytes() const { return static_cast<int>(kBlock) * (2 * halves + integers); }
+
+  // The number of an input of a group, with the vectors of the group and the byte's place in each.
+  double number(const char* group, int64_t input, int64_t lane) const {
+    const int quad = static_cast<int>(input / 4);
+    const auto byte = [&](int vector) { return static_cast<uint8_t>(group[64 * vector + lane * 4 + input % 4]); };
+    int code = bits >= 4 ? byte(quad / 2) >> (quad % 2 * 4) & 15 : byte(quad / 4) >> (quad % 4 * 2) & 3;
+    if (bits % 2) code |= (byte(bits - 1) >> quad & 1) << (bits - 1);
+    if (bits == 6) code |= (byte(4 + quad / 4) >> (quad % 4 * 2) & 3) << 4;
+    switch (format) {
+      case Format::kIq4Nl:
+      case Format::kIq4Xs: return kIq4Numbers[code];
+      case Format::kQ3K: return code - 4;
+      case Format::kQ4_0: return code - 8;
+      case Format::kQ5_0: return code - 16;
+      case Format::kQ6K: return code - 32;
+      default: return code;
+    }
+  }
+
+  // The scale of an input of a record, and what is added to its weight.
+  void scale(const char* record, int64_t input, int64_t lane, double* factor, double* low) const {
+    const auto half = [&](int64_t place) { return get_plain(Format::kFloat16, record + (place * kBlock + lane) * 2); };
+    const auto byte = [&](int64_t place) {  // bytes of four outputs' neighbours, in the file's order
+      return static_cast<int>(static_cast<uint8_t>(record[kBlock * 2 * halves + place * kBlock + lane]));
+    };
+    const int64_t g = input / (format == Format::kQ2K || format == Format::kQ3K || format == Format::kQ6K ? 16 : 32);
+    *factor = half(0);
+    *low = halves == 2 ? half(1) : 0;
+    switch (format) {
+      case Format::kQ2K: *low *= -(byte(g) >> 4), *factor *= byte(g) & 15; break;
+      case Format::kQ3K:
+        *factor *= (byte(g % 8) >> (g / 8 * 4) & 15) + ((byte(8 + g % 4) >> (g / 4 * 2) & 3) << 4) - 32;
+        break;
+      case Format::kQ4K:
+      case Format::kQ5K:
+        *factor *= g < 4 ? byte(g) & 63 : (byte(g + 4) & 15) | (byte(g - 4) >> 6) << 4;
+        *low *= -(g < 4 ? byte(g + 4) & 63 : (byte(g + 4) >> 4) | (byte(g) >> 6) << 4);
+        break;
+      case Format::kQ6K:
+      case Format::kIq4Xs: *factor *= static_cast<int8_t>(byte(g)); break;
+      default: break;
+    }
+  }
+};
+
+}  // namespace
+
+void Weights::fill_records() {
+  const Superblocks type(layout.format);
+  const int64_t wide = round_up(layout.outputs, kBlock), inputs = layout.inputs;
+  const int64_t in_record = has_superblocks(layout.format) ? kSuperblock : kGroup, records = inputs / in_record;
+  codes.resize(static_cast<size_t>(wide * inputs / 8 * type.bits));
+  scales.resize(static_cast<size_t>(wide / kBlock * records * type.record_bytes()));
+  for (std::vector<char>* bytes : {&codes, &scales}) {
+    for (char& byte : *bytes) byte = static_cast<char>(between(0, 255));
+  }
+  for (int64_t record = 0; record < wide / kBlock * records; ++record) {
+    for (int64_t i = 0; i < kBlock * type.halves; ++i) {
+      put_plain(Format::kFloat16, 0.001f * normal(), scales.data() + record * type.record_bytes() + 2 * i);
+    }
+  }
+  for (int64_t output = 0; output < layout.outputs; ++output) {
+    const int64_t block = output / kBlock, lane = output % kBlock;
+    for (int64_t input = 0; input < inputs; ++input) {
+      const char* group = codes.data() + (block * (inputs / kGroup) + input / kGroup) * 64 * type.bits;
+      const char* record = scales.data() + (block * records + input / in_record) * type.record_bytes();
+      double factor, low;
+      type.scale(record, input % in_record, lane, &factor, &low);
+      value(output, input) = factor * type.number(group, input % kGroup, lane) + low;
     }
   }
 }

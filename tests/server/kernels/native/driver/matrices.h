@@ -49,6 +49,7 @@ struct Weights {
   void fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t groups);
   void fill_codes();  // for kFp8, kInt8, kFp4 and kMxfp4
   void fill_int4();
+  void fill_records();  // for kQ4_0 and those after it
   void fill_scales(int64_t count);
   double code(int64_t output, int64_t column, double zero);
 };

@@ -1,0 +1,157 @@
+"""The weight types of GGUF files by number, and how a matrix of each lies in a slot.
+
+A matrix in a file is ``out`` rows of ``row_bytes(in)`` bytes. ``GGML_TYPES[number]`` knows its type, and turns these
+bytes into the tensors of a slot, with nothing lost::
+
+    kind = GGML_TYPES.get(number)                     # None: no type that holds weights
+    kind.row_bytes(in_features)                       # ValueError: in_features is no multiple of kind.inputs
+    kind.specs("up_proj", out_features, in_features)  # name, dtype and shape of each tensor of the slot
+    kind.repack("up_proj", raw, in_features)          # these tensors of raw, uint8 (out, row bytes); in any thread
+    kind.format                                       # the format that multiplies them; None for plain types
+
+The tensors belong to a row of ``format_table``, so that ``describe_matrix`` and ``format_of`` know them, and a
+``QuantisedLinear`` takes ``kind`` as its format. A matrix of a plain type is the one tensor ``NAME`` in its dtype.
+``dequantise_rows`` is for what is not multiplied, such as embeddings. Rows may be permuted, cut and joined before they
+are repacked, since each consists of blocks of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from server.kernels.format_table import QuantisedFormat
+from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, superblocks
+from server.kernels.formats.blocks import Spec
+from server.kernels.formats.file_blocks import FileBlocks
+from server.kernels.formats.superblocks import Superblocks
+from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.structures.matrices import Matrix
+
+Tensors = dict[str, torch.Tensor]
+Q8_0, MXFP4, NVFP4 = "Q8_0", "MXFP4", "NVFP4"
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    """A type of matrices in files, which is also the format of a ``QuantisedLinear``.
+
+    Attributes:
+        name: as in ggml.
+        inputs: the inputs of a block.
+        block_bytes: the bytes of a block.
+        dtype: of the numbers of a plain type.
+        format: what multiplies its matrices in a slot; None for plain types.
+    """
+
+    name: str
+    inputs: int
+    block_bytes: int
+    dtype: torch.dtype | None = None
+    format: QuantisedFormat | None = None
+
+    @property
+    def OUTPUTS(self) -> int:  # noqa: N802  as in modules of formats
+        """The outputs in an element of the first dimension of its tensors, except that of the shape."""
+        return block_int8.OUTPUTS if self.format is block_int8 or isinstance(self.format, Superblocks) else 1
+
+    def row_bytes(self, in_features: int) -> int:
+        """The bytes of a row of a matrix.
+
+        Raises:
+            ValueError: a row does not consist of complete blocks.
+        """
+        if in_features % self.inputs:
+            raise ValueError(f"rows of {in_features} numbers are no multiple of {self.inputs}, as {self.name} needs")
+        return in_features // self.inputs * self.block_bytes
+
+    def specs(self, name: str, out_features: int, in_features: int) -> list[Spec]:
+        """Name, dtype and shape of each tensor of a matrix."""
+        if self.dtype is not None:
+            return [(name, self.dtype, (out_features, in_features))]
+        if self.format is block_int8:
+            return block_int8.specs(name, out_features, in_features)
+        if isinstance(self.format, Superblocks | FileBlocks):
+            return self.format.specs(name, out_features, in_features)
+        group, dtype = (32, torch.uint8) if self.name == MXFP4 else (16, torch.float8_e4m3fn)
+        shape = (out_features, in_features // group)
+        return [(name + fp4.BLOCKS, torch.uint8, (*shape, group // 2)), (name + fp4.SCALES, dtype, shape)]
+
+    def repack(self, name: str, raw: torch.Tensor, in_features: int) -> Tensors:
+        """Turn a matrix of a file into the tensors of ``specs``; plain ones are views.
+
+        Args:
+            raw: uint8 ``(out, row bytes)``, contiguous.
+        """
+        if self.dtype is not None:
+            return {name: raw.view(self.dtype)}
+        if isinstance(self.format, FileBlocks):
+            return {name + self.format.CODES: raw}
+        layout = raw.view(len(raw), in_features // self.inputs, self.block_bytes)
+        if isinstance(self.format, Superblocks):
+            return self.format.pack(name, *ggml_layouts.SUPERBLOCKS[self.format.kind](layout))
+        made = {Q8_0: ggml_layouts.q8_0, MXFP4: ggml_layouts.mxfp4, NVFP4: ggml_layouts.nvfp4}[self.name](layout)
+        return {name + suffix: tensor for suffix, tensor in made.items()}
+
+    def dequantise_rows(self, raw: torch.Tensor, in_features: int) -> torch.Tensor:
+        """The float32 matrix ``(out, in)`` of a file's rows, uint8 ``(out, row bytes)``."""
+        tensors = self.repack("", raw, in_features)
+        return tensors[""].float() if self.format is None else self.format.dequantise(tensors, "")
+
+    def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        """The float32 matrix ``(out, in)`` of a slot's tensors."""
+        assert self.format is not None
+        return self.format.dequantise(weights, name)
+
+    def project(
+        self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
+        assert self.format is not None
+        return self.format.project(weights, name, rows, bias)
+
+    def describe(self, places: Places, name: str, shape: Shape) -> Matrix | None:
+        """Describe a matrix to the native kernels; None if they do not support it."""
+        assert self.format is not None
+        return self.format.describe(places, name, shape)
+
+
+def _superblocks(form: Superblocks, block_bytes: int) -> GgmlType:
+    return GgmlType(form.kind.name, form.inputs, block_bytes, format=form)
+
+
+def _file_blocks(name: str) -> GgmlType:
+    form = next(each for each in file_blocks.FORMATS if each.name == name)
+    return GgmlType(name, form.inputs, form.block_bytes, format=form)
+
+
+GGML_TYPES: dict[int, GgmlType] = {
+    0: GgmlType("F32", 1, 4, dtype=torch.float32),
+    1: GgmlType("F16", 1, 2, dtype=torch.float16),
+    2: _superblocks(superblocks.Q4_0, 18),
+    3: _superblocks(superblocks.Q4_1, 20),
+    6: _superblocks(superblocks.Q5_0, 22),
+    7: _superblocks(superblocks.Q5_1, 24),
+    8: GgmlType(Q8_0, 32, 34, format=block_int8),
+    10: _superblocks(superblocks.Q2_K, 84),
+    11: _superblocks(superblocks.Q3_K, 110),
+    12: _superblocks(superblocks.Q4_K, 144),
+    13: _superblocks(superblocks.Q5_K, 176),
+    14: _superblocks(superblocks.Q6_K, 210),
+    16: _file_blocks("IQ2_XXS"),
+    17: _file_blocks("IQ2_XS"),
+    18: _file_blocks("IQ3_XXS"),
+    19: _file_blocks("IQ1_S"),
+    20: _superblocks(superblocks.IQ4_NL, 18),
+    21: _file_blocks("IQ3_S"),
+    22: _file_blocks("IQ2_S"),
+    23: _superblocks(superblocks.IQ4_XS, 136),
+    29: _file_blocks("IQ1_M"),
+    30: GgmlType("BF16", 1, 2, dtype=torch.bfloat16),
+    34: _file_blocks("TQ1_0"),
+    35: _file_blocks("TQ2_0"),
+    39: GgmlType(MXFP4, 32, 17, format=fp4),
+    40: GgmlType(NVFP4, 64, 36, format=fp4),
+}

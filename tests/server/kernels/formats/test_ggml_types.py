@@ -1,0 +1,97 @@
+"""Types of GGUF files: nothing is lost in a slot, and products equal those with the dequantised matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from torch import nn
+
+from server.kernels.format_table import format_of
+from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.model.quantised.linear import NAME, QuantisedLinear
+from tests.server.kernels.formats.ggml_matrices import NUMBERS, QUANTISED, random_rows
+
+EACH = pytest.mark.parametrize("name", QUANTISED)
+INPUTS = 512
+SHARES = {"IQ4_XS": 138 / 136}  # the bytes of a slot, by those of the file; others take as many
+
+
+def kind_of(name: str) -> GgmlType:
+    return GGML_TYPES[NUMBERS[name]]
+
+
+def dequantised(name: str, raw: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(quants.dequantize(raw.numpy(), GGMLQuantizationType[name]))
+
+
+def test_numbers_and_sizes_are_those_of_ggml() -> None:
+    known = {each: GGMLQuantizationType(each) for each in GGML_TYPES}
+    assert {number: kind.name for number, kind in GGML_TYPES.items()} == {n: each.name for n, each in known.items()}
+    sizes = {number: (kind.inputs, kind.block_bytes) for number, kind in GGML_TYPES.items()}
+    assert sizes == {number: GGML_QUANT_SIZES[each] for number, each in known.items()}
+
+
+@pytest.mark.parametrize("out_features", [32, 21])
+@EACH
+def test_a_slot_holds_the_bits_of_the_file(name: str, out_features: int) -> None:
+    kind, raw = kind_of(name), random_rows(name, out_features, INPUTS)
+    tensors = kind.repack("w", raw, INPUTS)
+    assert torch.equal(kind.dequantise(tensors, "w"), dequantised(name, raw))
+
+
+@pytest.mark.parametrize("out_features", [32, 21])
+@EACH
+def test_repacked_tensors_are_those_of_the_specs(name: str, out_features: int) -> None:
+    kind = kind_of(name)
+    tensors = kind.repack("w", random_rows(name, out_features, INPUTS), INPUTS)
+    found = [(key, each.dtype, tuple(each.shape)) for key, each in tensors.items()]
+    assert found == kind.specs("w", out_features, INPUTS)
+    assert format_of(tensors, "w") is kind.format
+
+
+@EACH
+def test_a_slot_takes_no_more_bytes_than_the_file(name: str) -> None:
+    raw = random_rows(name, 32, INPUTS)
+    own = sum(each.nbytes for each in kind_of(name).repack("w", raw, INPUTS).values())
+    assert own == raw.nbytes * SHARES.get(name, 1)
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0, np.float32), (1, np.float16)])
+def test_plain_types_are_views(number: int, dtype: type[np.generic]) -> None:
+    numbers = np.arange(12, dtype=dtype).reshape(3, 4)
+    raw = torch.from_numpy(numbers.view(np.uint8).copy())
+    tensors = GGML_TYPES[number].repack("w", raw, 4)
+    assert torch.equal(tensors["w"], torch.from_numpy(numbers))
+    assert tensors["w"].data_ptr() == raw.data_ptr()
+
+
+def test_incomplete_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 288 numbers are no multiple of 256, as Q4_K needs"):
+        kind_of("Q4_K").row_bytes(288)
+
+
+def test_a_nan_scale_of_nvfp4_means_zero() -> None:
+    raw = random_rows("NVFP4", 4, 64)
+    raw[1, 2] = 0x7F
+    assert torch.equal(kind_of("NVFP4").dequantise_rows(raw, 64), dequantised("NVFP4", raw))
+
+
+@EACH
+def test_a_linear_layer_multiplies_what_the_file_has(name: str) -> None:
+    with torch.device("meta"):
+        linear = QuantisedLinear(nn.Linear(INPUTS, 21, bias=False), kind_of(name))
+    raw = random_rows(name, 21, INPUTS)
+    linear.fill(kind_of(name).repack(NAME, raw, INPUTS))
+    rows = torch.randn((3, INPUTS), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(linear(rows), rows @ dequantised(name, raw).T, rtol=1e-4, atol=1e-3)
+
+
+@EACH
+def test_some_rows_of_a_linear_layer_equal_those_of_the_file(name: str) -> None:
+    with torch.device("meta"):
+        linear = QuantisedLinear(nn.Linear(INPUTS, 53, bias=False), kind_of(name))
+    raw = random_rows(name, 53, INPUTS)
+    linear.fill(kind_of(name).repack(NAME, raw, INPUTS))
+    assert torch.equal(linear.rows(16, 37), dequantised(name, raw)[16:])
