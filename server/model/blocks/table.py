@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
 from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.mixer import MixerParts
@@ -14,6 +15,7 @@ MIXERS: tuple[type[MixerParts], ...] = (
     GroupedAttentionParts,
     LatentAttentionParts,
     GatedDeltaNetParts,
+    KimiDeltaAttentionParts,
     ShortConvolutionParts,
     Mamba2Parts,
     ModuleParts,  # takes what none of the others is

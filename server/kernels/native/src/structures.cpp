@@ -9,6 +9,7 @@
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
+#include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
 #include "layers/linear.h"
 #include "layers/mamba2.h"
@@ -114,7 +115,8 @@ struct Fields<MixerKind> {
       number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention),
       number("LATENT_ATTENTION", MixerKind::kLatentAttention),
       number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
-      number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone)};
+      number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone),
+      number("KIMI_DELTA_ATTENTION", MixerKind::kKimiDeltaAttention)};
 };
 
 template <>
@@ -216,7 +218,7 @@ template <>
 struct Fields<Projections> {
   using Type = Projections;
   static constexpr Field kAll[] = {
-      FIELD(inputs), FIELD(biases), FIELD(output), FIELD(output_bias), FIELD(places), FIELD(num_inputs)};
+      FIELD(inputs), FIELD(seconds), FIELD(biases), FIELD(output), FIELD(output_bias), FIELD(places), FIELD(num_inputs)};
 };
 
 template <>
@@ -232,6 +234,14 @@ struct Fields<GatedDeltaNet> {
   static constexpr Field kAll[] = {
       FIELD(projections), FIELD(convolution), FIELD(decay), FIELD(decay_bias), FIELD(norm), FIELD(states),
       FIELD(key_heads), FIELD(value_heads), FIELD(key_dim), FIELD(value_dim), FIELD(norm_epsilon), FIELD(unused)};
+};
+
+template <>
+struct Fields<KimiDeltaAttention> {
+  using Type = KimiDeltaAttention;
+  static constexpr Field kAll[] = {
+      FIELD(projections), FIELD(convolution), FIELD(decay), FIELD(decay_bias), FIELD(norm), FIELD(states), FIELD(heads),
+      FIELD(head_dim), FIELD(norm_epsilon), FIELD(least_decay)};
 };
 
 template <>
@@ -377,8 +387,9 @@ constexpr Layout kLayouts[] = {
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
     layout<LatentAttention>("LatentAttention"),
-    layout<Projections, 2 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
-    layout<GatedDeltaNet>("GatedDeltaNet"), layout<ShortConvolution>("ShortConvolution"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
+    layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
+    layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
+    layout<ShortConvolution>("ShortConvolution"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),

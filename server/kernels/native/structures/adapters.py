@@ -10,11 +10,11 @@ class LoraPlace(IntEnum):
     """The matrices of a layer that adapters may add to: those of its mixer, in an order of its kind, and others."""
 
     MIXER = 0
-    ROUTER = 8
-    DENSE_FIRST = 9
-    DENSE_SECOND = 10
-    DENSE_GATE = 11
-    COUNT = 12
+    ROUTER = 10
+    DENSE_FIRST = 11
+    DENSE_SECOND = 12
+    DENSE_GATE = 13
+    COUNT = 14
 
 
 class LoraPart(Structure):

@@ -53,6 +53,7 @@ class MixerKind(IntEnum):
     SHORT_CONVOLUTION = 4
     MAMBA2 = 5
     NONE = 6
+    KIMI_DELTA_ATTENTION = 7
 
 
 class FeedForwardKind(IntEnum):
@@ -169,6 +170,7 @@ class LatentAttention(Structure):
 class Projections(Structure):
     _fields_ = [
         ("inputs", Matrix * Size.MOST_PROJECTIONS),
+        ("seconds", Matrix * Size.MOST_PROJECTIONS),
         ("biases", c_void_p * Size.MOST_PROJECTIONS),
         ("output", Matrix),
         ("output_bias", c_void_p),
@@ -203,6 +205,21 @@ class GatedDeltaNet(Structure):
         ("value_dim", c_int64),
         ("norm_epsilon", c_float),
         ("unused", c_int32),
+    ]
+
+
+class KimiDeltaAttention(Structure):
+    _fields_ = [
+        ("projections", Projections),
+        ("convolution", Convolution),
+        ("decay", c_void_p),
+        ("decay_bias", c_void_p),
+        ("norm", c_void_p),
+        ("states", c_void_p),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("norm_epsilon", c_float),
+        ("least_decay", c_float),
     ]
 
 

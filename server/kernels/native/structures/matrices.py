@@ -41,7 +41,7 @@ class Size(IntEnum):
     DECODED = 16  # codes of other formats that are decoded at a time, and share a scale
     MOST_PARTS = 2  # matrices that an expert's first one may be stored as
     CACHE_BLOCK = 16  # tokens per block of the KV cache
-    MOST_PROJECTIONS = 4  # matrices that a recurrent mixer projects its rows by
+    MOST_PROJECTIONS = 6  # matrices that a recurrent mixer projects its rows by
     STATE_LANES = 16  # columns of a recurrent state are padded to a multiple of this
 
 

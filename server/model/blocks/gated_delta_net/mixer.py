@@ -13,6 +13,7 @@ from server.model.blocks.recurrent.mixer import (
     RECURRENT,
     RecurrentMixer,
     Shapes,
+    check_sizes,
     conv_shape,
     epsilon_of,
     interleaved,
@@ -47,9 +48,8 @@ class GatedDeltaNetMixer(RecurrentMixer):
         places = self._places() if parts.are_together else None
         self.set_projections(spec.projections, parts.inputs, parts.output, places)
         self.set_convolution(spec.convolution, module.conv1d, has_silu=True)
-        sizes = module.A_log.numel(), module.dt_bias.numel(), module.norm.weight.numel()
-        if sizes != (spec.value_heads, spec.value_heads, spec.value_dim):
-            raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
+        heads, weight = spec.value_heads, module.norm.weight
+        check_sizes({module.A_log: heads, module.dt_bias: heads, weight: spec.value_dim})
         spec.decay, spec.decay_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
         spec.norm = self.keep(module.norm.weight)
         spec.norm_epsilon = epsilon_of(module.norm)

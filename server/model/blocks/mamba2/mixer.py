@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from server.kernels.native.structures.layers import Mamba2, MixerKind
-from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.recurrent.mixer import (
     CONV,
     RECURRENT,
     RecurrentMixer,
     Shapes,
+    check_sizes,
     conv_shape,
     epsilon_of,
     padded,
@@ -46,9 +46,7 @@ class Mamba2Mixer(RecurrentMixer):
         inner = spec.heads * spec.head_dim
         self.set_projections(spec.projections, [parts.input], parts.output)
         self.set_convolution(spec.convolution, module.conv1d, has_silu=True)
-        sizes = [value.numel() for value in (module.A_log, module.D, module.dt_bias, module.norm.weight)]
-        if sizes != [spec.heads] * 3 + [inner]:
-            raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
+        check_sizes(dict.fromkeys((module.A_log, module.D, module.dt_bias), spec.heads) | {module.norm.weight: inner})
         spec.decay, spec.step_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
         spec.direct, spec.norm = self.keep(module.D), self.keep(module.norm.weight)
         spec.norm_size = getattr(module.norm, "group_size", inner)

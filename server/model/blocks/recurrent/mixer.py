@@ -84,6 +84,22 @@ class RecurrentMixer(Mixer):
             self.keeps.append(places.to(torch.int32).contiguous())
             spec.places = self.keeps[-1].data_ptr()
 
+    def set_seconds(self, spec: Projections, seconds: Mapping[int, Linear]) -> None:
+        """Describe linear layers that follow some of the first ones, after these were described.
+
+        Args:
+            spec: the description.
+            seconds: the layers by the number of the first one.
+
+        Raises:
+            UnsupportedLayerError: one has a bias.
+        """
+        for place, (number, linear) in enumerate(seconds.items(), spec.num_inputs + 1):
+            if linear.bias is not None:
+                raise UnsupportedLayerError("a second projection has a bias")
+            spec.seconds[number] = matrix_of(linear)
+            self.add_target(linear, place)
+
     def set_convolution(self, spec: Convolution, module: nn.Conv1d, *, has_silu: bool) -> None:
         """Describe a causal convolution of each channel.
 
@@ -115,6 +131,12 @@ class _TrialMixer(Mixer):
 def padded(columns: int) -> int:
     """Return the columns of a recurrent state as the kernels store it."""
     return -(-columns // Size.STATE_LANES) * Size.STATE_LANES
+
+
+def check_sizes(sizes: Mapping[torch.Tensor, int]) -> None:
+    """Raise ``UnsupportedLayerError`` if tensors have other numbers than these."""
+    if any(tensor.numel() != size for tensor, size in sizes.items()):
+        raise UnsupportedLayerError("the sizes of its decays, its norm and its heads differ")
 
 
 def epsilon_of(norm: nn.Module) -> float:

@@ -151,7 +151,7 @@ def delta_net(**fields: Any) -> GatedDeltaNet:
         ({"norm": None}, "heads without decays or a norm"),
         ({"convolution__width": 17}, "a convolution of impossible size"),
         ({"convolution__weight": None}, "a convolution without weights"),
-        ({"projections__num_inputs": 5}, "an impossible number of projections"),
+        ({"projections__num_inputs": 7}, "an impossible number of projections"),
         ({"projections__num_inputs": 0}, "an impossible number of projections"),
     ],
 )

@@ -9,6 +9,10 @@ import torch
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.blocks.latent_attention.parts import LatentAttentionParts
+from server.model.blocks.module.parts import ModuleParts
+from server.model.native_layers import parts
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
@@ -17,10 +21,17 @@ from tests.server.model.test_parity import PROMPTS
 
 HYBRIDS = ("bailing_hybrid", "jamba", "kimi_linear")
 
+KINDS = (GroupedAttentionParts, LatentAttentionParts, ModuleParts)  # as if the kernels had no recurrent mixers
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def known_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MIXERS", KINDS)
 
 
 def load_hybrid(folder: Path, pool: ComputePool, *, is_deterministic: bool = False) -> Trunk:

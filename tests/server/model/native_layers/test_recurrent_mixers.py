@@ -16,7 +16,15 @@ from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import BLOCK, TOLERANCE, Written, load
 from tests.server.model.test_parity import generate
 
-FAMILIES = ("granitemoehybrid", "lfm2_moe", "nemotron_h", "qwen3_5_moe_text", "qwen3_next")
+FAMILIES = (
+    "bailing_hybrid",
+    "granitemoehybrid",
+    "kimi_linear",
+    "lfm2_moe",
+    "nemotron_h",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+)
 CHUNKS = (1, 2, 5)  # shorter and longer than what a convolution keeps
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")

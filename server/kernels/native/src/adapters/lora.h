@@ -39,11 +39,11 @@ struct LoraParts {
 // The matrices of a decoder layer that adapters may add to, besides those of experts.
 enum class LoraPlace : int32_t {
   kMixer = 0,  // the first of its mixer's, which are in an order of its kind
-  kRouter = 8,
-  kDenseFirst = 9,
-  kDenseSecond = 10,
-  kDenseGate = 11,
-  kCount = 12,
+  kRouter = 10,
+  kDenseFirst = 11,
+  kDenseSecond = 12,
+  kDenseGate = 13,
+  kCount = 14,
 };
 
 inline constexpr LoraPlace mixer_place(int number) { return static_cast<LoraPlace>(number); }

@@ -9,8 +9,6 @@
 namespace greenroom {
 namespace {
 
-constexpr float kNormEpsilon = 1e-6f;  // of queries and keys
-
 struct DeltaScratch {
   ProjectionScratch projections;
   Buffer mixed;  // (tokens, channels): results of the convolution
@@ -30,16 +28,12 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const RecurrentHeads heads(context, memory.heads, step, spec.states, spec.value_heads, spec.key_dim, spec.value_dim,
                              true);
   const float query_scale = 1.0f / std::sqrt(static_cast<float>(spec.key_dim));
-  const auto unit = [&](const float* x, float scale, float* y) {
-    const float factor = scale / std::sqrt(level.dot(x, x, spec.key_dim) + kNormEpsilon);
-    for (int64_t i = 0; i < spec.key_dim; ++i) y[i] = x[i] * factor;
-  };
   const auto fill = [&](int64_t token, int64_t head, const HeadTokens& to) {
     const float* from = mixed + token * channels;
     const float* scalars = mixer.row(token) + channels + values;
     const int64_t key_head = head / (spec.value_heads / spec.key_heads);
-    unit(from + key_head * spec.key_dim, query_scale, to.query);
-    unit(from + keys + key_head * spec.key_dim, 1.0f, to.key);
+    to_length(level, from + key_head * spec.key_dim, query_scale, spec.key_dim, to.query);
+    to_length(level, from + keys + key_head * spec.key_dim, 1.0f, spec.key_dim, to.key);
     const float rate = soft_plus(scalars[spec.value_heads + head] + spec.decay_bias[head]);
     const float decay = std::exp(spec.decay[head] * rate);
     for (int64_t i = 0; i < spec.key_dim; ++i) {

@@ -6,6 +6,7 @@
 #include "formats/checks.h"
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
+#include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
@@ -34,7 +35,7 @@ constexpr FeedForwardOperations kNoFeedForward = {
 
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
-                                          &kShortConvolution, &kMamba2, &kNoMixer};
+                                          &kShortConvolution, &kMamba2, &kNoMixer, &kKimiDeltaAttention};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts, &kNoFeedForward};
 
 template <typename Operations, size_t N, typename Kind>

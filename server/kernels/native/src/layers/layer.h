@@ -16,6 +16,7 @@ enum class MixerKind : int32_t {
   kShortConvolution = 4,  // short_convolution.h
   kMamba2 = 5,            // mamba2.h
   kNone = 6,              // the layer is a feed-forward part alone; no spec
+  kKimiDeltaAttention = 7,  // kimi_delta_attention.h
 };
 
 enum class FeedForwardKind : int32_t {

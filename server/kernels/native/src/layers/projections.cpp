@@ -29,17 +29,41 @@ ProjectedMixer::ProjectedMixer(Context& context, ProjectionScratch& memory, cons
     size += round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
   }
   const PanelKind output_kind = level.panel_kind(spec.output, step.is_exact);
+  int64_t num_between = 0;
+  for (int i = 0; i < count_; ++i) {
+    const Matrix& second = spec.seconds[i];
+    if (!second.outputs) continue;
+    size += round_up(panel_bytes(level.panel_kind(second, step.is_exact), step.tokens, second.inputs), 64);
+    num_between += step.tokens * second.inputs;
+  }
   char* place = memory.panels.reserve(size + panel_bytes(output_kind, step.tokens, spec.output.inputs));
   for (int i = 0; i < num_panels_; ++i) {
     panels_[i] = place_panel(kinds[i], step.tokens, step.hidden_size, place);
     place += round_up(panel_bytes(kinds[i], step.tokens, step.hidden_size), 64);
   }
-  output_panel_ = place_panel(output_kind, step.tokens, spec.output.inputs, place);
+  float* between = memory.between.reserve<float>(num_between * 4);
   for (int i = 0; i < count_; ++i) {
     memory.lora[i].clear();
     sides_[i] = {&spec.inputs[i], spec.biases[i], width, &memory.lora[i], &panels_[panel_of[i]]};
-    width += spec.inputs[i].outputs;
+    const Matrix& second = spec.seconds[i];
+    width += second.outputs ? second.outputs : spec.inputs[i].outputs;
+    if (!second.outputs) continue;
+    const PanelKind kind = level.panel_kind(second, step.is_exact);
+    second_panels_[num_seconds_] = place_panel(kind, step.tokens, second.inputs, place);
+    place += round_up(panel_bytes(kind, step.tokens, second.inputs), 64);
+    memory.second_lora[num_seconds_].clear();
+    seconds_[num_seconds_] = {&second, nullptr, sides_[i].offset, &memory.second_lora[num_seconds_],
+                              &second_panels_[num_seconds_]};
+    between_[num_seconds_++] = between;
+    between += step.tokens * second.inputs;
   }
+  int64_t offset = width;
+  for (int i = 0; i < count_; ++i) {
+    if (!spec.seconds[i].outputs) continue;
+    sides_[i].offset = offset;
+    offset += spec.inputs[i].outputs;
+  }
+  output_panel_ = place_panel(output_kind, step.tokens, spec.output.inputs, place);
   memory.output_lora.clear();
   rows = memory.rows.reserve<float>(step.tokens * width * 4);
   results = memory.results.reserve<float>(step.tokens * spec.output.inputs * 4);
@@ -61,7 +85,31 @@ void ProjectedMixer::multiply_lora_down(int64_t tile, int thread) const {
   }
 }
 
+void ProjectedMixer::prepare_second(int64_t tile, int thread) {
+  for (int i = 0; i < num_seconds_ && tile < step_.tokens; ++i) {
+    context_.level.prepare(second_panels_[i], between_[i], Format::kFloat32, seconds_[i].matrix->inputs, nullptr, tile,
+                           tile + 1);
+  }
+  tile -= step_.tokens;
+  for (int i = 0; i < num_seconds_ && tile >= 0; ++i) {
+    LoraSums& sums = memory_.second_lora[i];
+    if (tile < sums.num_tiles()) return sums.multiply_down(context_.level, tile, thread);
+    tile -= sums.num_tiles();
+  }
+}
+
 void ProjectedMixer::take_rows(int64_t token, int64_t output, const float* sums, int64_t count) const {
+  if (output >= width) {
+    output -= width;
+    for (int i = 0; i < num_seconds_; ++i) {
+      const int64_t size = seconds_[i].matrix->inputs;
+      if (output < size) {
+        std::memcpy(between_[i] + token * size + output, sums, static_cast<size_t>(count) * sizeof(float));
+        return;
+      }
+      output -= size;
+    }
+  }
   float* to = row(token);
   const int32_t* places = spec_.places ? spec_.places + output : nullptr;
   for (int64_t i = 0, run; i < count; i += run) {
@@ -87,7 +135,11 @@ const char* check_projections(const Projections& spec, int64_t hidden_size, int6
   int64_t total = 0;
   for (int64_t i = 0; i < spec.num_inputs; ++i) {
     if (!is_shaped(spec.inputs[i], spec.inputs[i].outputs, hidden_size)) return "projections that don't fit its rows";
-    total += spec.inputs[i].outputs;
+    const Matrix& second = spec.seconds[i];
+    if (second.outputs && !is_shaped(second, second.outputs, spec.inputs[i].outputs)) {
+      return "second projections that don't fit the first";
+    }
+    total += second.outputs ? second.outputs : spec.inputs[i].outputs;
   }
   if (total != width || !is_shaped(spec.output, hidden_size, results)) return "projections that don't fit its heads";
   if (!spec.places) return nullptr;

@@ -6,14 +6,15 @@
 
 namespace greenroom {
 
-inline constexpr int kMostProjections = 4;
+inline constexpr int kMostProjections = 6;
 
 struct Projections {
   Matrix inputs[kMostProjections];        // of the normed hidden states
+  Matrix seconds[kMostProjections];       // of the outputs of an input, in whose place its own are; no outputs: none
   const float* biases[kMostProjections];  // each may be null
   Matrix output;
   const float* output_bias;               // or null
-  const int32_t* places;  // where a token's row has each output of all inputs; null if they are there in their order
+  const int32_t* places;  // where a token's row has each output of all these; null if they are there in their order
   int64_t num_inputs;
 };
 
@@ -21,14 +22,16 @@ struct Projections {
 struct ProjectionScratch {
   Buffer panels;   // of the normed rows, one of each kind, and of the results
   Buffer rows;     // (tokens, width), the outputs of all inputs
+  Buffer between;  // inputs of second matrices, each (tokens, inputs)
   Buffer results;  // (tokens, output.inputs)
-  LoraSums lora[kMostProjections], output_lora;
+  LoraSums lora[kMostProjections], second_lora[kMostProjections], output_lora;
 };
 
 // Checks the shapes: `width` outputs of all inputs together, and `results` inputs of the output.
 const char* check_projections(const Projections& spec, int64_t hidden_size, int64_t width, int64_t results);
 
-// Runs the steps around what a kind of mixer does with its rows. Adapters know the inputs by number, and then the output.
+// Runs the steps around what a kind of mixer does with its rows. Adapters know the inputs by number, then the output, and
+// then the second matrices.
 class ProjectedMixer {
  public:
   ProjectedMixer(Context& context, ProjectionScratch& memory, const Projections& spec, const LayerSpec& layer,
@@ -50,7 +53,16 @@ class ProjectedMixer {
     const auto site = [&](int number) {
       return LoraSite{lora[number], mixer_place(number), step_.normed, step_.hidden_size};
     };
-    const LoraSite sites[kMostProjections] = {site(0), site(1), site(2), site(3)};
+    const LoraSite sites[kMostProjections] = {site(0), site(1), site(2), site(3), site(4), site(5)};
+    const auto second_site = [&](int number) {
+      const bool is_there = number < num_seconds_;
+      return LoraSite{memory_.second_lora[number], mixer_place(count_ + 1 + number), between_[number],
+                      is_there ? seconds_[number].matrix->inputs : 0};
+    };
+    const LoraSite second_sites[kMostProjections] = {second_site(0), second_site(1), second_site(2),
+                                                     second_site(3), second_site(4), second_site(5)};
+    auto prepare_seconds = [this](int64_t tile, int thread) { prepare_second(tile, thread); };
+    auto project_again = multiply_sides(context_, second_panels_[0], seconds_, num_seconds_, kOutputTile, put);
     const LoraSite output{memory_.output_lora, mixer_place(count_), results, spec_.output.inputs};
     PhaseList phases(context_.pool);
     phases.add(step_.tokens, norm);
@@ -59,6 +71,13 @@ class ProjectedMixer {
     for (int i = 0; i < count_; ++i) lora_tiles += lora[i].num_tiles();
     phases.add(lora_tiles, multiply_down);
     phases.add(num_tiles(sides_, count_, step_.tokens, kOutputTile), project);
+    if (num_seconds_) {
+      plan_sites(phases, second_sites, num_seconds_, context_, layer_, step_);
+      int64_t tiles = step_.tokens;
+      for (int i = 0; i < num_seconds_; ++i) tiles += memory_.second_lora[i].num_tiles();
+      phases.add(tiles, prepare_seconds);
+      phases.add(num_tiles(seconds_, num_seconds_, step_.tokens, kOutputTile), project_again);
+    }
     add_phases(phases);
     plan_sites(phases, &output, 1, context_, layer_, step_);
     phases.add(step_.tokens + memory_.output_lora.num_tiles(), prepare);
@@ -77,6 +96,7 @@ class ProjectedMixer {
   void norm_token(int64_t token);
   void multiply_lora_down(int64_t tile, int thread) const;
   void take_rows(int64_t row, int64_t output, const float* sums, int64_t count) const;
+  void prepare_second(int64_t tile, int thread);
   void prepare_output(int64_t token, int thread);
   void take_output(int64_t row, int64_t output, const float* sums, int64_t count) const;
 
@@ -88,9 +108,13 @@ class ProjectedMixer {
   const MixerResults taken_;
   const int count_;
   int num_panels_ = 0;
+  int num_seconds_ = 0;
   Panel panels_[kMostProjections]{};  // one of each kind
+  Panel second_panels_[kMostProjections]{};
   Panel output_panel_{};
-  Side sides_[kMostProjections]{};
+  Side sides_[kMostProjections]{};    // those with a second matrix have their outputs from `width` on
+  Side seconds_[kMostProjections]{};
+  float* between_[kMostProjections]{};  // inputs of second matrices
 };
 
 }  // namespace greenroom

@@ -23,6 +23,12 @@ inline constexpr int64_t kHeadTokens = 16;  // tokens that a head takes at a tim
 
 inline float soft_plus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
+// Writes `x (size)`, divided by its length and multiplied by `scale`, to `y`.
+inline void to_length(const Level& level, const float* x, float scale, int64_t size, float* y) {
+  const float factor = scale / std::sqrt(level.dot(x, x, size) + 1e-6f);
+  for (int64_t i = 0; i < size; ++i) y[i] = x[i] * factor;
+}
+
 // The tiles of the heads of a step: one for each head of each sequence.
 class RecurrentHeads {
  public:

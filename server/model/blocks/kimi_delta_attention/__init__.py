@@ -1,0 +1,1 @@
+"""Kimi delta attention: a gated delta net with a decay for each number of a head's keys."""
