@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from expert_store import (
 )
 from expert_store.arena import page_aligned
 
-DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.1  # duration of a measurement
+DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.05  # duration of a measurement
 LEAST_MATRIX_BYTES, MOST_MATRIX_BYTES = 128 << 20, 256 << 20
 NUM_CACHES = 4  # a matrix of so many times the last cache is read from memory
 CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -37,16 +38,30 @@ READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy
 LEAST_READS = 12  # experts in flight, if they are large
 
 
-def measure_memory(device: torch.device) -> float:
+def begin_matrix() -> Future[torch.Tensor]:
+    """Make a matrix that no CPU cache holds, in a thread of its own: its pages take longer to get than to read."""
+    executor = ThreadPoolExecutor(1)
+    matrix = executor.submit(_make_matrix)
+    executor.shutdown(wait=False)
+    return matrix
+
+
+def _make_matrix() -> torch.Tensor:
+    memory = page_aligned(_matrix_bytes())  # on huge pages if possible
+    return torch.from_numpy(memory).view(torch.float32).fill_(1).view(-1, 4096)
+
+
+def measure_memory(device: torch.device, matrix: torch.Tensor) -> float:
     """Return the bytes per second that a float32 matrix-vector product reads; the best of several rounds.
 
     On a CPU it uses torch's threads.
+
+    Args:
+        matrix: of ``begin_matrix``.
     """
-    nbytes = _matrix_bytes()
-    memory = page_aligned(nbytes)  # small pages take longer to get than to read
-    matrix = torch.from_numpy(memory).view(torch.float32).fill_(1).view(-1, 4096).to(device)
-    vector = torch.ones(4096, device=device)
-    return _best(lambda: matrix @ vector, nbytes, device)
+    matrix = matrix.to(device)
+    vector = torch.ones(matrix.shape[1], device=device)
+    return _best(lambda: matrix @ vector, matrix.nbytes, device)
 
 
 def _matrix_bytes() -> int:

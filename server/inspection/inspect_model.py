@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from server.device import find_device
-from server.inspection.bandwidth import measure_copy, measure_disk, measure_memory, temporary_experts
+from server.inspection.bandwidth import begin_matrix, measure_copy, measure_disk, measure_memory, temporary_experts
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import summarise_model
 from server.inspection.report import as_object
@@ -26,7 +26,7 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
     """
     silence_transformers()
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    device = find_device(settings.device)
+    device, matrix = find_device(settings.device), begin_matrix()
     summary = summarise_model(model, settings, device)
     plan = fit_memory(summary, settings, device)
     if summary.has_experts:
@@ -35,4 +35,5 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
         with temporary_experts(next(iter(summary.catalog.layouts))) as catalog:
             disk = measure_disk(catalog)
     copy = measure_copy(device) if device.type == "cuda" else None
-    return as_object(summary, plan, Bandwidths(measure_memory(device), disk, copy), settings.max_batched_tokens)
+    memory = measure_memory(device, matrix.result())
+    return as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)

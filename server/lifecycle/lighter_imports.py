@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
@@ -70,6 +71,30 @@ def _can_make_generators() -> bool:
 def _with_meta_kernels(module: ModuleType, execute: Callable[[ModuleType], None]) -> None:
     import_module(META_KERNELS)
     execute(module)
+
+
+@contextmanager
+def with_quick_frames() -> Iterator[None]:
+    """Find the module of a frame by its globals; Python resolves the paths of all modules to find it by its file.
+
+    Torch asks for it with each operation in Python that it registers.
+    """
+    by_file = inspect.getmodule
+
+    def by_globals(of: object, *names: Any, **options: Any) -> ModuleType | None:
+        return (module_of(of) if isinstance(of, FrameType) else None) or by_file(of, *names, **options)
+
+    inspect.getmodule = by_globals  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getmodule = by_file
+
+
+def module_of(frame: FrameType) -> ModuleType | None:
+    """Return the imported module whose code runs in a frame; None for code that is no module's."""
+    module = sys.modules.get(frame.f_globals.get("__name__", ""))
+    return module if module is not None and vars(module) is frame.f_globals else None
 
 
 @contextmanager

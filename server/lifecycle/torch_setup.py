@@ -13,7 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from expert_store import CheckpointError, read_metadata
-from server.lifecycle.lighter_imports import import_torch, with_quick_walk, without_compiler, without_distributed
+from server.lifecycle.lighter_imports import (
+    import_torch,
+    with_quick_frames,
+    with_quick_walk,
+    without_compiler,
+    without_distributed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ def set_up_torch(model: str | None) -> None:
     if _takes_no_images(model):
         # Acts as if torchvision were not installed.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    with _without_collection():
+    with _without_collection(), with_quick_frames():
         if find_spec("torchvision") is None:
             _import_without_compiler()
         else:  # torchvision imports the compiler, and can't be imported twice

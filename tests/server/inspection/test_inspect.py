@@ -59,7 +59,7 @@ def headers_of(checkpoint: Path, folder: Path) -> Path:
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the measured bandwidths by known ones."""
     monkeypatch.setattr(inspection, "measure_disk", lambda catalog: 2e6)
-    monkeypatch.setattr(inspection, "measure_memory", lambda device: 1e7)
+    monkeypatch.setattr(inspection, "measure_memory", lambda device, matrix: 1e7)
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ import transformers
 from transformers.utils import import_utils
 
 from server.lifecycle import lighter_imports
-from server.lifecycle.lighter_imports import from_last_list
+from server.lifecycle.lighter_imports import from_last_list, with_quick_frames
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,24 @@ def test_a_torch_whose_generators_need_all_kernels_is_noticed(monkeypatch: pytes
     assert lighter_imports._can_make_generators()
     monkeypatch.setattr(torch, "Generator", refuse)
     assert not lighter_imports._can_make_generators()
+
+
+def frame_of_code(name: str) -> FrameType:
+    """Return a frame of code that is of no module, but says that it is of one."""
+    scope = {"__name__": name, "sys": sys}
+    exec("frame = sys._getframe()", scope)
+    frame = scope["frame"]
+    assert isinstance(frame, FrameType)
+    return frame
+
+
+def test_the_quick_way_finds_the_module_of_a_frame_that_python_finds() -> None:
+    frame = sys._getframe()
+    with with_quick_frames():
+        quickly = inspect.getmodule(frame)
+    assert quickly is inspect.getmodule(frame) is sys.modules[__name__]
+
+
+def test_code_that_only_has_the_name_of_a_module_is_not_of_it() -> None:
+    with with_quick_frames():
+        assert inspect.getmodule(frame_of_code("torch")) is not torch
