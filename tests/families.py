@@ -210,7 +210,14 @@ FAMILIES = {  # by the model type of its text
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
     # transformers' cache counts no tokens if the first layer is a recurrent one
-    "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
+    "minimax": Family(
+        {
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "full_attn_alpha_factor": 1.5,
+            "linear_attn_alpha_factor": 2.5,
+            "mlp_alpha_factor": 3.5,
+        }
+    ),
     "minimax_m2": Family(),
     "minimax_m3_vl": Family(_text(MINIMAX_M3), sequential=INDEXED),
     "minimax_m3_vl_text": Family(MINIMAX_M3, sequential=INDEXED),

@@ -73,9 +73,21 @@ def _try(
 ) -> Trunk:
     layers = empty_experts(model)
     load_trunk_weights(model, _random_weights(model), dtype, type(model).__name__)
+    _initialise_constants(model)
     model.eval()
     with config_errors(model.config):
         return Trunk(model, catalog, layers, pool=ComputePool(1, kernels), max_model_len=max_model_len)
+
+
+def _initialise_constants(model: PreTrainedModel) -> None:
+    """Give buffers of several dimensions, which are constants, the values that the model computes for them."""
+    for module in model.modules():
+        constants = [buffer for buffer in module.buffers(recurse=False) if buffer.ndim > 1]
+        if not constants or any(True for _ in module.parameters(recurse=False)):
+            continue
+        for buffer in constants:
+            buffer._is_hf_initialized = False  # noqa: SLF001
+        model._init_weights(module)  # noqa: SLF001
 
 
 def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[Hashable]:

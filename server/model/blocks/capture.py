@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -153,6 +153,16 @@ def echo(
     return hidden_states * weights.to(hidden_states.dtype)
 
 
+def _rotary_modules(body: Any) -> Iterator[nn.Module]:
+    """Yield the modules of a body that compute cosines and sines of positions, alone or in a list."""
+    for child in body.children():
+        if child is body.layers:
+            continue
+        for module in child if isinstance(child, nn.ModuleList) else [child]:
+            if any("inv_freq" in name for name, _ in module.named_buffers()):
+                yield module
+
+
 def capture(
     model: PreTrainedModel,
     forward: Forward,
@@ -201,11 +211,7 @@ def capture(
 
     layers: list[LayerCapture] = []
     rotaries: list[RotaryCall] = []
-    hooks = [
-        child.register_forward_hook(after_rotary, with_kwargs=True)
-        for child in text_body(model).children()
-        if not isinstance(child, nn.ModuleList) and any("inv_freq" in name for name, _ in child.named_buffers())
-    ]
+    hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
     for layer in text_body(model).layers:
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
         hooks += [child.register_forward_hook(after_child, with_kwargs=True) for child in layer.children()]

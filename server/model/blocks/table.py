@@ -6,6 +6,7 @@ from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
+from server.model.blocks.lightning_attention.parts import LightningAttentionParts
 from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
@@ -16,6 +17,7 @@ MIXERS: tuple[type[MixerParts], ...] = (
     LatentAttentionParts,
     GatedDeltaNetParts,
     KimiDeltaAttentionParts,
+    LightningAttentionParts,
     ShortConvolutionParts,
     Mamba2Parts,
     ModuleParts,  # takes what none of the others is

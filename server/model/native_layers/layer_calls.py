@@ -10,6 +10,7 @@ from torch import nn
 from server.model.blocks.capture import ChildCall, LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.norms import Norm, norm_of
+from server.model.native_layers.residuals import ResidualRows
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ class LayerCalls:
             output_norm=output_norm,
             is_parallel=is_parallel,
         )
+
+    def residual_rows(self, inner: Norm | None) -> ResidualRows | None:
+        """Return what shows to what a layer adds results; None if it has no norms before its mixer and its other part.
+
+        Args:
+            inner: the norm before the feed-forward part.
+        """
+        if self._mixer is None or self.input_norm is None or self.mixer_norm is not None or inner is None:
+            return None
+        call = next(each for each, norm in self._norms if norm is inner)
+        return ResidualRows(self._mixer.given, self._mixer.output, call.given, call.output)
 
     def _before(self, call: ChildCall, known: Norm | None = None) -> Norm | None:
         """Return the norm whose output a module takes; of several with the same output, another than the known one."""

@@ -15,9 +15,10 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.no_mixer.parts import NoMixerParts
-from server.model.blocks.norms import Norm
+from server.model.blocks.norms import Norm, norm_of
 from server.model.blocks.table import MIXERS
 from server.model.native_layers.layer_calls import LayerCalls, Places
+from server.model.native_layers.residuals import ResidualRows
 
 DENSE_NAMES = (  # gate, up and down; where there are two, the first may be both gate and up
     ("gate_proj", "up_proj", "down_proj"),
@@ -66,6 +67,7 @@ class Parts:
     router: Any  # the module that owns the router's parameters
     dense: Dense | None
     scale: torch.Tensor | None  # of the hidden states after the layer
+    residual_rows: ResidualRows | None
 
     @property
     def mixer_module(self) -> nn.Module | None:
@@ -92,7 +94,8 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     dense = _dense(places, experts)
     if experts is None and dense is None and places.dense is not None:
         raise UnsupportedLayerError("an MLP has other parts")
-    inside = {id(parameter) for parameter in _known(calls.norms, mixers[0].module, dense)}
+    block_norm = _block_norm(places, experts, captured.given.shape[1])
+    inside = {id(each) for each in _known([*calls.norms, *filter(None, [block_norm])], mixers[0].module, dense)}
     router = None
     if places.router is not None:
         router = places.router.module
@@ -107,7 +110,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         calls.input_norm,
         calls.mixer_norm,
         places.input_norm,
-        places.output_norm,
+        places.output_norm or block_norm,
         places.is_parallel,
         mixers,
         places.block,
@@ -117,6 +120,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         router,
         dense,
         next((value.detach() for name, value in layer.named_buffers(recurse=False) if name == SCALE), None),
+        calls.residual_rows(places.input_norm),
     )
 
 
@@ -173,6 +177,14 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     norms = places.dense_input_norm, places.dense_norm
     averages = [getattr(block, COMBINATION, None) == "average" for block in blocks]
     return Dense(gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
+
+
+def _block_norm(places: Places, experts: nn.Module | None, size: int) -> Norm | None:
+    """Return the norm within the block of experts, if there is no other after it; the trial shows what it norms."""
+    if places.output_norm is not None or places.experts is None or places.experts.module is experts:
+        return None
+    norms = [norm for child in places.experts.module.children() if (norm := norm_of(child)) is not None]
+    return norms[0] if len(norms) == 1 and len(norms[0].weight) == size else None
 
 
 def _mlp_linears(module: nn.Module) -> list[Linear]:

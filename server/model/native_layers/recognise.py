@@ -38,6 +38,7 @@ from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import OwnRouter, find_own_router
 from server.model.native_layers.parts import Parts, find_parts
 from server.model.native_layers.positions import LayerPositions
+from server.model.native_layers.residuals import find_residuals
 from server.model.native_layers.router_kinds import (
     LEAST_AGREEMENT,
     find_router_kind,
@@ -192,6 +193,10 @@ class _Finder:
                 sample = RouterSample(routing.hidden_states, routing.top_k_index)
                 router = find_router(self._model, names[experts], sample)
         found = build_layer(module, index, parts, layer, router, self._own_routers.get(index))
+        if parts.residual_rows is not None:
+            residuals = find_residuals(parts.residual_rows, captured, self._config, found.spec.residual_scale)
+            found.spec.mixer_residual, found.spec.inner_residual = residuals.mixer, residuals.inner
+            found.spec.residual_scale = residuals.scale
         self._others[index] = list(parts.mixers)
         self._build_mixer(found, captured)
         return found

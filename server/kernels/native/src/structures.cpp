@@ -11,6 +11,7 @@
 #include "layers/head.h"
 #include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
+#include "layers/lightning_attention.h"
 #include "layers/linear.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
@@ -116,7 +117,8 @@ struct Fields<MixerKind> {
       number("LATENT_ATTENTION", MixerKind::kLatentAttention),
       number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
       number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone),
-      number("KIMI_DELTA_ATTENTION", MixerKind::kKimiDeltaAttention)};
+      number("KIMI_DELTA_ATTENTION", MixerKind::kKimiDeltaAttention),
+      number("LIGHTNING_ATTENTION", MixerKind::kLightningAttention)};
 };
 
 template <>
@@ -245,6 +247,14 @@ struct Fields<KimiDeltaAttention> {
 };
 
 template <>
+struct Fields<LightningAttention> {
+  using Type = LightningAttention;
+  static constexpr Field kAll[] = {
+      FIELD(projections), FIELD(decay), FIELD(norm), FIELD(states), FIELD(heads), FIELD(head_dim), FIELD(norm_epsilon),
+      FIELD(activation)};
+};
+
+template <>
 struct Fields<ShortConvolution> {
   using Type = ShortConvolution;
   static constexpr Field kAll[] = {FIELD(projections), FIELD(convolution)};
@@ -279,7 +289,7 @@ struct Fields<LayerSpec> {
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(mixer),
       FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
-      FIELD(residual_scale), FIELD(output_scale)};
+      FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual)};
 };
 
 template <>
@@ -389,6 +399,7 @@ constexpr Layout kLayouts[] = {
     layout<LatentAttention>("LatentAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
+    layout<LightningAttention>("LightningAttention"),
     layout<ShortConvolution>("ShortConvolution"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),

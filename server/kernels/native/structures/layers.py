@@ -54,6 +54,7 @@ class MixerKind(IntEnum):
     MAMBA2 = 5
     NONE = 6
     KIMI_DELTA_ATTENTION = 7
+    LIGHTNING_ATTENTION = 8
 
 
 class FeedForwardKind(IntEnum):
@@ -223,6 +224,19 @@ class KimiDeltaAttention(Structure):
     ]
 
 
+class LightningAttention(Structure):
+    _fields_ = [
+        ("projections", Projections),
+        ("decay", c_void_p),
+        ("norm", c_void_p),
+        ("states", c_void_p),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("norm_epsilon", c_float),
+        ("activation", c_int32),
+    ]
+
+
 class ShortConvolution(Structure):
     _fields_ = [("projections", Projections), ("convolution", Convolution)]
 
@@ -288,6 +302,8 @@ class LayerSpec(Structure):
         ("is_parallel", c_int32),
         ("residual_scale", c_float),
         ("output_scale", c_float),
+        ("mixer_residual", c_float),
+        ("inner_residual", c_float),
     ]
 
 

@@ -21,6 +21,7 @@ FAMILIES = (
     "granitemoehybrid",
     "kimi_linear",
     "lfm2_moe",
+    "minimax",
     "nemotron_h",
     "qwen3_5_moe_text",
     "qwen3_next",

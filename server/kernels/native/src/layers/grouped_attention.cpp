@@ -130,7 +130,7 @@ class LayerAttention {
   void norm(int64_t token) {
     const int64_t hidden_size = step_.hidden_size;
     float* normed = step_.normed + token * hidden_size;
-    apply_norm(level_, layer_.input_norm, step_.hidden + token * hidden_size, hidden_size, normed);
+    norm_hidden(level_, layer_.input_norm, layer_.mixer_residual, step_.hidden + token * hidden_size, hidden_size, normed);
     level_.prepare(panel, step_.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   }
 

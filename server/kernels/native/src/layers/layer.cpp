@@ -8,6 +8,7 @@
 #include "layers/grouped_attention.h"
 #include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
+#include "layers/lightning_attention.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
@@ -35,7 +36,8 @@ constexpr FeedForwardOperations kNoFeedForward = {
 
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
-                                          &kShortConvolution, &kMamba2, &kNoMixer, &kKimiDeltaAttention};
+                                          &kShortConvolution, &kMamba2, &kNoMixer, &kKimiDeltaAttention,
+                                          &kLightningAttention};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts, &kNoFeedForward};
 
 template <typename Operations, size_t N, typename Kind>
@@ -98,7 +100,8 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
-    apply_norm(context.level, layer.input_norm, step.hidden + token * size, size, step.normed + token * size);
+    norm_hidden(context.level, layer.input_norm, layer.mixer_residual, step.hidden + token * size, size,
+                step.normed + token * size);
   };
   const Phase phase = phase_of(step.tokens, norm);
   context.pool.run(&phase, 1);

@@ -17,6 +17,7 @@ enum class MixerKind : int32_t {
   kMamba2 = 5,            // mamba2.h
   kNone = 6,              // the layer is a feed-forward part alone; no spec
   kKimiDeltaAttention = 7,  // kimi_delta_attention.h
+  kLightningAttention = 8,  // lightning_attention.h
 };
 
 enum class FeedForwardKind : int32_t {
@@ -38,7 +39,15 @@ struct LayerSpec {
   int32_t is_parallel;      // the feed-forward part takes what the mixer takes, and has no norm before it
   float residual_scale;     // factor of what both add to the hidden states
   float output_scale;       // factor of the hidden states after the layer
+  float mixer_residual;     // if not 0, the mixer's rows times this take the place of the hidden states
+  float inner_residual;     // the same of the feed-forward part's rows
 };
+
+// Writes the norm of hidden states to `normed`. If `residual` is not 0, the hidden states become these rows times it.
+inline void norm_hidden(const Level& level, const Norm& norm, float residual, float* hidden, int64_t size, float* normed) {
+  apply_norm(level, norm, hidden, size, normed);
+  for (int64_t i = 0; residual != 0.0f && i < size; ++i) hidden[i] = normed[i] * residual;
+}
 
 // A check returns null, or what is impossible: the rest of a sentence that begins with "it has".
 struct MixerOperations {

@@ -71,7 +71,8 @@ ProjectedMixer::ProjectedMixer(Context& context, ProjectionScratch& memory, cons
 
 void ProjectedMixer::norm_token(int64_t token) {
   const int64_t size = step_.hidden_size;
-  apply_norm(context_.level, layer_.input_norm, step_.hidden + token * size, size, step_.normed + token * size);
+  norm_hidden(context_.level, layer_.input_norm, layer_.mixer_residual, step_.hidden + token * size, size,
+              step_.normed + token * size);
   for (int i = 0; i < num_panels_; ++i) {
     context_.level.prepare(panels_[i], step_.normed, Format::kFloat32, size, nullptr, token, token + 1);
   }

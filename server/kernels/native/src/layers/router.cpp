@@ -183,7 +183,9 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
   float* rows = has_own_rows ? context.inputs.reserve<float>(tokens * hidden_size * 4) : step.normed;
   auto norm = [&](int64_t token, int) {
     const int64_t at = token * hidden_size;
-    if (!layer.is_parallel) apply_norm(level, layer.inner_norm, step.hidden + at, hidden_size, step.normed + at);
+    if (!layer.is_parallel) {
+      norm_hidden(level, layer.inner_norm, layer.inner_residual, step.hidden + at, hidden_size, step.normed + at);
+    }
     if (has_own_rows) apply_norm(level, router_norm, step.hidden + at, hidden_size, rows + at);
     if (router) level.prepare(panel, rows, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };

@@ -1,0 +1,1 @@
+"""Lightning attention: linear attention with a constant decay for each head."""
