@@ -16,6 +16,7 @@ from server.kernels.invariant_matmul import NotInvariantError
 from server.model import trunk as trunk_module
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
+from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.batching_checks import varies_with_batch
@@ -109,36 +110,33 @@ class Requests:
         return [torch.stack(found) for found in rows]
 
 
-def check(trunk: Trunk, seed: int = 1) -> None:
-    """Compare steps alone, with all experts in memory, and in random batches, with the smallest and the full cache."""
+def check(trunk: Trunk) -> None:
+    """Compare steps alone with random batches: the fewest experts in memory and one thread, then all and two."""
     prompts = [[random.Random(length).randrange(3, 128) for _ in range(length)] for length in PROMPT_LENGTHS]
-    requests = Requests(trunk, None, 0)
-    alone = [requests.alone(prompt) for prompt in prompts]
-    requests.close()
-    for num_slots in (trunk.facts.top_k, None):
-        requests = Requests(trunk, num_slots, seed)
-        assert all(map(torch.equal, requests.in_batch(prompts), alone))
-        requests.close()
-
-
-@pytest.fixture(scope="module", params=["int8", "int4"])
-def packed(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(checkpoint, tmp_path_factory.mktemp("packed") / request.param, request.param)
+    for num_slots, num_threads in ((trunk.facts.top_k, 1), (None, 2)):
+        with threads_of_torch(num_threads):
+            requests = Requests(trunk, None, 0)
+            alone = [requests.alone(prompt) for prompt in prompts]
+            requests.close()
+            requests = Requests(trunk, num_slots, seed=num_threads)
+            assert all(map(torch.equal, requests.in_batch(prompts), alone))
+            requests.close()
 
 
 @pytest.mark.slow
 @DTYPES
 def test_batch_order_chunks_and_cache_size_change_no_bit(checkpoint: Path, dtype: torch.dtype) -> None:
-    trunk = load_trunk(checkpoint, dtype, is_deterministic=True)
-    for number in (1, 2):
-        with threads_of_torch(number):
-            check(trunk, seed=number)
+    check(load_trunk(checkpoint, dtype, is_deterministic=True))
 
 
 @pytest.mark.slow
-@DTYPES
-def test_quantised_experts_change_no_bit_either(packed: Path, dtype: torch.dtype) -> None:
-    check(load_trunk(packed, dtype, is_deterministic=True))
+@pytest.mark.parametrize(
+    ("weights", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)], ids=["int8", "int4"]
+)
+def test_quantised_experts_change_no_bit_either(
+    checkpoint: Path, tmp_path: Path, weights: WeightFormat, dtype: torch.dtype
+) -> None:
+    check(load_trunk(pack(checkpoint, tmp_path / "packed", weights), dtype, is_deterministic=True))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class Sequences:
         return [attend_sequence(*triple, self.options) for triple in triples]
 
     def in_steps(self, tables: list[list[int]], longest: int) -> list[torch.Tensor]:
-        """All sequences together, up to ``longest`` tokens of each a step; blocks nobody sees are given back."""
+        """All sequences together, of each one token or up to ``longest`` a step; blocks nobody sees are given back."""
         window, is_chunked = self.options.sliding_window, self.options.is_chunked
         groups = group_layers({5: self.shape}, {5: window}, [5] if is_chunked else [])
         cache = KVCache(groups, [1 + max(map(max, tables))], BLOCK_SIZE, self.device)
@@ -110,18 +110,18 @@ def farthest(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("longest", [1, 7, 130])
+@pytest.mark.parametrize(
+    ("longest", "blocks"),
+    [(7, SHUFFLED), (130, SHUFFLED), (130, IN_ORDER)],
+    ids=["few_shuffled", "many_shuffled", "many_in_order"],
+)
 @pytest.mark.parametrize(("window", "is_chunked"), [(None, False), (5, False), (70, False), (5, True), (50, True)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_give_what_each_sequence_gives_alone(
-    shape: str, window: int | None, is_chunked: bool, longest: int, device: str
+    shape: str, window: int | None, is_chunked: bool, longest: int, blocks: list[int], device: str
 ) -> None:
-    options = AttentionOptions(0.3, window, is_chunked)
-    expected = Sequences(SHAPES[shape], options, device=device).alone()
-    in_order = Sequences(SHAPES[shape], options, device=device).in_steps(tables_of(IN_ORDER), longest)
-    shuffled = Sequences(SHAPES[shape], options, device=device).in_steps(tables_of(SHUFFLED), longest)
-    assert farthest(in_order, expected) < 1e-5
-    assert farthest(shuffled, in_order) < 1e-5
+    sequences = Sequences(SHAPES[shape], AttentionOptions(0.3, window, is_chunked), device=device)
+    assert farthest(sequences.in_steps(tables_of(blocks), longest), sequences.alone()) < 1e-5
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
@@ -31,11 +34,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=NATIVE_FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
-
-
 def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.float32) -> Trunk:
     trunk = load_trunk(folder, dtype, pool=pool)
     assert isinstance(trunk, Trunk)
@@ -52,6 +50,24 @@ def pack(folder: Path, trunk: TrunkFormat, family: str = "qwen3_moe") -> Path:
 Written = list[tuple[list[int], torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class Native:
+    """A family on native layers, and what they write."""
+
+    folder: Path
+    trunk: Trunk
+    written: Written
+
+
+@pytest.fixture(scope="module", params=NATIVE_FAMILIES)
+def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
+    folder = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+    kernels = Kernels(2)
+    trunk = load(folder, ComputePool(2, kernels))
+    yield Native(folder, trunk, write(trunk))
+    kernels.close()
+
+
 def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = False) -> Written:
     needed = trunk.catalog.total_bytes if all_fit else least_bytes(trunk.catalog, trunk.facts.top_k)
     store = ExpertStore(trunk.catalog, needed)
@@ -64,16 +80,21 @@ def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = F
         store.close()
 
 
-def assert_native_layers_give_what_the_modules_give(folder: Path, pool: ComputePool) -> None:
-    native = load(folder, pool)
-    assert native.is_invariant, "it runs through the modules"
-    for (tokens, logits), (expected_tokens, expected) in zip(write(native), write(load(folder, None)), strict=True):
+def assert_modules_give(written: Written, folder: Path) -> None:
+    for (tokens, logits), (expected_tokens, expected) in zip(written, write(load(folder, None)), strict=True):
         assert tokens == expected_tokens
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
 
 
-def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
-    assert_native_layers_give_what_the_modules_give(checkpoint, pool)
+def assert_native_layers_give_what_the_modules_give(folder: Path, pool: ComputePool) -> None:
+    trunk = load(folder, pool)
+    assert trunk.is_invariant, "it runs through the modules"
+    assert_modules_give(write(trunk), folder)
+
+
+def test_native_layers_give_what_the_modules_give(native: Native) -> None:
+    assert native.trunk.is_invariant, "it runs through the modules"
+    assert_modules_give(native.written, native.folder)
 
 
 @pytest.mark.parametrize(("family", "weights"), [("qwen3_moe", "int8"), ("qwen3_moe", "int4"), ("deepseek_v3", "int8")])
@@ -91,11 +112,9 @@ def test_projections_of_different_formats_go_through_the_modules(
     assert not load(pack(tmp_path, "int8"), pool).is_invariant
 
 
-def test_other_sequences_change_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
-    trunk = load(checkpoint, pool)
-    together = write(trunk)
-    for prompt, (tokens, logits) in zip(PROMPTS, together, strict=True):
-        ((alone_tokens, alone),) = write(trunk, [prompt])
+def test_other_sequences_change_no_bit_of_native_layers(native: Native) -> None:
+    for prompt, (tokens, logits) in zip(PROMPTS, native.written, strict=True):
+        ((alone_tokens, alone),) = write(native.trunk, [prompt])
         assert tokens == alone_tokens
         assert torch.equal(logits, alone)
 

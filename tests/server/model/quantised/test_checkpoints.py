@@ -15,11 +15,11 @@ from tests.families import make_config
 from tests.modelopt import mixed, nvfp4
 from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, modelopt, mxfp4, publish
 from tests.server.model.checkpoint.test_packing import logits_of, pack
-from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
+from tests.server.model.test_parity import PROMPTS, TOLERANCE, generate
 
 pytestmark = pytest.mark.slow
 
-CHUNK = 3
+CHUNK, NEW_TOKENS = 3, 3
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 FP8 = {"num_bits": 8, "type": "float", "symmetric": True}
 FORMATS = {
@@ -116,7 +116,7 @@ def test_a_quantised_checkpoint_gives_the_results_of_its_dequantised_weights(
     quantised, reference = publish(plain, tmp_path, FORMATS[name]())
     trunk = load_trunk(quantised, torch.float32)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
-    written = generate(trunk, store, CHUNK)
+    written = generate(trunk, store, CHUNK, NEW_TOKENS)
     store.close()
     for (tokens, logits), (wanted_tokens, wanted_logits) in zip(written, reference_logits(reference), strict=True):
         span = float(wanted_logits.max() - wanted_logits.min())
