@@ -30,10 +30,10 @@ async def embed(engine: Engine, prompt: Sequence[int], pooling: Pooling) -> npt.
     return event.embedding
 
 
-async def embed_in_company(engine: Engine) -> list[npt.NDArray[np.float32]]:
+async def embed_in_company(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
     """Pool each prompt in both ways while it is also continued."""
-    writing = [asyncio.create_task(write(engine, prompt, SamplingParams(12, temperature=0.0))) for prompt in PROMPTS]
-    vectors = await asyncio.gather(*(embed(engine, prompt, pooling) for prompt in PROMPTS for pooling in POOLINGS))
+    writing = [asyncio.create_task(write(engine, prompt, SamplingParams(12, temperature=0.0))) for prompt in prompts]
+    vectors = await asyncio.gather(*(embed(engine, prompt, pooling) for prompt in prompts for pooling in POOLINGS))
     await asyncio.gather(*writing)
     return list(vectors)
 
@@ -50,7 +50,7 @@ def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_pa
     stock = whole.get_decoder() if hasattr(whole.get_decoder(), "lm_head") else whole
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
     with engine_over(trunk, store, num_blocks=40) as (engine, _):
-        vectors = asyncio.run(embed_in_company(engine))
+        vectors = asyncio.run(embed_in_company(engine, PROMPTS))
     store.close()
     found = iter(vectors)
     for prompt in PROMPTS:
@@ -67,10 +67,10 @@ def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_pa
 def test_deterministic_embeddings_are_batch_invariant(name: str, tmp_path: Path) -> None:
     """They are bitwise equal, although prompts are cut into other chunks."""
     trunk = load_trunk(make_checkpoint(name, tmp_path), torch.float32, is_deterministic=True)
-    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    store, prompts = ExpertStore(trunk.catalog, trunk.catalog.total_bytes), PROMPTS[:4]
     with engine_over(trunk, store, num_blocks=200) as (engine, _):
-        together = asyncio.run(embed_in_company(engine))
-        alone = [asyncio.run(embed(engine, prompt, pooling)) for prompt in PROMPTS for pooling in POOLINGS]
+        together = asyncio.run(embed_in_company(engine, prompts))
+        alone = [asyncio.run(embed(engine, prompt, pooling)) for prompt in prompts for pooling in POOLINGS]
     store.close()
     for found, expected in zip(together, alone, strict=True):
         assert found.tobytes() == expected.tobytes()

@@ -39,6 +39,8 @@ NUM_TOKENS = 12
 LETTERS = 0x4E00  # code point of token 0; each token is one character
 RECURRENT = ["qwen3_next", "jamba", "zaya"]
 SOLO = ["deepseek_v4", "glm_moe_dsa"]
+MODELS = [*CONFIGS, *RECURRENT, *SOLO, "llama4_text"]
+ON_ONE_THREAD = {"gpt_oss", "deepseek_v3", "qwen3_next"}  # besides on three
 
 
 @dataclass(frozen=True)
@@ -120,19 +122,19 @@ def some_prompts(seed: int) -> list[list[int]]:
     return [*prompts, prompts[1], [*prompts[1][:30], 5, 6]]
 
 
-@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+@pytest.fixture
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ComputePool]:
     """Threads that share out experts, linear layers and attention, however small."""
     monkeypatch.setattr("server.engine.kv.block_manager.MIN_SNAPSHOT_TOKENS", 8)
     for module in (attention, linear, torch_backend):
         monkeypatch.setattr(module, "LEAST_SHARED_BYTES", 0)
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
-    pool = ComputePool(request.param)
+    pool = ComputePool(getattr(request, "param", 3))
     yield pool
     pool.close()
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, *RECURRENT, *SOLO, "llama4_text"])
+@pytest.fixture(scope="module")
 def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
     """A checkpoint, and what transformers generates from each prompt."""
     folder = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
@@ -146,6 +148,11 @@ def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder, expected
 
 
+@pytest.mark.parametrize(
+    ("generated", "pool"),
+    [(name, threads) for name in MODELS for threads in ((3, 1) if name in ON_ONE_THREAD else (3,))],
+    indirect=True,
+)
 def test_batched_requests_equal_transformers_generate(
     generated: tuple[Path, list[list[int]]], pool: ComputePool
 ) -> None:
@@ -157,9 +164,14 @@ def test_batched_requests_equal_transformers_generate(
     assert (statistics.prefix_cache_hits > 0) == trunk.facts.shares_prefixes
 
 
-@pytest.mark.parametrize("pool", [3], ids=["3 threads"], indirect=True)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next", "deepseek_v4"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("qwen3_moe", torch.float32),
+        *((name, torch.bfloat16) for name in ("qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next", "deepseek_v4")),
+    ],
+    ids=str,
+)
 def test_deterministic_requests_are_batch_invariant_for_any_cache_size(
     name: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
 ) -> None:
