@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -18,8 +19,12 @@ from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.byte_tokenizer import save_byte_tokenizer
+from tests.checkpoints import save_checkpoint
+from tests.families import make_config
 from tests.sequential_vision import GLM_TOKENS, MISTRAL, PATCHES, PIXELS, QWEN, SOLO_VISIONS, Vision
 
+NUM_BYTES = 256
 WORDS = 100  # the first ids; later ones are image tokens, as in ``tests.towers.TOP``
 
 VISIONS = {  # by model type
@@ -192,15 +197,37 @@ def save_vision(model_type: str, folder: Path) -> None:
         pad_token="<unk>",
         extra_special_tokens={f"token_{number}": token for token, number in vision.tokens.items()} | vision.names,
     )
-    tokenizer.chat_template = (
+    tokenizer.chat_template = _template(vision)
+    tokenizer.save_pretrained(folder)
+    _save_processor(vision, folder)
+
+
+def _template(vision: Vision) -> str:
+    return (
         "{% for message in messages %}{% if message.content is string %} {{ message.content }}"
         "{% else %}{% for part in message.content %}"
         f"{{% if part.type == 'image' %}} {vision.written}{{% else %}} {{{{ part.text }}}}{{% endif %}}"
         "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %} w3{% endif %}"
     )
-    tokenizer.save_pretrained(folder)
+
+
+def _save_processor(vision: Vision, folder: Path) -> None:
     vision.make_processor().save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(vision.settings))
+
+
+def save_bytes_and_images(folder: Path) -> Path:
+    """Save a tiny model of images and of bytes of text, which can write whatever a grammar asks for."""
+    special = ("</s>", *QWEN.tokens)
+    config: Any = make_config("qwen3_vl_moe")
+    text = config.text_config
+    text.vocab_size, text.eos_token_id, text.max_position_embeddings = NUM_BYTES + len(special), NUM_BYTES, 2048
+    numbers = range(NUM_BYTES + 1, text.vocab_size)
+    config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id = numbers
+    save_checkpoint(config, folder)
+    save_byte_tokenizer(folder, _template(QWEN), special)
+    _save_processor(QWEN, folder)
+    return folder
 
 
 def make_image(seed: int, width: int = 16, height: int = 12) -> Image.Image:

@@ -51,6 +51,7 @@ class RequestMemory:
         self._returned = 0  # bytes that requests used, and the heap may still keep
         self._waiting: deque[object] = deque()  # first come, first served
         self._dropped: deque[tuple[int, int]] = deque()  # bytes taken and used, to be returned
+        self._caches: list[Callable[[int], None]] = []  # each is asked to drop so many bytes, by any thread
         self._room = self._make_room(0)
 
     @property
@@ -84,6 +85,14 @@ class RequestMemory:
                     self._room = room
         self._trim(least_bytes=LARGE_BYTES if self._held else 1)
 
+    def add_cache(self, drop: Callable[[int], None]) -> None:
+        """Let a cache give what it holds to requests that wait.
+
+        Args:
+            drop: drops about so many bytes, now or soon; any thread calls it.
+        """
+        self._caches.append(drop)
+
     def try_take(self, nbytes: int, *, is_first: bool = False) -> bool:
         """Take bytes if there is room for them now.
 
@@ -114,7 +123,10 @@ class RequestMemory:
                 if now >= ends_at:
                     raise self.refusal(nbytes)
                 makes_room = now >= room_at and self._waiting[0] is ticket
-                room_at = now + ROOM_SECONDS if makes_room else room_at
+                if makes_room:
+                    room_at = now + ROOM_SECONDS
+                    for drop in self._caches:
+                        drop(nbytes)
                 yield makes_room
         finally:
             self._waiting.remove(ticket)

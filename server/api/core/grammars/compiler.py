@@ -22,7 +22,8 @@ GRAMMAR_BYTES, TEXT_FACTOR = 3 << 19, 48
 class GrammarCompiler:
     """Compiles and caches grammars for one model. Use it in the event loop's thread only.
 
-    A grammar counts as memory of requests until neither the cache nor a request has it.
+    A grammar counts as memory of requests until neither the cache nor a request has it. Cached ones are dropped for
+    requests that wait for memory.
     """
 
     codec: TextCodec
@@ -30,6 +31,10 @@ class GrammarCompiler:
     max_seconds: float = MAX_SECONDS
     _compiling: OrderedDict[GrammarSpec, "_Compilation"] = field(default_factory=OrderedDict)  # also completed ones
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COMPILING))
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def __post_init__(self) -> None:
+        self.memory.add_cache(self._drop_soon)
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """Compile a grammar; requests for the same grammar share one compilation.
@@ -41,6 +46,7 @@ class GrammarCompiler:
             RequestMemoryError: other requests hold the memory.
 
         """
+        self._loop = asyncio.get_running_loop()
         compilation = self._compiling.get(spec)
         if compilation is None or compilation.task.cancelling():
             reservation = await self._reserve(spec)
@@ -58,6 +64,17 @@ class GrammarCompiler:
         raise InvalidRequestError(
             f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
         )
+
+    def _drop_soon(self, nbytes: int) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._drop, nbytes)
+
+    def _drop(self, nbytes: int) -> None:
+        """Drop cached grammars of so many bytes, the oldest first."""
+        for spec in [spec for spec, kept in self._compiling.items() if kept.task.done()]:
+            if nbytes <= 0:
+                break
+            nbytes -= self._compiling.pop(spec).nbytes
 
     def _begin(self, spec: GrammarSpec, reservation: Reservation) -> "_Compilation":
         compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots, reservation)

@@ -157,6 +157,18 @@ def test_cached_grammars_leave_other_requests_their_memory():
     assert GRAMMAR_BYTES < memory.held_bytes <= 4 * GRAMMAR_BYTES
 
 
+def test_cached_grammars_are_dropped_for_a_request_that_waits_for_memory():
+    memory, codec = RequestMemory(lambda: 6 * GRAMMAR_BYTES), FakeCodec()
+    compiler = GrammarCompiler(codec, memory)
+
+    async def scenario():
+        await compiler.compile(SPEC)
+        with memory.reserve() as reservation:
+            await reservation.take(6 * GRAMMAR_BYTES, "The images")
+
+    asyncio.run(scenario())
+
+
 def test_a_grammar_that_fails_holds_no_memory():
     memory = RequestMemory()
     codec = FakeCodec(grammar_refusal=RequestRefusedError("no", "response_format"))
