@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from expert_store.catalog import PackedRecord as PackedRecord
     from expert_store.catalog import ParameterRecipe as ParameterRecipe
     from expert_store.catalog import ParameterSpec as ParameterSpec
+    from expert_store.catalog import PartOf as PartOf
     from expert_store.catalog import TensorSource as TensorSource
     from expert_store.catalog import Variant as Variant
     from expert_store.catalog import checksum_seed as checksum_seed
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from expert_store.errors import SourceError as SourceError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
+    from expert_store.io.gguf_index import GgufHeader as GgufHeader
+    from expert_store.io.gguf_index import GgufTensor as GgufTensor
+    from expert_store.io.gguf_index import read_gguf_header as read_gguf_header
     from expert_store.io.metadata import check_metadata_file as check_metadata_file
     from expert_store.io.metadata import read_json_object as read_json_object
     from expert_store.io.metadata import read_metadata as read_metadata
@@ -97,6 +101,7 @@ _MODULE_OF = {
     "PackedRecord": "catalog",
     "ParameterRecipe": "catalog",
     "ParameterSpec": "catalog",
+    "PartOf": "catalog",
     "TensorSource": "catalog",
     "checksum_seed": "catalog",
     "extents": "catalog",
@@ -112,6 +117,9 @@ _MODULE_OF = {
     "check_metadata_file": "io.metadata",
     "read_json_object": "io.metadata",
     "read_metadata": "io.metadata",
+    "GgufHeader": "io.gguf_index",
+    "GgufTensor": "io.gguf_index",
+    "read_gguf_header": "io.gguf_index",
     "TensorReads": "io.tensor_reads",
     "read_tensor": "io.tensor_reads",
     "find_shards": "io.safetensors_index",

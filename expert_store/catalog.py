@@ -86,6 +86,18 @@ Assemble = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """One of several tensors that a function makes of the same sources; whoever reads all of them calls it once."""
+
+    make: Callable[[Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]
+    name: str
+
+    def __call__(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Make all of them, and return this one."""
+        return self.make(sources)[self.name]
+
+
+@dataclass(frozen=True)
 class ParameterRecipe:
     """The tensors of a checkpoint from which one parameter is made.
 
@@ -263,7 +275,13 @@ def extents(recipe: ExpertRecipe) -> Iterator[Extent]:
     if isinstance(recipe, PackedRecord):
         yield recipe.extent
         return
+    shared: set[tuple[object, tuple[TensorSource, ...]]] = set()  # of parts that are read together
     for parameter in recipe.values():
+        if isinstance(parameter.assemble, PartOf):
+            group = parameter.assemble.make, parameter.sources
+            if group in shared:
+                continue
+            shared.add(group)
         for source in parameter.sources:
             yield source.extent
 

@@ -143,11 +143,15 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`--enable-sleep-mode`", ABSENT),
     ),
     LLAMA_CPP: (
-        Row("`-m FILE.gguf`, `--model`", "`greenroom serve FOLDER`", "the checkpoint that the GGUF was made from"),
+        Row(
+            "`-m FILE.gguf`, `--model`",
+            "`greenroom serve FILE.gguf`",
+            "[which models](models.md#gguf)",
+        ),
         Row(
             "`-hf OWNER/MODEL-GGUF`, `-hfr`, `--hf-repo`, `-hff`, `--hf-file`, `-mu`, `--model-url`",
             "`greenroom serve OWNER/MODEL`",
-            "the repository with safetensors",
+            "the repository with safetensors; a GGUF file is given by its path",
         ),
         Row("`-hft`, `--hf-token`", "`HF_TOKEN`", "a variable of the environment"),
         Row("`--host`, `--port`", SAME, "the default port is 8000 instead of 8080"),
@@ -287,7 +291,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`OLLAMA_NUM_PARALLEL`", "`--max-running-requests`"),
         Row("`OLLAMA_MAX_QUEUE`", "`--max-queued-requests`", "beyond it requests get 429"),
         Row("`OLLAMA_ORIGINS`", "`--allow-origin`"),
-        Row("`OLLAMA_MODELS`", "`HF_HOME`", "Ollama's own files are GGUF and can't be used"),
+        Row("`OLLAMA_MODELS`", "`HF_HOME`", "of Ollama's own files, none are found by name yet"),
         Row("`OLLAMA_DEBUG=1`", "`--log-level debug`"),
         Row(
             "`num_thread`, `num_gpu`",

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import transformers
 
+from server.model.checkpoint.gguf.architectures import ARCHITECTURES
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
 from tests.family_programs import BATCHED, FamilyProgram, program_of
@@ -131,7 +132,7 @@ in bfloat16 where that is fast.
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
 scheme for the KV cache and its scales); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, and every other method; integers
+**Refused**, in one line with the reason: bitsandbytes, AQLM, HQQ, Quark, quanto, and every other method; integers
 of ModelOpt, and its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
 kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated compressed-tensors;
 FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. Checkpoints that MLX converted, and uploads in
@@ -141,6 +142,19 @@ formats, Mistral's copy is neither downloaded nor read.
 **Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family
 has biases. Checkpoints that these tools made are among the tests (`tests/quantised_by_tools/`).
+
+## GGUF
+
+`greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
+model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
+range from the file, and stay quantised in their slots.
+
+- **Architectures**: {gguf_architectures}. A file of the converter for each has transformers'
+  logits of the checkpoint that it was made from (`tests/server/model/checkpoint/gguf/`).
+- **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4 and NVFP4 have
+  native products, in any mixture. IQ1, IQ2, IQ3, TQ1 and TQ2 are dequantised at each use, which is slow.
+- **Trunk**: dequantised at loading into `--dtype`.
+- **Not read**: images (`mmproj` files), heads that predict further tokens (MTP), dense models.
 
 ## With images: {with_images}
 
@@ -221,6 +235,7 @@ def compose(results: Sequence[Served | Refused], programs: Sequence[FamilyProgra
         sequential=len(sequential),
         sequential_rows="\n".join(sequential),
         native_section=compose_native(programs),
+        gguf_architectures=", ".join(f"`{name}`" for name in ARCHITECTURES),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import xxhash
 
 from expert_store.arena import HostArena
-from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
+from expert_store.catalog import (
+    Assemble,
+    ExpertRecipe,
+    PackedRecord,
+    ParameterRecipe,
+    PartOf,
+    TensorSource,
+    checksum_seed,
+)
 from expert_store.errors import ChecksumError
 from expert_store.io.reader import Done, Priority
 from expert_store.io.tensor_reads import as_tensor
@@ -61,28 +69,48 @@ class ExpertRead:
     def _read_parameters(self, recipe: Mapping[str, ParameterRecipe], scratch: Bytes) -> None:
         slot, layout = self.arena.bytes_of(self.slot), self.arena.layout
         pieces: dict[Source, list[Piece]] = {}
-        assembled: list[tuple[str, ParameterRecipe, list[Bytes]]] = []
+        assembled: dict[Hashable, _Assembly] = {}
         for parameter in layout.parameters:
             part, offset = recipe[parameter.name], layout.offsets[parameter.name]
-            targets = []
-            for source in part.sources:
-                if part.assemble is None:
-                    target = slot[offset : offset + source.extent.nbytes]
-                    offset += source.extent.nbytes
-                else:
-                    target = np.empty(source.extent.nbytes, dtype=np.uint8)
-                targets.append(target)
-                pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
             if part.assemble is not None:
-                assembled.append((parameter.name, part, targets))
+                kind = part.assemble.make if isinstance(part.assemble, PartOf) else parameter.name
+                assembly = assembled.setdefault((kind, part.sources), _Assembly(part.sources))
+                assembly.parts[parameter.name] = part.assemble
+                continue
+            for source in part.sources:
+                target = slot[offset : offset + source.extent.nbytes]
+                offset += source.extent.nbytes
+                pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
+        for assembly in assembled.values():
+            for source, target in zip(assembly.sources, assembly.targets, strict=True):
+                pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
         for each, parts in pieces.items():
             opened = self.sources[each]
             opened.read(parts, scratch)
             opened.refuse_changed()  # unlike records, these bytes have no checksum
-        for name, part, targets in assembled:
-            if part.assemble is not None:
-                self.arena.weights(self.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))
+        for assembly in assembled.values():
+            for name, tensor in assembly.make():
+                self.arena.weights(self.slot)[name].copy_(tensor)
 
 
-def _tensors(raw: Iterable[Bytes], sources: Iterable[TensorSource]) -> Iterable[torch.Tensor]:
-    return (as_tensor(part, source) for part, source in zip(raw, sources, strict=True))
+@dataclass(eq=False)
+class _Assembly:
+    """Parameters that are made of the same sources, and the memory that these are read into."""
+
+    sources: tuple[TensorSource, ...]
+    parts: dict[str, Assemble] = field(default_factory=dict)  # by parameter
+    targets: list[Bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.targets = [np.empty(source.extent.nbytes, dtype=np.uint8) for source in self.sources]
+
+    def make(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the parameters."""
+        read = [as_tensor(raw, source) for raw, source in zip(self.targets, self.sources, strict=True)]
+        made: Mapping[str, torch.Tensor] | None = None
+        for name, assemble in self.parts.items():
+            if isinstance(assemble, PartOf):
+                made = made or assemble.make(read)
+                yield name, made[assemble.name]
+            else:
+                yield name, assemble(read)

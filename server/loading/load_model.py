@@ -153,8 +153,16 @@ def check_chat_settings(settings: ServeSettings) -> None:
             raise SettingsError(f"--chat-template can't be used: {reason}; mend the template") from error
 
 
-def load_media_processor(folder: Path, facts: TrunkFacts, chat_template: str | None = None) -> MediaProcessor | str:
-    """Return the processor for images of prompts, or the reason why the model takes none."""
+def load_media_processor(
+    folder: Path | None, facts: TrunkFacts, chat_template: str | None = None
+) -> MediaProcessor | str:
+    """Return the processor for images of prompts, or the reason why the model takes none.
+
+    Args:
+        folder: with the files of the processor; None if the format of the checkpoint has none.
+    """
+    if folder is None:
+        return "images are not read from this format of checkpoints; serve the model in safetensors, or send text alone"
     try:
         processor = MediaProcessor(folder, chat_template)
     except NoImagesError as error:

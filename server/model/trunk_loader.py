@@ -156,11 +156,7 @@ def load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], d
 
 def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
     """The bytes of a loaded trunk whose weights are all of one dtype."""
-    shapes = [
-        (len(source.matrices), *source.matrices[0].shape) if isinstance(source, StoredTensor) else source.shape
-        for source in trunk.values()
-    ]
-    return sum(map(math.prod, shapes)) * dtype.itemsize
+    return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize
 
 
 def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -169,7 +165,7 @@ def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tens
     parts = [part for source in trunk.values() for part in read_order(source)]
     with progress("loading the trunk", sum(sizes.values())) as shown, TensorReads(parts) as reads:
         for name, source in trunk.items():
-            tensor = reads.take(source) if isinstance(source, TensorSource) else source.dequantise(reads.take).to(dtype)
+            tensor = reads.take(source) if isinstance(source, TensorSource) else source.read(dtype, reads.take)
             if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
                 raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
             state[name] = tensor

@@ -29,8 +29,8 @@ class Checkpoint(Protocol):
         """Its name, for messages."""
 
     @property
-    def processor_folder(self) -> Path:
-        """The folder of the files from which transformers builds a processor of images, if there are any."""
+    def processor_folder(self) -> Path | None:
+        """The folder of the files from which transformers builds a processor of images; None in formats without any."""
 
     def read_config(self) -> PreTrainedConfig:
         """Read the config, and check that Greenroom can serve it.

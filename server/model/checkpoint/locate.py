@@ -6,7 +6,7 @@ from pathlib import Path
 
 from expert_store import is_pack, read_manifest
 from server.model.checkpoint.download import download
-from server.model.checkpoint.local_files import check_printable, local_files
+from server.model.checkpoint.local_files import SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
@@ -14,7 +14,7 @@ BUNDLED_NAME = "greenroom-demo"
 
 
 def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]:
-    """Return a model's folder and name: the bundled model, a local or packed folder, or a download from the hub.
+    """Return a model's place and name: the bundled model, a local or packed folder, a GGUF file, or a download.
 
     Raises:
         ModelError: there is no such folder or repository, or the hub can't be reached.
@@ -28,7 +28,7 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]
 
 
 def find_local(model: str | None) -> tuple[Path, str] | None:
-    """Return the folder and name of a model on this machine; None for a hub id.
+    """Return the folder, or the GGUF file, and the name of a model on this machine; None for a hub id.
 
     Raises:
         ModelError: there is no such folder and the name is not a hub id, the folder can't be read, or it is not a
@@ -45,6 +45,10 @@ def find_local(model: str | None) -> tuple[Path, str] | None:
         return BUNDLED, BUNDLED_NAME
     if is_pack(folder):
         return folder, check_printable(read_manifest(folder).model)
+    file = find_gguf(model, names)
+    if file is not None:
+        split = SPLIT_FILE.fullmatch(file.name)
+        return file, check_printable(split[1] if split else file.stem)
     check_formats(model, names)
     return folder, check_printable(folder.resolve().name)
 

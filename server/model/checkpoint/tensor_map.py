@@ -83,7 +83,7 @@ def layer_numbers(names: Sequence[str]) -> dict[str, int]:
     return dict(zip(names, numbers, strict=True))
 
 
-def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) -> CheckpointMap:
+def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource | StoredTensor]) -> CheckpointMap:
     """Sort the tensors of a checkpoint into trunk and experts.
 
     Args:
@@ -126,7 +126,7 @@ def _layer_entry(
 
 
 def sort_tensors(
-    model: PreTrainedModel, index: Mapping[str, TensorSource], *, allows_more_experts: bool = False
+    model: PreTrainedModel, index: Mapping[str, TensorSource | StoredTensor], *, allows_more_experts: bool = False
 ) -> SortedTensors:
     """Sort tensors under the names of a checkpoint into the trunk's and the experts'.
 

@@ -108,6 +108,28 @@ class StoredTensor:
         matrices = [matrix.dequantise(read) for matrix in self.matrices]
         return torch.stack(matrices) if self.is_of_experts else matrices[0]
 
+    def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
+        """Read the tensor from the disk, in a dtype.
+
+        Args:
+            read: called for each source of each matrix, in their order.
+
+        Raises:
+            CheckpointError: its parts contradict each other.
+        """
+        return self.dequantise(read).to(dtype)
+
+    @property
+    def reads(self) -> Iterator[TensorSource]:
+        """The tensors of the checkpoint that ``read`` reads, in their order."""
+        return (source for matrix in self.matrices for source in matrix.sources)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the unquantised tensor."""
+        shape = self.matrices[0].shape
+        return (len(self.matrices), *shape) if self.is_of_experts else shape
+
 
 def stored_parts(source: TensorSource | StoredTensor) -> tuple[TensorSource, ...]:
     """Return the checkpoint's tensors that a parameter is made of."""
@@ -118,9 +140,8 @@ def read_order(source: TensorSource | StoredTensor) -> Iterator[TensorSource]:
     """Yield the tensors that are read to get a tensor unquantised, in their order."""
     if isinstance(source, TensorSource):
         yield source
-        return
-    for matrix in source.matrices:
-        yield from matrix.sources
+    else:
+        yield from source.reads
 
 
 class Scheme(Protocol):
@@ -149,14 +170,20 @@ class Scheme(Protocol):
         """Return the specs of a matrix in a slot, from the config alone."""
 
 
-def group_by_matrix(scheme: Scheme | None, index: Mapping[str, TensorSource]) -> dict[str, TensorSource | StoredTensor]:
+def group_by_matrix(
+    scheme: Scheme | None, tensors: Mapping[str, TensorSource | StoredTensor]
+) -> dict[str, TensorSource | StoredTensor]:
     """Group the tensors of quantised matrices, and index all tensors by their names in the unquantised checkpoint.
+
+    Args:
+        tensors: by name; without a scheme, some may be quantised and grouped already.
 
     Raises:
         CheckpointError: a part of a matrix is missing or has the wrong shape; the message names it.
     """
     if scheme is None:
-        return dict(index)
+        return dict(tensors)
+    index = {name: source for name, source in tensors.items() if isinstance(source, TensorSource)}
     found: dict[str, TensorSource | StoredTensor] = {}
     taken: set[str] = set()
     for codes in index.values():

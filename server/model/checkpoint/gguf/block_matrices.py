@@ -1,0 +1,46 @@
+"""Matrices of ggml's types, as they are read into slots and dequantised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from expert_store import PartOf, TensorSource
+from expert_store.io.gguf_index import BlockType
+from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.model.quantised.matrix import SlotTensor, StoredMatrix
+
+KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
+
+
+def stored_matrix(block: BlockType, shape: tuple[int, int], source: TensorSource) -> StoredMatrix:
+    """Return the matrix ``(out, in)`` of some rows of blocks; it is repacked while it is read, with nothing lost.
+
+    Args:
+        source: uint8 ``(out, row_bytes)``.
+    """
+    kind = KINDS[block.name]
+    repack = partial(_repacked, kind, shape[1])
+    tensors = (
+        SlotTensor(suffix, dtype, tuple(size), (source,), PartOf(repack, suffix))
+        for suffix, dtype, size in kind.specs("", *shape)
+    )
+    return StoredMatrix(shape, tuple(tensors), is_out_in=True)
+
+
+def dequantise_blocks(block: BlockType, raw: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32.
+
+    Args:
+        raw: the numbers of a plain type, or uint8 ``(..., row_bytes)``.
+    """
+    if block.dtype is not None:
+        return raw.float()
+    kind, inputs = KINDS[block.name], raw.shape[-1] // block.nbytes * block.inputs
+    return kind.dequantise_rows(raw.flatten(0, -2), inputs).view(*raw.shape[:-1], inputs)
+
+
+def _repacked(kind: GgmlType, in_features: int, read: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return kind.repack("", read[0], in_features)

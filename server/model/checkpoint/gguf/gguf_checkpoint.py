@@ -1,0 +1,98 @@
+"""A model in the GGUF format, as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from expert_store import TensorSource
+from server.model.architecture import find_model_class
+from server.model.checkpoint.config_checks import check_config, reason_of
+from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
+from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.gguf.gguf_tokenizer import end_token_ids, make_tokenizer
+from server.model.checkpoint.gguf.tensors import named_tensors
+from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
+from server.model.errors import ModelError
+
+SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
+
+
+@dataclass(frozen=True)
+class GgufCheckpoint:
+    """A GGUF file, or the files that it is split into; see ``Checkpoint``."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def processor_folder(self) -> None:
+        """None: files with the image part of a model are not read."""
+        return None
+
+    def read_config(self) -> PreTrainedConfig:
+        """Make the config from the metadata."""
+        values = self._values
+        try:
+            config: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+        except Exception as error:  # the classes of configs check their values in many ways
+            raise ModelError(
+                f"the metadata of {self.name} can't be used: {reason_of(error, values)}; download the file again"
+            ) from error
+        config._name_or_path = str(self.path)  # noqa: SLF001  as from_pretrained sets it
+        check_config(config, self.path)
+        find_model_class(config)
+        return config
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Make the tokenizer from the metadata."""
+        return make_tokenizer(self._file)
+
+    def generation_values(self) -> Mapping[str, Any] | None:
+        """Return the end tokens and the sampling that the metadata names."""
+        metadata = self._file.metadata
+        sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+        return {name: value for name, value in sampling.items() if value is not None} | {
+            "eos_token_id": end_token_ids(self._file)
+        }
+
+    def index(self) -> Mapping[str, TensorSource]:
+        """Return no tensors: most are not those of the hub's checkpoint."""
+        return {}
+
+    def packed_matrices(self) -> PackedMatrices:
+        """Return no matrices."""
+        return {}
+
+    def map(self, model: PreTrainedModel) -> CheckpointMap:
+        """Sort the tensors of the file."""
+        return map_checkpoint(model, named_tensors(self._file, self._architecture, self._values))
+
+    @cached_property
+    def _file(self) -> GgufFile:
+        return GgufFile.open(self.path)
+
+    @cached_property
+    def _architecture(self) -> Architecture:
+        found = ARCHITECTURES.get(self._file.architecture)
+        if found is None or not self._file.has("expert_count"):
+            what = f"of the architecture {self._file.architecture}" if found is None else "without experts"
+            raise ModelError(
+                f"{self.name} is a model {what}, which Greenroom does not read from GGUF; it reads Mixture-of-Experts "
+                f"models of {', '.join(sorted(ARCHITECTURES))}"
+            )
+        return found
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The values of the config."""
+        return self._architecture.config(self._file)

@@ -1,0 +1,142 @@
+"""The tensors of a GGUF file under the names of transformers' model, as trunk and experts are read from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
+from server.model.checkpoint.gguf.architectures import Architecture, Place
+from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, stored_matrix
+from server.model.checkpoint.gguf.conversions import unchanged
+from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.errors import ModelError
+from server.model.quantised.matrix import ReadTensor, StoredTensor
+
+LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+STACKS = {  # of all experts of a layer, by leaf: the linear layers of each expert
+    "ffn_gate_exps": ("gate_proj",),
+    "ffn_up_exps": ("up_proj",),
+    "ffn_down_exps": ("down_proj",),
+    "ffn_gate_up_exps": ("gate_proj", "up_proj"),  # the outputs of gates first
+}
+STACK = re.compile(rf"({'|'.join(STACKS)})\.(weight|bias)")
+Tensors = dict[str, TensorSource | StoredTensor]
+
+
+@dataclass(frozen=True)
+class ConvertedTensor(StoredTensor):
+    """A parameter of the trunk that is computed, in float32, from one or more tensors of the file."""
+
+    place: Place
+    tensors: tuple[GgufTensor, ...]
+    values: Mapping[str, Any]  # of the config
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the parameter.
+
+        Raises:
+            CheckpointError: the tensors have not the shapes that the config needs.
+        """
+        try:
+            found = self.place.convert(self.values, [torch.empty(each.shape, device="meta") for each in self.tensors])
+        except (RuntimeError, ValueError) as error:
+            shapes = ", ".join(f"{each.name} {list(each.shape)}" for each in self.tensors)
+            raise CheckpointError(
+                f"{shapes} can't be {self.name} of this architecture; download the file again"
+            ) from error
+        return tuple(found.shape)
+
+    @property
+    def reads(self) -> Iterator[TensorSource]:
+        """The tensors of the file."""
+        return (each.source for each in self.tensors)
+
+    def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
+        """Read and compute the parameter; matrices are rounded to the dtype, the rest stays float32."""
+        found = self.dequantise(read)
+        return found.to(dtype) if found.ndim > 1 else found
+
+    def dequantise(self, read: ReadTensor = read_tensor) -> torch.Tensor:
+        """Read and compute the parameter, in float32."""
+        return self.place.convert(
+            self.values, [dequantise_blocks(each.type, read(each.source)) for each in self.tensors]
+        )
+
+
+def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[str, Any]) -> Tensors:
+    """Return the tensors of a file by the names of parameters, and of linear layers of experts.
+
+    Args:
+        values: of the config.
+
+    Raises:
+        ModelError: the file has a tensor that Greenroom does not know for this architecture.
+        CheckpointError: a tensor that belongs to another is missing, or a shape is not that of experts.
+    """
+    found: Tensors = {}
+    others = {leaf for places in (architecture.layer, architecture.model) for p in places.values() for leaf in p.others}
+    for tensor in file.tensors.values():
+        match = LAYER.fullmatch(tensor.name)
+        if match is not None and int(match[1]) >= values["num_hidden_layers"]:
+            continue  # predicts further tokens
+        leaf, prefix = (match[2], f"model.layers.{match[1]}.") if match else (tensor.name, "")
+        stack = STACK.fullmatch(leaf) if match else None
+        if stack is not None:
+            module = f"{prefix}{architecture.experts}"
+            for source in _experts(tensor, module, STACKS[stack[1]], stack[2]):
+                found[source.name] = source
+            continue
+        place = (architecture.layer if match else architecture.model).get(leaf)
+        if place is None:
+            if leaf in others or leaf in architecture.ignored:
+                continue
+            raise ModelError(
+                f"{file.path.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "
+                "model in safetensors"
+            )
+        source = _trunk_tensor(file, tensor, match[1] if match else None, place, values, prefix + place.name)
+        found[source.name] = source
+    return found
+
+
+def _trunk_tensor(
+    file: GgufFile, tensor: GgufTensor, layer: str | None, place: Place, values: Mapping[str, Any], name: str
+) -> TensorSource | StoredTensor:
+    if place.convert is unchanged and tensor.type.dtype is not None:
+        return TensorSource(name, tensor.type.dtype, tensor.shape, tensor.source.extent)
+    names = [leaf if layer is None else f"blk.{layer}.{leaf}" for leaf in place.others]
+    missing = [each for each in names if each not in file.tensors]
+    if missing:
+        raise CheckpointError(f"{file.path.name} has {tensor.name} but not {missing[0]}; download the file again")
+    tensors = (tensor, *(file.tensors[each] for each in names))
+    return ConvertedTensor(name, tuple(each.source for each in tensors), (), False, place, tensors, values)
+
+
+def _experts(
+    tensor: GgufTensor, module: str, linears: Sequence[str], kind: str
+) -> Iterator[TensorSource | StoredTensor]:
+    """Yield the parts of a stack of all experts: a weight or a bias of one linear layer of one expert each."""
+    dimensions = 3 if kind == "weight" else 2
+    if len(tensor.shape) != dimensions or tensor.shape[1] % len(linears):
+        raise CheckpointError(
+            f"{tensor.name} has the shape {list(tensor.shape)}, not that of experts; download it again"
+        )
+    num_experts, outputs = tensor.shape[0], tensor.shape[1] // len(linears)
+    for expert in range(num_experts):
+        part = tensor.source.leading_part(expert, num_experts)
+        whole = TensorSource(part.name, part.dtype, part.shape[1:], part.extent)
+        for number, linear in enumerate(linears):
+            name = f"{module}.{expert}.{linear}.{kind}"
+            rows = whole.rows(number * outputs, outputs)
+            source = TensorSource(name, rows.dtype, rows.shape, rows.extent)
+            if tensor.type.dtype is not None:
+                yield source
+            else:
+                matrix = stored_matrix(tensor.type, (outputs, tensor.shape[2]), source)
+                yield StoredTensor(name, (source,), (matrix,), is_of_experts=False)

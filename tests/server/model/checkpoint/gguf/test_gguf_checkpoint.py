@@ -1,0 +1,191 @@
+"""Models in files that llama.cpp's converter wrote are those of the checkpoints that the files were made from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from expert_store import CheckpointError, ExpertKey, ExpertStore
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.locate import find_local
+from server.model.errors import ModelError
+from server.model.trunk_loader import load_trunk
+from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_model, make_tokenizer
+from tests.server.model.test_parity import generate
+
+TEXT = "the thin theatre\n\n  in Ünïcödé, 12345 and <|im_end|> on"
+QUANTISED = "qwen3moe"  # the file whose experts are quantised
+PROMPT = [5, 17, 99, 3, 42, 8, 64, 100]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_logits_are_those_of_transformers(name: str) -> None:
+    model = make_model(name).float()
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT])).logits[0, -1]
+    trunk = load_trunk(FILES / f"{name}.gguf", torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    [(_, logits)] = generate(trunk, store, steps=1, prompts=[PROMPT])
+    store.close()
+    span = float(expected.max() - expected.min())
+    assert float((logits[0] - expected).abs().max()) < 1e-4 * span
+
+
+def test_the_tokenizer_encodes_as_that_of_the_checkpoint() -> None:
+    found = GgufCheckpoint(FILES / "qwen3moe.gguf").load_tokenizer()
+    assert found.encode(TEXT) == make_tokenizer().encode(TEXT)
+    assert found.decode(found.encode(TEXT)) == TEXT
+    assert found.chat_template == TEMPLATE
+
+
+def test_end_tokens_are_those_of_the_file_and_of_usual_names() -> None:
+    values = GgufCheckpoint(FILES / "qwen3moe.gguf").generation_values()
+    assert values is not None
+    assert values["eos_token_id"] == [SPECIAL.index("<|endoftext|>"), SPECIAL.index("<|im_end|>")]
+
+
+Q4_0, FLOAT32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F32
+
+
+def rewrite(
+    path: Path,
+    experts: gguf.GGMLQuantizationType | None = None,
+    *,
+    stored_as: gguf.GGMLQuantizationType | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    renamed: Mapping[str, str | None] = MappingProxyType({}),
+    split: int = 0,
+) -> Path:
+    """Write a file again, somewhat differently.
+
+    Args:
+        experts: the type that the experts are quantised to.
+        stored_as: the type that these numbers are stored in; None for the same.
+        changes: values of the metadata.
+        renamed: other names of tensors; None leaves one out.
+        split: the largest number of tensors in a file.
+    """
+    reader = gguf.GGUFReader(FILES / f"{QUANTISED}.gguf")
+    writer = gguf.GGUFWriter(path, "", split_max_tensors=split)
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    for key, field in fields.items():
+        value = changes.get(key, field.contents())
+        kinds = [*field.types, None]
+        writer.add_key_value(key, value, kinds[0], sub_type=kinds[1])
+    for tensor in reader.tensors:
+        name = renamed.get(tensor.name, tensor.name)
+        if name is None:
+            continue
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        kind = experts if experts is not None and "_exps" in tensor.name else tensor.tensor_type
+        data = gguf.quants.quantize(values, kind)
+        if stored_as is not None:
+            data, kind = gguf.quants.quantize(gguf.quants.dequantize(data, kind), stored_as), stored_as
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def logits_of(path: Path) -> torch.Tensor:
+    trunk = load_trunk(path, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    [(_, logits)] = generate(trunk, store, steps=1, prompts=[PROMPT])
+    store.close()
+    return logits[0]
+
+
+def test_quantised_experts_have_the_logits_of_what_they_stand_for(tmp_path: Path) -> None:
+    quantised = logits_of(rewrite(tmp_path / "q4.gguf", Q4_0))
+    expected = logits_of(rewrite(tmp_path / "f32.gguf", Q4_0, stored_as=FLOAT32))
+    assert float((quantised - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
+def test_an_expert_is_read_once_for_codes_and_scales(tmp_path: Path) -> None:
+    trunk = load_trunk(rewrite(tmp_path / "q4.gguf", Q4_0), torch.float32)
+    layout = trunk.catalog.layout(0)
+    assert len(layout.parameters) == 6  # codes and scales of three matrices
+    assert trunk.catalog.read_bytes(ExpertKey(0, 0)) == 3 * 32 * 18
+
+
+def test_a_model_in_several_files_is_served_by_the_name_of_its_folder(tmp_path: Path) -> None:
+    rewrite(tmp_path / "tiny.gguf", split=10)
+    assert len(list(tmp_path.iterdir())) > 2
+    found = find_local(str(tmp_path))
+    assert found is not None
+    path, name = found
+    assert name == "tiny"
+    assert torch.equal(logits_of(path), logits_of(FILES / f"{QUANTISED}.gguf"))
+
+
+def test_a_missing_file_of_several_is_named(tmp_path: Path) -> None:
+    rewrite(tmp_path / "tiny.gguf", split=10)
+    first, last = (sorted(tmp_path.iterdir())[place] for place in (0, -1))
+    last.unlink()
+    with pytest.raises(CheckpointError, match=f"{last.name} is missing"):
+        GgufCheckpoint(first).read_config()
+
+
+def test_a_file_of_another_model_among_several_is_refused(tmp_path: Path) -> None:
+    rewrite(tmp_path / "tiny.gguf", split=10)
+    shutil.copy(FILES / f"{QUANTISED}.gguf", max(tmp_path.iterdir()))
+    with pytest.raises(CheckpointError, match="by its header"):
+        GgufCheckpoint(min(tmp_path.iterdir())).read_config()
+
+
+def test_a_folder_with_several_models_asks_which(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copy(FILES / f"{QUANTISED}.gguf", tmp_path / f"{name}.gguf")
+    with pytest.raises(ModelError, match=r"2 models .*a\.gguf"):
+        find_local(str(tmp_path))
+
+
+def test_a_folder_with_safetensors_too_asks_which(tmp_path: Path) -> None:
+    shutil.copy(FILES / f"{QUANTISED}.gguf", tmp_path / "a.gguf")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"a model in safetensors and a\.gguf"):
+        find_local(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "starcoder2"}, "of the architecture starcoder2, which Greenroom does not read"),
+        ({"general.architecture": "clip"}, "image part of a model"),
+        ({"qwen3moe.attention.head_count": 0}, "num_attention_heads is 0"),
+        ({"tokenizer.ggml.pre": "no-such"}, "by the rules of 'no-such'"),
+        ({"tokenizer.ggml.eos_token_id": 288}, "is 288, not one of 288 tokens"),
+        ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens, but its table of embeddings 288"),
+    ],
+)
+def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    checkpoint = GgufCheckpoint(rewrite(tmp_path / "tiny.gguf", changes=changes))
+    with pytest.raises(ModelError, match=message):
+        _ = checkpoint.read_config(), checkpoint.load_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("renamed", "error", "message"),
+    [
+        ({"blk.0.attn_q.weight": "blk.0.attn_other.weight"}, ModelError, "has blk.0.attn_other.weight, which"),
+        ({"blk.0.ffn_up_exps.weight": None}, CheckpointError, "has no tensor for up_proj|needs"),
+        ({"blk.1.attn_norm.weight": None}, ModelError, "lacks model.layers.1.input_layernorm.weight"),
+    ],
+)
+def test_tensors_that_are_unknown_or_missing_are_named(
+    tmp_path: Path, renamed: dict[str, str | None], error: type[Exception], message: str
+) -> None:
+    path = rewrite(tmp_path / "tiny.gguf", renamed=renamed)
+    with pytest.raises(error, match=message):
+        load_trunk(path, torch.float32)
