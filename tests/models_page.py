@@ -188,10 +188,10 @@ Of {batched} families that share steps, {native} run completely on fused native 
 modules ([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32,
 and the same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`).
 
-Another {hybrids} have native attention, routers, experts and MLPs around recurrent layers that are transformers'
-modules (`tests/server/model/native_layers/test_hybrids.py`). They need `--deterministic` for the same bits in any
-batch. All others run their linear layers and experts natively if the format and the activation are supported; the log
-lists those that do not.
+Recurrent layers of a kind that the kernels do not have, as in {hybrids} families, are transformers' modules among
+native attention, routers, experts and MLPs (`tests/server/model/native_layers/test_hybrids.py`). Such a model needs
+`--deterministic` for the same bits in any batch. All others run their linear layers and experts natively if the format
+and the activation are supported; the log lists those that do not.
 
 The table is what a trial of the config that the tests take finds in float32. Sizes and settings of a checkpoint may
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes

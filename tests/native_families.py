@@ -31,6 +31,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "hunyuan_v1_moe",
     "hy_v3",
     "internvl",
+    "jamba",
     "kimi_k25",
     "kimi_linear",
     "kolibri1",

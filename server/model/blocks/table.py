@@ -7,6 +7,7 @@ from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
 from server.model.blocks.lightning_attention.parts import LightningAttentionParts
+from server.model.blocks.mamba1.parts import Mamba1Parts
 from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
@@ -19,6 +20,7 @@ MIXERS: tuple[type[MixerParts], ...] = (
     KimiDeltaAttentionParts,
     LightningAttentionParts,
     ShortConvolutionParts,
+    Mamba1Parts,
     Mamba2Parts,
     ModuleParts,  # takes what none of the others is
 )

@@ -13,6 +13,7 @@
 #include "layers/latent_attention.h"
 #include "layers/lightning_attention.h"
 #include "layers/linear.h"
+#include "layers/mamba1.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
@@ -118,7 +119,7 @@ struct Fields<MixerKind> {
       number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
       number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone),
       number("KIMI_DELTA_ATTENTION", MixerKind::kKimiDeltaAttention),
-      number("LIGHTNING_ATTENTION", MixerKind::kLightningAttention)};
+      number("LIGHTNING_ATTENTION", MixerKind::kLightningAttention), number("MAMBA1", MixerKind::kMamba1)};
 };
 
 template <>
@@ -261,6 +262,15 @@ struct Fields<ShortConvolution> {
 };
 
 template <>
+struct Fields<Mamba1> {
+  using Type = Mamba1;
+  static constexpr Field kAll[] = {
+      FIELD(projections), FIELD(convolution), FIELD(select), FIELD(to_steps), FIELD(step_norm), FIELD(key_norm),
+      FIELD(query_norm), FIELD(step_bias), FIELD(decay), FIELD(direct), FIELD(states), FIELD(state_size),
+      FIELD(norm_epsilon), FIELD(unused)};
+};
+
+template <>
 struct Fields<Mamba2> {
   using Type = Mamba2;
   static constexpr Field kAll[] = {
@@ -400,7 +410,7 @@ constexpr Layout kLayouts[] = {
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),
-    layout<ShortConvolution>("ShortConvolution"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
+    layout<ShortConvolution>("ShortConvolution"), layout<Mamba1>("Mamba1"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),

@@ -55,6 +55,7 @@ class MixerKind(IntEnum):
     NONE = 6
     KIMI_DELTA_ATTENTION = 7
     LIGHTNING_ATTENTION = 8
+    MAMBA1 = 9
 
 
 class FeedForwardKind(IntEnum):
@@ -239,6 +240,25 @@ class LightningAttention(Structure):
 
 class ShortConvolution(Structure):
     _fields_ = [("projections", Projections), ("convolution", Convolution)]
+
+
+class Mamba1(Structure):
+    _fields_ = [
+        ("projections", Projections),
+        ("convolution", Convolution),
+        ("select", Matrix),
+        ("to_steps", Matrix),
+        ("step_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("step_bias", c_void_p),
+        ("decay", c_void_p),
+        ("direct", c_void_p),
+        ("states", c_void_p),
+        ("state_size", c_int64),
+        ("norm_epsilon", c_float),
+        ("unused", c_int32),
+    ]
 
 
 class Mamba2(Structure):

@@ -32,6 +32,7 @@ FAMILIES = (
     "bailing_hybrid",
     "gemma4_text",
     "granitemoehybrid",
+    "jamba",
     "kimi_linear",
     "lfm2_moe",
     "minimax",

@@ -9,6 +9,7 @@
 #include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
 #include "layers/lightning_attention.h"
+#include "layers/mamba1.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
@@ -37,7 +38,7 @@ constexpr FeedForwardOperations kNoFeedForward = {
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
                                           &kShortConvolution, &kMamba2, &kNoMixer, &kKimiDeltaAttention,
-                                          &kLightningAttention};
+                                          &kLightningAttention, &kMamba1};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts, &kNoFeedForward};
 
 template <typename Operations, size_t N, typename Kind>

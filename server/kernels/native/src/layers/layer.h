@@ -18,6 +18,7 @@ enum class MixerKind : int32_t {
   kNone = 6,              // the layer is a feed-forward part alone; no spec
   kKimiDeltaAttention = 7,  // kimi_delta_attention.h
   kLightningAttention = 8,  // lightning_attention.h
+  kMamba1 = 9,              // mamba1.h
 };
 
 enum class FeedForwardKind : int32_t {

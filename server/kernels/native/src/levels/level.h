@@ -67,6 +67,7 @@ struct Level {
   void (*attend_latents)(const LatentAttend& attend);
 
   void (*recur)(const Recurrence& recurrence);
+  void (*scan)(const SelectiveScan& scan);
 
   // y[i] = bias[i] + the sum of rows[tap][i] * weight[tap][i], perhaps times its own sigmoid. A row of null is zero, and
   // so is a bias of null.

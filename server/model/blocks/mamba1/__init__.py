@@ -1,0 +1,1 @@
+"""Mamba: a selective scan of each channel, with a convolution before it and a gate after it."""
