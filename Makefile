@@ -9,7 +9,8 @@ SHELL := bash
 
 .PHONY: run test check ruff types layers bench fuzz soak clients lock clean
 
-WORKERS ?= 2
+# One more than cores: tests also wait, for files and for processes that they start.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 SECONDS ?= 300
 SEED ?= 0
 MINUTES ?= 60

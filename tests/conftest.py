@@ -31,8 +31,16 @@ MARKS = {  # by folder; elsewhere tests that take more than 0.2 s of a processor
     "soak": pytest.mark.slow,
 }
 
-# Folders whose files take longest. They run first, so that at the end no worker waits for another's long file.
-LONG = ("fuzz", "soak", "e2e", "faults")
+# What takes longest. It runs first, so that at the end no worker waits for another's long file.
+LONG = (
+    "e2e/test_memory.py",
+    "fuzz",
+    "soak",
+    "server/kernels/native/test_sanitizers.py",
+    "server/model/test_families.py",
+    "e2e",
+    "faults",
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,10 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a folder, and sort them."""
     root = f"{Path(__file__).parent}/"
 
-    def is_in(item: pytest.Item, folder: str) -> bool:
-        return str(item.path).startswith(f"{root}{folder}/")
+    def is_in(item: pytest.Item, place: str) -> bool:
+        return f"{item.path}/".startswith(f"{root}{place}/")
 
-    items.sort(key=lambda item: [not is_in(item, folder) for folder in LONG])
+    items.sort(key=lambda item: [not is_in(item, place) for place in LONG])
     for item in items:
         for folder, mark in MARKS.items():
             if is_in(item, folder):

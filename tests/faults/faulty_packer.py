@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,10 +25,12 @@ def run(folder: Path, targets: Path, has_old: bool, action: int, error: int) -> 
     faults = FileFaults(Path(os.environ[CONTROL]))
     old, new = make_source(folder / "old", shift=OLD), make_source(folder / "new", shift=NEW)
     outcomes: list[str] = []
+    if has_old:
+        pack(old, folder / "old pack")
     while len(outcomes) < 1000:
         out = targets / str(len(outcomes))
         if has_old:
-            pack(old, out)
+            shutil.copytree(folder / "old pack", out)
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -33,9 +34,9 @@ def run(folder: Path, targets: Path, count: int, seed: int) -> int:
     began = time.monotonic()
     os.waitpid(start(new, folder / "timed"), 0)
     duration = time.monotonic() - began
+    pack(old, folder / "old pack")
     for number in range(count):
-        out = targets / str(number)
-        pack(old, out)
+        out = Path(shutil.copytree(folder / "old pack", targets / str(number)))
         child = start(new, out)
         time.sleep(chance.uniform(0, duration))
         os.kill(child, signal.SIGKILL)

@@ -39,7 +39,7 @@ def main() -> int:
     seed = options.seed or random.randrange(1, 1 << 32)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _make_subjects(root, options.families)
+        _make_subjects(root, [Trace.read(path).family for path in options.traces] or options.families)
         counts: Counter[str] = Counter()
         begun = time.monotonic()
 

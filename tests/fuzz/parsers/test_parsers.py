@@ -10,7 +10,7 @@ import pytest
 
 from tests.fuzz.parsers.targets import CORPUS, TARGETS
 
-SECONDS, SEED = 8, 20
+SECONDS, SEED = 4, 20
 INPUTS = [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in sorted(CORPUS.glob("*/*"))]
 
 
