@@ -68,6 +68,7 @@ class LayoutPool:
         self.host = Tier(host_slots, self._make_policy("host", host_slots), self._retire, self.host_arena.revive)
         self.top, self.top_name = self.host, "host"
         self.queue = SlotQueue()
+        self._late_pins: set[ExpertKey] = set()  # to load once the slots are not held any more
         self._waiting: dict[Entry, Entry] = {}  # device entries by the host entry whose bytes they wait for
         self._copies = SlotCopies(resources)
         if self.has_device:
@@ -128,6 +129,22 @@ class LayoutPool:
         if entry is not None:
             entry.is_prefetched = priority is not Priority.DEMAND
         return entry
+
+    def load_pin(self, key: ExpertKey) -> None:
+        """Load a pinned expert, or do so at the end of the hold that keeps all slots."""
+        entry = self.load(key)
+        if entry is not None:
+            self.release(entry)
+        elif self.host.is_held:
+            self._late_pins.add(key)
+
+    def end_hold(self) -> None:
+        """End one hold of the host tier's residents."""
+        self.host.end_hold()
+        late, self._late_pins = self._late_pins, set()
+        for key in late:
+            if self.top.is_pinned(key) and self.top.find(key) is None:
+                self.load_pin(key)
 
     def cancel_load(self, entry: Entry) -> None:
         """Cancel the load of an entry without leases, unless its read has begun or there is a device tier."""

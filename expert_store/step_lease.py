@@ -1,4 +1,4 @@
-"""StepLease: all experts of all layers for one step, where they all fit in memory.
+"""StepLease: the experts of all layers that are in memory, for one step.
 
 A step may also use experts of variants. Each layer then has a list of *places*: its own experts and those of variants.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from expert_store.entry import Entry
+from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
 from expert_store.lease import Recorder
 from expert_store.statistics import Phase
@@ -24,16 +24,8 @@ Counts = npt.NDArray[np.int64]
 LayerKeys = Mapping[int, Sequence[ExpertKey]]
 
 
-class _LayerKeys(NamedTuple):
-    """The experts of some layers, one after the other."""
-
-    keys: list[ExpertKey]
-    tokens: npt.NDArray[np.intp]  # the index of each in ``StoreStatistics.tokens``, flattened; -1 for none
-    bounds: npt.NDArray[np.intp]  # the index at which each layer begins, and the end of the last
-
-
 class ResidentAddresses:
-    """The addresses of some experts while all are in the host tier; computed anew only when something has moved.
+    """The addresses of those of some experts that are in the host tier.
 
     The caller holds the store's lock.
 
@@ -44,17 +36,27 @@ class ResidentAddresses:
     def __init__(self, state: StoreState, keys: LayerKeys | None = None):
         self._state = state
         self._by_layer: LayerKeys = state.keys if keys is None else keys
-        self._most_places = max(map(len, self._by_layer.values()))
+        self.keys = [key for keys in self._by_layer.values() for key in keys]  # of all layers, in their order
+        self._bounds = np.cumsum([0, *map(len, self._by_layer.values())])  # the first of ``keys`` of each layer
+        self._layers = list(self._by_layer)
+        self._places = {
+            key: (row, place) for row, keys in enumerate(self._by_layer.values()) for place, key in enumerate(keys)
+        }
+        rows = {layer: row for row, layer in enumerate(state.catalog.layers)}
+        width = state.statistics.tokens.shape[1]
+        self.tokens = np.array(  # the index of each of ``keys`` in ``StoreStatistics.tokens``, flattened; -1 for none
+            [rows[key.layer] * width + key.expert if key.expert < width else -1 for key in self.keys], np.intp
+        )
         self._keys = {
             pool: frozenset(
                 key for layer, keys in self._by_layer.items() if state.pool_of[layer] is pool for key in keys
             )
             for pool in state.pools
         }
-        self._num_changes: list[int] = []
-        self._addresses: Addresses | None = None
+        self._num_changes: list[int] | None = None
+        self._addresses = np.zeros((len(self._by_layer), max(map(len, self._by_layer.values()))), np.uint64)
+        self.num_resident = 0
         self.prefetched: list[Entry] = []  # entries that were prefetched and may not have been requested yet
-        self._layer_keys: dict[tuple[int, ...], _LayerKeys] = {}
 
     @property
     def has_variants(self) -> bool:
@@ -64,58 +66,76 @@ class ResidentAddresses:
         """Return True if these are the addresses of the same object of keys."""
         return self._by_layer is keys
 
-    def hold(self) -> Addresses | None:
-        """Hold all experts in their slots; None, and no hold, if not all are resident."""
+    def counts_of(self, rows: Mapping[int, Counts]) -> tuple[int, Counts, npt.NDArray[np.intp]]:
+        """Return the counts of layers in the order of ``keys``, without a gap.
+
+        Returns:
+            The place in ``keys`` of the first count, the counts, and the bounds of each layer among them.
+
+        Raises:
+            ValueError: counts are not of all experts of a layer.
+        """
+        layers = list(rows)
+        row = self._layers.index(layers[0]) if layers else 0
+        if self._layers[row : row + len(layers)] != layers:  # in another order, or with gaps
+            nothing = {layer: np.zeros(len(keys), np.int64) for layer, keys in self._by_layer.items()}
+            return self.counts_of({layer: rows.get(layer, none) for layer, none in nothing.items()})
+        counts = np.concatenate([*rows.values()]) if rows else np.zeros(0, np.int64)
+        first, bounds = int(self._bounds[row]), self._bounds[row : row + len(layers) + 1] - self._bounds[row]
+        if len(counts) != bounds[-1]:
+            raise ValueError(f"{len(counts)} counts for the {bounds[-1]} experts of these layers")
+        return first, counts, bounds
+
+    def hold(self, *, needs_all: bool = False) -> Addresses | None:
+        """Hold the resident experts in their slots.
+
+        Args:
+            needs_all: return None if one is not resident.
+
+        Returns:
+            None, and no hold, if there is a device tier or another lease waits for a slot.
+        """
         pools = self._state.pools
-        if any(pool.top is not pool.host or pool.host.num_entries < len(self._keys[pool]) for pool in pools):
+        if any(pool.top is not pool.host or pool.queue.has_waiters for pool in pools):
             return None
         num_changes = [pool.host.num_changes for pool in pools]
         if num_changes != self._num_changes:
-            self._num_changes = num_changes
-            self._update()
-        if self._addresses is not None:
-            for pool in pools:
-                pool.host.hold(self._keys[pool])
+            self._update(num_changes)
+        if needs_all and self.num_resident < len(self.keys):
+            return None
+        for pool in pools:
+            pool.host.hold(self._keys[pool])
         return self._addresses
 
     def end_hold(self) -> None:
         """End one ``hold``."""
         for pool in self._state.pools:
-            pool.host.end_hold()
+            pool.end_hold()
         self._state.lock.wake_waiters()
 
-    def layer_keys(self, layers: tuple[int, ...]) -> _LayerKeys:
-        """Return the experts of some layers, in the order of their counts."""
-        found = self._layer_keys.get(layers)
-        if found is None:
-            catalog = self._state.catalog
-            rows, width = {layer: row for row, layer in enumerate(catalog.layers)}, catalog.num_experts
-            keys = [key for layer in layers for key in self._by_layer[layer]]
-            indices = [rows[key.layer] * width + key.expert if key.expert < width else -1 for key in keys]
-            bounds = np.cumsum([0, *(len(self._by_layer[layer]) for layer in layers)])
-            found = self._layer_keys[layers] = _LayerKeys(keys, np.array(indices, np.intp), bounds)
-        return found
-
-    def _update(self) -> None:
-        self._addresses, self.prefetched = None, []
-        state = self._state
-        addresses = np.zeros((len(self._by_layer), self._most_places), np.uint64)
-        for row, (layer, keys) in zip(addresses, self._by_layer.items(), strict=True):
-            pool = state.pool_of[layer]
-            entries = pool.host.find_ready(keys)
-            if entries is None:
-                return
-            row[: len(keys)] = pool.addresses(entries)
-            self.prefetched += [entry for entry in entries if entry.is_prefetched]
+    def _update(self, num_changes: list[int]) -> None:
+        """Take over what has come and gone; arrays that were returned stay as they are."""
+        addresses = self._addresses.copy()
+        for pool, known in zip(self._state.pools, self._num_changes or [0] * len(num_changes), strict=True):
+            changed = None if self._num_changes is None else pool.host.changed_since(known)
+            keys = self._keys[pool] if changed is None else self._keys[pool].intersection(changed)
+            entries = [pool.host.find(key) for key in keys]
+            ready = [entry for entry in entries if entry is not None and entry.state is EntryState.READY]
+            for key in keys:
+                addresses[self._places[key]] = 0
+            for entry, address in zip(ready, pool.addresses(ready), strict=True):
+                addresses[self._places[entry.key]] = address
+            self.prefetched += [entry for entry in ready if entry.is_prefetched]
+        self.num_resident = int(np.count_nonzero(addresses))
         addresses.flags.writeable = False
-        self._addresses = addresses
+        self._addresses, self._num_changes = addresses, num_changes
 
 
 class StepLease:
-    """A context manager that holds all experts of all layers in their slots, as a lease of each would.
+    """A context manager that holds the resident experts of all layers in their slots, as a lease of each would.
 
-    While it is open, none is evicted, and budgets that shrink wait for its end. Other variants of experts than those
-    that were asked for are not held; a lease of one may have to wait for the end of this one.
+    While it is open, none is evicted, and budgets that shrink wait for its end. A lease of another expert, or variant,
+    may have to wait for the end of this one.
     """
 
     def __init__(
@@ -124,7 +144,8 @@ class StepLease:
         self._state, self._residents, self._recorder = state, residents, recorder
         self._is_open = True
         self.layers = list(state.keys)  # in the order of the rows of ``addresses``
-        self.addresses = addresses  # (layers, places): where each slot begins; 0 where a layer has fewer places
+        self.addresses = addresses  # (layers, places): where each slot begins; 0 for an expert that is not resident
+        self.holds_all = residents.num_resident == len(residents.keys)
 
     def __enter__(self) -> Self:
         return self
@@ -143,40 +164,36 @@ class StepLease:
         A step that fails leaves the context without this call; nothing is counted then.
 
         Args:
-            rows: by layer in the order in which they ran, the rows that each place was run on, ``(places,)``.
+            rows: by layer, the rows that each place was run on, ``(places,)``.
 
         Raises:
             ValueError: the lease has ended, or counts are not of all experts of a layer.
         """
         if not self._is_open:
             raise ValueError("the lease of this step is closed already")
-        layers = tuple(rows)
-        counts = np.concatenate([*rows.values()]) if rows else np.zeros(0, np.int64)
+        first, counts, bounds = self._residents.counts_of(rows)
         with self._state.lock:
-            experts = self._residents.layer_keys(layers)
-            if len(counts) != len(experts.keys):
-                raise ValueError(f"{len(counts)} counts for the {len(experts.keys)} experts of these layers")
             used = counts.nonzero()[0]
-            requested = [experts.keys[place] for place in used.tolist()]
-            self._count_tokens(experts, used, counts)
-            for start, end in pairwise(used.searchsorted(experts.bounds).tolist()):
+            requested = [self._residents.keys[first + place] for place in used.tolist()]
+            self._count_tokens(used + first, counts[used])
+            for start, end in pairwise(used.searchsorted(bounds).tolist()):
                 if start < end:
                     self._count(tuple(requested[start:end]), phase)
             self._count_prefetches(requested)
             self._is_open = False
             self._residents.end_hold()
 
-    def _count_tokens(self, experts: _LayerKeys, used: npt.NDArray[np.intp], counts: Counts) -> None:
-        statistics, indices = self._state.statistics, experts.tokens[used]
+    def _count_tokens(self, used: npt.NDArray[np.intp], counts: Counts) -> None:
+        statistics, indices = self._state.statistics, self._residents.tokens[used]
         if not self._residents.has_variants:
-            statistics.tokens.reshape(-1)[indices] += counts[used]
+            statistics.tokens.reshape(-1)[indices] += counts
             return
         is_counted = indices >= 0
-        np.add.at(statistics.tokens.reshape(-1), indices[is_counted], counts[used][is_counted])
-        for place in used.tolist():
-            variant = experts.keys[place].variant
+        np.add.at(statistics.tokens.reshape(-1), indices[is_counted], counts[is_counted])
+        for index, count in zip(used.tolist(), counts.tolist(), strict=True):
+            variant = self._residents.keys[index].variant
             if variant in self._state.catalog.variants:
-                statistics.variant_tokens[variant] += int(counts[place])
+                statistics.variant_tokens[variant] += count
 
     def _count(self, requested: tuple[ExpertKey, ...], phase: Phase) -> None:
         layer = requested[0].layer

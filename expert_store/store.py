@@ -134,15 +134,18 @@ class ExpertStore:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
         return Lease(self._state, rows, phase, self._recorder)
 
-    def hold_residents(self, keys: LayerKeys | None = None) -> StepLease | None:
-        """Lease all experts of all layers for a step; None unless all are in the host's memory.
+    def hold_residents(self, keys: LayerKeys | None = None, *, needs_all: bool = False) -> StepLease | None:
+        """Lease the experts of all layers that are in the host's memory, for a step.
 
-        The result is a context manager. With a device tier it is always None. Either way the call takes microseconds,
-        so it may be made at each step.
+        The result is a context manager. The call takes microseconds, so it may be made at each step, and again after a
+        lease of experts that were missing. Such a lease waits for the end of this one if it has to evict.
+
+        It is None with a device tier, and while another lease waits for a slot.
 
         Args:
             keys: the experts of each layer, those of variants included; by default the model's own. Passing the same
                 object again saves time.
+            needs_all: return None unless all of them are in memory.
         """
         with self._state.lock:
             residents = self._residents
@@ -150,7 +153,7 @@ class ExpertStore:
                 if not self._variant_residents.is_of(keys):
                     self._variant_residents = ResidentAddresses(self._state, keys)
                 residents = self._variant_residents
-            addresses = residents.hold()
+            addresses = residents.hold(needs_all=needs_all)
         return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
     def prefetch(self, keys: Sequence[ExpertKey]) -> int:
@@ -235,10 +238,8 @@ class ExpertStore:
             for key in keys:
                 pool = state.pool_of[key.layer]
                 num_new += pool.top.pin(key)
-                is_wanted = pool.top.find(key) is None and state.next_device_slots is None
-                entry = pool.load(key) if is_wanted else None
-                if entry is not None:
-                    pool.release(entry)
+                if pool.top.find(key) is None and state.next_device_slots is None:
+                    pool.load_pin(key)
         return num_new
 
     def unpin(self, keys: Iterable[ExpertKey]) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
 from expert_store.policies import Policy
 
 READS_PER_WIDE_LEASE = 2  # at a time; they keep the disk busy
+RECENT_CHANGES = 1024  # that can be looked up one by one
 
 
 def max_held(num_requested: int, share: int, hits: int) -> int:
@@ -62,10 +65,16 @@ class Tier:
         self._held: frozenset[ExpertKey] = frozenset()
         self._num_holds = 0
         self.num_changes = 0  # counts changes of which experts are resident and in which slots
+        self._changed: deque[ExpertKey] = deque(maxlen=RECENT_CHANGES)  # the experts of the last of them
 
     def find(self, key: ExpertKey) -> Entry | None:
         """Return the entry of an expert that is resident or loading, without leasing it."""
         return self._entries.get(key)
+
+    def changed_since(self, num_changes: int) -> list[ExpertKey] | None:
+        """Return the experts that have come or gone since there were so many changes; None if those are too many."""
+        count = self.num_changes - num_changes
+        return None if count > len(self._changed) else list(islice(reversed(self._changed), count))
 
     def find_ready(self, keys: Iterable[ExpertKey]) -> list[Entry] | None:
         """Return the entries of experts that are all resident, without leasing them; None if one is not."""
@@ -144,6 +153,11 @@ class Tier:
                 self._drop_if_unused(entry)
             self._retire_excess()
 
+    @property
+    def is_held(self) -> bool:
+        """True while residents are held for a step."""
+        return self._num_holds > 0
+
     def can_reserve(self, key: ExpertKey) -> bool:
         """Return True if an expert is resident, loading, or would get a slot."""
         return key in self._entries or bool(self._free) or self._victim(key) is not None
@@ -173,7 +187,7 @@ class Tier:
         elif error is not None:
             self._leave(entry)
         else:
-            self.num_changes += 1
+            self._note_change(entry.key)
             if entry.key not in self._pinned:
                 self._policy.insert(entry.key)
             self._retire_excess()
@@ -200,7 +214,7 @@ class Tier:
             if entry.state is EntryState.READY and not is_pinned:
                 self._policy.remove(key)
             self._redundant.pop(key, None)
-            self.num_changes += 1
+            self._note_change(key)
             self._leave(entry)
         return entry
 
@@ -301,6 +315,10 @@ class Tier:
         if not self._redundant.keys() <= self._entries.keys():
             raise AssertionError("an expert that is not here is marked as redundant")
 
+    def _note_change(self, key: ExpertKey) -> None:
+        self.num_changes += 1
+        self._changed.append(key)
+
     def _is_evictable(self, key: ExpertKey) -> bool:
         entry = self._entries.get(key)
         if entry is None or entry.state is not EntryState.READY or entry.leases:
@@ -315,7 +333,7 @@ class Tier:
         self._policy.remove(key)
         self._redundant.pop(key, None)
         entry = self._entries.pop(key)
-        self.num_changes += 1
+        self._note_change(key)
         self._free.append(entry.slot)
         self.evictions += 1
         self.wasted += entry.is_prefetched

@@ -87,8 +87,8 @@ class Prefetcher:
 
     Predictions are ranked. Only ranks that were correct often enough of late are requested.
 
-    A step calls ``begin_step``, then ``observe`` and ``request`` at each MoE layer, then ``end_step``. The engine's
-    thread calls these; ``statistics`` may be called from any.
+    A step calls ``begin_step``, then ``observe`` and ``request`` at each MoE layer if it ``observes``, then
+    ``end_step``. The engine's thread calls these; ``statistics`` may be called from any.
 
     Args:
         store: reads the experts.
@@ -152,6 +152,15 @@ class Prefetcher:
         if self._coactivation is not None and layer in self._learnt:
             self._coactivation.observe(layer, top_k_index)
         self._predict(layer, top_k_index, gate_input, keys_of, len(chosen))
+
+    @property
+    def observes(self) -> bool:
+        """True if this step has to call ``observe`` at each layer; otherwise ``count_lookups`` is enough."""
+        return self._is_predicting
+
+    def count_lookups(self, count: int) -> None:
+        """Note that a step requested so many experts, in layers that it does not observe."""
+        self._num_lookups += count
 
     def request(self) -> None:
         """Request the predicted experts. The store starts the reads that the disk has time for, so call this again."""

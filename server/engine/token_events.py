@@ -37,7 +37,7 @@ def token_events(
     if not sequences:
         return []
     listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
-    own_logits = logits[listed]  # a copy, because the sampler changes them
+    own_logits = logits[listed] if listed else logits  # a copy, because the sampler changes them
     tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
     logprobs = _logprobs(sequences, tokens, listed, own_logits)
     return [

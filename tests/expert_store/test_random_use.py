@@ -163,7 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.resize(LAYERS * EXPERTS)
         for layer in range(LAYERS):
             self.use({ExpertKey(layer, expert) for expert in range(EXPERTS)})
-        hold = self.store.hold_residents()
+        hold = self.store.hold_residents(needs_all=True)
         if hold is None:  # pinned variants have some of the slots, or there is a device tier
             return
         with hold:

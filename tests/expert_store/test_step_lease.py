@@ -79,28 +79,90 @@ def test_addresses_lead_to_the_weights_of_every_expert(make_store: MakeStore) ->
         assert are_in_place(hold)
 
 
-def test_there_is_none_while_an_expert_is_missing(make_store: MakeStore) -> None:
+def missing(hold: StepLease) -> set[ExpertKey]:
+    return {key for key in KEYS if not hold.addresses[key.layer, key.expert]}
+
+
+def test_experts_that_come_and_go_are_followed(make_store: MakeStore) -> None:
     store = make_store(is_filled=False)
-    assert store.hold_residents() is None
+    with held(store) as hold:
+        assert missing(hold) == set(KEYS)
     fill(store)
-    held(store).close({})
-    store.evict([ExpertKey(1, 4)])
-    assert store.hold_residents() is None
+    with held(store) as hold:
+        assert hold.holds_all
+        assert are_in_place(hold)
+    gone = {ExpertKey(1, 4), ExpertKey(2, 0)}
+    store.evict(gone)
+    with held(store) as hold:
+        assert missing(hold) == gone
+        assert not hold.holds_all
     fill(store)
     with held(store) as hold:
         assert are_in_place(hold)
 
 
-def test_there_is_none_where_experts_do_not_all_fit(make_store: MakeStore) -> None:
-    assert make_store(ALL - 1).hold_residents() is None
+def test_more_changes_than_are_remembered_are_followed(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expert_store.tier.RECENT_CHANGES", 3)
+    store = make_store()
+    held(store).close({})
+    store.evict(KEYS[:5])
+    with held(store) as hold:
+        assert missing(hold) == set(KEYS[:5])
 
 
-def test_there_is_none_while_a_variant_has_an_experts_slot(make_store: MakeStore) -> None:
+@pytest.mark.parametrize("slots", [ALL - 1, ALL])
+def test_there_is_none_if_all_are_needed_and_one_is_missing(make_store: MakeStore, slots: int) -> None:
+    store = make_store(slots)
+    store.evict([ExpertKey(0, 0)])
+    assert store.hold_residents(needs_all=True) is None
+
+
+def test_an_expert_whose_slot_a_variant_has_is_missing(make_store: MakeStore) -> None:
     store = make_store()
     with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
         list(lease)
     assert store.tiers()["host"].num_resident == ALL
-    assert store.hold_residents() is None
+    with held(store) as hold:
+        assert len(missing(hold)) == 1
+
+
+def test_there_is_none_while_a_lease_waits_for_a_slot(make_store: MakeStore) -> None:
+    store = make_store()
+    come = threading.Event()
+
+    def use() -> None:
+        with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
+            list(lease)
+        come.set()
+
+    with held(store):
+        user = threading.Thread(target=use)
+        user.start()
+        while store.hold_residents() is not None:
+            threading.Event().wait(0.001)
+        assert not come.is_set()
+    user.join(30)
+    assert come.is_set()
+
+
+def test_a_pin_that_finds_all_slots_held_is_loaded_at_the_end(make_store: MakeStore) -> None:
+    store = make_store(ALL - 1)
+    with held(store) as hold:
+        (absent,) = missing(hold)
+        store.pin([absent])
+        assert absent not in store.residents()
+    wait_until_idle(store)
+    assert absent in store.residents()
+
+
+def test_layers_are_counted_in_parts(make_store: MakeStore) -> None:
+    store = make_store()
+    before = store.statistics().tokens.copy()
+    held(store).close(counts({0: ROWS[0]}))
+    held(store).close(counts({1: ROWS[1], 2: ROWS[2]}))
+    held(store).close(counts({2: ROWS[1], 0: ROWS[0]}))
+    wanted = np.array(list(ROWS.values())) + np.array([ROWS[0], ROWS[2], ROWS[1]])
+    assert (store.statistics().tokens - before).tolist() == wanted.tolist()
 
 
 def test_there_is_none_with_a_device_tier(make_store: MakeStore) -> None:
@@ -144,7 +206,6 @@ def test_a_smaller_budget_waits_for_the_end(make_store: MakeStore) -> None:
         assert store.tiers()["host"].num_resident == ALL
         assert are_in_place(hold)
     assert store.tiers()["host"].num_slots == store.tiers()["host"].num_resident == 5
-    assert store.hold_residents() is None
 
 
 def test_a_larger_budget_comes_at_once(make_store: MakeStore) -> None:

@@ -7,7 +7,7 @@ its calls take.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p, sizeof
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall
 
-ABI = 10
+ABI = 11
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -64,7 +64,7 @@ def load() -> ctypes.CDLL:
         ("greenroom_begin_layer", [c_void_p, c_void_p, c_int64]),
         ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
         ("greenroom_norm_input", [c_void_p, c_void_p]),
-        ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64]),
+        ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
         ("greenroom_head", [c_void_p]),
     ):
         function = getattr(library, name)
@@ -163,14 +163,19 @@ class Kernels:
         """Normalise the hidden states for an external mixer of a layer, into ``step.normed``."""
         self._check(self._library.greenroom_norm_input(self._handle, byref(layer), byref(step)))
 
-    def layers(self, layers: ctypes.Array[Any], step: Structure, place: int = 0) -> None:
-        """Run decoder layers whose experts are all loaded, at the addresses ``step.slots``.
+    def layers(self, layers: ctypes.Array[Any], step: Structure, place: int, first: int, end: int) -> int:
+        """Run decoder layers ``first`` to ``end``, with experts at the addresses ``step.slots``.
 
         Args:
             place: the index of the first of them among all layers with a router.
+
+        Returns:
+            How many have run. The next one chose an expert whose address is 0, and has only begun.
         """
-        call = self._library.greenroom_layers
-        self._check(call(self._handle, byref(layers), len(layers), byref(step), place))
+        num_run, call = c_int64(), self._library.greenroom_layers
+        address = byref(layers, first * sizeof(layers._type_))
+        self._check(call(self._handle, address, end - first, byref(step), place, byref(num_run)))
+        return num_run.value
 
     def head(self, call: Structure) -> None:
         """Run the final norm and the head (``HeadCall``)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import addressof, c_void_p
 from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.native.structures.layers import StepCall, StepSequence
+from server.kernels.native.structures.layers import StepCall
 from server.kernels.native.structures.matrices import Size
 from server.model.recurrent.states import NO_ROWS
 from server.model.step import SequenceChunk
@@ -32,7 +33,6 @@ class Workspace:
     def __init__(self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool):
         self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
         self._capacity = 0
-        self._tables: list[npt.NDArray[np.int32]] = []
         self.call = StepCall(
             hidden_size=hidden_size, most_top_k=top_k, most_experts=num_experts, is_exact=int(is_exact)
         )
@@ -49,22 +49,24 @@ class Workspace:
         """
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         self._reserve(num_tokens)
-        sequences = np.empty(len(chunks), dtype=StepSequence)
+        numbers: list[int] = []  # a ``StepSequence`` of each chunk, then the tables of each group
         row = block = 0
         for index, chunk in enumerate(chunks):
             rows = NO_ROWS if states is None else states[index]
-            sequences[index] = row, chunk.num_tokens, chunk.num_cached, block, *rows
+            numbers += (row, chunk.num_tokens, chunk.num_cached, block, *rows)
             row += chunk.num_tokens
             block += len(chunk.block_tables[0])
-        self._sequences = sequences
-        self._tables = [
-            np.concatenate([np.asarray(chunk.block_tables[group], dtype=np.int32) for chunk in chunks])
-            for group in range(num_groups)
-        ]
-        self._table_addresses = np.array([table.ctypes.data for table in self._tables], dtype=np.uint64)
+        bounds = [len(numbers)]
+        for group in range(num_groups):
+            for chunk in chunks:
+                numbers += chunk.block_tables[group]
+            bounds.append(len(numbers))
+        self._numbers = np.array(numbers, dtype=np.int32)
+        address = int(self._numbers.ctypes.data)
+        self._tables = (c_void_p * num_groups)(*[address + self._numbers.itemsize * bound for bound in bounds[:-1]])
         call = self.call
         call.tokens, call.num_sequences = num_tokens, len(chunks)
-        call.sequences, call.block_tables = sequences.ctypes.data, self._table_addresses.ctypes.data
+        call.sequences, call.block_tables = address, addressof(self._tables)
         call.slots = None
 
     @property
@@ -193,12 +195,13 @@ class PositionTables:
     def __init__(self, kinds: Sequence[Positions]):
         self._kinds = kinds
         self._addresses = np.zeros((2, len(kinds)), dtype=np.uint64)
+        self._address = int(self._addresses.ctypes.data)
 
     def update(self, call: StepCall, last: int) -> None:
         """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
         for index, positions in enumerate(self._kinds):
             self._addresses[:, index] = positions.grow(last)
-        call.cosines, call.sines = self._addresses[0].ctypes.data, self._addresses[1].ctypes.data
+        call.cosines, call.sines = self._address, self._address + self._addresses.strides[0]
         call.has_own_angles, call.newest = 0, None
 
     def take_rows(self, call: StepCall, positions: torch.Tensor) -> None:

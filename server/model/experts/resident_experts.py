@@ -1,4 +1,4 @@
-"""ResidentExperts: all experts of a model for one step, where all of them are in memory."""
+"""ResidentExperts: the experts of a model that are in memory, for some layers of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import Phase, StepLease
+from expert_store import Phase, Prefetcher, StepLease
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.step_record import StepRecord
 from server.model.experts.step_variants import StepVariants
@@ -18,10 +18,22 @@ IntArray = npt.NDArray[np.int64]
 
 
 class ResidentExperts:
-    """A context manager that holds all experts for a step under one lease (``ExpertStore.hold_residents``)."""
+    """A context manager that holds the resident experts under one lease (``ExpertStore.hold_residents``).
 
-    def __init__(self, lease: StepLease, phase: Phase, record: StepRecord, variants: StepVariants | None = None):
+    Args:
+        prefetcher: learns the number of look-ups, if not all experts are resident.
+    """
+
+    def __init__(
+        self,
+        lease: StepLease,
+        phase: Phase,
+        record: StepRecord,
+        variants: StepVariants | None = None,
+        prefetcher: Prefetcher | None = None,
+    ):
         self._lease, self._phase, self._record, self._variants = lease, phase, record, variants
+        self._prefetcher = prefetcher
 
     def __enter__(self) -> Self:
         self._lease.__enter__()
@@ -33,14 +45,14 @@ class ResidentExperts:
         self._lease.__exit__(kind, error, traceback)
 
     def slots(self, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Return the address of each place's slot, ``(layers, places)``; 0 where a layer has fewer places."""
+        """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident."""
         lease = self._lease
         if lease.layers == layers:
             return lease.addresses
         return lease.addresses[[lease.layers.index(number) for number in layers]]
 
     def finish(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], rows: IntArray) -> None:
-        """End the lease of a step that succeeded, and record what the step used.
+        """End the lease, and record what the layers used that ran under it.
 
         Args:
             layers: in the order in which they ran.
@@ -58,4 +70,6 @@ class ResidentExperts:
             sizes = [(layer.number, len(each.keys)) for layer, each in zip(layers, places, strict=True)]
             self._record.add_residents(sizes, placed, rows, [each.numbers for each in places])
             counts = {number: row[:size] for (number, size), row in zip(sizes, rows, strict=True)}
+        if self._prefetcher is not None and not self._lease.holds_all:
+            self._prefetcher.count_lookups(int(np.count_nonzero(rows)))
         self._lease.close(counts, self._phase)

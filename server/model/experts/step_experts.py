@@ -93,9 +93,13 @@ class StepExperts:
             return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
 
     def hold_residents(self) -> ResidentExperts | None:
-        """Lease all experts for this step; return None unless all of them are in memory."""
-        lease = self._store.hold_residents(None if self.variants is None else self.variants.keys)
-        return None if lease is None else ResidentExperts(lease, self._phase, self.record, self.variants)
+        """Lease all experts that are in memory; None if each layer has to lease its own."""
+        keys = None if self.variants is None else self.variants.keys
+        observes = self._prefetcher is not None and self._prefetcher.observes
+        lease = self._store.hold_residents(keys, needs_all=observes)
+        if lease is None:
+            return None
+        return ResidentExperts(lease, self._phase, self.record, self.variants, self._prefetcher)
 
     @contextmanager
     def _leased(

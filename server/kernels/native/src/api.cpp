@@ -38,7 +38,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 10; }
+GREENROOM_API int greenroom_abi() { return 11; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -90,9 +90,9 @@ GREENROOM_API int greenroom_norm_input(Handle* handle, const greenroom::LayerSpe
 }
 
 GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
-                                   const greenroom::StepCall* step, int64_t place) {
+                                   const greenroom::StepCall* step, int64_t place, int64_t* num_run) {
   return greenroom::guarded(
-      handle, [&](greenroom::Context& context) { run_layers(context, layers, num_layers, *step, place); });
+      handle, [&](greenroom::Context& context) { *num_run = run_layers(context, layers, num_layers, *step, place); });
 }
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {

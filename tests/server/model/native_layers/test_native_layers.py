@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,11 +70,12 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kernels.close()
 
 
-def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = False) -> Written:
-    needed = trunk.catalog.total_bytes if all_fit else least_bytes(trunk.catalog, trunk.facts.top_k)
-    store = ExpertStore(trunk.catalog, needed)
+def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, share: float = 0.0) -> Written:
+    """Write with memory for a share of the experts, or for as few as possible."""
+    least = least_bytes(trunk.catalog, trunk.facts.top_k)
+    store = ExpertStore(trunk.catalog, max(least, int(share * trunk.catalog.total_bytes)))
     try:
-        if all_fit:
+        if share == 1:
             store.preload(store.absent(), TIMEOUT)
             wait_until_idle(store)
         return generate(trunk, store, 3, block_size=BLOCK, prompts=prompts)
@@ -125,8 +128,33 @@ def test_resident_experts_give_the_same_bits_as_paged_ones(
     tmp_path: Path, pool: ComputePool, family: str, dtype: torch.dtype
 ) -> None:
     trunk = load(make_checkpoint(family, tmp_path, dtype), pool, dtype)
-    for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
-        assert torch.equal(paged, resident)
+    resident = write(trunk, share=1)
+    for share in (0.0, 0.6):
+        for (_, paged), (_, expected) in zip(write(trunk, share=share), resident, strict=True):
+            assert torch.equal(paged, expected)
+
+
+def test_layers_whose_experts_are_in_memory_run_in_one_call(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool)
+    calls: list[tuple[int, int]] = []  # the first layer of each, and how many have run
+
+    def layers(kernels: Kernels, specs: Any, step: Any, place: int, first: int, end: int) -> int:
+        calls.append((first, run(kernels, specs, step, place, first, end)))
+        return calls[-1][1]
+
+    run = Kernels.layers
+    monkeypatch.setattr(Kernels, "layers", layers)
+    write(trunk, [PROMPTS[1]], share=0.9)
+    num_layers = len(trunk.facts.program.blocks)
+    assert (0, 0) in calls  # nothing is in memory at first
+    assert (0, num_layers) in calls
+    gone_on = [
+        first == (0 if before + ran == num_layers else before + ran + 1)
+        for (before, ran), (first, _) in pairwise(calls)
+    ]
+    assert all(gone_on)
 
 
 def test_queries_of_latent_attention_are_scaled_by_their_positions(tmp_path: Path, pool: ComputePool) -> None:

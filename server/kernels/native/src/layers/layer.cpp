@@ -118,14 +118,16 @@ void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step
   operations_of(layer.feed_forward_kind)->finish(context, layer, step, place, outputs);
 }
 
-void run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {
+int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {
   for (int64_t i = 0; i < num_layers; ++i) {
     const FeedForwardOperations& feed_forward = *operations_of(layers[i].feed_forward_kind);
     begin_layer(context, layers[i], step, place);
     const float* outputs = feed_forward.run_experts(context, layers[i], step, place);
+    if (feed_forward.is_routed && !outputs) return i;
     finish_layer(context, layers[i], step, place, outputs);
     place += feed_forward.is_routed;
   }
+  return num_layers;
 }
 
 }  // namespace greenroom

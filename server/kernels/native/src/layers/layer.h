@@ -67,8 +67,8 @@ struct FeedForwardOperations {
   // Normalises the hidden states, and chooses experts if it is routed.
   void (*begin)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
-  // Runs the chosen experts, all of which are loaded; returns their results (tokens * top_k, hidden), or null if it is
-  // not routed.
+  // Runs the chosen experts; returns their results (tokens * top_k, hidden), or null if it is not routed or one of them
+  // has no slot.
   const float* (*run_experts)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
   // Adds these weighted results, and those of what every token runs through.
@@ -104,7 +104,8 @@ void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step,
 // Adds the results of its experts, and what else the layer adds.
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 
-// Runs layers whose experts are all loaded; `place` is the index of the first among those that are routed.
-void run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
+// Runs layers up to the first one that chooses an expert without a slot; that one has begun. Returns how many were
+// finished. `place` is the index of the first among those that are routed.
+int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -129,7 +129,7 @@ void weight_inputs(Context& context, const Router& router, const StepCall& step,
   lora.factors = factors;
 }
 
-// Runs the experts of a layer, all of which are in memory.
+// Runs the experts of a layer; returns null if one of them has no slot.
 const float* run_resident_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const int64_t num_choices = step.tokens * mixture.router.top_k;
@@ -164,6 +164,7 @@ const float* run_resident_experts(Context& context, const LayerSpec& layer, cons
     counts[expert] = count;
     ends[expert] = end;  // for now the start of its choices
     if (!count) continue;
+    if (!slots[expert]) return nullptr;
     starts[num_used] = end;
     used[num_used] = numbers ? numbers[expert] : static_cast<int32_t>(expert);
     used_slots[num_used++] = slots[expert];

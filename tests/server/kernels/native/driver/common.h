@@ -24,7 +24,7 @@ int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer, co
                            int64_t place, const float* outputs);
 int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step);
 int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
-                     const greenroom::StepCall* step, int64_t place);
+                     const greenroom::StepCall* step, int64_t place, int64_t* num_run);
 int greenroom_head(Handle* handle, const greenroom::HeadCall* call);
 const char* greenroom_check_matrix(const greenroom::Matrix* matrix);
 const char* greenroom_check_experts(const greenroom::ExpertShape* shape, int64_t hidden_size, int64_t slot_bytes);

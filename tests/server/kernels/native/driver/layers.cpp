@@ -65,6 +65,25 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
   }
 }
 
+// Runs layers whose experts are all in memory.
+void run_all(Handle* handle, const LayerSpec* layers, int64_t count, const StepCall& call, int64_t place) {
+  int64_t num_run = -1;
+  if (greenroom_layers(handle, layers, count, &call, place, &num_run) || num_run != count) std::abort();
+}
+
+// Runs layers where some experts are not in memory, in as few calls as there may be.
+void run_where_some_are_missing(Handle* handle, const std::deque<Layer>& layers, const LayerSpec* specs, Step& step) {
+  for (uint64_t& slot : step.slots) slot = between(0, 3) ? slot : 0;
+  const auto num_layers = static_cast<int64_t>(layers.size());
+  for (int64_t index = 0, place = 0, num_run; index < num_layers; ++index, place += layers[index - 1].has_router()) {
+    if (greenroom_layers(handle, specs + index, num_layers - index, &step.call, place, &num_run)) std::abort();
+    for (const int64_t end = index + num_run; index < end; ++index) place += layers[index].has_router();
+    if (index == num_layers) return;
+    const std::vector<float> outputs = expert_outputs(handle, layers[index], step, place);
+    if (greenroom_finish_layer(handle, specs + index, &step.call, place, outputs.data())) std::abort();
+  }
+}
+
 // Runs each layer as one whose mixer is external, after the mixer.
 void run_mixers_apart(Handle* handle, const std::deque<Layer>& layers, Step& step) {
   int64_t place = 0;
@@ -74,7 +93,7 @@ void run_mixers_apart(Handle* handle, const std::deque<Layer>& layers, Step& ste
     rest.mixer_kind = MixerKind::kExternal;
     rest.mixer = nullptr;
     rest.mixer_norm = {};
-    if (greenroom_layers(handle, &rest, 1, &step.call, place)) std::abort();
+    run_all(handle, &rest, 1, step.call, place);
     place += layer.has_router();
   }
 }
@@ -157,10 +176,16 @@ void run_layers(Handle* handle, const char* level) {
 
   before.put_back(layers);
   Step together(plan, layers, chunks, given, is_exact);
-  if (greenroom_layers(handle, specs.data(), num_layers, &together.call, 0)) std::abort();
+  run_all(handle, specs.data(), num_layers, together.call, 0);
   check_rows("layers in one call", level, layers, together, 0, parts, 0, plan.tokens);
   check_counts(level, layers, together);
   after.check_equal("caches of layers in one call", level, layers);
+
+  before.put_back(layers);
+  Step partial(plan, layers, chunks, given, is_exact);
+  run_where_some_are_missing(handle, layers, specs.data(), partial);
+  check_rows("layers with missing experts", level, layers, partial, 0, parts, 0, plan.tokens);
+  after.check_equal("caches of layers with missing experts", level, layers);
 
   before.put_back(layers);
   Step apart(plan, layers, chunks, given, is_exact);
@@ -180,7 +205,7 @@ void run_layers(Handle* handle, const char* level) {
           adapters->set(of_tokens, chunk, plan);
           alone.call.lora = &of_tokens.step;
         }
-        if (greenroom_layers(handle, specs.data(), num_layers, &alone.call, 0)) std::abort();
+        run_all(handle, specs.data(), num_layers, alone.call, 0);
         check_rows(what, level, layers, alone, 0, wanted, sequence.first_row + first, count);
       }
     }
@@ -194,7 +219,7 @@ void run_layers(Handle* handle, const char* level) {
   Adapters::OfTokens of_tokens;
   adapters.set(of_tokens, chunks, plan);
   adapted.call.lora = &of_tokens.step;
-  if (greenroom_layers(handle, specs.data(), num_layers, &adapted.call, 0)) std::abort();
+  run_all(handle, specs.data(), num_layers, adapted.call, 0);
   run_alone("tokens with adapters by themselves", adapted, Caches(layers), &adapters);
 }
 

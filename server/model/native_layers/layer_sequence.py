@@ -1,0 +1,131 @@
+"""LayerSequence: runs the layers of a step, as many in one call of the kernels as find their experts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from server.kernels.native.library import Kernels
+from server.kernels.native.structures.layers import LayerSpec
+from server.model.blocks.layer import NativeLayer
+from server.model.blocks.layer_trial import mix_outside
+from server.model.blocks.mixer import MixerStep
+from server.model.blocks.workspace import Workspace
+from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.step_experts import StepExperts
+from server.model.native_layers.step_images import ImageRows
+from server.model.program import Target
+
+
+class LayerSequence:
+    """The layers of a model, and the calls that run them.
+
+    A *segment* of neighbouring layers ends before a layer whose mixer runs outside of the kernels, so a model without
+    such is one segment. One call runs a segment up to the first layer that chooses an expert which is not in memory.
+    That layer leases its own experts; then the next call goes on behind it.
+
+    Args:
+        layers: in their order.
+        workspace: the arrays of a step.
+    """
+
+    def __init__(self, kernels: Kernels, layers: Sequence[NativeLayer], workspace: Workspace):
+        self._kernels, self._layers, self._workspace = kernels, layers, workspace
+        self.specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
+        self._routed = [layer.experts for layer in layers if layer.experts is not None]
+        self._numbers = [layer.number for layer in self._routed]
+        self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
+        self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
+        self._segments = self._split(())
+        self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
+
+    def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
+        """Run all layers on the rows of the workspace."""
+        segments = self._segments
+        if images is not None and images.additions:
+            segments = self._split({layer + 1 for layer in images.additions})
+        num_routed = 0  # layers with experts that have run
+        with ExitStack() as holds:
+            held = self._hold(experts, holds)
+            for segment in segments:
+                mixer, spec = self._layers[segment.first].mixer, self.specs[segment.first]
+                mix_outside(self._kernels, mixer, spec, self._workspace, mixers)
+                index = segment.first
+                while (index := self._run_held(index, segment.end, held)) < segment.end:
+                    self._record(held, num_routed, self._places[index])
+                    self._run_leased(index, experts)
+                    index += 1
+                    num_routed = self._places[index]
+                    held = self._hold(experts, holds)
+                if images is not None:
+                    images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
+            self._record(held, num_routed, len(self._routed))
+
+    def _hold(self, experts: StepExperts, holds: ExitStack) -> ResidentExperts | None:
+        """Hold the experts that are in memory, and describe them to the kernels."""
+        held, call = experts.hold_residents(), self._workspace.call
+        if held is not None:
+            holds.enter_context(held)
+            self._slots = held.slots(self._numbers)
+            if self._counts.shape != self._slots.shape:
+                self._counts = np.zeros(self._slots.shape, np.int64)
+            call.slots, call.counts = self._slots.ctypes.data, self._counts.ctypes.data
+            call.most_experts = self._slots.shape[1]
+        return held
+
+    def _run_held(self, first: int, end: int, held: ResidentExperts | None) -> int:
+        """Run layers whose experts are held.
+
+        Returns:
+            The first layer with other experts, which has only begun; ``end`` if there is none.
+        """
+        kernels, call = self._kernels, self._workspace.call
+        if held is not None:
+            return first + kernels.layers(self.specs, call, self._places[first], first, end)
+        for index in range(first, end):
+            kernels.begin_layer(self.specs[index], call, self._places[index])
+            if self._layers[index].experts is not None:
+                return index
+            kernels.finish_layer(self.specs[index], call, self._places[index], 0)
+        return end
+
+    def _run_leased(self, index: int, experts: StepExperts) -> None:
+        """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
+        workspace, place, layer = self._workspace, self._places[index], self._layers[index].experts
+        assert layer is not None
+        chosen, weights = (of(place, self._top_ks[place]) for of in (workspace.chosen, workspace.weights))
+        outputs = experts.run_unweighted(
+            layer,
+            torch.from_numpy(workspace.normed),
+            chosen.astype(np.int64),
+            torch.from_numpy(weights),
+            is_exact=bool(workspace.call.is_exact),
+        )
+        self._kernels.finish_layer(self.specs[index], workspace.call, place, outputs)
+
+    def _record(self, held: ResidentExperts | None, first: int, end: int) -> None:
+        """End a hold, and record the layers with experts that ran under it."""
+        if held is not None:
+            chosen = self._workspace.all_chosen(self._top_ks)[first:end]
+            held.finish(self._routed[first:end], chosen, self._counts[first:end])
+
+    def _split(self, more: Collection[int]) -> list[_Segment]:
+        """Return the segments; the layers in ``more`` begin one, too."""
+        firsts = [
+            index
+            for index, layer in enumerate(self._layers)
+            if not index or layer.mixer.target is not Target.NATIVE or index in more
+        ]
+        return [_Segment(first, end) for first, end in pairwise([*firsts, len(self._layers)])]
+
+
+class _Segment(NamedTuple):
+    """Neighbouring layers that may run in one call."""
+
+    first: int
+    end: int
