@@ -27,8 +27,9 @@ from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, s
 from server.kernels.formats.blocks import Spec
 from server.kernels.formats.file_blocks import FileBlocks
 from server.kernels.formats.superblocks import Superblocks
+from server.kernels.native import ggml
 from server.kernels.native.slot_format import Places, Shape
-from server.kernels.native.structures.matrices import Matrix
+from server.kernels.native.structures.matrices import Format, Matrix
 
 Tensors = dict[str, torch.Tensor]
 Q8_0, MXFP4, NVFP4 = "Q8_0", "MXFP4", "NVFP4"
@@ -79,16 +80,54 @@ class GgmlType:
         shape = (out_features, in_features // group)
         return [(name + fp4.BLOCKS, torch.uint8, (*shape, group // 2)), (name + fp4.SCALES, dtype, shape)]
 
-    def repack(self, name: str, raw: torch.Tensor, in_features: int) -> Tensors:
-        """Turn a matrix of a file into the tensors of ``specs``; plain ones are views.
+    def repack(
+        self, name: str, raw: torch.Tensor, in_features: int, into: Mapping[str, torch.Tensor] | None = None
+    ) -> Tensors:
+        """Turn a matrix of a file into the tensors of ``specs``, by the native kernels if there are any.
 
         Args:
-            raw: uint8 ``(out, row bytes)``, contiguous.
+            raw: uint8 ``(out, row bytes)``. Types that stay as they are become views of it.
+            into: tensors to write, some or all by name, such as those of a slot; by default new ones.
+
+        Raises:
+            ValueError: ``raw`` or a tensor to write has another size than it must have.
         """
-        if self.dtype is not None:
-            return {name: raw.view(self.dtype)}
-        if isinstance(self.format, FileBlocks):
-            return {name + self.format.CODES: raw}
+        specs = self.specs(name, len(raw), in_features)
+        if raw.shape[1] != self.row_bytes(in_features):
+            raise ValueError(f"{in_features} numbers of {self.name} are not {raw.shape[1]} bytes")
+        for key, dtype, shape in specs:
+            if into and key in into and (into[key].dtype, tuple(into[key].shape)) != (dtype, shape):
+                raise ValueError(f"{key} must be {dtype} {list(shape)}")
+        if into is None and not self._is_repacked:
+            return {specs[0][0]: raw.view(specs[0][1])}
+        if into is None:
+            into = {key: torch.empty(shape, dtype=dtype) for key, dtype, shape in specs}
+        if self._is_repacked and ggml.is_available():
+            (codes, *_), (scales, *_), *_ = specs
+            ggml.repack(self._stored_as, raw, in_features, into.get(codes), into.get(scales))
+            made = {key: torch.tensor((len(raw), in_features), dtype=dtype) for key, dtype, _ in specs[2:]}
+        else:
+            made = self._repack(name, raw, in_features)
+        for key, value in made.items():
+            if key in into:
+                into[key].copy_(value)
+        return dict(into)
+
+    @property
+    def _is_repacked(self) -> bool:
+        return self.dtype is None and not isinstance(self.format, FileBlocks)
+
+    @property
+    def _stored_as(self) -> Format:
+        if isinstance(self.format, Superblocks):
+            return self.format.kind
+        return {Q8_0: Format.Q8, MXFP4: Format.MXFP4, NVFP4: Format.FP4}[self.name]
+
+    def _repack(self, name: str, raw: torch.Tensor, in_features: int) -> Tensors:
+        """The tensors of ``specs`` by torch."""
+        if not self._is_repacked:
+            (key, dtype, _), *_ = self.specs(name, len(raw), in_features)
+            return {key: raw.view(dtype)}
         layout = raw.view(len(raw), in_features // self.inputs, self.block_bytes)
         if isinstance(self.format, Superblocks):
             return self.format.pack(name, *ggml_layouts.SUPERBLOCKS[self.format.kind](layout))
@@ -123,7 +162,7 @@ def _superblocks(form: Superblocks, block_bytes: int) -> GgmlType:
 
 
 def _file_blocks(name: str) -> GgmlType:
-    form = next(each for each in file_blocks.FORMATS if each.name == name)
+    form = next(each for each in file_blocks.FORMATS if each.kind.name == name)
     return GgmlType(name, form.inputs, form.block_bytes, format=form)
 
 

@@ -55,6 +55,10 @@ def load() -> ctypes.CDLL:
     library.greenroom_level.argtypes = [c_char_p]
     library.greenroom_open.restype = c_void_p
     library.greenroom_open.argtypes = [c_int, c_char_p]
+    library.greenroom_repack.restype = c_int
+    library.greenroom_repack.argtypes = [c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.greenroom_set_grid.restype = c_int
+    library.greenroom_set_grid.argtypes = [c_int, c_void_p, c_int64]
     library.greenroom_close.argtypes = [c_void_p]
     library.greenroom_close.restype = None
     for name, arguments in (

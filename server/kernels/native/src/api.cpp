@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "formats/checks.h"
+#include "formats/grids.h"
 #include "layers/experts.h"
 #include "layers/head.h"
 #include "layers/layer.h"
@@ -46,6 +47,19 @@ GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts
 GREENROOM_API const char* greenroom_level(const char* most) {
   const greenroom::Level* level = greenroom::find_level(most);
   return level ? level->name : nullptr;
+}
+
+// Stores rows of a GGUF file's blocks as codes and scales of a format, either of which may be null; returns 1 if no type of
+// a file is stored in the format. Any number of threads may call it at a time.
+GREENROOM_API int greenroom_repack(int format, const uint8_t* raw, int64_t outputs, int64_t inputs, uint8_t* codes,
+                                   uint8_t* scales) {
+  const greenroom::Level* level = greenroom::find_level(nullptr);
+  return level->repack({static_cast<greenroom::Format>(format), raw, outputs, inputs, codes, scales}) ? 0 : 1;
+}
+
+// Sets the table of numbers of a format (formats/grids.h), before any product with it; returns 1 if it has another size.
+GREENROOM_API int greenroom_set_grid(int format, const void* numbers, int64_t bytes) {
+  return greenroom::set_grid(static_cast<greenroom::Format>(format), numbers, bytes) ? 0 : 1;
 }
 
 GREENROOM_API Handle* greenroom_open(int num_threads, const char* most) {

@@ -31,6 +31,15 @@ class Format(IntEnum):
     Q5_K = 19
     Q6_K = 20
     IQ4_XS = 21
+    IQ2_XXS = 22
+    IQ2_XS = 23
+    IQ3_XXS = 24
+    IQ1_S = 25
+    IQ3_S = 26
+    IQ2_S = 27
+    IQ1_M = 28
+    TQ1_0 = 29
+    TQ2_0 = 30
 
 
 class Size(IntEnum):

@@ -10,6 +10,8 @@ from torch import nn
 
 from server.kernels.format_table import format_of
 from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.kernels.native import ggml
+from server.kernels.native.available import availability
 from server.model.quantised.linear import NAME, QuantisedLinear
 from tests.server.kernels.formats.ggml_matrices import NUMBERS, QUANTISED, random_rows
 
@@ -24,6 +26,10 @@ def kind_of(name: str) -> GgmlType:
 
 def dequantised(name: str, raw: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(quants.dequantize(raw.numpy(), GGMLQuantizationType[name]))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten().view(torch.uint8)
 
 
 def test_numbers_and_sizes_are_those_of_ggml() -> None:
@@ -51,6 +57,30 @@ def test_repacked_tensors_are_those_of_the_specs(name: str, out_features: int) -
     assert format_of(tensors, "w") is kind.format
 
 
+@pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+@pytest.mark.parametrize("out_features", [32, 21])
+@EACH
+def test_native_repacking_writes_the_bits_that_torch_does(
+    name: str, out_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, raw = kind_of(name), random_rows(name, out_features, INPUTS)
+    found = kind.repack("w", raw, INPUTS)
+    monkeypatch.setattr(ggml, "is_available", lambda: False)
+    wanted = kind.repack("w", raw, INPUTS)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(bits(found[key]), bits(wanted[key])) for key in wanted)
+
+
+@EACH
+def test_a_matrix_is_repacked_into_memory_that_exists(name: str) -> None:
+    kind, raw = kind_of(name), random_rows(name, 21, INPUTS)
+    wanted = kind.repack("w", raw, INPUTS)
+    for key, tensor in wanted.items():  # each alone
+        own = torch.zeros_like(tensor)
+        kind.repack("w", raw, INPUTS, {key: own})
+        assert torch.equal(bits(own), bits(tensor))
+
+
 @EACH
 def test_a_slot_takes_no_more_bytes_than_the_file(name: str) -> None:
     raw = random_rows(name, 32, INPUTS)
@@ -70,6 +100,16 @@ def test_plain_types_are_views(number: int, dtype: type[np.generic]) -> None:
 def test_incomplete_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of 288 numbers are no multiple of 256, as Q4_K needs"):
         kind_of("Q4_K").row_bytes(288)
+
+
+def test_rows_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="512 numbers of Q4_K are not 144 bytes"):
+        kind_of("Q4_K").repack("w", random_rows("Q4_K", 4, 256), 512)
+
+
+def test_memory_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"w_q4_k must be torch.uint8 \[1, 8, 4, 16, 4\]"):
+        kind_of("Q4_K").repack("w", random_rows("Q4_K", 4, 256), 256, {"w_q4_k": torch.empty(1, dtype=torch.uint8)})
 
 
 def test_a_nan_scale_of_nvfp4_means_zero() -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.formats import block_int4 as q4_format
-from server.kernels.formats import superblocks
+from server.kernels.formats import file_blocks, superblocks
 from server.kernels.formats.ggml_types import GGML_TYPES
+from server.kernels.native.slot_format import Place
 from server.kernels.native.structures.matrices import Format, Matrix
 from tests.server.kernels.formats.ggml_matrices import NUMBERS, random_rows
 
@@ -41,7 +42,7 @@ class Weights:
 
     @property
     def is_plain(self) -> bool:
-        return self.scales is None
+        return self.format in PLAIN.values()
 
 
 def plain(dtype: torch.dtype, random: torch.Generator, outputs: int, inputs: int, *, is_transposed: bool) -> Weights:
@@ -79,16 +80,20 @@ def mxfp4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
     return Weights(Format.MXFP4, False, data, exponents.to(torch.uint8), values)
 
 
-def _superblocks(name: str) -> Callable[[torch.Generator, int, int], Weights]:
-    """A maker of a type of GGUF files, which has only complete superblocks."""
+def _of_file(name: str) -> Callable[[torch.Generator, int, int], Weights]:
+    """A maker of a type of GGUF files, which has only complete blocks."""
     kind = GGML_TYPES[NUMBERS[name]]
 
     def make(random: torch.Generator, outputs: int, inputs: int) -> Weights:
         inputs = -(-inputs // kind.inputs) * kind.inputs
         seed = int(torch.randint(1 << 31, (1,), generator=random))
         tensors = kind.repack("", random_rows(name, outputs, inputs, seed), inputs)
-        codes, scales, *_ = tensors.values()
-        return Weights(Format[name], False, codes, scales, kind.dequantise(tensors, "").double())
+        places = {key: Place(each.dtype, tuple(each.shape), 0) for key, each in tensors.items()}
+        matrix = kind.describe(places, "", (outputs, inputs))  # which also sets the table of some types
+        assert matrix is not None
+        codes, *scales = tensors.values()
+        values = kind.dequantise(tensors, "").double()
+        return Weights(Format(matrix.format), False, codes, next(iter(scales), None), values)
 
     return make
 
@@ -97,6 +102,7 @@ def _plain(dtype: torch.dtype, *, is_transposed: bool = False) -> Callable[[torc
     return lambda random, outputs, inputs: plain(dtype, random, outputs, inputs, is_transposed=is_transposed)
 
 
+OF_FILES = ["Q8_0", *(each.kind.name for each in (*superblocks.FORMATS, *file_blocks.FORMATS))]
 MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
     "float32": _plain(torch.float32),
     "bfloat16": _plain(torch.bfloat16),
@@ -107,7 +113,7 @@ MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
     "q8": q8,
     "q4": q4,
     "mxfp4": mxfp4,
-    **{each.kind.name: _superblocks(each.kind.name) for each in superblocks.FORMATS},
+    **{name: _of_file(name) for name in OF_FILES},
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import native_linear
 from server.kernels.native.structures.matrices import LinearCall
-from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
+from tests.server.kernels.native.matrices import MAKERS, OF_FILES, PLAIN, Weights
 from tests.server.kernels.native.reference import FLOAT32, product_error
 
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of the result
@@ -102,6 +102,32 @@ def test_a_wide_transposed_matrix_gives_the_same_results_for_each_number_of_rows
     wanted = call.x.double() @ weights.values.T
     assert bool(((together.double() - wanted).abs() <= most_error(weights, call, wanted)).all())
     for rows in range(1, 9):
+        assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[:rows])), together[:rows])
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+@pytest.mark.parametrize("name", OF_FILES)
+def test_products_with_each_type_of_files_are_as_precise_as_it_allows(
+    kernels: Kernels, name: str, is_exact: bool
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = MAKERS[name](random, 37, 512)
+    call = Call(torch.randn((19, 512), generator=random), None, torch.float32, 0, is_exact)
+    wanted = call.x.double() @ weights.values.T
+    error = (multiply(kernels, weights, call).double() - wanted).abs()
+    assert bool((error <= most_error(weights, call, wanted)).all())
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+@pytest.mark.parametrize("name", OF_FILES)
+def test_a_row_gives_the_same_bits_in_company_with_each_type_of_files(
+    kernels: Kernels, name: str, is_exact: bool
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = MAKERS[name](random, 21, 512)
+    call = Call(torch.randn((70, 512), generator=random), None, torch.float32, 0, is_exact)
+    together = multiply(kernels, weights, call)
+    for rows in (1, 2, 3, 9, 16, 17):
         assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[:rows])), together[:rows])
 
 

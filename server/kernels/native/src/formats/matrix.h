@@ -20,7 +20,7 @@ enum class Format : int32_t {
   kInt8 = 8,   // server/kernels/formats/channel_int8.py and group_int8.py
   kInt4 = 9,   // server/kernels/formats/group_int4.py
   kFp4 = 10,   // server/kernels/formats/fp4.py with scales of any format
-  kQ4_0 = 11,  // this and those below: server/kernels/formats/superblocks.py
+  kQ4_0 = 11,  // this and those down to kIq4Xs: server/kernels/formats/superblocks.py
   kQ4_1 = 12,
   kQ5_0 = 13,
   kQ5_1 = 14,
@@ -31,11 +31,20 @@ enum class Format : int32_t {
   kQ5K = 19,
   kQ6K = 20,
   kIq4Xs = 21,
+  kIq2Xxs = 22,  // this and those below: server/kernels/formats/file_blocks.py
+  kIq2Xs = 23,
+  kIq3Xxs = 24,
+  kIq1S = 25,
+  kIq3S = 26,
+  kIq2S = 27,
+  kIq1M = 28,
+  kTq1 = 29,
+  kTq2 = 30,
 };
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4 and kMxfp4
-inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from kQ4_0 on
-inline constexpr int kSuperblock = 256;  // inputs of a record in kQ2K and those after it
+inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from kQ4_0 to kIq4Xs
+inline constexpr int kSuperblock = 256;  // inputs of a record or block in kQ2K and those after it
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first

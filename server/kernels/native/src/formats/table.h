@@ -32,7 +32,7 @@ const char* check_scaled(const Matrix& matrix);  // scales of blocks of any size
 const char* check_fp4(const Matrix& matrix);
 const char* check_int4(const Matrix& matrix);
 const char* check_small_records(const Matrix& matrix);  // of superblocks.inc, with records of 32 inputs
-const char* check_records(const Matrix& matrix);        // with records of 256 inputs
+const char* check_records(const Matrix& matrix);        // with records or blocks of 256 inputs
 Extents plain_extents(const Matrix& matrix);
 Extents q8_extents(const Matrix& matrix);
 Extents q4_extents(const Matrix& matrix);
@@ -41,6 +41,7 @@ Extents byte_extents(const Matrix& matrix);  // a byte a weight, scales of block
 Extents fp4_extents(const Matrix& matrix);
 Extents int4_extents(const Matrix& matrix);
 Extents record_extents(const Matrix& matrix);
+Extents file_extents(const Matrix& matrix);  // of file_blocks.inc
 
 inline constexpr FormatRow kFormats[] = {
     {Format::kFloat32, "FLOAT32", check_nothing, plain_extents},
@@ -65,6 +66,15 @@ inline constexpr FormatRow kFormats[] = {
     {Format::kQ5K, "Q5_K", check_records, record_extents},
     {Format::kQ6K, "Q6_K", check_records, record_extents},
     {Format::kIq4Xs, "IQ4_XS", check_records, record_extents},
+    {Format::kIq2Xxs, "IQ2_XXS", check_records, file_extents},
+    {Format::kIq2Xs, "IQ2_XS", check_records, file_extents},
+    {Format::kIq3Xxs, "IQ3_XXS", check_records, file_extents},
+    {Format::kIq1S, "IQ1_S", check_records, file_extents},
+    {Format::kIq3S, "IQ3_S", check_records, file_extents},
+    {Format::kIq2S, "IQ2_S", check_records, file_extents},
+    {Format::kIq1M, "IQ1_M", check_records, file_extents},
+    {Format::kTq1, "TQ1_0", check_records, file_extents},
+    {Format::kTq2, "TQ2_0", check_records, file_extents},
 };
 
 inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);

@@ -44,6 +44,22 @@ inline Integers look_up(const uint8_t* table, Integers a) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), a.v)};
 }
 inline Vector as_float(Integers a) { return {_mm512_castsi512_ps(a.v)}; }
+// Separates the low and the high halves of sixteen 64-bit numbers.
+inline void unzip(const uint64_t* p, Integers& low, Integers& high) {
+  const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 8);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  low = {_mm512_permutex2var_epi32(a, even, b)};
+  high = {_mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b)};
+}
+// Negates byte j of each lane if bit 4 * I + j of the lane of `signs` is set.
+template <int I>
+inline Integers negate_bytes(Integers a, Integers signs) {
+  const __m512i spread = _mm512_add_epi8(_mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C)),
+                                         _mm512_set1_epi8(I / 2));
+  const __m512i bits = _mm512_set1_epi32(I % 2 ? static_cast<int32_t>(0x80402010) : 0x08040201);
+  const __mmask64 mask = _mm512_test_epi8_mask(_mm512_shuffle_epi8(signs.v, spread), bits);
+  return {_mm512_mask_sub_epi8(a.v, mask, _mm512_setzero_si512(), a.v)};
+}
 
 // Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
@@ -109,6 +125,30 @@ inline Integers look_up(const uint8_t* table, Integers a) {
   return {_mm256_shuffle_epi8(bytes, a.a), _mm256_shuffle_epi8(bytes, a.b)};
 }
 inline Vector as_float(Integers a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
+// Separates the low and the high halves of sixteen 64-bit numbers.
+inline void unzip(const uint64_t* p, __m256i& low, __m256i& high) {
+  const __m256 a = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(p + 4));
+  low = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xD8);
+  high = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), 0xD8);
+}
+inline void unzip(const uint64_t* p, Integers& low, Integers& high) {
+  unzip(p, low.a, high.a);
+  unzip(p + 8, low.b, high.b);
+}
+// Negates byte j of each lane if bit 4 * I + j of the lane of `signs` is set.
+template <int I>
+inline __m256i negate_bytes(__m256i a, __m256i signs) {
+  const __m256i spread = _mm256_add_epi8(
+      _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C)), _mm256_set1_epi8(I / 2));
+  const __m256i bits = _mm256_set1_epi32(I % 2 ? static_cast<int32_t>(0x80402010) : 0x08040201);
+  const __m256i mask = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(signs, spread), bits), bits);
+  return _mm256_sub_epi8(_mm256_xor_si256(a, mask), mask);
+}
+template <int I>
+inline Integers negate_bytes(Integers a, Integers signs) {
+  return {negate_bytes<I>(a.a, signs.a), negate_bytes<I>(a.b, signs.b)};
+}
 
 // Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
@@ -185,6 +225,22 @@ inline Integers look_up(const uint8_t* table, Integers a) {
   memcpy(a.v, bytes, sizeof bytes);
   return a;
 }
+// Separates the low and the high halves of sixteen 64-bit numbers.
+inline void unzip(const uint64_t* p, Integers& low, Integers& high) {
+  low = each_int([&](int i) { return static_cast<int32_t>(p[i]); });
+  high = each_int([&](int i) { return static_cast<int32_t>(p[i] >> 32); });
+}
+// Negates byte j of each lane if bit 4 * I + j of the lane of `signs` is set.
+template <int I>
+inline Integers negate_bytes(Integers a, Integers signs) {
+  uint8_t bytes[4 * kLanes];
+  memcpy(bytes, a.v, sizeof bytes);
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    if (signs.v[i / 4] >> (4 * I + i % 4) & 1) bytes[i] = static_cast<uint8_t>(-bytes[i]);
+  }
+  memcpy(a.v, bytes, sizeof bytes);
+  return a;
+}
 inline Vector as_float(Integers a) {
   return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });
 }
@@ -199,6 +255,15 @@ struct Table {
 };
 
 #endif
+
+// Inverts the bits that are set in a mask.
+inline Integers flip(Integers a, Integers mask) { return (a | mask) - (a & mask); }
+
+inline int32_t quad_at(const int8_t* codes) {
+  int32_t quad;
+  memcpy(&quad, codes, sizeof quad);
+  return quad;
+}
 
 // Adds sixteen dot products to sixteen sums: four bytes of weights each, `w`, with the four bytes `quad` of a row.
 // `add_unsigned` takes weights of 0 to 127, `add_signed` of -128 to 127, and rows of -127 to 127; both are exact.
@@ -253,8 +318,26 @@ inline Integers add_unsigned(Integers total, Integers w, int32_t quad) { return 
 
 #endif
 
-inline int32_t quad_at(const int8_t* codes) {
-  int32_t quad;
-  memcpy(&quad, codes, sizeof quad);
-  return quad;
+// Adds the dot products of kCount quads of weights from 0 to kMost with those of a row.
+template <int kMost, int kCount>
+inline Integers add_quads(Integers total, const Integers* w, const int8_t* x) {
+#if defined(__AVX2__) && !defined(GREENROOM_BF16_VNNI)
+  constexpr int kFit = 32767 / (2 * 127 * kMost);  // sums of two products that fit int16 together
+  constexpr int kTogether = kFit < 4 ? kFit : 4;   // a longer chain of additions is slower
+  for (int i = 0; i < kCount; i += kTogether) {
+    const auto by = [&](int place, __m256i part) {
+      return _mm256_maddubs_epi16(part, _mm256_set1_epi32(quad_at(x + 4 * place)));
+    };
+    Integers sums = by_halves(splat_int(0), w[i], [&](__m256i, __m256i part) { return by(i, part); });
+    for (int j = i + 1; j < i + kTogether && j < kCount; ++j) {
+      sums = by_halves(sums, w[j], [&](__m256i sum, __m256i part) { return _mm256_add_epi16(sum, by(j, part)); });
+    }
+    total = by_halves(total, sums, [](__m256i t, __m256i pairs) {
+      return _mm256_add_epi32(t, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    });
+  }
+#else
+  for (int i = 0; i < kCount; ++i) total = add_unsigned(total, w[i], quad_at(x + 4 * i));
+#endif
+  return total;
 }

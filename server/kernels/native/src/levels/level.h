@@ -30,6 +30,16 @@ struct Gate {
   float limit;
 };
 
+// Rows of blocks of a GGUF file, in the order of the outputs, to be stored as a matrix of a format.
+struct Repacking {
+  Format format;  // kMxfp4 is MXFP4 of the file too, kFp4 is NVFP4, and kQ8 is Q8_0
+  const uint8_t* raw;
+  int64_t outputs;
+  int64_t inputs;
+  uint8_t* codes;  // null: not wanted
+  uint8_t* scales;
+};
+
 struct Level {
   const char* name;
 
@@ -84,6 +94,9 @@ struct Level {
   // Converts plain numbers to float and back, rounding to nearest even.
   void (*widen)(const void* source, Format format, float* target, int64_t size);
   void (*narrow)(const float* source, Format format, void* target, int64_t size);
+
+  // Returns false if no type of a file is stored in the format.
+  bool (*repack)(const Repacking& call);
 };
 
 extern const Level kPortable;

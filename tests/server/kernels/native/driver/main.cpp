@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "formats/checks.h"
 #include "slots.h"
 
 namespace driver {
@@ -97,6 +98,37 @@ void run_linear(Handle* handle, const char* level) {
   call.rows = 1;
   if (greenroom_linear(handle, &call)) std::abort();
   check_same("a product of one row", level, alone.data(), y.data() + row * y_stride * bytes_of(y_format), bytes);
+}
+
+// Repacks rows of a file, whatever is in them, in memory without a byte too many.
+void run_repack(const char* level) {
+  const Format format = static_cast<Format>(between(0, kNumFormats - 1));
+  Matrix matrix{};
+  matrix.format = format;
+  matrix.outputs = between(1, 40);
+  matrix.inputs = kSuperblock * between(1, 2);
+  matrix.row_block = 1;
+  matrix.column_block = kGroup / 2;
+  matrix.scale_format = Format::kFp8;
+  if (check_matrix(matrix)) return;
+  const Extents extents = extents_of(matrix);
+  // Only IQ4_XS has more bytes in a slot, two in 138; formats with complete blocks have padding after the last output.
+  const int64_t padded = round_up(matrix.outputs, kBlock), bytes = (extents.data + extents.scales) / padded;
+  const bool is_padded = format != Format::kMxfp4 && format != Format::kFp4;
+  const int64_t row = is_padded ? bytes - (format == Format::kIq4Xs ? matrix.inputs / kSuperblock * 2 : 0)
+                                : (extents.data + extents.scales) / matrix.outputs;
+  std::vector<uint8_t> raw(static_cast<size_t>(row * matrix.outputs));
+  for (uint8_t& byte : raw) byte = static_cast<uint8_t>(between(0, 255));
+  const auto repack = [&](const Level& by, std::vector<uint8_t>& codes, std::vector<uint8_t>& scales) {
+    codes.resize(static_cast<size_t>(extents.data));
+    scales.resize(static_cast<size_t>(extents.scales));
+    return by.repack({format, raw.data(), matrix.outputs, matrix.inputs, codes.data(), scales.data()});
+  };
+  std::vector<uint8_t> codes, scales, other_codes, other_scales;
+  if (!repack(*find_level(level), codes, scales)) return;
+  repack(*find_level("portable"), other_codes, other_scales);
+  check_same("repacked codes", level, codes.data(), other_codes.data(), extents.data);
+  check_same("repacked scales", level, scales.data(), other_scales.data(), extents.scales);
 }
 
 void run_experts(Handle* handle, const char* level) {
@@ -194,6 +226,7 @@ int main(int count, char** arguments) {
     if (!handle) return 1;
     for (int round = 0; round < rounds && !is_hostile; ++round) {
       for (int i = 0; i < 3; ++i) run_linear(handle, level);
+      for (int i = 0; i < 10; ++i) run_repack(level);
       run_experts(handle, level);
       run_head(handle, level);
       if (round % kLayerShare == 0) run_layers(handle, level);

@@ -1,0 +1,44 @@
+"""What the native kernels need for GGUF files: rows of blocks stored as codes and scales, and tables of numbers."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from server.kernels.native.library import KernelError, load
+from server.kernels.native.structures.matrices import Format
+
+
+@cache
+def is_available() -> bool:
+    """Return True if there are native kernels."""
+    try:
+        load()
+    except KernelError:
+        return False
+    return True
+
+
+def repack(
+    kind: Format, raw: torch.Tensor, in_features: int, codes: torch.Tensor | None, scales: torch.Tensor | None
+) -> None:
+    """Write the tensors of a matrix; the interpreter's lock is released.
+
+    Args:
+        kind: the format that a type of the file is stored in.
+        raw: uint8 ``(out, row bytes)``.
+        codes: None if it is not wanted, as ``scales``. The caller knows that their sizes are right.
+    """
+    raw = raw.contiguous()
+    assert all(each is None or each.is_contiguous() for each in (codes, scales))
+    places = [None if each is None else each.data_ptr() for each in (codes, scales)]
+    if load().greenroom_repack(kind, raw.data_ptr(), len(raw), in_features, *places):
+        raise ValueError(f"no type of a file is stored as {kind.name}")
+
+
+def set_grid(kind: Format, numbers: np.ndarray) -> None:
+    """Set the numbers that the codes of a format mean: bytes ``(codes, inputs)`` (``src/formats/grids.h``)."""
+    if load().greenroom_set_grid(kind, numbers.ctypes.data, numbers.nbytes):
+        raise ValueError(f"{kind.name} has no table of {numbers.nbytes} bytes")
