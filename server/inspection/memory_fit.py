@@ -63,6 +63,7 @@ def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
         itemsize=shape.dtype.itemsize,
         has_native=summary.program.has_native,
         has_modules=not summary.program.is_native,
+        states=summary.states,
     )
     return ModelNeeds(
         catalog,
@@ -70,7 +71,7 @@ def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
         max(shape.top_k.values()),
         kv_groups=shape.kv_groups,
         longest=shape.max_model_len,
-        state_bytes=states_bytes(shape.states),
+        state_bytes=states_bytes(summary.states),
         state_rows=summary.program.state_rows,
         shares_prefixes=shape.sequential_reason is None,
         step=step,

@@ -30,6 +30,7 @@ from server.model.errors import incomplete
 from server.model.model_shapes import ModelShapes, infer_shapes
 from server.model.program import ModelProgram
 from server.model.program_trial import find_program
+from server.model.recurrent.states import StateShapes, as_native
 from server.settings import ServeSettings
 
 Source = Literal["checkpoint", "packed", "headers", "config"]
@@ -55,6 +56,11 @@ class ModelSummary:
     @property
     def num_experts(self) -> int:
         return sum(self.catalog.layouts.values())
+
+    @property
+    def states(self) -> StateShapes:
+        """The recurrent states of one sequence, as what runs the model keeps them."""
+        return as_native(self.outline.states) if self.program.has_native else self.outline.states
 
     @property
     def active_expert_bytes(self) -> int:

@@ -80,7 +80,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
             "bytes": plan.memory.kv.nbytes,
             "num_tokens": plan.memory.kv.num_tokens,
             "max_model_len": plan.memory.kv.max_model_len,
-            "bytes_per_sequence": states_bytes(shape.states),
+            "bytes_per_sequence": states_bytes(summary.states),
             "num_sequences": plan.memory.kv.num_slots,
         },
         "memory": {

@@ -56,6 +56,7 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
         itemsize=trunk.dtype.itemsize,
         has_native=facts.program.has_native,
         has_modules=not facts.program.is_native,
+        states=facts.states,
     )
     return ModelNeeds(
         catalog,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.model.attention.kv_cache import KVGroup
 from server.model.layer_settings import layer_values
+from server.model.recurrent.states import StateShapes
 
 FLOAT = 4  # bytes of a float32
 CHOICE_BYTES = 8  # an expert's index and its weight
@@ -15,6 +17,7 @@ NATIVE_GROWTH = 1.25  # ``Buffer::reserve`` of the native engine allocates so mu
 WORKSPACE_GROWTH = 1.5  # ``blocks.workspace`` allocates so much more, too
 LOGIT_COPIES = 3  # logits, log probabilities, and the sampler's copy
 TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tensor at each operation
+RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made of the row in between, by channels
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 
 
@@ -26,6 +29,7 @@ class StepShape:
     queries: int  # query values of the widest attention layer
     keys: int  # key values of the widest attention layer; its values are as many
     absorbed: int  # query values of the widest layer with latents, which are kept beside those of their heads
+    recurrent: int  # channels of the widest recurrent or convolution layer
     dense: int  # intermediate size of the widest dense feed-forward or shared expert
     expert: int  # intermediate size of the widest routed expert
     num_experts: int  # experts of the layer with the most
@@ -48,6 +52,7 @@ class StepShape:
         itemsize: int,
         has_native: bool,
         has_modules: bool,
+        states: StateShapes,
     ) -> StepShape:
         """Return the step shape of a transformers model.
 
@@ -60,6 +65,7 @@ class StepShape:
             itemsize: bytes of a value, in torch.
             has_native: whether native kernels run layers, or parts of them.
             has_modules: whether modules of transformers do.
+            states: of one sequence in recurrent layers.
         """
         hidden, heads = int(config.hidden_size), _largest(config, "num_attention_heads") or 1
         layers = [shape for group in groups for shape in group.shapes.values()]
@@ -68,6 +74,7 @@ class StepShape:
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
             absorbed=heads * max((shape.dim for shape in layers if shape.is_latent), default=0),
+            recurrent=max((_channels(shape.shape) for shape in states.values()), default=0),
             keys=max((shape.kv_heads * shape.dim for shape in layers), default=hidden),
             dense=dense,
             expert=_largest(config, "moe_intermediate_size", "expert_ffn_hidden_size") or dense,
@@ -102,6 +109,7 @@ def _native_bytes(shape: StepShape) -> int:
     attention = (shape.hidden + shape.queries) * panel  # rows
     heads_and_attended = 2 * shape.queries + shape.absorbed + 2 * shape.keys
     attention += (heads_and_attended + shape.num_experts) * FLOAT  # and logits
+    attention += RECURRENT_COPIES * shape.recurrent * FLOAT
     # Input rows, results of the first matrices, inputs of the second, and results.
     routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
     dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT
@@ -115,6 +123,11 @@ def _torch_bytes(shape: StepShape) -> int:
     widest = max(attention, routed + shape.num_experts, 3 * shape.dense)
     in_float = shape.queries + shape.hidden  # attention sums over several spans, and norms
     return TORCH_COPIES * shape.itemsize * (2 * shape.hidden + widest) + 2 * FLOAT * in_float
+
+
+def _channels(state: Sequence[int]) -> int:
+    """Return the values of a token that a state is made of: channels of a convolution, or values of all heads."""
+    return math.prod(state) // max(1, min(state[-2:]))
 
 
 def _largest(config: Any, *names: str) -> int:

@@ -91,6 +91,7 @@ class _Finder:
         recurrent: Collection[nn.Module],
     ):
         self._recurrent = recurrent
+        self._is_usual = True  # the layers so far add results to the hidden states
         self._own_routers: dict[int, OwnRouter] = {}  # by layer, of those whose router has a norm of its own
         self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
@@ -194,7 +195,10 @@ class _Finder:
                 router = find_router(self._model, names[experts], sample)
         found = build_layer(module, index, parts, layer, router, self._own_routers.get(index))
         if parts.residual_rows is not None:
-            residuals = find_residuals(parts.residual_rows, captured, self._config, found.spec.residual_scale)
+            residuals = find_residuals(
+                parts.residual_rows, captured, self._config, found.spec.residual_scale, is_usual=self._is_usual
+            )
+            self._is_usual &= not residuals.mixer
             found.spec.mixer_residual, found.spec.inner_residual = residuals.mixer, residuals.inner
             found.spec.residual_scale = residuals.scale
         self._others[index] = list(parts.mixers)

@@ -12,6 +12,8 @@ from server.model.blocks.mixer import relative_error
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.native_layers.scales import ROUNDING, nearest_named
 
+CLEAR = 0.5  # share of the error of the usual sum up to which another one explains a layer's rows better
+
 
 @dataclass(frozen=True)
 class Residuals:
@@ -32,24 +34,35 @@ class ResidualRows:
     inner_normed: torch.Tensor
 
 
-def find_residuals(rows: ResidualRows, captured: LayerCapture, config: Any, scale: float) -> Residuals:
+def find_residuals(
+    rows: ResidualRows, captured: LayerCapture, config: Any, scale: float, *, is_usual: bool = True
+) -> Residuals:
     """Return the factors of a layer whose experts add nothing.
 
     Args:
         captured: a call of the layer.
         config: of the text, which names factors.
         scale: of the mixer's results, where these are added to the hidden states.
+        is_usual: whether layers before add results to the hidden states, which decides where rows show no difference.
     """
     dtype = rows.mixed.dtype
-    normed, mixed, given = rows.normed.double(), rows.mixed.double(), rows.inner_given.double()
-    usual = captured.given.double() + scale * mixed
-    if relative_error(usual, given) < TOLERANCES[dtype]:
-        return Residuals(scale=scale)
+    normed, mixed, inner = rows.normed.double(), rows.mixed.double(), rows.inner_normed.double()
+    given, output = rows.inner_given.double(), captured.output.double()
+    rounding = 10 * ROUNDING[dtype]
+
+    def is_clear(error: float, usual: float) -> bool:
+        is_better = usual > ROUNDING[dtype] and error < CLEAR * usual
+        return error < TOLERANCES[dtype] and (is_better or not is_usual)
+
     columns = torch.stack([normed.flatten(), mixed.flatten()], 1)
     factors = torch.linalg.lstsq(columns, given.flatten().unsqueeze(1)).solution.flatten()
-    if not relative_error((columns @ factors).view_as(given), given) < TOLERANCES[dtype]:
-        return Residuals(scale=scale)
-    inner = rows.inner_normed.double()
-    kept = (inner * captured.output).sum() / inner.square().sum()
-    exact = [nearest_named(float(each), config, 10 * ROUNDING[dtype]) for each in (factors[0], kept, factors[1])]
+    error = relative_error((columns @ factors).view_as(given), given)
+    if not is_clear(error, relative_error(captured.given + scale * mixed, given)):
+        factors = torch.tensor([0.0, scale])
+    kept = (inner * output).sum() / inner.square().sum()
+    if not is_clear(relative_error(kept * inner, output), relative_error(given, output)):
+        kept = torch.tensor(0.0)
+    exact = [
+        nearest_named(float(each), config, rounding) if float(each) else 0.0 for each in (factors[0], kept, factors[1])
+    ]
     return Residuals(*exact)

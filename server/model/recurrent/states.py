@@ -9,7 +9,7 @@ that failed can be run again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,11 @@ StateShapes = Mapping[StateKey, StateShape]
 def states_bytes(shapes: StateShapes) -> int:
     """Return the bytes of all states of one sequence."""
     return sum(shape.nbytes for shape in shapes.values())
+
+
+def as_native(shapes: StateShapes) -> StateShapes:
+    """Return states as native kernels keep them, but for padding: in float32."""
+    return {key: replace(shape, dtype=torch.float32) for key, shape in shapes.items()}
 
 
 class StateCache:

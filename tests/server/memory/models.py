@@ -18,6 +18,7 @@ STEP = StepShape(
     queries=64,
     keys=32,
     absorbed=0,
+    recurrent=0,
     dense=128,
     expert=32,
     num_experts=8,

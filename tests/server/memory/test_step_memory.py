@@ -54,6 +54,29 @@ def peak_beyond_now() -> Iterator[list[int]]:
     peak.append(status("VmHWM") - before)
 
 
+def test_recurrent_layers_count_by_their_channels() -> None:
+    """This model's convolutions have 8 heads of 8 values, and 16 keys and queries each of one group."""
+    config = make_config("nemotron_h")
+    shapes = infer_shapes(config, torch.float32)
+    steps = [
+        StepShape.of(
+            config,
+            shapes.kv_groups,
+            8,
+            num_routed=2,
+            top_k=2,
+            itemsize=4,
+            has_native=True,
+            has_modules=False,
+            states=states,
+        )
+        for states in (shapes.states, {})
+    ]
+    widest = 8 * 8 + 2 * config.n_groups * config.ssm_state_size
+    assert [step.recurrent for step in steps] == [widest, 0]
+    assert step_bytes(steps[0], 100, 1) > step_bytes(steps[1], 100, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_native", [True, False], ids=["native", "torch"])
 def test_a_step_uses_no_more_than_its_bound(folder: Path, is_native: bool) -> None:
@@ -95,5 +118,6 @@ def test_queries_are_those_of_the_layer_with_the_most_heads() -> None:
         itemsize=4,
         has_native=False,
         has_modules=True,
+        states={},
     )
     assert step.queries == 6 * 8

@@ -4,22 +4,21 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 
-#include "common.h"
-#include "formats/checks.h"
+#include "hostile.h"
 #include "layers/latent_attention.h"
 
 namespace driver {
+
+int64_t rarity, num_accepted[5];
+
 namespace {
 
 constexpr int kLeastRounds = 200, kLeastShare = 50;  // of rounds, one in so many must run, or the checks refuse too much
-constexpr int64_t kMostBytes = 1 << 22;  // of memory for one description
 constexpr int64_t kHostile[] = {0, -1, 1, 2, 3, 15, 63, 64, 65, 1000, INT32_MAX, INT32_MIN, int64_t{1} << 30,
                                 int64_t{1} << 40, INT64_MAX, INT64_MIN};
 
-int64_t rarity;           // of hostile numbers
-int64_t num_accepted[4];  // matrices, experts, layers and latents that ran
+}  // namespace
 
 int64_t maybe(int64_t usual) {
   if (!one_in(rarity)) return usual;
@@ -28,9 +27,6 @@ int64_t maybe(int64_t usual) {
   return kHostile[between(0, std::size(kHostile) - 1)];
 }
 
-int32_t maybe32(int64_t usual) { return static_cast<int32_t>(maybe(usual)); }
-
-// Any bits, but numbers that are small enough to be indices where they are read as such are as likely.
 char* any_bits(std::deque<std::vector<char>>& memory, int64_t bytes) {
   memory.emplace_back(static_cast<size_t>(std::max<int64_t>(bytes, 1)));
   std::vector<char>& bits = memory.back();
@@ -52,6 +48,8 @@ Matrix any_matrix(int64_t outputs, int64_t inputs, bool is_trunk) {
   return matrix;
 }
 
+namespace {
+
 // Makes some parts present that only some formats have.
 void add_parts(Matrix& matrix) {
   static const char present = 0;
@@ -60,12 +58,13 @@ void add_parts(Matrix& matrix) {
   }
 }
 
+}  // namespace
+
 bool is_large(const Matrix& matrix) {
   const Extents extents = extents_of(matrix);
   return std::max({extents.data, extents.scales, extents.zeros, extents.rest, extents.order}) > kMostBytes;
 }
 
-// Gives an accepted matrix memory of its own.
 void place(Matrix& matrix, std::deque<std::vector<char>>& memory) {
   const Extents extents = extents_of(matrix);
   matrix.data = any_bits(memory, extents.data);
@@ -75,6 +74,8 @@ void place(Matrix& matrix, std::deque<std::vector<char>>& memory) {
   if (matrix.divisor) matrix.divisor = any_bits(memory, extents.divisor);
   if (matrix.order) matrix.order = any_bits(memory, extents.order);
 }
+
+namespace {
 
 const void* any_offset(int64_t& end, int64_t bytes) {
   const int64_t offset = maybe(end);
@@ -235,28 +236,12 @@ class AnyLayer {
     const int64_t cache_bytes = attention_.kv_heads * attention_.cache_slots * attention_.cache_dim * bytes_of(attention_.cache_format);
     attention_.key_cache = any_bits(memory_, cache_bytes);
     attention_.value_cache = any_bits(memory_, cache_bytes);
-    std::vector<int32_t> blocks;
-    for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
-    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0, -1, 0};
-    const int32_t* tables = blocks.data();
-    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(attention_.rotary_dim, 0) / 2);
     const bool has_rope = attention_.rope_kind != RopeKind::kNone;
-    const float *cosines = floats(has_rope ? angles : 0), *sines = floats(has_rope ? angles : 0);
-    StepCall step{};
-    step.hidden = floats(tokens_ * hidden_);
-    step.normed = floats(tokens_ * hidden_);
-    step.sequences = &sequence;
-    step.block_tables = &tables;
-    step.cosines = &cosines;
-    step.sines = &sines;
-    step.query_scales = floats(first_position_ + tokens_);
+    AnyStep any(memory_, hidden_, tokens_, first_position_, has_rope ? attention_.rotary_dim : 0);
+    StepCall& step = any.call;
     step.chosen = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * top_k * 4));
     step.weights = floats(tokens_ * top_k);
-    step.tokens = tokens_;
-    step.num_sequences = 1;
-    step.hidden_size = hidden_;
     step.most_top_k = top_k;
-    step.is_exact = static_cast<int32_t>(between(0, 1));
     ++num_accepted[2];
     if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
     for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
@@ -365,28 +350,11 @@ class AnyLatents {
     if (greenroom_check_layer(&layer_, hidden_, 0)) return;
     if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
     spec_.cache = any_bits(memory_, spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format));
-    std::vector<int32_t> blocks;
-    for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
-    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0};
-    const int32_t* tables = blocks.data();
-    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(spec_.rotary_dim, 0) / 2);
     const bool has_rope = spec_.rope_kind != RopeKind::kNone;
-    const float *cosines = floats(has_rope ? angles : 0), *sines = floats(has_rope ? angles : 0);
-    StepCall step{};
-    step.hidden = floats(tokens_ * hidden_);
-    step.normed = floats(tokens_ * hidden_);
-    step.sequences = &sequence;
-    step.block_tables = &tables;
-    step.cosines = &cosines;
-    step.sines = &sines;
-    step.query_scales = floats(first_position_ + tokens_);
-    step.tokens = tokens_;
-    step.num_sequences = 1;
-    step.hidden_size = hidden_;
-    step.is_exact = static_cast<int32_t>(between(0, 1));
+    AnyStep any(memory_, hidden_, tokens_, first_position_, has_rope ? spec_.rotary_dim : 0);
     layer_.residual_scale = layer_.output_scale = 1.0f;
     ++num_accepted[3];
-    if (greenroom_begin_layer(handle, &layer_, &step, 0)) std::abort();
+    if (greenroom_begin_layer(handle, &layer_, &any.call, 0)) std::abort();
   }
 
  private:
@@ -423,6 +391,7 @@ void run_hostile(Handle* handle, int num_rounds) {
     run_any_experts(handle);
     AnyLayer().run(handle);
     AnyLatents().run(handle);
+    run_any_recurrent(handle);
   }
   for (const int64_t number : num_accepted) {
     if (num_rounds >= kLeastRounds && number < num_rounds / kLeastShare) {
