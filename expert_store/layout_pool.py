@@ -138,6 +138,11 @@ class LayoutPool:
         elif self.host.is_held:
             self._late_pins.add(key)
 
+    @property
+    def evicts_at_end(self) -> bool:
+        """True if the end of a hold may evict."""
+        return bool(self._late_pins) or self.host.excess > 0
+
     def end_hold(self) -> None:
         """End one hold of the host tier's residents."""
         self.host.end_hold()

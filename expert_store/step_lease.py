@@ -109,6 +109,8 @@ class ResidentAddresses:
 
     def end_hold(self) -> None:
         """End one ``hold``."""
+        if any(pool.evicts_at_end for pool in self._state.pools):
+            self._state.lock.settle()
         for pool in self._state.pools:
             pool.end_hold()
         self._state.lock.wake_waiters()
@@ -172,16 +174,26 @@ class StepLease:
         if not self._is_open:
             raise ValueError("the lease of this step is closed already")
         first, counts, bounds = self._residents.counts_of(rows)
-        with self._state.lock:
-            used = counts.nonzero()[0]
-            requested = [self._residents.keys[first + place] for place in used.tolist()]
-            self._count_tokens(used + first, counts[used])
-            for start, end in pairwise(used.searchsorted(bounds).tolist()):
-                if start < end:
-                    self._count(tuple(requested[start:end]), phase)
-            self._count_prefetches(requested)
+        lock = self._state.lock
+        lock.acquire()
+        try:
+            lock.defer(lambda: self._count_step(first, counts, bounds, phase))
+            if self._recorder is not None:  # it may be closed before anything else is done with the store
+                lock.settle()
             self._is_open = False
             self._residents.end_hold()
+        finally:
+            lock.release()
+
+    def _count_step(self, first: int, counts: Counts, bounds: npt.NDArray[np.intp], phase: Phase) -> None:
+        """Count what a step used; see ``ResidentAddresses.counts_of``."""
+        used = counts.nonzero()[0]
+        requested = [self._residents.keys[first + place] for place in used.tolist()]
+        self._count_tokens(used + first, counts[used])
+        for start, end in pairwise(used.searchsorted(bounds).tolist()):
+            if start < end:
+                self._count(tuple(requested[start:end]), phase)
+        self._count_prefetches(requested)
 
     def _count_tokens(self, used: npt.NDArray[np.intp], counts: Counts) -> None:
         statistics, indices = self._state.statistics, self._residents.tokens[used]

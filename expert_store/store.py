@@ -147,13 +147,17 @@ class ExpertStore:
                 object again saves time.
             needs_all: return None unless all of them are in memory.
         """
-        with self._state.lock:
+        lock = self._state.lock
+        lock.acquire()  # nothing that was deferred is needed
+        try:
             residents = self._residents
             if keys is not None:
                 if not self._variant_residents.is_of(keys):
                     self._variant_residents = ResidentAddresses(self._state, keys)
                 residents = self._variant_residents
             addresses = residents.hold(needs_all=needs_all)
+        finally:
+            lock.release()
         return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
     def prefetch(self, keys: Sequence[ExpertKey]) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from expert_store import ExpertKey, ExpertStore, StepLease
 from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter, read_routing_log
+from expert_store.store_lock import MOST_DEFERRED
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
 from tests.expert_store.waiting import wait_until_idle
@@ -153,6 +154,15 @@ def test_a_pin_that_finds_all_slots_held_is_loaded_at_the_end(make_store: MakeSt
         assert absent not in store.residents()
     wait_until_idle(store)
     assert absent in store.residents()
+
+
+def test_many_steps_are_counted_without_anybody_asking(make_store: MakeStore) -> None:
+    store = make_store()
+    counter = store._state.statistics.lookups
+    before = counter["host", "decode"]
+    for _ in range(MOST_DEFERRED):
+        held(store).close(counts(ROWS))
+    assert counter["host", "decode"] - before == MOST_DEFERRED * 4
 
 
 def test_layers_are_counted_in_parts(make_store: MakeStore) -> None:

@@ -67,6 +67,8 @@ class NativeModel:
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
         self._positions, self._query_scales = positions, query_scales
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
+        is_half = embedding.dtype == torch.bfloat16  # numpy has no such numbers
+        self._embedding_rows = (embedding.detach().view(torch.uint16) if is_half else embedding).numpy(force=True)
         self._sequence = LayerSequence(kernels, layers, workspace)
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
@@ -150,10 +152,15 @@ class NativeModel:
         return rows
 
     def _embed(self, token_ids: Sequence[int]) -> None:
-        embedded = torch.from_numpy(self._workspace.hidden)
-        embedded.copy_(self._embedding[torch.tensor(token_ids)])
+        hidden = self._workspace.hidden
+        if self._embedding.dtype == torch.bfloat16:  # the upper halves of float32 numbers
+            numbers = hidden.view(np.uint32)
+            numbers[:] = self._embedding_rows[token_ids]
+            np.left_shift(numbers, 16, out=numbers)
+        else:
+            hidden[:] = self._embedding_rows[token_ids]
         if self._embedding_scale != 1.0:
-            embedded.mul_(self._embedding_scale)
+            hidden *= self._embedding_scale
 
     def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size
