@@ -30,10 +30,10 @@ from tests.server.model.test_parity import generate
 STEPS = 3
 
 
-def logits_of(trunk: Trunk) -> list[torch.Tensor]:
+def logits_of(trunk: Trunk, steps: int = STEPS) -> list[torch.Tensor]:
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     try:
-        return [logits for _, logits in generate(trunk, store, steps=STEPS)]
+        return [logits for _, logits in generate(trunk, store, steps=steps)]
     finally:
         store.close()
 
