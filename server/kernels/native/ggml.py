@@ -1,4 +1,4 @@
-"""What the native kernels need for GGUF files: rows of blocks stored as codes and scales, and tables of numbers."""
+"""Passes GGUF files' rows of blocks and tables of numbers to the native kernels."""
 
 from __future__ import annotations
 

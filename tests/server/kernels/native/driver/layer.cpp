@@ -8,13 +8,6 @@ namespace {
 
 constexpr int32_t kGone = -1;  // in a block table: a block that no token attends to any more
 
-Format experts_format(int64_t hidden) {
-  for (;;) {
-    const Format format = any_format();
-    if (format == Format::kMxfp4 ? hidden % kGroup == 0 : format != Format::kFp4 || hidden % 2 == 0) return format;
-  }
-}
-
 }  // namespace
 
 Weights trunk_weights(int64_t outputs, int64_t inputs) {
@@ -129,7 +122,7 @@ void Layer::set_experts() {
     by.is_normalised = between(0, 1);
     by.near = 0.3f;
     by.scale = one_in(2) ? 1.0f : 2.5f;
-    const Format format = experts_format(hidden);
+    const Format format = format_for(hidden);
     experts.emplace_back(format, mixture.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
     mixture.experts = experts[0].shape;
   }
@@ -137,7 +130,7 @@ void Layer::set_experts() {
   mixture.shared.scale = one_in(2) ? 1.0f : 0.6f;
   mixture.has_shared = has_shared;
   if (!has_shared) return;
-  const Format format = experts_format(hidden);
+  const Format format = format_for(hidden);
   dense.emplace_back(format, 1, hidden, supported(format, between(1, 40)), false);
   mixture.shared.shape = dense[0].placed();
   mixture.shared.input_norm = any_norm();

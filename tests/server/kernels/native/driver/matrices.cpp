@@ -38,11 +38,23 @@ int64_t column_block_of(int64_t inputs) {
   return sizes[static_cast<size_t>(between(0, static_cast<int64_t>(sizes.size()) - 1))];
 }
 
+bool supports(Format format, int64_t inputs) {
+  if (has_records(format)) return inputs % (has_superblocks(format) ? kSuperblock : kGroup) == 0;
+  return format == Format::kMxfp4 ? inputs % kGroup == 0 : format != Format::kFp4 || inputs % 2 == 0;
+}
+
 }  // namespace
 
 std::optional<Format> only_format;
 
 Format any_format() { return only_format ? *only_format : kFormats[between(0, std::size(kFormats) - 1)]; }
+Format format_for(int64_t inputs) {
+  if (only_format && supports(*only_format, inputs)) return *only_format;
+  for (;;) {
+    const Format format = kFormats[between(0, std::size(kFormats) - 1)];
+    if (supports(format, inputs)) return format;
+  }
+}
 Format trunk_format() { return kFormats[between(0, 4)]; }
 
 int64_t supported(Format format, int64_t inputs) {

@@ -21,6 +21,7 @@ struct Layout {
 
 extern std::optional<Format> only_format;  // what any_format() returns, if it is set
 Format any_format();
+Format format_for(int64_t inputs);  // a format that supports a number of inputs, `only_format` if it does
 Format trunk_format();  // a format of linear layers: plain, or int8 or int4 of a pack
 
 // A number of inputs that a format supports, near another one.
