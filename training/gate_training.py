@@ -1,7 +1,7 @@
 """A mixture of LoRA adapters whose gate is trained together with them, beside a frozen model.
 
 At each linear layer an adapter's score for a token is ``x . v``, with a vector for each adapter. The best ``top_k`` are
-added, by the softmax of their scores, as the server does it (``server.model.lora.chosen_adapters``).
+added, by the softmax of their scores, as the server does it (``server.model.adapters.chosen_adapters``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from server.model.adapters.prototypes import prototype
 from server.model.checkpoint.locate import BUNDLED_NAME
 from server.model.lora import gate_files, peft_config, peft_files
-from server.model.lora.adapter import LoraMatrix
 from server.model.lora.pairs import DOWN, UP
-from server.model.lora.prototypes import prototype
 from server.model.lora.target_names import PEFT_PREFIX
+from server.model.lora_adapter import LoraMatrix
 from training.corpus import Tokens
 from training.errors import DemoError
 from training.lora_training import ATTENTION, save_tensors, write_json

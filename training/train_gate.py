@@ -24,9 +24,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.locate import BUNDLED
 from server.model.fingerprint import fingerprint
-from server.model.lora.errors import AdapterError
 from server.model.trunk_loader import load_trunk
 from training import measure
 from training.corpus import Domain, read_corpus, rows_of

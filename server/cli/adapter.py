@@ -81,7 +81,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
 def _check_all(paths: Sequence[Path], load: Callable[[], ModelParts]) -> int:
     """Check each adapter, and return the exit status."""
     from expert_store import ExpertStoreError  # noqa: PLC0415
-    from server.model.lora.errors import AdapterError  # noqa: PLC0415
+    from server.model.adapters.errors import AdapterError  # noqa: PLC0415
 
     num_refused = 0
     for number, path in enumerate(paths):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from server.model.experts.variant import ExpertVariant
+from server.model.expert_variant import ExpertVariant
 
 if TYPE_CHECKING:
-    from server.model.lora.adapter import LoraAdapter
+    from server.model.lora_adapter import LoraAdapter
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class WeightedAdapter:
 
 @dataclass(frozen=True)
 class AdapterChooser:
-    """Chooses adapters for each token at each linear layer (``server.model.lora.chosen_adapters``).
+    """Chooses adapters for each token at each linear layer (``server.model.adapters.chosen_adapters``).
 
     Args:
         adapters: to choose from, without repetition; at a layer, those that add to it.

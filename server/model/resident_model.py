@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 from expert_store import ExpertCatalog
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
+from server.model.adapters.tables import tables_of
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.rope import apply_max_length
 from server.model.experts.expert_layer import expert_layers
 from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import PlaceTables
-from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import sizes_of
-from server.model.lora.tables import tables_of
+from server.model.lora_adapter import LoraAdapter
 from server.model.program import ModelProgram
 from server.model.recurrent.states import StateShapes, states_bytes
 

@@ -14,6 +14,7 @@ from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.invariant_matmul import NotInvariantError
+from server.model.adapters.step_adapters import StepAdapters
 from server.model.architecture import head_of, text_part
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVCache
@@ -28,10 +29,9 @@ from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.forward import Forward
 from server.model.hooks import use_hooks
 from server.model.linear import speed_up_linears
-from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
 from server.model.lora.router_hooks import RouterCalls, find_routers_with_products, routed_by_weights, watch_routers
-from server.model.lora.step_adapters import StepAdapters
+from server.model.lora_adapter import LoraAdapter
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from expert_store import ExpertLoadError, ExpertStoreError
 from server.engine.interface import GenerationFailedError, RequestRefusedError
-from server.model.lora.adapter import LoraAdapter
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
+from server.model.lora_adapter import LoraAdapter
 from server.weights.adapter_store import AdapterStore
 from server.weights.adapter_version import AdapterVersion
 

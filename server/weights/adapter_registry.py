@@ -18,11 +18,11 @@ from server.engine.interface import (
     Timeline,
     UnknownAdapterError,
 )
-from server.model.lora.adapter import ExpertTarget
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.gate_files import is_gate, read_gate
 from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
+from server.model.lora_adapter import ExpertTarget
 from server.weights.adapter_description import describe, summary
 from server.weights.adapter_folders import has_adapter
 from server.weights.adapter_memory import AdapterMemory

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.interface import ChoiceByToken, ExpertUsage, Timeline, UnknownAdapterError
 from server.model.chunk_weights import AdapterChooser, ChosenAdapters, ChunkWeights, WeightedAdapter
-from server.model.lora.adapter import ExpertTarget
+from server.model.lora_adapter import ExpertTarget
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion, GateVersion, Version
 

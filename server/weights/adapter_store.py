@@ -11,8 +11,8 @@ from expert_store import ExpertCatalog, ExpertStore, LayerEntry
 from expert_store.catalog import ExpertLayout
 from expert_store.statistics import StoreStatistics
 from server.byte_sizes import as_flag, format_bytes
-from server.model.lora.adapter import LoraAdapter
 from server.model.lora.pages import PARAMETER
+from server.model.lora_adapter import LoraAdapter
 from server.settings import SettingsError
 from server.weights.adapter_version import LAYER, AdapterVersion, PlacedAdapter
 

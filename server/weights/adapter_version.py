@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from expert_store import ExpertKey, Lease
 from server.engine.interface import AdapterExamples, ChoiceByToken
-from server.model.lora.adapter import LoraAdapter
 from server.model.lora.gate_files import GateFiles, Vectors
 from server.model.lora.peft_files import AdapterFiles
+from server.model.lora_adapter import LoraAdapter
 
 SEPARATOR = ":"  # between a mixture and its adapter; in no name that can be registered
 LAYER = 0  # the one layer of the store; its "experts" are pages

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from server.engine.interface import RequestRefusedError
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.peft_files import locate
 from server.weights.adapter_folders import is_adapter
 from server.weights.adapter_registry import NAME, AdapterRegistry

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server.engine.interface import AdapterExamples, RequestRefusedError
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 
 NAME = "routing.json"
 FIELDS = {"description", "examples"}

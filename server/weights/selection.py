@@ -18,7 +18,7 @@ from server.engine.interface import (
 from server.engine.sequence_weights import SequenceWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChosenAdapters, ChunkWeights
-from server.model.experts.variant import ExpertVariant
+from server.model.expert_variant import ExpertVariant
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
 

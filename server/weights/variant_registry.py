@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from expert_store import ExpertKey, ExpertStore, ExpertStoreError
 from server.byte_sizes import format_bytes
 from server.engine.interface import ExpertUsage, RequestRefusedError, Timeline, UnknownVariantError
+from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
-from server.model.lora.errors import AdapterError
 from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from server.model.lora.peft_files import locate, without_root
 from server.weights.loadable_folders import list_folders

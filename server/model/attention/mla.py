@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from server.model.adapters.latents import LatentAdditions
+from server.model.adapters.step_adapters import StepAdapters
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
 from server.model.hooks import AttentionOptions, current_hooks
-from server.model.lora.latents import LatentAdditions
-from server.model.lora.step_adapters import StepAdapters
 
 
 class LatentProjection(nn.Module):

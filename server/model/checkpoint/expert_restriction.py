@@ -11,8 +11,8 @@ from torch import nn
 
 from expert_store import CheckpointError, ExpertCatalog, ExpertKey
 from server.model.checkpoint.variant_routers import check_rows
+from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.experts.router import RouterWeights
-from server.model.experts.variant import ExpertVariant, VariantLayer
 
 DIGEST_BYTES = 8
 

@@ -29,8 +29,8 @@ from server.model.checkpoint.expert_parameters import ExpertParts, expert_parame
 from server.model.checkpoint.tensor_map import CheckpointNames, experts_modules, layer_numbers, sort_tensors
 from server.model.checkpoint.variant_routers import REMOVED_FIELD, read_removed, variant_layer
 from server.model.checkpoint.weight_formats import WeightFormat, encode, format_of
+from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.experts.router import RouterWeights
-from server.model.experts.variant import ExpertVariant, VariantLayer
 from server.model.quantised.matrix import stored_parts
 
 BASE_FIELD = "greenroom_base"  # metadata: fingerprint of the base model

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from expert_store import CheckpointError, ExpertCatalog, ExpertKey
+from server.model.expert_variant import VariantLayer
 from server.model.experts.router import RouterWeights
-from server.model.experts.variant import VariantLayer
 from server.model.experts.variant_routing import unchangeable
 
 REMOVED_FIELD = "greenroom_removed_experts"  # metadata: JSON, a list of experts for all layers, or lists by layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,21 @@ import torch
 from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
 from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
+from server.kernels.low_rank import ExpertAdditions
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
 from server.model.experts.step_variants import StepVariants
-from server.model.lora.step_adapters import StepAdapters
 
 IntArray = npt.NDArray[np.int64]
+
+
+class ExpertAdapters(Protocol):
+    """The adapters of a step, as experts know them (``server.model.adapters.step_adapters``)."""
+
+    def for_experts(self, layer: ExpertLayer, num_rows: int) -> ExpertAdditions | None:
+        """Return what they add to the experts of a layer of so many rows; None if that is nothing."""
 
 
 class StepExperts:
@@ -41,7 +49,7 @@ class StepExperts:
         phase: Phase,
         prefetcher: Prefetcher | None = None,
         variants: StepVariants | None = None,
-        adapters: StepAdapters | None = None,
+        adapters: ExpertAdapters | None = None,
     ):
         self._adapters = adapters
         self._store, self._layers, self._phase = store, layers, phase

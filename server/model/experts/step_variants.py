@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from expert_store import ExpertKey, KeysOf
+from server.model.expert_variant import ExpertVariant
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.variant import ExpertVariant
 from server.model.step import SequenceChunk
 
 IntArray = npt.NDArray[np.int64]

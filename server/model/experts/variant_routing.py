@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from server.model.expert_variant import ExpertVariant
 from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import StepVariants
-from server.model.experts.variant import ExpertVariant
 
 OfRows = Callable[[torch.Tensor], AbstractContextManager[Any]]
 

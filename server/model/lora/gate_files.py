@@ -19,13 +19,13 @@ from expert_store import read_tensor
 from expert_store.catalog import TensorSource
 from expert_store.errors import ExpertStoreError
 from expert_store.io.safetensors_index import read_index
-from server.model.lora.adapter import ExpertTarget
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.pairs import READABLE
 from server.model.lora.peft_config import read_json
 from server.model.lora.peft_files import AdapterFiles, find_files, locate, read_adapter
 from server.model.lora.target_names import TargetNames
 from server.model.lora.targets import LoraTargets
+from server.model.lora_adapter import ExpertTarget
 
 CONFIG_NAME = "gate_config.json"
 WEIGHTS_NAME = "gate_model.safetensors"

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.low_rank import add_low_rank
+from server.model.adapters.step_adapters import StepAdapters
 from server.model.architecture import head_of
 from server.model.attention.mla import LatentProjection
-from server.model.lora.step_adapters import StepAdapters
 from server.model.quantised.linear import QuantisedLinear
 
 LINEARS = (nn.Linear, QuantisedLinear)

@@ -19,10 +19,10 @@ from expert_store.catalog import (
     ParameterSpec,
     TensorSource,
 )
-from server.model.lora.adapter import ExpertTarget, LoraAdapter, LoraMatrix
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.pairs import LoraPair
 from server.model.lora.targets import LoraTargets
+from server.model.lora_adapter import ExpertTarget, LoraAdapter, LoraMatrix
 
 PARAMETER = "page"
 LEAST_PAGE_BYTES, MOST_PAGE_BYTES = 1 << 20, 16 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.name_patterns import NamePatterns
 
 CONFIG_NAME = "adapter_config.json"

@@ -11,13 +11,13 @@ from expert_store import read_tensor
 from expert_store.catalog import ParameterRecipe
 from expert_store.errors import ExpertStoreError
 from expert_store.io.safetensors_index import read_index
+from server.model.adapters.errors import AdapterError
 from server.model.errors import PICKLES
-from server.model.lora.adapter import ExpertTarget
-from server.model.lora.errors import AdapterError
 from server.model.lora.pages import AdapterPages, divide
 from server.model.lora.pairs import Match, match_pairs
 from server.model.lora.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
 from server.model.lora.targets import LoraTargets
+from server.model.lora_adapter import ExpertTarget
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from server.kernels.low_rank import add_low_rank
+from server.model.adapters.step_adapters import StepAdapters
 from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import StepVariants
 from server.model.experts.variant_routing import OfRows, owner_of, replaced_forward, variant_routers
 from server.model.lora.linear_hooks import LINEARS
-from server.model.lora.step_adapters import StepAdapters
 
 AfterProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 RouterCalls = dict[nn.Module, list[list[int]]]  # of each call: the rows of each product by the module's own matrix

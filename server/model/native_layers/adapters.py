@@ -12,12 +12,12 @@ import numpy as np
 
 from server.kernels.native.lora import LowRank, PartsTable, addresses
 from server.kernels.native.structures.adapters import LoraLayer, LoraParts, LoraRouter, LoraRouting, LoraStep
+from server.model.adapters.chosen_adapters import StepChoices
+from server.model.adapters.prototypes import Vectors
+from server.model.adapters.step_adapters import StepAdapters
+from server.model.adapters.tables import tables_of
 from server.model.blocks.adapter_places import HEAD, NativeTarget
-from server.model.lora.adapter import LoraAdapter
-from server.model.lora.chosen_adapters import StepChoices
-from server.model.lora.prototypes import Vectors
-from server.model.lora.step_adapters import StepAdapters
-from server.model.lora.tables import tables_of
+from server.model.lora_adapter import LoraAdapter
 
 
 @dataclass

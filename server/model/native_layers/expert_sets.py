@@ -15,8 +15,8 @@ from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.layers import ExpertSets, Router
 from server.kernels.native.structures.matrices import Matrix
 from server.model.blocks.layer import NativeLayer
+from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.experts.step_variants import PlacesByLayer, StepVariants
-from server.model.experts.variant import ExpertVariant, VariantLayer
 
 
 class VariantRouters:

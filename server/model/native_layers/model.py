@@ -11,13 +11,13 @@ from torch import nn
 
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.structures.layers import HeadCall
+from server.model.adapters.step_adapters import StepAdapters
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.mixer import Mixer, MixerStep
 from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.step_experts import StepExperts
-from server.model.lora.step_adapters import StepAdapters
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import VariantSets

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
+from server.model.adapters.step_adapters import SequenceAdapters
 from server.model.attention.kv_cache import KVCache
 from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.cost_attribution import RowOwners, last_choices
@@ -27,7 +28,6 @@ from server.model.hooks import use_hooks
 from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
 from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights, watch_routers
-from server.model.lora.step_adapters import SequenceAdapters
 from server.model.program import ModelProgram, Target
 from server.model.recurrent.states import StateCache
 from server.model.resident_model import ResidentModel, TrunkFacts

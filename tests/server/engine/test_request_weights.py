@@ -19,7 +19,7 @@ from server.engine.interface import (
     Timeline,
 )
 from server.model.chunk_weights import ChosenAdapters, ChunkWeights, WeightedAdapter
-from server.model.lora.adapter import LoraAdapter
+from server.model.lora_adapter import LoraAdapter
 from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
 

@@ -8,7 +8,7 @@ import pytest
 
 from expert_store import ExpertKey
 from server.engine.interface import RequestRefusedError
-from server.model.experts.variant import ExpertVariant, VariantLayer
+from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.weights.selection import CombinedSelection
 
 

@@ -15,7 +15,7 @@ from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.experts.cost_attribution import RowOwners
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.step_variants import PlaceTables, StepVariants
-from server.model.lora.adapter import LoraAdapter, LoraMatrix
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 
-from server.model.lora.adapter import ExpertTarget, LoraAdapter, LoraMatrix
 from server.model.lora.targets import LoraTargets
+from server.model.lora_adapter import ExpertTarget, LoraAdapter, LoraMatrix
 from tests.checkpoints import load_transformers_model
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from server.model.lora.errors import AdapterError
+from server.model.adapters.errors import AdapterError
 from server.model.lora.gate_files import GateFiles, read_gate
 from server.model.lora.targets import LoraTargets
 from tests.adapters import write_adapter

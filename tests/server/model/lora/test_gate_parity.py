@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool
 from server.model.chunk_weights import AdapterChooser, ChunkWeights
-from server.model.lora.adapter import LoraAdapter
+from server.model.lora_adapter import LoraAdapter
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.model.lora import test_arrow_parity as arrow
 from tests.server.model.lora.written_batch import PROMPTS, STEPS, needs_peft

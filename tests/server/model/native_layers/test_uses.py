@@ -10,9 +10,9 @@ from peft import LoraConfig
 from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.model.adapter_targets import lora_targets
 from server.model.checkpoint import packed_trunk
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
-from server.model.lora.targets import lora_targets
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.experts.test_variants import is_expert

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, Prefetcher
+from server.model.adapter_targets import lora_targets
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import config_folder
 from server.model.chunk_weights import AdapterChooser, ChunkWeights
 from server.model.errors import ModelError
-from server.model.lora.adapter import LoraAdapter, LoraMatrix
-from server.model.lora.targets import lora_targets
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.prompt_media import PromptMedia, TextInputs
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_trunk import SequentialTrunk

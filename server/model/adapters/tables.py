@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from server.kernels.low_rank import ExpertTables
 from server.kernels.native.lora import PartsTable
-from server.model.lora.adapter import LoraAdapter, LoraMatrix
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 
 ExpertParts = Mapping[tuple[int, str], tuple[LoraMatrix, ...]]  # by expert and parameter
 FIRST = ("gate_up_proj", "up_proj")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from server.model.lora.step_adapters import StepAdapters
+from server.model.adapters.step_adapters import StepAdapters
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from server.model.adapters.prototypes import prototype
+from server.model.adapters.step_adapters import SequenceAdapters, StepAdapters
 from server.model.chunk_weights import AdapterChooser, ChosenAdapters, ChunkWeights, WeightedAdapter
-from server.model.lora.adapter import LoraAdapter, LoraMatrix
-from server.model.lora.prototypes import prototype
-from server.model.lora.step_adapters import SequenceAdapters, StepAdapters
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.step import SequenceChunk
 
 LAW, CODE = LoraAdapter("law", {}, {}), LoraAdapter("code", {}, {})

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.low_rank import ExpertAdditions, Factors
+from server.model.adapters.chosen_adapters import StepChoices
+from server.model.adapters.tables import tables_of
 from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.lora.adapter import LoraAdapter
-from server.model.lora.chosen_adapters import StepChoices
-from server.model.lora.tables import tables_of
+from server.model.lora_adapter import LoraAdapter
 from server.model.step import SequenceChunk
 
 RowsOfLayer = Callable[[int], npt.NDArray[np.int64]]

@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.low_rank import Factors
+from server.model.adapters.errors import AdapterError
+from server.model.adapters.prototypes import Vectors, vectors_of
 from server.model.chunk_weights import AdapterChooser, ChosenAdapters
-from server.model.lora.adapter import LoraAdapter
-from server.model.lora.errors import AdapterError
-from server.model.lora.prototypes import Vectors, vectors_of
+from server.model.lora_adapter import LoraAdapter
 from server.model.step import SequenceChunk
 
 

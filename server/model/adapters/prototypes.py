@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from server.kernels.batch_invariant import torch_functions
-from server.model.lora.adapter import LoraAdapter, LoraMatrix
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 
 Vectors = Mapping[str, torch.Tensor]  # float32 (inputs) each, by the name of a linear layer
 

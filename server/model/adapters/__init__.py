@@ -1,0 +1,1 @@
+"""The adapters of one step: which tokens they change, and by what."""
