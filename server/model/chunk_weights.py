@@ -67,12 +67,12 @@ class ChunkWeights:
 
     Args:
         adapters: those with a fixed factor.
-        router: chooses others; the factors of an adapter that is among both add up.
+        chooser: chooses others; the factors of an adapter that is among both add up.
     """
 
     variant: ExpertVariant | None = None
     adapters: tuple[WeightedAdapter, ...] = ()
-    router: AdapterChooser | None = None
+    chooser: AdapterChooser | None = None
 
     def adapters_of_last(self, routed: ChosenAdapters | None) -> dict[str, float]:
         """Return the factor of each adapter for the last token of a chunk, by name.

@@ -158,7 +158,7 @@ class Trunk(ResidentModel):
             last_choices_of_chunks(record.runs, rows, text_layers),
             hidden,
             record.stalls,
-            () if adapters is None or adapters.routing is None else adapters.routing.routed(chunks),
+            () if adapters is None or adapters.choices is None else adapters.choices.chosen(chunks),
         )
 
     def _rows(self, chunks: Sequence[SequenceChunk], tokens: StepTokens, overlay: StepImages | None) -> RowOwners:

@@ -100,7 +100,7 @@ class AdapterSelection:
             return ChunkWeights(adapters=fixed)
         is_signed = routing.gate is not None
         router = AdapterChooser(tuple(adapters[len(fixed) :]), routing.top_k, routing.temperature, is_signed)
-        return ChunkWeights(adapters=fixed, router=router)
+        return ChunkWeights(adapters=fixed, chooser=router)
 
     def _routed(self) -> Sequence[AdapterVersion]:
         """Return the adapters that a router chooses from."""

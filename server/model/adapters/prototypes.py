@@ -21,7 +21,7 @@ _lock = threading.Lock()
 
 
 def vectors_of(adapter: LoraAdapter) -> Vectors:
-    """Return the vectors by which a router scores an adapter: those of its gate, or its prototypes without one."""
+    """Return the vectors by which a chooser scores an adapter: those of its gate, or its prototypes without one."""
     return prototypes_of(adapter) if adapter.gate is None else adapter.gate
 
 

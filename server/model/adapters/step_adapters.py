@@ -28,22 +28,22 @@ class StepAdapters:
     Args:
         adapters: without repetition.
         factors: the fixed ones of the tokens, ``(tokens, adapters)``.
-        routing: gives others at each linear layer; None if no sequence has a router.
+        choices: gives others at each linear layer; None if no sequence has a chooser.
     """
 
-    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors, routing: StepChoices | None = None):
-        self.adapters, self.factors, self.routing = adapters, factors, routing
+    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors, choices: StepChoices | None = None):
+        self.adapters, self.factors, self.choices = adapters, factors, choices
         self.rows_of_layer: RowsOfLayer | None = None  # tokens of a layer's rows, if some go to other layers
 
     @classmethod
     def of(cls, chunks: Sequence[SequenceChunk]) -> Self | None:
         """Return the adapters of a step; None if no sequence uses one."""
         used = [() if chunk.weights is None else chunk.weights.adapters for chunk in chunks]
-        routers = [None if chunk.weights is None else chunk.weights.router for chunk in chunks]
-        if not any(used) and not any(routers):
+        choosers = [None if chunk.weights is None else chunk.weights.chooser for chunk in chunks]
+        if not any(used) and not any(choosers):
             return None
         found = dict.fromkeys(each.adapter for weighted in used for each in weighted)
-        found |= dict.fromkeys(adapter for router in routers if router for adapter in router.adapters)
+        found |= dict.fromkeys(adapter for chooser in choosers if chooser for adapter in chooser.adapters)
         adapters = sorted(found, key=lambda adapter: adapter.name)
         places = {adapter: place for place, adapter in enumerate(adapters)}
         factors = np.zeros((len(chunks), len(adapters)), dtype=np.float32)
@@ -51,7 +51,7 @@ class StepAdapters:
             for each in weighted:
                 row[places[each.adapter]] += each.weight
         counts = [chunk.num_tokens for chunk in chunks]
-        return cls(adapters, factors.repeat(counts, axis=0), StepChoices.of(routers, counts, adapters))
+        return cls(adapters, factors.repeat(counts, axis=0), StepChoices.of(choosers, counts, adapters))
 
     def for_experts(self, layer: ExpertLayer, num_rows: int) -> ExpertAdditions | None:
         """Return what the adapters add to the experts of a layer; None if that is nothing.
@@ -92,20 +92,20 @@ class StepAdapters:
             x: the layer's input, ``(rows, inputs)``.
         """
         factors = _checked(self.factors if rows is None else self.factors[rows], len(x))
-        if self.routing is None:
+        if self.choices is None:
             return factors
-        return self.routing.add_factors(name, x, np.arange(len(x)) if rows is None else rows, factors)
+        return self.choices.add_factors(name, x, np.arange(len(x)) if rows is None else rows, factors)
 
 
 class SequenceAdapters(StepAdapters):
     """The adapters of a step of one sequence, whose layers may see any number of rows."""
 
     def routed(self, chunk: SequenceChunk) -> ChosenAdapters | None:
-        """Return the adapters' shares in the tokens of the step; None without a router.
+        """Return the adapters' shares in the tokens of the step; None without a chooser.
 
         The rows of layers belong to no tokens, so each token has the mean of all rows.
         """
-        found = None if self.routing is None else self.routing.routed([chunk])[0]
+        found = None if self.choices is None else self.choices.chosen([chunk])[0]
         return None if found is None else found.spread(chunk.num_tokens)
 
     def rows_of_router(self, layer: int) -> None:
@@ -119,9 +119,9 @@ class SequenceAdapters(StepAdapters):
     def factors_of_linear(self, name: str, rows: npt.NDArray[np.int64] | None, x: torch.Tensor) -> Factors:
         del rows
         factors = self.factors[:1].repeat(len(x), axis=0)
-        if self.routing is None:
+        if self.choices is None:
             return factors
-        return self.routing.add_factors(name, x, np.zeros(len(x), dtype=np.int64), factors)
+        return self.choices.add_factors(name, x, np.zeros(len(x), dtype=np.int64), factors)
 
 
 def _checked(factors: Factors, num_rows: int) -> Factors:

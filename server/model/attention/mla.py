@@ -93,8 +93,8 @@ class LatentProjection(nn.Module):
         Raises:
             AdapterError: a router chooses adapters for it, so that they differ among a sequence's tokens.
         """
-        if adapters.routing is not None:
-            adapters.routing.refuse(self.name)
+        if adapters.choices is not None:
+            adapters.choices.refuse(self.name)
         if not any(self.name in adapter.linears for adapter in adapters.adapters):
             return None
         return LatentAdditions(adapters, self.name, len(self.to_keys), self.nope_dim)

@@ -62,10 +62,10 @@ class NativeAdapters:
             AdapterError: a router would choose adapters where all tokens of a sequence need the same.
         """
         described = [self.prepare(adapter) for adapter in adapters.adapters]
-        if adapters.routing is not None:
+        if adapters.choices is not None:
             for name in self._absorbed:
-                adapters.routing.refuse(name)
-            for adapter, vectors in zip(described, adapters.routing.vectors(), strict=True):
+                adapters.choices.refuse(name)
+            for adapter, vectors in zip(described, adapters.choices.vectors(), strict=True):
                 if vectors:
                     adapter.set_vectors(vectors)
         return NativeStep(described, adapters)
@@ -112,13 +112,13 @@ class NativeStep:
         self._adapters, self._factors = adapters, np.ascontiguousarray(step.factors)
         self._layers = np.array([adapter.layers for adapter in adapters], dtype=np.uint64)
         self._heads = (LoraParts * len(adapters))(*(adapter.head for adapter in adapters))
-        self._routing = None if step.routing is None else _NativeRouting(step.routing)
+        self._choices = None if step.choices is None else _NativeChoices(step.choices)
         self._call = LoraStep(
             self._layers.ctypes.data,
             addressof(self._heads),
             self._factors.ctypes.data,
             len(adapters),
-            None if self._routing is None else self._routing.address,
+            None if self._choices is None else self._choices.address,
         )
 
     @property
@@ -126,28 +126,28 @@ class NativeStep:
         return addressof(self._call)
 
 
-class _NativeRouting:
-    """The routers of one step; the address of a ``LoraRouting``, which writes to the step's totals."""
+class _NativeChoices:
+    """The choosers of one step; the address of a ``LoraRouting``, which writes to the step's totals."""
 
-    def __init__(self, routing: StepChoices):
-        self._routing = routing
-        candidates = routing.candidates.ctypes.data
-        self._routers = (LoraRouter * len(routing.routers))(
+    def __init__(self, choices: StepChoices):
+        self._choices = choices
+        candidates = choices.candidates.ctypes.data
+        self._routers = (LoraRouter * len(choices.choosers))(
             *(
                 LoraRouter(
-                    candidates + number * routing.candidates.shape[1],
-                    router.top_k,
-                    int(router.is_signed),
-                    router.temperature,
+                    candidates + number * choices.candidates.shape[1],
+                    chooser.top_k,
+                    int(chooser.is_signed),
+                    chooser.temperature,
                 )
-                for number, router in enumerate(routing.routers)
+                for number, chooser in enumerate(choices.choosers)
             )
         )
         self._call = LoraRouting(
             addressof(self._routers),
-            routing.router_of_token.ctypes.data,
-            routing.totals.ctypes.data,
-            routing.counts.ctypes.data,
+            choices.chooser_of_token.ctypes.data,
+            choices.totals.ctypes.data,
+            choices.counts.ctypes.data,
         )
 
     @property

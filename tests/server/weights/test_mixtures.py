@@ -36,7 +36,7 @@ def load(rig: Rig, name: str, *, replace: bool = False, top_k: int = 2, **values
 def test_a_request_runs_with_all_adapters_of_the_mixture_and_its_gate(rig: Rig) -> None:
     weights = rig.begin("mix")
     rig.wait_for(weights)
-    router = weights.chunk_weights.router
+    router = weights.chunk_weights.chooser
     assert router is not None
     assert weights.chunk_weights.adapters == ()
     assert (router.top_k, router.temperature, router.is_signed) == (2, 1.0, True)

@@ -71,8 +71,8 @@ def test_a_router_adds_the_softmax_of_the_best_scores_and_counts_the_tokens() ->
     x = torch.tensor([[9.0, 9.0, 9.0, 9.0], [1.0, -2.0, 2.0, 9.0]])
     assert step.factors_of_linear("q", None, x).tolist() == [[2, 0, 0], [0, 1, 0.5]]
     assert step.factors_of_linear("other", None, x).tolist() == [[2, 0, 0], [0, 0, 0.5]]
-    assert step.routing is not None
-    assert step.routing.routed([chunk(1), routed]) == [None, ChosenAdapters({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
+    assert step.choices is not None
+    assert step.choices.chosen([chunk(1), routed]) == [None, ChosenAdapters({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
 
 
 def test_a_chunk_that_wants_it_has_the_mean_factors_of_its_last_token() -> None:
@@ -81,17 +81,17 @@ def test_a_chunk_that_wants_it_has_the_mean_factors_of_its_last_token() -> None:
     weights = ChunkWeights(None, (WeightedAdapter(LAW, 0.5), WeightedAdapter(router.adapters[0], 2.0)), router)
     wanting = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=weights)
     step = adapters_of([wanting])
-    assert step.routing is not None
+    assert step.choices is not None
     for last in ([1.0, 3.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]):
         step.factors_of_linear("q", None, torch.tensor([[1.0, 0.0, 0.0, 0.0], last]))
-    (routed,) = step.routing.routed([wanting])
+    (routed,) = step.choices.chosen([wanting])
     assert routed == ChosenAdapters({"a": 1.5, "b": 0.5}, 2, {"a": 0.5, "b": 0.5})
     assert weights.adapters_of_last(routed) == {"a": 2.5, "b": 0.5, "law": 0.5}
 
 
 def test_the_tokens_of_a_sequence_alone_share_the_mean_of_all_rows() -> None:
     router = AdapterChooser((along("a", 0), along("b", 1)), top_k=1)
-    piece = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=ChunkWeights(router=router))
+    piece = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=ChunkWeights(chooser=router))
     adapters = SequenceAdapters.of([piece])
     assert adapters is not None
     adapters.factors_of_linear("q", None, torch.eye(4)[[0, 0, 0, 1]])

@@ -66,7 +66,7 @@ class Model(WritingModel):
         adapters = {name: self.peft.adapter(name, targets) for name in NAMES}
         router = AdapterChooser(tuple(adapters.values()), self.top_k, self.temperature)
         self.of_kind = {
-            ROUTED: ChunkWeights(router=router),
+            ROUTED: ChunkWeights(chooser=router),
             FIXED: ChunkWeights(adapters=(WeightedAdapter(adapters["law"]),)),
             BASE: None,
         }

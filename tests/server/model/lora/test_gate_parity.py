@@ -68,10 +68,10 @@ class GatedModel(arrow.Model):
         super().load(pool, **options)
         routed = self.of_kind[arrow.ROUTED]
         assert routed is not None
-        assert routed.router is not None
-        adapters = tuple(map(self._gated, range(len(arrow.NAMES)), routed.router.adapters))
+        assert routed.chooser is not None
+        adapters = tuple(map(self._gated, range(len(arrow.NAMES)), routed.chooser.adapters))
         self.of_kind[arrow.ROUTED] = ChunkWeights(
-            router=AdapterChooser(adapters, self.top_k, self.temperature, is_signed=True)
+            chooser=AdapterChooser(adapters, self.top_k, self.temperature, is_signed=True)
         )
 
     def _gated(self, number: int, adapter: LoraAdapter) -> LoraAdapter:

@@ -197,7 +197,7 @@ def test_the_shares_of_adapters_that_a_router_chose_cover_all_tokens(rig: Rig) -
     name, (inputs, outputs) = next(iter(lora_targets(rig.trunk).linears.items()))
     matrices = [LoraMatrix(torch.randn(2, inputs), torch.randn(outputs, 2), 0.1) for _ in range(2)]
     router = AdapterChooser(tuple(LoraAdapter(str(place), {name: (each,)}, {}) for place, each in enumerate(matrices)))
-    weights = ChunkWeights(router=router)
+    weights = ChunkWeights(chooser=router)
     chunks = [
         SequenceChunk(FIRST, 0, [], slot=0, wants_adapters=True, weights=weights),
         SequenceChunk(SECOND, 0, [], slot=1),
