@@ -1,13 +1,16 @@
-"""Adapters, variants and packed trunks give on native layers what they give by modules, in families of each mixer."""
+"""Adapters, variants, packed trunks and prefixes in the cache are exact on native layers, in families of each mixer."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig
 
 from expert_store import ExpertStore
+from server.engine.engine import Engine
+from server.engine.interface import SamplingParams
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.adapter_targets import lora_targets
@@ -15,6 +18,7 @@ from server.model.checkpoint import packed_trunk
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
+from tests.server.engine import test_models
 from tests.server.model.experts.test_variants import is_expert
 from tests.server.model.lora.peft_adapters import PeftAdapters
 from tests.server.model.lora.written_batch import STEPS, assert_near
@@ -93,3 +97,24 @@ def test_packed_trunks_give_what_modules_give(
 ) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
     assert_native_layers_give_what_the_modules_give(pack(tmp_path, "int8", name), pool)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prefix_in_the_cache_changes_no_bit(
+    name: str, tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_models, "BLOCK_SIZE", BLOCK)
+    trunk = load_native(make_checkpoint(name, tmp_path), pool)
+    store, sampling = (
+        ExpertStore(trunk.catalog, trunk.catalog.total_bytes),
+        SamplingParams(4, temperature=0.0, logprobs=1),
+    )
+
+    async def write_twice(engine: Engine) -> list[test_models.Written]:
+        return [await test_models.write(engine, range(3, 53), sampling) for _ in range(2)]
+
+    with test_models.engine_over(trunk, store, num_blocks=40) as (engine, _):
+        first, second = asyncio.run(write_twice(engine))
+        assert engine.statistics.prefix_cache_hits > BLOCK
+    store.close()
+    assert first == second
