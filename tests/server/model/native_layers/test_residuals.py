@@ -1,4 +1,4 @@
-"""What layers add the results of their parts to is found by the rows of a call."""
+"""The rows of a call show what layers add the results of their parts to."""
 
 from __future__ import annotations
 
