@@ -37,7 +37,8 @@ char* any_bits(std::deque<std::vector<char>>& memory, int64_t bytes) {
 
 Matrix any_matrix(int64_t outputs, int64_t inputs, bool is_trunk) {
   Matrix matrix{};
-  matrix.format = static_cast<Format>(maybe32(is_trunk ? between(0, 4) : between(0, kNumFormats - 1)));
+  const int64_t last = is_trunk ? 4 : one_in(4) ? kNumFormats - 1 : 10;  // few sizes suit the formats after the tenth
+  matrix.format = static_cast<Format>(maybe32(between(0, last)));
   matrix.outputs = maybe(outputs);
   matrix.inputs = maybe(inputs);
   matrix.is_transposed = !is_trunk && one_in(8);
@@ -137,7 +138,7 @@ struct AnyExperts {
 };
 
 void run_any_matrix(Handle* handle) {
-  Matrix matrix = any_matrix(between(1, 130), between(1, 200), false);
+  Matrix matrix = any_matrix(between(1, 130), one_in(4) ? kSuperblock * between(1, 2) : between(1, 200), false);
   add_parts(matrix);
   if (greenroom_check_matrix(&matrix) || is_large(matrix)) return;
   std::deque<std::vector<char>> memory;
