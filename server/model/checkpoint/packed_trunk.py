@@ -24,14 +24,14 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels.formats import blocks
-from server.kernels.formats.blocks import BlockFormat
 from server.model.architecture import head_of, text_part
 from server.model.attention.mla import latent_linears
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, renamed
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights, quantise
 from server.model.errors import ModelError
 from server.model.quantised.linear import NAME, QuantisedLinear
-from server.model.quantised.matrix import StoredTensor
+from server.model.quantised.matrix import SlotTensor, StoredTensor
+from server.model.quantised.packed_matrix import PackedMatrix
 
 TrunkFormat = Literal["unchanged", "int8", "int4"]
 TRUNK_FORMATS: tuple[TrunkFormat, ...] = get_args(TrunkFormat)
@@ -40,16 +40,13 @@ HEAD_FORMAT: QuantisedWeights = "int8"  # for the head in every format, since it
 
 
 def packed_bytes(matrices: PackedMatrices) -> int:
-    """Return the bytes of quantised matrices, which are the same on disk and loaded."""
-    return sum(source.extent.nbytes for parts in matrices.values() for source in parts.values())
+    """Return the bytes of quantised matrices, loaded."""
+    return sum(matrix.nbytes for matrix in matrices.values())
 
 
 def packed_sizes(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, int]:
     """Return the bytes of each quantised matrix, by the name of the parameter that it replaces."""
-    return {
-        name: sum(source.extent.nbytes for source in matrices[hub_name].values())
-        for hub_name, name in renamed(model, matrices).items()
-    }
+    return {name: matrices[hub_name].nbytes for hub_name, name in renamed(model, matrices).items()}
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -100,13 +97,15 @@ def split_trunk(index: Mapping[str, TensorSource]) -> tuple[dict[str, TensorSour
     Args:
         index: all tensors of the trunk's file.
     """
-    matrices: dict[str, dict[str, TensorSource]] = {}
+    matrices: dict[str, PackedMatrix] = {}
     for block_format in BLOCK_FORMATS.values():
         codes = block_format.CODES
         for base in (name.removesuffix(codes) for name in index if name.endswith(codes)):
             suffixes = codes, block_format.SCALE, codes + blocks.SHAPE
-            matrices[base] = {suffix: index[base + suffix] for suffix in suffixes if base + suffix in index}
-    taken = {source.name for parts in matrices.values() for source in parts.values()}
+            parts = {suffix: index[base + suffix] for suffix in suffixes if base + suffix in index}
+            tensors = (SlotTensor(suffix, part.dtype, part.shape, (part,)) for suffix, part in parts.items())
+            matrices[base] = PackedMatrix(block_format, tuple(tensors))
+    taken = {source.name for matrix in matrices.values() for source in matrix.sources}
     return {name: source for name, source in index.items() if name not in taken}, matrices
 
 
@@ -120,7 +119,7 @@ def replace_linears(model: PreTrainedModel, matrices: PackedMatrices) -> dict[st
         CheckpointError: the model has no such layer, or the layer has another shape.
     """
     names, replaced = renamed(model, matrices), {}
-    for hub_name, parts in matrices.items():
+    for hub_name, matrix in matrices.items():
         path = names.get(hub_name, hub_name).removesuffix(f".{NAME}")
         parent, _, child = path.rpartition(".")
         try:
@@ -129,11 +128,10 @@ def replace_linears(model: PreTrainedModel, matrices: PackedMatrices) -> dict[st
             linear = None
         if type(linear) is not nn.Linear:
             raise CheckpointError(f"{hub_name} is not a linear layer of the model; pack the model again")
-        block_format = _block_format(parts)
-        wanted = block_format.specs("", linear.out_features, linear.in_features)
-        if [(suffix, source.dtype, source.shape) for suffix, source in parts.items()] != wanted:
+        wanted = matrix.format.specs("", linear.out_features, linear.in_features)
+        if [(tensor.suffix, tensor.dtype, tensor.shape) for tensor in matrix.tensors] != wanted:
             raise CheckpointError(f"{hub_name} does not have the model's shape; pack the model again")
-        replaced[hub_name] = QuantisedLinear(linear, block_format)
+        replaced[hub_name] = QuantisedLinear(linear, matrix.format)
         setattr(model.get_submodule(parent), child, replaced[hub_name])
     return replaced
 
@@ -144,14 +142,9 @@ def fill_linears(layers: Mapping[str, QuantisedLinear], matrices: PackedMatrices
     Raises:
         CheckpointError: a file can't be read.
     """
-    with TensorReads([source for hub_name in layers for source in matrices[hub_name].values()]) as reads:
+    with TensorReads([source for hub_name in layers for source in matrices[hub_name].sources]) as reads:
         for hub_name, layer in layers.items():
-            layer.fill({NAME + suffix: reads.take(source) for suffix, source in matrices[hub_name].items()})
-
-
-def _block_format(parts: Mapping[str, TensorSource]) -> BlockFormat:
-    """The format of a matrix, by the suffixes of its tensors."""
-    return next(block_format for block_format in BLOCK_FORMATS.values() if block_format.CODES in parts)
+            layer.fill({NAME + suffix: tensor for suffix, tensor in matrices[hub_name].read(reads.take).items()})
 
 
 def _made(

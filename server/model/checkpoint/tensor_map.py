@@ -43,10 +43,11 @@ from server.model.checkpoint.expert_parameters import (
 from server.model.errors import ModelError, in_mlx_format
 from server.model.experts.replacements import conversions
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
+from server.model.quantised.packed_matrix import PackedMatrix
 from server.model.quantised.scheme import find_scheme
 
 MLX_EXPERTS = ".switch_mlp."  # in the names of experts that MLX converted
-PackedMatrices = Mapping[str, Mapping[str, TensorSource]]  # the tensors of a block format, by hub name and suffix
+PackedMatrices = Mapping[str, PackedMatrix]  # by hub name
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,6 @@ class GroupedAttentionMixer(RotaryMixer):
             setattr(spec, name, matrix_of(linear))
             setattr(spec, f"{name}_bias", self.keep(linear.bias))
             self.add_target(linear, number)
-        shared = [each for each in (spec.query, spec.key, spec.value, spec.gate) if each.outputs]
-        if len({each.format for each in shared}) > 1:  # they share quantised rows
-            raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
         self._set_heads(parts)
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)

@@ -62,10 +62,6 @@ class LatentAttentionMixer(RotaryMixer):
                 if linear is not None:
                     setattr(spec, f"{name}_bias", self.keep(linear.bias))
                     self.add_target(linear, number)
-        first = spec.query_down if parts.query_down is not None else spec.query
-        sharing = [first, spec.latent, *([] if parts.gate is None else [spec.gate])]
-        if len({matrix.format for matrix in sharing}) > 1:  # they share quantised rows
-            raise UnsupportedLayerError("its queries and latents have weights of different formats")
         self._set_sizes(parts)
         self._set_expansion(parts)
         spec.latent_norm, spec.latent_norm_epsilon = self.keep(parts.latent_norm.weight), parts.latent_norm.epsilon

@@ -70,7 +70,7 @@ def shared_experts(module: str) -> dict[str, Place]:
     return linears({f"ffn_{kind}_shexp": f"mlp.{module}.{kind}_proj" for kind in ("gate", "up", "down")}, ("weight",))
 
 
-SHARED_GATE = linears({"ffn_gate_inp_shexp": "mlp.shared_expert_gate"}, kinds=("weight",))
+SHARED_GATE = {"ffn_gate_inp_shexp.weight": Place("mlp.shared_expert_gate.weight", conversions.one_row)}
 LATENT = {
     **linears(
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,7 +11,9 @@ from expert_store import PartOf, TensorSource
 from expert_store.io.gguf_index import BlockType
 from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
 from server.model.quantised.matrix import SlotTensor, StoredMatrix
+from server.model.quantised.packed_matrix import PackedMatrix
 
+Join = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
@@ -28,6 +30,27 @@ def stored_matrix(block: BlockType, shape: tuple[int, int], source: TensorSource
         for suffix, dtype, size in kind.specs("", *shape)
     )
     return StoredMatrix(shape, tuple(tensors), is_out_in=True)
+
+
+def packed_matrix(
+    block: BlockType, shape: tuple[int, int], sources: tuple[TensorSource, ...], join: Join
+) -> PackedMatrix:
+    """Return a matrix of the trunk that stays quantised.
+
+    Args:
+        sources: uint8 ``(rows, row_bytes)`` each.
+        join: makes one matrix of their rows.
+    """
+    kind = KINDS[block.name]
+
+    def repack(read: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return kind.repack("", join(read).contiguous(), shape[1])
+
+    tensors = (
+        SlotTensor(suffix, dtype, tuple(size), sources, PartOf(repack, suffix))
+        for suffix, dtype, size in kind.specs("", *shape)
+    )
+    return PackedMatrix(kind, tuple(tensors))
 
 
 def dequantise_blocks(block: BlockType, raw: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,11 @@ def decay_log(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.log(-tensors[0])
 
 
+def one_row(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a matrix ``(1, in)``, whose first dimension llama.cpp drops when it quantises a file."""
+    return tensors[0].view(1, -1)
+
+
 def with_channel(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Undo the squeezing of a convolution's weight ``(channels, 1, taps)``."""
     return tensors[0].unsqueeze(1)
@@ -83,6 +88,10 @@ def grouped_channels(values: Values, tensors: Sequence[torch.Tensor]) -> torch.T
 def grouped_decay_log(values: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Do the same for the decays of heads, which are stored as in ``decay_log``."""
     return _grouped(values, decay_log(values, tensors))
+
+
+# These move complete rows, so that they do the same to rows of quantised blocks.
+OF_ROWS = (unchanged, queries_in_halves, keys_in_halves, delta_net_inputs, grouped_rows, grouped_last_rows)
 
 
 def _in_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from server.model.checkpoint.config_checks import check_config, reason_of
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import end_token_ids, make_tokenizer
-from server.model.checkpoint.gguf.tensors import named_tensors
+from server.model.checkpoint.gguf.tensors import named_tensors, packed_linears
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
 from server.model.errors import ModelError
 
@@ -75,7 +75,10 @@ class GgufCheckpoint:
 
     def map(self, model: PreTrainedModel) -> CheckpointMap:
         """Sort the tensors of the file."""
-        return map_checkpoint(model, named_tensors(self._file, self._architecture, self._values))
+        tensors = named_tensors(self._file, self._architecture, self._values)
+        packed = packed_linears(model, tensors)
+        plain = {name: source for name, source in tensors.items() if name not in packed}
+        return replace(map_checkpoint(model, plain), packed=packed)
 
     @cached_property
     def _file(self) -> GgufFile:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
 from server.model.checkpoint.gguf.architectures import Architecture, Place
-from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, stored_matrix
-from server.model.checkpoint.gguf.conversions import unchanged
+from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, packed_matrix, stored_matrix
+from server.model.checkpoint.gguf.conversions import OF_ROWS, unchanged
 from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.packed_trunk import linear_layers
+from server.model.checkpoint.tensor_map import PackedMatrices
 from server.model.errors import ModelError
 from server.model.quantised.matrix import ReadTensor, StoredTensor
+from server.model.quantised.packed_matrix import PackedMatrix
 
 LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 STACKS = {  # of all experts of a layer, by leaf: the linear layers of each expert
@@ -57,6 +62,18 @@ class ConvertedTensor(StoredTensor):
         """The tensors of the file."""
         return (each.source for each in self.tensors)
 
+    @property
+    def is_of_blocks(self) -> bool:
+        """True if the parameter's rows are rows of the file, all of one quantised type."""
+        types = {each.type for each in self.tensors}
+        return self.place.convert in OF_ROWS and len(types) == 1 and next(iter(types)).dtype is None
+
+    def packed(self) -> PackedMatrix:
+        """Return the matrix that stays quantised, of a parameter that ``is_of_blocks``."""
+        outputs, inputs = self.shape
+        join = partial(self.place.convert, self.values)
+        return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, join)
+
     def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read and compute the parameter; matrices are rounded to the dtype, the rest stays float32."""
         found = self.dequantise(read)
@@ -67,6 +84,21 @@ class ConvertedTensor(StoredTensor):
         return self.place.convert(
             self.values, [dequantise_blocks(each.type, read(each.source)) for each in self.tensors]
         )
+
+
+def packed_linears(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
+    """Return the matrices of linear layers that stay quantised in memory, as they are in the file.
+
+    Args:
+        model: the model on the meta device; this ties its weights.
+        tensors: what ``named_tensors`` returned.
+    """
+    layers = linear_layers(model)
+    return {
+        name: source.packed()
+        for name, source in tensors.items()
+        if isinstance(source, ConvertedTensor) and source.is_of_blocks and name in layers
+    }
 
 
 def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[str, Any]) -> Tensors:
