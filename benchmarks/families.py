@@ -39,6 +39,7 @@ LATENT = {
     "first_k_dense_replace": 1,
     "rope_interleave": True,
 }
+INDEXER = {"n_group": 1, "topk_group": 1, "index_n_heads": 8, "index_head_dim": 128, "index_topk": 512}
 DELTA_NET = {
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
@@ -216,10 +217,11 @@ FAMILIES = {
         },
         "8 layers (2 without positions), 16 experts of 2048, 1 chosen, 1 shared; chunks of 2,048",
     ),
-    "glm_moe_dsa": Family(
-        "glm_moe_dsa",
-        {**LATENT, "n_group": 1, "topk_group": 1, "index_n_heads": 8, "index_head_dim": 128, "index_topk": 512},
+    "deepseek_v32": Family(
+        "deepseek_v32",
+        {**LATENT, **INDEXER},
         "deepseek_v3's sizes with an indexer of 8 heads of 128 that chooses 512 tokens",
         has_peer=False,
     ),
+    "glm_moe_dsa": Family("glm_moe_dsa", {**LATENT, **INDEXER}, "the same", has_peer=False),
 }

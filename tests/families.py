@@ -107,6 +107,7 @@ class Family:
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     sequential: str | None = None  # why its requests run one after the other, if they do
+    shares_natively: bool = False  # they share steps where the native kernels run them
 
 
 def _text(special: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ FAMILIES = {  # by the model type of its text
     "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
-    "deepseek_v32": Family(LATENT, sequential=INDEXED),
+    "deepseek_v32": Family(LATENT, sequential=INDEXED, shares_natively=True),
     "deepseek_v4": Family(sequential=COMPRESSED),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
@@ -177,7 +178,7 @@ FAMILIES = {  # by the model type of its text
         ),
         sequential=INDEXED,
     ),
-    "glm_moe_dsa": Family(LATENT, sequential=INDEXED),
+    "glm_moe_dsa": Family({**LATENT, "indexer_types": ["full", "shared", "full"]}, None, INDEXED, shares_natively=True),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),

@@ -16,7 +16,11 @@ from server.model.program_trial import find_program
 from tests.checkpoints import transformers_class
 from tests.families import FAMILIES, make_config
 
-BATCHED = [name for name, family in FAMILIES.items() if family.refusal is None and family.sequential is None]
+BATCHED = [
+    name
+    for name, family in FAMILIES.items()
+    if family.refusal is None and (family.sequential is None or family.shares_natively)
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def program_of(model_type: str, folder: Path) -> FamilyProgram:
     read = read_config(folder)
     kernels = Kernels(1)
     try:
-        catalog = catalog_from_config(infer_shapes(read, torch.float32).model)
+        catalog = catalog_from_config(infer_shapes(read, torch.float32, has_kernels=True).model)
         return FamilyProgram(model_type, find_program(read, torch.float32, kernels, catalog))
     finally:
         kernels.close()

@@ -89,7 +89,9 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
     checkpoint = open_checkpoint(folder)
     config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices(), settings.max_model_len
     dtype_of = partial(compute_dtype, settings.dtype, config, device)
-    shape = infer_shapes(config, dtype_of(), length, packed)
+    level = kernel_level(settings, device)
+    kernels = None if level is None else Kernels(1, level)
+    shape = infer_shapes(config, dtype_of(), length, packed, has_kernels=kernels is not None)
     source: Source = "config"
     num_unused, trunk_format = 0, str(UNCHANGED)
     if isinstance(checkpoint, PackCheckpoint):
@@ -105,11 +107,10 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
         if missing:
             raise incomplete(folder.name, missing)
         source, catalog, num_unused = "headers" if are_headers else "checkpoint", places.catalog, len(places.unused)
-    level = kernel_level(settings, device)
-    kernels = None if level is None else Kernels(1, level)
     program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
-    if dtype_of(is_native=program.is_native) != shape.dtype:
-        shape = infer_shapes(config, dtype_of(is_native=True), length, packed)
+    dtype = dtype_of(is_native=program.is_native)
+    if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):
+        shape = infer_shapes(config, dtype, length, packed, has_kernels=not program.is_sequential)
     return ModelSummary(
         name,
         source,

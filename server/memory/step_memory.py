@@ -18,6 +18,7 @@ WORKSPACE_GROWTH = 1.5  # ``blocks.workspace`` allocates so much more, too
 LOGIT_COPIES = 3  # logits, log probabilities, and the sampler's copy
 TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tensor at each operation
 RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made of the row in between, by channels
+INDEX_SCORE_BYTES = 20 << 20  # of the keys of some tokens at a time, by an indexer
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 
 
@@ -39,6 +40,7 @@ class StepShape:
     itemsize: int  # bytes of a value, in torch
     has_native: bool  # native kernels run layers, or parts of them
     has_modules: bool  # modules of transformers do
+    indexer: int = 0  # values of an indexer: its queries, its key, the heads' weights, and the keys that it chooses
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class StepShape:
         hidden, heads = int(config.hidden_size), _largest(config, "num_attention_heads") or 1
         layers = [shape for group in groups for shape in group.shapes.values()]
         dense = _largest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
+        index_heads, index_dim = _largest(config, "index_n_heads"), _largest(config, "index_head_dim")
         return cls(
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
@@ -85,6 +88,7 @@ class StepShape:
             itemsize=itemsize,
             has_native=has_native,
             has_modules=has_modules,
+            indexer=index_heads * (index_dim + 1) + index_dim + _largest(config, "index_topk"),
         )
 
 
@@ -99,7 +103,8 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
         num_logits: rows of logits that the step returns.
     """
     layer = (_native_bytes(shape) if shape.has_native else 0) + (_torch_bytes(shape) if shape.has_modules else 0)
-    return LEAST_BYTES + num_tokens * layer + num_logits * shape.vocabulary * FLOAT * LOGIT_COPIES
+    index_scores = INDEX_SCORE_BYTES if shape.indexer and shape.has_native else 0
+    return LEAST_BYTES + index_scores + num_tokens * layer + num_logits * shape.vocabulary * FLOAT * LOGIT_COPIES
 
 
 def _native_bytes(shape: StepShape) -> int:
@@ -108,7 +113,7 @@ def _native_bytes(shape: StepShape) -> int:
     workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
     attention = (shape.hidden + shape.queries) * panel  # rows
     heads_and_attended = 2 * shape.queries + shape.absorbed + 2 * shape.keys
-    attention += (heads_and_attended + shape.num_experts) * FLOAT  # and logits
+    attention += (heads_and_attended + shape.num_experts + shape.indexer) * FLOAT  # and logits
     attention += RECURRENT_COPIES * shape.recurrent * FLOAT
     # Input rows, results of the first matrices, inputs of the second, and results.
     routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)

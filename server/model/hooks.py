@@ -31,6 +31,7 @@ class AttentionOptions:
     is_chunked: bool = False  # the window is a fixed chunk instead of a sliding one (``window.oldest_seen``)
     sinks: torch.Tensor | None = None  # (heads,) a logit per head that takes weight and has no value (gpt-oss)
     softcap: float | None = None
+    chosen: torch.Tensor | None = None  # (tokens, k) positions that an indexer chose for each token; None for all
 
 
 class ExpertHooks(Protocol):
@@ -101,6 +102,7 @@ def attention_function(
         is_chunked=kwargs.get("is_chunked", False),
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
+        chosen=None if kwargs.get("indices") is None else kwargs["indices"][0],
     )
     output = current_hooks().attend(module.layer_idx, query[0], key[0], value[0], options)
     return output.contiguous().unsqueeze(0), None

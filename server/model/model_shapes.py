@@ -57,6 +57,8 @@ def infer_shapes(
     dtype: torch.dtype,
     max_model_len: int | None = None,
     packed: PackedMatrices = MappingProxyType({}),
+    *,
+    has_kernels: bool = False,
 ) -> ModelShapes:
     """Infer the shapes of a model.
 
@@ -68,13 +70,14 @@ def infer_shapes(
         dtype: the compute dtype.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
         packed: the matrices of the trunk that stay quantised.
+        has_kernels: whether the native kernels run it, if they know its parts.
 
     Raises:
         ModelError: the architecture can't be served.
     """
     with config_errors(config):
         try:
-            return _infer(config, dtype, max_model_len, packed, None)
+            return _infer(config, dtype, max_model_len, packed, None, has_kernels=has_kernels)
         except NotBatchableError as error:
             return _infer(config, dtype, max_model_len, packed, str(error))
 
@@ -85,12 +88,14 @@ def _infer(
     max_model_len: int | None,
     packed: PackedMatrices,
     sequential_reason: str | None,
+    *,
+    has_kernels: bool = False,
 ) -> ModelShapes:
     attention = IMPLEMENTATION if sequential_reason is None else None
     model = build_model(config, dtype, attention)
     name = type(model).__name__
     if sequential_reason is None:
-        check_batchable(model)
+        check_batchable(model, has_kernels=has_kernels)
     model.tie_weights()
     modules = experts_modules(model)
     if not modules:

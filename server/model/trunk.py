@@ -40,7 +40,7 @@ from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batch
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
-from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
+from server.model.transformers_hooks.batching_checks import INDEXED, find_cross_token_module, varies_with_batch
 from server.model.transformers_hooks.probe import IsolatedTokens, Probe
 
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
@@ -67,6 +67,8 @@ class Trunk(ResidentModel):
         replace_projections(model)
         probe, states, calls, router_calls = self._probe()
         self._native, program = self._find_native()
+        if probe.choosing and not program.is_native:
+            raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
         if is_deterministic and not program.is_native:
             self._check_invariance()
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
@@ -276,7 +278,8 @@ class Trunk(ResidentModel):
             raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
         if not probe.kv_groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
-        with use_hooks(IsolatedTokens()):
+        are_chosen = bool(probe.choosing)
+        with use_hooks(IsolatedTokens()), probe_masks(self._model) if are_chosen else nullcontext():
             module = find_cross_token_module(
                 self._model, tokens, lambda given: self._isolated_logits(given, range(count))
             )

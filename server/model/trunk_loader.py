@@ -87,7 +87,8 @@ def load_trunk(
         checkpoint = open_checkpoint(checkpoint)
     trunk: Trunk | SequentialTrunk
     try:
-        model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
+        has_kernels = pool is not None and pool.kernels is not None
+        model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory, has_kernels=has_kernels)
         with config_errors(model.config):
             trunk = Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
@@ -100,13 +101,19 @@ def load_trunk(
 
 
 def _load(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None,
+    check_memory: MemoryCheck,
+    *,
+    has_kernels: bool = False,
 ) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
     """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
-        check_batchable(model)
+        check_batchable(model, has_kernels=has_kernels)
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])

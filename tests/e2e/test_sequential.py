@@ -21,7 +21,7 @@ QUESTION: Any = [{"role": "user", "content": "Who waits?"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("checkpoints") / "solo"
-    config = make_config("glm_moe_dsa")
+    config = make_config("hy_v4")
     config.vocab_size, config.max_position_embeddings = 257, 4096
     config.eos_token_id = 256
     save_checkpoint(config, folder)

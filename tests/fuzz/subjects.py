@@ -21,7 +21,8 @@ FAMILIES = {  # and why they are here
     "jamba": "recurrent layers of another kind",
     "mimo_v2_flash": "sliding windows of transformers' modules",
     "llama4_text": "chunked attention",
-    "deepseek_v32": "sequences that run one by one",
+    "deepseek_v32": "an indexer",
+    "hy_v4": "sequences that run one by one",
 }
 NATIVE = ("qwen3_moe", "gpt_oss")
 VOCABULARY = 256  # bytes

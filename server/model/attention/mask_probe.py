@@ -22,7 +22,7 @@ from server.model.hooks import IMPLEMENTATION, attention_function
 PROBING = "greenroom_probe"
 RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention
 SAMPLE = 64  # positions at which a rule without a window is tried
-UNSUPPORTED_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks")  # they change what tokens attend to
+UNSUPPORTED_ARGUMENTS = ("position_bias", "block_indices", "sinks")  # they change what tokens attend to
 REFUSAL = "its tokens see each other by a rule other than causality and a sliding window or chunks"
 
 

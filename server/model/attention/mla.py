@@ -16,6 +16,7 @@ from torch import nn
 
 from server.model.adapters.latents import LatentAdditions
 from server.model.adapters.step_adapters import StepAdapters
+from server.model.attention.indexer import index_dim
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
@@ -46,6 +47,7 @@ class LatentProjection(nn.Module):
         self.value_dim: int = attention.v_head_dim
         self.linear = attention.kv_b_proj
         self.expanded_dim = self.linear.out_features
+        self.index_dim = index_dim(attention)  # of the key of an indexer, behind the latent
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the model's keys and values: ``(..., rank)`` to ``(..., heads * (nope_dim + value_dim))``."""
@@ -73,7 +75,8 @@ class LatentProjection(nn.Module):
 
     def shape(self, key: torch.Tensor) -> KVShape:
         """Return the shape in the cache of tokens whose keys are ``key (heads, tokens, key_dim)``."""
-        return KVShape(1, self.rank + key.shape[-1] - self.nope_dim, self.rank, key.dtype, is_latent=True)
+        key_dim = self.rank + key.shape[-1] - self.nope_dim + self.index_dim
+        return KVShape(1, key_dim, self.rank, key.dtype, is_latent=True)
 
     def row(self, latent: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Return ``[latent | rotated key]`` of each token, ``(1, tokens, rank + rotated)``."""

@@ -8,10 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import text_body
+from server.model.attention.indexer import few_chosen
 from server.model.attention.mask_probe import probe_masks
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.forward import Forward
@@ -19,6 +21,8 @@ from server.model.hooks import AttentionOptions, use_hooks
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import RecurrentCache
 from server.model.transformers_hooks.probe import Probe
+
+SHARE_CHOSEN = 3  # part of the tokens that indexers choose in a capture
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class LayerCapture:
     calls: Sequence[ChildCall] = ()  # in order
     mixer: ModuleCall | None = None  # the one of its mixer, once that is known
     is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
+    index_scores: torch.Tensor | None = None  # float32 (tokens, keys), by which an indexer chose keys
 
     def with_mixer(self, module: nn.Module | None) -> LayerCapture:
         """Return the capture once the module of its mixer is known."""
@@ -114,6 +119,26 @@ class Capture:
     rotaries: Sequence[RotaryCall]
 
 
+class _RankedScores(TorchFunctionMode):
+    """Records what a layer ranks, which its modules do not return.
+
+    Args:
+        probe: keeps it.
+    """
+
+    def __init__(self, probe: _Probe):
+        super().__init__()
+        self._probe = probe
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func in (torch.topk, torch.Tensor.topk):
+            self._probe.ranked = args[0]
+        return func(*args, **(kwargs or {}))
+
+
 class _Probe(Probe):
     def __init__(self, *, echoes: bool) -> None:
         super().__init__()
@@ -126,11 +151,15 @@ class _Probe(Probe):
         self.routing: Routing | None = None
         self.calls: list[ChildCall] = []
         self.is_latent = False
+        self.ranked: torch.Tensor | None = None  # what the latest call of `topk` got
+        self.index_scores: torch.Tensor | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
         self.options, self.queries, self.keys = options, query.float(), key.float()
+        if options.chosen is not None and self.ranked is not None:
+            self.index_scores = self.ranked.float().reshape(-1, self.ranked.shape[-1]).clone()
         output = super().attend(layer, query, key, value, options)
         self.is_latent = layer in self.latent_layers
         return output
@@ -185,7 +214,7 @@ def capture(
     Raises:
         UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
     """
-    probe, found = _Probe(echoes=echoes), []
+    probe, found, few = _Probe(echoes=echoes), [], max(1, len(tokens) // SHARE_CHOSEN)
 
     def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -197,7 +226,8 @@ def capture(
         given, positions = found.pop()
         seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
         output_rows = hidden[0].float().clone()
-        layers.append(LayerCapture(given, output_rows, positions, *seen, is_latent=probe.is_latent))
+        layer = LayerCapture(given, output_rows, positions, *seen, is_latent=probe.is_latent)
+        layers.append(replace(layer, index_scores=probe.index_scores))
 
     def after_child(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = ChildCall.of(ModuleCall(module, args, kwargs, output))
@@ -217,7 +247,7 @@ def capture(
         hooks += [child.register_forward_hook(after_child, with_kwargs=True) for child in layer.children()]
     cache = RecurrentCache() if keeps_states else None
     try:
-        with torch.inference_mode(), use_hooks(probe), probe_masks(model):
+        with torch.inference_mode(), use_hooks(probe), probe_masks(model), few_chosen(model, few), _RankedScores(probe):
             logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)), cache)
     except (KeyError, IndexError, TypeError) as error:
         raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error

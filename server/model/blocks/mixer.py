@@ -96,6 +96,14 @@ class MixerStep:
         return self._rotary(torch.empty((1, 1, 1), dtype=self._dtype), self.positions)
 
 
+@dataclass(frozen=True)
+class ChosenKeys:
+    """The keys that each token of a layer attends to, instead of all that it sees."""
+
+    top_k: int  # at most
+    are_own: bool  # the layer chooses them; otherwise they are those of the last layer before it that chose
+
+
 class Mixer(ABC):
     """The mixer of one layer.
 
@@ -131,6 +139,11 @@ class Mixer(ABC):
     @property
     def attention_layer(self) -> int | None:
         """The layer's number in the KV cache; None if it has no keys there."""
+        return None
+
+    @property
+    def chosen_keys(self) -> ChosenKeys | None:
+        """The keys that an indexer chooses; None if tokens attend to all that they see."""
         return None
 
     @property

@@ -123,6 +123,7 @@ class _Finder:
             self._build(module, index, found, each, names)
             for index, (module, found, each) in enumerate(zip(self._body.layers, parts, captured.layers, strict=True))
         ]
+        _check_choices(layers)
         routed = [layer for layer in layers if layer.experts is not None]
         routing = [each.routing for each in captured.layers if each.routing is not None]
         if not routed or len(routed) != len(self._layers):
@@ -216,7 +217,9 @@ class _Finder:
                 if not others:
                     raise
             else:
-                return
+                break
+        if captured.options is not None and captured.options.chosen is not None and layer.mixer.chosen_keys is None:
+            raise UnsupportedLayerError(f"its {layer.mixer.name} takes the keys that an indexer chose")
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Fit the mixer and find the kind of router, and compare what the layer adds with the modules' output."""
@@ -363,6 +366,17 @@ class _Finder:
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")
         return nearest_named(scale, self._config, ROUNDING[self._dtype])
+
+
+def _check_choices(layers: Sequence[NativeLayer]) -> None:
+    """Raise ``UnsupportedLayerError`` if a layer takes chosen keys, and no layer before it chooses as many."""
+    latest = 0
+    for layer in layers:
+        chosen = layer.mixer.chosen_keys
+        if chosen is not None and chosen.are_own:
+            latest = chosen.top_k
+        elif chosen is not None and chosen.top_k != latest:
+            raise UnsupportedLayerError("its layers share chosen keys, and no indexer chooses them")
 
 
 def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:

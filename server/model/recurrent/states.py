@@ -128,6 +128,10 @@ class AttentionPassThrough:
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return key_states, value_states
 
+    def update_indexer(self, key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        del layer_idx
+        return key_states
+
     def get_query_offset(self, layer_idx: int = 0) -> int:
         del layer_idx
         return 0

@@ -22,6 +22,7 @@ class Probe:
         self._shapes: dict[int, KVShape] = {}
         self._windows: dict[int, int | None] = {}
         self._chunked: set[int] = set()
+        self.choosing: set[int] = set()  # layers whose tokens attend to the keys that an indexer chose
         self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
 
     @property
@@ -49,6 +50,8 @@ class Probe:
         self._windows[layer] = options.sliding_window
         if options.is_chunked:
             self._chunked.add(layer)
+        if options.chosen is not None:
+            self.choosing.add(layer)
         return attend_sequence(query, key, value, options)
 
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
@@ -88,6 +91,8 @@ def attend_sequence(
     """Compute the attention of a complete sequence: ``(heads, tokens, dim)`` to ``(tokens, heads, value_dim)``."""
     positions = torch.arange(query.shape[1], device=query.device)
     seen = seen_keys(positions[:, None], positions, options.sliding_window, options.is_chunked)
+    if options.chosen is not None:
+        seen = seen & torch.zeros_like(seen).scatter(-1, options.chosen.long(), True)
     mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
     output, lse = attend_span_reference(
         query[None], key[None], value[None], options.scaling, options.softcap, mask=mask

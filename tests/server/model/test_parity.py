@@ -16,6 +16,7 @@ from expert_store.policies import POLICIES
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.chunk_weights import ChunkWeights
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
@@ -51,7 +52,7 @@ def expected(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
 
 
 def generate(
-    trunk: Trunk,
+    trunk: Trunk | SequentialTrunk,
     store: ExpertStore,
     chunk: int = 64,
     steps: int = NEW_TOKENS,

@@ -9,6 +9,7 @@
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
+#include "layers/indexer.h"
 #include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
 #include "layers/lightning_attention.h"
@@ -206,13 +207,21 @@ struct Fields<Norm> {
 };
 
 template <>
+struct Fields<Indexer> {
+  using Type = Indexer;
+  static constexpr Field kAll[] = {
+      FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(chosen), FIELD(heads), FIELD(dim), FIELD(top_k),
+      FIELD(rope_kind), FIELD(chooses)};
+};
+
+template <>
 struct Fields<LatentAttention> {
   using Type = LatentAttention;
   static constexpr Field kAll[] = {
       FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
-      FIELD(query_norm), FIELD(latent_norm), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads),
-      FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(rope),
+      FIELD(query_norm), FIELD(latent_norm), FIELD(indexer), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(rope),
       FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon),
       FIELD(latent_norm_epsilon), FIELD(scaling)};
 };
@@ -406,7 +415,7 @@ constexpr Layout kLayouts[] = {
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
-    layout<LatentAttention>("LatentAttention"),
+    layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),

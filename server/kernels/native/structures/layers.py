@@ -133,6 +133,23 @@ class GroupedAttention(Structure):
     ]
 
 
+class Indexer(Structure):
+    """An indexer, which chooses the keys that each token attends to."""
+
+    _fields_ = [
+        ("query", Matrix),
+        ("key", Matrix),
+        ("weights", Matrix),
+        ("key_norm", Norm),
+        ("chosen", c_void_p),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("top_k", c_int64),
+        ("rope_kind", c_int32),
+        ("chooses", c_int32),
+    ]
+
+
 class LatentAttention(Structure):
     _fields_ = [
         ("query_down", Matrix),
@@ -149,6 +166,7 @@ class LatentAttention(Structure):
         ("gate_bias", c_void_p),
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
+        ("indexer", c_void_p),
         ("cache", c_void_p),
         ("cache_slots", c_int64),
         ("cache_dim", c_int64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from ctypes import addressof
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraPlace
-from server.kernels.native.structures.layers import LatentAttention, MixerKind, RopeKind
+from server.kernels.native.structures.layers import Indexer, LatentAttention, MixerKind, RopeKind
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.latent_attention.rotation import Rotations, rotations
+from server.model.blocks.latent_attention.indexer import NativeIndexer, chosen_of, indexer_of
+from server.model.blocks.latent_attention.rotation import Rotations, rotations, rows_of
 from server.model.blocks.linears import matrix_of, no_matrix
-from server.model.blocks.mixer import MixerTrial, RotaryMixer
+from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
 from server.model.recurrent.states import StateCache
@@ -62,6 +64,9 @@ class LatentAttentionMixer(RotaryMixer):
                 if linear is not None:
                     setattr(spec, f"{name}_bias", self.keep(linear.bias))
                     self.add_target(linear, number)
+        self._indexer = indexer_of(parts.indexer, captured, getattr(parts.module, "config", None))
+        if self._indexer is not None:
+            self._set_indexer(self._indexer)
         self._set_sizes(parts)
         self._set_expansion(parts)
         spec.latent_norm, spec.latent_norm_epsilon = self.keep(parts.latent_norm.weight), parts.latent_norm.epsilon
@@ -73,6 +78,11 @@ class LatentAttentionMixer(RotaryMixer):
     @property
     def name(self) -> str:
         return "latent attention"
+
+    @property
+    def chosen_keys(self) -> ChosenKeys | None:
+        indexer = self._indexer
+        return None if indexer is None else ChosenKeys(int(indexer.spec.top_k), indexer.chooses)
 
     @property
     def attention_layer(self) -> int:
@@ -101,10 +111,17 @@ class LatentAttentionMixer(RotaryMixer):
         found = self._rotations(trial)
         found.check(trial.tolerance)
         self.spec.rope_kind = found.best.kind
+        if self._indexer is not None:
+            rows = rows_of(trial)
+            with torch.inference_mode():
+                self._indexer.fit(self, trial, rows, self._parts.query_inputs(rows))
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
-        del captured
-        return TrialLatents(self.module, self.index, self.spec, num_tokens)
+        return TrialLatents(self.module, self.index, self.spec, captured, num_tokens)
+
+    def for_choice(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
+        """Return the same, which chooses keys instead of taking those of the capture."""
+        return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, chooses=True)
 
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         del states
@@ -116,6 +133,11 @@ class LatentAttentionMixer(RotaryMixer):
     def _rotations(self, trial: MixerTrial) -> Rotations:
         self.spec.rotary_dim = trial.positions.rotary_dim
         return rotations(self._parts, trial, [self.query_scale(position) for position in range(trial.num_tokens)])
+
+    def _set_indexer(self, indexer: NativeIndexer) -> None:
+        self.spec.indexer = indexer.address
+        for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
+            self.add_target(linear, number)
 
     def _set_sizes(self, parts: LatentAttentionParts) -> None:
         spec, expansion = self.spec, parts.expansion
@@ -137,17 +159,36 @@ class LatentAttentionMixer(RotaryMixer):
 
 
 class TrialLatents(LatentAttentionMixer):
-    """A copy of a latent attention with a cache of its own.
+    """A copy of a latent attention with a cache of its own, whose tokens attend to the keys of a capture.
 
     Args:
         own: its structure.
+        captured: a call of the layer.
         num_tokens: of the one sequence.
+        chooses: whether its indexer chooses keys, as many as that of the capture.
     """
 
-    def __init__(self, module: Any, index: int, own: LatentAttention, num_tokens: int):
+    def __init__(
+        self,
+        module: Any,
+        index: int,
+        own: LatentAttention,
+        captured: LayerCapture,
+        num_tokens: int,
+        *,
+        chooses: bool = False,
+    ):
         spec = self.spec = LatentAttention.from_buffer_copy(own)
         super(LatentAttentionMixer, self).__init__(module, index, spec)
         num_blocks, dim = -(-num_tokens // BLOCK), spec.rank + spec.rope_dim
+        if own.indexer:
+            indexer = self._own_indexer = Indexer.from_buffer_copy(Indexer.from_address(own.indexer))
+            self.chosen, indexer.top_k = chosen_of(captured)
+            if chooses:
+                self.chosen = np.full_like(self.chosen, -1)
+                dim += indexer.dim
+            indexer.chosen, indexer.chooses = self.chosen.ctypes.data, int(chooses)
+            spec.indexer = addressof(indexer)
         self._latents = np.zeros((num_blocks, dim, BLOCK), dtype=np.float32)
         spec.cache, spec.cache_slots, spec.cache_dim = self._latents.ctypes.data, num_blocks * BLOCK, dim
         spec.cache_format, spec.group = Format.FLOAT32, 0

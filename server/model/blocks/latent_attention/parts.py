@@ -11,6 +11,7 @@ from torch import nn
 
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.latent_attention.indexer import IndexerParts
 from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -30,6 +31,7 @@ class LatentAttentionParts(MixerParts):
     expansion: LatentProjection
     output: Linear
     gate: Linear | None
+    indexer: IndexerParts | None = None
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -43,7 +45,8 @@ class LatentAttentionParts(MixerParts):
         norms = [None if (norm := getattr(of, name, None)) is None else norm_of(norm) for name in NORMS]
         if query is None or latent is None or output is None or norms[1] is None or (down and norms[0] is None):
             return None
-        return cls(module, down, norms[0], query, latent, norms[1], expansion, output, gate)
+        parts = down, norms[0], query, latent, norms[1], expansion, output, gate
+        return cls(module, *parts, IndexerParts.find(of))
 
     @property
     def linears(self) -> list[Linear]:
@@ -55,18 +58,24 @@ class LatentAttentionParts(MixerParts):
         norms = (norm.module for norm in (self.query_norm, self.latent_norm) if norm is not None)
         for module in (*self.linears, *norms, self.expansion):
             yield from module.parameters()
+        if self.indexer is not None:
+            yield from self.indexer.parameters()
 
     def build(self, captured: LayerCapture, place: LayerPlace) -> LatentAttentionMixer:
         return LatentAttentionMixer(self, captured, place.index)
 
+    def query_inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what queries are made from."""
+        if self.query_down is None or self.query_norm is None:
+            return rows
+        normed: torch.Tensor = self.query_norm.module(self.query_down(rows))
+        return normed
+
     def projected(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations."""
-        down = rows
-        if self.query_down is not None and self.query_norm is not None:
-            down = self.query_norm.module(self.query_down(rows))
         rank = self.expansion.rank
         latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
-        return self.query(down), torch.cat([self.latent_norm.module(latent), rotated], -1)
+        return self.query(self.query_inputs(rows)), torch.cat([self.latent_norm.module(latent), rotated], -1)
 
 
 NORMS = ("q_a_layernorm", "kv_a_layernorm")

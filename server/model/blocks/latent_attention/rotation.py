@@ -78,7 +78,7 @@ def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[f
         UnsupportedLayerError: the module was called in an unknown way.
     """
     captured, nope, rank = trial.captured, parts.expansion.nope_dim, parts.expansion.rank
-    rows = _rows(trial)
+    rows = rows_of(trial)
     with torch.inference_mode():
         queries, latents = parts.projected(rows)
         keys = parts.expansion.expand(latents[:, :rank]).view(len(rows), len(captured.keys), -1)[..., :nope]
@@ -93,7 +93,7 @@ def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[f
     wanted_queries, wanted_keys, found = captured.queries[..., nope:], captured.keys[..., nope:], []
     for kind, is_sorted in WAYS if captured.positions is not None else [(RopeKind.NONE, False)]:
         key, turned = (
-            _rotated(x, kind, trial.positions, is_sorted=is_sorted)
+            rotated(x, kind, trial.positions, is_sorted=is_sorted)
             for x in (latents[:, rank:].float(), query[..., nope:])
         )
         errors = relative_error(key.expand_as(wanted_keys), wanted_keys), relative_error(turned, wanted_queries)
@@ -101,7 +101,7 @@ def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[f
     return Rotations(sorted(found, key=lambda each: each.error), latent_error)
 
 
-def _rows(trial: MixerTrial) -> torch.Tensor:
+def rows_of(trial: MixerTrial) -> torch.Tensor:
     """Return the rows that the module got, ``(tokens, hidden)``."""
     call = trial.captured.mixer
     values = () if call is None else (*call.args, *call.kwargs.values())
@@ -112,7 +112,7 @@ def _rows(trial: MixerTrial) -> torch.Tensor:
     return rows[0][0]
 
 
-def _rotated(x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool) -> torch.Tensor:
+def rotated(x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool = False) -> torch.Tensor:
     """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``levels/attention.inc`` does.
 
     Args:

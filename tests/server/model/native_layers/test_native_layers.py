@@ -19,6 +19,7 @@ from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
@@ -34,6 +35,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
 ]
+
+
+def load_modules(folder: Path) -> Trunk | SequentialTrunk:
+    """Load a model as the modules of transformers run it."""
+    return load_trunk(folder, torch.float32)
 
 
 def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.float32) -> Trunk:
@@ -70,7 +76,7 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kernels.close()
 
 
-def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, share: float = 0.0) -> Written:
+def write(trunk: Trunk | SequentialTrunk, prompts: list[list[int]] = PROMPTS, *, share: float = 0.0) -> Written:
     """Write with memory for a share of the experts, or for as few as possible."""
     least = least_bytes(trunk.catalog, trunk.facts.top_k)
     store = ExpertStore(trunk.catalog, max(least, int(share * trunk.catalog.total_bytes)))
@@ -84,7 +90,7 @@ def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, share: float = 0.
 
 
 def assert_modules_give(written: Written, folder: Path) -> None:
-    for (tokens, logits), (expected_tokens, expected) in zip(written, write(load(folder, None)), strict=True):
+    for (tokens, logits), (expected_tokens, expected) in zip(written, write(load_modules(folder)), strict=True):
         assert tokens == expected_tokens
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
 

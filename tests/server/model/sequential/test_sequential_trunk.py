@@ -79,9 +79,9 @@ def rig(checkpoint: Path) -> Rig:
 
 
 def test_nothing_is_allocated_for_what_transformers_keeps(rig: Rig) -> None:
-    """Blocks are only counted: an indexer's key and a latent of each token of each layer."""
+    """Blocks are only counted: a latent of each token of each layer, and an index key where a layer has an indexer."""
     (group,) = rig.trunk.facts.kv_groups
-    assert group.token_bytes == 3 * (16 + 16 + 8) * 4
+    assert group.token_bytes == (2 * (16 + 16 + 8) + 16 + 8) * 4
     assert not KVCache(rig.trunk.facts.kv_groups, [1 << 40], 16).layers
     assert not rig.trunk.facts.shares_prefixes
 

@@ -42,11 +42,4 @@ class ConvolutionStep {
   int64_t x_stride_, y_stride_;
 };
 
-// The sequence of a row.
-inline const StepSequence& sequence_of(const StepCall& step, int64_t row) {
-  const StepSequence* sequence = step.sequences;
-  while (row >= sequence->first_row + sequence->num_tokens) ++sequence;
-  return *sequence;
-}
-
 }  // namespace greenroom

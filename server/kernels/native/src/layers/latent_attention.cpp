@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "formats/checks.h"
+#include "layers/indexer_step.h"
 #include "layers/layer_adapters.h"
 #include "layers/sides.h"
 
@@ -14,11 +15,11 @@ namespace {
 struct Memory {
   Buffer heads;  // projections of a step
   Buffer work;   // results of attention, a pass, and scratch memory of threads
-  LoraSums down_lora, query_lora, latent_lora, gate_lora, output_lora;
+  LoraSums down_lora, query_lora, latent_lora, gate_lora, output_lora, index_query_lora, index_key_lora, index_weights_lora;
 };
 
 // The matrices that adapters may add to, in the order of their places.
-enum Place { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate };
+enum Place { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kIndexQuery, kIndexKey, kIndexWeights };
 
 constexpr int64_t kTokenTile = 8;     // tokens of one sequence per tile of attention
 constexpr int64_t kHeadTile = 16;     // heads of such a tile, at most
@@ -240,30 +241,18 @@ class LayerLatents {
     }
     float* latent = latents_ + token * latent_size_;
     level_.normalise(latent, spec_.latent_norm, spec_.latent_norm_epsilon, spec_.rank, latent);
-    const StepSequence& sequence = sequence_of(token);
-    const int64_t position = position_of(sequence, token);
-    rotate(latent + spec_.rank, token, position);
-    const int64_t block = step_.block_tables[spec_.group][sequence.first_block + position / kCacheBlock];
-    const int64_t bytes = bytes_of(spec_.cache_format);
-    char* target = static_cast<char*>(spec_.cache) + (block * kCacheBlock * spec_.cache_dim + position % kCacheBlock) * bytes;
-    constexpr int64_t kPiece = 64;
-    alignas(64) char numbers[kPiece * 4];
-    for (int64_t d = 0; d < latent_size_; d += kPiece) {
-      const int64_t count = std::min(kPiece, latent_size_ - d);
-      level_.narrow(latent + d, spec_.cache_format, numbers, count);
-      for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(target + (d + i) * kCacheBlock * bytes, numbers + i * bytes, static_cast<size_t>(bytes));
-      }
-    }
+    rotate(latent + spec_.rank, token, position_of(sequence_of(step_, token), token));
+    write_latent(level_, spec_, step_, token, 0, latent, latent_size_);
   }
 
-  // Begins the next pass; returns false if there is none.
-  bool begin_pass() {
+  // Begins the next pass; returns false if there is none. Each token with chosen keys is attended on its own, so more heads
+  // take turns with them.
+  bool begin_pass(const IndexerStep& indexer) {
     first_ += rows_;
     rows_ = std::min(pass_rows_, step_.tokens - first_);
     token_tiles_ = 0;
     each_piece([&](const StepSequence&, int64_t, int64_t count) { token_tiles_ += divide_up(count, kTokenTile); });
-    int64_t tile = kHeadTile;
+    int64_t tile = indexer.is_sparse() ? kMostLatentRows : kHeadTile;
     while (tile > kLeastHeads && token_tiles_ * divide_up(spec_.heads, tile) < 2 * num_threads_) tile /= 2;
     head_tiles_ = divide_up(spec_.heads, tile);
     return rows_ > 0;
@@ -278,7 +267,7 @@ class LayerLatents {
   // Rotates and scales the queries of a row of the pass.
   void turn(int64_t row) {
     const int64_t token = first_ + row, dim = spec_.nope_dim + spec_.rope_dim;
-    const int64_t position = position_of(sequence_of(token), token);
+    const int64_t position = position_of(sequence_of(step_, token), token);
     float* queries = queries_ + token * queries_size_;
     const float scale = spec_.scales_queries ? step_.query_scales[position] : 1.0f;
     for (int64_t head = 0; head < spec_.heads; ++head) {
@@ -301,7 +290,7 @@ class LayerLatents {
     });
   }
 
-  void attend(int64_t tile, int thread) {
+  void attend(const IndexerStep& indexer, int64_t tile, int thread) {
     const int64_t group = divide_up(spec_.heads, head_tiles_), head = tile % head_tiles_ * group;
     const int64_t heads = std::min(group, spec_.heads - head);
     if (heads <= 0) return;
@@ -311,7 +300,7 @@ class LayerLatents {
       const int64_t tiles = divide_up(count, kTokenTile);
       if (place >= 0 && place < tiles) {
         const int64_t begin = first + place * kTokenTile;
-        attend_tokens(sequence, begin, std::min(kTokenTile, first + count - begin), head, heads, thread);
+        attend_tokens(indexer, sequence, begin, std::min(kTokenTile, first + count - begin), head, heads, thread);
       }
       place -= tiles;
     });
@@ -372,16 +361,6 @@ class LayerLatents {
 
   int64_t row_tiles() const { return divide_up(rows_, kRowTile); }
 
-  const StepSequence& sequence_of(int64_t token) const {
-    const StepSequence* sequence = step_.sequences;
-    while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
-    return *sequence;
-  }
-
-  static int64_t position_of(const StepSequence& sequence, int64_t token) {
-    return sequence.first_position + token - sequence.first_row;
-  }
-
   // Calls a function with each sequence that has rows in the pass, the first of them, and their number.
   template <typename Function>
   void each_piece(Function function) const {
@@ -414,8 +393,8 @@ class LayerLatents {
     }
   }
 
-  void attend_tokens(const StepSequence& sequence, int64_t token, int64_t tokens, int64_t head, int64_t heads,
-                     int thread) {
+  void attend_tokens(const IndexerStep& indexer, const StepSequence& sequence, int64_t token, int64_t tokens,
+                     int64_t head, int64_t heads, int thread) {
     const int64_t row = token - first_, dim = spec_.nope_dim + spec_.rope_dim;
     float* scratch = scratch_ + thread * scratch_size_;
     for (int64_t i = 0; !expansion.is_empty() && i < tokens * heads; ++i) {
@@ -423,6 +402,23 @@ class LayerLatents {
       expansion.add_to_query(token + of, each, queries_ + (token + of) * queries_size_ + each * dim,
                              absorbed_ + ((row + of) * spec_.heads + each) * latent_size_, scratch + places_.size);
     }
+    int64_t count;
+    for (int64_t i = 0; i < tokens; i += count) {  // those that attend to all keys come first
+      const int32_t* chosen = indexer.chosen(token + i);
+      count = chosen ? 1 : std::min(tokens - i, kMostLatentRows / heads);
+      while (!chosen && count > 1 && indexer.chosen(token + i + count - 1)) --count;
+      attend_rows(sequence, token + i, count, head, heads, chosen, chosen ? indexer.top_k() - 1 : -1, scratch);
+    }
+    for (int64_t i = 0; i < tokens; ++i) {
+      const int64_t first = (row + i) * spec_.heads + head;
+      level_.prepare(values_panel_, weighted_, Format::kFloat32, spec_.rank, nullptr, first, first + heads);
+    }
+  }
+
+  // Args: `chosen` keys of the one token, up to the `last`; or null for all keys.
+  void attend_rows(const StepSequence& sequence, int64_t token, int64_t tokens, int64_t head, int64_t heads,
+                   const int32_t* chosen, int64_t last, float* scratch) {
+    const int64_t row = token - first_;
     LatentAttend attend{};
     attend.query = absorbed_ + (row * spec_.heads + head) * latent_size_;
     attend.output = weighted_ + (row * spec_.heads + head) * spec_.rank;
@@ -430,8 +426,9 @@ class LayerLatents {
     attend.output_stride = weighted_size_;
     attend.latents = spec_.cache;
     attend.blocks = step_.block_tables[spec_.group] + sequence.first_block;
+    attend.chosen = chosen;
     attend.scratch = scratch;
-    attend.first_position = position_of(sequence, token);
+    attend.first_position = chosen ? last : position_of(sequence, token);
     attend.tokens = tokens;
     attend.heads = heads;
     attend.dim = spec_.cache_dim;
@@ -441,10 +438,6 @@ class LayerLatents {
     attend.is_exact = step_.is_exact;
     attend.scaling = spec_.scaling;
     level_.attend_latents(attend);
-    for (int64_t i = 0; i < tokens; ++i) {
-      const int64_t first = (row + i) * spec_.heads + head;
-      level_.prepare(values_panel_, weighted_, Format::kFloat32, spec_.rank, nullptr, first, first + heads);
-    }
   }
 
   const Level& level_;
@@ -471,39 +464,86 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const LatentAttention*>(layer.mixer);
   const Level& level = context.level;
   LayerLatents latents(context, layer, spec, step);
+  IndexerStep indexer(context, spec, step, latents.panel, latents.query_panel);
   const bool has_down = latents.query_rank() > 0;
   auto& own = context.mixers.of<Memory>();
   LoraSums &query_lora = own.query_lora, &output_lora = own.output_lora;
-  LoraSums* const lora[] = {has_down ? &own.down_lora : &query_lora, &own.latent_lora, &own.gate_lora};
-  for (LoraSums* sums : {&own.down_lora, &query_lora, lora[1], lora[2], &output_lora}) sums->clear();
-  const int num_sides = spec.gate.outputs ? 3 : 2;
-  const LoraSite sites[] = {{*lora[0], mixer_place(has_down ? kQueryDown : kQuery), step.normed, step.hidden_size},
-                            {*lora[1], mixer_place(kLatent), step.normed, step.hidden_size},
-                            {*lora[2], mixer_place(kGate), step.normed, step.hidden_size}};
-  const LoraSite query_site{query_lora, mixer_place(kQuery), latents.downs, latents.query_rank()};
-  const LoraSite output_site{output_lora, mixer_place(kOutput), latents.attended, latents.attended_size()};
-  const Side query_side{&spec.query, spec.query_bias, 0, &query_lora};
-  const Side sides[] = {has_down ? Side{&spec.query_down, spec.query_down_bias, 0, &own.down_lora} : query_side,
-                        {&spec.latent, spec.latent_bias, latents.first_latent(), lora[1]},
-                        {&spec.gate, spec.gate_bias, latents.first_gate(), lora[2]}};
-  const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
+  for (LoraSums* sums : {&own.down_lora, &query_lora, &own.latent_lora, &own.gate_lora, &output_lora, &own.index_query_lora,
+                         &own.index_key_lora, &own.index_weights_lora}) {
+    sums->clear();
+  }
 
-  auto norm = [&](int64_t token, int) { latents.norm(token); };
+  Side sides[5];
+  LoraSums* lora[5];
+  LoraPlace places[5];
+  int num_sides = 0;
+  const auto add_side = [&](const Side& side, LoraSums& sums, Place place) {
+    sides[num_sides] = side;
+    sides[num_sides].lora = lora[num_sides] = &sums;
+    places[num_sides++] = mixer_place(place);
+  };
+  if (has_down) {
+    add_side({&spec.query_down, spec.query_down_bias, 0}, own.down_lora, kQueryDown);
+  } else {
+    add_side({&spec.query, spec.query_bias, 0}, query_lora, kQuery);
+  }
+  add_side({&spec.latent, spec.latent_bias, latents.first_latent()}, own.latent_lora, kLatent);
+  if (spec.gate.outputs) add_side({&spec.gate, spec.gate_bias, latents.first_gate()}, own.gate_lora, kGate);
+  const int64_t first_index = latents.first_gate() + spec.gate.outputs;
+  for (int i = 0; i < indexer.num_sides(); ++i) {
+    add_side(indexer.side(i, first_index), i ? own.index_weights_lora : own.index_key_lora, i ? kIndexWeights : kIndexKey);
+  }
+  Side query_sides[2] = {{&spec.query, spec.query_bias, 0, &query_lora}};
+  const int num_query_sides = 1 + indexer.has_queries();
+  const int64_t first_index_query = spec.query.outputs;
+  if (indexer.has_queries()) {
+    query_sides[1] = indexer.query_side(first_index_query);
+    query_sides[1].lora = &own.index_query_lora;
+  }
+  const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
+  const auto site = [&](int i) { return LoraSite{*lora[i], places[i], step.normed, step.hidden_size}; };
+  const LoraSite sites[] = {site(0), site(1), site(std::min(2, num_sides - 1)), site(std::min(3, num_sides - 1)),
+                            site(num_sides - 1)};
+  const LoraSite query_sites[] = {
+      {query_lora, mixer_place(kQuery), latents.downs, latents.query_rank()},
+      {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, latents.query_rank()}};
+  const LoraSite output_site{output_lora, mixer_place(kOutput), latents.attended, latents.attended_size()};
+
+  auto norm = [&](int64_t token, int) {
+    latents.norm(token);
+    indexer.prepare(token);
+  };
   auto multiply_down = [&](int64_t tile, int thread) {
-    for (LoraSums* sums : lora) {
-      if (tile < sums->num_tiles()) return sums->multiply_down(level, tile, thread);
-      tile -= sums->num_tiles();
+    for (int i = 0; i < num_sides; ++i) {
+      if (tile < lora[i]->num_tiles()) return lora[i]->multiply_down(level, tile, thread);
+      tile -= lora[i]->num_tiles();
     }
   };
-  const auto take_first = [&](auto... results) { latents.take_first(results...); };
+  const auto take_first = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+    if (output >= first_index) return indexer.take(row, output - first_index, sums, count);
+    latents.take_first(row, output, sums, count);
+  };
   auto project = multiply_sides(context, latents.panel, sides, num_sides, kOutputTile, take_first);
-  auto place = [&](int64_t token, int) { latents.place(token); };
-  auto multiply_query_down = [&](int64_t tile, int thread) { query_lora.multiply_down(level, tile, thread); };
-  const auto take_query = [&](auto... results) { latents.take_query(results...); };
-  auto project_queries = multiply_sides(context, latents.query_panel, &query_side, 1, kOutputTile, take_query);
+  auto place = [&](int64_t token, int) {
+    latents.place(token);
+    indexer.place(token, latents.downs);
+  };
+  auto multiply_query_down = [&](int64_t tile, int thread) {
+    if (tile < query_lora.num_tiles()) return query_lora.multiply_down(level, tile, thread);
+    own.index_query_lora.multiply_down(level, tile - query_lora.num_tiles(), thread);
+  };
+  const auto take_query = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+    if (output >= first_index_query) return indexer.take_query(row, output - first_index_query, sums, count);
+    latents.take_query(row, output, sums, count);
+  };
+  auto project_queries =
+      multiply_sides(context, latents.query_panel, query_sides, num_query_sides, kOutputTile, take_query);
+  auto turn_index = [&](int64_t row, int) { indexer.turn(row); };
+  auto score = [&](int64_t tile, int thread) { indexer.score(tile, thread); };
+  auto choose = [&](int64_t row, int thread) { indexer.choose(row, thread); };
   auto turn = [&](int64_t row, int) { latents.turn(row); };
   auto absorb = [&](int64_t tile, int) { latents.absorb(tile); };
-  auto attend = [&](int64_t tile, int thread) { latents.attend(tile, thread); };
+  auto attend = [&](int64_t tile, int thread) { latents.attend(indexer, tile, thread); };
   auto expand = [&](int64_t tile, int) { latents.expand(tile); };
   auto finish_heads = [&](int64_t row, int thread) { latents.finish_heads(row, thread); };
   auto prepare_output = [&](int64_t token, int thread) {
@@ -516,15 +556,23 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
   plan_sites(phases, sites, num_sides, context, layer, step);
-  phases.add(lora[0]->num_tiles() + lora[1]->num_tiles() + lora[2]->num_tiles(), multiply_down);
+  int64_t lora_tiles = 0;
+  for (int i = 0; i < num_sides; ++i) lora_tiles += lora[i]->num_tiles();
+  phases.add(lora_tiles, multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   if (has_down) {
-    plan_sites(phases, &query_site, 1, context, layer, step);
-    phases.add(query_lora.num_tiles(), multiply_query_down);
-    phases.add(num_tiles(&query_side, 1, step.tokens, kOutputTile), project_queries);
+    plan_sites(phases, query_sites, num_query_sides, context, layer, step);
+    phases.add(query_lora.num_tiles() + own.index_query_lora.num_tiles(), multiply_query_down);
+    phases.add(num_tiles(query_sides, num_query_sides, step.tokens, kOutputTile), project_queries);
   }
-  while (latents.begin_pass()) {
+  while (indexer.begin_pass()) {
+    phases.add(indexer.pass_rows(), turn_index);
+    phases.add(indexer.num_score_tiles(), score);
+    phases.add(indexer.pass_rows(), choose);
+    phases.run();  // since the next pass changes what these refer to
+  }
+  while (latents.begin_pass(indexer)) {
     phases.add(latents.pass_rows(), turn);
     phases.add(latents.num_absorb_tiles(), absorb);
     phases.add(latents.num_attend_tiles(), attend);
@@ -565,12 +613,37 @@ const char* check(const void* mixer, int64_t hidden_size) {
   if (spec.rope_kind != RopeKind::kNone && (spec.rotary_dim < 0 || spec.rotary_dim > spec.rope_dim)) {
     return "rotary positions that are larger than their part of a head";
   }
+  if (spec.indexer) {
+    if (!query_rank) return "an indexer without its inputs";
+    const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
+    if (const char* reason = check_indexer(*spec.indexer, hidden_size, query_rank, rotary_dim)) return reason;
+  }
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.cache) return nullptr;
-  return spec.cache_dim >= spec.rank + spec.rope_dim && spec.cache_slots >= 0 ? nullptr : "a cache that its latents don't fit";
+  const bool fits = spec.cache_dim >= spec.rank + spec.rope_dim + index_key_size(spec.indexer) && spec.cache_slots >= 0;
+  return fits ? nullptr : "a cache that its latents don't fit";
 }
 
 }  // namespace
+
+void write_latent(const Level& level, const LatentAttention& spec, const StepCall& step, int64_t token, int64_t first,
+                  const float* numbers, int64_t count) {
+  const StepSequence& sequence = sequence_of(step, token);
+  const int64_t position = position_of(sequence, token);
+  const int64_t block = step.block_tables[spec.group][sequence.first_block + position / kCacheBlock];
+  const int64_t bytes = bytes_of(spec.cache_format);
+  const int64_t place = (block * spec.cache_dim + first) * kCacheBlock + position % kCacheBlock;
+  char* target = static_cast<char*>(spec.cache) + place * bytes;
+  constexpr int64_t kPiece = 64;
+  alignas(64) char narrowed[kPiece * 4];
+  for (int64_t d = 0; d < count; d += kPiece) {
+    const int64_t size = std::min(kPiece, count - d);
+    level.narrow(numbers + d, spec.cache_format, narrowed, size);
+    for (int64_t i = 0; i < size; ++i) {
+      std::memcpy(target + (d + i) * kCacheBlock * bytes, narrowed + i * bytes, static_cast<size_t>(bytes));
+    }
+  }
+}
 
 const MixerOperations kLatentAttention = {check, run};
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "layers/grouped_attention.h"
+#include "layers/indexer.h"
 
 namespace greenroom {
 
@@ -22,6 +23,7 @@ struct LatentAttention {
   const float* gate_bias;
   const float* query_norm;   // (query_rank), or null
   const float* latent_norm;  // (rank)
+  const Indexer* indexer;    // chooses the keys that a token attends to; or null
   void* cache;               // (slots, dim), in blocks; see levels/latents.h
   int64_t cache_slots;
   int64_t cache_dim;
@@ -40,6 +42,10 @@ struct LatentAttention {
   float latent_norm_epsilon;
   float scaling;
 };
+
+// Writes some numbers of a token to the cache, `first` numbers behind its first one.
+void write_latent(const Level& level, const LatentAttention& spec, const StepCall& step, int64_t token, int64_t first,
+                  const float* numbers, int64_t count);
 
 extern const MixerOperations kLatentAttention;
 

@@ -51,4 +51,16 @@ struct StepCall {
   int32_t is_exact;
 };
 
+// The sequence of a row.
+inline const StepSequence& sequence_of(const StepCall& step, int64_t row) {
+  const StepSequence* sequence = step.sequences;
+  while (row >= sequence->first_row + sequence->num_tokens) ++sequence;
+  return *sequence;
+}
+
+
+inline int64_t position_of(const StepSequence& sequence, int64_t row) {
+  return sequence.first_position + row - sequence.first_row;
+}
+
 }  // namespace greenroom

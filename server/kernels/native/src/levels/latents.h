@@ -14,8 +14,9 @@ struct LatentAttend {
   int64_t output_stride;
   const void* latents;
   const int32_t* blocks;  // the sequence's block table
+  const int32_t* chosen;  // positions of the keys that one token attends to, in order; null for all up to its own
   float* scratch;         // `latent_scratch` floats, aligned to 64 bytes
-  int64_t first_position;
+  int64_t first_position;  // or the number of chosen keys less one
   int64_t tokens;
   int64_t heads;
   int64_t dim;
@@ -40,12 +41,14 @@ struct LatentScratch {
         values(weights + kLatentRows * kSpanKeys),
         keys(values + kSpanKeys * value_stride),
         queries(keys + query_stride / 2 * kSpanKeys),
-        size(queries + kMostLatentRows * query_stride / 2) {}
+        gathered(queries + kMostLatentRows * query_stride / 2),
+        size(gathered + kSpanKeys * key_dim) {}
 
   int64_t value_stride;  // numbers of a total, and of a key's value
   int64_t query_stride;  // numbers of a query in bfloat16
   int64_t most, sums, weights, values;
   int64_t keys, queries;  // in pairs of bfloat16
+  int64_t gathered;       // chosen keys of a span
   int64_t size;
 };
 

@@ -6,6 +6,7 @@
 
 #include "formats/matrix.h"
 #include "levels/attention.h"
+#include "levels/index_scores.h"
 #include "levels/latents.h"
 #include "levels/recurrence.h"
 
@@ -75,6 +76,7 @@ struct Level {
 
   void (*attend)(const Attention& attention);
   void (*attend_latents)(const LatentAttend& attend);
+  void (*score_keys)(const IndexScores& scores);
 
   void (*recur)(const Recurrence& recurrence);
   void (*scan)(const SelectiveScan& scan);

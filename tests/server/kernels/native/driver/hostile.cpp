@@ -324,6 +324,18 @@ class AnyLatents {
     spec_.to_values = plain_matrix(product(spec_.heads, spec_.value_dim), spec_.rank);
     spec_.output = any_matrix(hidden_, product(spec_.heads, spec_.value_dim), true);
     if (one_in(2)) spec_.gate = any_matrix(spec_.heads, hidden_, true);
+    if (query_rank && one_in(2)) {
+      indexer_.heads = maybe(between(1, 20));
+      indexer_.dim = maybe(between(1, 20));
+      indexer_.top_k = maybe(between(1, 20));
+      indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+      indexer_.chooses = 1;
+      indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), query_rank, true);
+      indexer_.key = any_matrix(indexer_.dim, hidden_, true);
+      indexer_.weights = any_matrix(indexer_.heads, hidden_, true);
+      spec_.indexer = &indexer_;
+      spec_.cache_dim = maybe(sum(sum(spec_.rank, spec_.rope_dim), indexer_.dim));
+    }
     layer_.mixer = &spec_;
     layer_.mixer_kind = MixerKind::kLatentAttention;
     layer_.feed_forward = &mlp_;
@@ -338,8 +350,9 @@ class AnyLatents {
 
   void run(Handle* handle) {
     spec_.cache = any_bits(memory_, 1);  // so that its sizes are checked
-    Matrix* const matrices[] = {&spec_.query_down, &spec_.query, &spec_.latent, &spec_.to_keys,
-                                &spec_.to_values,  &spec_.output, &spec_.gate};
+    std::vector<Matrix*> matrices = {&spec_.query_down, &spec_.query,  &spec_.latent, &spec_.to_keys,
+                                     &spec_.to_values,  &spec_.output, &spec_.gate};
+    if (spec_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key, &indexer_.weights});
     for (Matrix* matrix : matrices) {
       if (!matrix->outputs && (matrix == &spec_.query_down || matrix == &spec_.gate)) continue;
       if (check_matrix(*matrix) || is_large(*matrix)) return;
@@ -347,6 +360,8 @@ class AnyLatents {
     }
     if (one_in(2)) spec_.query_norm = floats(spec_.query_down.outputs);
     spec_.latent_norm = floats(std::clamp<int64_t>(spec_.rank, 0, kMostBytes));
+    indexer_.key_norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
+                         static_cast<NormKind>(maybe32(between(0, 2)))};
     if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);
     if (greenroom_check_layer(&layer_, hidden_, 0)) return;
     if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
@@ -377,6 +392,7 @@ class AnyLatents {
 
   int64_t hidden_ = between(1, 70), tokens_ = between(1, 12), first_position_ = between(0, 30);
   std::deque<std::vector<char>> memory_;
+  Indexer indexer_{};
   LatentAttention spec_{};
   Mlp mlp_{};
   LayerSpec layer_{};

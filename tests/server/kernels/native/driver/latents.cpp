@@ -14,7 +14,9 @@
 namespace driver {
 namespace {
 
-enum Part { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kNumParts };  // as in latent_attention.cpp
+enum Part {  // as in latent_attention.cpp
+  kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kIndexQuery, kIndexKey, kIndexWeights, kNumParts
+};
 
 Weights plain_weights(int64_t outputs, int64_t inputs) {
   Layout layout(plain_format(), outputs, inputs);
@@ -63,6 +65,22 @@ class Latents {
       cosines.push_back(std::cos(static_cast<float>(i)));
       sines.push_back(std::sin(static_cast<float>(i)));
     }
+    if (has_indexer) {
+      indexer.query = index[0].matrix();
+      indexer.key = index[1].matrix();
+      indexer.weights = index[2].matrix();
+      const bool has_mean = one_in(2);
+      indexer.key_norm = {keep(index_dim, 1.0f), has_mean ? keep(index_dim, 0.0f) : nullptr, kHeadEpsilon,
+                          has_mean ? NormKind::kLayer : NormKind::kRms};
+      indexer.heads = index_heads;
+      indexer.dim = index_dim;
+      indexer.top_k = top_k;
+      indexer.rope_kind = index_dim < spec.rotary_dim ? RopeKind::kNone : spec.rope_kind;
+      indexer.chooses = 1;
+      chosen.resize(static_cast<size_t>(plan.tokens * top_k));
+      indexer.chosen = chosen.data();
+      spec.indexer = &indexer;
+    }
     set_cache();
     layer.mixer = &spec;
     layer.mixer_kind = MixerKind::kLatentAttention;
@@ -71,8 +89,10 @@ class Latents {
     layer.input_norm = {keep(plan.hidden, 1.0f), nullptr, kEpsilon, NormKind::kRms};
     layer.residual_scale = one_in(2) ? 1.0f : 0.3f;
     layer.output_scale = 1.0f;
-    const int64_t inputs[] = {has_down ? query_rank : plan.hidden, plan.hidden, plan.hidden, rank, heads * value, plan.hidden};
-    const int64_t outputs[] = {heads * (nope + rope), query_rank, rank + rope, heads * (nope + value), plan.hidden, heads};
+    const int64_t inputs[] = {has_down ? query_rank : plan.hidden, plan.hidden, plan.hidden, rank, heads * value,
+                              plan.hidden, query_rank, plan.hidden, plan.hidden};
+    const int64_t outputs[] = {heads * (nope + rope), query_rank, rank + rope, heads * (nope + value), plan.hidden, heads,
+                               index_heads * index_dim, index_dim, index_heads};
     for (int part = 0; part < kNumParts; ++part) {
       lora.places[part] = memory_.parts(outputs[part], inputs[part]);
     }
@@ -91,10 +111,10 @@ class Latents {
     return y;
   }
 
-  void rotate(double* x, int64_t position) const {
-    const int64_t pairs = spec.rotary_dim / 2;
+  void rotate(double* x, int64_t position, RopeKind kind) const {
+    const int64_t pairs = kind == RopeKind::kNone ? 0 : spec.rotary_dim / 2;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const bool is_interleaved = spec.rope_kind == RopeKind::kInterleaved;
+      const bool is_interleaved = kind == RopeKind::kInterleaved;
       double& first = x[is_interleaved ? 2 * pair : pair];
       double& second = x[is_interleaved ? 2 * pair + 1 : pair + pairs];
       const double cosine = cosines[position * pairs + pair], sine = sines[position * pairs + pair];
@@ -104,13 +124,62 @@ class Latents {
     }
   }
 
+  // The keys that a token attends to: those that the kernels chose, if no other has a higher score.
+  std::vector<int64_t> keys_of(const int32_t* table, const Vector& x, const Vector& rows, int64_t row, int64_t position,
+                               const char* level) const {
+    std::vector<int64_t> keys(static_cast<size_t>(position + 1));
+    std::iota(keys.begin(), keys.end(), 0);
+    if (!has_indexer) return keys;
+    Vector own = product(index[1], nullptr, x);
+    const double mean = std::accumulate(own.begin(), own.end(), 0.0) / static_cast<double>(index_dim);
+    for (double& number : own) number -= indexer.key_norm.bias ? mean : 0;
+    normalise(own.data(), indexer.key_norm.weight, kHeadEpsilon, index_dim);
+    for (int64_t d = 0; indexer.key_norm.bias && d < index_dim; ++d) own[static_cast<size_t>(d)] += indexer.key_norm.bias[d];
+    rotate(own.data(), position, indexer.rope_kind);
+    const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
+    for (int64_t d = 0; d < index_dim; ++d) {
+      const double wanted = own[static_cast<size_t>(d)];
+      check("an index key", level, spec.cache_format, get(table, position, rank + rope + d), wanted,
+            rounding * std::fabs(wanted) + kNear * (largest(own) + 1));
+    }
+    if (position < top_k) return keys;
+    Vector queries = product(index[0], nullptr, rows), scores;
+    const Vector weights = product(index[2], nullptr, x);
+    for (int64_t head = 0; head < index_heads; ++head) rotate(queries.data() + head * index_dim, position, indexer.rope_kind);
+    for (const int64_t key : keys) {
+      double score = 0;
+      for (int64_t head = 0; head < index_heads; ++head) {
+        double sum = 0;
+        for (int64_t d = 0; d < index_dim; ++d) {
+          sum += queries[static_cast<size_t>(head * index_dim + d)] * get(table, key, rank + rope + d);
+        }
+        score += weights[static_cast<size_t>(head)] * std::max(sum, 0.0);
+      }
+      scores.push_back(score);
+    }
+    const int32_t* taken = chosen.data() + row * top_k;
+    double least = scores[static_cast<size_t>(taken[0])], most_left = -INFINITY;
+    for (int64_t i = 0, key = 0; key <= position; ++key) {
+      const double score = scores[static_cast<size_t>(key)];
+      if (i < top_k && taken[i] == key) {
+        least = std::min(least, score);
+        ++i;
+      } else {
+        most_left = std::max(most_left, score);
+      }
+    }
+    const double size = largest(scores) + 1;
+    check("the least chosen key", level, spec.cache_format, std::max(most_left - least, 0.0), 0, kNear * size);
+    return std::vector<int64_t>(taken, taken + top_k);
+  }
+
   // What the layer adds to the hidden states of a token, with the cache as the kernels left it.
-  Vector run(const int32_t* table, const float* given, int64_t position, const char* level) const {
+  Vector run(const int32_t* table, const float* given, int64_t row, int64_t position, const char* level) const {
     Vector x = widened(given, plan.hidden);
     normalise(x.data(), layer.input_norm.weight, kEpsilon, plan.hidden);
     Vector own = product(latent, spec.latent_bias, x);
     normalise(own.data(), spec.latent_norm, kHeadEpsilon, rank);
-    rotate(own.data() + rank, position);
+    rotate(own.data() + rank, position, spec.rope_kind);
     const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
     for (int64_t d = 0; d < rank + rope; ++d) {
       const double wanted = own[static_cast<size_t>(d)];
@@ -124,16 +193,17 @@ class Latents {
     }
     Vector queries = product(query, spec.query_bias, rows), attended;
     if (spec.scales_queries) scale_by(queries, query_scales[static_cast<size_t>(position)]);
+    const std::vector<int64_t> keys = keys_of(table, x, rows, row, position, level);
     const Vector gates = has_gate ? product(gate[0], spec.gate_bias, x) : Vector();
     for (int64_t head = 0; head < heads; ++head) {
       double* q = queries.data() + head * (nope + rope);
-      rotate(q + nope, position);
+      rotate(q + nope, position, spec.rope_kind);
       Vector absorbed(static_cast<size_t>(rank)), weighted(static_cast<size_t>(rank)), scores;
       for (int64_t i = 0; i < rank; ++i) {
         double size;
         absorbed[static_cast<size_t>(i)] = to_keys.sum(q, head * rank + i, &size);
       }
-      for (int64_t key = 0; key <= position; ++key) {
+      for (const int64_t key : keys) {
         double score = 0;
         for (int64_t i = 0; i < rank; ++i) score += absorbed[static_cast<size_t>(i)] * get(table, key, i);
         for (int64_t i = 0; i < rope; ++i) score += q[nope + i] * get(table, key, rank + i);
@@ -142,9 +212,9 @@ class Latents {
       const double most = *std::max_element(scores.begin(), scores.end());
       double total = 0;
       for (double& score : scores) total += score = std::exp(score - most);
-      for (int64_t key = 0; key <= position; ++key) {
-        const double weight = scores[static_cast<size_t>(key)] / total;
-        for (int64_t i = 0; i < rank; ++i) weighted[static_cast<size_t>(i)] += weight * get(table, key, i);
+      for (size_t place = 0; place < keys.size(); ++place) {
+        const double weight = scores[place] / total;
+        for (int64_t i = 0; i < rank; ++i) weighted[static_cast<size_t>(i)] += weight * get(table, keys[place], i);
       }
       for (int64_t i = 0; i < value; ++i) {
         double size;
@@ -160,15 +230,20 @@ class Latents {
   const Plan& plan;
   int64_t heads = one_in(3) ? between(9, 20) : between(1, 6), rank = one_in(4) ? between(60, 80) : between(1, 40);
   int64_t nope = between(1, 20), rope = between(1, 12), value = between(1, 24), query_rank = between(1, 30);
-  bool has_down = one_in(2), has_gate = one_in(3);
+  bool has_down = one_in(2), has_gate = one_in(3), has_indexer = has_down && one_in(2);
+  int64_t index_heads = between(1, 20), index_dim = between(1, 40), top_k = between(1, 20);
   std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(heads, plan.hidden)};
   Weights query = trunk_weights(heads * (nope + rope), has_down ? query_rank : plan.hidden);
   Weights latent = trunk_weights(rank + rope, plan.hidden);
+  std::deque<Weights> index = {trunk_weights(index_heads * index_dim, query_rank), trunk_weights(index_dim, plan.hidden),
+                               trunk_weights(index_heads, plan.hidden)};
   Weights to_keys = plain_weights(heads * rank, nope), to_values = plain_weights(heads * value, rank);
   Weights output = trunk_weights(plan.hidden, heads * value);
   std::vector<float> cosines, sines, query_scales;
   std::vector<int32_t> blocks;
   std::vector<char> cache;
+  std::vector<int32_t> chosen;
+  Indexer indexer{};
   LatentAttention spec{};
   Mlp mlp{};
   LayerSpec layer{};
@@ -185,13 +260,14 @@ class Latents {
     blocks.shrink_to_fit();
     spec.cache_format = plain_format();
     spec.cache_slots = num_blocks * kCacheBlock;
-    spec.cache_dim = rank + rope + between(0, 3);
+    const int64_t numbers = rank + rope + (has_indexer ? index_dim : 0);
+    spec.cache_dim = numbers + between(0, 3);
     cache.assign(static_cast<size_t>(spec.cache_slots * spec.cache_dim * bytes_of(spec.cache_format)), '\xFF');
     const int32_t* table = blocks.data();
     for (const Sequence& sequence : plan.sequences) {
       for (int64_t position = 0; position < sequence.first_position; ++position) {
         const int64_t first = table[position / kCacheBlock] * kCacheBlock * spec.cache_dim + position % kCacheBlock;
-        for (int64_t d = 0; d < rank + rope; ++d) {
+        for (int64_t d = 0; d < numbers; ++d) {
           put_plain(spec.cache_format, normal(), cache.data() + (first + d * kCacheBlock) * bytes_of(spec.cache_format));
         }
       }
@@ -263,7 +339,7 @@ void run_latents(Handle* handle, const char* level) {
     for (const Sequence& sequence : plan.sequences) {
       for (int64_t i = 0; is_exact && !has_adapters && i < sequence.num_tokens; ++i) {
         const int64_t first = (sequence.first_row + i) * plan.hidden;
-        Vector wanted = latents.run(table, given.data() + first, sequence.first_position + i, level);
+        Vector wanted = latents.run(table, given.data() + first, sequence.first_row + i, sequence.first_position + i, level);
         for (int64_t d = 0; d < plan.hidden; ++d) wanted[static_cast<size_t>(d)] += given[static_cast<size_t>(first + d)];
         check_vector("latent attention", level, latents.spec.cache_format, together.data() + first, wanted,
                      kNear * (largest(wanted) + 1));

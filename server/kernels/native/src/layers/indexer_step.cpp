@@ -1,0 +1,207 @@
+#include "layers/indexer_step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "formats/checks.h"
+
+namespace greenroom {
+namespace {
+
+struct Memory {
+  Buffer panels;
+  Buffer rows;     // products of a step
+  Buffer scores;   // of a pass, and scratch memory of threads
+  Buffer chosen;   // kept for the layers behind
+};
+
+constexpr int64_t kPassScores = 4 << 20;
+constexpr int64_t kLeastRows = 8;
+constexpr int64_t kMostRows = kIsTight ? kLeastRows : 256;
+constexpr int64_t kSpanOfBlocks = 64;  // blocks of keys in a tile of scores
+constexpr int64_t kSmallShare = 64;    // of which a heap finds the best
+
+}  // namespace
+
+IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const StepCall& step, const Panel& panel,
+                         const Panel& query_panel)
+    : level_(context.level), latents_(latents), spec_(latents.indexer), step_(step),
+      chooses_(spec_ && spec_->chooses) {
+  if (!spec_) return;
+  for (const StepSequence* each = step.sequences; each < step.sequences + step.num_sequences; ++each) {
+    most_keys_ = std::max<int64_t>(most_keys_, each->first_position + each->num_tokens);
+  }
+  is_sparse_ = most_keys_ > spec_->top_k;
+  auto& own = context.mixers.of<Memory>();
+  if (is_sparse_) {
+    const int64_t bytes = step.tokens * spec_->top_k * 4;
+    chosen_ = spec_->chosen ? spec_->chosen : own.chosen.reserve<int32_t>(bytes);
+  }
+  if (!chooses_) return;
+
+  const Matrix* matrices[] = {&spec_->key, &spec_->weights, &spec_->query};
+  num_sides_ = is_sparse_ ? 2 : 1;
+  const int count = is_sparse_ ? 3 : 1;
+  int64_t places[3] = {}, bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    panels_[i].kind = level_.panel_kind(*matrices[i], step.is_exact);
+    has_own_[i] = panels_[i].kind != (i < 2 ? panel : query_panel).kind;
+    places[i] = bytes;
+    if (has_own_[i]) bytes += round_up(panel_bytes(panels_[i].kind, step.tokens, matrices[i]->inputs), 64);
+  }
+  char* memory = own.panels.reserve(bytes);
+  for (int i = 0; i < count; ++i) {
+    if (has_own_[i]) panels_[i] = place_panel(panels_[i].kind, step.tokens, matrices[i]->inputs, memory + places[i]);
+  }
+
+  const int64_t keys = round_up(step.tokens * spec_->dim, 16);
+  const int64_t weights = is_sparse_ ? round_up(step.tokens * spec_->heads, 16) : 0;
+  const int64_t queries = is_sparse_ ? step.tokens * spec_->heads * spec_->dim : 0;
+  keys_ = own.rows.reserve<float>((keys + weights + queries) * 4);
+  weights_ = keys_ + keys;
+  queries_ = weights_ + weights;
+  if (!is_sparse_) return;
+
+  const int64_t threads = context.pool.num_threads(), stride = round_up(most_keys_, kCacheBlock);
+  pass_rows_ = std::min(step.tokens, std::clamp(kPassScores / stride, kLeastRows, kMostRows));
+  spans_ = divide_up(stride / kCacheBlock, kSpanOfBlocks);
+  scratch_size_ = round_up(index_scratch(spec_->heads, spec_->dim), 16);
+  const int64_t marks = divide_up(most_keys_, 64);
+  const int64_t numbers = pass_rows_ * stride + threads * scratch_size_;
+  memory = own.scores.reserve(round_up(numbers * 4, 64) + threads * (stride * int64_t{sizeof(Scored)} + marks * 8));
+  scores_ = reinterpret_cast<float*>(memory);
+  scratch_ = scores_ + pass_rows_ * stride;
+  sorted_ = reinterpret_cast<Scored*>(memory + round_up(numbers * 4, 64));
+  marks_ = reinterpret_cast<uint64_t*>(sorted_ + threads * stride);
+}
+
+const int32_t* IndexerStep::chosen(int64_t token) const {
+  if (!is_sparse_ || position_of(sequence_of(step_, token), token) < spec_->top_k) return nullptr;
+  return chosen_ + token * spec_->top_k;
+}
+
+void IndexerStep::take(int64_t row, int64_t output, const float* sums, int64_t count) const {
+  float* to = output < spec_->dim ? keys_ + row * spec_->dim + output : weights_ + row * spec_->heads + output - spec_->dim;
+  std::memcpy(to, sums, static_cast<size_t>(count) * 4);
+}
+
+void IndexerStep::take_query(int64_t row, int64_t output, const float* sums, int64_t count) const {
+  std::memcpy(queries_ + row * spec_->heads * spec_->dim + output, sums, static_cast<size_t>(count) * 4);
+}
+
+Side IndexerStep::side(int number, int64_t offset) const {
+  const Panel* panel = has_own_[number] ? panels_ + number : nullptr;
+  if (number == 0) return {&spec_->key, nullptr, offset, nullptr, panel};
+  return {&spec_->weights, nullptr, offset + spec_->dim, nullptr, panel};
+}
+
+Side IndexerStep::query_side(int64_t offset) const {
+  return {&spec_->query, nullptr, offset, nullptr, has_own_[2] ? panels_ + 2 : nullptr};
+}
+
+void IndexerStep::prepare(int64_t token) {
+  for (int i = 0; i < num_sides_; ++i) {
+    if (!has_own_[i]) continue;
+    level_.prepare(panels_[i], step_.normed, Format::kFloat32, step_.hidden_size, nullptr, token, token + 1);
+  }
+}
+
+void IndexerStep::rotate(float* x, int64_t token, int64_t position) const {
+  if (spec_->rope_kind == RopeKind::kNone) return;
+  const int64_t offset = (step_.has_own_angles ? token : position) * (latents_.rotary_dim / 2);
+  level_.rotate(x, step_.cosines[latents_.rope] + offset, step_.sines[latents_.rope] + offset, latents_.rotary_dim,
+                spec_->rope_kind == RopeKind::kInterleaved);
+}
+
+void IndexerStep::place(int64_t token, const float* query_inputs) {
+  if (!chooses_) return;
+  if (has_own_[2]) {
+    level_.prepare(panels_[2], query_inputs, Format::kFloat32, spec_->query.inputs, nullptr, token, token + 1);
+  }
+  const int64_t position = position_of(sequence_of(step_, token), token);
+  float* key = keys_ + token * spec_->dim;
+  apply_norm(level_, spec_->key_norm, key, spec_->dim, key);
+  rotate(key, token, position);
+  write_latent(level_, latents_, step_, token, latents_.rank + latents_.rope_dim, key, spec_->dim);
+}
+
+bool IndexerStep::begin_pass() {
+  if (!chooses_ || !is_sparse_) return false;
+  first_ += rows_;
+  rows_ = std::min(pass_rows_, step_.tokens - first_);
+  return rows_ > 0;
+}
+
+void IndexerStep::turn(int64_t row) const {
+  const int64_t token = first_ + row, position = position_of(sequence_of(step_, token), token);
+  if (position < spec_->top_k) return;
+  float* queries = queries_ + token * spec_->heads * spec_->dim;
+  for (int64_t head = 0; head < spec_->heads; ++head) rotate(queries + head * spec_->dim, token, position);
+}
+
+void IndexerStep::score(int64_t tile, int thread) const {
+  const int64_t row = tile / spans_, token = first_ + row, first_block = tile % spans_ * kSpanOfBlocks;
+  const StepSequence& sequence = sequence_of(step_, token);
+  const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
+  if (position < spec_->top_k || first_block >= blocks) return;
+  IndexScores scores{};
+  scores.query = queries_ + token * spec_->heads * spec_->dim;
+  scores.weights = weights_ + token * spec_->heads;
+  scores.scores = scores_ + row * round_up(most_keys_, kCacheBlock) + first_block * kCacheBlock;
+  scores.keys = static_cast<const char*>(latents_.cache) +
+                (latents_.rank + latents_.rope_dim) * kCacheBlock * bytes_of(latents_.cache_format);
+  scores.blocks = step_.block_tables[latents_.group] + sequence.first_block + first_block;
+  scores.scratch = scratch_ + thread * scratch_size_;
+  scores.num_blocks = std::min(kSpanOfBlocks, blocks - first_block);
+  scores.heads = spec_->heads;
+  scores.dim = spec_->dim;
+  scores.stride = latents_.cache_dim;
+  scores.format = latents_.cache_format;
+  scores.is_exact = step_.is_exact;
+  level_.score_keys(scores);
+}
+
+// Which of equal scores are chosen follows from the algorithm: it is the one of torch.topk on as many scores.
+void IndexerStep::choose(int64_t row, int thread) const {
+  const int64_t token = first_ + row, stride = round_up(most_keys_, kCacheBlock), top_k = spec_->top_k;
+  const int64_t keys = position_of(sequence_of(step_, token), token) + 1;
+  if (keys <= top_k) return;
+  Scored* sorted = sorted_ + thread * stride;
+  const float* scores = scores_ + row * stride;
+  for (int64_t i = 0; i < keys; ++i) sorted[i] = {scores[i], static_cast<int32_t>(i)};
+  const auto is_better = [](const Scored& one, const Scored& other) {
+    return (std::isnan(one.score) && !std::isnan(other.score)) || one.score > other.score;
+  };
+  if (top_k * kSmallShare <= keys) {
+    std::partial_sort(sorted, sorted + top_k, sorted + keys, is_better);
+  } else {
+    std::nth_element(sorted, sorted + top_k - 1, sorted + keys, is_better);
+  }
+  uint64_t* marks = marks_ + thread * divide_up(most_keys_, 64);
+  std::fill(marks, marks + divide_up(keys, 64), uint64_t{0});
+  for (int64_t i = 0; i < top_k; ++i) marks[sorted[i].position / 64] |= uint64_t{1} << sorted[i].position % 64;
+  int32_t* chosen = chosen_ + token * top_k;
+  for (int64_t word = 0; word < divide_up(keys, 64); ++word) {
+    for (uint64_t rest = marks[word]; rest; rest &= rest - 1) {
+      *chosen++ = static_cast<int32_t>(word * 64 + __builtin_ctzll(rest));
+    }
+  }
+}
+
+const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t query_inputs, int64_t rotary_dim) {
+  if (!is_count(spec.top_k)) return "an indexer that chooses no keys";
+  if (!spec.chooses) return nullptr;
+  if (!is_count(spec.heads) || !is_count(spec.dim)) return "an indexer without a size";
+  if (!is_shaped(spec.query, spec.heads * spec.dim, query_inputs) || !is_shaped(spec.key, spec.dim, hidden_size) ||
+      !is_shaped(spec.weights, spec.heads, hidden_size)) {
+    return "an indexer whose projections don't fit its heads";
+  }
+  if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
+  if (spec.rope_kind != RopeKind::kNone && (rotary_dim <= 0 || rotary_dim > spec.dim)) {
+    return "rotary positions that don't fit an index key";
+  }
+  return check_norm(spec.key_norm);
+}
+
+}  // namespace greenroom

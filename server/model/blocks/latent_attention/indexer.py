@@ -1,0 +1,200 @@
+"""NativeIndexer: what chooses the keys of latent attention, as the native kernels run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import addressof
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from server.kernels.native.structures.layers import Indexer, RopeKind
+from server.kernels.native.structures.layers import Norm as NormSpec
+from server.model.attention.indexer import LINEARS, NORM, TOP_K, find_indexer
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.latent_attention.rotation import WAYS, rotated
+from server.model.blocks.linears import LINEARS as LINEAR_LAYERS
+from server.model.blocks.linears import Linear, matrix_of
+from server.model.blocks.mixer import MixerTrial, relative_error
+from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.workspace import Positions
+
+if TYPE_CHECKING:
+    from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
+
+LEAST_MARGIN = 3.0  # of the error of other ways to rotate keys, by that of the best
+SAME = 1e-5  # scores that differ no more, relative to their norm, were made in the same way
+
+
+@dataclass(frozen=True)
+class IndexerParts:
+    """The parts of an indexer."""
+
+    module: Any
+    query: Linear
+    key: Linear
+    weights: Linear
+    key_norm: Norm
+
+    @classmethod
+    def find(cls, attention: Any) -> Self | None:
+        """Return the parts of an attention module's indexer; None if it has none that is known."""
+        indexer = find_indexer(attention)
+        if indexer is None:
+            return None
+        linears = [getattr(indexer, name) for name in LINEARS]
+        norm = norm_of(getattr(indexer, NORM))
+        if norm is None or not all(isinstance(linear, LINEAR_LAYERS) and linear.bias is None for linear in linears):
+            return None
+        query, key, weights = linears
+        return cls(indexer, query, key, weights, norm)
+
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear]:
+        """Its projections, in the order of an adapter's places."""
+        return self.query, self.key, self.weights
+
+    @property
+    def top_k(self) -> int:
+        """The keys that a token attends to, at most."""
+        return int(getattr(self.module, TOP_K))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for module in (*self.linears, self.key_norm.module):
+            yield from module.parameters()
+
+    def scores(
+        self, rows: torch.Tensor, query_inputs: torch.Tensor, positions: Positions, kind: RopeKind
+    ) -> torch.Tensor:
+        """Return what each token gives each other as its key, ``(tokens, tokens)``, but for a factor of all.
+
+        Args:
+            rows: of the attention, ``(tokens, hidden)``.
+            query_inputs: of the queries.
+            kind: of the rotary positions.
+        """
+        heads, dim = self.weights.out_features, self.key.out_features
+        with torch.inference_mode():
+            queries = self.query(query_inputs).float().view(len(rows), heads, dim).transpose(0, 1)
+            key = self.key_norm.module(self.key(rows)).float()
+            weight = getattr(self.weights, "weight", rows)  # quantised layers have none, and take any rows
+            weights = self.weights(rows.to(weight.dtype)).float()  # (tokens, heads)
+        products = rotated(queries, kind, positions) @ rotated(key, kind, positions).T
+        return torch.einsum("th,hts->ts", weights, products.relu())
+
+
+class NativeIndexer:
+    """The indexer of a layer, or the choice that it takes from the layer before.
+
+    Args:
+        parts: None if it takes a choice.
+        top_k: keys that a token attends to.
+    """
+
+    def __init__(self, parts: IndexerParts | None, top_k: int):
+        self.parts = parts
+        self.spec = spec = Indexer(top_k=top_k, chooses=int(parts is not None))
+        self._keeps: list[torch.Tensor] = []
+        if parts is None:
+            return
+        spec.query, spec.key, spec.weights = (matrix_of(linear) for linear in parts.linears)
+        spec.heads, spec.dim = parts.weights.out_features, parts.key.out_features
+        norm = parts.key_norm
+        addresses = [None if each is None else self._keep(each) for each in (norm.weight, norm.bias)]
+        spec.key_norm = NormSpec(*addresses, norm.epsilon, norm.kind)
+
+    @property
+    def chooses(self) -> bool:
+        return self.parts is not None
+
+    @property
+    def address(self) -> int:
+        return addressof(self.spec)
+
+    def fit(
+        self, mixer: LatentAttentionMixer, trial: MixerTrial, rows: torch.Tensor, query_inputs: torch.Tensor
+    ) -> None:
+        """Find how keys are rotated by their scores, and compare the kernels' choices with the modules'.
+
+        Args:
+            mixer: of the layer.
+            trial: of the mixer.
+            rows: of the attention.
+            query_inputs: of its queries.
+
+        Raises:
+            UnsupportedLayerError: the indexer computes something else.
+        """
+        if self.parts is None:
+            return
+        wanted = trial.captured.index_scores
+        if wanted is None or wanted.shape != (trial.num_tokens, trial.num_tokens):
+            raise UnsupportedLayerError("its indexer chooses by other scores than one of each token and key")
+        seen = torch.ones_like(wanted, dtype=torch.bool).tril()
+        found = []
+        for kind in dict.fromkeys(kind for kind, _ in WAYS):
+            if kind is not RopeKind.NONE and trial.positions.rotary_dim > self.spec.dim:
+                continue
+            scores = self.parts.scores(rows, query_inputs, trial.positions, kind)[seen]
+            factor = float((scores * wanted[seen]).sum() / scores.square().sum().clamp_min(1e-30))
+            found.append((relative_error(scores * abs(factor), wanted[seen]), kind, scores))
+        (error, self.spec.rope_kind, scores), *others = sorted(found, key=lambda each: each[0])
+        if not error < trial.tolerance:
+            raise UnsupportedLayerError(f"its indexer scores keys in another way, off by {error:.1e}")
+        near = min(trial.tolerance, LEAST_MARGIN * error)
+        if any(other < near and relative_error(each, scores) > SAME for other, _, each in others):
+            raise UnsupportedLayerError("its index keys are rotated too little to show how")
+        self._check_choices(mixer, trial, wanted.masked_fill(~seen, -torch.inf))
+
+    def _check_choices(self, mixer: LatentAttentionMixer, trial: MixerTrial, scores: torch.Tensor) -> None:
+        """Compare the keys that the kernels choose with those of the modules, where rounding does not decide."""
+        own = mixer.for_choice(trial.captured, trial.num_tokens)
+        trial.run(own)
+        wanted, _ = chosen_of(trial.captured)
+        top_k = wanted.shape[1]
+        for token in range(top_k, trial.num_tokens):
+            ranked = scores[token, : token + 1].sort(descending=True).values
+            is_steady = ranked[top_k - 1] - ranked[top_k] > trial.tolerance * ranked.abs().max()
+            if is_steady and not np.array_equal(own.chosen[token], wanted[token]):
+                raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        self._keeps.append(tensor.detach().float().contiguous())
+        return self._keeps[-1].data_ptr()
+
+
+def indexer_of(parts: IndexerParts | None, captured: LayerCapture, config: Any) -> NativeIndexer | None:
+    """Return the indexer of a layer; None if its tokens attend to all keys that they see.
+
+    Args:
+        parts: of the indexer that the layer has.
+        captured: a call of the layer.
+        config: of the attention.
+
+    Raises:
+        UnsupportedLayerError: it chooses keys in another way.
+    """
+    chosen = None if captured.options is None else captured.options.chosen
+    if chosen is None:
+        if parts is not None:
+            raise UnsupportedLayerError("it has an indexer that chooses no keys")
+        return None
+    top_k = parts.top_k if parts is not None else getattr(config, TOP_K, None)
+    if not isinstance(top_k, int) or len(chosen) != len(captured.given) or chosen.shape[1] > top_k:
+        raise UnsupportedLayerError("its attention takes other keys than those that an indexer chose")
+    return NativeIndexer(parts, top_k)
+
+
+def chosen_of(captured: LayerCapture) -> tuple[np.ndarray[Any, np.dtype[np.int32]], int]:
+    """Return the positions of the keys that each token attends to, in order, and the number of them.
+
+    The first tokens attend to all that they see.
+    """
+    assert captured.options is not None
+    assert captured.options.chosen is not None
+    chosen = captured.options.chosen.sort(1).values.to(torch.int32)
+    return np.ascontiguousarray(chosen.numpy()), chosen.shape[1]

@@ -1,0 +1,89 @@
+"""Layers whose indexers choose the keys of each token run natively, with the choices of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+from transformers.models.deepseek_v32 import modeling_deepseek_v32
+
+from expert_store import ExpertStore
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
+from tests.checkpoints import save_checkpoint
+from tests.families import make_config
+from tests.server.model.test_parity import generate
+
+TOLERANCE = 1e-5  # of the range of the logits
+PROMPTS = [[5, 17, 99, 3, 42, 8, 64, 23, 11, 90, 12, 13], [7, 3], [index % 113 + 3 for index in range(70)]]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
+]
+
+
+def written(trunk: Trunk | SequentialTrunk, chunk: int = 64) -> list[tuple[list[int], torch.Tensor]]:
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    try:
+        return generate(trunk, store, chunk, steps=3, block_size=16, prompts=PROMPTS)
+    finally:
+        store.close()
+
+
+@torch.inference_mode()
+def read_by_token(model: Any, tokens: list[int]) -> torch.Tensor:
+    cache = transformers.DynamicCache(config=model.config)
+    return torch.stack([model(torch.tensor([[token]]), cache=cache, use_cache=True).logits[0, -1] for token in tokens])
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 20])
+def test_of_keys_with_equal_scores_those_of_transformers_are_chosen(
+    top_k: int, tmp_path: Path, pool: ComputePool
+) -> None:
+    """Where no head looks at a key, its score is zero. With more keys at once, transformers decides in another way."""
+    config = make_config("deepseek_v32")
+    config.index_n_heads, config.index_topk = 2, top_k
+    folder = save_checkpoint(config, tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for prompt, (tokens, logits) in zip(PROMPTS, written(native), strict=True):
+        expected = read_by_token(model, [*prompt, *tokens[:-1]])[-len(tokens) :]
+        assert tokens == expected.argmax(-1).tolist()
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("types", ["full shared shared", "full full shared"])
+def test_layers_share_the_keys_that_one_before_them_chose(types: str, tmp_path: Path, pool: ComputePool) -> None:
+    config = make_config("glm_moe_dsa")
+    config.indexer_types = types.split()
+    folder = save_checkpoint(config, tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_an_indexer_that_scores_in_another_way_is_left_to_transformers(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(make_config("deepseek_v32"), tmp_path)
+    monkeypatch.setattr(modeling_deepseek_v32.F, "relu", F.silu)
+    trunk = load_trunk(folder, torch.float32, pool=pool)
+    assert isinstance(trunk, SequentialTrunk)
+    assert "its indexer scores keys in another way" in str(trunk.facts.program.sequential_reason)
+
+
+def test_index_keys_lie_in_the_blocks_of_the_cache(tmp_path: Path, pool: ComputePool) -> None:
+    """Behind the latent and the rotated key; a layer that shares a choice has none."""
+    folder = save_checkpoint(make_config("glm_moe_dsa"), tmp_path)
+    (group,) = load_trunk(folder, torch.float32, pool=pool).facts.kv_groups
+    assert [shape.dim for shape in group.shapes.values()] == [16 + 8 + 16, 16 + 8, 16 + 8 + 16]
