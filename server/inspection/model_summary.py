@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from expert_store import (
     UNCHANGED,
@@ -21,6 +23,7 @@ from server.inspection.hub_metadata import find_hub_model
 from server.kernels.native.available import kernel_level
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.config_catalog import catalog_from_config
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
@@ -33,7 +36,7 @@ from server.model.program_trial import find_program
 from server.model.recurrent.states import StateShapes, as_native
 from server.settings import ServeSettings
 
-Source = Literal["checkpoint", "packed", "headers", "config"]
+Source = Literal["checkpoint", "packed", "gguf", "headers", "config"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class ModelSummary:
     @property
     def has_experts(self) -> bool:
         """True if the experts' weights are on this machine."""
-        return self.source in {"checkpoint", "packed"}
+        return self.source in {"checkpoint", "packed", "gguf"}
 
     @property
     def num_experts(self) -> int:
@@ -87,7 +90,7 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
 def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
     checkpoint = open_checkpoint(folder)
-    config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices(), settings.max_model_len
+    config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices, settings.max_model_len
     dtype_of = partial(compute_dtype, settings.dtype, config, device)
     level = kernel_level(settings, device)
     kernels = None if level is None else Kernels(1, level)
@@ -97,15 +100,17 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
     if isinstance(checkpoint, PackCheckpoint):
         source, catalog = "packed", checkpoint.map(shape.model).catalog
         trunk_format = checkpoint.pack.manifest.trunk
+    elif isinstance(checkpoint, GgufCheckpoint):
+        places = checkpoint.map(shape.model)
+        check_complete(folder.name, shape.model, [*places.trunk, *places.packed])
+        source, catalog, trunk_format = "gguf", places.catalog, trunk_types(places.packed)
     elif not any(folder.glob("*.safetensors")):
         catalog = catalog_from_config(shape.model)
     else:
         shards = find_shards(folder)
         are_headers = all(is_header_only(path) for path in shards)
         places = map_checkpoint(shape.model, read_index(shards, has_data=not are_headers))
-        missing = missing_parameters(shape.model, places.trunk)
-        if missing:
-            raise incomplete(folder.name, missing)
+        check_complete(folder.name, shape.model, places.trunk)
         source, catalog, num_unused = "headers" if are_headers else "checkpoint", places.catalog, len(places.unused)
     program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
     dtype = dtype_of(is_native=program.is_native)
@@ -120,3 +125,14 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
         num_unused=num_unused,
         trunk_format=trunk_format,
     )
+
+
+def check_complete(name: str, model: PreTrainedModel, trunk: Iterable[str]) -> None:
+    """Raise ModelError if a checkpoint lacks a parameter of the trunk.
+
+    Args:
+        trunk: hub names of its tensors.
+    """
+    missing = missing_parameters(model, trunk)
+    if missing:
+        raise incomplete(name, missing)

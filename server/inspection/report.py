@@ -15,6 +15,7 @@ from server.model.recurrent.states import states_bytes
 SOURCES = {
     "checkpoint": "its config and safetensors files",
     "packed": "its packed folder",
+    "gguf": "its GGUF file",
     "headers": "its config and the headers of its safetensors files",
     "config": "its config alone, with experts in the dtype of the config",
 }

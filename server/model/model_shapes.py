@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ def infer_shapes(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     max_model_len: int | None = None,
-    packed: PackedMatrices = MappingProxyType({}),
+    packed: Callable[[PreTrainedModel], PackedMatrices] = lambda _: {},
     *,
     has_kernels: bool = False,
 ) -> ModelShapes:
@@ -69,7 +68,7 @@ def infer_shapes(
     Args:
         dtype: the compute dtype.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
-        packed: the matrices of the trunk that stay quantised.
+        packed: returns the matrices of the trunk that stay quantised, of the model on the meta device.
         has_kernels: whether the native kernels run it, if they know its parts.
 
     Raises:
@@ -86,7 +85,7 @@ def _infer(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     max_model_len: int | None,
-    packed: PackedMatrices,
+    packed: Callable[[PreTrainedModel], PackedMatrices],
     sequential_reason: str | None,
     *,
     has_kernels: bool = False,
@@ -100,7 +99,8 @@ def _infer(
     modules = experts_modules(model)
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page; give a Mixture-of-Experts model")
-    resident, active = _trunk_bytes(model, dtype, packed_sizes(model, packed) if packed else {})
+    matrices = packed(model)
+    resident, active = _trunk_bytes(model, dtype, packed_sizes(model, matrices) if matrices else {})
     text = model.config.get_text_config()
     numbers = layer_numbers(list(modules))
     zero_model = _with_zero_weights(build_model(config, dtype, attention))

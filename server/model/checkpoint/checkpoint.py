@@ -62,8 +62,11 @@ class Checkpoint(Protocol):
             CheckpointError: a file is missing or damaged.
         """
 
-    def packed_matrices(self) -> PackedMatrices:
+    def packed_matrices(self, model: PreTrainedModel) -> PackedMatrices:
         """Return the matrices of the trunk that stay quantised in memory.
+
+        Args:
+            model: the model of the config on the meta device.
 
         Raises:
             CheckpointError: a file is damaged.

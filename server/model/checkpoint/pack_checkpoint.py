@@ -52,7 +52,7 @@ class PackCheckpoint:
         """Return no tensors: a pack's may be quantised."""
         return {}
 
-    def packed_matrices(self) -> PackedMatrices:
+    def packed_matrices(self, _: PreTrainedModel) -> PackedMatrices:
         """Return the quantised matrices of the packed trunk."""
         return packed_matrices(self.pack)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import TensorSource
+from expert_store import UNCHANGED, TensorSource
+from server.kernels.formats.ggml_types import GgmlType
 from server.model.architecture import find_model_class
 from server.model.checkpoint.config_checks import check_config, reason_of
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import end_token_ids, make_tokenizer
-from server.model.checkpoint.gguf.tensors import named_tensors, packed_linears
+from server.model.checkpoint.gguf.tensors import Tensors, named_tensors, packed_linears
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
 from server.model.errors import ModelError
 
@@ -69,15 +70,14 @@ class GgufCheckpoint:
         """Return no tensors: most are not those of the hub's checkpoint."""
         return {}
 
-    def packed_matrices(self) -> PackedMatrices:
-        """Return no matrices."""
-        return {}
+    def packed_matrices(self, model: PreTrainedModel) -> PackedMatrices:
+        """Return the quantised matrices of linear layers."""
+        return packed_linears(model, self._tensors)
 
     def map(self, model: PreTrainedModel) -> CheckpointMap:
         """Sort the tensors of the file."""
-        tensors = named_tensors(self._file, self._architecture, self._values)
-        packed = packed_linears(model, tensors)
-        plain = {name: source for name, source in tensors.items() if name not in packed}
+        packed = packed_linears(model, self._tensors)
+        plain = {name: source for name, source in self._tensors.items() if name not in packed}
         return replace(map_checkpoint(model, plain), packed=packed)
 
     @cached_property
@@ -96,6 +96,16 @@ class GgufCheckpoint:
         return found
 
     @cached_property
+    def _tensors(self) -> Tensors:
+        return named_tensors(self._file, self._architecture, self._values)
+
+    @cached_property
     def _values(self) -> dict[str, Any]:
         """The values of the config."""
         return self._architecture.config(self._file)
+
+
+def trunk_types(matrices: PackedMatrices) -> str:
+    """Return the names of the types that the trunk's linear layers have in the file."""
+    names = {each.format.name for each in matrices.values() if isinstance(each.format, GgmlType)}
+    return ", ".join(sorted(names)) or UNCHANGED
