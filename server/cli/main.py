@@ -47,7 +47,7 @@ SUBCOMMANDS = (
         "verify",
         "server.cli.verify",
         "check a packed model for damage",
-        "Compare a packed model with its checksums. The exit status is 1 if any part is damaged.",
+        "Compare a packed model with its checksums, or check a GGUF file. The exit status is 1 if any part is damaged.",
     ),
     Subcommand(
         "adapter",

@@ -1,8 +1,9 @@
-"""`greenroom verify`: reads a packed model and compares it with its checksums."""
+"""`greenroom verify`: compares a packed model with its checksums, or checks the scales of a GGUF file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from server.cli.exit_status import FAILURE, exit_on_interrupt, fail, finish
@@ -12,41 +13,75 @@ MOST_NAMED = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pack", metavar="PACK", type=Path, help="folder written by greenroom pack, or a copy of it")
+    parser.add_argument(
+        "pack",
+        metavar="MODEL",
+        type=Path,
+        help="folder written by greenroom pack, or a copy of it; or a GGUF file",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify a packed model, and return the exit status."""
+    """Verify a model, and return the exit status."""
     # torch takes seconds to import; --help should not wait
-    from expert_store import ExpertStoreError, is_pack, open_pack, unreadable_experts  # noqa: PLC0415
+    from expert_store import ExpertStoreError, is_pack  # noqa: PLC0415
+    from server.model.checkpoint.local_files import find_gguf, local_files  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    set_up_logging("info", COMMAND)
+    path: Path = arguments.pack
+    if not path.exists():
+        return finish(f"there is no {path}; give a folder written by greenroom pack, or a GGUF file", FAILURE)
+    try:
+        if is_pack(path):
+            return _verify_pack(path)
+        file = find_gguf(str(path), local_files(str(path)) or [])
+        if file is not None:
+            return _verify_gguf(file)
+    except (ExpertStoreError, ModelError, OSError) as error:
+        return fail(error, FAILURE)
+    return finish(
+        f"{path} is not a packed model, and has no checksums; give a folder written by greenroom pack, or a GGUF file",
+        FAILURE,
+    )
+
+
+def _verify_pack(folder: Path) -> int:
+    from expert_store import open_pack, unreadable_experts  # noqa: PLC0415
     from server.byte_sizes import format_bytes  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
-    set_up_logging("info", COMMAND)
-    folder: Path = arguments.pack
-    try:
-        if not folder.is_dir():
-            return finish(f"there is no folder {folder}; give one written by greenroom pack", FAILURE)
-        next(folder.iterdir(), None)
-    except OSError as error:
-        return finish(f"{folder} can't be read: {error.strerror}; check its permissions (ls -ld)", FAILURE)
-    if not is_pack(folder):
-        return finish(
-            f"{folder} is not a packed model, and has no checksums; give a folder written by greenroom pack",
-            FAILURE,
-        )
-    try:
-        with exit_on_interrupt("interrupted"):
-            catalog = open_pack(folder).catalog
-            with progress(f"verifying {folder}", catalog.total_bytes) as shown:
-                damaged = unreadable_experts(catalog, shown.advance)
-    except (ExpertStoreError, OSError) as error:
-        return fail(error, FAILURE)
+    with exit_on_interrupt("interrupted"):
+        catalog = open_pack(folder).catalog
+        with progress(f"verifying {folder}", catalog.total_bytes) as shown:
+            damaged = unreadable_experts(catalog, shown.advance)
     num_experts = sum(catalog.layouts.values())
     if not damaged:
         return finish(f"{folder} is undamaged: {num_experts} experts, {format_bytes(catalog.total_bytes)}", 0)
+    return _finish_damaged(f"{len(damaged)} of {num_experts} experts of {folder}", damaged)
+
+
+def _verify_gguf(path: Path) -> int:
+    from server.byte_sizes import format_bytes  # noqa: PLC0415
+    from server.model.checkpoint.gguf.gguf_file import GgufFile  # noqa: PLC0415
+    from server.model.checkpoint.gguf.verification import damaged_tensors  # noqa: PLC0415
+    from server.progress import progress  # noqa: PLC0415
+
+    with exit_on_interrupt("interrupted"):
+        file = GgufFile.open(path)
+        total = sum(tensor.source.extent.nbytes for tensor in file.tensors.values())
+        with progress(f"verifying {path}", total) as shown:
+            damaged = damaged_tensors(file, shown.advance)
+    if damaged:
+        return _finish_damaged(f"{len(damaged)} of {len(file.tensors)} tensors of {path}", damaged)
+    return finish(
+        f"{path} can be used: {len(file.tensors)} tensors, {format_bytes(total)}; the format has no checksums, so "
+        "compare it with that of its download",
+        0,
+    )
+
+
+def _finish_damaged(what: str, damaged: Mapping[object, object]) -> int:
     names = ", ".join(map(str, list(damaged)[:MOST_NAMED])) + (", ..." if len(damaged) > MOST_NAMED else "")
     first = next(iter(damaged.values()))
-    return finish(
-        f"{len(damaged)} of {num_experts} experts of {folder} are damaged: {names}; the first: {first}", FAILURE
-    )
+    return finish(f"{what} are damaged: {names}; the first: {first}", FAILURE)
