@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.cli.exit_status import FAILURE, exit_on_interrupt, fail, finish
 from server.observability.logging import COMMAND, set_up_logging
@@ -81,7 +82,7 @@ def _verify_gguf(path: Path) -> int:
     )
 
 
-def _finish_damaged(what: str, damaged: Mapping[object, object]) -> int:
+def _finish_damaged(what: str, damaged: Mapping[Any, str]) -> int:
     names = ", ".join(map(str, list(damaged)[:MOST_NAMED])) + (", ..." if len(damaged) > MOST_NAMED else "")
     first = next(iter(damaged.values()))
     return finish(f"{what} are damaged: {names}; the first: {first}", FAILURE)

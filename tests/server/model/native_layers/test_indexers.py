@@ -48,7 +48,7 @@ def read_by_token(model: Any, tokens: list[int]) -> torch.Tensor:
 def test_of_keys_with_equal_scores_those_of_transformers_are_chosen(
     top_k: int, tmp_path: Path, pool: ComputePool
 ) -> None:
-    """Where no head looks at a key, its score is zero. With more keys at once, transformers decides in another way."""
+    """A key that no head looks at has the score zero. With more keys at once, transformers decides in another way."""
     config = make_config("deepseek_v32")
     config.index_n_heads, config.index_topk = 2, top_k
     folder = save_checkpoint(config, tmp_path)
