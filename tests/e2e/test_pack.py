@@ -76,11 +76,11 @@ def verified(folder: Path, status: int) -> str:
 
 
 def test_only_packs_can_be_verified(tmp_path: Path) -> None:
-    what_to_do = "give a folder written by greenroom pack"
+    what_to_do = "give a folder written by greenroom pack, or a GGUF file"
     no_pack = f"greenroom: {BUNDLED} is not a packed model, and has no checksums; {what_to_do}"
     assert verified(BUNDLED, 1) == no_pack
     nowhere = tmp_path / "nowhere"
-    assert verified(nowhere, 1) == f"greenroom: there is no folder {nowhere}; give one written by greenroom pack"
+    assert verified(nowhere, 1) == f"greenroom: there is no {nowhere}; {what_to_do}"
 
 
 @pytest.fixture(scope="module")

@@ -258,9 +258,9 @@ def test_arrow_chooses_from_all_adapters_but_those_with_a_fixed_weight(server: A
     reply, weights = answer.json(), server.used[-1]
     assert answer.status_code == 200, answer.text
     assert weights is not None
-    assert weights.router is not None
-    assert ([each.name for each in weights.router.adapters], server.last_used()) == (["plain"], {"law": 1.0})
-    assert (weights.router.top_k, weights.router.temperature) == (1, 0.5)
+    assert weights.chooser is not None
+    assert ([each.name for each in weights.chooser.adapters], server.last_used()) == (["plain"], {"law": 1.0})
+    assert (weights.chooser.top_k, weights.chooser.temperature) == (1, 0.5)
     routing = reply["greenroom"]["routing"]
     assert (reply["model"], routing["method"], routing["adapters"]) == ("auto", "arrow", ["plain"])
     assert (routing["top_k"], routing["temperature"]) == (1, 0.5)

@@ -43,8 +43,8 @@ def test_every_dialect_runs_with_the_gate_and_tells_its_choice(
     assert answer.headers["x-greenroom-routing"] == "mix; method=gate"
     weights = mixed.used[-1]
     assert weights is not None
-    assert weights.router is not None
-    assert weights.router.is_signed
+    assert weights.chooser is not None
+    assert weights.chooser.is_signed
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_embeddings_run_with_the_gate(mixed: AdapterServer) -> None:
     mixed.post("/v1/embeddings", model="mix", input="hi").raise_for_status()
     weights = mixed.used[-1]
     assert weights is not None
-    assert weights.router is not None
+    assert weights.chooser is not None
 
 
 def test_a_router_may_choose_a_mixture_by_the_prompt(mixed: AdapterServer) -> None:
@@ -68,7 +68,7 @@ def test_a_router_may_choose_a_mixture_by_the_prompt(mixed: AdapterServer) -> No
     assert (reply["model"], reply["greenroom"]["routing"]["method"]) == ("mix", "embedding")
     weights = mixed.used[-1]
     assert weights is not None
-    assert weights.router is not None
+    assert weights.chooser is not None
 
 
 def test_options_of_the_router_are_refused(mixed: AdapterServer) -> None:
