@@ -22,7 +22,7 @@ from server.model.program import Target
 from server.model.step import SequenceChunk
 
 ADDITIONS = 0.3  # error of a layer's additions to the residual stream, by the spacing of its numbers at 1
-MOST_ROUNDED = 0.1  # relative error up to which rounding of the residual stream may be its reason
+MOST_ROUNDED = 0.25  # relative error up to which rounding of the residual stream may be its reason
 
 
 class LayerTrial:
