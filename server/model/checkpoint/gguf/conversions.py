@@ -71,7 +71,7 @@ def grouped_rows(values: Values, tensors: Sequence[torch.Tensor]) -> torch.Tenso
 
 def grouped_columns(values: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Do the same for the inputs of a matrix."""
-    return _grouped(values, tensors[0].mT).mT
+    return _grouped(values, tensors[0].mT).mT.contiguous()
 
 
 def grouped_last_rows(values: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from expert_store import CheckpointError, ExpertKey, ExpertStore
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.library import Kernels
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
 from server.model.trunk_loader import load_trunk
-from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_model, make_tokenizer
+from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_model, make_tokenizer
 from tests.server.model.test_parity import generate
 
 TEXT = "the thin theatre\n\n  in Ünïcödé, 12345 and <|im_end|> on"
@@ -36,6 +38,14 @@ def test_the_logits_are_those_of_transformers(name: str) -> None:
     store.close()
     span = float(expected.max() - expected.min())
     assert float((logits[0] - expected).abs().max()) < 1e-4 * span
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_native_layers_run_a_file_as_far_as_they_run_its_checkpoint(name: str, tmp_path: Path) -> None:
+    pool = ComputePool(1, Kernels(1))
+    expected = load_trunk(make_checkpoint(name, tmp_path), torch.bfloat16, pool=pool)
+    found = load_trunk(FILES / f"{name}.gguf", torch.bfloat16, pool=pool)
+    assert found.facts.program.describe() == expected.facts.program.describe()
 
 
 def test_the_tokenizer_encodes_as_that_of_the_checkpoint() -> None:
