@@ -154,12 +154,12 @@ range from the file, and stay quantised in their slots.
 
 - **Architectures**: {gguf_architectures}. A file of the converter for each has transformers'
   logits of the checkpoint that it was made from (`tests/server/model/checkpoint/gguf/`).
-- **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1, IQ2,
-  IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower than the rest.
-- **Trunk**: linear layers and the head stay in the file's types. Embeddings, and the few matrices whose columns llama.cpp's
+- **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
+  IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
+- **Trunk**: linear layers and the head stay in the file's types. Embeddings, and the few matrices whose columns the
   converter moved or split, are dequantised at loading into `--dtype`.
-- **Checked**: `greenroom verify FILE.gguf` reads every byte and finds scales that are NaN or infinite. The format has no
-  checksums.
+- **Checked**: `greenroom verify FILE.gguf` reads every byte and finds scales that are NaN or infinite. The format has
+  no checksums.
 - **Not read**: images (`mmproj` files), heads that predict further tokens (MTP), dense models.
 
 ## With images: {with_images}
