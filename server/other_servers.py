@@ -151,7 +151,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(
             "`-hf OWNER/MODEL-GGUF`, `-hfr`, `--hf-repo`, `-hff`, `--hf-file`, `-mu`, `--model-url`",
             "`greenroom serve OWNER/MODEL`",
-            "the repository with safetensors; a GGUF file is given by its path",
+            "or `OWNER/MODEL-GGUF:Q4_K_M`, with the tag of a GGUF file",
         ),
         Row("`-hft`, `--hf-token`", "`HF_TOKEN`", "a variable of the environment"),
         Row("`--host`, `--port`", SAME, "the default port is 8000 instead of 8080"),

@@ -150,7 +150,8 @@ has biases. Checkpoints that these tools made are among the tests (`tests/quanti
 
 `greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
 model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
-range from the file, and stay quantised in their slots.
+range from the file, and stay quantised in their slots. `greenroom serve OWNER/NAME:Q4_K_M` downloads that file of a
+repository and serves it; without a tag, or with an unknown one, it lists what there is.
 
 - **Architectures**: {gguf_architectures}. A file of the converter for each has transformers'
   logits of the checkpoint that it was made from (`tests/server/model/checkpoint/gguf/`).

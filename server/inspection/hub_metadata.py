@@ -17,7 +17,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from server.model.checkpoint.download import check_upload, hub_errors
+from server.model.checkpoint.download import check_upload, hub_errors, not_inspected
+from server.model.checkpoint.local_files import split_tag
 from server.model.errors import ModelError
 
 
@@ -28,9 +29,11 @@ def find_hub_model(model: str, revision: str | None, scratch: Path) -> Path:
         scratch: an empty folder for the headers.
 
     Raises:
-        ModelError: there is no such model, it has no safetensors files, or the hub can't be reached and the model is
-            not in the cache.
+        ModelError: there is no such model, it has no safetensors files, it is a GGUF file, or the hub can't be reached
+            and the model is not in the cache.
     """
+    if split_tag(model)[1] is not None:
+        raise not_inspected(model)
     if not _is_reachable(model, revision):
         with hub_errors(model, revision, "looking up"):
             return Path(snapshot_download(model, revision=revision, local_files_only=True))

@@ -55,8 +55,6 @@ def check_formats(model: str, names: Sequence[str]) -> None:
         )
     if weights:
         return
-    if ".gguf" in suffixes:
-        raise ModelError(f"{model} is in the GGUF format; download one of its .gguf files, and give that file")
     if suffixes & PICKLES:
         raise ModelError(
             f"{model} has pickled weights alone ({', '.join(sorted(suffixes & PICKLES))}), which are never opened; "

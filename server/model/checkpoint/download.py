@@ -24,6 +24,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from server.byte_sizes import format_bytes
+from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
 
@@ -37,22 +38,47 @@ BLOCK_BYTES = 512  # unit of st_blocks
 def download(model: str, revision: str | None) -> Path:
     """Download the missing files of a hub model, and return its folder in the cache.
 
+    Args:
+        model: ``OWNER/NAME``, or ``OWNER/NAME:TAG`` for a GGUF file, which is returned then.
+
     Raises:
-        ModelError: there is no such repository, it can't be reached or has no safetensors files, or the disk is full.
+        ModelError: there is no such repository, it can't be reached or has no safetensors or GGUF files, the tag names
+            none or several of these, or the disk is full.
     """
     disable_progress_bars()
-    with hub_errors(model, revision, "downloading"):
+    repository, tag = split_tag(model)
+    with hub_errors(repository, revision, "downloading"):
         listing = _list(model, revision)
         if listing is None:  # the cache may still have all files
-            return _snapshot(model, revision)
+            return _snapshot(repository, revision, HUB_FILES) if tag is None else _cached(repository, revision, tag)
         missing = _check(listing)
         before = listing.stored_bytes()
         with polled_progress(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
-            return _snapshot(model, revision)
+            if listing.gguf is None:
+                return _snapshot(repository, revision, HUB_FILES)
+            return _snapshot(repository, revision, files_of_gguf(listing.gguf, listing.names)) / listing.gguf
 
 
-def _snapshot(model: str, revision: str | None) -> Path:
-    return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_WEIGHTS))
+def _snapshot(repository: str, revision: str | None, files: Sequence[str]) -> Path:
+    return Path(
+        snapshot_download(repository, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_WEIGHTS)
+    )
+
+
+def _cached(repository: str, revision: str | None, tag: str) -> Path:
+    """Return a GGUF file that is in the cache; its reader finds the others that it is split into.
+
+    Raises:
+        LocalEntryNotFoundError: the cache has no such file.
+    """
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    reference = cache / "refs" / (revision or constants.DEFAULT_REVISION)
+    commit = reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
+    folder = cache / "snapshots" / commit
+    names = [str(path.relative_to(folder)) for path in folder.rglob(f"*{GGUF}")] if commit else []
+    if not any(gguf_label(name).lower() == tag.lower() for name in names):
+        raise LocalEntryNotFoundError(f"{repository} has no GGUF file of {tag} in the cache")
+    return folder / choose_gguf(repository, tag, names)
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,7 @@ class Listing:
     sizes: Mapping[str, int]  # bytes of the files to download
     library: str | None = None  # the one that the files are for, by the model's card
     originals: Sequence[str] = ()  # models that it was made from, by its card
+    gguf: str | None = None  # the first file of the chosen model in the GGUF format
 
     @property
     def missing_bytes(self) -> int:
@@ -86,17 +113,21 @@ class Listing:
 
 
 def _list(model: str, revision: str | None) -> Listing | None:
-    """List the files of a model; None if the hub does not answer."""
+    """List the files of a model, of which a tag chooses a GGUF file; None if the hub does not answer."""
+    repository, tag = split_tag(model)
     try:
-        info = HfApi().model_info(model, revision=revision, files_metadata=True)
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except (HTTPError, OSError):  # the attempt to download raises the reason
         return None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    wanted = filter_repo_objects(sizes, allow_patterns=HUB_FILES, ignore_patterns=NOT_WEIGHTS)
+    has_safetensors = any(name.endswith(".safetensors") for name in sizes)
+    gguf = None if tag is None and (has_safetensors or not gguf_models(sizes)) else choose_gguf(repository, tag, sizes)
+    files = HUB_FILES if gguf is None else files_of_gguf(gguf, sizes)
+    wanted = filter_repo_objects(sizes, allow_patterns=files, ignore_patterns=NOT_WEIGHTS)
     made_from = getattr(info.card_data, "base_model", None) or ()
     originals = [made_from] if isinstance(made_from, str) else [str(name) for name in made_from]
     downloads = {name: sizes[name] for name in wanted}
-    return Listing(model, info.sha, list(sizes), downloads, info.library_name, originals)
+    return Listing(repository, info.sha, list(sizes), downloads, info.library_name, originals, gguf)
 
 
 def check_disk_space(model: str, revision: str | None) -> int:
@@ -110,13 +141,26 @@ def check_disk_space(model: str, revision: str | None) -> int:
 
 
 def check_upload(model: str, revision: str | None) -> None:
-    """Raise ModelError if the hub says that a model is in a format that can't be served; not if it does not answer."""
+    """Raise ModelError if the hub says that a model has no headers of safetensors; not if it does not answer."""
     listing = _list(model, revision)
-    if listing is not None:
-        _check_format(listing)
+    if listing is None:
+        return
+    _check_format(listing)
+    if listing.gguf is not None:
+        raise not_inspected(model)
+
+
+def not_inspected(model: str) -> ModelError:
+    """Return the error of a model whose files are in the GGUF format on the hub."""
+    return ModelError(
+        f"{model} is in the GGUF format, of which only files on this machine are inspected; run `greenroom serve "
+        f"{model}`, or download its file and give the path"
+    )
 
 
 def _check_format(listing: Listing) -> None:
+    if listing.gguf is not None:
+        return
     check_formats(listing.model, listing.names)
     if listing.library == MLX:
         raise in_mlx_format(listing.model, listing.originals)

@@ -10,8 +10,9 @@ from server.model.errors import ModelError, check_formats
 
 GGUF = ".gguf"  # suffix of files with a complete model, or a part of one
 SPLIT_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # 1-based
-PROJECTOR = "mmproj"  # begins the names of files with the image part of a model
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+OTHER_PARTS = ("mmproj", "mtp-", "imatrix")  # begin the names of files with the image part of a model, and the like
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")  # with the tag of a GGUF file
+WEIGHTS_LABEL = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*)$", re.IGNORECASE)
 
 
 def local_files(model: str) -> list[str] | None:
@@ -44,10 +45,58 @@ def gguf_models(names: Iterable[str]) -> list[str]:
     """Return the name of the first file of each model in the GGUF format, among the names of files."""
     found = set()
     for name in names:
-        if name.endswith(GGUF) and not name.startswith(PROJECTOR):
+        if name.endswith(GGUF) and not Path(name).name.startswith(OTHER_PARTS):
             match = SPLIT_FILE.fullmatch(name)
             found.add(f"{match[1]}-00001-of-{match[3]}{GGUF}" if match else name)
     return sorted(found)
+
+
+def split_tag(model: str) -> tuple[str, str | None]:
+    """Return the repository that a hub model's name names, and the tag of one of its GGUF files."""
+    repository, _, tag = model.partition(":")
+    return repository, tag or None
+
+
+def gguf_label(name: str) -> str:
+    """Return what the name of a file says of the type of its weights, such as Q4_K_M; or else the name."""
+    split = SPLIT_FILE.fullmatch(name)
+    stem = Path(split[1] if split else name.removesuffix(GGUF)).name
+    match = WEIGHTS_LABEL.search(stem)
+    return match[1] if match else stem
+
+
+def choose_gguf(repository: str, tag: str | None, names: Iterable[str]) -> str:
+    """Return the first file of the model that a tag names, among the names of a repository's files.
+
+    Args:
+        tag: the label of a file's weights, in any case; None if the repository has one model.
+
+    Raises:
+        ModelError: no file has the tag, or several have; the message lists what there is.
+    """
+    models = gguf_models(names)
+    chosen = [name for name in models if tag is None or gguf_label(name).lower() == tag.lower()]
+    if len(chosen) == 1:
+        return chosen[0]
+    labels = ", ".join(dict.fromkeys(map(gguf_label, models)))
+    if not models:
+        raise ModelError(f"{repository} has no GGUF files; give {repository} without :{tag}")
+    if tag is None:
+        example = gguf_label(models[0])
+        raise ModelError(f"{repository} has GGUF files of {labels}; give one, such as {repository}:{example}")
+    if not chosen:
+        raise ModelError(f"{repository} has no GGUF file of {tag}, but of {labels}; give one of these after the colon")
+    raise ModelError(
+        f"{repository} has {len(chosen)} models of {tag}: {', '.join(chosen)}; download one, and give its file"
+    )
+
+
+def files_of_gguf(first: str, names: Iterable[str]) -> list[str]:
+    """Return all files of the model in the GGUF format whose first file has a name."""
+    split = SPLIT_FILE.fullmatch(first)
+    if split is None:
+        return [first]
+    return [name for name in names if (match := SPLIT_FILE.fullmatch(name)) and match.group(1, 3) == split.group(1, 3)]
 
 
 def find_gguf(model: str, names: Sequence[str]) -> Path | None:

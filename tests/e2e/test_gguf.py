@@ -1,0 +1,68 @@
+"""The command `greenroom` with GGUF files, of this machine and of the hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.e2e.hub import serving_hub
+from tests.e2e.processes import run_command, serving
+from tests.gguf.models import FILES
+from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import Q4_0, rewrite
+
+REPOSITORY = "somebody/tiny-GGUF"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one repository, of which one is in several files."""
+    made = tmp_path_factory.mktemp("repository")
+    shutil.copy(FILES / "qwen3moe.gguf", made / "tiny-BF16.gguf")
+    rewrite(made / "tiny-Q4_0.gguf", Q4_0, split=10)
+    return made
+
+
+def test_a_file_is_served_to_the_openai_client_as_its_model(folder: Path) -> None:
+    with serving(str(folder / "tiny-BF16.gguf")) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        reply = client.chat.completions.create(
+            model="tiny-BF16", messages=[{"role": "user", "content": "the theatre"}], max_tokens=8, temperature=0
+        )
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 8
+
+
+def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, tmp_path: Path) -> None:
+    with serving_hub(REPOSITORY, folder) as hub:
+        environment = hub.environment(tmp_path)
+        with serving(f"{REPOSITORY}:q4_0", environment=environment) as server:
+            assert server.ready_line.endswith(f"(model {REPOSITORY}:q4_0)")
+        assert {name for name in hub.sent if name} == {path.name for path in folder.glob("*Q4_0*")}
+    with serving(f"{REPOSITORY}:Q4_0", environment={**environment, "HF_HUB_OFFLINE": "1"}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (REPOSITORY, f"has GGUF files of BF16, Q4_0; give one, such as {REPOSITORY}:BF16"),
+        (f"{REPOSITORY}:Q6_K", "has no GGUF file of Q6_K, but of BF16, Q4_0"),
+    ],
+)
+def test_an_absent_or_unknown_tag_lists_what_there_is(folder: Path, tmp_path: Path, name: str, reason: str) -> None:
+    with serving_hub(REPOSITORY, folder) as hub:
+        result = run_command("serve", name, "--port", "0", environment=hub.environment(tmp_path))
+    assert result.returncode == 1
+    assert reason in result.stderr
+
+
+def test_inspect_says_what_the_file_holds(folder: Path) -> None:
+    result = run_command("inspect", str(folder))
+    assert result.returncode == 1
+    assert "holds 2 models in the GGUF format; give one" in result.stderr
+    found = run_command("inspect", str(folder / "tiny-Q4_0-00001-of-00003.gguf"))
+    assert found.returncode == 0, found.stderr
+    assert "from its GGUF file" in found.stdout
