@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415
 
     from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
+    from server.model.checkpoint.local_files import GGUF  # noqa: PLC0415
     from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.checkpoint.read_config import read_config  # noqa: PLC0415
@@ -64,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with exit_on_interrupt(UNFINISHED):
             folder, name = find_checkpoint(arguments.model, arguments.revision)
+        if folder.suffix == GGUF:
+            return finish(f"{folder} is a GGUF file, which is not packed; serve it as it is (greenroom serve)", FAILURE)
         model = build_model(read_config(folder), torch.bfloat16)
         source = pack_source(model, folder, name, arguments.weights, arguments.trunk)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:

@@ -66,3 +66,10 @@ def test_inspect_says_what_the_file_holds(folder: Path) -> None:
     found = run_command("inspect", str(folder / "tiny-Q4_0-00001-of-00003.gguf"))
     assert found.returncode == 0, found.stderr
     assert "from its GGUF file" in found.stdout
+
+
+def test_a_file_is_not_packed(folder: Path, tmp_path: Path) -> None:
+    result = run_command("pack", str(folder / "tiny-BF16.gguf"), str(tmp_path / "out"))
+    assert result.returncode == 1
+    assert "is a GGUF file, which is not packed; serve it as it is" in result.stderr
+    assert not list(tmp_path.iterdir())
