@@ -46,9 +46,10 @@ from server.model.native_layers.router_kinds import (
     run_trial,
     steady_rows,
 )
-from server.model.native_layers.scales import ROUNDING, MeasuredFactor, nearest_named
+from server.model.native_layers.scales import QUANTISED_ROUNDING, ROUNDING, MeasuredFactor, nearest_named
 from server.model.native_layers.spec import build_layer
 from server.model.native_layers.text_inputs import check_inputs
+from server.model.quantised.linear import QuantisedLinear
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
@@ -270,7 +271,9 @@ class _Finder:
         wanted = captured.output - torch.from_numpy(self._workspace.hidden)
         echoes = echo(routing.hidden_states, routing.top_k_index, routing.top_k_weights, layer.mixture.num_experts)
         measured = MeasuredFactor.between(echoes.float() * (spec.residual_scale * spec.output_scale), wanted)
-        return measured.exact(self._config, ROUNDING[self._dtype])
+        is_quantised = any(isinstance(module, QuantisedLinear) for module in self._body.layers[spec.index].modules())
+        rounding = max(ROUNDING[self._dtype], QUANTISED_ROUNDING if is_quantised else 0.0)
+        return measured.exact(self._config, rounding)
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""

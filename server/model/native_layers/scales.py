@@ -11,7 +11,8 @@ import torch
 from server.model.blocks.errors import UnsupportedLayerError
 
 # Errors of a factor measured on many numbers, whose own roundings cancel out.
-ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}
+ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 4e-4}
+QUANTISED_ROUNDING = 1e-3  # the same where a layer's linear layers are quantised, which rounds their rows too
 SURE = 5  # standard errors that a factor may be off
 MOST_UNSURE = 0.015  # error of a factor that says nothing about it
 

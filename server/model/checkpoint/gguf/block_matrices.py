@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from operator import itemgetter
 
 import torch
 
 from expert_store import PartOf, TensorSource
 from expert_store.io.gguf_index import BlockType
-from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.kernels.formats.ggml_types import GGML_TYPES
 from server.model.quantised.matrix import SlotTensor, StoredMatrix
 from server.model.quantised.packed_matrix import PackedMatrix
 
@@ -18,18 +18,12 @@ KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
 def stored_matrix(block: BlockType, shape: tuple[int, int], source: TensorSource) -> StoredMatrix:
-    """Return the matrix ``(out, in)`` of some rows of blocks; it is repacked while it is read, with nothing lost.
+    """Return the matrix ``(out, in)`` of an expert; it is repacked while it is read, with nothing lost.
 
     Args:
         source: uint8 ``(out, row_bytes)``.
     """
-    kind = KINDS[block.name]
-    repack = partial(_repacked, kind, shape[1])
-    tensors = (
-        SlotTensor(suffix, dtype, tuple(size), (source,), PartOf(repack, suffix))
-        for suffix, dtype, size in kind.specs("", *shape)
-    )
-    return StoredMatrix(shape, tuple(tensors), is_out_in=True)
+    return StoredMatrix(shape, _slot_tensors(block, shape, (source,), itemgetter(0)), is_out_in=True)
 
 
 def packed_matrix(
@@ -41,16 +35,21 @@ def packed_matrix(
         sources: uint8 ``(rows, row_bytes)`` each.
         join: makes one matrix of their rows.
     """
+    return PackedMatrix(KINDS[block.name], _slot_tensors(block, shape, sources, join))
+
+
+def _slot_tensors(
+    block: BlockType, shape: tuple[int, int], sources: tuple[TensorSource, ...], join: Join
+) -> tuple[SlotTensor, ...]:
     kind = KINDS[block.name]
 
     def repack(read: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return kind.repack("", join(read).contiguous(), shape[1])
 
-    tensors = (
+    return tuple(
         SlotTensor(suffix, dtype, tuple(size), sources, PartOf(repack, suffix))
         for suffix, dtype, size in kind.specs("", *shape)
     )
-    return PackedMatrix(kind, tuple(tensors))
 
 
 def dequantise_blocks(block: BlockType, raw: torch.Tensor) -> torch.Tensor:
@@ -63,7 +62,3 @@ def dequantise_blocks(block: BlockType, raw: torch.Tensor) -> torch.Tensor:
         return raw.float()
     kind, inputs = KINDS[block.name], raw.shape[-1] // block.nbytes * block.inputs
     return kind.dequantise_rows(raw.flatten(0, -2), inputs).view(*raw.shape[:-1], inputs)
-
-
-def _repacked(kind: GgmlType, in_features: int, read: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return kind.repack("", read[0], in_features)

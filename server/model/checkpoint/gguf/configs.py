@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from expert_store import read_tensor
+from server.model.checkpoint.config_checks import MOST
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.errors import ModelError
 
@@ -222,9 +223,14 @@ def _decoder(file: GgufFile) -> Values:
     """The values that nearly every architecture has."""
     heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
     nextn = file.integer("nextn_predict_layers", 0)  # layers that predict further tokens, after the others
+    num_layers = file.integer("block_count") - nextn
+    if not 1 <= num_layers <= MOST["layers"]:
+        raise ModelError(
+            f"{file.path.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again"
+        )
     return {
         "hidden_size": hidden,
-        "num_hidden_layers": file.integer("block_count") - nextn,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": file.integer("attention.head_count_kv", heads),
         "head_dim": file.integer("attention.key_length", hidden // heads if heads else 0),
@@ -233,9 +239,9 @@ def _decoder(file: GgufFile) -> Values:
         "max_position_embeddings": file.integer("context_length"),
         "vocab_size": _vocabulary(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": file.plain("tokenizer.ggml.bos_token_id", int),
+        "eos_token_id": file.plain("tokenizer.ggml.eos_token_id", int),
+        "pad_token_id": file.plain("tokenizer.ggml.padding_token_id", int),
         "rope_parameters": _rope(file),
         "dtype": "bfloat16",
     }

@@ -62,9 +62,8 @@ class GgufCheckpoint:
         """Return the end tokens and the sampling that the metadata names."""
         metadata = self._file.metadata
         sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
-        return {name: value for name, value in sampling.items() if value is not None} | {
-            "eos_token_id": end_token_ids(self._file)
-        }
+        numbers = {name: value for name, value in sampling.items() if isinstance(value, int | float)}
+        return numbers | {"eos_token_id": end_token_ids(self._file)}
 
     def index(self) -> Mapping[str, TensorSource]:
         """Return no tensors: most are not those of the hub's checkpoint."""
@@ -101,8 +100,18 @@ class GgufCheckpoint:
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        """The values of the config."""
-        return self._architecture.config(self._file)
+        """The values of the config.
+
+        Raises:
+            ModelError: the metadata is not that of such a model.
+        """
+        try:
+            return self._architecture.config(self._file)
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind
+            raise ModelError(
+                f"the metadata of {self.name} is not that of a {self._file.architecture} model: {error}; download the "
+                "file again"
+            ) from error
 
 
 def trunk_types(matrices: PackedMatrices) -> str:

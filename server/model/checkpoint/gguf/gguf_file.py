@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from expert_store import CheckpointError, FileSource, GgufHeader, GgufTensor, read_gguf_header
+from expert_store import CheckpointError, FileSource, GgufTensor, read_gguf_header
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
 from server.model.errors import ModelError
 
@@ -17,6 +17,8 @@ NUM_SPLITS, SPLIT_NUMBER, NUM_TENSORS = "split.count", "split.no", "split.tensor
 ARCHITECTURE = "general.architecture"
 PROJECTORS = ("clip", "mmproj")  # architectures of files with the image part of a model
 REMEDY = "download all files of the model again"
+Plain = TypeVar("Plain", int, bool, str, list[str])
+KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: "a text", list: "a list of texts"}
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,16 @@ class GgufFile:
         metadata = headers[0].metadata
         tensors: dict[str, GgufTensor] = {}
         for number, header in enumerate(headers):
-            _check_split(path, number, header, headers)
+            _check_split(cls(path, header.metadata, {}), number, len(headers))
             for tensor in header.tensors:
                 if tensor.name in tensors:
                     first, second = (each.source.extent.source.name for each in (tensors[tensor.name], tensor))
                     raise CheckpointError(f"{tensor.name} is in both {first} and {second}; {REMEDY}")
                 tensors[tensor.name] = tensor
-        count = metadata.get(NUM_TENSORS)
+        found = cls(path, metadata, tensors)
+        count = found.plain(NUM_TENSORS, int)
         if count is not None and count != len(tensors):
             raise CheckpointError(f"the files of {path.name} hold {len(tensors)} tensors, not {count}; {REMEDY}")
-        found = cls(path, metadata, tensors)
         if found.architecture in PROJECTORS:
             raise ModelError(f"{path.name} is the image part of a model; give the file of its language model")
         return found
@@ -59,10 +61,38 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         """The name that llama.cpp gives the architecture."""
-        name = self.metadata.get(ARCHITECTURE)
-        if not isinstance(name, str):
+        name = self.plain(ARCHITECTURE, str)
+        if name is None:
             raise ModelError(f"{self.path.name} does not say which architecture it is ({ARCHITECTURE}); {REMEDY}")
         return name
+
+    def plain(self, key: str, kind: type[Plain]) -> Plain | None:
+        """Return a value of the metadata, by its complete key; None if there is none.
+
+        Args:
+            kind: of the value; a list has texts.
+
+        Raises:
+            ModelError: the value is of another kind.
+        """
+        found = self.metadata.get(key)
+        if found is None or type(found) is kind:
+            return found
+        raise ModelError(f"{key} of {self.path.name} is not {KINDS[kind]}; {REMEDY}")
+
+    def numbers(self, key: str) -> list[int]:
+        """Return an array of whole numbers of the metadata, by its complete key; empty if there is none.
+
+        Raises:
+            ModelError: the value is another one.
+        """
+        found = self.metadata.get(key)
+        if found is None:
+            return []
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
+            raise ModelError(f"{key} of {self.path.name} is not an array of whole numbers; {REMEDY}")
+        numbers: list[int] = found.tolist()
+        return numbers
 
     def has(self, key: str) -> bool:
         """Return True if the architecture's metadata has a key."""
@@ -120,16 +150,15 @@ def split_files(path: Path) -> list[Path]:
     return files
 
 
-def _check_split(path: Path, number: int, header: GgufHeader, headers: Sequence[GgufHeader]) -> None:
+def _check_split(file: GgufFile, number: int, num_files: int) -> None:
     """Check that a file is the one of its number, of as many files as there are."""
-    count = header.metadata.get(NUM_SPLITS, 1)
-    if count != len(headers):
+    count, found = file.plain(NUM_SPLITS, int), file.plain(SPLIT_NUMBER, int)
+    if (1 if count is None else count) != num_files:
         raise CheckpointError(
-            f"{path.name} is one of {count} files by its header, one of {len(headers)} by its name; give it the "
+            f"{file.path.name} is one of {count or 1} files by its header, one of {num_files} by its name; give it the "
             "name that it was published under"
         )
-    if header.metadata.get(SPLIT_NUMBER, 0) != number:
+    if (found or 0) != number:
         raise CheckpointError(
-            f"file {number + 1} of {path.name} says that it is another one ({SPLIT_NUMBER} is "
-            f"{header.metadata.get(SPLIT_NUMBER)}); {REMEDY}"
+            f"file {number + 1} of {file.path.name} says that it is another one ({SPLIT_NUMBER} is {found}); {REMEDY}"
         )

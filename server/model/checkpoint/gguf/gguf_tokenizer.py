@@ -64,6 +64,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
         DEEPSEEK_V3,
     ),  # deepseek-ai/DeepSeek-V3
 }
+CONTROL = 3  # the type of special tokens
 BYTE_LEVEL = "gpt2"  # the kind of tokenizers whose text is split by a regular expression
 
 
@@ -73,16 +74,16 @@ def make_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the file has no tokenizer, or one of a kind that Greenroom does not know.
     """
-    metadata = file.metadata
-    if TOKENS not in metadata or MODEL not in metadata:
+    metadata, tokens, kind = file.metadata, file.plain(TOKENS, list), file.plain(MODEL, str)
+    if tokens is None or kind is None:
         raise ModelError(f"{file.path.name} has no tokenizer ({TOKENS}); give the model in safetensors")
     rows = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else None
-    if rows is not None and rows != len(metadata[TOKENS]):
+    if rows is not None and rows != len(tokens):
         raise ModelError(
-            f"the tokenizer of {file.path.name} has {len(metadata[TOKENS])} tokens, but its table of embeddings {rows};"
+            f"the tokenizer of {file.path.name} has {len(tokens)} tokens, but its table of embeddings {rows};"
             " download the file again"
         )
-    kind, pre = metadata[MODEL], str(metadata.get(PRE))
+    pre = file.plain(PRE, str)
     if kind == BYTE_LEVEL and pre not in GGUF_PRE_TOKENIZER_SPLITS and pre not in SPLITS:
         raise ModelError(
             f"{file.path.name} splits text by the rules of {pre!r} ({PRE}), which Greenroom does not know; give the "
@@ -97,39 +98,39 @@ def make_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"the tokenizer of {file.path.name} can't be used: {error}; download the file again"
         ) from error
-    if pre in SPLITS and kind == BYTE_LEVEL:
+    if kind == BYTE_LEVEL and pre is not None and pre in SPLITS:
         tokenizer.pre_tokenizer = _splits(SPLITS[pre])
     found_tokens = {name: _token(file, f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
     special = {name: token for name, token in found_tokens.items() if token is not None}
-    if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") and kind != "gemma4" and "bos_token" in special:
+    adds_begin = file.plain("tokenizer.ggml.add_bos_token", bool)
+    if (kind == "llama" if adds_begin is None else adds_begin) and kind != "gemma4" and "bos_token" in special:
         _begin_with(tokenizer, special["bos_token"])
     found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
-    found.chat_template = chat_template(metadata)
+    found.chat_template = chat_template(file)
     return found
 
 
-def chat_template(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+def chat_template(file: GgufFile) -> str | dict[str, str] | None:
     """Return the chat template of a file; several by name, the unnamed one as ``default``."""
-    default = metadata.get(TEMPLATE)
-    texts = ((name, metadata.get(f"{TEMPLATE}.{name}")) for name in metadata.get(TEMPLATE_NAMES, ()))
-    named = {name: template for name, template in texts if isinstance(template, str)}
-    if not named or not isinstance(default, str):
-        return default if isinstance(default, str) else named.get("default")
+    default = file.plain(TEMPLATE, str)
+    texts = ((name, file.plain(f"{TEMPLATE}.{name}", str)) for name in file.plain(TEMPLATE_NAMES, list) or ())
+    named = {name: template for name, template in texts if template is not None}
+    if not named or default is None:
+        return named.get("default") if default is None else default
     return {"default": default, **named}
 
 
 def end_token_ids(file: GgufFile) -> list[int]:
     """Return the tokens that end a turn: those that the file names, and those of usual names among special tokens."""
-    tokens, kinds = file.metadata.get(TOKENS, []), file.metadata.get("tokenizer.ggml.token_type", ())
-    named = (file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in END_IDS)
-    ends = END_TOKENS - NOT_ENDS.get(file.metadata.get(PRE, ""), set())
+    tokens, kinds = file.plain(TOKENS, list) or [], file.numbers("tokenizer.ggml.token_type")
+    named = (file.plain(f"tokenizer.ggml.{key}_token_id", int) for key in END_IDS)
+    ends = END_TOKENS - NOT_ENDS.get(file.plain(PRE, str) or "", set())
     usual = {
-        index for index, token in enumerate(tokens) if token in ends and index < len(kinds) and kinds[index] == CONTROL
+        index
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if token in ends and kind == CONTROL
     }
-    return sorted({each for each in named if type(each) is int and each < len(tokens)} | usual)
-
-
-CONTROL = 3  # the type of special tokens
+    return sorted({each for each in named if each is not None and 0 <= each < len(tokens)} | usual)
 
 
 def _known_keys() -> list[tuple[str, str]]:
@@ -141,13 +142,12 @@ def _plain(value: Any) -> Any:
 
 
 def _token(file: GgufFile, key: str) -> str | None:
-    number, tokens = file.metadata.get(key), file.metadata[TOKENS]
+    number, tokens = file.plain(key, int), file.plain(TOKENS, list) or []
     if number is None:
         return None
-    if type(number) is not int or not 0 <= number < len(tokens):
+    if not 0 <= number < len(tokens):
         raise ModelError(f"{key} of {file.path.name} is {number!r}, not one of {len(tokens)} tokens; download it again")
-    token: str = tokens[number]
-    return token
+    return tokens[number]
 
 
 def _splits(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:

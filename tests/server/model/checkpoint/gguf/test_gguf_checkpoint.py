@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from expert_store import CheckpointError, ExpertKey, ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
+from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
-from server.model.trunk_loader import load_trunk
+from server.model.trunk_loader import build_model, load_trunk
 from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_model, make_tokenizer
 from tests.server.model.test_parity import generate
 
@@ -61,13 +68,16 @@ def test_end_tokens_are_those_of_the_file_and_of_usual_names() -> None:
     assert values["eos_token_id"] == [SPECIAL.index("<|endoftext|>"), SPECIAL.index("<|im_end|>")]
 
 
-Q4_0, FLOAT32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F32
+Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
+FLOAT32 = gguf.GGMLQuantizationType.F32
 
 
 def rewrite(
     path: Path,
     experts: gguf.GGMLQuantizationType | None = None,
     *,
+    name: str = QUANTISED,
+    trunk: gguf.GGMLQuantizationType | None = None,
     stored_as: gguf.GGMLQuantizationType | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
     renamed: Mapping[str, str | None] = MappingProxyType({}),
@@ -77,12 +87,14 @@ def rewrite(
 
     Args:
         experts: the type that the experts are quantised to.
+        name: of the model.
+        trunk: the type that the other matrices are quantised to, whose rows are complete groups.
         stored_as: the type that these numbers are stored in; None for the same.
         changes: values of the metadata.
         renamed: other names of tensors; None leaves one out.
         split: the largest number of tensors in a file.
     """
-    reader = gguf.GGUFReader(FILES / f"{QUANTISED}.gguf")
+    reader = gguf.GGUFReader(FILES / f"{name}.gguf")
     writer = gguf.GGUFWriter(path, "", split_max_tensors=split)
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     for key, field in fields.items():
@@ -90,15 +102,19 @@ def rewrite(
         kinds = [*field.types, None]
         writer.add_key_value(key, value, kinds[0], sub_type=kinds[1])
     for tensor in reader.tensors:
-        name = renamed.get(tensor.name, tensor.name)
-        if name is None:
+        written = renamed.get(tensor.name, tensor.name)
+        if written is None:
             continue
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        kind = experts if experts is not None and "_exps" in tensor.name else tensor.tensor_type
+        kind, is_matrix = tensor.tensor_type, tensor.name.endswith(".weight") and values.ndim > 1
+        if "_exps" in tensor.name:
+            kind = experts if experts is not None and is_matrix else kind
+        elif trunk is not None and is_matrix and values.shape[-1] % 32 == 0 and "_inp" not in tensor.name:
+            kind = trunk
         data = gguf.quants.quantize(values, kind)
         if stored_as is not None:
             data, kind = gguf.quants.quantize(gguf.quants.dequantize(data, kind), stored_as), stored_as
-        writer.add_tensor(name, data, raw_dtype=kind)
+        writer.add_tensor(written, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -118,6 +134,20 @@ def test_quantised_experts_have_the_logits_of_what_they_stand_for(tmp_path: Path
     quantised = logits_of(rewrite(tmp_path / "q4.gguf", Q4_0))
     expected = logits_of(rewrite(tmp_path / "f32.gguf", Q4_0, stored_as=FLOAT32))
     assert float((quantised - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_linear_layers_stay_quantised_with_the_logits_of_what_they_stand_for(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    quantised = rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0)
+    checkpoint = GgufCheckpoint(quantised)
+    packed = checkpoint.packed_matrices(build_model(checkpoint.read_config(), torch.float32))
+    assert any("o_proj" in each or "out_proj" in each for each in packed)
+    found = logits_of(quantised)
+    expected = logits_of(rewrite(tmp_path / "f32.gguf", Q8_0, name=name, trunk=Q8_0, stored_as=FLOAT32))
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
 
 
 def test_an_expert_is_read_once_for_codes_and_scales(tmp_path: Path) -> None:
@@ -175,6 +205,7 @@ def test_a_folder_with_safetensors_too_asks_which(tmp_path: Path) -> None:
         ({"tokenizer.ggml.pre": "no-such"}, "by the rules of 'no-such'"),
         ({"tokenizer.ggml.eos_token_id": 288}, "is 288, not one of 288 tokens"),
         ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens, but its table of embeddings 288"),
+        ({"qwen3moe.block_count": 1 << 31}, "has 2147483648 layers, not 1 to 1000"),
     ],
 )
 def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
@@ -183,6 +214,26 @@ def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
     checkpoint = GgufCheckpoint(rewrite(tmp_path / "tiny.gguf", changes=changes))
     with pytest.raises(ModelError, match=message):
         _ = checkpoint.read_config(), checkpoint.load_tokenizer()
+
+
+@pytest.mark.hypothesis
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_values_of_any_kind_give_a_model_or_a_refusal(data: st.DataObject) -> None:
+    """Each entry of the metadata has another value, or none."""
+    file = GgufFile.open(FILES / f"{QUANTISED}.gguf")
+    values = st.sampled_from(
+        [0, -1, 3, 1 << 40, 0.5, True, "", "text", ["a", "b"], np.array([1, 2]), np.array([0.5]), None]
+    )
+    keys = data.draw(st.lists(st.sampled_from(sorted(file.metadata)), min_size=1, max_size=3, unique=True))
+    changed = {key: value for key in keys if (value := data.draw(values)) is not None}
+    metadata = {key: value for key, value in file.metadata.items() if key not in keys} | changed
+    checkpoint = GgufCheckpoint(file.path)
+    checkpoint.__dict__["_file"] = replace(file, metadata=metadata)
+    with suppress(ModelError, CheckpointError):
+        checkpoint.read_config()
+    with suppress(ModelError, CheckpointError):
+        checkpoint.generation_values()
 
 
 @pytest.mark.parametrize(
