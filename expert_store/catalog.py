@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -85,11 +85,24 @@ class ExpertLayout:
 Assemble = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
+class MakeParts(Protocol):
+    """A function that makes several tensors of the same sources."""
+
+    def __call__(
+        self, sources: Sequence[torch.Tensor], into: Mapping[str, torch.Tensor] | None = None
+    ) -> Mapping[str, torch.Tensor]:
+        """Return the tensors by name.
+
+        Args:
+            into: tensors to write, some or all; by default new ones.
+        """
+
+
 @dataclass(frozen=True)
 class PartOf:
-    """One of several tensors that a function makes of the same sources; whoever reads all of them calls it once."""
+    """One of the tensors that a function makes; whoever needs several calls it once."""
 
-    make: Callable[[Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]
+    make: MakeParts
     name: str
 
     def __call__(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import xxhash
 
-from expert_store.arena import HostArena
+from expert_store.arena import HostArena, Weights
 from expert_store.catalog import (
     Assemble,
     ExpertRecipe,
@@ -89,13 +88,15 @@ class ExpertRead:
             opened.read(parts, scratch)
             opened.refuse_changed()  # unlike records, these bytes have no checksum
         for assembly in assembled.values():
-            for name, tensor in assembly.make():
-                self.arena.weights(self.slot)[name].copy_(tensor)
+            assembly.write(self.arena.weights(self.slot))
 
 
 @dataclass(eq=False)
 class _Assembly:
-    """Parameters that are made of the same sources, and the memory that these are read into."""
+    """Parameters that are made of the same sources, and the memory that these are read into.
+
+    All are parts that one function makes, or there is one parameter.
+    """
 
     sources: tuple[TensorSource, ...]
     parts: dict[str, Assemble] = field(default_factory=dict)  # by parameter
@@ -104,13 +105,13 @@ class _Assembly:
     def __post_init__(self) -> None:
         self.targets = [np.empty(source.extent.nbytes, dtype=np.uint8) for source in self.sources]
 
-    def make(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the parameters."""
+    def write(self, weights: Weights) -> None:
+        """Write the parameters to a slot."""
         read = [as_tensor(raw, source) for raw, source in zip(self.targets, self.sources, strict=True)]
-        made: Mapping[str, torch.Tensor] | None = None
+        parts = {name: part for name, part in self.parts.items() if isinstance(part, PartOf)}
+        if parts:
+            make = next(iter(parts.values())).make
+            make(read, {part.name: weights[name] for name, part in parts.items()})
+            return
         for name, assemble in self.parts.items():
-            if isinstance(assemble, PartOf):
-                made = made or assemble.make(read)
-                yield name, made[assemble.name]
-            else:
-                yield name, assemble(read)
+            weights[name].copy_(assemble(read))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
 import torch
@@ -43,8 +43,10 @@ def _slot_tensors(
 ) -> tuple[SlotTensor, ...]:
     kind = KINDS[block.name]
 
-    def repack(read: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return kind.repack("", join(read).contiguous(), shape[1])
+    def repack(
+        sources: Sequence[torch.Tensor], into: Mapping[str, torch.Tensor] | None = None
+    ) -> Mapping[str, torch.Tensor]:
+        return kind.repack("", join(sources).contiguous(), shape[1], into)
 
     return tuple(
         SlotTensor(suffix, dtype, tuple(size), sources, PartOf(repack, suffix))
