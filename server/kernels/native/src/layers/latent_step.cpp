@@ -1,0 +1,315 @@
+#include "layers/latent_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace greenroom {
+namespace {
+
+struct Memory {
+  Buffer heads;  // projections of a step
+  Buffer work;   // results of attention, a pass, and scratch memory of threads
+};
+
+constexpr int64_t kTokenTile = 8;     // tokens of one sequence per tile of attention
+constexpr int64_t kHeadTile = 16;     // heads of such a tile, at most
+constexpr int64_t kLeastHeads = 8;    // and at least, if there are as many
+constexpr int64_t kPassNumbers = 4 << 20;  // of absorbed queries and weighted latents at a time
+constexpr int64_t kMostPassRows = kIsTight ? kTokenTile : 256;
+static_assert(kTokenTile * kHeadTile <= kMostLatentRows);
+
+// Some rows of a panel that alternate with those of other heads.
+Panel panel_of_head(const Panel& panel, int64_t head, int64_t heads) {
+  Panel rows = panel;
+  const int64_t bytes = panel.kind == PanelKind::kFloat32 ? 4 : 2;
+  rows.data = static_cast<char*>(panel.data) + head * panel.stride * bytes;
+  rows.stride = panel.stride * heads;
+  rows.rows = panel.rows / heads;
+  return rows;
+}
+
+// Offsets of pieces of one memory, each aligned to 64 bytes.
+struct Pieces {
+  int64_t add(int64_t size) {
+    const int64_t offset = bytes;
+    bytes += round_up(size, 64);
+    return offset;
+  }
+  int64_t bytes = 0;
+};
+
+}  // namespace
+
+void write_latent(const Level& level, const LatentAttention& spec, const StepCall& step, int64_t token, int64_t first,
+                  const float* numbers, int64_t count) {
+  const StepSequence& sequence = sequence_of(step, token);
+  const int64_t position = position_of(sequence, token);
+  const int64_t block = step.block_tables[spec.group][sequence.first_block + position / kCacheBlock];
+  const int64_t bytes = bytes_of(spec.cache_format);
+  const int64_t place = (block * spec.cache_dim + first) * kCacheBlock + position % kCacheBlock;
+  char* target = static_cast<char*>(spec.cache) + place * bytes;
+  constexpr int64_t kPiece = 64;
+  alignas(64) char narrowed[kPiece * 4];
+  for (int64_t d = 0; d < count; d += kPiece) {
+    const int64_t size = std::min(kPiece, count - d);
+    level.narrow(numbers + d, spec.cache_format, narrowed, size);
+    for (int64_t i = 0; i < size; ++i) {
+      std::memcpy(target + (d + i) * kCacheBlock * bytes, narrowed + i * bytes, static_cast<size_t>(bytes));
+    }
+  }
+}
+
+LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAttention& spec, const StepCall& step,
+                       const LatentExpansion& expansion)
+    : expansion_(expansion),
+      level_(context.level),
+      layer_(layer),
+      spec_(spec),
+      step_(step),
+      query_rank_(spec.query_down.outputs),
+      queries_size_(spec.heads * (spec.nope_dim + spec.rope_dim)),
+      latent_size_(spec.rank + spec.rope_dim),
+      attended_size_(spec.heads * spec.value_dim),
+      absorbed_size_(spec.heads * latent_size_),
+      weighted_size_(spec.heads * spec.rank),
+      pass_rows_(std::min(step.tokens, most_rows(spec))),
+      places_(latent_size_, spec.rank),
+      results_(context, layer, step) {
+  const Matrix& first = query_rank_ ? spec.query_down : spec.query;
+  PanelKind kind = level_.panel_kind(first, step.is_exact);
+  for (const Matrix* matrix : {&spec.latent, &spec.gate}) {  // they share the panel: all take rows in float32
+    if (matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
+  }
+  const PanelKind query_kind = level_.panel_kind(spec.query, step.is_exact);
+  const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
+  const PanelKind keys_kind = level_.panel_kind(spec.to_keys, step.is_exact);
+  const PanelKind values_kind = level_.panel_kind(spec.to_values, step.is_exact);
+  const int64_t rows = pass_rows_ * spec.heads;
+  Pieces panels;
+  const int64_t at[] = {panels.add(panel_bytes(kind, step.tokens, step.hidden_size)),
+                        panels.add(query_rank_ ? panel_bytes(query_kind, step.tokens, query_rank_) : 0),
+                        panels.add(panel_bytes(output_kind, step.tokens, attended_size_)),
+                        panels.add(panel_bytes(keys_kind, rows, spec.nope_dim)),
+                        panels.add(panel_bytes(values_kind, rows, spec.rank))};
+  char* memory = context.rows.reserve(panels.bytes);
+  panel = place_panel(kind, step.tokens, step.hidden_size, memory + at[0]);
+  query_panel = place_panel(query_kind, step.tokens, query_rank_, memory + at[1]);
+  output_panel = place_panel(output_kind, step.tokens, attended_size_, memory + at[2]);
+  keys_panel_ = place_panel(keys_kind, rows, spec.nope_dim, memory + at[3]);
+  values_panel_ = place_panel(values_kind, rows, spec.rank, memory + at[4]);
+
+  const int64_t tokens = step.tokens;
+  Pieces heads;
+  const int64_t parts[] = {heads.add(tokens * query_rank_ * 4), heads.add(tokens * queries_size_ * 4),
+                           heads.add(tokens * latent_size_ * 4), heads.add(tokens * spec.gate.outputs * 4)};
+  auto& own = context.mixers.of<Memory>();
+  memory = own.heads.reserve(heads.bytes);
+  const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(memory + offset); };
+  downs = floats(parts[0]);
+  queries_ = floats(parts[1]);
+  latents_ = floats(parts[2]);
+  gates_ = floats(parts[3]);
+  scratch_size_ = round_up(places_.size + expansion.scratch(), 16);
+  Pieces work;
+  const int64_t pieces[] = {work.add(tokens * attended_size_ * 4), work.add(pass_rows_ * absorbed_size_ * 4),
+                            work.add(pass_rows_ * weighted_size_ * 4),
+                            work.add(context.pool.num_threads() * scratch_size_ * 4)};
+  memory = own.work.reserve(work.bytes);
+  attended = floats(pieces[0]);
+  absorbed_ = floats(pieces[1]);
+  weighted_ = floats(pieces[2]);
+  scratch_ = floats(pieces[3]);
+  num_threads_ = context.pool.num_threads();
+}
+
+void LatentStep::norm(int64_t token) {
+  const int64_t hidden_size = step_.hidden_size;
+  float* normed = step_.normed + token * hidden_size;
+  norm_hidden(level_, layer_.input_norm, layer_.mixer_residual, step_.hidden + token * hidden_size, hidden_size,
+              normed);
+  level_.prepare(panel, step_.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+}
+
+void LatentStep::take_first(int64_t row, int64_t output, const float* sums, int64_t count) const {
+  float* to;
+  if (output >= first_gate()) {
+    to = gates_ + row * spec_.gate.outputs + output - first_gate();
+  } else if (output >= first_latent()) {
+    to = latents_ + row * latent_size_ + output - first_latent();
+  } else {
+    to = query_rank_ ? downs + row * query_rank_ + output : queries_ + row * queries_size_ + output;
+  }
+  std::memcpy(to, sums, static_cast<size_t>(count) * 4);
+}
+
+void LatentStep::take_query(int64_t row, int64_t output, const float* sums, int64_t count) const {
+  std::memcpy(queries_ + row * queries_size_ + output, sums, static_cast<size_t>(count) * 4);
+}
+
+void LatentStep::place(int64_t token) {
+  if (query_rank_) {
+    float* down = downs + token * query_rank_;
+    if (spec_.query_norm) level_.normalise(down, spec_.query_norm, spec_.query_norm_epsilon, query_rank_, down);
+    level_.prepare(query_panel, downs, Format::kFloat32, query_rank_, nullptr, token, token + 1);
+  }
+  float* latent = latents_ + token * latent_size_;
+  level_.normalise(latent, spec_.latent_norm, spec_.latent_norm_epsilon, spec_.rank, latent);
+  rotate(latent + spec_.rank, token, position_of(sequence_of(step_, token), token));
+  write_latent(level_, spec_, step_, token, 0, latent, latent_size_);
+}
+
+bool LatentStep::begin_pass(const IndexerStep& indexer) {
+  first_ += rows_;
+  rows_ = std::min(pass_rows_, step_.tokens - first_);
+  token_tiles_ = 0;
+  each_piece([&](const StepSequence&, int64_t, int64_t count) { token_tiles_ += divide_up(count, kTokenTile); });
+  int64_t tile = indexer.is_sparse() ? kMostLatentRows : kHeadTile;
+  while (tile > kLeastHeads && token_tiles_ * divide_up(spec_.heads, tile) < 2 * num_threads_) tile /= 2;
+  head_tiles_ = divide_up(spec_.heads, tile);
+  return rows_ > 0;
+}
+
+void LatentStep::turn(int64_t row) {
+  const int64_t token = first_ + row, dim = spec_.nope_dim + spec_.rope_dim;
+  const int64_t position = position_of(sequence_of(step_, token), token);
+  float* queries = queries_ + token * queries_size_;
+  const float scale = spec_.scales_queries ? step_.query_scales[position] : 1.0f;
+  for (int64_t head = 0; head < spec_.heads; ++head) {
+    float* query = queries + head * dim;
+    rotate(query + spec_.nope_dim, token, position);
+    for (int64_t d = 0; scale != 1.0f && d < dim; ++d) query[d] *= scale;
+    float* absorbed = absorbed_ + (row * spec_.heads + head) * latent_size_;
+    std::memcpy(absorbed + spec_.rank, query + spec_.nope_dim, static_cast<size_t>(spec_.rope_dim) * 4);
+  }
+  // The panel's rows are heads of rows, `dim` apart.
+  const int64_t first = row * spec_.heads;
+  Panel rows = keys_panel_;
+  rows.data = static_cast<char*>(rows.data) + first * rows.stride * (rows.kind == PanelKind::kFloat32 ? 4 : 2);
+  level_.prepare(rows, queries, Format::kFloat32, dim, nullptr, 0, spec_.heads);
+}
+
+template <typename Target>
+void LatentStep::multiply_heads(const Matrix& matrix, const Panel& panel, int64_t size, int64_t tile,
+                                Target target) const {
+  const int64_t rows_of = row_tiles(), output_tiles = divide_up(size, kOutputTile);
+  const int64_t first_row = tile % rows_of * kRowTile, last_row = std::min(first_row + kRowTile, rows_);
+  const int64_t place = tile / rows_of, head = place / output_tiles, first = place % output_tiles * kOutputTile;
+  const int64_t count = std::min<int64_t>(kOutputTile, size - first), output = head * size + first;
+  alignas(64) float sums[kRowTile * kOutputTile];
+  level_.multiply(matrix, panel_of_head(panel, head, spec_.heads), first_row, last_row, output, output + count, sums,
+                  kOutputTile);
+  for (int64_t row = first_row; row < last_row; ++row) {
+    std::memcpy(target(row, head, first), sums + (row - first_row) * kOutputTile, static_cast<size_t>(count) * 4);
+  }
+}
+
+void LatentStep::absorb(int64_t tile) const {
+  multiply_heads(spec_.to_keys, keys_panel_, spec_.rank, tile, [&](int64_t row, int64_t head, int64_t first) {
+    return absorbed_ + (row * spec_.heads + head) * latent_size_ + first;
+  });
+}
+
+void LatentStep::attend(const IndexerStep& indexer, int64_t tile, int thread) {
+  const int64_t group = divide_up(spec_.heads, head_tiles_), head = tile % head_tiles_ * group;
+  const int64_t heads = std::min(group, spec_.heads - head);
+  if (heads <= 0) return;
+  // The last tokens attend to the most keys, so they are taken first.
+  int64_t place = token_tiles_ - 1 - tile / head_tiles_;
+  each_piece([&](const StepSequence& sequence, int64_t first, int64_t count) {
+    const int64_t tiles = divide_up(count, kTokenTile);
+    if (place >= 0 && place < tiles) {
+      const int64_t begin = first + place * kTokenTile;
+      attend_tokens(indexer, sequence, begin, std::min(kTokenTile, first + count - begin), head, heads, thread);
+    }
+    place -= tiles;
+  });
+}
+
+void LatentStep::expand(int64_t tile) const {
+  const auto target = [&](int64_t row, int64_t head, int64_t first) {
+    return attended + (first_ + row) * attended_size_ + head * spec_.value_dim + first;
+  };
+  multiply_heads(spec_.to_values, values_panel_, spec_.value_dim, tile, target);
+}
+
+void LatentStep::finish_heads(int64_t row, int thread) const {
+  float* values = attended + (first_ + row) * attended_size_;
+  float* gates = gates_ + (first_ + row) * spec_.gate.outputs;
+  if (spec_.gate.outputs) level_.sigmoid(gates, spec_.gate.outputs);
+  float* scratch = scratch_ + thread * scratch_size_ + places_.size;
+  for (int64_t head = 0; head < spec_.heads; ++head) {
+    float* own = values + head * spec_.value_dim;
+    if (!expansion_.is_empty()) {
+      expansion_.add_to_values(first_ + row, head, weighted_ + (row * spec_.heads + head) * spec_.rank, own, scratch);
+    }
+    for (int64_t d = 0; spec_.gate.outputs && d < spec_.value_dim; ++d) own[d] *= gates[head];
+  }
+}
+
+void LatentStep::prepare_output(int64_t token) {
+  level_.prepare(output_panel, attended, Format::kFloat32, attended_size_, nullptr, token, token + 1);
+}
+
+void LatentStep::take_output(int64_t row, int64_t output, const float* sums, int64_t count) const {
+  results_.take(row, output, sums, count);
+}
+
+int64_t LatentStep::most_rows(const LatentAttention& spec) {
+  const int64_t numbers = spec.heads * (2 * spec.rank + spec.rope_dim);
+  return std::clamp(kPassNumbers / numbers / kTokenTile * kTokenTile, kTokenTile, kMostPassRows);
+}
+
+void LatentStep::rotate(float* x, int64_t token, int64_t position) const {
+  if (spec_.rope_kind == RopeKind::kNone) return;
+  const int64_t offset = (step_.has_own_angles ? token : position) * (spec_.rotary_dim / 2);
+  level_.rotate(x, step_.cosines[spec_.rope] + offset, step_.sines[spec_.rope] + offset, spec_.rotary_dim,
+                spec_.rope_kind == RopeKind::kInterleaved);
+}
+
+void LatentStep::attend_tokens(const IndexerStep& indexer, const StepSequence& sequence, int64_t token, int64_t tokens,
+                   int64_t head, int64_t heads, int thread) {
+  const int64_t row = token - first_, dim = spec_.nope_dim + spec_.rope_dim;
+  float* scratch = scratch_ + thread * scratch_size_;
+  for (int64_t i = 0; !expansion_.is_empty() && i < tokens * heads; ++i) {
+    const int64_t of = i / heads, each = head + i % heads;
+    expansion_.add_to_query(token + of, each, queries_ + (token + of) * queries_size_ + each * dim,
+                           absorbed_ + ((row + of) * spec_.heads + each) * latent_size_, scratch + places_.size);
+  }
+  int64_t count;
+  for (int64_t i = 0; i < tokens; i += count) {  // those that attend to all keys come first
+    const int32_t* chosen = indexer.chosen(token + i);
+    count = chosen ? 1 : std::min(tokens - i, kMostLatentRows / heads);
+    while (!chosen && count > 1 && indexer.chosen(token + i + count - 1)) --count;
+    attend_rows(sequence, token + i, count, head, heads, chosen, chosen ? indexer.top_k() - 1 : -1, scratch);
+  }
+  for (int64_t i = 0; i < tokens; ++i) {
+    const int64_t first = (row + i) * spec_.heads + head;
+    level_.prepare(values_panel_, weighted_, Format::kFloat32, spec_.rank, nullptr, first, first + heads);
+  }
+}
+
+void LatentStep::attend_rows(const StepSequence& sequence, int64_t token, int64_t tokens, int64_t head, int64_t heads,
+                 const int32_t* chosen, int64_t last, float* scratch) {
+  const int64_t row = token - first_;
+  LatentAttend attend{};
+  attend.query = absorbed_ + (row * spec_.heads + head) * latent_size_;
+  attend.output = weighted_ + (row * spec_.heads + head) * spec_.rank;
+  attend.query_stride = absorbed_size_;
+  attend.output_stride = weighted_size_;
+  attend.latents = spec_.cache;
+  attend.blocks = step_.block_tables[spec_.group] + sequence.first_block;
+  attend.chosen = chosen;
+  attend.scratch = scratch;
+  attend.first_position = chosen ? last : position_of(sequence, token);
+  attend.tokens = tokens;
+  attend.heads = heads;
+  attend.dim = spec_.cache_dim;
+  attend.key_dim = latent_size_;
+  attend.value_dim = spec_.rank;
+  attend.format = spec_.cache_format;
+  attend.is_exact = step_.is_exact;
+  attend.scaling = spec_.scaling;
+  level_.attend_latents(attend);
+}
+
+}  // namespace greenroom
