@@ -107,10 +107,13 @@ class LayoutPool:
         return np.array([address + entry.slot * slot_bytes for entry in entries], np.uint64)
 
     def where(self, key: ExpertKey) -> TierName:
-        """Return the fastest tier in which an expert is ready."""
+        """Return the fastest tier in which an expert is ready, or which it enters from a faster one."""
         for name, tier in self.tiers:
             entry = tier.find(key)
-            if entry is not None and entry.state is EntryState.READY:
+            if entry is None:
+                continue
+            is_written_back = name == "host" and self.has_device and entry.read is None
+            if entry.state is EntryState.READY or is_written_back:
                 return name
         return "disk"
 
@@ -362,8 +365,11 @@ class LayoutPool:
             self._finish_host_load(target, error)
             self.host.release(target)
 
+        def pin() -> None:
+            self._resources.device.pin(self.host_arena, target.slot)
+
         device, host = self.device_arena.tensor_of(device_slot), self.host_arena.tensor_of(target.slot)
-        self._copies.submit(device, host, device_slot, lambda _: None, done)
+        self._copies.submit(device, host, device_slot, lambda _: None, done, prepare=pin)
 
     def _note_slot(self, key: ExpertKey, slot: int | None) -> None:
         """Enter an expert's slot in the device tier into the slot table; None if it has left the tier."""

@@ -32,8 +32,13 @@ class SlotCopies:
         device_slot: int,
         queued: Callable[[Event], None],
         done: Callable[[Exception | None, float], None],
+        prepare: Callable[[], None] | None = None,
     ) -> None:
-        """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held."""
+        """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held.
+
+        Args:
+            prepare: called from that thread before the copy, without the lock.
+        """
         assert self._resources.copier is not None
         started = time.perf_counter()
 
@@ -49,4 +54,5 @@ class SlotCopies:
                 self._lock.wake_waiters()
 
         self._num_running += 1
-        self._resources.copier.submit(CopyJob(source, target, self.last_use.get(device_slot), on_queued, on_done))
+        after = self.last_use.get(device_slot)
+        self._resources.copier.submit(CopyJob(source, target, after, on_queued, on_done, prepare))

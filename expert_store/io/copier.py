@@ -27,6 +27,7 @@ class CopyJob:
     after: Event  # the copy begins after it
     on_queued: Callable[[Event], None]
     on_done: Callable[[Exception | None], None]
+    prepare: Callable[[], None] | None = None  # called before the copy, in its thread
 
 
 class Copier:
@@ -71,6 +72,8 @@ class Copier:
                 is_open = False
                 continue
             try:
+                if next_job.prepare is not None:
+                    next_job.prepare()
                 event = self._device.copy(next_job.source, next_job.target, next_job.after)
             except Exception as error:  # noqa: BLE001  every error has to reach the leases that wait
                 next_job.on_done(error)

@@ -34,7 +34,7 @@ class Device(Protocol):
         """Return the event of the end of all compute that this thread has queued."""
 
     def pin(self, arena: HostArena, slot: int) -> None:
-        """Lock the pages of a filled host slot, so that copies from it are fast."""
+        """Lock the pages of a host slot that is filled or about to be, so that copies are fast."""
 
     def unpin(self, arena: HostArena, slot: int) -> None:
         """Unlock the pages of a host slot that is about to be retired."""

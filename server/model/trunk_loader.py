@@ -41,6 +41,7 @@ from server.model.checkpoint.config_checks import (
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
+from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError, incomplete
 from server.model.experts.replacements import replace_experts
 from server.model.hooks import IMPLEMENTATION
@@ -124,7 +125,9 @@ def _load(
     fill_linears(linears, tensors.packed)
     if config.is_encoder_decoder:
         model.generation_config = _generation_config(config, checkpoint)
-    model.to(device).eval()
+    with device_errors(config.model_type):
+        model.to(device)
+    model.eval()
     return model, tensors.catalog, layers
 
 

@@ -406,6 +406,37 @@ def test_host_slots_are_pinned_once_they_are_filled_and_unpinned_when_retired(
     assert len({entry[1] for entry in recording.log if entry[0] == "unpin"}) == 2
 
 
+def test_a_host_slot_that_a_write_back_fills_first_is_pinned(stores: Any, recording: Recording) -> None:
+    store = stores(2, 1)
+    for expert in (0, 1):  # only the device has expert 0 then
+        use(store, 0, expert)
+        wait_until_idle(store)
+    store.resize(host_bytes=3 * SLOT)
+    use(store, 0, 2)
+    assert moved(store)["device", "host"] == 1
+    assert {entry[1] for entry in recording.log if entry[0] == "pin"} == {0, 1, 2}
+
+
+def test_an_expert_on_its_way_down_was_not_on_the_disk(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, begun = stores(2, 1), threading.Event()
+    copy = EmulatedDevice.copy
+    for expert in (0, 1):
+        use(store, 0, expert)
+        wait_until_idle(store)
+    store.resize(host_bytes=3 * SLOT)
+
+    def copy_later(*arguments: Any) -> None:
+        assert begun.wait(TIMEOUT)
+        copy(*arguments)
+
+    monkeypatch.setattr(EmulatedDevice, "copy", copy_later)
+    with store.lease(one_row_each(0, [2])), store.lease(one_row_each(0, [0])) as lease:
+        begun.set()
+        for _ in lease:
+            pass
+    assert lease.missed == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_cuda_device_serves_what_the_disk_has(catalog: ExpertCatalog) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from expert_store import ExpertStoreError, check_metadata_file, read_json_object
+from server.model.device_errors import device_errors
 from server.model.errors import ModelError, in_mlx_format
 from server.model.layer_settings import layer_configs
 
@@ -116,7 +117,8 @@ def _check_groups(layer: Any, name: str, num_experts: int | None, folder: Path) 
 def config_errors(config: PreTrainedConfig) -> Iterator[None]:
     """Raise a ModelError instead of the errors that transformers and torch raise for the values of a config."""
     try:
-        yield
+        with device_errors(config.model_type):
+            yield
     except (ModelError, ExpertStoreError):
         raise
     except Exception as error:

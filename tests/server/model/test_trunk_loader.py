@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import CheckpointError, ExpertStore
+from server.model import trunk_loader
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.read_config import read_config
@@ -243,6 +244,31 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ModelError, match="can't be read: Permission denied"):
         find_checkpoint(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB; free memory on the device",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"), "NOT_INITIALIZED when"),
+        (
+            torch.AcceleratorError("CUDA error: device-side assert triggered"),
+            "device-side assert triggered; `greenroom",
+        ),
+    ],
+)
+def test_an_error_of_the_device_is_not_blamed_on_the_config(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trunk_loader, "Trunk", fail)
+    with pytest.raises(ModelError, match=f"^the device failed while qwen3_moe was loaded: .*{message}"):
+        load_trunk(checkpoint, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["a\nGreenroom ready: b", "a\x1b[2J", "a\udcff"])
