@@ -32,6 +32,7 @@ class SlotCopies:
         device_slot: int,
         queued: Callable[[Event], None],
         done: Callable[[Exception | None, float], None],
+        *,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held.
