@@ -229,6 +229,8 @@ class LayoutPool:
         memory = self._resources.device.allocate(num_slots * self.layout.slot_bytes)
         self.device_arena = DeviceArena(self.layout, memory)
         self._make_device_tier(num_slots)
+        # Compute that was queued before may still use what has had this memory until now.
+        self._copies.last_use = dict.fromkeys(range(num_slots), self._resources.device.mark())
 
     def resize_host(self, num_slots: int) -> None:
         """Change the number of host slots; those in use are retired when their leases end."""
@@ -258,7 +260,6 @@ class LayoutPool:
         for key in old.pinned:
             self.device.pin(key)
         self.top, self.top_name = self.device, "device"
-        self._copies.last_use.clear()
         self._update_shares()
 
     def _make_policy(self, tier: TierName, num_slots: int) -> FairPolicy:

@@ -9,6 +9,7 @@ import torch
 from expert_store.catalog import ExpertCatalog, ExpertLayout
 from expert_store.entry import Entry
 from expert_store.errors import BudgetError, ExpertLoadError
+from expert_store.io.device_memory import Device
 from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
@@ -193,7 +194,7 @@ class StoreState:
         try:
             while not all(pool.is_device_idle for pool in pools):
                 self.lock.wait()
-            _rebuild_device(pools, slots, self.lock)
+            _rebuild_device(pools, slots, self._resources.device, self.lock)
             for pool in pools:
                 self.windows[pool].restart()
         finally:
@@ -212,11 +213,14 @@ class StoreState:
         self._resources.close()
 
 
-def _rebuild_device(pools: Sequence[LayoutPool], slots: Mapping[ExpertLayout, int], lock: StoreLock) -> None:
+def _rebuild_device(
+    pools: Sequence[LayoutPool], slots: Mapping[ExpertLayout, int], device: Device, lock: StoreLock
+) -> None:
     """Allocate the device tier anew, all layouts after all were freed, as one may grow by what another gives up."""
     old = {pool: pool.device.num_slots for pool in pools}
     for pool in pools:
         pool.free_device()
+    device.give_back()
     try:
         for pool in pools:
             pool.allocate_device(slots[pool.layout])

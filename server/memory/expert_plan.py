@@ -44,6 +44,7 @@ class FreeMemory:
         host_bytes = max(0, host_bytes)
         if device.type != "cuda":
             return cls(host_bytes, host_bytes, is_cuda=False)
+        torch.cuda.empty_cache()  # what loading the trunk left behind counts as free
         free, total = torch.cuda.mem_get_info(device)
         limit = settings.device_memory.resolve(total, total)
         left = min(free, limit - (total - free)) - unloaded_trunk_bytes - DEVICE_RESERVE_BYTES
