@@ -56,6 +56,11 @@ class ServeSettings(BaseModel):
         "claude-*=greenroom-demo",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
+    config_from: str | None = Field(
+        None,
+        description="folder or hub id of the model that a GGUF file was made from, whose config, tokenizer and chat "
+        "template count instead of the file's",
+    )
     device: DeviceName = Field("auto", description="device to compute on: auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="dtype of activations and trunk; auto: the checkpoint's, if fast on this CPU"

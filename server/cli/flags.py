@@ -15,6 +15,7 @@ METAVARS = {
     "model_alias": "NAME=MODEL",
     "adapter": "NAME=PATH",
     "chat_template": "FILE",
+    "config_from": "MODEL",
     "chat_template_kwargs": "JSON",
     "generation_config": "SOURCE",
     "override_generation_config": "JSON",
@@ -28,6 +29,7 @@ METAVARS = {
 # Settings that decide how the memory is planned for a model.
 PLANNING = (
     "revision",
+    "config_from",
     "device",
     "dtype",
     "memory",

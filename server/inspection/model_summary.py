@@ -24,7 +24,7 @@ from server.kernels.native.available import kernel_level
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
-from server.model.checkpoint.locate import find_local
+from server.model.checkpoint.locate import find_local, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
@@ -89,7 +89,7 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
 
 def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, find_original(settings.config_from))
     config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices, settings.max_model_len
     dtype_of = partial(compute_dtype, settings.dtype, config, device)
     level = kernel_level(settings, device)

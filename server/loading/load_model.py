@@ -21,7 +21,7 @@ from server.kernels.native.library import Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.locate import find_checkpoint
+from server.model.checkpoint.locate import find_checkpoint, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
@@ -50,6 +50,7 @@ class ModelParts:
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
     folder: Path  # the checkpoint or the pack
+    original: Path | None  # the model whose config counts instead
     media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
     template_options: Mapping[str, Any]  # variables of the chat template for all requests
 
@@ -71,7 +72,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     name = settings.served_model_name or name
     check_aliases(settings.model_alias, name)
     device = find_device(settings.device)
-    checkpoint = open_checkpoint(folder)
+    original = find_original(settings.config_from)
+    checkpoint = open_checkpoint(folder, original)
     generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
     check_chat_settings(settings)
     model_config = checkpoint.read_config()
@@ -115,6 +117,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids,
         defaults=SamplingDefaults(**generation.sampling),
         folder=folder,
+        original=original,
         media=load_media_processor(checkpoint.processor_folder, trunk.facts, settings.chat_template),
         template_options=settings.chat_template_kwargs or {},
     )

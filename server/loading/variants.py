@@ -31,7 +31,7 @@ def open_variants(
     find_fingerprint = cache(lambda: fingerprint(model.trunk))
     return VariantRegistry(
         store,
-        lambda: base_model(model.folder, model, find_fingerprint()),
+        lambda: base_model(model, find_fingerprint()),
         find_fingerprint,
         folder=folder,
         on_change=on_change,
@@ -39,12 +39,12 @@ def open_variants(
     )
 
 
-def base_model(folder: Path, parts: ModelParts, fingerprint: str) -> BaseModel:
+def base_model(parts: ModelParts, fingerprint: str) -> BaseModel:
     """Describe a loaded model to its variants.
 
     Raises:
         ModelError, ExpertStoreError: its files can't be read any more.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(parts.folder, parts.original)
     model = build_model(checkpoint.read_config(), parts.trunk.dtype)
     return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint, checkpoint.index())

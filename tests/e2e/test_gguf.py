@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.hub import serving_hub
 from tests.e2e.processes import run_command, serving
-from tests.gguf.models import FILES
+from tests.gguf.models import FILES, make_checkpoint
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import Q4_0, rewrite
 
 REPOSITORY = "somebody/tiny-GGUF"
@@ -43,6 +43,19 @@ def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, tmp_pat
         assert {name for name in hub.sent if name} == {path.name for path in folder.glob("*Q4_0*")}
     with serving(f"{REPOSITORY}:Q4_0", environment={**environment, "HF_HUB_OFFLINE": "1"}):
         pass
+
+
+def test_config_and_tokenizer_come_from_the_original_on_the_hub_without_its_weights(tmp_path: Path) -> None:
+    original = make_checkpoint("qwen3moe", tmp_path / "original")
+    file = rewrite(tmp_path / "tiny.gguf", changes={"tokenizer.ggml.pre": "no-such"})
+    with serving_hub("somebody/tiny", original) as hub:
+        flags = ("--config-from", "somebody/tiny")
+        with serving(str(file), *flags, environment=hub.environment(tmp_path)) as server:
+            reply = server.client().completions.create(model="tiny", prompt="the theatre", max_tokens=4)
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 4
+    assert "tokenizer.json" in hub.sent
+    assert not any(name.endswith(".safetensors") for name in hub.sent)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+HUB_FILES = ["*.safetensors", *SMALL_FILES]
 MLX = "mlx"  # the name of the library on the hub
 NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
 BLOCK_BYTES = 512  # unit of st_blocks
@@ -57,6 +58,17 @@ def download(model: str, revision: str | None) -> Path:
             if listing.gguf is None:
                 return _snapshot(repository, revision, HUB_FILES)
             return _snapshot(repository, revision, files_of_gguf(listing.gguf, listing.names)) / listing.gguf
+
+
+def download_small_files(model: str) -> Path:
+    """Download the config and the tokenizer of a hub model, and return their folder in the cache.
+
+    Raises:
+        ModelError: there is no such repository, or it can't be reached.
+    """
+    disable_progress_bars()
+    with hub_errors(model, None, "downloading"):
+        return Path(snapshot_download(model, allow_patterns=SMALL_FILES, ignore_patterns=["*.index.json"]))
 
 
 def _snapshot(repository: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expert_store import is_pack, read_manifest
-from server.model.checkpoint.download import download
+from server.model.checkpoint.download import download, download_small_files
 from server.model.checkpoint.local_files import SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.errors import check_formats
 
@@ -51,6 +51,20 @@ def find_local(model: str | None) -> tuple[Path, str] | None:
         return file, check_printable(split[1] if split else file.stem)
     check_formats(model, names)
     return folder, check_printable(folder.resolve().name)
+
+
+def find_original(model: str | None) -> Path | None:
+    """Return the place of the model that ``--config-from`` names; None if it names none.
+
+    Of a hub model all files but the weights are downloaded.
+
+    Raises:
+        ModelError: there is no such folder or repository, or the hub can't be reached.
+    """
+    if model is None:
+        return None
+    found = find_local(model)
+    return download_small_files(model) if found is None else found[0]
 
 
 def config_folder(folder: Path) -> Path:

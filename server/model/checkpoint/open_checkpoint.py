@@ -10,14 +10,21 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.local_files import GGUF
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
+from server.model.errors import ModelError
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, original: Path | None = None) -> Checkpoint:
     """Open a packed model, a folder of safetensors, or a GGUF file.
+
+    Args:
+        original: the model that a GGUF file was made from, whose config and tokenizer count instead of the file's.
 
     Raises:
         CheckpointError: the folder is packed, and a file of it is damaged.
+        ModelError: there is an original, but no GGUF file.
     """
     if path.suffix == GGUF:
-        return GgufCheckpoint(path)
+        return GgufCheckpoint(path, None if original is None else open_checkpoint(original))
+    if original is not None:
+        raise ModelError("the model has a config of its own; leave --config-from out, which is for GGUF files")
     return PackCheckpoint(open_pack(path)) if is_pack(path) else FolderCheckpoint(path)

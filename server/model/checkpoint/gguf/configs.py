@@ -285,8 +285,8 @@ def _rope(file: GgufFile) -> Values:
         return values | {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
         raise ModelError(
-            f"{file.path.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; give the "
-            "model in safetensors"
+            f"{file.path.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
+            "the model that it was made from with --config-from"
         )
     return values | {
         "rope_type": "yarn",

@@ -10,17 +10,19 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import UNCHANGED, TensorSource
+from expert_store import UNCHANGED, CheckpointError, TensorSource
 from server.kernels.formats.ggml_types import GgmlType
 from server.model.architecture import find_model_class
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_checks import check_config, reason_of
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from server.model.checkpoint.gguf.gguf_file import GgufFile
-from server.model.checkpoint.gguf.gguf_tokenizer import end_token_ids, make_tokenizer
-from server.model.checkpoint.gguf.tensors import Tensors, named_tensors, packed_linears
-from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
+from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
+from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_linears
+from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
 
+QUANTISATION = "quantization_config"
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
 
@@ -29,6 +31,7 @@ class GgufCheckpoint:
     """A GGUF file, or the files that it is split into; see ``Checkpoint``."""
 
     path: Path
+    original: Checkpoint | None = None  # what it was made from, whose config and tokenizer count instead of the file's
 
     @property
     def name(self) -> str:
@@ -41,8 +44,11 @@ class GgufCheckpoint:
         return None
 
     def read_config(self) -> PreTrainedConfig:
-        """Make the config from the metadata."""
+        """Make the config from the metadata, or read that of the original."""
+        if self.original is not None:
+            return self._config_of(self.original)
         values = self._values
+        check_tokenizer(self._file)
         try:
             config: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
         except Exception as error:  # the classes of configs check their values in many ways
@@ -55,11 +61,21 @@ class GgufCheckpoint:
         return config
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Make the tokenizer from the metadata."""
-        return make_tokenizer(self._file)
+        """Make the tokenizer from the metadata, or load that of the original."""
+        if self.original is None:
+            return make_tokenizer(self._file)
+        tokenizer, rows = self.original.load_tokenizer(), num_embeddings(self._file)
+        if rows is not None and len(tokenizer) > rows:
+            raise self._not_from_original(
+                f"its tokenizer has {len(tokenizer)} tokens, the file's table of embeddings {rows}"
+            )
+        return tokenizer
 
     def generation_values(self) -> Mapping[str, Any] | None:
-        """Return the end tokens and the sampling that the metadata names."""
+        """Return the end tokens and the sampling that the original or the metadata names."""
+        found = None if self.original is None else self.original.generation_values()
+        if found is not None:
+            return found
         metadata = self._file.metadata
         sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
         numbers = {name: value for name, value in sampling.items() if isinstance(value, int | float)}
@@ -75,9 +91,29 @@ class GgufCheckpoint:
 
     def map(self, model: PreTrainedModel) -> CheckpointMap:
         """Sort the tensors of the file."""
-        packed = packed_linears(model, self._tensors)
-        plain = {name: source for name, source in self._tensors.items() if name not in packed}
-        return replace(map_checkpoint(model, plain), packed=packed)
+        try:
+            packed = packed_linears(model, self._tensors)
+            plain = {name: source for name, source in self._tensors.items() if name not in packed}
+            found = replace(map_checkpoint(model, plain), packed=packed)
+            check_shapes(model, {name: self._tensors[name] for name in (*found.trunk, *packed)})
+        except CheckpointError as error:
+            if self.original is None:
+                raise
+            raise self._not_from_original(str(error)) from error
+        missing = missing_parameters(model, [*found.trunk, *packed]) if self.original is not None else []
+        if missing:
+            raise self._not_from_original(f"the file lacks {missing[0]}")
+        return found
+
+    def _config_of(self, original: Checkpoint) -> PreTrainedConfig:
+        """Read the config of the original, whose quantisation is not that of the file."""
+        config = original.read_config()
+        if hasattr(config, QUANTISATION):
+            delattr(config, QUANTISATION)
+        num_layers = self._file.integer("block_count") - self._file.integer("nextn_predict_layers", 0)
+        if config.num_hidden_layers != num_layers:
+            raise self._not_from_original(f"it has {config.num_hidden_layers} layers, the file {num_layers}")
+        return config
 
     @cached_property
     def _file(self) -> GgufFile:
@@ -98,6 +134,12 @@ class GgufCheckpoint:
     def _tensors(self) -> Tensors:
         return named_tensors(self._file, self._architecture, self._values)
 
+    def _not_from_original(self, reason: str) -> ModelError:
+        name = "" if self.original is None else self.original.path
+        return ModelError(
+            f"{self.name} was not made from {name}: {reason}; give --config-from the model that it was made from"
+        )
+
     @cached_property
     def _values(self) -> dict[str, Any]:
         """The values of the config.
@@ -105,6 +147,9 @@ class GgufCheckpoint:
         Raises:
             ModelError: the metadata is not that of such a model.
         """
+        if self.original is not None:
+            values: dict[str, Any] = self.read_config().to_dict()
+            return values
         try:
             return self._architecture.config(self._file)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind

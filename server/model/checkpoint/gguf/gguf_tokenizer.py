@@ -74,21 +74,8 @@ def make_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the file has no tokenizer, or one of a kind that Greenroom does not know.
     """
-    metadata, tokens, kind = file.metadata, file.plain(TOKENS, list), file.plain(MODEL, str)
-    if tokens is None or kind is None:
-        raise ModelError(f"{file.path.name} has no tokenizer ({TOKENS}); give the model in safetensors")
-    rows = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else None
-    if rows is not None and rows != len(tokens):
-        raise ModelError(
-            f"the tokenizer of {file.path.name} has {len(tokens)} tokens, but its table of embeddings {rows};"
-            " download the file again"
-        )
-    pre = file.plain(PRE, str)
-    if kind == BYTE_LEVEL and pre not in GGUF_PRE_TOKENIZER_SPLITS and pre not in SPLITS:
-        raise ModelError(
-            f"{file.path.name} splits text by the rules of {pre!r} ({PRE}), which Greenroom does not know; give the "
-            "model in safetensors"
-        )
+    check_tokenizer(file)
+    metadata, kind, pre = file.metadata, file.plain(MODEL, str), file.plain(PRE, str)
     values = {
         name: _plain(metadata[f"tokenizer.{key}"]) for key, name in _known_keys() if f"tokenizer.{key}" in metadata
     }
@@ -108,6 +95,33 @@ def make_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
     found.chat_template = chat_template(file)
     return found
+
+
+def check_tokenizer(file: GgufFile) -> None:
+    """Raise ModelError if a file has no tokenizer, or one that is not read or does not fit the table of embeddings."""
+    tokens, kind = file.plain(TOKENS, list), file.plain(MODEL, str)
+    if tokens is None or kind is None:
+        raise ModelError(
+            f"{file.path.name} has no tokenizer ({TOKENS}); name the model that it was made from with --config-from"
+        )
+    rows = num_embeddings(file)
+    if rows is not None and rows != len(tokens):
+        raise ModelError(
+            f"the tokenizer of {file.path.name} has {len(tokens)} tokens, but its table of embeddings {rows};"
+            " download the file again"
+        )
+    pre = file.plain(PRE, str)
+    if kind == BYTE_LEVEL and pre not in GGUF_PRE_TOKENIZER_SPLITS and pre not in SPLITS:
+        raise ModelError(
+            f"{file.path.name} splits text by the rules of {pre!r} ({PRE}), which Greenroom does not know; name the "
+            "model that it was made from with --config-from"
+        )
+
+
+def num_embeddings(file: GgufFile) -> int | None:
+    """Return the rows of the table of embeddings; None if there is no such table."""
+    table = file.tensors.get("token_embd.weight")
+    return None if table is None else table.shape[0]
 
 
 def chat_template(file: GgufFile) -> str | dict[str, str] | None:

@@ -17,7 +17,7 @@ from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, packe
 from server.model.checkpoint.gguf.conversions import OF_ROWS, unchanged
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.packed_trunk import linear_layers
-from server.model.checkpoint.tensor_map import PackedMatrices
+from server.model.checkpoint.tensor_map import PackedMatrices, renamed
 from server.model.errors import ModelError
 from server.model.quantised.matrix import ReadTensor, StoredTensor
 from server.model.quantised.packed_matrix import PackedMatrix
@@ -99,6 +99,22 @@ def packed_linears(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
         for name, source in tensors.items()
         if isinstance(source, ConvertedTensor) and source.is_of_blocks and name in layers
     }
+
+
+def check_shapes(model: PreTrainedModel, tensors: Mapping[str, TensorSource | StoredTensor]) -> None:
+    """Compare the tensors of the trunk with the parameters that they become.
+
+    Args:
+        tensors: by hub name.
+
+    Raises:
+        CheckpointError: a tensor has not the shape of its parameter.
+    """
+    parameters = model.state_dict(keep_vars=True)
+    for name, parameter in renamed(model, tensors).items():
+        found, wanted = list(tensors[name].shape), list(parameters[parameter].shape)
+        if found != wanted:
+            raise CheckpointError(f"{name} has the shape {found}, but the config needs {wanted}")
 
 
 def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[str, Any]) -> Tensors:
