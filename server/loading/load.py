@@ -166,7 +166,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         engine,
         codec,
         defaults=parts.defaults,
-        card=describe_model(parts.trunk, usage),
+        card=describe_model(parts.trunk, parts.description, usage),
         metrics=metrics,
         store=paging.store,
         experts=experts,

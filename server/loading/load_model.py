@@ -20,6 +20,7 @@ from server.kernels.native.available import describe_level, kernel_level
 from server.kernels.native.library import Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
+from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
@@ -51,6 +52,7 @@ class ModelParts:
     defaults: SamplingDefaults
     folder: Path  # the checkpoint or the pack
     original: Path | None  # the model whose config counts instead
+    description: ModelDescription
     media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
     template_options: Mapping[str, Any]  # variables of the chat template for all requests
 
@@ -118,6 +120,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         defaults=SamplingDefaults(**generation.sampling),
         folder=folder,
         original=original,
+        description=checkpoint.describe(),
         media=load_media_processor(checkpoint.processor_folder, trunk.facts, settings.chat_template),
         template_options=settings.chat_template_kwargs or {},
     )

@@ -17,6 +17,7 @@ from server.memory.machine import own_bytes
 from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan, ModelNeeds
 from server.memory.step_memory import StepShape
 from server.memory.usage import Adjustments, MemoryUsage
+from server.model.checkpoint.description import ModelDescription
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
 from server.settings import ServeSettings
@@ -122,7 +123,7 @@ def memory_usage(
     )
 
 
-def describe_model(trunk: Trunk | SequentialTrunk, usage: MemoryUsage) -> ModelCard:
+def describe_model(trunk: Trunk | SequentialTrunk, description: ModelDescription, usage: MemoryUsage) -> ModelCard:
     """Return what lists of models show of a loaded model."""
 
     def host_bytes() -> int:
@@ -131,8 +132,17 @@ def describe_model(trunk: Trunk | SequentialTrunk, usage: MemoryUsage) -> ModelC
     def device_bytes() -> int:
         return torch.cuda.memory_allocated(trunk.device) if trunk.device.type == "cuda" else 0
 
-    family = str(trunk.config.model_type)
-    return ModelCard(family, trunk.nbytes + trunk.catalog.total_bytes, host_bytes, device_bytes)
+    return ModelCard(
+        description.architecture,
+        trunk.nbytes + trunk.catalog.total_bytes,
+        host_bytes,
+        device_bytes,
+        format=description.format,
+        weights=description.weights,
+        num_parameters=description.num_parameters or trunk.num_parameters,
+        licence=description.licence,
+        metadata=description.metadata,
+    )
 
 
 def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryPlan) -> None:

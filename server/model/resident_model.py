@@ -69,6 +69,7 @@ class ResidentModel:
 
     _linears: Mapping[str, nn.Module]  # layers of the module path that adapters can add to, by name
     routers: Mapping[int, RouterWeights]  # by layer
+    num_parameters: int = 0  # of the whole model, experts included
     _router_layers: Mapping[str, int]  # layers of experts whose routers they can add to, by the routers' names
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -89,16 +89,26 @@ def load_trunk(
     trunk: Trunk | SequentialTrunk
     try:
         has_kernels = pool is not None and pool.kernels is not None
-        model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory, has_kernels=has_kernels)
-        with config_errors(model.config):
-            trunk = Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
+        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory, has_kernels=has_kernels)
+        with config_errors(loaded.model.config):
+            trunk = Trunk(loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
-        model, catalog, layers = _load(checkpoint, dtype, device, None, check_memory)
-        with config_errors(model.config):
-            trunk = SequentialTrunk(model, catalog, layers, reason, is_deterministic, pool, max_model_len)
+        loaded = _load(checkpoint, dtype, device, None, check_memory)
+        with config_errors(loaded.model.config):
+            trunk = SequentialTrunk(
+                loaded.model, loaded.catalog, loaded.layers, reason, is_deterministic, pool, max_model_len
+            )
+    trunk.num_parameters = loaded.num_parameters
     log.info("%s", trunk.facts.program.describe())
     return trunk
+
+
+class _Loaded(NamedTuple):
+    model: PreTrainedModel  # without its experts
+    catalog: ExpertCatalog
+    layers: dict[ExpertsModule, int]  # of its modules of experts
+    num_parameters: int
 
 
 def _load(
@@ -109,8 +119,8 @@ def _load(
     check_memory: MemoryCheck,
     *,
     has_kernels: bool = False,
-) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
-    """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
+) -> _Loaded:
+    """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
@@ -118,6 +128,7 @@ def _load(
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
+    num_parameters = count_parameters(model)
     layers = empty_experts(model)
     linears = replace_linears(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
@@ -128,7 +139,17 @@ def _load(
     with device_errors(config.model_type):
         model.to(device)
     model.eval()
-    return model, tensors.catalog, layers
+    return _Loaded(model, tensors.catalog, layers, num_parameters)
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return the number of a model's parameters, those of experts included and shared ones once.
+
+    Args:
+        model: the model on the meta device; this ties its weights.
+    """
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:

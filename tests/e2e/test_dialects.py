@@ -65,7 +65,9 @@ def test_ollamas_chats(server: Server, chat: openai.types.chat.ChatCompletion) -
     assert whole.prompt_eval_count == chat.usage.prompt_tokens
     assert "".join(deltas) == whole.message.content
     assert len(deltas) > NUM_TOKENS // 2
-    assert listed.details.family == "qwen3_moe"
+    details = listed.details
+    assert (details.format, details.family, details.quantization_level) == ("safetensors", "qwen3_moe", "BF16")
+    assert details.parameter_size.endswith("M")
     assert 0 < running.size < listed.size * 2
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-import openai
+import ollama
 import pytest
 
 from tests.e2e.hub import serving_hub
-from tests.e2e.processes import run_command, serving
-from tests.gguf.models import FILES, make_checkpoint
+from tests.e2e.processes import Server, run_command, serving
+from tests.gguf.models import FILES, TEMPLATE, make_checkpoint
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import Q4_0, rewrite
 
 REPOSITORY = "somebody/tiny-GGUF"
@@ -25,14 +26,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_a_file_is_served_to_the_openai_client_as_its_model(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Server]:
     with serving(str(folder / "tiny-BF16.gguf")) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        reply = client.chat.completions.create(
-            model="tiny-BF16", messages=[{"role": "user", "content": "the theatre"}], max_tokens=8, temperature=0
-        )
+        yield server
+
+
+def test_a_file_is_served_to_the_openai_client_as_its_model(served: Server) -> None:
+    reply = served.client().chat.completions.create(
+        model="tiny-BF16", messages=[{"role": "user", "content": "the theatre"}], max_tokens=8, temperature=0
+    )
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 8
+
+
+def test_ollamas_client_is_told_what_the_file_holds(served: Server) -> None:
+    with ollama.Client(served.url) as client:
+        (listed,), shown = client.list().models, client.show("tiny-BF16")
+    for details in (listed.details, shown.details):
+        assert details is not None
+        assert (details.format, details.family, details.quantization_level) == ("gguf", "qwen3moe", "BF16")
+        assert details.parameter_size == "56K"
+    assert shown.template == TEMPLATE
+    assert shown.modelinfo is not None
+    assert shown.modelinfo["qwen3moe.expert_count"] == 4
+
+
+def test_openais_client_is_told_what_the_file_holds(served: Server) -> None:
+    (card,) = served.client().models.list()
+    meta = card.model_dump()["meta"]
+    assert (meta["format"], meta["architecture"], meta["quantization"]) == ("gguf", "qwen3moe", "BF16")
 
 
 def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, tmp_path: Path) -> None:

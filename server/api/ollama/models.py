@@ -69,15 +69,19 @@ async def show(body: Annotated[ShowRequest, OllamaBody(ShowRequest)], service: S
 def _description(model: LoadedModel) -> JsonObject:
     """Describe a model; may block the first time."""
     family = model.card.family
+    licence = {"license": model.card.licence} if model.card.licence else {}
     return {
         "modelfile": f"FROM {model.name}\n",
+        **licence,
         "parameters": _parameters(model),
         "template": model.codec.chat_traits.template,
         "chat_template_kwargs": model.codec.chat_traits.options,
         "details": _details(model),
         "model_info": {
-            "general.architecture": family,
             "general.basename": model.name,
+            **model.card.metadata,
+            "general.architecture": family,
+            "general.parameter_count": model.card.num_parameters,
             f"{family}.context_length": model.engine.max_model_len,
             f"{family}.embedding_length": model.engine.hidden_size,
         },
@@ -112,9 +116,17 @@ def _details(model: LoadedModel) -> JsonObject:
     family = model.card.family
     return {
         "parent_model": model.base or "",
-        "format": "safetensors",
+        "format": model.card.format,
         "family": family,
         "families": [family],
-        "parameter_size": "",
-        "quantization_level": "",
+        "parameter_size": _rounded(model.card.num_parameters),
+        "quantization_level": model.card.weights,
     }
+
+
+def _rounded(count: int) -> str:
+    """Return a number of parameters as Ollama writes it: 30.5B, 494.03M."""
+    for letter, size, digits in (("B", 10**9, 1), ("M", 10**6, 2), ("K", 10**3, 0)):
+        if count >= size:
+            return f"{count / size:.{0 if count % size == 0 else digits}f}{letter}"
+    return str(count) if count else ""

@@ -24,7 +24,10 @@ async def get_model(name: str, service: ServiceDep) -> JSONResponse:
 
 
 def card(name: str, model: LoadedModel) -> dict[str, Any]:
-    """Return OpenAI's model object for a name or an alias, with vLLM's ``root``, ``parent`` and ``max_model_len``."""
+    """Return OpenAI's model object for a name or an alias.
+
+    It has vLLM's ``root``, ``parent`` and ``max_model_len`` as well, and a ``meta`` that begins like llama.cpp's.
+    """
     return {
         "id": name,
         "object": "model",
@@ -33,4 +36,11 @@ def card(name: str, model: LoadedModel) -> dict[str, Any]:
         "root": model.root,
         "parent": model.base,
         "max_model_len": model.engine.max_model_len,
+        "meta": {
+            "n_params": model.card.num_parameters,
+            "size": model.card.weight_bytes,
+            "format": model.card.format,
+            "architecture": model.card.family,
+            "quantization": model.card.weights,
+        },
     }

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from expert_store import TensorSource
+from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
 
 
@@ -46,6 +47,13 @@ class Checkpoint(Protocol):
         Raises:
             ModelError: only code of the checkpoint could read it.
             Exception: of any kind, as transformers and tokenizers raise for damaged files.
+        """
+
+    def describe(self) -> ModelDescription:
+        """Describe it for lists of models.
+
+        Raises:
+            ModelError, CheckpointError: its config can't be read.
         """
 
     def generation_values(self) -> Mapping[str, Any] | None:

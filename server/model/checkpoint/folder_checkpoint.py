@@ -18,6 +18,7 @@ from transformers import (
 
 from expert_store import TensorSource, find_shards, read_index, read_json_object
 from server.model.checkpoint.config_checks import CONFIG
+from server.model.checkpoint.description import ModelDescription, describe_folder
 from server.model.checkpoint.model_types import is_served_as_another
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
@@ -60,6 +61,10 @@ class FolderCheckpoint:
                 "the tokenizer.json of a conversion of this model"
             )
         return PreTrainedTokenizerFast.from_pretrained(self.path)
+
+    def describe(self) -> ModelDescription:
+        """Describe it by its config."""
+        return describe_folder(self.path, self.read_config())
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the content of ``generation_config.json``."""

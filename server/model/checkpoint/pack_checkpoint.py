@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from expert_store import Pack, TensorSource
+from server.model.checkpoint.description import PLAIN, ModelDescription
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packing import map_pack, packed_matrices
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
+
+FORMAT = "greenroom"  # of packs, in lists of models
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class PackCheckpoint:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was packed."""
         return self._small_files.load_tokenizer()
+
+    def describe(self) -> ModelDescription:
+        """Describe it by its config and the format of its experts."""
+        weights = self.pack.manifest.weights
+        found = self._small_files.describe()
+        return replace(found, format=FORMAT, weights=PLAIN.get(weights, weights.upper()))
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the content of ``generation_config.json``."""

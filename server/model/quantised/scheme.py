@@ -21,6 +21,7 @@ from server.model.quantised.modelopt import ModelOpt, algorithms
 from server.model.quantised.mxfp4 import Mxfp4
 
 INSTEAD = "use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
+SETTINGS = ("quantization_config", "compression_config")  # fields of configs
 INTEGER_BITS = (4, 8)
 FULL_BITS = 16  # of weights or activations that are not quantised
 DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
@@ -41,12 +42,18 @@ FORMATS = (
 
 def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     """Return the quantisation settings of a config or its text config; None if it is not quantised."""
-    parts = (config, config.get_text_config())
-    named = (getattr(part, name, None) for part in parts for name in ("quantization_config", "compression_config"))
+    named = (getattr(part, name, None) for part in (config, config.get_text_config()) for name in SETTINGS)
     given = next((found for found in named if found is not None), None)
     if given is None:
         return None
     return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
+
+
+def forget_quantisation(config: PreTrainedConfig) -> None:
+    """Remove the quantisation settings of a config and its text config, which are not those of the weights."""
+    for part in (config, config.get_text_config()):
+        for name in SETTINGS:
+            vars(part).pop(name, None)
 
 
 def quantisation_beside_config(folder: Path) -> dict[str, Any] | None:

@@ -15,14 +15,16 @@ from server.kernels.formats.ggml_types import GgmlType
 from server.model.architecture import find_model_class
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_checks import check_config, reason_of
+from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
+from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_linears
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
+from server.model.quantised.scheme import forget_quantisation
 
-QUANTISATION = "quantization_config"
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
 
@@ -71,6 +73,10 @@ class GgufCheckpoint:
             )
         return tokenizer
 
+    def describe(self) -> ModelDescription:
+        """Describe it by its metadata and the types of its tensors."""
+        return describe_file(self._file)
+
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the end tokens and the sampling that the original or the metadata names."""
         found = None if self.original is None else self.original.generation_values()
@@ -108,8 +114,7 @@ class GgufCheckpoint:
     def _config_of(self, original: Checkpoint) -> PreTrainedConfig:
         """Read the config of the original, whose quantisation is not that of the file."""
         config = original.read_config()
-        if hasattr(config, QUANTISATION):
-            delattr(config, QUANTISATION)
+        forget_quantisation(config)
         num_layers = self._file.integer("block_count") - self._file.integer("nextn_predict_layers", 0)
         if config.num_hidden_layers != num_layers:
             raise self._not_from_original(f"it has {config.num_hidden_layers} layers, the file {num_layers}")

@@ -10,7 +10,17 @@ from tests.chat_formats import FAMILIES
 
 @pytest.fixture
 def described(fake):
-    fake.service.model.card = ModelCard("tiny_moe", 4096, host_bytes=lambda: 1024, device_bytes=lambda: 512)
+    fake.service.model.card = ModelCard(
+        "tiny_moe",
+        4096,
+        host_bytes=lambda: 1024,
+        device_bytes=lambda: 512,
+        format="gguf",
+        weights="Q4_K_M",
+        num_parameters=30_532_122_624,
+        licence="apache-2.0",
+        metadata={"tiny_moe.expert_count": 128},
+    )
     return fake
 
 
@@ -18,7 +28,9 @@ def test_the_model_is_listed_with_a_tag(described, ask):
     (model,) = ask("GET", "/api/tags").json()["models"]
     assert model["name"] == model["model"] == "org/tiny:latest"
     assert (model["size"], model["modified_at"]) == (4096, "2023-11-14T22:13:20Z")
-    assert model["details"]["families"] == ["tiny_moe"]
+    details = model["details"]
+    assert (details["format"], details["families"]) == ("gguf", ["tiny_moe"])
+    assert (details["parameter_size"], details["quantization_level"]) == ("30.5B", "Q4_K_M")
 
 
 def test_a_name_with_a_tag_is_listed_as_it_is(fake, ask):
@@ -37,6 +49,9 @@ def test_a_model_is_shown(described, post, field):
     shown = post("/api/show", {field: "org/tiny:latest"}).json()
     assert shown["model_info"]["general.architecture"] == "tiny_moe"
     assert shown["model_info"]["tiny_moe.context_length"] == 64
+    assert shown["model_info"]["tiny_moe.expert_count"] == 128
+    assert shown["model_info"]["general.parameter_count"] == 30_532_122_624
+    assert shown["license"] == "apache-2.0"
     assert shown["capabilities"] == ["completion"]
     assert shown["parameters"].splitlines()[0].split() == ["temperature", "1"]
 
