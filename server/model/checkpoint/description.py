@@ -1,4 +1,4 @@
-"""What lists of models tell of a checkpoint."""
+"""Descriptions of checkpoints, for lists of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lists of models tell of a GGUF file."""
+"""Descriptions of GGUF files, for lists of models."""
 
 from __future__ import annotations
 
