@@ -34,7 +34,7 @@ class LayoutPool:
 
     ``load`` submits a read to the reader's threads. The thread that has read the bytes finishes the load here, and if
     there is a device tier submits the copy to the copier, whose thread finishes it. Methods expect the store's lock to
-    be held, but for ``weights``, ``addresses`` and ``mark_use``, which touch only what a lease holds.
+    be held, but for ``weights`` and ``addresses``, which touch only what a lease holds.
 
     Args:
         layout: the layout of the experts.
@@ -179,7 +179,10 @@ class LayoutPool:
         self.top.release_all(entries)
 
     def mark_use(self) -> Event:
-        """Return the end of all compute that this thread has queued on the device."""
+        """Return the end of all compute that has been queued on the device.
+
+        The lock makes these follow each other as the ends of leases do: the last one of a slot is the latest.
+        """
         return self._resources.device.mark() if self.has_device else None
 
     def evict(self, key: ExpertKey) -> EvictObstacle | None:

@@ -143,9 +143,8 @@ class Lease:
         if not self._rows:
             return
         state, pool = self._state, self._pool
-        last_use = pool.mark_use()
         with state.lock:
-            pool.release_all(self._held, last_use)
+            pool.release_all(self._held, pool.mark_use())
             for entry in self._held:
                 if entry.state is EntryState.LOADING and not entry.leases:
                     pool.cancel_load(entry)
@@ -273,8 +272,8 @@ class Lease:
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""
-        last_use = self._pool.mark_use()
         with self._state.lock:
+            last_use = self._pool.mark_use()
             for entry in entries:
                 self._held.remove(entry)
                 self._pool.release(entry, last_use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from expert_store import BudgetError, ExpertLayout, ParameterSpec
-from expert_store.arena import DeviceArena, HostArena, page_aligned
+from expert_store.arena import RESERVE, DeviceArena, HostArena, page_aligned
 from server.model.attention.reserved_tensor import ReservedTensor
 
 LAYOUT = ExpertLayout((ParameterSpec("a", torch.bfloat16, (3, 5)), ParameterSpec("b", torch.float32, (2, 700))))
@@ -35,6 +36,29 @@ def test_a_retired_slot_is_empty_and_its_neighbours_are_not() -> None:
     arena.revive(1)
     arena.bytes_of(1)[:] = 9
     assert [int(arena.bytes_of(slot).min()) for slot in range(3)] == [1, 9, 3]
+
+
+WIDE = ExpertLayout((ParameterSpec("a", torch.uint8, (64 << 20,)), ParameterSpec("b", torch.int32, (700,))))
+FAR = (1 << 33) // WIDE.slot_bytes + 1  # a slot that begins behind 2^33 bytes, of which hardly any are used
+
+
+def far_host_arena() -> HostArena:
+    return HostArena(WIDE, 1, FAR + 1)
+
+
+def far_device_arena() -> DeviceArena:
+    reserved = mmap.mmap(-1, (FAR + 1) * WIDE.slot_bytes, flags=RESERVE)
+    return DeviceArena(WIDE, torch.frombuffer(reserved, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("make", [far_host_arena, far_device_arena])
+def test_a_slot_behind_32_bits_of_bytes_is_where_it_should_be(make: Callable[[], HostArena | DeviceArena]) -> None:
+    arena = make()
+    last = arena.weights(FAR)["b"][-1:]
+    last.fill_(7)
+    assert last.data_ptr() == arena.address + FAR * WIDE.slot_bytes + WIDE.offsets["b"] + 699 * 4
+    assert int(arena.tensor_of(FAR)[WIDE.offsets["b"] :].view(torch.int32)[699]) == 7
+    assert not arena.weights(FAR % 64)["b"].any()  # where 32 bits would lead
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from expert_store.arena import HostArena
 from expert_store.io.cuda_device import CudaDevice
 from expert_store.io.device_memory import EmulatedDevice
 from expert_store.sources.file import DirectFile
+from tests.expert_store.late_device import LateCopy, LateDevice
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
@@ -133,7 +134,7 @@ def test_a_failed_copy_reaches_who_waits_and_the_next_lease_tries_again(
         raise RuntimeError("the bus is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(EmulatedDevice, "copy", fail)
+        patch.setattr(LateDevice, "copy", fail)
         with pytest.raises(ExpertLoadError, match="expert 3 of layer 0: the bus is gone"):
             use(store, 0, 3)
     wait_until_idle(store)
@@ -419,17 +420,17 @@ def test_a_host_slot_that_a_write_back_fills_first_is_pinned(stores: Any, record
 
 def test_an_expert_on_its_way_down_was_not_on_the_disk(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, begun = stores(2, 1), threading.Event()
-    copy = EmulatedDevice.copy
+    copy = LateDevice.copy
     for expert in (0, 1):
         use(store, 0, expert)
         wait_until_idle(store)
     store.resize(host_bytes=3 * SLOT)
 
-    def copy_later(*arguments: Any) -> None:
+    def copy_later(*arguments: Any) -> LateCopy:
         assert begun.wait(TIMEOUT)
-        copy(*arguments)
+        return copy(*arguments)
 
-    monkeypatch.setattr(EmulatedDevice, "copy", copy_later)
+    monkeypatch.setattr(LateDevice, "copy", copy_later)
     with store.lease(one_row_each(0, [2])), store.lease(one_row_each(0, [0])) as lease:
         begun.set()
         for _ in lease:

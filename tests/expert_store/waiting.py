@@ -16,7 +16,7 @@ class _Marker:
 
     def __init__(self, over: threading.Event):
         self.source = self.target = torch.empty(0, dtype=torch.uint8)
-        self.after = None
+        self.after = self.prepare = None
         self.on_queued = lambda event: None
         self.on_done = lambda error: over.set()
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from server.engine.text.codec import Codec
+from tests.expert_store.late_device import check_order, late_devices
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, codec, live, serving_rig
 
-__all__ = ["codec", "live"]
+__all__ = ["check_order", "codec", "late_devices", "live"]
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 
 from expert_store import BudgetError
 from expert_store.io import read_watch, reader
-from expert_store.io.device_memory import EmulatedDevice
 from expert_store.io.expert_read import ExpertRead
 from tests.expert_store.gated_reads import GatedReads
+from tests.expert_store.late_device import LateDevice
 from tests.faults.bundled import get, serving_bundled, state_of, text_of
 from tests.server.live.conftest import LiveServer
 from tests.server.live.requests import ask, error_of, post, status_of
@@ -55,7 +55,7 @@ def test_a_reader_that_dies_ends_requests_with_an_error_and_fails_health(
 @pytest.mark.slow
 def test_a_copier_that_dies_ends_requests_with_an_error_and_fails_health(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_bundled(prefetch="off", device_expert_memory="25%") as (server, _):
-        monkeypatch.setattr(EmulatedDevice, "copy", raising(SystemExit("killed")))
+        monkeypatch.setattr(LateDevice, "copy", raising(SystemExit("killed")))
         assert status_of(ask(server.port, ONCE)) == 500
         assert state_of(ask(server.port, get("/health"))) == (503, "failing")
 
@@ -64,7 +64,7 @@ def test_a_copier_that_dies_ends_requests_with_an_error_and_fails_health(monkeyp
 def test_a_copy_that_fails_in_any_way_fails_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_bundled(prefetch="off", device_expert_memory="25%") as (server, _):
         with monkeypatch.context() as patch:
-            patch.setattr(EmulatedDevice, "copy", raising(ValueError("sizes differ")))
+            patch.setattr(LateDevice, "copy", raising(ValueError("sizes differ")))
             assert status_of(ask(server.port, ONCE)) == 500
         assert status_of(ask(server.port, ONCE)) == 200
         assert state_of(ask(server.port, get("/health"))) == (200, "ok")
