@@ -206,7 +206,7 @@ FAMILIES = {  # by the model type of its text
     "llama4": Family({**_text(LLAMA4), "vision_config": {"intermediate_size": 64}}),
     "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
-        {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
+        {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 3}
     ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),

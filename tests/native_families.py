@@ -42,6 +42,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "lfm2_moe",
     "llama4",
     "llama4_text",
+    "longcat_flash",
     "mellum",
     "mimo_v2_flash",
     "minimax",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
@@ -16,6 +19,8 @@ from server.model.architecture import text_body
 from server.model.attention.indexer import few_chosen
 from server.model.attention.mask_probe import probe_masks
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.layer_recorder import LayerRecorder
+from server.model.experts.replacements.longcat import without_identities
 from server.model.forward import Forward
 from server.model.hooks import AttentionOptions, use_hooks
 from server.model.recurrent.recurrent_modules import ModuleCall
@@ -104,6 +109,8 @@ class LayerCapture:
     mixer: ModuleCall | None = None  # the one of its mixer, once that is known
     is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
     index_scores: torch.Tensor | None = None  # float32 (tokens, keys), by which an indexer chose keys
+    layer: Any = None  # the model's
+    module: Any = None  # the same, or the one of several blocks of it that this is the call of
 
     def with_mixer(self, module: nn.Module | None) -> LayerCapture:
         """Return the capture once the module of its mixer is known."""
@@ -192,6 +199,60 @@ def _rotary_modules(body: Any) -> Iterator[nn.Module]:
                 yield module
 
 
+class _LayerHooks:
+    """The hooks of decoder layers and their parts, which record a capture of each block.
+
+    Args:
+        probe: keeps what a block passes to attention and experts.
+    """
+
+    def __init__(self, probe: _Probe):
+        self._probe, self._recorder = probe, LayerRecorder()
+        self.layers: list[LayerCapture] = []
+
+    def add_to(self, layer: nn.Module) -> Iterator[RemovableHandle]:
+        """Add the hooks to a layer; yield what removes them."""
+        yield layer.register_forward_pre_hook(self._before, with_kwargs=True)
+        yield layer.register_forward_hook(self._after)
+        for _, _, part in self._recorder.parts_of(layer):
+            yield part.register_forward_pre_hook(partial(self._before_part, layer), with_kwargs=True)
+            yield part.register_forward_hook(self._after_part, with_kwargs=True)
+
+    def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._recorder.begin(layer, _hidden_of(args, kwargs), kwargs.get("position_embeddings"))
+        self._probe.begin_layer()
+
+    def _after(self, layer: nn.Module, _args: Any, output: Any) -> None:
+        self._end_block(layer, output[0] if isinstance(output, tuple) else output)
+        blocks = self._recorder.blocks()
+        own = self.layers[-len(blocks) :]
+        self.layers[-len(blocks) :] = [replace(each, module=module) for each, module in zip(own, blocks, strict=True)]
+
+    def _before_part(self, layer: nn.Module, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recorder.is_next(part):
+            hidden = _hidden_of(args, kwargs)
+            self._end_block(layer, hidden)
+            self._recorder.divide(hidden)
+        self._recorder.count(part)
+
+    def _after_part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = ChildCall.of(ModuleCall(module, args, kwargs, output))
+        if call is not None:
+            self._probe.calls.append(call)
+
+    def _end_block(self, layer: nn.Module, output: torch.Tensor) -> None:
+        probe, recorder = self._probe, self._recorder
+        seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
+        block = LayerCapture(recorder.given, output[0].float().clone(), recorder.positions, *seen, layer=layer)
+        self.layers.append(replace(block, is_latent=probe.is_latent, index_scores=probe.index_scores))
+        probe.begin_layer()
+
+
+def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
 def capture(
     model: PreTrainedModel,
     forward: Forward,
@@ -214,44 +275,31 @@ def capture(
     Raises:
         UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
     """
-    probe, found, few = _Probe(echoes=echoes), [], max(1, len(tokens) // SHARE_CHOSEN)
-
-    def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        found.append((hidden[0].float().clone(), kwargs.get("position_embeddings")))
-        probe.begin_layer()
-
-    def after(_layer: Any, _args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        given, positions = found.pop()
-        seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
-        output_rows = hidden[0].float().clone()
-        layer = LayerCapture(given, output_rows, positions, *seen, is_latent=probe.is_latent)
-        layers.append(replace(layer, index_scores=probe.index_scores))
-
-    def after_child(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = ChildCall.of(ModuleCall(module, args, kwargs, output))
-        if call is not None:
-            probe.calls.append(call)
+    probe, few = _Probe(echoes=echoes), max(1, len(tokens) // SHARE_CHOSEN)
+    layers = _LayerHooks(probe)
+    rotaries: list[RotaryCall] = []
 
     def after_rotary(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = RotaryCall.of(ModuleCall(module, args, kwargs, output))
         if call is not None:
             rotaries.append(call)
 
-    layers: list[LayerCapture] = []
-    rotaries: list[RotaryCall] = []
     hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
-    for layer in text_body(model).layers:
-        hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-        hooks += [child.register_forward_hook(after_child, with_kwargs=True) for child in layer.children()]
+    hooks += [hook for layer in text_body(model).layers for hook in layers.add_to(layer)]
     cache = RecurrentCache() if keeps_states else None
     try:
-        with torch.inference_mode(), use_hooks(probe), probe_masks(model), few_chosen(model, few), _RankedScores(probe):
+        with (
+            torch.inference_mode(),
+            use_hooks(probe),
+            probe_masks(model),
+            few_chosen(model, few),
+            nullcontext() if echoes else without_identities(model),
+            _RankedScores(probe),
+        ):
             logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)), cache)
     except (KeyError, IndexError, TypeError) as error:
         raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error
     finally:
         for hook in hooks:
             hook.remove()
-    return Capture(layers, logits, rotaries)
+    return Capture(layers.layers, logits, rotaries)

@@ -62,10 +62,11 @@ class LayerTrial:
         workspace.begin([SequenceChunk(self._tokens, 0, [range(-(-count // BLOCK))])], 1)
         workspace.hidden[:] = captured.given.numpy()
         spec = LayerSpec.from_buffer_copy(layer.spec)
-        spec.mixer, spec.mixer_kind = mixer.address, mixer.kind
+        spec.mixer, spec.mixer_kind, spec.adds_deferred = mixer.address, mixer.kind, 0
         if layer.experts is not None:  # the number of choices may not be known yet
             mixture = Mixture.from_buffer_copy(layer.mixture)
             top_k = mixture.router.top_k = max(1, mixture.router.top_k)
+            mixture.num_experts, mixture.num_identities = mixture.num_experts + mixture.num_identities, 0
             spec.feed_forward = addressof(mixture)
         self.check(spec)
         self._query_scales = QueryScales([mixer], count)  # kept, as the kernels read its table

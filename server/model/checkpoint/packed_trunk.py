@@ -61,7 +61,8 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """
     model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
-    widths = {module.num_experts for module in experts_modules(model).values()}
+    experts = experts_modules(model).values()
+    widths = {module.num_experts + getattr(module, "num_identities", 0) for module in experts}  # outputs of routers
     inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model)
     return {
         f"{name}.{NAME}": module

@@ -57,7 +57,7 @@ class RouterSample:
     top_k_index: torch.Tensor  # (tokens, k)
 
 
-def find_router(model: nn.Module, name: str, sample: RouterSample) -> RouterWeights | None:
+def find_router(model: nn.Module, name: str, sample: RouterSample, num_identities: int = 0) -> RouterWeights | None:
     """Find the router of an experts module; return None if no weights have its shape and choose alike.
 
     The search begins in the module that owns the experts and goes on to that module's owner, as long as no other
@@ -66,9 +66,10 @@ def find_router(model: nn.Module, name: str, sample: RouterSample) -> RouterWeig
 
     Args:
         name: of the experts module in the model.
+        num_identities: rows of the router after those of experts.
     """
     experts: Any = model.get_submodule(name)
-    num_experts, hidden = int(experts.num_experts), sample.hidden_states.shape[-1]
+    num_experts, hidden = int(experts.num_experts) + num_identities, sample.hidden_states.shape[-1]
     inside = {id(tensor) for tensor in experts.parameters()}
     owner_name = name
     while owner_name:

@@ -24,7 +24,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.linears import LINEARS, matrix_of
-from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
+from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer, relative_error
 from server.model.blocks.norms import Norm, is_norm, norm_of
 from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.tolerances import TOLERANCES
@@ -109,20 +109,17 @@ class _Finder:
     def find(self) -> NativeModel:
         keeps_states = bool(self._recurrent)
         captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states)
-        if len(captured.layers) != len(self._body.layers):
+        if [*dict.fromkeys(each.layer for each in captured.layers)] != [*self._body.layers]:
             raise UnsupportedLayerError("not all of its layers are called")
         if any(not torch.equal(one.output, other.given) for one, other in pairwise(captured.layers)):
             raise UnsupportedLayerError("its hidden states change between its layers")
-        parts = [
-            find_parts(layer, each, self._recurrent)
-            for layer, each in zip(self._body.layers, captured.layers, strict=True)
-        ]
+        parts = [find_parts(each.module, each, self._recurrent) for each in captured.layers]
         named = [each.with_mixer(found.mixer_module) for each, found in zip(captured.layers, parts, strict=True)]
         captured = replace(captured, layers=named)
         names = {module: name for name, module in self._model.named_modules()}
         layers = [
-            self._build(module, index, found, each, names)
-            for index, (module, found, each) in enumerate(zip(self._body.layers, parts, captured.layers, strict=True))
+            self._build(each.module, index, found, each, names)
+            for index, (found, each) in enumerate(zip(parts, captured.layers, strict=True))
         ]
         _check_choices(layers)
         routed = [layer for layer in layers if layer.experts is not None]
@@ -194,7 +191,8 @@ class _Finder:
                 router, self._own_routers[index] = own.weights, own
             else:
                 sample = RouterSample(routing.hidden_states, routing.top_k_index)
-                router = find_router(self._model, names[experts], sample)
+                num_identities = getattr(experts, "num_identities", 0)
+                router = find_router(self._model, names[experts], sample, num_identities)
         found = build_layer(module, index, parts, layer, router, self._own_routers.get(index))
         if parts.residual_rows is not None:
             residuals = find_residuals(
@@ -251,27 +249,74 @@ class _Finder:
     def _check_echoes(self, layers: Sequence[NativeLayer], *, keeps_states: bool) -> None:
         """Compare layers whose experts return their input, which shows what is done to their results."""
         captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
-        for layer, each in zip(layers, captured.layers, strict=True):
+        named = [each.with_mixer(layer.mixer.module) for layer, each in zip(layers, captured.layers, strict=True)]
+        for index, (layer, each) in enumerate(zip(layers, named, strict=True)):
             if layer.experts is None:
                 continue
             self._trial.set_positions(self._positions.kinds[self._positions.kind_of(layer)])
-            named = each.with_mixer(layer.mixer.module)
-            layer.mixture.experts_scale = self._experts_scale(layer, named)
-            error = self._trial.echo_error(layer, named, self._dtype)
+            if self._defers(layers[index : index + 2], named[index : index + 2]):
+                continue
+            layer.mixture.experts_scale = self._experts_scale(layer, each)
+            error = self._trial.echo_error(layer, each, self._dtype)
             if not error < TOLERANCES[self._dtype]:
                 raise UnsupportedLayerError(f"its layers change the results of experts, off by {error:.1e}")
 
-    def _experts_scale(self, layer: NativeLayer, captured: LayerCapture) -> float:
-        """Return the factor of the sum of a layer's experts, which return their input; 1 if a norm follows them."""
-        if layer.spec.output_norm.kind or layer.mixture.output_norm.kind:
-            return 1.0
+    def _defers(self, layers: Sequence[NativeLayer], captured: Sequence[LayerCapture]) -> bool:
+        """Return whether the next block of the same layer adds the results of a block's experts, and set that it does.
+
+        Args:
+            layers: the block and the one after it, if there is one.
+            captured: their calls, with experts that return their input.
+
+        Raises:
+            UnsupportedLayerError: the next block adds something else.
+        """
+        if len(layers) == 1 or captured[0].layer is not captured[1].layer:
+            return False
+        (own, following), (given, after) = layers, captured
+        if not self._trial.error(own, given, self._dtype) < TOLERANCES[self._dtype]:
+            return False
+        self._trial.set_positions(self._positions.kinds[self._positions.kind_of(following)])
+        own.mixture.experts_scale = scale = self._experts_scale(following, after, own, given)
+        routing = given.routing
+        assert routing is not None
+        found = torch.from_numpy(self._workspace.hidden) + self._echoes(own, given) * scale
+        error = relative_error(found - after.given, after.output - after.given)
+        if not error < TOLERANCES[self._dtype]:
+            raise UnsupportedLayerError(f"its layers add the results of experts in another way, off by {error:.1e}")
+        own.mixture.is_deferred = following.spec.adds_deferred = 1
+        return True
+
+    def _echoes(self, layer: NativeLayer, captured: LayerCapture) -> torch.Tensor:
+        """Return the sum of a layer's experts as it is added, if they return their input."""
         routing, spec = captured.routing, layer.spec
         assert routing is not None
+        num_rows = layer.mixture.router.matrix.outputs
+        echoes = echo(routing.hidden_states, routing.top_k_index, routing.top_k_weights, num_rows)
+        scaled: torch.Tensor = echoes.float() * (spec.residual_scale * spec.output_scale)
+        return scaled
+
+    def _experts_scale(
+        self,
+        layer: NativeLayer,
+        captured: LayerCapture,
+        owner: NativeLayer | None = None,
+        owner_call: LayerCapture | None = None,
+    ) -> float:
+        """Return the factor of the sum of experts that return their input; 1 if a norm follows them.
+
+        Args:
+            layer: adds the sum.
+            captured: a call of it.
+            owner: the layer of the experts, and a call of it, if that is another one.
+        """
+        owner, owner_call = owner or layer, owner_call or captured
+        if owner.spec.output_norm.kind or owner.mixture.output_norm.kind:
+            return 1.0
         self._trial.run(layer, captured)
         wanted = captured.output - torch.from_numpy(self._workspace.hidden)
-        echoes = echo(routing.hidden_states, routing.top_k_index, routing.top_k_weights, layer.mixture.num_experts)
-        measured = MeasuredFactor.between(echoes.float() * (spec.residual_scale * spec.output_scale), wanted)
-        is_quantised = any(isinstance(module, QuantisedLinear) for module in self._body.layers[spec.index].modules())
+        measured = MeasuredFactor.between(self._echoes(owner, owner_call), wanted)
+        is_quantised = any(isinstance(module, QuantisedLinear) for module in owner_call.module.modules())
         rounding = max(ROUNDING[self._dtype], QUANTISED_ROUNDING if is_quantised else 0.0)
         return measured.exact(self._config, rounding)
 

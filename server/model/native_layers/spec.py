@@ -99,15 +99,16 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
     if isinstance(shape, str):
         raise UnsupportedLayerError(shape)
     owner = next((each for each in parts.router.modules() if getattr(each, "weight", None) is router.weight), None)
-    if owner is not None:
-        outputs, inputs = router.weight.shape
+    if owner is not None and not getattr(parts.experts, "num_identities", 0):  # LongCat reads the weights of a linear
+        outputs, inputs = router.weight.shape  # layer without calling it, so that PEFT's additions do nothing
         layer.add_place(owner, LoraPlace.ROUTER, inputs, outputs)
-    if router.weight.shape[0] != len(layer.experts.keys):
+    num_experts, num_identities = len(layer.experts.keys), getattr(parts.experts, "num_identities", 0)
+    if router.weight.shape[0] != num_experts + num_identities:
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = layer.keep(weight if weight.dtype in PLAIN else weight.float())
-    mixture = Mixture(experts=shape, num_experts=weight.shape[0], output_norm=layer.norm(parts.experts_norm))
-    mixture.experts_scale = 1.0
+    mixture = Mixture(experts=shape, num_experts=num_experts, output_norm=layer.norm(parts.experts_norm))
+    mixture.experts_scale, mixture.num_identities = 1.0, num_identities
     mixture.scales_input = int(scales_input(parts.experts))
     if shared is not None:
         mixture.shared, mixture.has_shared = shared, 1

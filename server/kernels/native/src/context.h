@@ -26,6 +26,7 @@ struct Context {
   Buffer sorted;    // choices by expert
   Buffer results;   // results of experts
   Buffer shared;    // results of the dense expert
+  Buffer deferred;  // sums of experts that a later layer adds
   Buffer inputs;    // rows of a router or a dense expert that have a norm of their own, or of experts, weighted
   Buffer factors;   // adapters' factors of weighted rows
   Buffer exact;     // inputs of the experts' second matrix as adapters see them

@@ -299,7 +299,7 @@ struct Fields<Mixture> {
   using Type = Mixture;
   static constexpr Field kAll[] = {
       FIELD(router), FIELD(experts), FIELD(shared), FIELD(router_norm), FIELD(output_norm), FIELD(num_experts),
-      FIELD(has_shared), FIELD(experts_scale), FIELD(scales_input)};
+      FIELD(has_shared), FIELD(experts_scale), FIELD(scales_input), FIELD(num_identities), FIELD(is_deferred)};
 };
 
 template <>
@@ -308,7 +308,8 @@ struct Fields<LayerSpec> {
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(mixer),
       FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
-      FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual)};
+      FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
+      FIELD(adds_deferred)};
 };
 
 template <>

@@ -321,6 +321,8 @@ class Mixture(Structure):
         ("has_shared", c_int32),
         ("experts_scale", c_float),
         ("scales_input", c_int32),
+        ("num_identities", c_int32),
+        ("is_deferred", c_int32),
     ]
 
 
@@ -342,6 +344,7 @@ class LayerSpec(Structure):
         ("output_scale", c_float),
         ("mixer_residual", c_float),
         ("inner_residual", c_float),
+        ("adds_deferred", c_int32),
     ]
 
 

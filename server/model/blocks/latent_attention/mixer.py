@@ -69,9 +69,11 @@ class LatentAttentionMixer(RotaryMixer):
             self._set_indexer(self._indexer)
         self._set_sizes(parts)
         self._set_expansion(parts)
-        spec.latent_norm, spec.latent_norm_epsilon = self.keep(parts.latent_norm.weight), parts.latent_norm.epsilon
+        spec.latent_norm = self.keep(parts.latent_norm.weight * parts.latent_scale)
+        spec.latent_norm_epsilon = parts.latent_norm.epsilon
         if parts.query_norm is not None:
-            spec.query_norm, spec.query_norm_epsilon = self.keep(parts.query_norm.weight), parts.query_norm.epsilon
+            spec.query_norm = self.keep(parts.query_norm.weight * parts.query_scale)
+            spec.query_norm_epsilon = parts.query_norm.epsilon
         spec.scaling = captured.options.scaling
         spec.scales_queries = int(_temperature(parts.module) is not None)
 

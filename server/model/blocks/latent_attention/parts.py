@@ -32,6 +32,8 @@ class LatentAttentionParts(MixerParts):
     output: Linear
     gate: Linear | None
     indexer: IndexerParts | None = None
+    query_scale: float = 1.0  # factor of the normed rows that queries are made from
+    latent_scale: float = 1.0  # of the normed latents
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -46,7 +48,10 @@ class LatentAttentionParts(MixerParts):
         if query is None or latent is None or output is None or norms[1] is None or (down and norms[0] is None):
             return None
         parts = down, norms[0], query, latent, norms[1], expansion, output, gate
-        return cls(module, *parts, IndexerParts.find(of))
+        scales = [float(getattr(of, name, 1.0)) for name in SCALES]
+        if down is None and scales[0] != 1:
+            return None
+        return cls(module, *parts, IndexerParts.find(of), *scales)
 
     @property
     def linears(self) -> list[Linear]:
@@ -75,10 +80,12 @@ class LatentAttentionParts(MixerParts):
         """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations."""
         rank = self.expansion.rank
         latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
-        return self.query(self.query_inputs(rows)), torch.cat([self.latent_norm.module(latent), rotated], -1)
+        queries = self.query(self.query_inputs(rows)) * self.query_scale
+        return queries, torch.cat([self.latent_norm.module(latent) * self.latent_scale, rotated], -1)
 
 
 NORMS = ("q_a_layernorm", "kv_a_layernorm")
+SCALES = ("mla_scale_q_lora", "mla_scale_kv_lora")  # attributes
 
 
 def _linear(module: Any, name: str) -> Linear | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from server.model.experts.replacements.base import ReplacementExperts
 
@@ -19,11 +22,28 @@ class IdentityExperts(ReplacementExperts):
     def __init__(self, original: Any):
         super().__init__(original.gate_up_proj[: original.num_routed_experts], original.down_proj, original.act_fn)
         self.num_stored_experts: int = original.total_experts
+        self.num_identities = self.num_stored_experts - self.num_experts
+        self.adds_inputs = True
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """Run experts: ``(tokens, hidden)``, ``(tokens, k)`` and ``(tokens, k)`` to ``(tokens, hidden)``."""
         output = super().forward(hidden_states, top_k_index, top_k_weights)
+        if not self.adds_inputs:
+            return output
         kept = top_k_weights.masked_fill(top_k_index < self.num_experts, 0).sum(-1, keepdim=True)  # (tokens, 1)
         return output + (hidden_states * kept).to(output.dtype)
+
+
+@contextmanager
+def without_identities(model: nn.Module) -> Iterator[None]:
+    """Have the choices of a model that are no experts add nothing, as experts do whose hooks return zeros."""
+    found = [module for module in model.modules() if isinstance(module, IdentityExperts)]
+    for module in found:
+        module.adds_inputs = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.adds_inputs = True

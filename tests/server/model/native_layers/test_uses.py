@@ -39,6 +39,7 @@ FAMILIES = (
     "jamba",
     "kimi_linear",
     "lfm2_moe",
+    "longcat_flash",
     "minimax",
     "nemotron_h",
     "qwen3_5_moe_text",

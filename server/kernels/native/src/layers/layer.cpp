@@ -94,6 +94,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   const bool has_results = mixer != &kExternal && mixer != &kNoMixer;
   if (!has_results && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the kernels don't run";
   if (mixer == &kNoMixer && feed_forward == &kNoFeedForward) return "neither a mixer nor a feed-forward part";
+  if (layer.adds_deferred && feed_forward == &kNoFeedForward) return "results of experts and no part that adds them";
   if (const char* reason = mixer->check(layer.mixer, hidden_size)) return reason;
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }

@@ -42,6 +42,7 @@ struct LayerSpec {
   float output_scale;       // factor of the hidden states after the layer
   float mixer_residual;     // if not 0, the mixer's rows times this take the place of the hidden states
   float inner_residual;     // the same of the feed-forward part's rows
+  int32_t adds_deferred;    // adds the sum of experts that an earlier layer deferred
 };
 
 // Writes the norm of hidden states to `normed`. If `residual` is not 0, the hidden states become these rows times it.

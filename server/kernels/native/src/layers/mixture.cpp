@@ -33,10 +33,13 @@ struct Weighted {
 // The weighted results of experts, (tokens * top_k, hidden), and the norm of a token's sum.
 struct Choices {
   const float* outputs;
-  const float* weights;  // null if they are weighted already
+  const float* weights;    // null if they are weighted already
+  const int32_t* rows;     // chosen rows of the router, if some of them stand for the input; else null
+  int64_t num_experts;     // rows of the router that stand for experts
   int64_t top_k;
   float scale;
   Norm norm;
+  bool is_deferred;
 };
 
 Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
@@ -83,17 +86,25 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
   const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
+  const bool is_kept = choices.is_deferred || layer.adds_deferred;
+  float* deferred = is_kept ? context.deferred.reserve<float>(tokens * hidden_size * 4) : nullptr;
   auto add = [&](int64_t token, int thread) {
     float* sum = sums + thread * hidden_size;
     std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
     for (int64_t i = token * choices.top_k; i < (token + 1) * choices.top_k; ++i) {
       const float weight = choices.weights ? choices.weights[i] : 1.0f;
-      level.add_scaled(sum, choices.outputs + i * hidden_size, weight, hidden_size);
+      const bool is_input = choices.rows && choices.rows[i] >= choices.num_experts;
+      const float* result = is_input ? step.normed + token * hidden_size : choices.outputs + i * hidden_size;
+      level.add_scaled(sum, result, weight, hidden_size);
     }
     if (choices.scale != 1.0f) {
       for (int64_t i = 0; i < hidden_size; ++i) sum[i] *= choices.scale;
     }
     apply_norm(level, choices.norm, sum, hidden_size, sum);
+    if (choices.is_deferred) {
+      std::memcpy(deferred + token * hidden_size, sum, static_cast<size_t>(hidden_size) * sizeof(float));
+      std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
+    }
     if (mlp.results) {
       float* result = mlp.results + token * hidden_size;
       apply_norm(level, dense.output_norm, result, hidden_size, result);
@@ -102,6 +113,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
     apply_norm(level, layer.output_norm, sum, hidden_size, sum);
     float* hidden = step.hidden + token * hidden_size;
     level.add_scaled(hidden, sum, layer.residual_scale, hidden_size);
+    if (layer.adds_deferred) level.add_scaled(hidden, deferred + token * hidden_size, layer.residual_scale, hidden_size);
     if (layer.output_scale == 1.0f) return;
     for (int64_t i = 0; i < hidden_size; ++i) hidden[i] *= layer.output_scale;
   };
@@ -148,14 +160,17 @@ const float* run_resident_experts(Context& context, const LayerSpec& layer, cons
     for (int64_t token = 0; token < step.tokens; ++token) {
       const int32_t* table = sets.places + (place * sets.num_sets + set_of_row(step, token)) * sets.width;
       for (int64_t i = token * mixture.router.top_k; i < (token + 1) * mixture.router.top_k; ++i) {
-        places[i] = table[chosen[i]];
+        const bool is_input = mixture.num_identities && chosen[i] >= mixture.num_experts;
+        places[i] = is_input ? static_cast<int32_t>(num_experts) : table[chosen[i]];
       }
     }
     chosen = places;
     numbers = sets.numbers + place * step.most_experts;
   }
   std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
-  for (int64_t i = 0; i < num_choices; ++i) ++ends[chosen[i]];
+  for (int64_t i = 0; i < num_choices; ++i) {
+    if (chosen[i] < num_experts) ++ends[chosen[i]];
+  }
   int64_t* counts = step.counts + place * step.most_experts;
   int64_t num_used = 0;
   int32_t end = 0;
@@ -171,7 +186,9 @@ const float* run_resident_experts(Context& context, const LayerSpec& layer, cons
     end += count;
   }
   starts[num_used] = end;
-  for (int64_t i = 0; i < num_choices; ++i) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
+  for (int64_t i = 0; i < num_choices; ++i) {
+    if (chosen[i] < num_experts) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
+  }
   float* results = context.results.reserve<float>(num_choices * step.hidden_size * 4);
   LoraExperts lora = lora_of_experts(context, layer, step, used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
@@ -195,7 +212,10 @@ const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
 const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t slot_bytes) {
   const auto& mixture = *static_cast<const Mixture*>(feed_forward);
   if (const char* reason = check_router(mixture.router, hidden_size)) return reason;
-  if (mixture.router.matrix.outputs != mixture.num_experts) return "a router of other experts";
+  if (mixture.num_identities < 0 || mixture.router.matrix.outputs != mixture.num_experts + mixture.num_identities) {
+    return "a router of other experts";
+  }
+  if (mixture.num_identities && mixture.scales_input) return "weighted inputs of experts that return them";
   for (const Norm& norm : {mixture.router_norm, mixture.output_norm}) {
     if (const char* reason = check_norm(norm)) return reason;
   }
@@ -208,8 +228,10 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
-  add_results(context, layer, step, {outputs, weights, mixture.router.top_k, mixture.experts_scale, mixture.output_norm},
-              shared, mixture.shared);
+  const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
+  const Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
+                        mixture.output_norm, mixture.is_deferred != 0};
+  add_results(context, layer, step, choices, shared, mixture.shared);
 }
 
 }  // namespace
@@ -225,7 +247,8 @@ const FeedForwardOperations kMlp = {
     [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
-      add_results(context, layer, step, {nullptr, nullptr, 0, 1.0f, {}}, run_mlp(context, layer, mlp, step), mlp);
+      const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false};
+      add_results(context, layer, step, none, run_mlp(context, layer, mlp, step), mlp);
     },
 };
 

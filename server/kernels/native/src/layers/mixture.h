@@ -26,6 +26,8 @@ struct Mixture {
   int32_t has_shared;
   float experts_scale;   // factor of the experts' weighted sum
   int32_t scales_input;  // the router's weights scale the inputs of experts instead of their results
+  int32_t num_identities;  // rows of the router after the experts', whose result is the expert's input
+  int32_t is_deferred;     // the experts' sum is added by a later layer (`adds_deferred`)
 };
 
 extern const FeedForwardOperations kMlp;
