@@ -146,22 +146,7 @@ formats, Mistral's copy is neither downloaded nor read.
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family
 has biases. Checkpoints that these tools made are among the tests (`tests/quantised_by_tools/`).
 
-## GGUF
-
-`greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
-model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
-range from the file, and stay quantised in their slots. `greenroom serve OWNER/NAME:Q4_K_M` downloads that file of a
-repository and serves it; without a tag, or with an unknown one, it lists what there is.
-
-- **Architectures**: {gguf_architectures}. A file of the converter for each has transformers'
-  logits of the checkpoint that it was made from (`tests/server/model/checkpoint/gguf/`).
-- **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
-  IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
-- **Trunk**: linear layers and the head stay in the file's types. Embeddings, and the few matrices whose columns the
-  converter moved or split, are dequantised at loading into `--dtype`.
-- **Checked**: `greenroom verify FILE.gguf` reads every byte and finds scales that are NaN or infinite. The format has
-  no checksums.
-- **Not read**: images (`mmproj` files), heads that predict further tokens (MTP), dense models.
+{gguf_section}
 
 ## With images: {with_images}
 
@@ -186,6 +171,34 @@ Each is refused by its `config.json`, before any weight is read.
 
 Result = TypeVar("Result")
 
+GGUF_HEADING = "## GGUF"
+GGUF = (
+    GGUF_HEADING
+    + """
+
+`greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
+model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
+range from the file, and stay quantised in their slots. `greenroom serve OWNER/NAME:Q4_K_M` downloads that file of a
+repository and serves it; without a tag, or with an unknown one, it lists what there is.
+
+- **Architectures**: {architectures}. Files of these, written by llama.cpp's converter, have
+  transformers' logits of the checkpoint that each was made from (`tests/server/model/checkpoint/gguf/`). Among them are
+  variants: `deepseek2` is DeepSeek V2, V2 Lite, V3 and R1, Kimi K2 and GLM-4.7-Flash, also in older files with one
+  `attn_kv_b`; `granitemoe` is Granite with and without shared experts; `qwen3vlmoe` is the text part of Qwen3-VL. Other
+  architectures are refused by their names, such as `bailingmoe2`, for which transformers has no class.
+- **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
+  IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
+- **Trunk**: linear layers and the head stay in the file's types. Embeddings, and the few matrices whose columns the
+  converter moved or split, are dequantised at loading into `--dtype`.
+- **From the original**: with `--config-from MODEL`, a folder or a hub id, config, tokenizer, chat template and sampling
+  defaults come from the model that the file was made from. Of a hub model its weights are not downloaded. A model of
+  other shapes is refused. Use it where the metadata is wrong or of a kind that Greenroom does not know, such as an
+  unknown pre-tokenizer.
+- **Checked**: `greenroom verify FILE.gguf` reads every byte and finds scales that are NaN or infinite. The format has
+  no checksums.
+- **Not read**: images (`mmproj` files), heads that predict further tokens (MTP), dense models.
+"""
+)
 NATIVE_HEADING = "### Native decoder layers"
 NATIVE = (
     NATIVE_HEADING
@@ -211,6 +224,12 @@ this section alone.
 )
 
 
+def compose_gguf() -> str:
+    """Return the section about GGUF files."""
+    names = ", ".join(f"`{name}`" for name in ARCHITECTURES)
+    return GGUF.replace("{architectures}", names)
+
+
 def compose_native(programs: Sequence[FamilyProgram]) -> str:
     """Return the section about native layers."""
     return NATIVE.format(
@@ -221,9 +240,9 @@ def compose_native(programs: Sequence[FamilyProgram]) -> str:
     )
 
 
-def replace_native(page: str, section: str) -> str:
-    """Return a page with another section about native layers."""
-    before, rest = page.split(NATIVE_HEADING)
+def replace_section(page: str, heading: str, section: str) -> str:
+    """Return a page with another section of a heading."""
+    before, rest = page.split(f"{heading}\n")
     return before + section + rest[rest.index("\n## ") :]
 
 
@@ -243,7 +262,7 @@ def compose(results: Sequence[Served | Refused], programs: Sequence[FamilyProgra
         sequential_rows="\n".join(sequential),
         shared_natively=" and ".join(f"`{name}`" for name, family in FAMILIES.items() if family.shares_natively),
         native_section=compose_native(programs),
-        gguf_architectures=", ".join(f"`{name}`" for name in ARCHITECTURES),
+        gguf_section=compose_gguf().rstrip(),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),
@@ -252,15 +271,19 @@ def compose(results: Sequence[Served | Refused], programs: Sequence[FamilyProgra
 
 
 def main() -> None:
-    """Test every family and write the page, or its section about native layers."""
+    """Test every family and write the page, or one of its sections."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--native", action="store_true", help="write only the section about native layers")
-    is_native = parser.parse_args().native
-    programs = [in_folder(program_of, model_type) for model_type in BATCHED]
-    if is_native:
-        page = replace_native(PAGE.read_text("utf-8"), compose_native(programs))
+    parser.add_argument("--gguf", action="store_true", help="write only the section about GGUF files")
+    given = parser.parse_args()
+    if given.gguf:
+        page = replace_section(PAGE.read_text("utf-8"), GGUF_HEADING, compose_gguf())
     else:
-        page = compose([in_folder(examine, model_type) for model_type in FAMILIES], programs)
+        programs = [in_folder(program_of, model_type) for model_type in BATCHED]
+        if given.native:
+            page = replace_section(PAGE.read_text("utf-8"), NATIVE_HEADING, compose_native(programs))
+        else:
+            page = compose([in_folder(examine, model_type) for model_type in FAMILIES], programs)
     PAGE.write_text(page, "utf-8")
 
 

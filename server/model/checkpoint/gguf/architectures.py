@@ -1,8 +1,4 @@
-"""The architectures that are read from GGUF: the config of each, and the places of its tensors in transformers' model.
-
-A tensor of a file is a *leaf* of a layer (``blk.N.LEAF``) or of the model; a parameter is named within its layer
-(``model.layers.N.NAME``). Names of tensors: ``constants.py`` of llama.cpp's ``gguf-py``.
-"""
+"""The architectures that are read from GGUF: the config of each, and the places of its tensors in the model."""
 
 from __future__ import annotations
 
@@ -10,31 +6,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.model.checkpoint.gguf import configs, conversions
-from server.model.checkpoint.gguf.conversions import Convert, unchanged
+from server.model.checkpoint.gguf import configs, conversions, recurrent_configs
 from server.model.checkpoint.gguf.gguf_file import GgufFile
-
-
-@dataclass(frozen=True)
-class Place:
-    """The parameter that a tensor becomes, alone or together with others."""
-
-    name: str
-    convert: Convert = unchanged
-    others: tuple[str, ...] = ()  # further leaves, whose tensors follow the first one's
-
-
-Places = Mapping[str, Place]
-
-
-def linears(names: Mapping[str, str], kinds: tuple[str, ...] = ("weight", "bias")) -> dict[str, Place]:
-    """Return the places of modules with weights and perhaps biases."""
-    return {f"{leaf}.{kind}": Place(f"{name}.{kind}") for leaf, name in names.items() for kind in kinds}
-
+from server.model.checkpoint.gguf.places import (
+    ATTENTION,
+    CORRECTION,
+    DENSE,
+    GROUPED,
+    HEAD_NORMS,
+    LATENT,
+    NORMS,
+    OFFSET_NORMS,
+    PERMUTED,
+    POST_NORM,
+    ROUTER,
+    SHARED_GATE,
+    Place,
+    Places,
+    linears,
+    mamba,
+    shared_experts,
+)
 
 MODEL = linears(
     {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}, kinds=("weight",)
 )
+OFFSET_MODEL = {**MODEL, "output_norm.weight": Place("model.norm.weight", conversions.less_one)}
+FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # the config has them
 
 
 @dataclass(frozen=True)
@@ -45,61 +43,13 @@ class Architecture:
     layer: Places  # by the leaf of the first tensor
     model: Places = field(default_factory=lambda: MODEL)
     experts: str = "mlp.experts"  # the module of experts in a layer
-    ignored: tuple[str, ...] = ()  # leaves of the model that say nothing that the config does not say
 
 
-NORMS = linears({"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}, kinds=("weight",))
-POST_NORM = linears({"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}, ("weight",))
-ATTENTION = linears(
-    {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-    }
-)
-HEAD_NORMS = linears({"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}, kinds=("weight",))
-ROUTER = linears({"ffn_gate_inp": "mlp.gate"}, kinds=("weight",))
-CORRECTION = {"exp_probs_b.bias": Place("mlp.gate.e_score_correction_bias")}
-DENSE = linears({"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}, kinds=("weight",))
-GROUPED = {**ATTENTION, **HEAD_NORMS, **ROUTER, **DENSE}
-
-
-def shared_experts(module: str) -> dict[str, Place]:
-    """Return the places of shared experts."""
-    return linears({f"ffn_{kind}_shexp": f"mlp.{module}.{kind}_proj" for kind in ("gate", "up", "down")}, ("weight",))
-
-
-SHARED_GATE = {"ffn_gate_inp_shexp.weight": Place("mlp.shared_expert_gate.weight", conversions.one_row)}
-LATENT = {
-    **linears(
-        {
-            "attn_q": "self_attn.q_proj",
-            "attn_q_a": "self_attn.q_a_proj",
-            "attn_q_a_norm": "self_attn.q_a_layernorm",
-            "attn_q_b": "self_attn.q_b_proj",
-            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-            "attn_kv_b": "self_attn.kv_b_proj",
-            "attn_output": "self_attn.o_proj",
-        },
-        kinds=("weight",),
-    ),
-    "attn_k_b.weight": Place(
-        "self_attn.kv_b_proj.weight", conversions.expansion_of_latents, others=("attn_v_b.weight",)
-    ),
-}
-OFFSET_NORMS = {
-    "attn_norm.weight": Place("input_layernorm.weight", conversions.less_one),
-    "post_attention_norm.weight": Place("post_attention_layernorm.weight", conversions.less_one),
-    "attn_q_norm.weight": Place("self_attn.q_norm.weight", conversions.less_one),
-    "attn_k_norm.weight": Place("self_attn.k_norm.weight", conversions.less_one),
-}
-OFFSET_MODEL = {**MODEL, "output_norm.weight": Place("model.norm.weight", conversions.less_one)}
+QWEN2 = {**NORMS, **GROUPED, **shared_experts("mlp.shared_expert"), **SHARED_GATE}
 QWEN3_NEXT = {
     **GROUPED,
     **OFFSET_NORMS,
-    **shared_experts("shared_expert"),
+    **shared_experts("mlp.shared_expert"),
     **SHARED_GATE,
     "attn_qkv.weight": Place(
         "linear_attn.in_proj_qkvz.weight", conversions.delta_net_inputs, others=("attn_gate.weight",)
@@ -114,7 +64,7 @@ QWEN3_NEXT = {
 QWEN3_5 = {
     **GROUPED,
     **OFFSET_NORMS,
-    **shared_experts("shared_expert"),
+    **shared_experts("mlp.shared_expert"),
     **SHARED_GATE,
     "attn_qkv.weight": Place("linear_attn.in_proj_qkv.weight", conversions.grouped_last_rows),
     "attn_gate.weight": Place("linear_attn.in_proj_z.weight", conversions.grouped_rows),
@@ -126,21 +76,15 @@ QWEN3_5 = {
     "ssm_norm.weight": Place("linear_attn.norm.weight"),
     "ssm_out.weight": Place("linear_attn.out_proj.weight", conversions.grouped_columns),
 }
-MIXTRAL = {
-    **NORMS,
-    **ATTENTION,
-    **ROUTER,
-    "attn_q.weight": Place("self_attn.q_proj.weight", conversions.queries_in_halves),
-    "attn_k.weight": Place("self_attn.k_proj.weight", conversions.keys_in_halves),
-}
+MIXTRAL = {**NORMS, **ATTENTION, **PERMUTED, **ROUTER}
 GPT_OSS = {
     **POST_NORM,
     **ATTENTION,
     **linears({"ffn_gate_inp": "mlp.router"}),
     "attn_sinks.weight": Place("self_attn.sinks"),
 }
-DEEPSEEK = {**NORMS, **LATENT, **ROUTER, **CORRECTION, **DENSE, **shared_experts("shared_experts")}
-GLM4 = {**POST_NORM, **GROUPED, **CORRECTION, **shared_experts("shared_experts")}
+DEEPSEEK = {**NORMS, **LATENT, **ROUTER, **CORRECTION, **DENSE, **shared_experts("mlp.shared_experts")}
+GLM4 = {**POST_NORM, **GROUPED, **CORRECTION, **shared_experts("mlp.shared_experts")}
 GEMMA4 = {
     **ATTENTION,
     **HEAD_NORMS,
@@ -188,17 +132,94 @@ LFM2 = {
 LFM2_MODEL = linears({"token_embd": "model.embed_tokens", "output": "lm_head"}, kinds=("weight",)) | {
     name: Place("model.embedding_norm.weight") for name in ("token_embd_norm.weight", "output_norm.weight")
 }
+LLAMA4 = {
+    **NORMS,
+    **ATTENTION,
+    **linears({"ffn_gate_inp": "feed_forward.router"}, ("weight",)),
+    **linears({f"ffn_{kind}": f"feed_forward.{kind}_proj" for kind in ("gate", "up", "down")}, ("weight",)),
+    **shared_experts("feed_forward.shared_expert"),
+}
+MINIMAX = {**NORMS, **GROUPED, "exp_probs_b.bias": Place("mlp.e_score_correction_bias")}
+ERNIE = {
+    **NORMS,
+    **GROUPED,
+    **shared_experts("mlp.shared_experts"),
+    "exp_probs_b.bias": Place("mlp.gate.moe_statics.e_score_correction_bias", conversions.one_row),
+}
+GRANITE = {
+    **NORMS,
+    **ATTENTION,
+    **PERMUTED,
+    **linears({"ffn_gate_inp": "block_sparse_moe.router", "ffn_down_shexp": "shared_mlp.output_linear"}, ("weight",)),
+    "ffn_gate_shexp.weight": Place(
+        "shared_mlp.input_linear.weight", conversions.joined, others=("ffn_up_shexp.weight",)
+    ),
+}
+PHI_MODEL = linears({"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"})
+PHI = {
+    **linears({"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"}),
+    **ATTENTION,
+}
+DOTS = {**NORMS, **GROUPED, **CORRECTION, **shared_experts("mlp.shared_experts")}
+HUNYUAN = {
+    **NORMS,
+    **ATTENTION,
+    **linears(
+        {
+            "attn_q_norm": "self_attn.query_layernorm",
+            "attn_k_norm": "self_attn.key_layernorm",
+            "ffn_gate_inp": "mlp.gate.wg",
+        },
+        kinds=("weight",),
+    ),
+    **shared_experts("mlp.shared_mlp"),
+}
+NEMOTRON_MODEL = linears(
+    {"token_embd": "model.embeddings", "output_norm": "model.norm_f", "output": "lm_head"}, kinds=("weight",)
+)
+NEMOTRON = {
+    **mamba("mixer"),
+    **linears(
+        {
+            "attn_q": "mixer.q_proj",
+            "attn_k": "mixer.k_proj",
+            "attn_v": "mixer.v_proj",
+            "attn_output": "mixer.o_proj",
+            "ffn_latent_down": "mixer.fc1_latent_proj",
+            "ffn_latent_up": "mixer.fc2_latent_proj",
+        }
+    ),
+    **linears({"attn_norm": "norm", "ffn_gate_inp": "mixer.gate"}, kinds=("weight",)),
+    **shared_experts("mixer.shared_experts"),
+    "exp_probs_b.bias": Place("mixer.gate.e_score_correction_bias"),
+}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "qwen2moe": Architecture(configs.qwen2_moe, {**NORMS, **GROUPED, **shared_experts("shared_expert"), **SHARED_GATE}),
+    "qwen2moe": Architecture(
+        configs.qwen2_moe, {**NORMS, **GROUPED, **shared_experts("mlp.shared_expert"), **SHARED_GATE}
+    ),
     "qwen3moe": Architecture(configs.qwen3_moe, {**NORMS, **GROUPED}),
-    "qwen3next": Architecture(configs.qwen3_next, QWEN3_NEXT, model=OFFSET_MODEL),
-    "qwen35moe": Architecture(configs.qwen3_5_moe, QWEN3_5, model=OFFSET_MODEL),
+    "qwen3vlmoe": Architecture(configs.qwen3_moe, {**NORMS, **GROUPED}),
+    "qwen3next": Architecture(recurrent_configs.qwen3_next, QWEN3_NEXT, model=OFFSET_MODEL),
+    "qwen35moe": Architecture(recurrent_configs.qwen3_5_moe, QWEN3_5, model=OFFSET_MODEL),
     "olmoe": Architecture(configs.olmoe, {**NORMS, **GROUPED}),
     "llama": Architecture(configs.mixtral, MIXTRAL),
     "gpt-oss": Architecture(configs.gpt_oss, GPT_OSS),
     "deepseek2": Architecture(configs.deepseek, DEEPSEEK),
     "glm4moe": Architecture(configs.glm4_moe, GLM4),
-    "gemma4": Architecture(configs.gemma4, GEMMA4, experts="experts", ignored=("rope_freqs.weight",)),
-    "lfm2moe": Architecture(configs.lfm2_moe, LFM2, experts="feed_forward.experts", model=LFM2_MODEL),
+    "gemma4": Architecture(configs.gemma4, GEMMA4, experts="experts"),
+    "lfm2moe": Architecture(recurrent_configs.lfm2_moe, LFM2, experts="feed_forward.experts", model=LFM2_MODEL),
+    "llama4": Architecture(configs.llama4, LLAMA4, experts="feed_forward.experts"),
+    "minimax-m2": Architecture(configs.minimax_m2, MINIMAX),
+    "ernie4_5-moe": Architecture(configs.ernie4_5_moe, ERNIE),
+    "granitemoe": Architecture(configs.granite_moe, GRANITE, experts="block_sparse_moe.experts"),
+    "granitehybrid": Architecture(
+        recurrent_configs.granite_hybrid, {**GRANITE, **mamba("mamba")}, experts="block_sparse_moe.experts"
+    ),
+    "nemotron_h_moe": Architecture(
+        recurrent_configs.nemotron_h_moe, NEMOTRON, experts="mixer.experts", model=NEMOTRON_MODEL
+    ),
+    "phimoe": Architecture(configs.phi_moe, PHI, model=PHI_MODEL),
+    "dots1": Architecture(configs.dots1, DOTS),
+    "hunyuan-moe": Architecture(configs.hunyuan_moe, HUNYUAN),
 }

@@ -34,6 +34,21 @@ def one_row(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0].view(1, -1)
 
 
+def one_number_each(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Undo a shape of several dimensions for numbers in a row (``mamba.py``, Mamba2; ``nemotron.py``)."""
+    return tensors[0].flatten()
+
+
+def decay_log_each(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Undo both that and ``-exp(A_log)``."""
+    return torch.log(-tensors[0].flatten())
+
+
+def joined(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join matrices that were split by their rows (``granite.py``)."""
+    return torch.cat(list(tensors))
+
+
 def with_channel(_: Values, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Undo the squeezing of a convolution's weight ``(channels, 1, taps)``."""
     return tensors[0].unsqueeze(1)
@@ -91,7 +106,15 @@ def grouped_decay_log(values: Values, tensors: Sequence[torch.Tensor]) -> torch.
 
 
 # These move complete rows, so that they do the same to rows of quantised blocks.
-OF_ROWS = (unchanged, queries_in_halves, keys_in_halves, delta_net_inputs, grouped_rows, grouped_last_rows)
+OF_ROWS = (
+    unchanged,
+    joined,
+    queries_in_halves,
+    keys_in_halves,
+    delta_net_inputs,
+    grouped_rows,
+    grouped_last_rows,
+)
 
 
 def _in_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:

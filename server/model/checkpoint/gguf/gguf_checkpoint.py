@@ -153,8 +153,9 @@ class GgufCheckpoint:
             ModelError: the metadata is not that of such a model.
         """
         if self.original is not None:
-            values: dict[str, Any] = self.read_config().to_dict()
-            return values
+            config = self.read_config()
+            values: dict[str, Any] = config.to_dict()
+            return values | {"num_hidden_layers": config.num_hidden_layers}  # computed in some classes
         try:
             return self._architecture.config(self._file)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind

@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
-from server.model.checkpoint.gguf.architectures import Architecture, Place
+from server.model.checkpoint.gguf.architectures import FACTORS, Architecture
 from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, packed_matrix, stored_matrix
 from server.model.checkpoint.gguf.conversions import OF_ROWS, unchanged
 from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.gguf.places import Place
 from server.model.checkpoint.packed_trunk import linear_layers
 from server.model.checkpoint.tensor_map import PackedMatrices, renamed
 from server.model.errors import ModelError
@@ -142,7 +143,7 @@ def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[st
             continue
         place = (architecture.layer if match else architecture.model).get(leaf)
         if place is None:
-            if leaf in others or leaf in architecture.ignored:
+            if leaf in others or leaf in FACTORS:
                 continue
             raise ModelError(
                 f"{file.path.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
 from server.model.trunk_loader import build_model, load_trunk
-from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_model, make_tokenizer
+from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_config, make_model, make_tokenizer
 from tests.server.model.test_parity import generate
 
 TEXT = "the thin theatre\n\n  in Ünïcödé, 12345 and <|im_end|> on"
@@ -81,6 +81,8 @@ def rewrite(
     stored_as: gguf.GGMLQuantizationType | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
     renamed: Mapping[str, str | None] = MappingProxyType({}),
+    added: Mapping[str, np.ndarray] = MappingProxyType({}),
+    without: Collection[str] = (),
     split: int = 0,
 ) -> Path:
     """Write a file again, somewhat differently.
@@ -92,11 +94,13 @@ def rewrite(
         stored_as: the type that these numbers are stored in; None for the same.
         changes: values of the metadata.
         renamed: other names of tensors; None leaves one out.
+        added: further tensors, in float32.
+        without: keys of the metadata that are left out.
         split: the largest number of tensors in a file.
     """
     reader = gguf.GGUFReader(FILES / f"{name}.gguf")
     writer = gguf.GGUFWriter(path, "", split_max_tensors=split)
-    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.") and key not in without}
     for key, field in fields.items():
         value = changes.get(key, field.contents())
         kinds = [*field.types, None]
@@ -115,6 +119,10 @@ def rewrite(
         if stored_as is not None:
             data, kind = gguf.quants.quantize(gguf.quants.dequantize(data, kind), stored_as), stored_as
         writer.add_tensor(written, data, raw_dtype=kind)
+    for each, values in added.items():
+        writer.add_tensor(each, values)
+    for key in changes.keys() - fields.keys():
+        writer.add_key_value(key, changes[key], gguf.GGUFValueType.get_type(changes[key]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -148,6 +156,45 @@ def test_linear_layers_stay_quantised_with_the_logits_of_what_they_stand_for(
     found = logits_of(quantised)
     expected = logits_of(rewrite(tmp_path / "f32.gguf", Q8_0, name=name, trunk=Q8_0, stored_as=FLOAT32))
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
+def values_of(name: str, tensor: str) -> np.ndarray:
+    """Return a tensor of a model's file in float32."""
+    [found] = [each for each in gguf.GGUFReader(FILES / f"{name}.gguf").tensors if each.name == tensor]
+    values: np.ndarray = gguf.quants.dequantize(found.data, found.tensor_type)
+    return values
+
+
+def test_older_files_have_the_expansion_of_latents_as_one_matrix(tmp_path: Path) -> None:
+    name, renamed, added = "deepseek-v3", dict[str, str | None](), dict[str, np.ndarray]()
+    for layer in range(2):
+        keys, expanded = (f"blk.{layer}.attn_{kind}_b.weight" for kind in ("k", "v"))
+        renamed |= {keys: None, expanded: None}
+        joined = np.concatenate([values_of(name, keys).swapaxes(1, 2), values_of(name, expanded)], 1)
+        added[f"blk.{layer}.attn_kv_b.weight"] = joined.reshape(-1, joined.shape[-1])
+    changes = {"attention.key_length": 16, "attention.value_length": 16, "attention.head_count_kv": 4}
+    path = rewrite(
+        tmp_path / "older.gguf",
+        name=name,
+        changes={f"deepseek2.{key}": value for key, value in changes.items()},
+        without=[f"deepseek2.attention.{kind}_length_mla" for kind in ("key", "value")],
+        renamed=renamed,
+        added=added,
+    )
+    assert torch.equal(logits_of(path), logits_of(FILES / f"{name}.gguf"))
+
+
+@pytest.mark.parametrize("name", ["qwen35moe", "glm4moe", "nemotron_h_moe"])
+def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path, name: str) -> None:
+    layers = make_config(name).get_text_config().num_hidden_layers
+    changes: dict[str, Any] = {f"{name}.block_count": layers + 1, f"{name}.nextn_predict_layers": 1}
+    for key in ("feed_forward_length", "attention.head_count_kv"):
+        numbers = GgufFile.open(FILES / f"{name}.gguf").value(key)
+        if isinstance(numbers, list):
+            changes[f"{name}.{key}"] = [*numbers, 2]
+    further = {f"blk.{layers}.nextn.eh_proj.weight": np.ones((32, 64), np.float32)}
+    path = rewrite(tmp_path / "tiny.gguf", name=name, changes=changes, added=further)
+    assert torch.equal(logits_of(path), logits_of(FILES / f"{name}.gguf"))
 
 
 def test_an_expert_is_read_once_for_codes_and_scales(tmp_path: Path) -> None:
@@ -199,7 +246,7 @@ def test_a_folder_with_safetensors_too_asks_which(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "starcoder2"}, "of the architecture starcoder2, which Greenroom does not read"),
+        ({"general.architecture": "bailingmoe2"}, "of the architecture bailingmoe2, which Greenroom does not read"),
         ({"general.architecture": "clip"}, "image part of a model"),
         ({"qwen3moe.attention.head_count": 0}, "num_attention_heads is 0"),
         ({"tokenizer.ggml.pre": "no-such"}, "by the rules of 'no-such'"),
@@ -214,6 +261,29 @@ def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
     checkpoint = GgufCheckpoint(rewrite(tmp_path / "tiny.gguf", changes=changes))
     with pytest.raises(ModelError, match=message):
         _ = checkpoint.read_config(), checkpoint.load_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("changes", "factors", "message"),
+    [
+        ({}, [1.0, 2.0, -1.0, 4.0], "rope_freqs.weight of .* holds a factor that is not positive"),
+        ({}, [[1.0, 2.0, 3.0, 4.0]], "is not a row of float32 factors"),
+        (
+            {"llama4.rope.scaling.type": "yarn", "llama4.rope.scaling.factor": 4.0},
+            [1.0, 2.0, 3.0, 4.0],
+            "has both rope_freqs.weight and llama4.rope.scaling",
+        ),
+    ],
+)
+def test_factors_of_rotary_frequencies_that_can_not_be_used_are_refused(
+    tmp_path: Path, changes: dict[str, Any], factors: list[Any], message: str
+) -> None:
+    other = {"rope_freqs.weight": np.array(factors, np.float32)}
+    path = rewrite(
+        tmp_path / "tiny.gguf", name="llama4", changes=changes, renamed={"rope_freqs.weight": None}, added=other
+    )
+    with pytest.raises(ModelError, match=message):
+        GgufCheckpoint(path).read_config()
 
 
 @pytest.mark.hypothesis

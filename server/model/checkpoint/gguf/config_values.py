@@ -1,0 +1,160 @@
+"""Values of configs that many architectures have, from the metadata of GGUF files.
+
+The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of llama.cpp's ``gguf-py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from expert_store import read_tensor
+from server.model.checkpoint.config_checks import MOST
+from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.errors import ModelError
+
+Values = dict[str, Any]
+SOFTMAX, SIGMOID = 1, 2  # expert_gating_func
+MOST_FREQUENCIES = 1 << 12
+RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+
+
+def decoder_values(file: GgufFile) -> Values:
+    """The values that nearly every architecture has."""
+    heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
+    nextn = file.integer("nextn_predict_layers", 0)  # layers that predict further tokens, after the others
+    num_layers = file.integer("block_count") - nextn
+    if not 1 <= num_layers <= MOST["layers"]:
+        raise ModelError(
+            f"{file.path.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again"
+        )
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.integer("attention.head_count_kv", heads),
+        "head_dim": file.integer("attention.key_length", hidden // heads if heads else 0),
+        "intermediate_size": file.integer("feed_forward_length", 0) or file.integer("expert_feed_forward_length", 0),
+        "rms_norm_eps": file.number(RMS_EPSILON if file.has(RMS_EPSILON) else "attention.layer_norm_epsilon"),
+        "max_position_embeddings": file.integer("context_length"),
+        "vocab_size": _vocabulary(file),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.plain("tokenizer.ggml.bos_token_id", int),
+        "eos_token_id": file.plain("tokenizer.ggml.eos_token_id", int),
+        "pad_token_id": file.plain("tokenizer.ggml.padding_token_id", int),
+        "rope_parameters": rope_values(file),
+        "dtype": "bfloat16",
+    }
+
+
+def expert_values(file: GgufFile) -> Values:
+    """The values of routed experts that nearly every architecture has."""
+    length = file.integer("expert_feed_forward_length", 0) or num_outputs(file, "ffn_gate_exps", "ffn_gate_up_exps")
+    return {
+        "num_experts": file.integer("expert_count"),
+        "num_experts_per_tok": file.integer("expert_used_count"),
+        "moe_intermediate_size": length or file.integer("feed_forward_length"),
+    }
+
+
+def partly_rotated(file: GgufFile, values: Values) -> Values:
+    """The rotary positions of a head of which only the first numbers are rotated."""
+    factor = file.integer("rope.dimension_count", values["head_dim"]) / values["head_dim"]
+    return {"rope_parameters": values["rope_parameters"] | {"partial_rotary_factor": factor}}
+
+
+def rope_values(file: GgufFile) -> Values:
+    """The rotary positions, as transformers names them."""
+    values: Values = {"rope_type": "default", "rope_theta": file.number("rope.freq_base", 10000.0)}
+    kind = file.value("rope.scaling.type", "none")
+    factors = frequency_factors(file, "rope_freqs.weight")
+    if kind == "none" or file.number("rope.scaling.factor", 1.0) <= 1.0:
+        return values if factors is None else values | given_factors(file, factors, factors)
+    if factors is not None:
+        raise ModelError(
+            f"{file.path.name} has both rope_freqs.weight and {file.architecture}.rope.scaling, which Greenroom does "
+            "not read together; name the model that it was made from with --config-from"
+        )
+    factor = file.number("rope.scaling.factor")
+    if kind == "linear":
+        return values | {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise ModelError(
+            f"{file.path.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
+            "the model that it was made from with --config-from"
+        )
+    return values | {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": file.integer("rope.scaling.original_context_length"),
+        "beta_fast": file.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": file.number("rope.scaling.yarn_beta_slow", 1.0),
+    }
+
+
+def given_factors(file: GgufFile, short: list[float], long: list[float]) -> Values:
+    """Rotary positions whose frequencies are divided by a factor each."""
+    return {
+        "rope_type": "longrope",
+        "short_factor": short,
+        "long_factor": long,
+        "attention_factor": file.number("rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": file.integer(
+            "rope.scaling.original_context_length", file.integer("context_length")
+        ),
+    }
+
+
+def frequency_factors(file: GgufFile, name: str) -> list[float] | None:
+    """Return the factors that a tensor has for rotary frequencies; None if there is no such tensor.
+
+    Raises:
+        ModelError: the tensor can't be such factors.
+    """
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        return None
+    if tensor.type.dtype != torch.float32 or len(tensor.shape) != 1 or tensor.shape[0] > MOST_FREQUENCIES:
+        raise ModelError(f"{name} of {file.path.name} is not a row of float32 factors; download the file again")
+    factors: list[float] = read_tensor(tensor.source).tolist()
+    if not all(0 < factor < math.inf for factor in factors):
+        raise ModelError(f"{name} of {file.path.name} holds a factor that is not positive; download the file again")
+    return factors
+
+
+def numbers_by_layer(file: GgufFile, key: str, num_layers: int) -> list[int]:
+    """A number of each layer; files with the same one for all have it once.
+
+    Layers that predict further tokens may have numbers too, after those of ``num_layers``.
+    """
+    found = file.value(key)
+    numbers = found if isinstance(found, list) else [found] * num_layers
+    if len(numbers) not in (num_layers, file.integer("block_count")) or any(type(each) is not int for each in numbers):
+        raise ModelError(
+            f"{file.architecture}.{key} of {file.path.name} is not a number for each of {num_layers} layers"
+        )
+    return numbers[:num_layers]
+
+
+def gating(file: GgufFile) -> int:
+    """Return how experts are scored; older files do not say it, and a correction of scores belongs to sigmoids."""
+    default = SIGMOID if any(name.endswith("exp_probs_b.bias") for name in file.tensors) else SOFTMAX
+    return file.integer("expert_gating_func", default)
+
+
+def _vocabulary(file: GgufFile) -> int:
+    table = file.tensors.get("token_embd.weight")
+    if table is None:
+        raise ModelError(f"{file.path.name} lacks token_embd.weight; download the file again")
+    return table.shape[0]
+
+
+def num_outputs(file: GgufFile, *leaves: str) -> int:
+    """The outputs of the matrices of a name in the first layer that has them; 0 if none has."""
+    for tensor in file.tensors.values():
+        for leaf in leaves:
+            if tensor.name.endswith(f".{leaf}.weight"):
+                return tensor.shape[-2] // (2 if "gate_up" in leaf else 1)
+    return 0
