@@ -16,6 +16,17 @@ Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
+class LayerBalance:
+    """How evenly recent tokens are spread over the experts of a layer."""
+
+    layer: int
+    cv: float  # standard deviation of the tokens by expert over their mean
+    max_over_mean: float  # tokens of the busiest expert over the mean
+    dead: tuple[int, ...]  # experts without a token
+    overloaded: tuple[int, ...]  # experts far above the mean, the busiest first
+
+
+@dataclass(frozen=True)
 class ExpertFrame:
     """State of all experts at one moment, and totals since the start. Rows are layers, columns are experts."""
 
@@ -35,6 +46,7 @@ class ExpertFrame:
     num_requests_waiting: int
     kv_cache_usage: float  # 0 to 1
     memory: Memory
+    balance: tuple[LayerBalance, ...]  # of each layer; empty until there were enough tokens
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> ExpertFrame:
@@ -48,6 +60,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> ExpertFrame:
         pinned=_pairs(body["pinned"]),
         tiers=parse_tiers(body["tiers"]),
         memory=dataclass_from(Memory, body["memory"]),
+        balance=_balance(body["balance"]),
     )
 
 
@@ -63,6 +76,14 @@ def apply_update(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
         pinned=frame.pinned if body["pinned"] is None else _pairs(body["pinned"]),
         tiers=parse_tiers(body["tiers"]),
         memory=dataclass_from(Memory, body["memory"]),
+        balance=frame.balance if body["balance"] is None else _balance(body["balance"]),
+    )
+
+
+def _balance(layers: Sequence[Mapping[str, Any]]) -> tuple[LayerBalance, ...]:
+    return tuple(
+        dataclass_from(LayerBalance, layer, dead=tuple(layer["dead"]), overloaded=tuple(layer["overloaded"]))
+        for layer in layers
     )
 
 

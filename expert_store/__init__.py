@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from expert_store.lease import Lease as Lease
     from expert_store.lease import ReadyExperts as ReadyExperts
     from expert_store.lease import Recorder as Recorder
+    from expert_store.load_balance import LayerBalance as LayerBalance
     from expert_store.packed.manifest import UNCHANGED as UNCHANGED
     from expert_store.packed.manifest import Manifest as Manifest
     from expert_store.packed.manifest import Pack as Pack
@@ -162,6 +163,7 @@ _MODULE_OF = {
     "PHASES": "statistics",
     "PREFETCH_OUTCOMES": "statistics",
     "HitRatios": "statistics",
+    "LayerBalance": "load_balance",
     "LoadStatistics": "statistics",
     "Phase": "statistics",
     "StoreHealth": "statistics",

@@ -16,6 +16,7 @@ from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
 from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
+from expert_store.load_balance import LayerBalance
 from expert_store.routing_log.recent_window import Window
 from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
@@ -323,6 +324,10 @@ class ExpertStore:
             hits = sum(window.hits for window, _ in windows)
             self._rated = windows, HitRatios(lookups, hits / lookups, best / lookups)
         return self._rated[1]
+
+    def load_balance(self) -> Sequence[LayerBalance]:
+        """Return the load balance of each layer over recent tokens; empty before there were enough of them."""
+        return self._state.balance.recent(self.statistics().tokens)
 
     @property
     def slot_table(self) -> torch.Tensor:

@@ -13,6 +13,7 @@ from expert_store.io.device_memory import Device
 from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
+from expert_store.load_balance import LoadBalance
 from expert_store.resources import open_resources
 from expert_store.routing_log.recent_window import RecentWindow
 from expert_store.slot_budget import slots_per_layout
@@ -58,6 +59,7 @@ class StoreState:
         by_layout = {pool.layout: pool for pool in self.pools}
         self.pool_of = {layer: by_layout[entry.layout] for layer, entry in catalog.layers.items()}
         self.windows = {pool: RecentWindow(_residents_of(pool)) for pool in self.pools}
+        self.balance = LoadBalance({layer: len(entry.experts) for layer, entry in catalog.layers.items()})
         self.keys = {
             layer: [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
             for layer, entry in catalog.layers.items()

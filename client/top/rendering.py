@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from client.frames import DEVICE, DISK, HOST, ExpertFrame
+from client.frames import DEVICE, DISK, HOST, ExpertFrame, LayerBalance
 from client.memory import Memory
 from client.terminal import printable, ratio_text, size_text
 from client.top.heatmap import HeatMap
@@ -24,6 +24,7 @@ from client.top.weights_table import WeightsTable
 MIN_BAR, MAX_BAR = 8, 32  # columns
 GAP = 2
 NUM_NAMED_PARTS = 2
+NUM_NAMED_EXPERTS = 4
 MAX_REQUESTS = 12
 NUM_END_LINES = 2  # legend, cursor
 
@@ -57,6 +58,7 @@ class Screen:
             Text(printable(self.title), style="bold", overflow="fold"),
             _bars(_rows(frame), width),
             _metrics(frame, self.view.rates, width),
+            *([_balance(frame.balance)] if frame.balance else []),
         )
         num_lines = self.height - len(console.render_lines(head, options.update(height=None))) - NUM_END_LINES
         if self.shows_weights:
@@ -131,6 +133,17 @@ def _bars(rows: Sequence[Row], width: int) -> RenderableType:
             table.add_row(row.name, row.bar, row.amount)
             table.add_row("", "", row.nbytes)
     return table
+
+
+def _balance(layers: Sequence[LayerBalance]) -> Text:
+    """Return a line about the most uneven layer, and dead and overloaded experts by layer/expert."""
+    worst = max(layers, key=lambda layer: layer.max_over_mean)
+    parts = [f"load max/mean {worst.max_over_mean:.1f} in layer {worst.layer} (variation {worst.cv:.2f})"]
+    for name in ("dead", "overloaded"):
+        places = [f"{layer.layer}/{expert}" for layer in layers for expert in getattr(layer, name)]
+        shown = ", ".join(places[:NUM_NAMED_EXPERTS]) + (", ..." if len(places) > NUM_NAMED_EXPERTS else "")
+        parts.append(f"{len(places)} {name}" + (f" ({shown})" if places else ""))
+    return Text(", ".join(parts), overflow="fold")
 
 
 def _metrics(frame: ExpertFrame, rates: Rates, width: int) -> RenderableType:

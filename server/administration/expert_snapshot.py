@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import ExpertKey, TierName
+from expert_store import ExpertKey, LayerBalance, TierName
 from server.engine.interface import JsonObject
 
 RESIDENCY: dict[TierName, int] = {"disk": 0, "host": 1, "device": 2}
@@ -23,6 +23,7 @@ class ExpertSample:
     residency: npt.NDArray[np.uint8]  # a value of ``RESIDENCY``
     tokens: npt.NDArray[np.int64]  # tokens routed to each expert since the start
     pinned: frozenset[ExpertKey]
+    balance: Sequence[LayerBalance]
     totals: Mapping[str, Any]
 
 
@@ -34,6 +35,7 @@ def snapshot(sample: ExpertSample) -> JsonObject:
         "residency": [row[:count].tolist() for row, count in zip(sample.residency, sizes, strict=True)],
         "tokens": [row[:count].tolist() for row, count in zip(sample.tokens, sizes, strict=True)],
         "pinned": _places(sample.pinned),
+        "balance": _balance(sample),
         **sample.totals,
     }
 
@@ -46,8 +48,16 @@ def update(before: ExpertSample, sample: ExpertSample) -> JsonObject:
         "residency": _triples(sample, moved, sample.residency),
         "tokens": _triples(sample, more > 0, more),
         "pinned": None if sample.pinned == before.pinned else _places(sample.pinned),
+        "balance": None if sample.balance is before.balance else _balance(sample),
         **sample.totals,
     }
+
+
+def _balance(sample: ExpertSample) -> list[JsonObject]:
+    return [
+        asdict(each) | {"cv": round(each.cv, 3), "max_over_mean": round(each.max_over_mean, 3)}
+        for each in sample.balance
+    ]
 
 
 def _triples(sample: ExpertSample, mask: npt.NDArray[np.bool_], values: npt.NDArray[Any]) -> list[list[int]]:

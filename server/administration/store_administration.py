@@ -94,7 +94,12 @@ class StoreAdministration:
             if key.variant == BASE:
                 residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
         return ExpertSample(
-            self._num_experts, residency, statistics.tokens, self._store.pinned, self._live_totals(statistics)
+            self._num_experts,
+            residency,
+            statistics.tokens,
+            pinned=self._store.pinned,
+            balance=self._store.load_balance(),
+            totals=self._live_totals(statistics),
         )
 
     def totals(self) -> JsonObject:

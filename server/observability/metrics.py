@@ -20,6 +20,7 @@ from expert_store import (
     PREFETCH_OUTCOMES,
     ExpertStore,
     HitRatios,
+    LayerBalance,
     LoadStatistics,
     Prefetcher,
     PrefetchStatistics,
@@ -133,6 +134,7 @@ class _Scrape(Collector):
         text = "1 for the state of the expert store: failing if a thread died or a read does not return."
         yield gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
+        yield _load_balance(self._store.load_balance())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
@@ -196,6 +198,16 @@ def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
     optimal = [] if ratios is None else [((), ratios.optimal)]
     yield gauge("expert_hit_ratio", "Part of recent expert look-ups that were in memory.", [], realised)
     yield gauge("expert_optimal_hit_ratio", "The hit ratio of optimal replacement on demand (Belady).", [], optimal)
+
+
+def _load_balance(layers: Sequence[LayerBalance]) -> Metric:
+    text = "Balance of recent tokens over a layer's experts: variation, maximum over mean, experts without a token."
+    values = [
+        ((str(each.layer), statistic), value)
+        for each in layers
+        for statistic, value in (("cv", each.cv), ("max_over_mean", each.max_over_mean), ("dead", len(each.dead)))
+    ]
+    return gauge("expert_load_balance", text, ["layer", "statistic"], values)
 
 
 def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:

@@ -1,5 +1,7 @@
 /** The state of every expert: residency, routed tokens, pins, and heat, which is recent traffic. */
 
+import { describeLayer } from "./balance.js";
+
 const HALF_LIFE_MS = 5000; // decay of the heat
 const NO_EXPERT = 255; // fills layers that have fewer experts than the widest
 export const DISK = 0;
@@ -14,6 +16,7 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @typedef {{budget_bytes: number, num_slots: number, num_resident: number, resident_bytes: number,
  *   num_pinned: number}} MemoryTier
  * @typedef {{num_experts: number, total_bytes: number}} DiskTier
+ * @typedef {{layer: number, cv: number, max_over_mean: number, dead: number[], overloaded: number[]}} LayerBalance
  * @typedef {object} Totals totals since the start of the server, and gauges
  * @property {{device?: MemoryTier, host?: MemoryTier, disk: DiskTier}} tiers
  * @property {number | null} hit_ratio
@@ -34,8 +37,9 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @property {Latency} first_token
  * @property {Latency} inter_token
  * @typedef {Totals & {model: string, layers: {layer: number, num_experts: number}[], residency: number[][],
- *   tokens: number[][], pinned: number[][]}} Snapshot
- * @typedef {Totals & {residency: number[][], tokens: number[][], pinned: number[][] | null}} Update
+ *   tokens: number[][], pinned: number[][], balance: LayerBalance[]}} Snapshot
+ * @typedef {Totals & {residency: number[][], tokens: number[][], pinned: number[][] | null,
+ *   balance: LayerBalance[] | null}} Update
  */
 
 /** All experts, by index: row * width + expert. Rows are layers in model order. */
@@ -60,6 +64,7 @@ export class Experts {
     snapshot.residency.forEach((tiers, row) => this.residency.set(tiers, row * this.width));
     snapshot.tokens.forEach((counts, row) => this.tokens.set(counts, row * this.width));
     this.setPinned(snapshot.pinned);
+    this.balance = snapshot.balance; // of each layer; empty until there were enough tokens
     const maxTokens = this.tokens.reduce((one, other) => Math.max(one, other), 1);
     this.heat.set(this.tokens.map((count) => count / maxTokens)); // show past traffic faintly until there is new traffic
   }
@@ -82,6 +87,7 @@ export class Experts {
       this.heat[index] += more;
     }
     if (update.pinned !== null) this.setPinned(update.pinned);
+    if (update.balance !== null) this.balance = update.balance;
   }
 
   /**
@@ -147,6 +153,8 @@ export class Experts {
     words.push(`${this.tokens[index].toLocaleString("en")} tokens`);
     const recent = Math.round(this.heat[index]);
     if (recent) words.push(`about ${recent.toLocaleString("en")} recent`);
+    const balance = this.balance[this.row(index)];
+    if (balance) words.push(`its layer: ${describeLayer(balance)}`);
     return `${this.name(index)}: ${words.join(", ")}`;
   }
 }

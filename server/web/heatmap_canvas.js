@@ -17,6 +17,8 @@ export class HeatmapCanvas {
     this.canvas = canvas;
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     this.drawn = new Uint16Array(0); // look of each cell: tier, shade and pin
+    /** @type {import("./experts.js").LayerBalance[] | null} */
+    this.drawnBalance = null;
   }
 
   /**
@@ -30,6 +32,7 @@ export class HeatmapCanvas {
     this.layout = layout;
     this.palette = palette;
     this.drawn = new Uint16Array(experts.size).fill(NEVER_DRAWN);
+    this.drawnBalance = null;
     resize(this.canvas, layout);
     const { context } = this;
     context.clearRect(0, 0, layout.width, layout.height);
@@ -40,7 +43,7 @@ export class HeatmapCanvas {
     const everyRow = Math.ceil((14 * layout.ratio) / layout.pitchY);
     for (let row = 0; row < layout.rows; row += everyRow) {
       const y = layout.top + row * layout.pitchY + layout.cellHeight / 2;
-      context.fillText(String(experts.layers[row]), layout.left - 7 * layout.ratio, y);
+      context.fillText(String(experts.layers[row]), layout.labels - 7 * layout.ratio, y);
     }
     context.textAlign = "center";
     const labelEvery = Math.ceil((26 * layout.ratio) / layout.pitchX);
@@ -58,6 +61,7 @@ export class HeatmapCanvas {
   draw(experts) {
     const { context, drawn, layout, palette } = this;
     if (!layout || !palette) return 0;
+    if (experts.balance !== this.drawnBalance) this.drawBalance(experts, layout, palette);
     const { cellWidth, cellHeight } = layout;
     const shade = shades(experts.maxHeat);
     let count = 0;
@@ -75,6 +79,25 @@ export class HeatmapCanvas {
       if (look & PINNED) this.drawPin(x, y, Math.max(3, Math.round(Math.min(cellWidth, cellHeight) / 2.4)));
     }
     return count;
+  }
+
+  /**
+   * Draw a bar for each layer, as long as the logarithm of the tokens of its busiest expert over the mean.
+   *
+   * @param {Experts} experts
+   * @param {HeatmapLayout} layout
+   * @param {Palette} palette
+   */
+  drawBalance(experts, layout, palette) {
+    const { context } = this;
+    this.drawnBalance = experts.balance;
+    context.clearRect(layout.labels, layout.top, layout.strip, layout.height - layout.top);
+    experts.balance.forEach(({ max_over_mean: ratio, dead, overloaded }, row) => {
+      const share = ratio > 1 ? Math.log(ratio) / Math.log(experts.sizes[row]) : 0;
+      context.fillStyle = dead.length || overloaded.length ? palette.uneven : palette.muted;
+      const width = Math.max(1, Math.round(share * layout.strip));
+      context.fillRect(layout.labels, layout.top + row * layout.pitchY, width, layout.cellHeight);
+    });
   }
 
   /**

@@ -1,7 +1,9 @@
 /** Positions of the heatmap's cells, in whole device pixels. */
 
 // In CSS pixels.
-const LEFT = 30; // layer numbers
+const LABELS = 30; // layer numbers
+const STRIP = 18; // load balance of the layers
+const LEFT = LABELS + STRIP + 4;
 const TOP = 16; // expert numbers
 const MIN_WIDTH = 3; // cell with its gap, if all columns fit
 const SCROLLED_WIDTH = 6; // the same, if they do not fit and the heatmap scrolls sideways
@@ -29,6 +31,8 @@ export class HeatmapLayout {
     this.pitchY = Math.floor(Math.min(height * ratio, Math.max(LOW_HEIGHT * ratio, this.pitchX)));
     const isNarrow = this.pitchX < SCROLLED_WIDTH * ratio; // a gap would be a good part of the cell
     this.gap = isNarrow ? 0 : Math.max(1, Math.round(Math.min(3 * ratio, this.pitchY / 9)));
+    this.labels = Math.round(LABELS * ratio);
+    this.strip = Math.round(STRIP * ratio);
     this.left = Math.round(LEFT * ratio);
     this.top = Math.round(TOP * ratio);
     this.width = this.left + columns * this.pitchX;

@@ -1,6 +1,7 @@
 /** Entry point: connects the parts of the dashboard. */
 
 import { takeKeyFromAddress } from "./api.js";
+import { BalanceText } from "./balance.js";
 import { ConnectionStatus, initKeyDialog } from "./connection.js";
 import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
@@ -27,6 +28,7 @@ import { Weights } from "./weights.js";
 const TEXT_INTERVAL_MS = 250; // between updates of the text about the selected expert
 
 const heatmap = new Heatmap();
+const balanceText = new BalanceText();
 const inspector = new Inspector();
 const metricTiles = new MetricTiles(byId("tiles"), /** @type {HTMLSelectElement} */ (byId("line-range")));
 const lines = new Lines();
@@ -111,6 +113,7 @@ function showTotals(totals, now) {
   if (now - textAt < TEXT_INTERVAL_MS) return;
   textAt = now;
   facts.show(totals);
+  balanceText.show(experts.balance);
   warnings.show(history);
   inspector.show();
   heatmap.describe(heatmap.marks.cursor);

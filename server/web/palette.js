@@ -18,6 +18,7 @@ const LIGHT_DISK = { cold: [0.925, 0.012], warm: [0.6, 0.035] };
  * @property {string} text
  * @property {string} muted
  * @property {string} mark colour of the pin mark
+ * @property {string} uneven load balance of a layer with dead or overloaded experts
  */
 
 /**
@@ -38,8 +39,8 @@ export function palette(isDark) {
     });
   });
   return isDark
-    ? { shades, text: "#e6eeea", muted: "#93a69e", mark: "#ffffff" }
-    : { shades, text: "#15201c", muted: "#54645d", mark: "#10201a" };
+    ? { shades, text: "#e6eeea", muted: "#93a69e", mark: "#ffffff", uneven: "oklch(0.76 0.13 70)" }
+    : { shades, text: "#15201c", muted: "#54645d", mark: "#10201a", uneven: "oklch(0.66 0.14 65)" };
 }
 
 /**

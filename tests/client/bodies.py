@@ -42,6 +42,7 @@ SNAPSHOT = {
     "residency": [[0, 1, 2], [0, 0, 1]],
     "tokens": [[0, 5, 6], [0, 0, 9]],
     "pinned": [[1, 2]],
+    "balance": [{"layer": 1, "cv": 0.5, "max_over_mean": 2.0, "dead": [0], "overloaded": []}],
     **STATE,
 }
 EXPERT = {

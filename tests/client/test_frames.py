@@ -10,7 +10,14 @@ from client.frames import DEVICE, DISK, HOST, apply_update, parse_snapshot
 from tests.client.bodies import REFUSAL, SNAPSHOT, STATE, event
 from tests.client.conftest import AnyClient
 
-UPDATE = {"residency": [[4, 1, 1]], "tokens": [[4, 1, 3], [1, 2, 1]], "pinned": None, **STATE, "loaded_bytes": 9216}
+UPDATE = {
+    "residency": [[4, 1, 1]],
+    "tokens": [[4, 1, 3], [1, 2, 1]],
+    "pinned": None,
+    "balance": None,
+    **STATE,
+    "loaded_bytes": 9216,
+}
 
 
 def test_updates_change_the_named_experts_only() -> None:
@@ -23,6 +30,8 @@ def test_updates_change_the_named_experts_only() -> None:
     assert (first.loaded_bytes, second.loaded_bytes) == (8192, 9216)
     assert (second.model, second.layers, second.pinned) == ("tiny", (1, 4), frozenset({(1, 2)}))
     assert apply_update(second, UPDATE | {"pinned": []}).pinned == frozenset()
+    assert second.balance is first.balance
+    assert apply_update(second, UPDATE | {"balance": []}).balance == ()
 
 
 def test_each_event_yields_a_frame(any_client: AnyClient) -> None:

@@ -31,6 +31,7 @@ def frame(residency: Rows, tokens: Rows | None = None, **others: Any) -> ExpertF
             "num_requests_waiting": 0,
             "kv_cache_usage": 0.25,
             "memory": Memory(8 * GIB, {"trunk": GIB, "experts": 3 * GIB}, 0, 0, ""),
+            "balance": (),
             **others,
         }
     )

@@ -12,7 +12,7 @@ from client.top.command import add_arguments, run
 from tests.client.bodies import ADAPTERS, KEY_HINT, REFUSAL, REQUESTS, SNAPSHOT, STATE, VARIANTS, event
 from tests.client.scripted import ScriptedReply, ScriptedServer
 
-UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
+UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, "balance": None, **STATE}
 LISTED = ScriptedReply(json.dumps(REQUESTS).encode())
 FRAMES = ScriptedReply(event(SNAPSHOT, "snapshot") + event(UPDATE, "update"), is_stream=True)
 
@@ -38,9 +38,10 @@ def test_once_prints_a_frame(
     assert "2 of 6 experts" in lines[3]
     assert re.split(" {2,}", lines[4]) == ["hit ratio 50.0 % (optimal 75.0 %)", "read 0 B/s (8.0 KiB)", "stall 0 %"]
     assert re.split(" {2,}", lines[5]) == ["0.0 tokens/s (prompt 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
-    assert re.split(" {2,}", lines[6]) == ["request", "state", "prompt", "output", "tokens/s", "age", "stalled"]
-    assert re.split(" {2,}", lines[7]) == ["chat 5a0c1", "decode", "24", "38 / 256", "-", "2.1 s", "0.2 s"]
-    assert lines[8:10] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
+    assert lines[6] == "load max/mean 2.0 in layer 1 (variation 0.50), 1 dead (1/0), 0 overloaded"
+    assert re.split(" {2,}", lines[7]) == ["request", "state", "prompt", "output", "tokens/s", "age", "stalled"]
+    assert re.split(" {2,}", lines[8]) == ["chat 5a0c1", "decode", "24", "38 / 256", "-", "2.1 s", "0.2 s"]
+    assert lines[9:11] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
 
 
 def test_once_prints_variants_and_adapters(

@@ -23,7 +23,7 @@ from tests.client.top.frames import frame
 
 pytestmark = pytest.mark.slow
 
-UPDATE = {"residency": [], "tokens": [[4, 0, 7]], "pinned": None, **STATE, "num_requests_running": 9}
+UPDATE = {"residency": [], "tokens": [[4, 0, 7]], "pinned": None, "balance": None, **STATE, "num_requests_running": 9}
 FRAMES = event(SNAPSHOT, "snapshot") + event(UPDATE, "update")
 
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from client.adapters import parse_adapters
 from client.experts import Tier
-from client.frames import DEVICE, DISK, HOST
+from client.frames import DEVICE, DISK, HOST, LayerBalance
 from client.memory import Memory
 from client.requests import RequestStatus, parse_requests
 from client.top.palette import MEMORY_RGB, TIER_RGB
@@ -52,6 +52,16 @@ def drawn(view: View, width: int, height: int = 60, *, shows_weights: bool = Fal
 def view_of(*requests: RequestStatus, num_layers: int = 6) -> View:
     small = frame(((HOST, DISK),) * num_layers, num_requests_running=len(requests))
     return View(small, Rates(), ((0.0, 0.0),) * num_layers, requests)
+
+
+def test_the_most_uneven_layer_and_its_experts_are_named() -> None:
+    balance = (LayerBalance(0, 0.25, 1.5, (), ()), LayerBalance(4, 1.0, 6.0, (1, 2, 3, 5, 7), (0,)))
+    (line,) = [
+        line for line in drawn(View(replace(LARGE, balance=balance), RATES, [[0.0] * 128] * 48), 200) if "load" in line
+    ]
+    assert line == (
+        "load max/mean 6.0 in layer 4 (variation 1.00), 5 dead (4/1, 4/2, 4/3, 4/5, ...), 1 overloaded (4/0)"
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_store import ExpertKey
+from expert_store.load_balance import LoadBalance
 from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
 from server.engine.engine_statistics import FINISHED_REASONS
 from server.engine.interface import (
@@ -37,6 +38,7 @@ class SyntheticExperts:
         self.shape, self.traffic, self.name = (num_layers, num_experts), traffic, name
         self.residency = np.zeros(self.shape, dtype=np.uint8)
         self.tokens = np.zeros(self.shape, dtype=np.int64)
+        self.balance = LoadBalance(dict.fromkeys(range(num_layers), num_experts))
         self.pinned: set[ExpertPlace] = set()
         self.refusal: str | None = None
         self.obstacle = "in_use"  # why no expert is evicted
@@ -89,7 +91,12 @@ class SyntheticExperts:
         pinned = frozenset(ExpertKey(*place) for place in self.pinned)
         totals = self._totals()
         return ExpertSample(
-            dict.fromkeys(range(layers), experts), self.residency.copy(), self.tokens.copy(), pinned, totals
+            dict.fromkeys(range(layers), experts),
+            self.residency.copy(),
+            self.tokens.copy(),
+            pinned,
+            balance=self.balance.recent(self.tokens),
+            totals=totals,
         )
 
     def snapshot(self, sample: Any) -> JsonObject:

@@ -6,6 +6,7 @@ import re
 import threading
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -19,9 +20,9 @@ def colour_at(page: Page, layer: int, expert: int) -> list[int]:
     """Return red, green and blue in the middle of a cell."""
     return page.locator("#heatmap-cells").evaluate(  # type: ignore[no-any-return]
         """async (canvas, [row, column, rows, columns]) => {
-            const pitchX = Math.floor(Math.min(72, Math.max(4, (canvas.parentElement.clientWidth - 30) / columns)));
+            const pitchX = Math.floor(Math.min(72, Math.max(4, (canvas.parentElement.clientWidth - 52) / columns)));
             const pitchY = Math.min(34, pitchX);
-            const [x, y] = [30 + column * pitchX + pitchX / 2, 16 + row * pitchY + pitchY / 2];
+            const [x, y] = [52 + column * pitchX + pitchX / 2, 16 + row * pitchY + pitchY / 2];
             return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
         }""",
         [layer, expert, NUM_LAYERS, NUM_EXPERTS],
@@ -79,6 +80,31 @@ def test_large_model_of_48_layers_and_128_experts_is_live(synthetic: Synthetic, 
     expect(page.locator("#tiles")).to_contain_text("75 %")
     expect(page.locator("#tiles")).to_contain_text("optimal 88 %")
     expect(page.locator("#tiles")).to_contain_text("3 running")
+    assert page_log.errors == []
+
+
+def test_load_balance_is_drawn_beside_the_grid_and_told(synthetic: Synthetic, page: Page, page_log: PageLog) -> None:
+    open_live(page, synthetic.url)
+    expect(page.locator("#balance-text")).to_be_hidden()
+    tokens = np.full((NUM_LAYERS, NUM_EXPERTS), 64)
+    tokens[3, 5], tokens[3, 9] = 0, 640
+    synthetic.experts.tokens = tokens
+    expect(page.locator("#balance-text")).to_have_text(
+        "Load balance of recent tokens: most uneven in layer 3, busiest expert 9.4 times the mean, variation 0.75. "
+        "Dead, no token (layer/expert): 3/5. Overloaded, over four times the mean (layer/expert): 3/9."
+    )
+    page.wait_for_function(
+        """rows => {
+            const canvas = document.getElementById("heatmap-cells");
+            const pitch = (canvas.height - 16) / rows;
+            const length = (row) => {
+                const { data } = canvas.getContext("2d").getImageData(30, 16 + Math.floor((row + 0.3) * pitch), 18, 1);
+                return data.filter((value, place) => place % 4 === 3 && value > 0).length;
+            };
+            return length(2) > 0 && length(2) < length(3);
+        }""",
+        arg=NUM_LAYERS,
+    )
     assert page_log.errors == []
 
 
@@ -143,7 +169,7 @@ def test_a_phone_shows_which_of_256_experts_are_in_view(rig: Rig, codec: Codec, 
     with synthetic_server(rig, codec, num_experts=256) as wide:
         open_live(page, wide.url)
         view = page.locator("#heatmap-view")
-        expect(view).to_have_text("Experts 0 to 49 of 256. Scroll the heatmap sideways for the others.")
+        expect(view).to_have_text("Experts 0 to 46 of 256. Scroll the heatmap sideways for the others.")
         page.locator("#heatmap").evaluate("box => { box.scrollLeft = box.scrollWidth; }")
         expect(view).to_have_text(re.compile(r"^Experts \d+ to 255 of 256\."))
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from expert_store import ExpertKey, ExpertLoadError, ExpertStore
+from expert_store.load_balance import TOKENS_PER_EXPERT
 from server.engine.engine_statistics import EngineStatistics
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.metrics import Metrics
@@ -52,6 +53,23 @@ def test_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     assert value(metrics, "expert_stall_seconds_total", "decode") > 0
     assert value(metrics, "expert_slots", "host") == value(metrics, "expert_resident", "host") == 4
     assert value(metrics, "expert_resident_bytes", "host") == value(metrics, "expert_budget_bytes", "host")
+
+
+def test_load_balance_of_layers_is_a_gauge_by_statistic(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory())
+    assert not [name for name, _ in samples(metrics) if name == "greenroom_expert_load_balance"]
+    for layer, entry in catalog.layers.items():
+        keys = [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
+        with store.lease(dict.fromkeys(keys[1:], 2 * TOKENS_PER_EXPERT)) as lease:
+            for _ in lease:
+                pass
+    store.close()
+    for layer, entry in catalog.layers.items():
+        assert value(metrics, "expert_load_balance", str(layer), "dead") == 1
+        size = len(entry.experts)
+        assert value(metrics, "expert_load_balance", str(layer), "max_over_mean") == pytest.approx(size / (size - 1))
 
 
 def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
