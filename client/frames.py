@@ -17,7 +17,7 @@ Rows = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class LayerBalance:
-    """How evenly recent tokens are spread over the experts of a layer."""
+    """Load balance of a layer over recent tokens."""
 
     layer: int
     cv: float  # standard deviation of the tokens by expert over their mean

@@ -1,4 +1,4 @@
-"""How evenly recent tokens are spread over the experts of each layer."""
+"""Load balance of each layer: how evenly recent tokens are spread over its experts."""
 
 from __future__ import annotations
 
