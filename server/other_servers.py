@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 SAME, NOT_NEEDED, ABSENT = "the same", "not needed", "absent"
 VLLM, LLAMA_CPP, SGLANG, OLLAMA = "vLLM", "llama.cpp", "SGLang", "Ollama"
-CLIENTS_VARIABLES = frozenset({"OLLAMA_HOST"})  # clients on the same machine read them, too
+HEEDED = frozenset({"OLLAMA_HOST", "OLLAMA_MODELS"})  # variables that clients and the names of models use
 
 _FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 _VARIABLE = re.compile(r"(?<![\w-])[A-Z]+_[A-Z_]+(?![\w*])")
@@ -93,7 +93,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             "the format is read from the checkpoint; `greenroom pack --weights int8` quantises",
         ),
         Row("`--load-format`, `--config-format`, `--tokenizer-mode`", NOT_NEEDED, "the files are recognised"),
-        Row("`--tokenizer`, `--hf-config-path`", NOT_NEEDED, "they are those of the model's folder"),
+        Row("`--tokenizer`, `--hf-config-path`", "`--config-from`", "for GGUF files; others have them in their folder"),
         Row("`--chat-template`, `--generation-config`, `--override-generation-config`", SAME),
         Row("`--default-chat-template-kwargs`", "`--chat-template-kwargs`"),
         Row("`--chat-template-content-format`", NOT_NEEDED, "the form is detected from the template"),
@@ -278,7 +278,11 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`--speculative-algorithm`, `--kv-cache-dtype`, `--enable-hierarchical-cache`", ABSENT),
     ),
     OLLAMA: (
-        Row("`ollama serve`, `ollama run MODEL`", "`greenroom serve MODEL`, then `greenroom chat`"),
+        Row(
+            "`ollama serve`, `ollama run MODEL`",
+            "`greenroom serve ollama:MODEL`, then `greenroom chat`",
+            "[where the files lie](#files-of-ollama-and-lm-studio)",
+        ),
         Row("`ollama pull MODEL`", NOT_NEEDED, "`serve` downloads; in advance: `hf download MODEL`"),
         Row("`ollama list`, `ollama ps`", "`/api/tags`, `/api/ps`", "with Greenroom's address in `OLLAMA_HOST`"),
         Row("`ollama create`, Modelfile", ABSENT, "`greenroom pack` quantises"),
@@ -291,7 +295,11 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`OLLAMA_NUM_PARALLEL`", "`--max-running-requests`"),
         Row("`OLLAMA_MAX_QUEUE`", "`--max-queued-requests`", "beyond it requests get 429"),
         Row("`OLLAMA_ORIGINS`", "`--allow-origin`"),
-        Row("`OLLAMA_MODELS`", "`HF_HOME`", "of Ollama's own files, none are found by name yet"),
+        Row(
+            "`OLLAMA_MODELS`",
+            "`OLLAMA_MODELS`",
+            "where `ollama:NAME` is looked up; `HF_HOME` is the folder for downloads",
+        ),
         Row("`OLLAMA_DEBUG=1`", "`--log-level debug`"),
         Row(
             "`num_thread`, `num_gpu`",
@@ -332,5 +340,5 @@ def _is_in(name: str, row: Row) -> bool:
 
 def explain_variables(environment: Iterable[str]) -> list[str]:
     """Say for each variable of other servers that is set what stands for it, since it has no effect."""
-    names = sorted(name for name in environment if "_" in name and name not in CLIENTS_VARIABLES)
+    names = sorted(name for name in environment if "_" in name and name not in HEEDED)
     return [told for name in names if name.isupper() and (told := explain(name)) is not None]

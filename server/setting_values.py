@@ -28,6 +28,7 @@ SAMPLING_RANGES = {
     "min_p": (0, 1),
     "repetition_penalty": (0.01, 2),
 }
+STOPS = "stop_strings"  # texts that end a completion, in generation_config.json
 MAX_NEW_TOKENS = "max_new_tokens"  # a limit for all requests
 MAX_TEMPLATE_BYTES = 1 << 20
 GENERATION_FILE = "generation_config.json"

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="model to check: hub id (its weights are not downloaded) or local folder (default: the bundled model)",
+        help="model to check: hub id (its weights are not downloaded) local folder, GGUF file "
+        "or ollama:NAME (default: the bundled model)",
     )
     add_flags(parser, SETTINGS)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

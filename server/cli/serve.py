@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="hub id, checkpoint folder or packed folder (default: the bundled model)",
+        help="hub id, folder of a checkpoint or a pack, GGUF file, OWNER/NAME:TAG of a GGUF file on the hub, or "
+        "ollama:NAME (default: the bundled model)",
     )
     add_flags(parser)
 

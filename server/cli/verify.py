@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pack",
         metavar="MODEL",
         type=Path,
-        help="folder written by greenroom pack, or a copy of it; or a GGUF file",
+        help="folder written by greenroom pack, or a copy of it; a GGUF file; or ollama:NAME",
     )
 
 
@@ -27,13 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
     # torch takes seconds to import; --help should not wait
     from expert_store import ExpertStoreError, is_pack  # noqa: PLC0415
     from server.model.checkpoint.local_files import find_gguf, local_files  # noqa: PLC0415
+    from server.model.checkpoint.ollama_store import find_manifest, is_ollama  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)
     path: Path = arguments.pack
-    if not path.exists():
-        return finish(f"there is no {path}; give a folder written by greenroom pack, or a GGUF file", FAILURE)
     try:
+        if is_ollama(str(path)):
+            return _verify_ollama(find_manifest(str(path)))
+        if not path.exists():
+            return finish(f"there is no {path}; give a folder written by greenroom pack, or a GGUF file", FAILURE)
         if is_pack(path):
             return _verify_pack(path)
         file = find_gguf(str(path), local_files(str(path)) or [])
@@ -60,6 +63,21 @@ def _verify_pack(folder: Path) -> int:
     if not damaged:
         return finish(f"{folder} is undamaged: {num_experts} experts, {format_bytes(catalog.total_bytes)}", 0)
     return _finish_damaged(f"{len(damaged)} of {num_experts} experts of {folder}", damaged)
+
+
+def _verify_ollama(path: Path) -> int:
+    from server.byte_sizes import format_bytes  # noqa: PLC0415
+    from server.model.checkpoint.ollama_store import damaged_blobs, read_ollama_manifest  # noqa: PLC0415
+    from server.progress import progress  # noqa: PLC0415
+
+    with exit_on_interrupt("interrupted"):
+        manifest = read_ollama_manifest(path)
+        total = sum(blob.stat().st_size for blob in manifest.blobs.values())
+        with progress(f"verifying {manifest.name}", total) as shown:
+            damaged = damaged_blobs(manifest, shown.advance)
+    if damaged:
+        return _finish_damaged(f"{len(damaged)} of {len(manifest.blobs)} blobs of {manifest.name}", damaged)
+    return finish(f"{manifest.name} is undamaged: {len(manifest.blobs)} blobs, {format_bytes(total)}", 0)
 
 
 def _verify_gguf(path: Path) -> int:

@@ -50,6 +50,7 @@ class ModelSummary:
     program: ModelProgram  # what runs where
     num_unused: int  # tensors in the files that the model does not use
     trunk_format: str = UNCHANGED  # weight format of the trunk's linear layers
+    notes: tuple[str, ...] = ()  # what of the files is not used
 
     @property
     def has_experts(self) -> bool:
@@ -102,7 +103,7 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
         trunk_format = checkpoint.pack.manifest.trunk
     elif isinstance(checkpoint, GgufCheckpoint):
         places = checkpoint.map(shape.model)
-        check_complete(folder.name, shape.model, [*places.trunk, *places.packed])
+        check_complete(checkpoint.name, shape.model, [*places.trunk, *places.packed])
         source, catalog, trunk_format = "gguf", places.catalog, trunk_types(places.packed)
     elif not any(folder.glob("*.safetensors")):
         catalog = catalog_from_config(shape.model)
@@ -124,6 +125,7 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
         program=program,
         num_unused=num_unused,
         trunk_format=trunk_format,
+        notes=tuple(checkpoint.notes()),
     )
 
 

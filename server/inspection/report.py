@@ -47,7 +47,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
         "trunk_format": summary.trunk_format,
         "trunk_fits": plan.holds_trunk,
         "refusal": plan.refusal,
-        "notes": list(plan.memory.notes),
+        "notes": [*summary.notes, *plan.memory.notes],
         "num_unused_tensors": summary.num_unused,
         "experts": {
             "num_experts": summary.num_experts,

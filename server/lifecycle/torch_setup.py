@@ -20,6 +20,7 @@ from server.lifecycle.lighter_imports import (
     without_compiler,
     without_distributed,
 )
+from server.model.checkpoint.local_files import is_gguf
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ def _import_without_compiler() -> None:
 
 
 def _takes_no_images(model: str | None) -> bool:
-    """Return True if the model is on this machine, packed or not, and its config shows that it takes only text."""
-    if model is None:
+    """Return True if the model is a GGUF file, or is on this machine and its config shows that it takes only text."""
+    if model is None or is_gguf(model):
         return True
     try:
         paths = [path for pattern in ("config.json", "*/config.json") for path in Path(model).glob(pattern)]

@@ -76,6 +76,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     device = find_device(settings.device)
     original = find_original(settings.config_from)
     checkpoint = open_checkpoint(folder, original)
+    for note in checkpoint.notes():
+        log.info("%s: %s", name, note)
     generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
     check_chat_settings(settings)
     model_config = checkpoint.read_config()
@@ -109,6 +111,9 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     trunk = load(dtype)
     tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()
+    markers = tokenizer.marker_ids  # a stop that is one token ends a turn like the end tokens
+    ends = frozenset(markers[stop] for stop in generation.stops if stop in markers)
+    stops = tuple(stop for stop in generation.stops if stop not in markers)
     computing = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
     return ModelParts(
         name,
@@ -116,8 +121,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         device,
         compute=f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{computing}",
         tokenizer=tokenizer,
-        eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids,
-        defaults=SamplingDefaults(**generation.sampling),
+        eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids | ends,
+        defaults=SamplingDefaults(**generation.sampling, stop=stops),
         folder=folder,
         original=original,
         description=checkpoint.describe(),

@@ -75,7 +75,9 @@ def test_a_key_of_another_server_in_the_file_is_explained(tmp_path: Path) -> Non
 
 
 def test_variables_of_other_servers_are_explained_but_not_those_that_their_clients_read() -> None:
-    told = explain_variables(["OLLAMA_NUM_PARALLEL", "OLLAMA_HOST", "LLAMA_ARG_N_PARALLEL", "HF_HOME", "HOME", "tmp_x"])
+    told = explain_variables(
+        ["OLLAMA_NUM_PARALLEL", "OLLAMA_HOST", "OLLAMA_MODELS", "LLAMA_ARG_N_PARALLEL", "HF_HOME", "HOME", "tmp_x"]
+    )
     assert told == [
         "LLAMA_ARG_N_PARALLEL is a variable of llama.cpp; here it is GREENROOM_MAX_RUNNING_REQUESTS",
         "OLLAMA_NUM_PARALLEL is a variable of Ollama; here it is --max-running-requests",

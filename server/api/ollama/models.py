@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -102,7 +103,8 @@ def _parameters(model: LoadedModel) -> str:
     }
     if defaults.max_new_tokens is not None:
         named["num_predict"] = defaults.max_new_tokens
-    return "\n".join(f"{name:<30} {value:g}" for name, value in named.items())
+    stops = [f"{'stop':<30} {json.dumps(stop, ensure_ascii=False)}" for stop in defaults.stop]
+    return "\n".join([*(f"{name:<30} {value:g}" for name, value in named.items()), *stops])
 
 
 def _named(model: LoadedModel) -> JsonObject:

@@ -313,7 +313,7 @@ def sampling_params(
         masked_tokens=muted.anywhere,
         masked_first_tokens=muted.first,
         seed=None if body.seed is None else choice_seed(body.seed, choice),
-        stop=tuple(body.stop),
+        stop=tuple(body.stop) or defaults.stop,
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,

@@ -87,6 +87,7 @@ class SamplingDefaults:
 
     Args:
         max_new_tokens: the most that a completion may have, whatever the request says; None without such a limit.
+        stop: texts that end the completions of requests that name none.
     """
 
     temperature: float = 1.0
@@ -95,6 +96,7 @@ class SamplingDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

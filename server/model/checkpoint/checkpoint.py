@@ -56,6 +56,9 @@ class Checkpoint(Protocol):
             ModelError, CheckpointError: its config can't be read.
         """
 
+    def notes(self) -> list[str]:
+        """Tell what of its files is not used, a sentence each."""
+
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the defaults for generation, as in ``generation_config.json``; None if there are none.
 

@@ -66,6 +66,10 @@ class FolderCheckpoint:
         """Describe it by its config."""
         return describe_folder(self.path, self.read_config())
 
+    def notes(self) -> list[str]:
+        """Tell nothing."""
+        return []
+
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the content of ``generation_config.json``."""
         path = self.path / GENERATION_FILE

@@ -10,7 +10,7 @@ from typing import Any
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.errors import ModelError
-from server.setting_values import GENERATION_FILE, MAX_NEW_TOKENS, SAMPLING_RANGES, check_sampling
+from server.setting_values import GENERATION_FILE, MAX_NEW_TOKENS, SAMPLING_RANGES, STOPS, check_sampling
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class GenerationConfig:
 
     eos_token_ids: frozenset[int]
     sampling: dict[str, Any]  # numbers, by a name in SAMPLING_RANGES, or MAX_NEW_TOKENS
+    stops: tuple[str, ...] = ()  # texts that end a completion
 
 
 def read_generation_config(
@@ -51,4 +52,8 @@ def read_generation_config(
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(end) is int for end in ends):
         raise ModelError(f"{GENERATION_FILE} of {chosen.name}: eos_token_id is {ends!r}, not token ids")
-    return GenerationConfig(frozenset(ends), sampling | dict(overrides or {}))
+    stops = values.get(STOPS) if names else None
+    stops = [stops] if isinstance(stops, str) else stops or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise ModelError(f"{GENERATION_FILE} of {chosen.name}: {STOPS} is {stops!r}, not a list of texts")
+    return GenerationConfig(frozenset(ends), sampling | dict(overrides or {}), tuple(stops))

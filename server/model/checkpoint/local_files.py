@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from server.model.checkpoint.ollama_store import find_manifest, is_ollama
 from server.model.errors import ModelError, check_formats
 
 GGUF = ".gguf"  # suffix of files with a complete model, or a part of one
 SPLIT_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # 1-based
-OTHER_PARTS = ("mmproj", "mtp-", "imatrix")  # begin the names of files with the image part of a model, and the like
+OTHER_PARTS = ("mtp-", "imatrix")  # begin the names of files that are no models
+PROJECTOR = "mmproj"  # is in the names of files with the image part of a model
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")  # with the tag of a GGUF file
 WEIGHTS_LABEL = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*)$", re.IGNORECASE)
 
@@ -21,8 +23,10 @@ def local_files(model: str) -> list[str] | None:
     Raises:
         ModelError: there is no such folder and the name is not a hub id, or the folder can't be read.
     """
-    folder = Path(model)
     check_printable(model)
+    if is_ollama(model):
+        return [find_manifest(model).name]
+    folder = Path(model)
     try:
         if folder.is_dir():
             return [path.name for path in folder.iterdir()]
@@ -41,14 +45,24 @@ def local_files(model: str) -> list[str] | None:
     return None
 
 
+def is_gguf(model: str) -> bool:
+    """Return True if a model of the command line is in the GGUF format, by its name alone."""
+    return is_ollama(model) or model.endswith(GGUF) or (split_tag(model)[1] is not None and not Path(model).exists())
+
+
 def gguf_models(names: Iterable[str]) -> list[str]:
     """Return the name of the first file of each model in the GGUF format, among the names of files."""
     found = set()
     for name in names:
-        if name.endswith(GGUF) and not Path(name).name.startswith(OTHER_PARTS):
+        if name.endswith(GGUF) and not Path(name).name.startswith(OTHER_PARTS) and not is_projector(name):
             match = SPLIT_FILE.fullmatch(name)
             found.add(f"{match[1]}-00001-of-{match[3]}{GGUF}" if match else name)
     return sorted(found)
+
+
+def is_projector(name: str) -> bool:
+    """Return True if a file has the image part of a model, by its name."""
+    return PROJECTOR in Path(name).name.lower()
 
 
 def split_tag(model: str) -> tuple[str, str | None]:

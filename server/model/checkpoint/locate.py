@@ -7,6 +7,7 @@ from pathlib import Path
 from expert_store import is_pack, read_manifest
 from server.model.checkpoint.download import download, download_small_files
 from server.model.checkpoint.local_files import SPLIT_FILE, check_printable, find_gguf, local_files
+from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
 from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
@@ -28,21 +29,24 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]
 
 
 def find_local(model: str | None) -> tuple[Path, str] | None:
-    """Return the folder, or the GGUF file, and the name of a model on this machine; None for a hub id.
+    """Return the place and the name of a model on this machine; None for a hub id.
+
+    The place is a folder, a GGUF file, or a manifest of Ollama's store.
 
     Raises:
         ModelError: there is no such folder and the name is not a hub id, the folder can't be read, or it is not a
             model's checkpoint.
         CheckpointError: the folder is packed, and its manifest is damaged.
     """
-    if model is None:
-        return BUNDLED, BUNDLED_NAME
-    names = local_files(model)
+    names = [] if model is None else local_files(model)
     if names is None:
         return None
-    folder = Path(model)
-    if folder.resolve() == BUNDLED:
+    if model is None or Path(model).resolve() == BUNDLED:
         return BUNDLED, BUNDLED_NAME
+    if is_ollama(model):
+        manifest = find_manifest(model)
+        return manifest, manifest_name(manifest)
+    folder = Path(model)
     if is_pack(folder):
         return folder, check_printable(read_manifest(folder).model)
     file = find_gguf(model, names)

@@ -8,13 +8,14 @@ from expert_store import is_pack, open_pack
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.gguf.ollama_checkpoint import OllamaCheckpoint
 from server.model.checkpoint.local_files import GGUF
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.errors import ModelError
 
 
 def open_checkpoint(path: Path, original: Path | None = None) -> Checkpoint:
-    """Open a packed model, a folder of safetensors, or a GGUF file.
+    """Open a packed model, a folder of safetensors, a GGUF file, or a model of Ollama's store by its manifest.
 
     Args:
         original: the model that a GGUF file was made from, whose config and tokenizer count instead of the file's.
@@ -23,8 +24,10 @@ def open_checkpoint(path: Path, original: Path | None = None) -> Checkpoint:
         CheckpointError: the folder is packed, and a file of it is damaged.
         ModelError: there is an original, but no GGUF file.
     """
-    if path.suffix == GGUF:
-        return GgufCheckpoint(path, None if original is None else open_checkpoint(original))
+    if path.suffix == GGUF or path.is_file():
+        from_original = None if original is None else open_checkpoint(original)
+        is_gguf = path.suffix == GGUF
+        return GgufCheckpoint(path, from_original) if is_gguf else OllamaCheckpoint.open(path, from_original)
     if original is not None:
         raise ModelError("the model has a config of its own; leave --config-from out, which is for GGUF files")
     return PackCheckpoint(open_pack(path)) if is_pack(path) else FolderCheckpoint(path)

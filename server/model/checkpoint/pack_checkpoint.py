@@ -53,6 +53,10 @@ class PackCheckpoint:
         found = self._small_files.describe()
         return replace(found, format=FORMAT, weights=PLAIN.get(weights, weights.upper()))
 
+    def notes(self) -> list[str]:
+        """Tell nothing."""
+        return []
+
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the content of ``generation_config.json``."""
         return self._small_files.generation_values()

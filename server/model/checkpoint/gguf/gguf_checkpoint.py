@@ -21,6 +21,7 @@ from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_linears
+from server.model.checkpoint.local_files import GGUF, is_projector
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
 from server.model.quantised.scheme import forget_quantisation
@@ -76,6 +77,13 @@ class GgufCheckpoint:
     def describe(self) -> ModelDescription:
         """Describe it by its metadata and the types of its tensors."""
         return describe_file(self._file)
+
+    def notes(self) -> list[str]:
+        """Name files with the image part of the model, and its tensors in this file."""
+        beside = [path.name for path in self.path.parent.glob(f"*{GGUF}") if is_projector(path.name)]
+        names = sorted(beside) if self.path.suffix == GGUF else []
+        tensors = [f"the image part in the file ({len(found)} tensors)"] if (found := self._file.image_tensors) else []
+        return [f"{each} is not used: images are not read from GGUF" for each in (*names, *tensors)]
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the end tokens and the sampling that the original or the metadata names."""

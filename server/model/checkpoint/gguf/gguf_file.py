@@ -16,6 +16,7 @@ from server.model.errors import ModelError
 NUM_SPLITS, SPLIT_NUMBER, NUM_TENSORS = "split.count", "split.no", "split.tensors.count"
 ARCHITECTURE = "general.architecture"
 PROJECTORS = ("clip", "mmproj")  # architectures of files with the image part of a model
+IMAGE_PARTS = ("v.", "mm.")  # begin the names of tensors
 REMEDY = "download all files of the model again"
 Plain = TypeVar("Plain", int, bool, str, list[str])
 KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: "a text", list: "a list of texts"}
@@ -65,6 +66,11 @@ class GgufFile:
         if name is None:
             raise ModelError(f"{self.path.name} does not say which architecture it is ({ARCHITECTURE}); {REMEDY}")
         return name
+
+    @property
+    def image_tensors(self) -> list[str]:
+        """Names of the tensors of an image part, which Ollama's files may have beside the language model's."""
+        return [name for name in self.tensors if name.startswith(IMAGE_PARTS)]
 
     def plain(self, key: str, kind: type[Plain]) -> Plain | None:
         """Return a value of the metadata, by its complete key; None if there is none.

@@ -130,7 +130,10 @@ def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[st
     """
     found: Tensors = {}
     others = {leaf for places in (architecture.layer, architecture.model) for p in places.values() for leaf in p.others}
+    image_tensors = set(file.image_tensors)
     for tensor in file.tensors.values():
+        if tensor.name in image_tensors:
+            continue
         match = LAYER.fullmatch(tensor.name)
         if match is not None and int(match[1]) >= values["num_hidden_layers"]:
             continue  # predicts further tokens

@@ -243,6 +243,22 @@ def test_a_folder_with_safetensors_too_asks_which(tmp_path: Path) -> None:
         find_local(str(tmp_path))
 
 
+def test_a_file_with_the_image_part_beside_the_model_is_named_and_left_out(tmp_path: Path) -> None:
+    shutil.copy(FILES / f"{QUANTISED}.gguf", tmp_path / "tiny.gguf")
+    (tmp_path / "mmproj-tiny.gguf").touch()
+    found = find_local(str(tmp_path))
+    assert found is not None
+    assert found[0].name == "tiny.gguf"
+    assert GgufCheckpoint(found[0]).notes() == ["mmproj-tiny.gguf is not used: images are not read from GGUF"]
+
+
+def test_tensors_of_an_image_part_in_the_file_are_left_out(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "tiny.gguf", renamed={"output_norm.weight": "v.post_norm.weight"})
+    assert "the image part in the file (1 tensors) is not used" in GgufCheckpoint(path).notes()[0]
+    with pytest.raises(ModelError, match="lacks model.norm.weight"):
+        load_trunk(path, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

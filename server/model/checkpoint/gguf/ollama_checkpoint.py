@@ -1,0 +1,80 @@
+"""A model of Ollama's store, as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from expert_store import read_json_object
+from server.model.checkpoint.checkpoint import Checkpoint
+from server.model.checkpoint.description import ModelDescription
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.ollama_store import (
+    LICENCE,
+    PARAMETERS,
+    PREFIX,
+    TEMPLATE,
+    OllamaManifest,
+    read_ollama_manifest,
+)
+from server.setting_values import SAMPLING_RANGES, STOPS
+
+RENAMED = {"repeat_penalty": "repetition_penalty", "stop": STOPS}  # transformers' names of Ollama's parameters
+UNUSED = {  # layers, with what is done instead
+    TEMPLATE: "Ollama's template, which is in Go's language, is not used: the file's own chat template is",
+    "system": "Ollama's system prompt is not used: send it as a message of role system",
+    "messages": "Ollama's messages at the start of chats are not used: send them with each request",
+    "projector": "Ollama's file with the image part of the model is not used: images are not read from GGUF",
+}
+
+
+@dataclass(frozen=True)
+class OllamaCheckpoint(GgufCheckpoint):
+    """The GGUF file that a manifest of Ollama names, with the manifest's parameters; see ``Checkpoint``."""
+
+    manifest: OllamaManifest | None = None
+
+    @classmethod
+    def open(cls, manifest: Path, original: Checkpoint | None = None) -> Self:
+        """Open a model by its manifest.
+
+        Raises:
+            CheckpointError, ModelError: see ``read_ollama_manifest``.
+        """
+        found = read_ollama_manifest(manifest)
+        return cls(found.weights, original, found)
+
+    @property
+    def name(self) -> str:
+        """The name by which it was given."""
+        assert self.manifest is not None
+        return f"{PREFIX}{self.manifest.name}"
+
+    def describe(self) -> ModelDescription:
+        """Describe the file, with the licence of the manifest."""
+        assert self.manifest is not None
+        found = super().describe()
+        return replace(found, licence=self.manifest.text(LICENCE) or found.licence)
+
+    def generation_values(self) -> Mapping[str, Any] | None:
+        """Return the values of the file, over which those of the manifest count."""
+        return {**(super().generation_values() or {}), **self._parameters}
+
+    def notes(self) -> list[str]:
+        """Name the layers of the manifest that are not used."""
+        assert self.manifest is not None
+        ignored = sorted(set(self._stored) - {"stop", *SAMPLING_RANGES, *RENAMED})
+        about = [f"Ollama's parameters {', '.join(ignored)} are not used"] if ignored else []
+        return [*super().notes(), *(note for kind, note in UNUSED.items() if kind in self.manifest.blobs), *about]
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        named = {RENAMED.get(key, key): value for key, value in self._stored.items()}
+        return {key: value for key, value in named.items() if key in {STOPS, *SAMPLING_RANGES}}
+
+    @property
+    def _stored(self) -> dict[str, Any]:
+        blob = None if self.manifest is None else self.manifest.blobs.get(PARAMETERS)
+        return {} if blob is None else read_json_object(blob)
