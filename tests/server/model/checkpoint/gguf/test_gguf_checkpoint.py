@@ -255,7 +255,7 @@ def test_a_file_with_the_image_part_beside_the_model_is_named_and_left_out(tmp_p
 def test_tensors_of_an_image_part_in_the_file_are_left_out(tmp_path: Path) -> None:
     path = rewrite(tmp_path / "tiny.gguf", renamed={"output_norm.weight": "v.post_norm.weight"})
     assert "the image part in the file (1 tensors) is not used" in GgufCheckpoint(path).notes()[0]
-    with pytest.raises(ModelError, match="lacks model.norm.weight"):
+    with pytest.raises(ModelError, match=r"lacks model\.norm\.weight"):
         load_trunk(path, torch.float32)
 
 
