@@ -8,7 +8,7 @@ import torch
 
 from expert_store.arena import HostArena
 from expert_store.errors import BudgetError
-from expert_store.io.pinned_memory import PROBE_BYTES, PinnedMemory
+from expert_store.io.pinned_memory import PinnedMemory
 
 Event = Any  # torch.cuda.Event, or None for none
 
@@ -19,7 +19,7 @@ class CudaDevice:
     def __init__(self, device: torch.device):
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
-        self._pinned = PinnedMemory(device, torch.empty(PROBE_BYTES, dtype=torch.uint8, device=device))
+        self._pinned = PinnedMemory(device, self.allocate)
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         try:

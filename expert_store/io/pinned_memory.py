@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -23,12 +24,14 @@ class PinnedMemory:
 
     Args:
         device: the device that copies.
-        probe: uint8 ``(PROBE_BYTES,)`` in its memory, to be overwritten.
+        allocate: returns so many bytes of its memory, for use by the current stream.
     """
 
-    def __init__(self, device: torch.device, probe: torch.Tensor):
-        self._device, self._probe = device, probe
+    def __init__(self, device: torch.device, allocate: Callable[[int], torch.Tensor]):
+        self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
+        with torch.cuda.stream(self._stream):
+            self._probe = allocate(PROBE_BYTES)
         self._sizes: dict[int, int] = {}  # bytes by address
         self._can_pin = True
         self._probing = threading.Lock()

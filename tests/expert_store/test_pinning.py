@@ -11,7 +11,7 @@ import torch
 
 from expert_store.arena import HostArena
 from expert_store.io import pinned_memory
-from expert_store.io.pinned_memory import PROBE_BYTES, PinnedMemory
+from expert_store.io.pinned_memory import PinnedMemory
 from tests.expert_store.records import LAYOUT
 
 CUDA = torch.device("cuda", 1)
@@ -62,6 +62,10 @@ class DeafMemory(torch.Tensor):
         return self
 
 
+def zeros(nbytes: int) -> torch.Tensor:
+    return torch.zeros(nbytes, dtype=torch.uint8)
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     runtime = Runtime(quota=2)
@@ -74,7 +78,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 @pytest.fixture
 def pinned(runtime: Runtime) -> PinnedMemory:
-    return PinnedMemory(CUDA, torch.zeros(PROBE_BYTES, dtype=torch.uint8))
+    return PinnedMemory(CUDA, zeros)
 
 
 def slots(count: int) -> list[torch.Tensor]:
@@ -128,7 +132,7 @@ def test_an_error_is_taken_from_the_library_that_torch_has_loaded(monkeypatch: p
 
 
 def test_memory_that_is_not_copied_is_not_pinned(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
-    pinned = PinnedMemory(CUDA, torch.zeros(PROBE_BYTES, dtype=torch.uint8).as_subclass(DeafMemory))
+    pinned = PinnedMemory(CUDA, lambda nbytes: zeros(nbytes).as_subclass(DeafMemory))
     memory = slots(2)
     memory[0].fill_(7)
     with caplog.at_level(logging.WARNING):

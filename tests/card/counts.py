@@ -1,0 +1,41 @@
+"""What happened on the card: launches, synchronisations and races, each by the line of the project that caused it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+ROOT = f"{Path(__file__).parents[2]}/"
+CARD = f"{Path(__file__).parent}/"
+
+lock = threading.RLock()  # guards everything of the card
+launches: Counter[str] = Counter()  # by operation
+launch_places: Counter[str] = Counter()
+syncs: Counter[str] = Counter()  # by operation and place
+races: Counter[str] = Counter()
+contexts: Counter[tuple[int, str]] = Counter()  # calls that open a context, by device and thread
+
+
+def place() -> str:
+    """Return the innermost line of the project that is being run, as ``FILE:LINE``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and not name.startswith(CARD) and "/.venv/" not in name:
+            return f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
+
+
+def count_sync(operation: str) -> None:
+    with lock:
+        syncs[f"{operation} at {place()}"] += 1
+
+
+def clear() -> None:
+    """Forget all that was counted."""
+    with lock:
+        for counter in (launches, launch_places, syncs, races, contexts):
+            counter.clear()

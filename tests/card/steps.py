@@ -1,0 +1,67 @@
+"""Counts launches and synchronisations of decode steps on the card: ``python -m tests.card.steps`` prints JSON."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from expert_store import ExpertStore
+from server.model.attention.kv_cache import KVCache
+from server.model.step import SequenceChunk
+from server.model.trunk_loader import load_trunk
+from tests.card import counts
+from tests.card.runtime import install
+from tests.checkpoints import save_checkpoint
+from tests.expert_store.waiting import wait_until_idle
+from tests.families import make_config
+
+CARD = torch.device("cuda", 0)
+PROMPT, FEW, MANY = 20, 2, 4  # layers; the difference of both depths is the cost of a layer
+BLOCKS = 4  # of a sequence
+
+
+def decode_step(num_layers: int, num_sequences: int) -> dict[str, Counter[str]]:
+    """Return the launches and synchronisations, by place, of a step in which all experts are on the card."""
+    config = make_config("qwen3_moe")
+    config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * num_layers
+    with tempfile.TemporaryDirectory() as folder:
+        trunk = load_trunk(save_checkpoint(config, Path(folder) / "model", torch.bfloat16), torch.bfloat16, CARD)
+        total = trunk.catalog.total_bytes
+        store = ExpertStore(trunk.catalog, total, device_bytes=total, device=CARD)
+        cache = KVCache(trunk.facts.kv_groups, [BLOCKS * num_sequences], 8, CARD)
+        for layer in trunk.catalog.layers:
+            with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
+                list(lease)
+        wait_until_idle(store)
+        for first, length in ((0, PROMPT), (PROMPT, 1)):
+            counts.clear()
+            chunks = [
+                SequenceChunk([5] * length, first, [[BLOCKS * sequence + block for block in range(BLOCKS)]])
+                for sequence in range(num_sequences)
+            ]
+            trunk.forward(chunks, cache, store)
+        found = {"launches": Counter(counts.launch_places), "syncs": Counter(counts.syncs)}
+        store.close()
+    return found
+
+
+def cost(num_sequences: int) -> dict[str, float]:
+    """Return what a layer costs, and what all costs that is beside the layers."""
+    few, many = decode_step(FEW, num_sequences), decode_step(MANY, num_sequences)
+    result = {}
+    for name in few:
+        layer = (many[name].total() - few[name].total()) / (MANY - FEW)
+        result[f"{name} of a layer"] = layer
+        result[f"{name} beside"] = few[name].total() - FEW * layer
+    return result
+
+
+if __name__ == "__main__":
+    install()
+    print(json.dumps({count: cost(count) for count in (1, 4)}))

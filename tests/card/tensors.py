@@ -1,0 +1,277 @@
+"""Tensors of the card: wrappers of tensors of the CPU, whose operations are checked and counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch.utils import _pytree as pytree
+
+from tests.card.counts import count_sync, launch_places, launches, lock, place
+from tests.card.memory import Memory
+from tests.card.streams import Stream, current_stream, default_streams, index_of, local
+
+aten = torch.ops.aten
+SDPA = aten.scaled_dot_product_attention.default
+BEYOND_HOST = 1 << 56  # added to addresses, so that the host can't read there
+SPOILT = 255  # each byte of memory that nothing has been written to; NaN in any format of numbers
+
+TAKES_HOST_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._unsafe_index.Tensor}
+TAKES_BOTH = {aten.copy_.default, aten._to_copy.default, aten.set_.source_Tensor} | TAKES_HOST_INDICES
+WAITS = {  # operations whose result or its shape is read by the host
+    "_local_scalar_dense", "_unique2", "bincount", "equal", "histc", "is_nonzero", "item", "masked_select", "nonzero",
+    "unique_consecutive", "unique_dim",
+}  # fmt: skip
+ONLY_ON_CPU = ("_scaled_dot_product_flash_attention_for_cpu", "_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm")
+
+memory = Memory(8 << 30)
+
+
+class CardTensor(torch.Tensor):
+    """A tensor in the card's memory."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor, index: int = 0) -> Self:
+        with torch.inference_mode(inner.is_inference()):  # a view of a normal tensor is a normal one
+            made: Self = torch.Tensor._make_wrapper_subclass(
+                cls,
+                inner.shape,
+                strides=inner.stride(),
+                storage_offset=inner.storage_offset(),
+                dtype=inner.dtype,
+                device=torch.device("cuda", index),
+            )
+        return made
+
+    def __init__(self, inner: torch.Tensor, index: int = 0):
+        del index
+        self.inner = inner
+
+    def __repr__(self, **_: Any) -> str:
+        return f"CardTensor({self.inner!r}, {self.device})"
+
+    def __deepcopy__(self, memo: Any) -> CardTensor:
+        return on_card(self.inner.clone(), self.device.index)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError("a tensor of the card can't be pickled")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            return run(SDPA, args, kwargs or {})
+        if function is torch._has_compatible_shallow_copy_type:
+            return False
+        if function is torch.Tensor.data_ptr:
+            return args[0].inner.data_ptr() + BEYOND_HOST
+        if function is torch.Tensor.tolist:
+            return args[0].cpu().tolist()
+        if function is torch.Tensor.numpy:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(function, args, kwargs or {})
+
+
+def on_card(inner: torch.Tensor, index: int, *, is_view: bool = False) -> CardTensor:
+    if not is_view:
+        memory.add(inner, index)
+    return CardTensor(inner, index)
+
+
+def run(function: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation at least one of whose tensors is the card's, or whose result is to be."""
+    if function is not SDPA and _is_composite(function):  # in inference mode they come here whole
+        result = function.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    leaves = pytree.arg_tree_leaves(*args, **kwargs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, CardTensor)]
+    _check_devices(function, args, leaves)
+    name = function.name().partition("::")[2].partition(".")[0]
+    with lock:
+        stream = current_stream(tensors[0].device if tensors else None)
+        if function is aten.copy_.default and _is_upload(args):
+            return _upload(args, kwargs, stream)
+        if function is aten.copy_.default and _is_late_download(args, kwargs, stream):
+            return _download(args, stream)
+        return _run_now(function, name, args, kwargs, tensors, stream)
+
+
+def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[CardTensor], stream: Stream) -> Any:
+    is_view = function.is_view or name in {"_unsafe_view", "alias", "detach", "lift_fresh"}
+    index: int | None = tensors[0].device.index if tensors else None
+    if kwargs.get("device") is not None:
+        asked = torch.device(kwargs["device"])
+        index = index_of(asked) if asked.type == "cuda" else None
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if not is_view:
+        _launch(name, stream, has_kernel=bool(tensors) and name not in {"_local_scalar_dense", "_to_copy", "copy_"})
+        number = stream.begin()
+        if _waits(function, name, args, kwargs, index):
+            count_sync(name)
+            stream.finish()
+        for tensor in tensors:
+            memory.access(tensor.inner, stream, number, is_write=_writes(function, args, kwargs, tensor))
+    by_inner = {id(tensor.inner): tensor for tensor in tensors}
+    inner_args, inner_kwargs = pytree.tree_map(_inner, (tuple(args), kwargs))
+    result = _KERNELS.get(function, function)(*inner_args, **inner_kwargs)
+    if function is aten.copy_.default:
+        return args[0]
+    given = {id(leaf) for leaf in pytree.arg_tree_leaves(*args, **kwargs)}
+
+    def wrap(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or id(value) in given or index is None:
+            return value
+        known = by_inner.get(id(value))
+        return on_card(value, index, is_view=is_view) if known is None else known
+
+    return pytree.tree_map(wrap, result)
+
+
+def _launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
+    launches[name] += 1
+    launch_places[place()] += 1
+    error = getattr(local, "error", None)
+    if has_kernel and error is not None:  # a launch is checked, and finds what an earlier call has left
+        local.error = None
+        raise torch.AcceleratorError(f"CUDA error: {error} (left by an earlier call of this thread)")
+
+
+def _is_composite(function: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"))
+
+
+def _check_devices(function: Any, args: Any, leaves: list[Any]) -> None:
+    """Raise what CUDA raises for operands on several devices, or for an operation that it lacks."""
+    keys = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
+    has_kernel = function.namespace in {"aten", "prims"} or any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key) for key in keys
+    )
+    if not has_kernel or function.name().partition("::")[2] in ONLY_ON_CPU:
+        raise NotImplementedError(f"Could not run '{function.name()}' with arguments from the 'CUDA' backend")
+    if function in TAKES_HOST_INDICES:
+        if not isinstance(args[0], CardTensor):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        leaves = [args[0], *pytree.tree_leaves(args[2:])]
+    if function in TAKES_BOTH - TAKES_HOST_INDICES:
+        return
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    devices = {tensor.device for tensor in tensors if tensor.dim() or isinstance(tensor, CardTensor)}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {found} (in {function})")
+
+
+def _waits(function: Any, name: str, args: Any, kwargs: Any, index: int | None) -> bool:
+    if name in {"_to_copy", "copy_"}:
+        return index is None or not isinstance(args[0], CardTensor)
+    if function in TAKES_HOST_INDICES:  # a mask is turned into indices
+        return any(isinstance(each, torch.Tensor) and each.dtype in {torch.bool, torch.uint8} for each in args[1])
+    has_counts = name == "repeat_interleave" and "Tensor" in function._overloadname
+    return name in WAITS or (has_counts and kwargs.get("output_size") is None)
+
+
+def _writes(function: Any, args: Any, kwargs: Any, tensor: CardTensor) -> bool:
+    given = [*zip(function._schema.arguments, args, strict=False)]
+    given += [(spec, kwargs[spec.name]) for spec in function._schema.arguments if spec.name in kwargs]
+    return any(value is tensor and spec.alias_info is not None and spec.alias_info.is_write for spec, value in given)
+
+
+def _inner(value: Any) -> Any:
+    return value.inner if isinstance(value, CardTensor) else value
+
+
+def _non_blocking(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+
+
+def _is_upload(args: Any) -> bool:
+    return isinstance(args[0], CardTensor) and not isinstance(args[1], CardTensor)
+
+
+def _is_late_download(args: Any, kwargs: Any, stream: Stream) -> bool:
+    is_download = isinstance(args[1], CardTensor) and not isinstance(args[0], CardTensor)
+    return is_download and stream not in default_streams and _non_blocking(args, kwargs)
+
+
+def _upload(args: Any, kwargs: Any, stream: Stream) -> Any:
+    """Copy from the host; late on a stream of its own."""
+    target, source = args[0].inner, args[1]
+    _launch("copy_ from the host", stream, has_kernel=False)
+    if stream in default_streams or not _non_blocking(args, kwargs):
+        if not _non_blocking(args, kwargs) and source.dim():
+            count_sync("copy_ from the host")
+        memory.access(target, stream, stream.begin(), is_write=True)
+        target.copy_(source)
+        return args[0]
+    memory.share(target)
+    stream.catch_up()
+    number = stream.begin_late(lambda: target.copy_(source))
+    memory.access(target, stream, number, is_write=True)
+    _spoil(target, stream, number)
+    return args[0]
+
+
+def _download(args: Any, stream: Stream) -> Any:
+    """Copy to the host, late."""
+    target, source = args[0], args[1].inner
+    _launch("copy_ to the host", stream, has_kernel=False)
+    memory.share(source)
+    stream.catch_up()
+    number = stream.begin_late(lambda: target.copy_(source))
+    memory.access(source, stream, number, is_write=False)
+    return target
+
+
+def _spoil(target: torch.Tensor, stream: Stream, number: int) -> None:
+    """Fill the target of a late copy, once what comes before it in its stream is over: it may read the target."""
+    stream.run_until(number - 1)
+    if target.is_contiguous():
+        target.view(torch.uint8).fill_(SPOILT)
+
+
+def _efficient_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    compute_log_sumexp: bool,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """What CUDA's efficient attention returns, and refuses. Log-sum-exps are padded to a multiple of 32 queries."""
+    del dropout
+    plain = {torch.float32, torch.float16, torch.bfloat16}
+    for each in (query, key, value):
+        step = 4 if each.dtype == torch.float32 else 8
+        if each.dim() != 4 or each.stride(-1) != 1 or each.dtype not in plain or each.dtype != query.dtype:
+            raise RuntimeError(f"efficient attention: {each.shape} of {each.dtype} with strides {each.stride()}")
+        if each.shape[-1] % step == 0 and any(stride % step for stride in each.stride()[:3]):
+            raise RuntimeError(f"efficient attention: strides {each.stride()} are not aligned")
+    if query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3] or query.shape[-1] != key.shape[-1]:
+        raise RuntimeError(f"efficient attention: shapes {query.shape}, {key.shape}, {value.shape}")
+    scores = query.float() @ key.float().mT * (scale or 1 / math.sqrt(query.shape[-1]))
+    if bias is not None:
+        scores = scores + bias
+    if is_causal:  # from the first query and key
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+    padded = -(-query.shape[2] // 32) * 32 if compute_log_sumexp else 0
+    sums = torch.full((*query.shape[:2], padded), math.inf)
+    if padded:
+        sums[..., : query.shape[2]] = scores.logsumexp(-1)
+    result = (scores.softmax(-1) @ value.float()).to(query.dtype)
+    nothing = torch.zeros((), dtype=torch.int64)
+    return result.transpose(1, 2).contiguous().transpose(1, 2), sums, nothing, nothing.clone()
+
+
+_KERNELS: dict[Any, Callable[..., Any]] = {aten._scaled_dot_product_efficient_attention.default: _efficient_attention}

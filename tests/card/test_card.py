@@ -1,0 +1,79 @@
+"""What runs on a GPU, on the card: the tests that need one, stores on two devices, and the budget of a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+# Of a decode step of a Qwen3-MoE with 8 experts a token, by sequences. Lower one with each launch that is saved.
+MOST_LAUNCHES = {"1": (108, 30), "4": (111, 30)}  # of a layer, and beside the layers
+MOST_SYNCS = {"1": (2, 5), "4": (2, 5)}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def run(*arguments: str, **variables: str) -> str:
+    command = [sys.executable, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, env=ONE_THREAD | variables, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def stores() -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads(run("-m", "tests.card.stores"))
+    return seen
+
+
+def test_the_tests_that_need_a_gpu_pass_without_a_race(tmp_path: Path) -> None:
+    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    files.remove(__file__)
+    report = tmp_path / "report.json"
+    options = ["-p", "tests.card.plugin", "-p", "no:cacheprovider", "-n0", "-m", "gpu", "-rs"]
+    output = run("-m", "pytest", *options, *files, CARD_REPORT=str(report))
+    seen = json.loads(report.read_text())
+    assert seen["races"] == {}
+    assert "SKIPPED" not in output
+    assert seen["launches"] > 0
+
+
+def test_a_store_on_the_second_device_is_right_and_leaves_the_first_alone(stores: dict[str, Any]) -> None:
+    right = stores["right"]
+    assert (right["wrong"], right["races"], right["devices"]) == (0, {}, [1])
+
+
+def test_pins_stay_within_the_quota_and_are_given_back(stores: dict[str, Any]) -> None:
+    assert 1 <= stores["right"]["pinned"] <= 3
+    assert stores["right"]["left"] == 0
+
+
+def test_a_refused_pin_is_no_error_of_the_next_launch(stores: dict[str, Any]) -> None:
+    assert stores["launch after a refused pin"] == ""
+
+
+@pytest.mark.parametrize("mistake", ["compute that does not wait for copies", "copies that do not wait for compute"])
+def test_a_missing_order_is_a_race(stores: dict[str, Any], mistake: str) -> None:
+    assert stores[mistake]["races"]
+
+
+@pytest.mark.parametrize("sequences", MOST_LAUNCHES)
+def test_a_step_launches_and_waits_no_more_than_it_did(steps: dict[str, Any], sequences: str) -> None:
+    cost = steps[sequences]
+    for name, most in (("launches", MOST_LAUNCHES), ("syncs", MOST_SYNCS)):
+        of_layer, beside = most[sequences]
+        assert cost[f"{name} of a layer"] <= of_layer
+        assert cost[f"{name} beside"] <= beside
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads(run("-m", "tests.card.steps"))
+    return seen
