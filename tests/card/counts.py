@@ -1,4 +1,4 @@
-"""What happened on the card: launches, synchronisations and races, each by the line of the project that caused it."""
+"""Counts what happened on the card: launches, synchronisations and races, each by the line of the project that caused it."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def _efficient_attention(
     *,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What CUDA's efficient attention returns, and refuses. Log-sum-exps are padded to a multiple of 32 queries."""
+    """Return what CUDA's efficient attention returns, and refuse what it refuses. Log-sum-exps are padded to a multiple of 32 queries."""
     del dropout
     plain = {torch.float32, torch.float16, torch.bfloat16}
     for each in (query, key, value):

@@ -1,4 +1,4 @@
-"""What runs on a GPU, on the card: the tests that need one, stores on two devices, and the budget of a step."""
+"""Runs what needs a GPU on the card: the tests that need one, stores on two devices, and the budget of a step."""
 
 from __future__ import annotations
 
