@@ -1,4 +1,4 @@
-"""Counts what happened on the card: launches, synchronisations and races, each by the line of the project that caused it."""
+"""Counts what happened on the card: launches, synchronisations and races, by the line of the project."""
 
 from __future__ import annotations
 

@@ -249,7 +249,10 @@ def _efficient_attention(
     *,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Return what CUDA's efficient attention returns, and refuse what it refuses. Log-sum-exps are padded to a multiple of 32 queries."""
+    """Attend as CUDA's efficient attention does, and refuse what it refuses.
+
+    Log-sum-exps are padded to a multiple of 32 queries.
+    """
     del dropout
     plain = {torch.float32, torch.float16, torch.bfloat16}
     for each in (query, key, value):
