@@ -13,7 +13,7 @@ from server.kernels.compute_pool import ComputePool, work_bytes
 from server.kernels.linear import is_few, linear
 from server.kernels.native.linear import native_linear, plain_matrix
 from server.kernels.native.slot_format import PLAIN
-from server.model.quantised.linear import QuantisedLinear
+from server.model.quantised.linear import QuantisedMatrix
 
 MOST_ROWS = 64  # beyond this, copying the result into the order that modules expect costs the gain
 LEAST_WEIGHTS = 1 << 18  # least weights of a layer that are worth another call
@@ -63,7 +63,7 @@ class FastLinear(nn.Linear):
 def speed_up_linears(model: nn.Module, pool: ComputePool) -> None:
     """Make every plain linear layer of a model a ``FastLinear``, except small ones, where the overhead costs more."""
     for module in model.modules():
-        if isinstance(module, QuantisedLinear):
+        if isinstance(module, QuantisedMatrix):
             module.kernels = pool.kernels
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
             module.__class__ = FastLinear

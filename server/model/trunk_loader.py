@@ -39,7 +39,7 @@ from server.model.checkpoint.config_checks import (
     reason_of,
 )
 from server.model.checkpoint.open_checkpoint import open_checkpoint
-from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
+from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError, incomplete
@@ -130,10 +130,10 @@ def _load(
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
-    linears = replace_linears(model, tensors.packed)
+    matrices = replace_matrices(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
-    fill_linears(linears, tensors.packed)
+    fill_matrices(matrices, tensors.packed)
     if config.is_encoder_decoder:
         model.generation_config = _generation_config(config, checkpoint)
     with device_errors(config.model_type):

@@ -83,7 +83,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the model type and the fiel
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}),
     "deepseek-v2": ("deepseek_v2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
-    "deepseek-v3": ("deepseek_v3", {**LATENT, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid"}),
+    "deepseek-v3": (
+        "deepseek_v3",
+        {**LATENT, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid", "qk_nope_head_dim": 32},
+    ),
     "glm4moe": (
         "glm4_moe",
         {

@@ -16,9 +16,9 @@ import numpy as np
 
 from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
-from server.kernels.native.structures.matrices import LinearCall
+from server.kernels.native.structures.matrices import LinearCall, Matrix
 
-ABI = 11
+ABI = 12
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -70,6 +70,7 @@ def load() -> ctypes.CDLL:
         ("greenroom_norm_input", [c_void_p, c_void_p]),
         ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
         ("greenroom_head", [c_void_p]),
+        ("greenroom_read_rows", [POINTER(Matrix), c_void_p, c_int64, c_void_p]),
     ):
         function = getattr(library, name)
         function.restype = c_int
@@ -184,6 +185,21 @@ class Kernels:
     def head(self, call: Structure) -> None:
         """Run the final norm and the head (``HeadCall``)."""
         self._check(self._library.greenroom_head(self._handle, byref(call)))
+
+    def read_rows(self, matrix: Matrix, rows: np.ndarray, target: int) -> bool:
+        """Write rows of a matrix in float32 at an address; False if rows of its format can't be read.
+
+        Args:
+            rows: int64, contiguous.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        call = self._library.greenroom_read_rows
+        status = call(self._handle, byref(matrix), rows.ctypes.data, len(rows), target)
+        if status == 2:  # noqa: PLR2004
+            raise IndexError(f"a row is not one of {matrix.outputs}")
+        return bool(status == 0)
 
     def _check(self, status: int) -> None:
         if status:

@@ -21,6 +21,7 @@ from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
 from server.model.hooks import AttentionOptions, current_hooks
+from server.model.quantised.linear import QuantisedLinear
 
 
 class LatentProjection(nn.Module):
@@ -34,7 +35,7 @@ class LatentProjection(nn.Module):
         name: of ``kv_b_proj`` in the model.
     """
 
-    linear: nn.Linear  # until ``split``
+    linear: nn.Linear | QuantisedLinear  # until ``split``
     to_keys: nn.Parameter  # (heads, nope_dim, rank)
     to_values: nn.Parameter  # (heads, value_dim, rank)
 
@@ -182,7 +183,7 @@ def _latent_modules(model: nn.Module) -> list[Any]:
     found: list[Any] = []
     for module in model.modules():
         linear, sizes = getattr(module, "kv_b_proj", None), ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
-        if type(linear) is not nn.Linear or linear.bias is not None:
+        if linear is None or type(linear) not in {nn.Linear, QuantisedLinear} or linear.bias is not None:
             continue
         if all(isinstance(getattr(module, name, None), int) for name in ("layer_idx", *sizes)):
             found.append(module)

@@ -13,14 +13,20 @@ Linear = nn.Linear | QuantisedLinear
 LINEARS = (nn.Linear, QuantisedLinear)
 
 
-def matrix_of(linear: Linear) -> Matrix:
-    """Describe a linear layer's weights to the kernels."""
+def matrix_of(linear: Linear, *, takes_order: bool = False) -> Matrix:
+    """Describe a linear layer's weights to the kernels.
+
+    Args:
+        takes_order: whether the kernels look at the order of its columns there.
+    """
     matrix = linear.matrix if isinstance(linear, QuantisedLinear) else plain_matrix(linear.weight)
     if matrix is None:
         is_quantised = isinstance(linear, QuantisedLinear)
         raise UnsupportedLayerError(
             f"its weights are {'of an unknown format' if is_quantised else linear.weight.dtype}"
         )
+    if matrix.order and not takes_order:
+        raise UnsupportedLayerError("its columns are in another order than its inputs")
     return matrix
 
 

@@ -29,7 +29,8 @@ from server.model.attention.mla import latent_linears
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, renamed
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights, quantise
 from server.model.errors import ModelError
-from server.model.quantised.linear import NAME, QuantisedLinear
+from server.model.quantised.embedding import quantise_embedding
+from server.model.quantised.linear import NAME, LinearFormat, QuantisedLinear, QuantisedMatrix
 from server.model.quantised.matrix import SlotTensor, StoredTensor
 from server.model.quantised.packed_matrix import PackedMatrix
 
@@ -49,7 +50,7 @@ def packed_sizes(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, 
     return {name: matrices[hub_name].nbytes for hub_name, name in renamed(model, matrices).items()}
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> dict[str, nn.Linear]:
     """Find the linear layers to quantise, by the names of their weights.
 
     These are the large ones in the text part's layers, and the head. Not included are routers, whose choices are
@@ -58,10 +59,11 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
     Args:
         model: the model on the meta device; this ties its weights.
+        takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
     """
     model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
-    experts = experts_modules(model).values()
+    experts = () if takes_all_widths else experts_modules(model).values()
     widths = {module.num_experts + getattr(module, "num_identities", 0) for module in experts}  # outputs of routers
     inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model)
     return {
@@ -110,8 +112,8 @@ def split_trunk(index: Mapping[str, TensorSource]) -> tuple[dict[str, TensorSour
     return {name: source for name, source in index.items() if name not in taken}, matrices
 
 
-def replace_linears(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, QuantisedLinear]:
-    """Replace each layer whose matrix is quantised by a ``QuantisedLinear``; returns these by hub name.
+def replace_matrices(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, QuantisedMatrix]:
+    """Replace each layer and each embedding whose matrix is quantised; returns what holds the matrices by hub name.
 
     Args:
         model: the model on the meta device.
@@ -122,23 +124,53 @@ def replace_linears(model: PreTrainedModel, matrices: PackedMatrices) -> dict[st
     names, replaced = renamed(model, matrices), {}
     for hub_name, matrix in matrices.items():
         path = names.get(hub_name, hub_name).removesuffix(f".{NAME}")
-        parent, _, child = path.rpartition(".")
         try:
-            linear = model.get_submodule(path)
+            module = model.get_submodule(path)
         except AttributeError:
-            linear = None
-        if type(linear) is not nn.Linear:
+            module = None
+        if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
             raise CheckpointError(f"{hub_name} is not a linear layer of the model; pack the model again")
-        wanted = matrix.format.specs("", linear.out_features, linear.in_features)
+        wanted = matrix.format.specs("", *module.weight.shape)
         if [(tensor.suffix, tensor.dtype, tensor.shape) for tensor in matrix.tensors] != wanted:
             raise CheckpointError(f"{hub_name} does not have the model's shape; pack the model again")
-        replaced[hub_name] = QuantisedLinear(linear, matrix.format)
-        setattr(model.get_submodule(parent), child, replaced[hub_name])
+        if isinstance(module, nn.Embedding):
+            replaced[hub_name] = _replace_embedding(model, path, module, matrix.format)
+        else:
+            replaced[hub_name] = _replace_linear(model, module, matrix.format)
     return replaced
 
 
-def fill_linears(layers: Mapping[str, QuantisedLinear], matrices: PackedMatrices) -> None:
-    """Read the matrices of quantised layers.
+def _replace_linear(model: PreTrainedModel, linear: nn.Linear, matrix_format: LinearFormat) -> QuantisedLinear:
+    replaced = QuantisedLinear(linear, matrix_format)
+    _put(model, linear, replaced)
+    return replaced
+
+
+def _replace_embedding(
+    model: PreTrainedModel, path: str, module: nn.Embedding, matrix_format: LinearFormat
+) -> QuantisedMatrix:
+    """Quantise an embedding, and the head that has the same weights."""
+    model.tie_weights()
+    head = head_of(model)
+    is_shared = type(head) is nn.Linear and head.weight is module.weight
+    table = quantise_embedding(module, matrix_format, head if is_shared else None)
+    if is_shared:
+        _put(model, head, table)
+        tied, name = model.all_tied_weights_keys, f"{path}.{NAME}"  # transformers would tie them again
+        model.all_tied_weights_keys = {one: other for one, other in tied.items() if name not in {one, other}}
+    return table
+
+
+def _put(model: PreTrainedModel, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def fill_matrices(layers: Mapping[str, QuantisedMatrix], matrices: PackedMatrices) -> None:
+    """Read the matrices of quantised layers and embeddings.
 
     Raises:
         CheckpointError: a file can't be read.

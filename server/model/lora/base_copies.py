@@ -14,7 +14,8 @@ import torch
 from expert_store import read_tensor
 from expert_store.catalog import TensorSource
 from server.kernels.formats.blocks import OUTPUTS
-from server.model.quantised.linear import QuantisedLinear
+from server.model.quantised.embedding import QuantisedEmbedding
+from server.model.quantised.linear import QuantisedMatrix
 
 CHUNK_WEIGHTS = 1 << 22  # weights that are compared at a time
 # Rounding to bfloat16, and of numbers too small for float16: models are trained in one dtype and served in another.
@@ -31,9 +32,11 @@ def is_copy(source: TensorSource, module: Any) -> bool:
     Raises:
         ExpertStoreError: the tensor can't be read.
     """
+    if isinstance(module, QuantisedEmbedding):
+        module = module.table
     if not source.dtype.is_floating_point or source.shape != _shape(module):
         return False
-    if not isinstance(module, QuantisedLinear):
+    if not isinstance(module, QuantisedMatrix):
         return all(torch.allclose(given, own, rtol=RELATIVE, atol=ABSOLUTE) for given, own in _chunks(source, module))
     error = norm = 0.0
     for given, own in _chunks(source, module):
@@ -52,7 +55,7 @@ def is_zero(source: TensorSource) -> bool:
 
 
 def _shape(module: Any) -> tuple[int, ...]:
-    if isinstance(module, QuantisedLinear):
+    if isinstance(module, QuantisedMatrix):
         return module.out_features, module.in_features
     return tuple(module.weight.shape)
 
@@ -62,7 +65,7 @@ def _chunks(source: TensorSource, module: Any) -> Iterator[tuple[torch.Tensor, t
     first = 0
     for part in _parts(source):
         count = part.shape[0]
-        if isinstance(module, QuantisedLinear):
+        if isinstance(module, QuantisedMatrix):
             own = module.rows(first, count)
         else:
             own = module.weight.detach()[first : first + count]

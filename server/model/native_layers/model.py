@@ -20,6 +20,7 @@ from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.step_experts import StepExperts
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.adapters import NativeAdapters
+from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.expert_sets import VariantSets
 from server.model.native_layers.layer_sequence import LayerSequence
 from server.model.native_layers.step_images import ImageRows
@@ -39,7 +40,7 @@ class NativeModel:
         workspace: the arrays of a step.
         positions: rotary positions.
         query_scales: factors of queries by their positions.
-        embedding: ``(vocabulary, hidden)``, multiplied by ``embedding_scale``.
+        embedding: of tokens.
         head: the call of the head, without the fields of a step.
         keeps: tensors whose memory the head refers to.
         adapters: describes the adapters of steps.
@@ -54,8 +55,7 @@ class NativeModel:
         workspace: Workspace,
         positions: PositionTables,
         query_scales: QueryScales,
-        embedding: torch.Tensor,
-        embedding_scale: float,
+        embedding: EmbeddingRows,
         head: HeadCall,
         keeps: Sequence[torch.Tensor],
         adapters: NativeAdapters,
@@ -66,9 +66,7 @@ class NativeModel:
         self.adapters = adapters
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
         self._positions, self._query_scales = positions, query_scales
-        self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
-        is_half = embedding.dtype == torch.bfloat16  # numpy has no such numbers
-        self._embedding_rows = (embedding.detach().view(torch.uint16) if is_half else embedding).numpy(force=True)
+        self._embedding, self._head, self._keeps = embedding, head, keeps
         self._sequence = LayerSequence(kernels, layers, workspace)
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
@@ -129,7 +127,7 @@ class NativeModel:
         workspace.begin(chunks, len(kv_cache.groups), rows)
         described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
         workspace.call.lora = self._head.lora = None if described is None else described.address
-        self._embed(tokens.token_ids)
+        self._embedding.write(tokens.token_ids, workspace.hidden)
         last = max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1
         self._positions.update(workspace.call, last)
         self._query_scales.update(workspace.call, last)
@@ -150,17 +148,6 @@ class NativeModel:
             self._positions.take_rows(call, rows.positions)
         call.newest = None if rows.newest is None else rows.newest.ctypes.data
         return rows
-
-    def _embed(self, token_ids: Sequence[int]) -> None:
-        hidden = self._workspace.hidden
-        if self._embedding.dtype == torch.bfloat16:  # the upper halves of float32 numbers
-            numbers = hidden.view(np.uint32)
-            numbers[:] = self._embedding_rows[token_ids]
-            np.left_shift(numbers, 16, out=numbers)
-        else:
-            hidden[:] = self._embedding_rows[token_ids]
-        if self._embedding_scale != 1.0:
-            hidden *= self._embedding_scale
 
     def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size

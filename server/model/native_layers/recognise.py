@@ -33,6 +33,7 @@ from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
 from server.model.native_layers.adapters import NativeAdapters
+from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import OwnRouter, find_own_router
@@ -49,6 +50,7 @@ from server.model.native_layers.router_kinds import (
 from server.model.native_layers.scales import QUANTISED_ROUNDING, ROUNDING, MeasuredFactor, nearest_named
 from server.model.native_layers.spec import build_layer
 from server.model.native_layers.text_inputs import check_inputs
+from server.model.quantised.embedding import embedded_rows
 from server.model.quantised.linear import QuantisedLinear
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
@@ -159,8 +161,7 @@ class _Finder:
             workspace,
             PositionTables(self._positions.kinds),
             QueryScales([layer.mixer for layer in layers], self._longest),
-            self._embeddings.weight,
-            self._embedding_scale(captured),
+            EmbeddingRows(self._embeddings, self._embedding_scale(captured)),
             head,
             keeps,
             self._adapters(layers, names),
@@ -408,7 +409,7 @@ class _Finder:
 
     def _embedding_scale(self, captured: Capture) -> float:
         """Return the factor of embeddings before the first layer."""
-        embedded = self._embeddings.weight[torch.tensor(self._tokens)].float()
+        embedded = embedded_rows(self._embeddings, torch.tensor(self._tokens))
         given = captured.layers[0].given
         scale = float((embedded * given).sum() / embedded.square().sum())
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():

@@ -1,10 +1,11 @@
-"""A linear layer of the trunk whose matrix stays quantised."""
+"""Matrices of the trunk that stay quantised, and linear layers of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,10 +16,11 @@ from server.kernels.native.slot_format import PLAIN, Place, Places, Shape
 from server.kernels.native.structures.matrices import Matrix
 
 NAME = "weight"
+MOST_ROWS = 64  # that are dequantised at a time, with all outputs of their blocks
 
 
 class LinearFormat(Protocol):
-    """A format of such a matrix: ``block_int8``, ``block_int4``, or a ``GgmlType`` that is not plain."""
+    """A format of such a matrix: ``block_int8``, ``block_int4``, or one of ``GgmlType`` that are not plain."""
 
     @property
     def OUTPUTS(self) -> int:  # noqa: N802  a constant of modules
@@ -35,25 +37,23 @@ class LinearFormat(Protocol):
     ) -> torch.Tensor: ...
 
 
-class QuantisedLinear(nn.Module):
-    """Replaces an ``nn.Linear``; has its bias and, as buffers, its quantised matrix.
+class QuantisedMatrix(nn.Module):
+    """A matrix that stays quantised, as buffers.
 
-    The buffers are not in the state dict, because checkpoints store the matrix under another name; ``fill`` sets them.
+    They are not in the state dict, because checkpoints store the matrix under another name; ``fill`` sets them.
 
     Args:
-        original: the layer on the meta device.
-        linear_format: the format of the matrix.
+        dtype: that of ``weight``.
     """
 
     kernels: Kernels | None = None
 
-    def __init__(self, original: nn.Linear, linear_format: LinearFormat):
+    def __init__(self, out_features: int, in_features: int, matrix_format: LinearFormat, dtype: torch.dtype):
         super().__init__()
-        self.in_features, self.out_features = original.in_features, original.out_features
-        self.bias = original.bias
-        self._format, self._dtype = linear_format, original.weight.dtype
-        for name, dtype, shape in linear_format.specs(NAME, self.out_features, self.in_features):
-            self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"), persistent=False)
+        self.in_features, self.out_features = in_features, out_features
+        self.format, self._dtype = matrix_format, dtype
+        for name, own_dtype, shape in matrix_format.specs(NAME, out_features, in_features):
+            self.register_buffer(name, torch.empty(shape, dtype=own_dtype, device="meta"), persistent=False)
         self._is_hf_initialized = True  # keeps transformers from initialising it
 
     def fill(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -62,15 +62,19 @@ class QuantisedLinear(nn.Module):
             setattr(self, name, value)
 
     @property
+    def places(self) -> dict[str, Place]:
+        """Where the tensors are, by name."""
+        return {name: Place(each.dtype, each.shape, each.data_ptr()) for name, each in self._tensors.items()}
+
+    @property
     def matrix(self) -> Matrix | None:
         """The description of the matrix for the native kernels; None if they do not support its format."""
-        places = {name: Place(each.dtype, each.shape, each.data_ptr()) for name, each in self._tensors.items()}
-        return self._format.describe(places, NAME, (self.out_features, self.in_features))
+        return self.format.describe(self.places, NAME, (self.out_features, self.in_features))
 
     @property
     def weight(self) -> torch.Tensor:
         """The matrix ``(out, in)``, dequantised at each call, for models that read it directly."""
-        return self._format.dequantise(self._tensors, NAME).to(self._dtype)
+        return self.format.dequantise(self._tensors, NAME).to(self._dtype)
 
     def rows(self, first: int, count: int) -> torch.Tensor:
         """Return some rows of ``weight``.
@@ -78,19 +82,53 @@ class QuantisedLinear(nn.Module):
         Args:
             first: a multiple of the format's ``OUTPUTS``.
         """
-        outputs = self._format.OUTPUTS
-        chosen = slice(first // outputs, -(-(first + count) // outputs))
+        outputs = self.format.OUTPUTS
+        padded = self._dequantised(slice(first // outputs, -(-(first + count) // outputs)))
+        return padded[:count].to(self._dtype)
+
+    def rows_at(self, places: torch.Tensor) -> torch.Tensor:
+        """Return rows in float32, ``(rows, in)``.
+
+        Args:
+            places: of the rows, int64.
+        """
+        matrix = None if self.kernels is None else self.matrix
+        if matrix is not None and self.kernels is not None:
+            found = torch.empty((len(places), self.in_features))
+            if self.kernels.read_rows(matrix, np.ascontiguousarray(places.numpy(force=True)), found.data_ptr()):
+                return found
+        outputs = self.format.OUTPUTS
+        parts = []
+        for some in torch.split(places, MOST_ROWS):
+            numbers = self._dequantised(some // outputs).view(len(some), outputs, self.in_features)
+            parts.append(numbers[torch.arange(len(some), device=some.device), some % outputs])
+        return torch.cat(parts) if parts else torch.empty((0, self.in_features), device=places.device)
+
+    def _dequantised(self, chosen: slice | torch.Tensor) -> torch.Tensor:
+        """The float32 rows of some blocks of outputs."""
         tensors = {name: each[chosen] for name, each in self._tensors.items() if not name.endswith(SHAPE)}
-        padded = self._format.dequantise(tensors, NAME)
-        return padded[:count, : self.in_features].to(self._dtype)
+        return self.format.dequantise(tensors, NAME)[:, : self.in_features]
+
+    @property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self._buffers.items() if value is not None}
+
+
+class QuantisedLinear(QuantisedMatrix):
+    """Replaces an ``nn.Linear``; has its bias and its quantised matrix.
+
+    Args:
+        original: the layer on the meta device.
+        linear_format: the format of the matrix.
+    """
+
+    def __init__(self, original: nn.Linear, linear_format: LinearFormat):
+        super().__init__(original.out_features, original.in_features, linear_format, original.weight.dtype)
+        self.bias = original.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         """``(..., in)`` to ``(..., out)`` in the dtype of the input."""
         if self.kernels is not None and input.dtype in PLAIN and (matrix := self.matrix) is not None:
             return native_linear(self.kernels, input, matrix, self.bias)
-        output = self._format.project(self._tensors, NAME, input.flatten(0, -2), self.bias)
+        output = self.format.project(self._tensors, NAME, input.flatten(0, -2), self.bias)
         return output.view(*input.shape[:-1], self.out_features)
-
-    @property
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in self._buffers.items() if value is not None}

@@ -39,7 +39,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 11; }
+GREENROOM_API int greenroom_abi() { return 12; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -111,6 +111,19 @@ GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* l
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
   return greenroom::guarded(handle, [&](greenroom::Context& context) { run_head(context, *call); });
+}
+
+// Writes rows of a matrix, float32 (count, inputs); returns 1 if rows of its format can't be read, and 2 if there is no such
+// row.
+GREENROOM_API int greenroom_read_rows(Handle* handle, const greenroom::Matrix* matrix, const int64_t* rows, int64_t count,
+                                      float* target) {
+  const greenroom::Level& level = handle->context.level;
+  if (!level.read_row(*matrix, 0, nullptr)) return 1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= matrix->outputs) return 2;
+    level.read_row(*matrix, rows[i], target + i * matrix->inputs);
+  }
+  return 0;
 }
 
 // Checks of counts and offsets that come from files (formats/checks.h).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from server.kernels.formats.blocks import OUTPUTS
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraPlace
@@ -24,6 +25,8 @@ from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
+from server.model.quantised.latent_expansion import LatentExpansion
+from server.model.quantised.linear import NAME, QuantisedLinear
 from server.model.recurrent.states import StateCache
 
 if TYPE_CHECKING:
@@ -148,8 +151,14 @@ class LatentAttentionMixer(RotaryMixer):
         spec.heads = expansion.expanded_dim // (spec.nope_dim + spec.value_dim)
 
     def _set_expansion(self, parts: LatentAttentionParts) -> None:
-        """Copy the expansion's weights in the order in which it is absorbed, which replaces the module's own."""
+        """Take the expansion's two matrices, or copy its weights in the order in which it is absorbed."""
         spec, linear = self.spec, parts.expansion.linear
+        if isinstance(linear, QuantisedLinear) and isinstance(linear.format, LatentExpansion):
+            matrices = linear.format.parts(linear.places, NAME)
+            if matrices is not None and not (spec.rank % OUTPUTS or spec.value_dim % OUTPUTS):
+                self.keeps.extend(linear.buffers())
+                spec.to_keys, spec.to_values = matrices
+                return
         if plain_matrix(linear.weight) is None:
             raise UnsupportedLayerError(f"its weights are {linear.weight.dtype}")
         weight = linear.weight.detach().view(spec.heads, spec.nope_dim + spec.value_dim, spec.rank)

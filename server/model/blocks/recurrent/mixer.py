@@ -78,7 +78,8 @@ class RecurrentMixer(Mixer):
             spec.inputs[number] = matrix_of(linear)
             spec.biases[number] = self.keep(linear.bias)
             self.add_target(linear, number)
-        spec.output, spec.output_bias, spec.num_inputs = matrix_of(output), self.keep(output.bias), len(inputs)
+        spec.output, spec.output_bias = matrix_of(output, takes_order=True), self.keep(output.bias)
+        spec.num_inputs = len(inputs)
         self.add_target(output, len(inputs))
         if places is not None:
             self.keeps.append(places.to(torch.int32).contiguous())

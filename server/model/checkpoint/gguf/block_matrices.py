@@ -8,8 +8,10 @@ from operator import itemgetter
 import torch
 
 from expert_store import PartOf, TensorSource
-from expert_store.io.gguf_index import BlockType
+from expert_store.io.gguf_index import BlockType, GgufTensor
 from server.kernels.formats.ggml_types import GGML_TYPES
+from server.model.quantised.column_order import ORDER, OrderedColumns
+from server.model.quantised.latent_expansion import KEYS, VALUES, LatentExpansion
 from server.model.quantised.matrix import SlotTensor, StoredMatrix
 from server.model.quantised.packed_matrix import PackedMatrix
 
@@ -27,30 +29,59 @@ def stored_matrix(block: BlockType, shape: tuple[int, int], source: TensorSource
 
 
 def packed_matrix(
-    block: BlockType, shape: tuple[int, int], sources: tuple[TensorSource, ...], join: Join
+    block: BlockType,
+    shape: tuple[int, int],
+    sources: tuple[TensorSource, ...],
+    join: Join,
+    order: torch.Tensor | None = None,
 ) -> PackedMatrix:
     """Return a matrix of the trunk that stays quantised.
 
     Args:
         sources: uint8 ``(rows, row_bytes)`` each.
         join: makes one matrix of their rows.
+        order: the input that each column belongs to, if it is not that of its place.
     """
-    return PackedMatrix(KINDS[block.name], _slot_tensors(block, shape, sources, join))
+    kind, tensors = KINDS[block.name], _slot_tensors(block, shape, sources, join)
+    if order is None:
+        return PackedMatrix(kind, tensors)
+    of_columns = SlotTensor(ORDER, torch.int32, tuple(order.shape), (), lambda _: order.to(torch.int32))
+    return PackedMatrix(OrderedColumns(kind), (*tensors, of_columns))
+
+
+def packed_expansion(keys: GgufTensor, values: GgufTensor) -> PackedMatrix:
+    """Return the expansion of latents, whose two halves stay quantised.
+
+    Args:
+        keys: ``(heads, rank, nope)``.
+        values: ``(heads, value, rank)``.
+    """
+    heads, rank, nope_dim = keys.shape
+    form = LatentExpansion(KINDS[keys.type.name], KINDS[values.type.name], heads, rank, nope_dim, values.shape[1])
+    tensors = [
+        _slot_tensors(tensor.type, shape, (tensor.source,), _of_all_heads, name)
+        for tensor, shape, name in zip((keys, values), form.shapes, (KEYS, VALUES), strict=True)
+    ]
+    return PackedMatrix(form, (*tensors[0], *tensors[1]))
+
+
+def _of_all_heads(sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    return sources[0].flatten(0, 1)
 
 
 def _slot_tensors(
-    block: BlockType, shape: tuple[int, int], sources: tuple[TensorSource, ...], join: Join
+    block: BlockType, shape: tuple[int, int], sources: tuple[TensorSource, ...], join: Join, name: str = ""
 ) -> tuple[SlotTensor, ...]:
     kind = KINDS[block.name]
 
     def repack(
         sources: Sequence[torch.Tensor], into: Mapping[str, torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor]:
-        return kind.repack("", join(sources).contiguous(), shape[1], into)
+        return kind.repack(name, join(sources).contiguous(), shape[1], into)
 
     return tuple(
         SlotTensor(suffix, dtype, tuple(size), sources, PartOf(repack, suffix))
-        for suffix, dtype, size in kind.specs("", *shape)
+        for suffix, dtype, size in kind.specs(name, *shape)
     )
 
 

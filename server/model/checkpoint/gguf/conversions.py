@@ -115,6 +115,13 @@ OF_ROWS = (
     grouped_rows,
     grouped_last_rows,
 )
+OF_COLUMNS = (grouped_columns,)  # this moves complete columns
+
+
+def column_order(convert: Convert, values: Values, inputs: int) -> torch.Tensor:
+    """Return the input that each column of a file belongs to, for a conversion of ``OF_COLUMNS``."""
+    [columns] = convert(values, [torch.arange(inputs).view(1, -1)])
+    return torch.argsort(columns)
 
 
 def _in_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -20,10 +20,13 @@ from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architectu
 from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
-from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_linears
+from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
+from server.model.quantised.column_order import OrderedColumns
+from server.model.quantised.latent_expansion import LatentExpansion
+from server.model.quantised.linear import LinearFormat
 from server.model.quantised.scheme import forget_quantisation
 
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
@@ -100,13 +103,13 @@ class GgufCheckpoint:
         return {}
 
     def packed_matrices(self, model: PreTrainedModel) -> PackedMatrices:
-        """Return the quantised matrices of linear layers."""
-        return packed_linears(model, self._tensors)
+        """Return the quantised matrices of linear layers and embeddings."""
+        return packed_matrices(model, self._tensors)
 
     def map(self, model: PreTrainedModel) -> CheckpointMap:
         """Sort the tensors of the file."""
         try:
-            packed = packed_linears(model, self._tensors)
+            packed = packed_matrices(model, self._tensors)
             plain = {name: source for name, source in self._tensors.items() if name not in packed}
             found = replace(map_checkpoint(model, plain), packed=packed)
             check_shapes(model, {name: self._tensors[name] for name in (*found.trunk, *packed)})
@@ -174,6 +177,12 @@ class GgufCheckpoint:
 
 
 def trunk_types(matrices: PackedMatrices) -> str:
-    """Return the names of the types that the trunk's linear layers have in the file."""
-    names = {each.format.name for each in matrices.values() if isinstance(each.format, GgmlType)}
+    """Return the names of the types that the trunk's matrices have in the file."""
+    names = {kind.name for each in matrices.values() for kind in _stored(each.format) if isinstance(kind, GgmlType)}
     return ", ".join(sorted(names)) or UNCHANGED
+
+
+def _stored(form: LinearFormat) -> tuple[LinearFormat, ...]:
+    if isinstance(form, LatentExpansion):
+        return form.keys, form.values
+    return (form.stored if isinstance(form, OrderedColumns) else form,)

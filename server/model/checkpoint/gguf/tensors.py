@@ -12,14 +12,21 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
+from server.model.attention.mla import latent_linears
 from server.model.checkpoint.gguf.architectures import FACTORS, Architecture
-from server.model.checkpoint.gguf.block_matrices import dequantise_blocks, packed_matrix, stored_matrix
-from server.model.checkpoint.gguf.conversions import OF_ROWS, unchanged
+from server.model.checkpoint.gguf.block_matrices import (
+    dequantise_blocks,
+    packed_expansion,
+    packed_matrix,
+    stored_matrix,
+)
+from server.model.checkpoint.gguf.conversions import OF_COLUMNS, OF_ROWS, column_order, expansion_of_latents, unchanged
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.places import Place
 from server.model.checkpoint.packed_trunk import linear_layers
 from server.model.checkpoint.tensor_map import PackedMatrices, renamed
 from server.model.errors import ModelError
+from server.model.quantised.linear import NAME
 from server.model.quantised.matrix import ReadTensor, StoredTensor
 from server.model.quantised.packed_matrix import PackedMatrix
 
@@ -63,17 +70,20 @@ class ConvertedTensor(StoredTensor):
         """The tensors of the file."""
         return (each.source for each in self.tensors)
 
-    @property
-    def is_of_blocks(self) -> bool:
-        """True if the parameter's rows are rows of the file, all of one quantised type."""
-        types = {each.type for each in self.tensors}
-        return self.place.convert in OF_ROWS and len(types) == 1 and next(iter(types)).dtype is None
-
-    def packed(self) -> PackedMatrix:
-        """Return the matrix that stays quantised, of a parameter that ``is_of_blocks``."""
+    def packed(self) -> PackedMatrix | None:
+        """Return the matrix that stays quantised; None if it can't."""
+        convert, kinds = self.place.convert, {each.type for each in self.tensors}
+        if any(kind.dtype is not None for kind in kinds):
+            return None
+        if convert is expansion_of_latents:
+            return packed_expansion(*self.tensors)
+        if len(kinds) > 1 or convert not in (*OF_ROWS, *OF_COLUMNS):
+            return None
         outputs, inputs = self.shape
-        join = partial(self.place.convert, self.values)
-        return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, join)
+        if convert in OF_COLUMNS:
+            join, order = partial(unchanged, self.values), column_order(convert, self.values, inputs)
+            return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, join, order)
+        return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, partial(convert, self.values))
 
     def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read and compute the parameter; matrices are rounded to the dtype, the rest stays float32."""
@@ -87,19 +97,22 @@ class ConvertedTensor(StoredTensor):
         )
 
 
-def packed_linears(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
-    """Return the matrices of linear layers that stay quantised in memory, as they are in the file.
+def packed_matrices(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
+    """Return the matrices of linear layers and embeddings that stay quantised in memory, as they are in the file.
 
     Args:
         model: the model on the meta device; this ties its weights.
         tensors: what ``named_tensors`` returned.
     """
-    layers = linear_layers(model)
-    return {
-        name: source.packed()
-        for name, source in tensors.items()
-        if isinstance(source, ConvertedTensor) and source.is_of_blocks and name in layers
+    inside = {
+        *linear_layers(model, takes_all_widths=True).values(),
+        *latent_linears(model),
+        model.get_input_embeddings(),
     }
+    names = {f"{name}.{NAME}" for name, module in model.named_modules() if module in inside}
+    stored = {name: each for name, each in tensors.items() if name in names and isinstance(each, ConvertedTensor)}
+    packed = {name: each.packed() for name, each in stored.items()}
+    return {name: matrix for name, matrix in packed.items() if matrix is not None}
 
 
 def check_shapes(model: PreTrainedModel, tensors: Mapping[str, TensorSource | StoredTensor]) -> None:

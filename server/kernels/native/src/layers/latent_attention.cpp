@@ -148,8 +148,10 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   phases.run();
 }
 
-bool is_plain_shaped(const Matrix& matrix, int64_t outputs, int64_t inputs) {
-  return is_plain(matrix.format) && !matrix.is_transposed && is_shaped(matrix, outputs, inputs);
+// A matrix of all heads, of which each begins with a block of outputs.
+bool is_of_heads(const Matrix& matrix, int64_t heads, int64_t outputs, int64_t inputs) {
+  const bool is_in_blocks = is_plain(matrix.format) ? !matrix.is_transposed : outputs % kBlock == 0;
+  return is_in_blocks && !matrix.order && is_shaped(matrix, heads * outputs, inputs);
 }
 
 const char* check(const void* mixer, int64_t hidden_size) {
@@ -164,8 +166,8 @@ const char* check(const void* mixer, int64_t hidden_size) {
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
     return "projections that don't fit its heads";
   }
-  if (!is_plain_shaped(spec.to_keys, spec.heads * spec.rank, spec.nope_dim) ||
-      !is_plain_shaped(spec.to_values, spec.heads * spec.value_dim, spec.rank)) {
+  if (!is_of_heads(spec.to_keys, spec.heads, spec.rank, spec.nope_dim) ||
+      !is_of_heads(spec.to_values, spec.heads, spec.value_dim, spec.rank)) {
     return "an expansion that doesn't fit its heads";
   }
   if (spec.gate.outputs && !is_shaped(spec.gate, spec.heads, hidden_size)) return "gates that don't fit its heads";

@@ -12,8 +12,8 @@ struct LatentAttention {
   Matrix query_down;         // (query_rank, hidden); without outputs if `query` takes the hidden states
   Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden)
   Matrix latent;             // (rank + rope_dim, hidden); the last numbers are the part of keys that may be rotated
-  Matrix to_keys;            // (heads * rank, nope_dim), plain
-  Matrix to_values;          // (heads * value_dim, rank), plain
+  Matrix to_keys;            // (heads * rank, nope_dim), plain, or with complete blocks of outputs
+  Matrix to_values;          // (heads * value_dim, rank), the same
   Matrix output;             // (hidden, heads * value_dim)
   Matrix gate;               // (heads, hidden): the sigmoid of each multiplies a head's result; or without outputs
   const float* query_down_bias;  // each of the five may be null

@@ -18,11 +18,22 @@ constexpr int64_t kPassNumbers = 4 << 20;  // of absorbed queries and weighted l
 constexpr int64_t kMostPassRows = kIsTight ? kTokenTile : 256;
 static_assert(kTokenTile * kHeadTile <= kMostLatentRows);
 
+// The rows of a panel from `first` on.
+Panel rows_from(const Panel& panel, int64_t first) {
+  Panel rows = panel;
+  const int64_t bytes = panel.kind == PanelKind::kFloat32 ? 4 : panel.kind == PanelKind::kBFloat16 ? 2 : 1;
+  rows.data = static_cast<char*>(panel.data) + first * panel.stride * bytes;
+  if (bytes > 1) return rows;
+  const int64_t lanes = first * panel.groups() * (panel.kind == PanelKind::kInt8Split ? kSplitLanes : 1);
+  rows.scales += lanes;
+  rows.sums += lanes;
+  if (rows.halves) rows.halves += lanes;
+  return rows;
+}
+
 // Some rows of a panel that alternate with those of other heads.
 Panel panel_of_head(const Panel& panel, int64_t head, int64_t heads) {
-  Panel rows = panel;
-  const int64_t bytes = panel.kind == PanelKind::kFloat32 ? 4 : 2;
-  rows.data = static_cast<char*>(panel.data) + head * panel.stride * bytes;
+  Panel rows = rows_from(panel, head);
   rows.stride = panel.stride * heads;
   rows.rows = panel.rows / heads;
   return rows;
@@ -182,9 +193,7 @@ void LatentStep::turn(int64_t row) {
     std::memcpy(absorbed + spec_.rank, query + spec_.nope_dim, static_cast<size_t>(spec_.rope_dim) * 4);
   }
   // The panel's rows are heads of rows, `dim` apart.
-  const int64_t first = row * spec_.heads;
-  Panel rows = keys_panel_;
-  rows.data = static_cast<char*>(rows.data) + first * rows.stride * (rows.kind == PanelKind::kFloat32 ? 4 : 2);
+  Panel rows = rows_from(keys_panel_, row * spec_.heads);
   level_.prepare(rows, queries, Format::kFloat32, dim, nullptr, 0, spec_.heads);
 }
 

@@ -64,6 +64,7 @@ ProjectedMixer::ProjectedMixer(Context& context, ProjectionScratch& memory, cons
     offset += spec.inputs[i].outputs;
   }
   output_panel_ = place_panel(output_kind, step.tokens, spec.output.inputs, place);
+  output_panel_.order = static_cast<const int32_t*>(spec.output.order);
   memory.output_lora.clear();
   rows = memory.rows.reserve<float>(step.tokens * width * 4);
   results = memory.results.reserve<float>(step.tokens * spec.output.inputs * 4);

@@ -12,7 +12,7 @@ struct Projections {
   Matrix inputs[kMostProjections];        // of the normed hidden states
   Matrix seconds[kMostProjections];       // of the outputs of an input, in whose place its own are; no outputs: none
   const float* biases[kMostProjections];  // each may be null
-  Matrix output;
+  Matrix output;                          // may have an order
   const float* output_bias;               // or null
   const int32_t* places;  // where a token's row has each output of all these; null if they are there in their order
   int64_t num_inputs;

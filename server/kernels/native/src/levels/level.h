@@ -99,6 +99,9 @@ struct Level {
 
   // Returns false if no type of a file is stored in the format.
   bool (*repack)(const Repacking& call);
+
+  // Writes a row of a matrix in float32; returns false if rows of the format can't be read. `target` may be null.
+  bool (*read_row)(const Matrix& matrix, int64_t row, float* target);
 };
 
 extern const Level kPortable;

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from expert_store import CheckpointError, ExpertKey, ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
+from server.model.blocks.workspace import BLOCK
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.gguf.gguf_file import GgufFile
@@ -130,10 +131,10 @@ def rewrite(
     return path
 
 
-def logits_of(path: Path) -> torch.Tensor:
-    trunk = load_trunk(path, torch.float32)
+def logits_of(path: Path, pool: ComputePool | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    trunk = load_trunk(path, dtype, pool=pool)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    [(_, logits)] = generate(trunk, store, steps=1, prompts=[PROMPT])
+    [(_, logits)] = generate(trunk, store, steps=1, prompts=[PROMPT], block_size=BLOCK)
     store.close()
     return logits[0]
 
@@ -172,7 +173,7 @@ def test_older_files_have_the_expansion_of_latents_as_one_matrix(tmp_path: Path)
         renamed |= {keys: None, expanded: None}
         joined = np.concatenate([values_of(name, keys).swapaxes(1, 2), values_of(name, expanded)], 1)
         added[f"blk.{layer}.attn_kv_b.weight"] = joined.reshape(-1, joined.shape[-1])
-    changes = {"attention.key_length": 16, "attention.value_length": 16, "attention.head_count_kv": 4}
+    changes = {"attention.key_length": 40, "attention.value_length": 16, "attention.head_count_kv": 4}
     path = rewrite(
         tmp_path / "older.gguf",
         name=name,
@@ -195,6 +196,49 @@ def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path, name: s
     further = {f"blk.{layers}.nextn.eh_proj.weight": np.ones((32, 64), np.float32)}
     path = rewrite(tmp_path / "tiny.gguf", name=name, changes=changes, added=further)
     assert torch.equal(logits_of(path), logits_of(FILES / f"{name}.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        *((name, torch.float32, 1e-4) for name in ("qwen3moe", "qwen35moe", "gemma4", "deepseek-v3")),
+        ("deepseek-v3", torch.bfloat16, 0.05),  # whose heads have rows of their own in int8
+    ],
+)
+def test_native_layers_take_quantised_matrices_as_they_are(
+    tmp_path: Path, name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    quantised = rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0)
+    pool = ComputePool(1, Kernels(1))
+    found = load_trunk(quantised, dtype, pool=pool)
+    assert "native kernels run all" in found.facts.program.describe()
+    expected = logits_of(rewrite(tmp_path / "f32.gguf", Q8_0, name=name, trunk=Q8_0, stored_as=FLOAT32))
+    difference = float((logits_of(quantised, pool, dtype) - expected).abs().max())
+    assert difference < tolerance * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("qwen35moe", {"model.embed_tokens", "lm_head", "model.layers.0.linear_attn.out_proj"}),
+        ("gemma4", {"model.embed_tokens"}),
+        ("deepseek-v3", {"model.layers.0.self_attn.kv_b_proj"}),
+    ],
+)
+def test_matrices_that_are_looked_up_tied_reordered_or_split_stay_quantised(
+    tmp_path: Path, name: str, parameters: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    checkpoint = GgufCheckpoint(rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0))
+    packed = checkpoint.packed_matrices(build_model(checkpoint.read_config(), torch.float32))
+    assert {f"{each}.weight" for each in parameters} <= packed.keys()
+
+
+def test_a_tied_head_takes_no_memory_beside_the_table_of_embeddings(tmp_path: Path) -> None:
+    trunk = load_trunk(rewrite(tmp_path / "q8.gguf", Q8_0, name="gemma4", trunk=Q8_0), torch.float32)
+    model = trunk._model
+    assert model.get_input_embeddings().table is model.get_output_embeddings()
 
 
 def test_an_expert_is_read_once_for_codes_and_scales(tmp_path: Path) -> None:
