@@ -1,0 +1,1 @@
+"""Routers: which rows go to which expert, and how the results are combined."""
