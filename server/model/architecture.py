@@ -28,7 +28,10 @@ MAPPINGS = (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
-REGISTERED_BY = {"step3p5": "server.model.step3p5"}  # modules that give transformers a class of a type
+REGISTERED_BY = {
+    "greenroom_moe": "server.model.greenroom_moe",
+    "step3p5": "server.model.step3p5",
+}  # modules that give transformers a class of a type
 TEXT_MODEL_CONFIGS = {"qwen3_omni_moe": "thinker_config"}  # the model that writes text, by a checkpoint of several
 
 
@@ -46,14 +49,19 @@ def config_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
             yield from config_parts(value)
 
 
+def register_model_type(model_type: str) -> None:
+    """Give transformers the classes of a type that it lacks, if it is one of ours."""
+    if model_type in REGISTERED_BY:
+        import_module(REGISTERED_BY[model_type])
+
+
 def find_model_class(config: PreTrainedConfig) -> Any:
     """Return the class that a checkpoint's config names, or else the first that transformers has for it.
 
     Raises:
         ModelError: transformers has no class of this type that generates text.
     """
-    if config.model_type in REGISTERED_BY:
-        import_module(REGISTERED_BY[config.model_type])
+    register_model_type(config.model_type)
     classes = [mapping[type(config)] for mapping in MAPPINGS if type(config) in mapping]
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
     if not classes:

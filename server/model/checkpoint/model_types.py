@@ -15,6 +15,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers import __version__ as transformers_version
 
+from server.model.architecture import register_model_type
 from server.model.errors import ModelError
 
 Values = Mapping[str, Any]
@@ -111,6 +112,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
         ValueError, OSError, KeyError, TypeError: the config can't be used.
     """
     values = json.loads((folder / "config.json").read_text("utf-8"))
+    if isinstance(values, dict):
+        register_model_type(str(values.get("model_type")))
     served = _served_as(values)
     if served is None:
         _check_known(values, folder.name)

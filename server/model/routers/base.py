@@ -80,21 +80,27 @@ class Router(nn.Module, ABC):
     Args:
         hidden_size: width of a token.
         num_logits: logits of a token: experts, or slots of all experts.
-
-    Attributes:
-        is_causal: True if a token's result does not depend on later tokens.
-        is_independent: True if it does not depend on any other token.
-        may_drop: True if some tokens may go to no expert.
     """
-
-    is_causal: bool
-    is_independent: bool
-    may_drop: bool
 
     def __init__(self, hidden_size: int, num_logits: int, num_experts: int):
         super().__init__()
         self.num_experts = num_experts
         self.gate = nn.Linear(hidden_size, num_logits, bias=False)
+
+    @property
+    @abstractmethod
+    def is_causal(self) -> bool:
+        """True if a token's result does not depend on later tokens."""
+
+    @property
+    @abstractmethod
+    def is_independent(self) -> bool:
+        """True if a token's result does not depend on any other token."""
+
+    @property
+    @abstractmethod
+    def may_drop(self) -> bool:
+        """True if some tokens may go to no expert."""
 
     @abstractmethod
     def max_experts(self, num_tokens: int) -> int:

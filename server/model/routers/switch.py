@@ -27,8 +27,18 @@ class SwitchRouter(Router):
     def __init__(self, hidden_size: int, num_experts: int, *, capacity_factor: float | None = None):
         super().__init__(hidden_size, num_experts, num_experts)
         self.capacity_factor = capacity_factor
-        self.is_causal = self.is_independent = capacity_factor is None
-        self.may_drop = capacity_factor is not None
+
+    @property
+    def is_independent(self) -> bool:
+        return self.capacity_factor is None
+
+    @property
+    def is_causal(self) -> bool:
+        return self.capacity_factor is None
+
+    @property
+    def may_drop(self) -> bool:
+        return self.capacity_factor is not None
 
     def max_experts(self, num_tokens: int) -> int:
         return min(self.num_experts, num_tokens)
