@@ -16,8 +16,8 @@ class GreenroomMoeConfig(MixtralConfig):  # type: ignore[misc]
 
     Attributes:
         router_type: the router of every layer.
-        capacity_factor: of ``switch`` while it is trained (None for no capacity), and of ``expert_choice``, for which it
-            is the mean number of experts of a token.
+        capacity_factor: of ``switch`` while it is trained, None for no capacity; of ``expert_choice`` always, the mean
+            number of experts of a token.
         eval_capacity_factor: of ``switch`` otherwise; with one, what is computed depends on what else is in the batch.
         slots_per_expert: of ``soft``.
         has_router_noise: ``top_k`` adds noise with a learned scale while it is trained.

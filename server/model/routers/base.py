@@ -1,4 +1,4 @@
-"""What all routers share: the interface, and the dispatch that they return."""
+"""The interface of all routers, and the dispatches that they return."""
 
 from __future__ import annotations
 
