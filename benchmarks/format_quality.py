@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from expert_store import ExpertKey, ExpertStore, Weights, open_pack, write_pack
 from server.kernels import expert
 from server.kernels.expert import transposed_names
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
@@ -63,7 +64,9 @@ def with_packed_experts(folder: Path) -> tuple[PreTrainedModel, int]:
 
 
 def pack(folder: Path, weights: WeightFormat) -> None:
-    source = pack_source(build_model(read_config(BUNDLED), torch.bfloat16), BUNDLED, BUNDLED_NAME, weights)
+    source = pack_source(
+        build_model(read_config(BUNDLED), torch.bfloat16), FolderCheckpoint(BUNDLED), BUNDLED_NAME, weights
+    )
     write_pack(source, folder, 1, lambda _: None)
 
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from expert_store.io.metadata import read_json_object as read_json_object
     from expert_store.io.metadata import read_metadata as read_metadata
     from expert_store.io.safetensors_index import find_shards as find_shards
-    from expert_store.io.safetensors_index import index_sources as index_sources
     from expert_store.io.safetensors_index import is_header_only as is_header_only
     from expert_store.io.safetensors_index import read_header_metadata as read_header_metadata
     from expert_store.io.safetensors_index import read_index as read_index
@@ -77,7 +76,12 @@ if TYPE_CHECKING:
     from expert_store.slot_budget import least_bytes as least_bytes
     from expert_store.slot_budget import slots_per_layout as slots_per_layout
     from expert_store.sources.base import Source as Source
+    from expert_store.sources.base import SourceFolder as SourceFolder
     from expert_store.sources.file import FileSource as FileSource
+    from expert_store.sources.folder import LocalFolder as LocalFolder
+    from expert_store.sources.folder import Place as Place
+    from expert_store.sources.folder import as_folder as as_folder
+    from expert_store.sources.memory import MemorySource as MemorySource
     from expert_store.statistics import LOAD_SECONDS_BUCKETS as LOAD_SECONDS_BUCKETS
     from expert_store.statistics import PHASES as PHASES
     from expert_store.statistics import PREFETCH_OUTCOMES as PREFETCH_OUTCOMES
@@ -130,7 +134,11 @@ _MODULE_OF = {
     "SourceError": "errors",
     "FileSource": "sources.file",
     "Source": "sources.base",
-    "index_sources": "io.safetensors_index",
+    "SourceFolder": "sources.base",
+    "MemorySource": "sources.memory",
+    "LocalFolder": "sources.folder",
+    "Place": "sources.folder",
+    "as_folder": "sources.folder",
     "BASE": "keys",
     "ExpertKey": "keys",
     "Lease": "lease",

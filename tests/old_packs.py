@@ -13,6 +13,7 @@ from expert_store import ExpertLayout, PackedLayer, ParameterSpec, Weights, writ
 from expert_store.keys import ExpertKey
 from server.kernels.expert import transposed_names
 from server.kernels.formats import channel_int8, group_int4
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
@@ -50,7 +51,7 @@ def pack_as_before(folder: Path, out: Path, weights: Literal["int8", "int4"], bl
         block: of 4-bit matrices, 32 or 64.
     """
     model = build_model(read_config(folder), torch.bfloat16)
-    source = pack_source(model, folder, folder.name, "bfloat16")
+    source = pack_source(model, FolderCheckpoint(folder), folder.name, "bfloat16")
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
     transposed = {numbers[name]: transposed_names(module) for name, module in modules.items()}

@@ -8,6 +8,7 @@ import torch
 
 from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.weight_formats import WeightFormat
@@ -18,5 +19,5 @@ def pack_model(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> P
     """Pack a checkpoint as `greenroom pack` does."""
     model = build_model(read_config(folder), torch.bfloat16)
     name = BUNDLED_NAME if folder == BUNDLED else folder.name
-    write_pack(pack_source(model, folder, name, weights), out, 2, lambda _: None)
+    write_pack(pack_source(model, open_checkpoint(folder), name, weights), out, 2, lambda _: None)
     return out

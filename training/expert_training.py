@@ -120,7 +120,7 @@ def load_variant(base: Path, variant: Path) -> PreTrainedModel:
     """Load a model in float32 with the experts of a variant in place of its own."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     read: Mapping[str, torch.Tensor] = {
-        name: tensor for shard in find_shards(variant) for name, tensor in load_file(shard).items()
+        name: tensor for shard in find_shards(variant) for name, tensor in load_file(shard.name).items()
     }
     for name, tensor in read.items():
         _, _, layer, _, _, expert, projection, _ = name.split(".")

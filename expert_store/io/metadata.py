@@ -7,7 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from expert_store.errors import CheckpointError, source_error
+import numpy as np
+
+from expert_store.errors import CheckpointError, SourceError, source_error
+from expert_store.sources.base import OpenSource, Piece, Source
+from expert_store.sources.folder import as_source
 from expert_store.sources.regular_file import REMEDY, open_regular
 
 MAX_METADATA_BYTES = 100_000_000
@@ -23,26 +27,46 @@ def check_metadata_file(path: Path) -> None:
     open_regular(path, MAX_METADATA_BYTES).close()
 
 
-def read_metadata(path: Path, remedy: str = REMEDY) -> bytes:
+def read_metadata(file: Path | Source, remedy: str = REMEDY) -> bytes:
     """Return the bytes of a metadata file.
 
     Raises:
-        CheckpointError: see ``open_regular``.
+        CheckpointError: it can't be read, or is too large; see ``open_regular``.
     """
-    with closing(open_regular(path, MAX_METADATA_BYTES, remedy)) as file:
-        try:
-            return file.read(MAX_METADATA_BYTES)
-        except OSError as error:
-            raise source_error(str(path), error) from error
+    if isinstance(file, Path):
+        with closing(open_regular(file, MAX_METADATA_BYTES, remedy)) as metadata:
+            try:
+                return metadata.read(MAX_METADATA_BYTES)
+            except OSError as error:
+                raise source_error(str(file), error) from error
+    try:
+        with closing(file.open(is_direct=False)) as opened:
+            nbytes = opened.identity.nbytes
+            if nbytes > MAX_METADATA_BYTES:
+                raise CheckpointError(f"{file.name} is {nbytes} bytes long, more than {MAX_METADATA_BYTES}; {remedy}")
+            return read_bytes(opened, 0, nbytes)
+    except SourceError as error:
+        raise error.naming(file.name) from error
 
 
-def read_json_object(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+def read_bytes(opened: OpenSource, offset: int, nbytes: int) -> bytes:
+    """Return some bytes of a source.
+
+    Raises:
+        SourceError: they can't be read.
+    """
+    target = np.empty(nbytes, dtype=np.uint8)
+    opened.read([Piece(offset, target)])
+    return target.tobytes()
+
+
+def read_json_object(file: Path | Source, remedy: str = REMEDY) -> dict[str, Any]:
     """Return the content of a metadata file that is one JSON object.
 
     Raises:
-        CheckpointError: see ``open_regular`` and ``parse_json_object``.
+        CheckpointError: see ``read_metadata`` and ``parse_json_object``.
     """
-    return parse_json_object(read_metadata(path, remedy), str(path), remedy)
+    return parse_json_object(read_metadata(file, remedy), as_source(file).name, remedy)
 
 
 def parse_json_object(raw: bytes, name: str, remedy: str = REMEDY) -> dict[str, Any]:

@@ -6,22 +6,20 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from expert_store.catalog import Extent, TensorSource
 from expert_store.errors import CheckpointError, SourceError
 from expert_store.io.file_names import MISTRAL_WEIGHTS
-from expert_store.io.metadata import parse_json_object, read_json_object
-from expert_store.sources.base import OpenSource, Piece, Source
-from expert_store.sources.file import FileSource
+from expert_store.io.metadata import parse_json_object, read_bytes, read_json_object
+from expert_store.sources.base import Source
+from expert_store.sources.folder import Place, as_folder, as_source
 
 LENGTH_BYTES = 8  # of the length of the header, before it
 MAX_HEADER_BYTES = 100_000_000
@@ -46,34 +44,38 @@ DTYPES = {
 }
 
 
-def find_shards(folder: Path) -> list[Path]:
+def find_shards(place: Place) -> list[Source]:
     """Return the safetensors files of a checkpoint folder, by its index if it has one.
 
     Raises:
         CheckpointError: there are none, or a shard that the index names is missing.
     """
-    index = folder / INDEX_NAME
-    if not os.path.lexists(index):
-        found = sorted(folder.glob("*.safetensors"))
-        shards = [path for path in found if not path.name.startswith(MISTRAL_WEIGHTS)] or found
+    folder = as_folder(place)
+    there = set(folder.names())
+    if INDEX_NAME not in there:
+        found = sorted(name for name in there if name.endswith(SUFFIX))
+        shards = [name for name in found if not name.startswith(MISTRAL_WEIGHTS)] or found
         if not shards:
-            raise CheckpointError(f"no .safetensors file in {folder}; pickled checkpoints (.bin, .pt) are not opened")
-        return shards
+            raise CheckpointError(
+                f"no .safetensors file in {folder.name}; pickled checkpoints (.bin, .pt) are not opened"
+            )
+        return [folder.source(name) for name in shards]
+    index = folder.source(INDEX_NAME)
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(
-            f"{index} is not a safetensors index: it has no weight_map; download the checkpoint again"
+            f"{index.name} is not a safetensors index: it has no weight_map; download the checkpoint again"
         )
     names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
     for name in sorted(names):
         if not _is_shard_name(name):
             raise CheckpointError(
-                f"{index} names {name[:MAX_NAME_BYTES]!r}, which is no .safetensors file of its folder; "
+                f"{index.name} names {name[:MAX_NAME_BYTES]!r}, which is no .safetensors file of its folder; "
                 "download the checkpoint again"
             )
-        if not (folder / name).exists():
-            raise CheckpointError(f"shard {name} is missing from {folder}; download the checkpoint again")
-    return sorted(folder / name for name in names)
+        if name not in there:
+            raise CheckpointError(f"shard {name} is missing from {folder.name}; download the checkpoint again")
+    return [folder.source(name) for name in sorted(names)]
 
 
 def _is_shard_name(name: str) -> bool:
@@ -81,13 +83,8 @@ def _is_shard_name(name: str) -> bool:
     return is_printable and name.endswith(SUFFIX) and Path(name).name == name
 
 
-def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, TensorSource]:
-    """Return the tensors of some safetensors files by name; see ``index_sources``."""
-    return index_sources(map(FileSource, paths), has_data=has_data)
-
-
-def index_sources(sources: Iterable[Source], *, has_data: bool = True) -> dict[str, TensorSource]:
-    """Return the tensors of some sources in the safetensors format by name.
+def read_index(files: Iterable[Path | Source], *, has_data: bool = True) -> dict[str, TensorSource]:
+    """Return the tensors of some safetensors files by name.
 
     Args:
         has_data: False for headers alone, which give names, dtypes and shapes.
@@ -97,7 +94,7 @@ def index_sources(sources: Iterable[Source], *, has_data: bool = True) -> dict[s
             source; the message names source and tensor.
     """
     tensors: dict[str, TensorSource] = {}
-    for source in sources:
+    for source in map(as_source, files):
         for tensor in _read_header(source, has_data):
             if tensor.name in tensors:
                 raise CheckpointError(
@@ -107,24 +104,25 @@ def index_sources(sources: Iterable[Source], *, has_data: bool = True) -> dict[s
     return tensors
 
 
-def read_header_metadata(path: Path) -> dict[str, str]:
+def read_header_metadata(file: Path | Source) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
         CheckpointError: the header is damaged.
     """
-    metadata = _read_json(FileSource(path))[0].get("__metadata__", {})
+    source = as_source(file)
+    metadata = _read_json(source)[0].get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"the metadata of {path} is not an object of strings")
+        raise CheckpointError(f"the metadata of {source.name} is not an object of strings")
     return metadata
 
 
-def is_header_only(path: Path) -> bool:
+def is_header_only(file: Path | Source) -> bool:
     """Return True if a safetensors file ends where its tensors' data should begin."""
-    with closing(FileSource(path).open(is_direct=False)) as opened:
+    with closing(as_source(file).open(is_direct=False)) as opened:
         nbytes = opened.identity.nbytes
         return nbytes >= LENGTH_BYTES and nbytes == LENGTH_BYTES + int.from_bytes(
-            _read(opened, 0, LENGTH_BYTES), "little"
+            read_bytes(opened, 0, LENGTH_BYTES), "little"
         )
 
 
@@ -144,19 +142,13 @@ def _read_json(source: Source) -> tuple[dict[str, Any], int, int]:
         if nbytes < LENGTH_BYTES:
             raise CheckpointError(f"{source.name} is {nbytes} bytes long, too short for a safetensors file")
         try:
-            (length,) = struct.unpack("<Q", _read(opened, 0, LENGTH_BYTES))
+            (length,) = struct.unpack("<Q", read_bytes(opened, 0, LENGTH_BYTES))
             if length > min(MAX_HEADER_BYTES, nbytes - LENGTH_BYTES):
                 raise CheckpointError(f"{name} claims to be {length} bytes long, more than it can be")
-            raw = _read(opened, LENGTH_BYTES, length)
+            raw = read_bytes(opened, LENGTH_BYTES, length)
         except SourceError as error:
             raise error.naming(name) from error
     return parse_json_object(raw, name), LENGTH_BYTES + length, nbytes - LENGTH_BYTES - length
-
-
-def _read(opened: OpenSource, offset: int, nbytes: int) -> bytes:
-    target = np.empty(nbytes, dtype=np.uint8)
-    opened.read([Piece(offset, target)])
-    return target.tobytes()
 
 
 def _tensor(source: Source, name: str, entry: Any, start: int, size: int | None) -> TensorSource:

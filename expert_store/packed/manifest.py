@@ -8,9 +8,9 @@ tokenizer's files, the trunk under the hub's names in ``trunk.safetensors``, and
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,12 +27,12 @@ from expert_store.catalog import (
     PackedRecord,
     ParameterSpec,
 )
-from expert_store.errors import CheckpointError
-from expert_store.io.metadata import read_json_object
+from expert_store.errors import CheckpointError, SourceError, SourceGoneError
+from expert_store.io.metadata import read_bytes, read_json_object
 from expert_store.io.safetensors_index import DTYPES
 from expert_store.packed.names import DATA_FOLDER, DataFolderName, FileName
-from expert_store.sources.base import PAGE_BYTES
-from expert_store.sources.file import FileSource
+from expert_store.sources.base import PAGE_BYTES, OpenSource, Source, SourceFolder
+from expert_store.sources.folder import Place, as_folder
 
 FORMAT = "greenroom-pack"
 VERSION = 1
@@ -115,27 +115,30 @@ class Manifest(BaseModel):
 class Pack:
     """A packed model with all its files."""
 
-    folder: Path
+    folder: SourceFolder
     manifest: Manifest
     catalog: ExpertCatalog
 
     @property
-    def data_folder(self) -> Path:
+    def data_folder(self) -> SourceFolder:
         """The folder of ``config.json``, the tokenizer's files, the trunk and the records."""
-        return self.folder / self.manifest.data
+        return self.folder.folder(self.manifest.data)
 
     @property
-    def trunk(self) -> Path:
+    def trunk(self) -> Source:
         """The file of the trunk's tensors, under their names on the hub."""
-        return self.data_folder / TRUNK_NAME
+        return self.data_folder.source(TRUNK_NAME)
 
 
-def is_pack(folder: Path) -> bool:
+def is_pack(place: Place) -> bool:
     """Return True if a folder looks like a packed model; ``open_pack`` checks it."""
-    return os.path.lexists(folder / MANIFEST_NAME) and not os.path.lexists(folder / "config.json")
+    with suppress(SourceError):
+        names = as_folder(place).names()
+        return MANIFEST_NAME in names and "config.json" not in names
+    return False
 
 
-def open_pack(folder: Path) -> Pack:
+def open_pack(place: Place) -> Pack:
     """Read a packed model's manifest and check every file against it.
 
     The bytes of records are checked when they are read.
@@ -144,26 +147,45 @@ def open_pack(folder: Path) -> Pack:
         CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size, changed,
             or not a part of the pack; the message names it.
     """
+    folder = as_folder(place)
     manifest = read_manifest(folder)
-    data = folder / manifest.data
+    try:
+        return _open(folder, manifest)
+    except CheckpointError:
+        if read_manifest(folder).data == manifest.data:
+            raise
+        return open_pack(folder)  # the pack was replaced meanwhile
+
+
+def _open(folder: SourceFolder, manifest: Manifest) -> Pack:
+    data = folder.folder(manifest.data)
+    there: set[str] = set()
+    with suppress(SourceGoneError):
+        there.update(data.names())
     for name, file in manifest.files.items():
-        _check_file(folder, data / name, file)
-    _refuse_others(data, manifest)
+        _check_file(data, name, file, is_there=name in there)
+    others = {name for name in there if not name.startswith(".")} - manifest.files.keys()
+    if others:  # a chat template among them would change the answers
+        raise CheckpointError(
+            f"{data.source(min(others)).name} is not a part of the pack; remove it, or add it to the checkpoint and "
+            "pack again"
+        )
     try:
         catalog = ExpertCatalog(_layers(data, manifest))
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / MANIFEST_NAME}: {error}; pack the model again") from error
+        raise CheckpointError(f"{folder.source(MANIFEST_NAME).name}: {error}; pack the model again") from error
     return Pack(folder, manifest, catalog)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(place: Place) -> Manifest:
     """Read the manifest of a packed model, and check it alone.
 
     Raises:
         CheckpointError: the manifest can't be read, is damaged, contradicts itself, or is of another version.
     """
-    path = folder / MANIFEST_NAME
-    content = read_json_object(path, "pack the model again")
+    source = as_folder(place).source(MANIFEST_NAME)
+    path = source.name
+    content = read_json_object(source, "pack the model again")
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a packed model; pack the model again")
     if content.get("version") != VERSION:
@@ -219,9 +241,9 @@ def _self_checksum(content: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(_canonical(content))
 
 
-def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
+def _layers(data: SourceFolder, manifest: Manifest) -> dict[int, LayerEntry]:
     layouts = manifest.expert_layouts()
-    sources = {name: FileSource(data / name) for name in manifest.files}
+    sources = {name: data.source(name) for name in manifest.files}
     return {
         index: LayerEntry(
             layouts[layer.layout],
@@ -237,36 +259,32 @@ def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
     }
 
 
-def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
+def _check_file(data: SourceFolder, name: str, file: ManifestFile, *, is_there: bool) -> None:
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; {REMEDY}")
-        nbytes = path.stat().st_size
-        if nbytes != file.nbytes:
-            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
-        if file.checksum is not None and file_checksum(path) != file.checksum:
-            raise CheckpointError(f"{path} is not the file that was packed: its checksum differs; {REMEDY}")
-        if not os.access(path, os.R_OK):
-            raise CheckpointError(f"{path} can't be read; change its permissions")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _refuse_others(data: Path, manifest: Manifest) -> None:
-    """Refuse visible files that were not packed: a chat template among them would change the answers."""
+        source = data.source(name, is_own=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; pack the model again") from error
+    if not is_there:
+        raise CheckpointError(f"{source.name} is missing; {REMEDY}")
     try:
-        others = {path.name for path in data.iterdir() if not path.name.startswith(".")} - manifest.files.keys()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {data}: {error.strerror}") from error
-    if others:
-        raise CheckpointError(
-            f"{data / min(others)} is not a part of the pack; remove it, or add it to the checkpoint and pack again"
-        )
+        with closing(source.open(is_direct=False)) as opened:
+            nbytes = opened.identity.nbytes
+            if nbytes != file.nbytes:
+                raise CheckpointError(f"{source.name} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
+            if file.checksum is not None and _checksum(opened) != file.checksum:
+                raise CheckpointError(f"{source.name} is not the file that was packed: its checksum differs; {REMEDY}")
+    except SourceError as error:
+        raise error.naming(source.name) from error
 
 
-def _check_records(path: Path, manifest: Manifest) -> None:
+def _checksum(opened: OpenSource) -> str:
+    digest, nbytes = xxhash.xxh3_64(), opened.identity.nbytes
+    for start in range(0, nbytes, CHUNK_BYTES):
+        digest.update(read_bytes(opened, start, min(CHUNK_BYTES, nbytes - start)))
+    return digest.hexdigest()
+
+
+def _check_records(path: str, manifest: Manifest) -> None:
     for name in ("config.json", TRUNK_NAME):
         if name not in manifest.files:
             raise CheckpointError(f"{path} names no {name}; pack the model again")
@@ -288,7 +306,7 @@ def _check_records(path: Path, manifest: Manifest) -> None:
                 raise CheckpointError(f"{path}: two records overlap at {start} of {file}; pack the model again")
 
 
-def _record_extents(path: Path, manifest: Manifest) -> Iterator[tuple[int, int, int, str]]:
+def _record_extents(path: str, manifest: Manifest) -> Iterator[tuple[int, int, int, str]]:
     layouts = manifest.expert_layouts()
     for index, layer in manifest.layers.items():
         if layer.layout >= len(layouts):

@@ -39,7 +39,7 @@ from expert_store.packed.manifest import (
     open_pack,
 )
 from expert_store.packed.safetensors_writer import DTYPE_NAMES, MadeTensors, write_at, write_safetensors
-from expert_store.sources.base import Bytes
+from expert_store.sources.base import Bytes, Source
 
 MAX_FILE_BYTES = 4 << 30
 SPARE_BYTES = 16 << 20  # for metadata of the file system
@@ -69,8 +69,8 @@ class PackSource:
         trunk: tensors of the trunk that are copied unchanged.
         made: the trunk's other tensors.
         trunk_format: the format of ``made``.
-        files: small files that are copied unchanged, ``config.json`` among them.
-        shards: the checkpoint's files of tensors.
+        files: small files by name, ``config.json`` among them.
+        shards: the sources of the checkpoint's tensors.
     """
 
     model: str
@@ -78,8 +78,8 @@ class PackSource:
     layers: Mapping[int, PackedLayer]
     encode: Callable[[ExpertKey], Weights]
     trunk: Sequence[TensorSource]
-    files: Sequence[Path]
-    shards: Sequence[Path]
+    files: Mapping[str, bytes]
+    shards: Sequence[Source]
     made: Sequence[MadeTensors] = ()
     trunk_format: str = UNCHANGED
 
@@ -93,7 +93,7 @@ class PackSource:
         """Number of bytes that the pack takes on disk."""
         trunk = sum(source.extent.nbytes for source in self.trunk)
         trunk += sum(spec.nbytes for each in self.made for spec in each.specs)
-        return self.record_bytes + trunk + sum(path.stat().st_size for path in self.files)
+        return self.record_bytes + trunk + sum(map(len, self.files.values()))
 
 
 def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_file_bytes: int = MAX_FILE_BYTES) -> bool:
@@ -150,7 +150,7 @@ class _Writer:
         self._source, self._jobs, self._report = source, jobs, report
         self._places = _place_records(source.layers, max_file_bytes)
         self._layouts = list(dict.fromkeys(layer.layout for layer in source.layers.values()))
-        self._fingerprint = self._read_fingerprint()
+        self._fingerprint = source_fingerprint(source.files, source.shards)
         plan = [
             VERSION,
             self._fingerprint,
@@ -162,7 +162,7 @@ class _Writer:
         if source.trunk_format != UNCHANGED:
             plan.append([source.trunk_format, [spec.name for each in source.made for spec in each.specs]])
         self._identity = hashlib.blake2b(json.dumps(plan).encode(), digest_size=8).hexdigest()
-        files = [TRUNK_NAME, *(place.file for place in self._places.values()), *(path.name for path in source.files)]
+        files = [TRUNK_NAME, *(place.file for place in self._places.values()), *source.files]
         self.folder = PackFolder(out, DataFolder(self._identity, frozenset(files)))
 
     def run(self) -> bool:
@@ -173,16 +173,10 @@ class _Writer:
         self._check_space(partial)
         checksums = self._write_records(partial)
         names = self._write_others(partial)
-        if self._read_fingerprint() != self._fingerprint:
+        if source_fingerprint(self._source.files, self._source.shards) != self._fingerprint:
             raise PackError(f"the checkpoint of {self._source.model} changed while it was packed; run it again")
         self.folder.publish(partial, self._manifest(partial, checksums, names))
         return True
-
-    def _read_fingerprint(self) -> str:
-        try:
-            return source_fingerprint(self._source.files, self._source.shards)
-        except OSError as error:
-            raise CheckpointError(f"cannot read the checkpoint of {self._source.model}: {error}") from error
 
     def _is_done(self) -> bool:
         """Return True if the folder holds this pack already, with every record intact."""
@@ -193,7 +187,7 @@ class _Writer:
             pack = open_pack(self.folder.path)
         except CheckpointError:
             return False
-        with _RecordFiles(pack.data_folder, self._places, os.O_RDONLY) as files:
+        with _RecordFiles(self.folder.path / pack.manifest.data, self._places, os.O_RDONLY) as files:
 
             def is_intact(key: ExpertKey) -> bool:
                 record = pack.catalog.recipe(key)
@@ -242,9 +236,9 @@ class _Writer:
     def _write_others(self, partial: Path) -> list[str]:
         """Write the trunk and the small files; return their names."""
         write_safetensors(partial / TRUNK_NAME, self._source.trunk, self._source.made)
-        for path in self._source.files:
-            shutil.copyfile(path, partial / path.name)
-        return [TRUNK_NAME, *(path.name for path in self._source.files)]
+        for name, content in self._source.files.items():
+            (partial / name).write_bytes(content)
+        return [TRUNK_NAME, *self._source.files]
 
     def _manifest(self, partial: Path, checksums: Mapping[ExpertKey, int], others: Sequence[str]) -> Manifest:
         def record(key: ExpertKey) -> ManifestRecord:

@@ -1,11 +1,14 @@
-"""Protocols of a source of bytes, from which experts are read. The rest of the store knows these, and no files.
+"""Protocols of sources of bytes, from which a model is read. What is built on them knows no files.
 
-A file is a source (``file.py``). Another kind is another module with a class for each of the two protocols below.
+A file is a source (``file.py``), and a folder on a disk is a folder of them (``folder.py``). Another kind, such as a
+bucket, is another module with a class for each of the three protocols below. A read returns when it is done;
+``SourceReader`` (``io/reader.py``) makes reads of any kind asynchronous, by priority.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -60,6 +63,48 @@ class Source(Protocol):
         """
 
     def __hash__(self) -> int: ...
+
+
+class SourceFolder(Protocol):
+    """Sources that belong to each other, by name: a folder on a disk, or a repository."""
+
+    @property
+    def name(self) -> str:
+        """The complete name, for messages: the path of a folder. It holds no secrets."""
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name."""
+
+    def names(self) -> Collection[str]:
+        """Return the names of what is in it.
+
+        Raises:
+            SourceError: they can't be had.
+        """
+
+    def source(self, name: str, *, is_own: bool = False) -> Source:
+        """Return a source in it, which need not be there.
+
+        Args:
+            is_own: whether one that only refers to a place elsewhere, such as a link, is refused.
+
+        Raises:
+            CheckpointError: it is refused.
+        """
+
+    def folder(self, name: str) -> SourceFolder:
+        """Return a folder in it, which need not be there."""
+
+    def local_copy(self, patterns: Collection[str]) -> Path:
+        """Return a folder on a disk with its small files, for libraries that read no sources.
+
+        Args:
+            patterns: of the files' names, as ``*.json``.
+
+        Raises:
+            SourceError: a file can't be read.
+        """
 
 
 class OpenSource(Protocol):

@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
     from server.model.checkpoint.local_files import GGUF  # noqa: PLC0415
     from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
+    from server.model.checkpoint.open_checkpoint import open_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
-    from server.model.checkpoint.read_config import read_config  # noqa: PLC0415
     from server.model.transformers_output import silence_transformers  # noqa: PLC0415
     from server.model.trunk_loader import build_model  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
@@ -64,11 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # each job is a thread
     try:
         with exit_on_interrupt(UNFINISHED):
-            folder, name = find_checkpoint(arguments.model, arguments.revision)
-        if folder.suffix == GGUF:
-            return finish(f"{folder} is a GGUF file, which is not packed; serve it as it is (greenroom serve)", FAILURE)
-        model = build_model(read_config(folder), torch.bfloat16)
-        source = pack_source(model, folder, name, arguments.weights, arguments.trunk)
+            place, name = find_checkpoint(arguments.model, arguments.revision)
+        if place.suffix == GGUF:
+            return finish(f"{place} is a GGUF file, which is not packed; serve it as it is (greenroom serve)", FAILURE)
+        checkpoint = open_checkpoint(place)
+        model = build_model(checkpoint.read_config(), torch.bfloat16)
+        source = pack_source(model, checkpoint, name, arguments.weights, arguments.trunk)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
             is_new = write_pack(source, arguments.out, arguments.jobs, shown.advance)
     except (ModelError, ExpertStoreError) as error:

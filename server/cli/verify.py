@@ -87,7 +87,7 @@ def _verify_gguf(path: Path) -> int:
     from server.progress import progress  # noqa: PLC0415
 
     with exit_on_interrupt("interrupted"):
-        file = GgufFile.open(path)
+        file = GgufFile.open(path.parent, path.name)
         total = sum(tensor.source.extent.nbytes for tensor in file.tensors.values())
         with progress(f"verifying {path}", total) as shown:
             damaged = damaged_tensors(file, shown.advance)

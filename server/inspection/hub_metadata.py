@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,51 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from expert_store import LocalFolder, MemorySource, Place, Source, SourceFolder
 from server.model.checkpoint.download import check_upload, hub_errors, not_inspected
 from server.model.checkpoint.local_files import split_tag
 from server.model.errors import ModelError
 
 
-def find_hub_model(model: str, revision: str | None, scratch: Path) -> Path:
-    """Return a folder with a hub model's metadata, or its folder in the cache if the hub can't be reached.
+@dataclass(frozen=True)
+class HubHeaders:
+    """The config of a hub model, and its safetensors files as far as their headers; see ``SourceFolder``."""
+
+    config: LocalFolder  # which has the model's name
+    headers: Mapping[str, MemorySource]
+
+    @property
+    def name(self) -> str:
+        """The path of the config's folder."""
+        return self.config.name
+
+    @property
+    def short_name(self) -> str:
+        """The model's name, without its owner."""
+        return self.config.short_name
+
+    def names(self) -> Collection[str]:
+        """Return the names of config and headers."""
+        return [*self.config.names(), *self.headers]
+
+    def source(self, name: str, *, is_own: bool = False) -> Source:
+        """Return a header, or else a file of the config's folder."""
+        return self.headers.get(name) or self.config.source(name, is_own=is_own)
+
+    def folder(self, name: str) -> SourceFolder:
+        """Return a folder beside the config."""
+        return self.config.folder(name)
+
+    def local_copy(self, _: Collection[str]) -> Path:
+        """Return the config's folder."""
+        return self.config.path
+
+
+def find_hub_model(model: str, revision: str | None, scratch: Path) -> Place:
+    """Return a hub model's metadata, or its folder in the cache if the hub can't be reached.
 
     Args:
-        scratch: an empty folder for the headers.
+        scratch: an empty folder for the config, which has the model's name.
 
     Raises:
         ModelError: there is no such model, it has no safetensors files, it is a GGUF file, or the hub can't be reached
@@ -37,8 +74,7 @@ def find_hub_model(model: str, revision: str | None, scratch: Path) -> Path:
     if not _is_reachable(model, revision):
         with hub_errors(model, revision, "looking up"):
             return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    _download_headers(model, revision, scratch)
-    return scratch
+    return _download_headers(model, revision, scratch)
 
 
 def _is_reachable(model: str, revision: str | None) -> bool:
@@ -52,8 +88,7 @@ def _is_reachable(model: str, revision: str | None) -> bool:
     return True
 
 
-def _download_headers(model: str, revision: str | None, folder: Path) -> None:
-    """Write a model's ``config.json`` and safetensors files to a folder; the files end after their headers."""
+def _download_headers(model: str, revision: str | None, scratch: Path) -> HubHeaders:
     disable_progress_bars()
     try:
         with hub_errors(model, revision, "looking up"):
@@ -64,16 +99,19 @@ def _download_headers(model: str, revision: str | None, folder: Path) -> None:
         raise ModelError(f"{model} has no usable .safetensors files; pickled checkpoints are not supported") from error
     except HTTPError as error:
         raise ModelError(f"looking up {model} failed: {error}; try again, or give a local folder") from error
-    shutil.copy(config, folder / "config.json")
-    for name, shard in shards.items():
+    shutil.copy(config, scratch / "config.json")
+    headers = {}
+    for path, shard in shards.items():
         tensors = {
             tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
             for tensor, info in shard.tensors.items()
         }
-        write_header(folder / Path(name).name, tensors)
+        name = Path(path).name
+        headers[name] = MemorySource(str(scratch / name), header_bytes(tensors))
+    return HubHeaders(LocalFolder(scratch), headers)
 
 
-def write_header(path: Path, tensors: dict[str, Any]) -> None:
-    """Write a safetensors file that ends after its header."""
+def header_bytes(tensors: Mapping[str, Any]) -> bytes:
+    """Return the beginning of a safetensors file, up to the tensors' data."""
     header = json.dumps(tensors).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return len(header).to_bytes(8, "little") + header

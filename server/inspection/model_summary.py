@@ -15,17 +15,18 @@ from transformers import PreTrainedModel
 from expert_store import (
     UNCHANGED,
     ExpertCatalog,
-    find_shards,
     is_header_only,
     read_index,
 )
 from server.inspection.hub_metadata import find_hub_model
 from server.kernels.native.available import kernel_level
 from server.kernels.native.library import Kernels
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_catalog import catalog_from_config
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
 from server.model.checkpoint.locate import find_local, find_original
-from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
 from server.model.dtype import compute_dtype
@@ -81,38 +82,39 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
     """
     found = find_local(model)
     if found is not None:
-        return _summarise_folder(*found, settings, device)
+        place, name = found
+        return _summarise(open_checkpoint(place, find_original(settings.config_from)), name, settings, device)
     assert model is not None
     with TemporaryDirectory(prefix="greenroom-") as scratch:
         folder = Path(scratch) / Path(model).name  # error messages name the folder
         folder.mkdir()
-        return _summarise_folder(find_hub_model(model, settings.revision, folder), model, settings, device)
+        checkpoint = open_folder(find_hub_model(model, settings.revision, folder))
+        return _summarise(checkpoint, model, settings, device)
 
 
-def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
-    checkpoint = open_checkpoint(folder, find_original(settings.config_from))
+def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
     config, packed, length = checkpoint.read_config(), checkpoint.packed_matrices, settings.max_model_len
     dtype_of = partial(compute_dtype, settings.dtype, config, device)
     level = kernel_level(settings, device)
     kernels = None if level is None else Kernels(1, level)
     shape = infer_shapes(config, dtype_of(), length, packed, has_kernels=kernels is not None)
-    source: Source = "config"
+    source: Source = "checkpoint"
     num_unused, trunk_format = 0, str(UNCHANGED)
-    if isinstance(checkpoint, PackCheckpoint):
+    if isinstance(checkpoint, FolderCheckpoint) and not checkpoint.has_shards:
+        source, catalog = "config", catalog_from_config(shape.model)
+    elif isinstance(checkpoint, PackCheckpoint):
         source, catalog = "packed", checkpoint.map(shape.model).catalog
         trunk_format = checkpoint.pack.manifest.trunk
-    elif isinstance(checkpoint, GgufCheckpoint):
-        places = checkpoint.map(shape.model)
-        check_complete(checkpoint.name, shape.model, [*places.trunk, *places.packed])
-        source, catalog, trunk_format = "gguf", places.catalog, trunk_types(places.packed)
-    elif not any(folder.glob("*.safetensors")):
-        catalog = catalog_from_config(shape.model)
     else:
-        shards = find_shards(folder)
-        are_headers = all(is_header_only(path) for path in shards)
-        places = map_checkpoint(shape.model, read_index(shards, has_data=not are_headers))
-        check_complete(folder.name, shape.model, places.trunk)
-        source, catalog, num_unused = "headers" if are_headers else "checkpoint", places.catalog, len(places.unused)
+        if isinstance(checkpoint, FolderCheckpoint) and all(map(is_header_only, checkpoint.shards())):
+            source = "headers"
+            places = map_checkpoint(shape.model, read_index(checkpoint.shards(), has_data=False))
+        else:
+            places = checkpoint.map(shape.model)
+        check_complete(checkpoint.name, shape.model, [*places.trunk, *places.packed])
+        catalog, num_unused = places.catalog, len(places.unused)
+        if isinstance(checkpoint, GgufCheckpoint):
+            source, trunk_format = "gguf", trunk_types(places.packed)
     program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):

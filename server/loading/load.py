@@ -17,7 +17,7 @@ from server.engine.text.codec import Codec
 from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import ExpertPaging, build_codec, build_engine, open_experts
 from server.loading.bundled_weights import variants_folder
-from server.loading.load_model import ModelParts, load_model
+from server.loading.load_model import ModelParts, load_checkpoint, open_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk, request_memory
 from server.loading.repacked import load_unreplaced
 from server.loading.start_weights import load_start_variants, open_state, report_unloadable
@@ -28,6 +28,7 @@ from server.memory.plan import MemoryPlan
 from server.memory.usage import MemoryUsage
 from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.transformers_output import silence_transformers
 from server.observability.metrics import Metrics
 from server.observability.routing_recorder import RoutingRecorder
@@ -73,15 +74,15 @@ class LoadedServer:
 
 
 class _Opened(NamedTuple):
-    """All that is read from the model's folder, and the memory planned for it."""
+    """All that is read from the checkpoint, and the memory planned for it."""
 
     parts: ModelParts
     plan: MemoryPlan
     paging: ExpertPaging
 
 
-def _open(model: str | None, settings: ServeSettings) -> _Opened:
-    parts = load_model(model, settings)
+def _open(checkpoint: Checkpoint, name: str, settings: ServeSettings) -> _Opened:
+    parts = load_checkpoint(checkpoint, name, settings)
     plan = plan_beside_trunk(parts.trunk, settings, parts.device)
     return _Opened(parts, plan, open_experts(settings, parts, plan))
 
@@ -95,7 +96,11 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     """
     silence_transformers()
     state = open_state(settings)
-    parts, plan, paging = load_unreplaced(model, partial(_open, model, settings), lambda opened: opened.paging.close())
+    parts, plan, paging = load_unreplaced(
+        partial(open_model, model, settings),
+        lambda checkpoint, name: _open(checkpoint, name, settings),
+        lambda opened: opened.paging.close(),
+    )
     kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)
     log.info("compute: %s", parts.compute)
     log_plan(parts.trunk, paging.store, plan)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,12 +19,14 @@ from server.kernels.native.available import describe_level, kernel_level
 from server.kernels.native.library import Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.processor_files import NoImagesError
 from server.model.dtype import compute_dtype, suits_bfloat16
-from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.multimodal.image_processor import MediaProcessor
 from server.model.program_trial import find_program
 from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -50,8 +51,7 @@ class ModelParts:
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
-    folder: Path  # the checkpoint or the pack
-    original: Path | None  # the model whose config counts instead
+    checkpoint: Checkpoint
     description: ModelDescription
     media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
     template_options: Mapping[str, Any]  # variables of the chat template for all requests
@@ -69,13 +69,26 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         ModelError, ExpertStoreError: the model can't be served.
         SettingsError: a setting does not suit the model or the machine.
     """
-    num_threads = settings.threads or torch.get_num_threads()
-    folder, name = find_checkpoint(model, settings.revision)
+    return load_checkpoint(*open_model(model, settings), settings)
+
+
+def open_model(model: str | None, settings: ServeSettings) -> tuple[Checkpoint, str]:
+    """Find and open a checkpoint; returns it with the name that it is served under.
+
+    Raises:
+        ModelError, CheckpointError: there is none, or a file of it is damaged.
+        SettingsError: an alias belongs to another model.
+    """
+    place, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
     check_aliases(settings.model_alias, name)
+    return open_checkpoint(place, find_original(settings.config_from)), name
+
+
+def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) -> ModelParts:
+    """Load everything but the experts of a checkpoint; see ``load_model``."""
+    num_threads = settings.threads or torch.get_num_threads()
     device = find_device(settings.device)
-    original = find_original(settings.config_from)
-    checkpoint = open_checkpoint(folder, original)
     for note in checkpoint.notes():
         log.info("%s: %s", name, note)
     generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
@@ -90,7 +103,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
             check_trunk(settings, trunk_bytes, catalog, dtype=dtype, device=device, budget_bytes=host_budget(settings))
-            log.info("loading %s from %s", name, folder)
+            log.info("loading %s from %s", name, checkpoint.location)
 
         return load_trunk(
             checkpoint,
@@ -123,10 +136,9 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         tokenizer=tokenizer,
         eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids | ends,
         defaults=SamplingDefaults(**generation.sampling, stop=stops),
-        folder=folder,
-        original=original,
+        checkpoint=checkpoint,
         description=checkpoint.describe(),
-        media=load_media_processor(checkpoint.processor_folder, trunk.facts, settings.chat_template),
+        media=load_media_processor(checkpoint, trunk.facts, settings.chat_template),
         template_options=settings.chat_template_kwargs or {},
     )
 
@@ -165,17 +177,11 @@ def check_chat_settings(settings: ServeSettings) -> None:
 
 
 def load_media_processor(
-    folder: Path | None, facts: TrunkFacts, chat_template: str | None = None
+    checkpoint: Checkpoint, facts: TrunkFacts, chat_template: str | None = None
 ) -> MediaProcessor | str:
-    """Return the processor for images of prompts, or the reason why the model takes none.
-
-    Args:
-        folder: with the files of the processor; None if the format of the checkpoint has none.
-    """
-    if folder is None:
-        return "images are not read from this format of checkpoints; serve the model in safetensors, or send text alone"
+    """Return the processor for images of prompts, or the reason why the model takes none."""
     try:
-        processor = MediaProcessor(folder, chat_template)
+        processor = MediaProcessor(checkpoint, chat_template)
     except NoImagesError as error:
         return str(error)
     if facts.is_encoder_decoder:

@@ -1,14 +1,13 @@
-"""Loads a packed model again if another pack replaced it meanwhile."""
+"""Loads a model again if another took its place meanwhile."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
-from expert_store import CheckpointError, ExpertStoreError, is_pack, read_manifest
+from expert_store import ExpertStoreError
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -17,34 +16,29 @@ MAX_LOADS = 20
 T = TypeVar("T")
 
 
-def load_unreplaced(model: str | None, load: Callable[[], T], close: Callable[[T], None]) -> T:
-    """Return what ``load`` returns, if the model's folder holds the same pack before and after; else load again.
+def load_unreplaced(
+    reopen: Callable[[], tuple[Checkpoint, str]], load: Callable[[Checkpoint, str], T], close: Callable[[T], None]
+) -> T:
+    """Return what ``load`` returns, if no other model took the checkpoint's place meanwhile; else load that.
 
     Args:
-        close: releases what was loaded of a pack that is no longer there.
+        reopen: opens what is at the place now, and returns it with its name.
+        close: releases what was loaded of a model that is no longer there.
 
     Raises:
-        ModelError: the pack is replaced again and again. Errors of ``load`` are passed on.
+        ModelError: the model is replaced again and again. Errors of ``reopen`` and ``load`` are passed on.
     """
     for _ in range(MAX_LOADS):
-        before = _data_folder(model)
+        checkpoint, name = reopen()
         try:
-            loaded = load()
+            loaded = load(checkpoint, name)
         except (ModelError, ExpertStoreError, OSError):
-            if _data_folder(model) == before:
+            if not checkpoint.is_replaced():
                 raise
         else:
-            if _data_folder(model) == before:
+            if not checkpoint.is_replaced():
                 return loaded
             close(loaded)
             del loaded
-        log.warning("%s was packed again while it was loaded; loading the new pack", model)
-    raise ModelError(f"{model} is packed again and again; start the server when greenroom pack has ended")
-
-
-def _data_folder(model: str | None) -> str | None:
-    """Return the data folder that a packed model's manifest names; None for any other model."""
-    with suppress(OSError, CheckpointError):
-        if model is not None and is_pack(Path(model)):
-            return read_manifest(Path(model)).data
-    return None
+        log.warning("%s was packed again while it was loaded; loading the new pack", checkpoint.location)
+    raise ModelError(f"{checkpoint.location} is packed again and again; start the server when greenroom pack has ended")

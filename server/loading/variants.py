@@ -8,7 +8,6 @@ from pathlib import Path
 
 from expert_store import ExpertStore
 from server.loading.load_model import ModelParts
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.variant_files import BaseModel
 from server.model.fingerprint import fingerprint
 from server.model.trunk_loader import build_model
@@ -45,6 +44,6 @@ def base_model(parts: ModelParts, fingerprint: str) -> BaseModel:
     Raises:
         ModelError, ExpertStoreError: its files can't be read any more.
     """
-    checkpoint = open_checkpoint(parts.folder, parts.original)
+    checkpoint = parts.checkpoint
     model = build_model(checkpoint.read_config(), parts.trunk.dtype)
     return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint, checkpoint.index())

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from tests.checkpoints import load_transformers_model
 from tests.e2e.processes import Server, serving
@@ -52,7 +53,7 @@ def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
 def stock_text(folder: Path, images: list[Image.Image]) -> str:
     shown = [{"type": "image"} for _ in images]
     content = [{"type": "text", "text": "w5 w17"}, *shown, {"type": "text", "text": "w9"}]
-    prompt = MediaProcessor(folder).encode_chat([{"role": "user", "content": content}], images)
+    prompt = MediaProcessor(FolderCheckpoint(folder)).encode_chat([{"role": "user", "content": content}], images)
     tokens, _ = ask_reference(load_transformers_model(folder), prompt)
     text: str = AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True)
     return text

@@ -13,6 +13,7 @@ from expert_store import (
     ExpertKey,
     ExpertLayout,
     ExpertStore,
+    FileSource,
     Pack,
     PackedLayer,
     PackSource,
@@ -51,8 +52,8 @@ def make_source(folder: Path, shift: float = 0.0, model: str = "tiny") -> PackSo
         layers={layer: PackedLayer(LAYOUT, NUM_EXPERTS) for layer in range(NUM_LAYERS)},
         encode=lambda key: weights(key, shift),
         trunk=[index[name] for name in trunk],
-        files=[folder / "config.json"],
-        shards=[folder / "model.safetensors"],
+        files={"config.json": (folder / "config.json").read_bytes()},
+        shards=[FileSource(folder / "model.safetensors")],
     )
 
 

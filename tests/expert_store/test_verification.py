@@ -18,7 +18,7 @@ def opened(tmp_path: Path) -> Pack:
 
 def damage(opened: Pack, number: int) -> None:
     """Flip a bit of a record, by its number in order of layers and experts."""
-    path = opened.data_folder / f"experts-{number // RECORDS_PER_FILE:05}.pack"
+    path = opened.data_folder.path / f"experts-{number // RECORDS_PER_FILE:05}.pack"
     raw = bytearray(path.read_bytes())
     raw[number % RECORDS_PER_FILE * LAYOUT.slot_bytes + 17] ^= 4
     path.write_bytes(raw)
@@ -41,7 +41,7 @@ def test_every_damaged_expert_is_named_and_no_other(opened: Pack) -> None:
 
 
 def test_a_file_that_was_cut_short_after_it_was_opened_is_reported(opened: Pack) -> None:
-    with (opened.data_folder / "experts-00000.pack").open("r+b") as file:
+    with (opened.data_folder.path / "experts-00000.pack").open("r+b") as file:
         file.truncate(LAYOUT.slot_bytes)
     found = unreadable_experts(opened.catalog, lambda _: None)
     assert list(found) == [ExpertKey(0, 1), ExpertKey(0, 2)]

@@ -30,7 +30,7 @@ def room() -> RequestMemory:
 def server(room: RequestMemory, tmp_path: Path) -> Iterator[FakeServer]:
     """A fake model with the tokenizer and the image processor of a real one."""
     folder = save_model("qwen3_vl_moe", tmp_path)
-    codec = Codec(Tokenizer(FolderCheckpoint(folder)), MediaProcessor(folder), memory=room)
+    codec = Codec(Tokenizer(FolderCheckpoint(folder)), MediaProcessor(FolderCheckpoint(folder)), memory=room)
     with serving_rig(Rig(), codec) as running:
         yield running
 

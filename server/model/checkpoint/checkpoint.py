@@ -1,20 +1,21 @@
 """Checkpoint: what a model is loaded from. Loading, serving and inspecting know this interface, and no files.
 
-A folder of safetensors (``folder_checkpoint.py``) and a packed model (``pack_checkpoint.py``) are checkpoints. Another
-format is another class: it may make the config and the tokenizer from metadata of its own, and map blocks of its own
-quantisation, each as a ``StoredTensor`` of bytes that its matrices convert.
+A folder of safetensors (``folder_checkpoint.py``), a packed model (``pack_checkpoint.py``) and a file of llama.cpp
+(``gguf/``) are checkpoints, wherever their sources are. Another format is another class: it may make the config and the
+tokenizer from metadata of its own, and map blocks of its own quantisation, each as a ``StoredTensor`` of bytes that its
+matrices convert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from expert_store import TensorSource
 from server.model.checkpoint.description import ModelDescription
+from server.model.checkpoint.processor_files import LoadedProcessor
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
 
 
@@ -22,16 +23,15 @@ class Checkpoint(Protocol):
     """A model's config, tokenizer, defaults and tensors."""
 
     @property
-    def path(self) -> Path:
-        """The place that it was opened at."""
+    def location(self) -> str:
+        """Where it is: a path, or the name of another place; for messages."""
 
     @property
     def name(self) -> str:
         """Its name, for messages."""
 
-    @property
-    def processor_folder(self) -> Path | None:
-        """The folder of the files from which transformers builds a processor of images; None in formats without any."""
+    def is_replaced(self) -> bool:
+        """Return True if another one has taken its place since it was opened, so that its sources may be gone."""
 
     def read_config(self) -> PreTrainedConfig:
         """Read the config, and check that Greenroom can serve it.
@@ -49,6 +49,13 @@ class Checkpoint(Protocol):
             Exception: of any kind, as transformers and tokenizers raise for damaged files.
         """
 
+    def load_processor(self) -> LoadedProcessor:
+        """Load transformers' processor of chats with images.
+
+        Raises:
+            NoImagesError: the model takes no images, or the format has no files for them.
+        """
+
     def describe(self) -> ModelDescription:
         """Describe it for lists of models.
 
@@ -64,6 +71,13 @@ class Checkpoint(Protocol):
 
         Raises:
             CheckpointError: they can't be read.
+        """
+
+    def small_files(self) -> Mapping[str, bytes]:
+        """Return config, tokenizer, template and defaults as the files of a folder, which a pack keeps.
+
+        Raises:
+            CheckpointError: one can't be read.
         """
 
     def index(self) -> Mapping[str, TensorSource]:

@@ -69,15 +69,15 @@ def read_config_values(folder: Path) -> dict[str, Any]:
     for name, value in _scalars(values):
         most = MOST.get(name.rpartition("_")[2])
         if type(value) is int and most is not None and value > most:
-            raise _unusable(folder, f"{name} is {value}, more than {most}")
+            raise _unusable(folder.name, f"{name} is {value}, more than {most}")
     for part in _parts(values):
         for name in DTYPES:
             if not _is_dtype(part.get(name)):
-                raise _unusable(folder, f"{name} is {part[name]!r}, not a type of floating-point numbers")
+                raise _unusable(folder.name, f"{name} is {part[name]!r}, not a type of floating-point numbers")
     return values
 
 
-def check_config(config: PreTrainedConfig, folder: Path) -> None:
+def check_config(config: PreTrainedConfig, name: str) -> None:
     """Check the numbers of a config, as transformers has read them.
 
     Raises:
@@ -85,32 +85,33 @@ def check_config(config: PreTrainedConfig, folder: Path) -> None:
     """
     text = config.get_text_config()
     if not isinstance(text, PreTrainedConfig):
-        raise _unusable(folder, "its text_config is not one that transformers reads")
+        raise _unusable(name, "its text_config is not one that transformers reads")
     for layer in layer_configs(text):
-        for name in LEAST_ONE:
-            value = getattr(layer, name, None)
+        for field in LEAST_ONE:
+            value = getattr(layer, field, None)
             if type(value) is int and value < 1:
-                raise _unusable(folder, f"{name} is {value}, not 1 or more")
-        num_experts = max((value for name in EXPERTS if type(value := getattr(layer, name, None)) is int), default=None)
-        for name in TOP_K:
-            value = getattr(layer, name, None)
+                raise _unusable(name, f"{field} is {value}, not 1 or more")
+        counts = (getattr(layer, field, None) for field in EXPERTS)
+        num_experts = max((count for count in counts if type(count) is int), default=None)
+        for field in TOP_K:
+            value = getattr(layer, field, None)
             if type(value) is int and num_experts is not None and not 1 <= value <= num_experts:
                 raise _unusable(
-                    folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer"
+                    name, f"{field} is {value}, not a number from 1 to the {num_experts} experts of a layer"
                 )
-        for name in GROUPS:
-            _check_groups(layer, name, num_experts, folder)
+        for field in GROUPS:
+            _check_groups(layer, field, num_experts, name)
 
 
-def _check_groups(layer: Any, name: str, num_experts: int | None, folder: Path) -> None:
+def _check_groups(layer: Any, field: str, num_experts: int | None, name: str) -> None:
     """Check how many groups of experts a layer has, and how many of these a token chooses from."""
-    count, chosen = getattr(layer, name, None), getattr(layer, TOP_GROUPS, None)
+    count, chosen = getattr(layer, field, None), getattr(layer, TOP_GROUPS, None)
     if type(count) is not int or num_experts is None:
         return
     if count < 1 or num_experts % count:
-        raise _unusable(folder, f"{name} is {count}, which does not divide the {num_experts} experts of a layer")
+        raise _unusable(name, f"{field} is {count}, which does not divide the {num_experts} experts of a layer")
     if type(chosen) is int and not 1 <= chosen <= count:
-        raise _unusable(folder, f"{TOP_GROUPS} is {chosen}, not a number from 1 to the {count} groups of a layer")
+        raise _unusable(name, f"{TOP_GROUPS} is {chosen}, not a number from 1 to the {count} groups of a layer")
 
 
 @contextmanager
@@ -145,8 +146,8 @@ def reason_of(error: Exception, values: Mapping[str, Any]) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _unusable(folder: Path, reason: str) -> ModelError:
-    return ModelError(f"{CONFIG} of {folder.name} can't be used: {reason}; download the checkpoint again")
+def _unusable(name: str, reason: str) -> ModelError:
+    return ModelError(f"{CONFIG} of {name} can't be used: {reason}; download the checkpoint again")
 
 
 def _is_dtype(value: Any) -> bool:

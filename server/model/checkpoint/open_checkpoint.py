@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expert_store import is_pack, open_pack
+from expert_store import Place, is_pack, open_pack
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
@@ -27,7 +27,18 @@ def open_checkpoint(path: Path, original: Path | None = None) -> Checkpoint:
     if path.suffix == GGUF or path.is_file():
         from_original = None if original is None else open_checkpoint(original)
         is_gguf = path.suffix == GGUF
-        return GgufCheckpoint(path, from_original) if is_gguf else OllamaCheckpoint.open(path, from_original)
+        if is_gguf:
+            return GgufCheckpoint(path.parent, path.name, from_original)
+        return OllamaCheckpoint(path, from_original)
     if original is not None:
         raise ModelError("the model has a config of its own; leave --config-from out, which is for GGUF files")
-    return PackCheckpoint(open_pack(path)) if is_pack(path) else FolderCheckpoint(path)
+    return open_folder(path)
+
+
+def open_folder(place: Place) -> Checkpoint:
+    """Open a packed model or a folder of safetensors, on a disk or elsewhere.
+
+    Raises:
+        CheckpointError: the folder is packed, and a file of it is damaged.
+    """
+    return PackCheckpoint(open_pack(place)) if is_pack(place) else FolderCheckpoint(place)

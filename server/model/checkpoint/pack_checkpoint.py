@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import Pack, TensorSource
+from expert_store import CheckpointError, Pack, TensorSource, read_manifest
 from server.model.checkpoint.description import PLAIN, ModelDescription
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.packing import map_pack, packed_matrices
+from server.model.checkpoint.pack_tensors import map_pack, packed_matrices
+from server.model.checkpoint.processor_files import LoadedProcessor
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
 
 FORMAT = "greenroom"  # of packs, in lists of models
@@ -25,32 +26,38 @@ class PackCheckpoint:
     pack: Pack
 
     @property
-    def path(self) -> Path:
-        """The pack's folder."""
-        return self.pack.folder
+    def location(self) -> str:
+        """The complete name of the pack's folder."""
+        return self.pack.folder.name
 
     @property
     def name(self) -> str:
         """The name of the pack's folder."""
-        return self.pack.folder.name
+        return self.pack.folder.short_name
 
-    @property
-    def processor_folder(self) -> Path:
-        """The data folder."""
-        return self.pack.data_folder
+    def is_replaced(self) -> bool:
+        """Return True if the manifest names another data folder now, or can't be read."""
+        try:
+            return read_manifest(self.pack.folder).data != self.pack.manifest.data
+        except CheckpointError:
+            return True
 
     def read_config(self) -> PreTrainedConfig:
         """Read ``config.json``."""
-        return self._small_files.read_config()
+        return self._files.read_config()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was packed."""
-        return self._small_files.load_tokenizer()
+        return self._files.load_tokenizer()
+
+    def load_processor(self) -> LoadedProcessor:
+        """Load the processor that was packed."""
+        return self._files.load_processor()
 
     def describe(self) -> ModelDescription:
         """Describe it by its config and the format of its experts."""
         weights = self.pack.manifest.weights
-        found = self._small_files.describe()
+        found = self._files.describe()
         return replace(found, format=FORMAT, weights=PLAIN.get(weights, weights.upper()))
 
     def notes(self) -> list[str]:
@@ -59,7 +66,11 @@ class PackCheckpoint:
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the content of ``generation_config.json``."""
-        return self._small_files.generation_values()
+        return self._files.generation_values()
+
+    def small_files(self) -> Mapping[str, bytes]:
+        """Return the small files that were packed."""
+        return self._files.small_files()
 
     def index(self) -> Mapping[str, TensorSource]:
         """Return no tensors: a pack's may be quantised."""
@@ -73,6 +84,6 @@ class PackCheckpoint:
         """Compare the pack with its model, and return its trunk and experts."""
         return map_pack(model, self.pack)
 
-    @property
-    def _small_files(self) -> FolderCheckpoint:
+    @cached_property
+    def _files(self) -> FolderCheckpoint:
         return FolderCheckpoint(self.pack.data_folder)

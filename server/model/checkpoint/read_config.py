@@ -42,7 +42,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         # The lines of StrictDataclassError name the field and the expected type.
         reason = reason_of(error, values) if isinstance(error, StrictDataclassError | KeyError) else _first_line(error)
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
-    check_config(config, folder)
+    check_config(config, folder.name)
     find_model_class(config)
     find_scheme(config, folder.name)
     return config

@@ -5,28 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from server.model.architecture import find_model_class, text_model_config
-from server.model.checkpoint.model_types import load_config
-from server.model.errors import ModelError
+from server.model.architecture import text_model_config
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.prompt_media import PromptMedia
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template
 from server.model.text.tokenizer import ChatTemplateError, check_options
 from server.panics import panics_as_errors
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
-
-
-class NoImagesError(ModelError):
-    """The model takes no images, or its checkpoint lacks the files that images need."""
 
 
 class MediaProcessor:
@@ -39,16 +31,9 @@ class MediaProcessor:
         NoImagesError: the model takes no images, or its processor can't be loaded from the checkpoint's own files.
     """
 
-    def __init__(self, folder: Path, chat_template: str | None = None):
+    def __init__(self, checkpoint: Checkpoint, chat_template: str | None = None):
         self._chat_template = chat_template
-        config = load_config(folder)
-        if "vision_config" not in find_model_class(text_model_config(config)).config_class.sub_configs:
-            raise NoImagesError("the model takes no images")
-        try:
-            with panics_as_errors():
-                self._processor = _load(folder, config)
-        except Exception as error:  # transformers' processors check their settings in many ways
-            raise NoImagesError(f"the checkpoint's image processor can't be used: {_reason(error, folder)}") from error
+        self._processor, config = checkpoint.load_processor()
         writer = text_model_config(config)
         name = "image_token_id" if hasattr(writer, "image_token_id") else "image_token_index"
         self.placeholder: int = getattr(writer, name)  # the token that stands for one patch of an image
@@ -122,36 +107,6 @@ class MediaProcessor:
         return spans
 
 
-def _reason(error: Exception, folder: Path) -> str:
-    """One sentence, without the folder's path on this machine."""
-    if "torchvision" in str(error).lower():
-        return "it needs torchvision; install greenroom[images]"
-    return _first_line(error).replace(str(folder), folder.name)
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-class _ImagesOnly:
-    """Mixin that lets a processor be built without its parts for video and sound."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument is None:
-            return None
-        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
-
-
-def _load(folder: Path, config: PreTrainedConfig) -> Any:
-    processor_class = PROCESSOR_MAPPING[type(config)]
-    parts = {
-        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
-        "image_processor": lambda: AutoImageProcessor.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, backend="pil"
-        ),
-    }
-    arguments = [parts[name]() if name in parts else None for name in processor_class.get_attributes()]
-    images_only = type(processor_class.__name__, (_ImagesOnly, processor_class), {})
-    settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
-    return images_only.from_args_and_dict(arguments, settings)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def test_tensors_are_read_as_safetensors_wrote_them(tmp_path: Path) -> None:
 def test_a_second_copy_in_another_format_is_left_out(tmp_path: Path) -> None:
     for name in ("consolidated.safetensors", "model.safetensors"):
         save_file({name: torch.zeros(1)}, tmp_path / name)
-    assert [path.name for path in find_shards(tmp_path)] == ["model.safetensors"]
+    assert [source.short_name for source in find_shards(tmp_path)] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(

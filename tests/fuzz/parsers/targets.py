@@ -117,7 +117,7 @@ def _index(data: bytes) -> None:
     path = _write(INDEX_NAME, data)
     try:
         with suppress(CheckpointError):
-            assert all(shard.parent == _folder for shard in find_shards(_folder))
+            assert all(Path(shard.name).parent == _folder for shard in find_shards(_folder))
     finally:
         path.unlink()
 

@@ -14,6 +14,7 @@ from expert_store import ExpertStore
 from server.engine.engine import Engine
 from server.engine.interface import GenerationFailedError, GenerationRequest, Media, SamplingParams, TokenStream
 from server.engine.kv.prefix_cache_ids import prefix_cache_ids
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.prompt_media import PromptMedia
 from server.model.trunk import Trunk
@@ -50,7 +51,7 @@ def store(trunk: Trunk) -> Iterator[ExpertStore]:
 
 @pytest.fixture
 def prompts(folder: Path) -> list[Prompt]:
-    return make_prompts(MediaProcessor(folder))
+    return make_prompts(MediaProcessor(FolderCheckpoint(folder)))
 
 
 def request_of(prompt: Prompt) -> GenerationRequest:
@@ -138,7 +139,7 @@ def test_a_request_with_an_image_may_be_cancelled(trunk: Trunk, store: ExpertSto
 def test_deterministic_requests_with_images_are_batch_invariant(model_type: str, tmp_path: Path) -> None:
     save_model(model_type, tmp_path, torch.bfloat16)
     trunk = load_trunk(tmp_path, torch.bfloat16, is_deterministic=True)
-    processor = MediaProcessor(tmp_path)
+    processor = MediaProcessor(FolderCheckpoint(tmp_path))
     alone = [result for prompt in make_prompts(processor)[1:] for result in write(trunk, [prompt], 64, steps=2)]
     fresh = make_prompts(processor)[1:]  # encoded images keep no pixels
     for (_, one), (_, other) in zip(alone, write(trunk, fresh, 5, steps=2), strict=True):

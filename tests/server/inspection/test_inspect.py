@@ -15,7 +15,7 @@ from expert_store import ExpertStore, read_index, write_pack
 from server.byte_sizes import format_bytes
 from server.inspection import inspect_model as inspection
 from server.inspection import memory_fit
-from server.inspection.hub_metadata import write_header
+from server.inspection.hub_metadata import header_bytes
 from server.inspection.inspect_model import inspect_model
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import ModelSummary, summarise_model
@@ -25,6 +25,7 @@ from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.loading.memory import needs_of_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
@@ -122,7 +123,7 @@ def test_headers_or_config_alone_give_the_sizes_of_the_complete_checkpoint(tmp_p
 
 def test_a_packed_folder_has_the_bytes_of_its_records(tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path / "model", torch.bfloat16)
-    source = pack_source(build_model(read_config(folder), torch.bfloat16), folder, "mine", "int8")
+    source = pack_source(build_model(read_config(folder), torch.bfloat16), FolderCheckpoint(folder), "mine", "int8")
     write_pack(source, tmp_path / "packed", 1, lambda nbytes: None)
     found = look(tmp_path / "packed")
     assert (found.name, found.source) == ("mine", "packed")
@@ -217,7 +218,9 @@ def test_the_table_shows_windows_latents_and_unused_tensors(tmp_path: Path) -> N
     assert "3 layers attend to their chunk of 6 tokens" in text
     folder = make_checkpoint("deepseek_v3", tmp_path / "b")
     headers = headers_of(folder, tmp_path / "c")
-    write_header(headers / "extra.safetensors", {"mtp.x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    (headers / "extra.safetensors").write_bytes(
+        header_bytes({"mtp.x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    )
     text = as_text(inspect_model(str(headers), SETTINGS))
     assert "as latents" in text
     assert "1 tensors of the files" in text
@@ -287,7 +290,8 @@ def test_a_file_cut_inside_its_tensors_is_damaged_and_not_taken_for_headers(tmp_
 
 
 def test_a_header_alone_is_read_only_when_asked_for(tmp_path: Path) -> None:
-    write_header(tmp_path / "a.safetensors", {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+    header = header_bytes({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+    (tmp_path / "a.safetensors").write_bytes(header)
     assert read_index([tmp_path / "a.safetensors"], has_data=False)["x"].shape == (2,)
     with pytest.raises(Exception, match="cut short"):
         read_index([tmp_path / "a.safetensors"])

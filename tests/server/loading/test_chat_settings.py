@@ -63,8 +63,12 @@ def test_images_use_the_template_of_the_settings(tmp_path: Path) -> None:
     save_vision("qwen3_vl_moe", tmp_path)
     content = [{"type": "image"}, {"type": "text", "text": "Q"}]
     seen = "{% for part in messages[0].content %}{{ '<|image_pad|>' if part.type == 'image' else 'AAAA' }}{% endfor %}"
-    ids, _ = MediaProcessor(tmp_path, seen).encode_chat([{"role": "user", "content": content}], [make_image(1)])
-    own, _ = MediaProcessor(tmp_path).encode_chat([{"role": "user", "content": content}], [make_image(1)])
+    ids, _ = MediaProcessor(FolderCheckpoint(tmp_path), seen).encode_chat(
+        [{"role": "user", "content": content}], [make_image(1)]
+    )
+    own, _ = MediaProcessor(FolderCheckpoint(tmp_path)).encode_chat(
+        [{"role": "user", "content": content}], [make_image(1)]
+    )
     assert len(ids) != len(own)
 
 

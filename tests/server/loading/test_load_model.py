@@ -13,6 +13,7 @@ from server.kernels.native import available
 from server.kernels.native.available import Availability, kernel_level
 from server.loading.load_model import check_aliases, load_media_processor, load_model
 from server.model import trunk as trunk_module
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.program import Block, ModelProgram, Target
 from server.model.resident_model import TrunkFacts
@@ -37,25 +38,25 @@ def save(model_type: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("facts", [TOGETHER, SOLO])
 def test_batched_and_sequential_models_take_images(facts: TrunkFacts, tmp_path: Path) -> None:
-    assert isinstance(load_media_processor(save("qwen3_vl_moe", tmp_path), facts), MediaProcessor)
+    assert isinstance(load_media_processor(FolderCheckpoint(save("qwen3_vl_moe", tmp_path)), facts), MediaProcessor)
 
 
 def test_sequential_models_refuse_images_with_bidirectional_attention(tmp_path: Path) -> None:
     folder = save("gemma4", tmp_path)
-    assert isinstance(load_media_processor(folder, TOGETHER), MediaProcessor)
+    assert isinstance(load_media_processor(FolderCheckpoint(folder), TOGETHER), MediaProcessor)
     refusal = "bidirectional attention within images is not supported for this model yet; send text alone"
-    assert load_media_processor(folder, SOLO) == refusal
+    assert load_media_processor(FolderCheckpoint(folder), SOLO) == refusal
 
 
 def test_encoder_decoder_models_refuse_images(tmp_path: Path) -> None:
     refusal = "this model's prompts go through an encoder, which is not supported with images yet; send text alone"
-    assert load_media_processor(save("qwen3_vl_moe", tmp_path), ANSWERED) == refusal
+    assert load_media_processor(FolderCheckpoint(save("qwen3_vl_moe", tmp_path)), ANSWERED) == refusal
 
 
 @pytest.mark.parametrize("facts", [TOGETHER, SOLO])
 def test_a_text_model_refuses_images(facts: TrunkFacts, tmp_path: Path) -> None:
     folder = save_checkpoint(make_config("mixtral"), tmp_path)
-    assert load_media_processor(folder, facts) == "the model takes no images"
+    assert load_media_processor(FolderCheckpoint(folder), facts) == "the model takes no images"
 
 
 @pytest.mark.skipif(not available.availability().runnable, reason="the native kernels were not built")

@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read_tensors(folder: Path) -> Tensors:
-    return {name: tensor for shard in find_shards(folder) for name, tensor in load_file(shard).items()}
+    return {name: tensor for shard in find_shards(folder) for name, tensor in load_file(shard.name).items()}
 
 
 def other(tensors: Mapping[str, torch.Tensor], chosen: Callable[[str], bool], seed: int = 1) -> Tensors:
@@ -45,7 +45,7 @@ def save_changed(folder: Path, base: Path, tensors: Tensors, **config: Any) -> P
     """Save a checkpoint that is the base with other tensors and settings."""
     shutil.copytree(base, folder)
     for shard in find_shards(folder):
-        shard.unlink()
+        Path(shard.name).unlink()
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     save_file({**read_tensors(base), **tensors}, folder / "model.safetensors", {"format": "pt"})
     if config:

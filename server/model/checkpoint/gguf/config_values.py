@@ -27,9 +27,7 @@ def decoder_values(file: GgufFile) -> Values:
     nextn = file.integer("nextn_predict_layers", 0)  # layers that predict further tokens, after the others
     num_layers = file.integer("block_count") - nextn
     if not 1 <= num_layers <= MOST["layers"]:
-        raise ModelError(
-            f"{file.path.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again"
-        )
+        raise ModelError(f"{file.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again")
     return {
         "hidden_size": hidden,
         "num_hidden_layers": num_layers,
@@ -74,7 +72,7 @@ def rope_values(file: GgufFile) -> Values:
         return values if factors is None else values | given_factors(file, factors, factors)
     if factors is not None:
         raise ModelError(
-            f"{file.path.name} has both rope_freqs.weight and {file.architecture}.rope.scaling, which Greenroom does "
+            f"{file.name} has both rope_freqs.weight and {file.architecture}.rope.scaling, which Greenroom does "
             "not read together; name the model that it was made from with --config-from"
         )
     factor = file.number("rope.scaling.factor")
@@ -82,7 +80,7 @@ def rope_values(file: GgufFile) -> Values:
         return values | {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
         raise ModelError(
-            f"{file.path.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
+            f"{file.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
             "the model that it was made from with --config-from"
         )
     return values | {
@@ -117,10 +115,10 @@ def frequency_factors(file: GgufFile, name: str) -> list[float] | None:
     if tensor is None:
         return None
     if tensor.type.dtype != torch.float32 or len(tensor.shape) != 1 or tensor.shape[0] > MOST_FREQUENCIES:
-        raise ModelError(f"{name} of {file.path.name} is not a row of float32 factors; download the file again")
+        raise ModelError(f"{name} of {file.name} is not a row of float32 factors; download the file again")
     factors: list[float] = read_tensor(tensor.source).tolist()
     if not all(0 < factor < math.inf for factor in factors):
-        raise ModelError(f"{name} of {file.path.name} holds a factor that is not positive; download the file again")
+        raise ModelError(f"{name} of {file.name} holds a factor that is not positive; download the file again")
     return factors
 
 
@@ -132,9 +130,7 @@ def numbers_by_layer(file: GgufFile, key: str, num_layers: int) -> list[int]:
     found = file.value(key)
     numbers = found if isinstance(found, list) else [found] * num_layers
     if len(numbers) not in (num_layers, file.integer("block_count")) or any(type(each) is not int for each in numbers):
-        raise ModelError(
-            f"{file.architecture}.{key} of {file.path.name} is not a number for each of {num_layers} layers"
-        )
+        raise ModelError(f"{file.architecture}.{key} of {file.name} is not a number for each of {num_layers} layers")
     return numbers[:num_layers]
 
 
@@ -147,7 +143,7 @@ def gating(file: GgufFile) -> int:
 def _vocabulary(file: GgufFile) -> int:
     table = file.tensors.get("token_embd.weight")
     if table is None:
-        raise ModelError(f"{file.path.name} lacks token_embd.weight; download the file again")
+        raise ModelError(f"{file.name} lacks token_embd.weight; download the file again")
     return table.shape[0]
 
 

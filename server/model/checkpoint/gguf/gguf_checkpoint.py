@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import UNCHANGED, CheckpointError, TensorSource
+from expert_store import UNCHANGED, CheckpointError, Place, TensorSource, as_folder
 from server.kernels.formats.ggml_types import GgmlType
 from server.model.architecture import find_model_class
 from server.model.checkpoint.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector
+from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
 from server.model.quantised.column_order import OrderedColumns
@@ -32,27 +32,36 @@ from server.model.quantised.scheme import forget_quantisation
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
 
-@dataclass(frozen=True)
 class GgufCheckpoint:
-    """A GGUF file, or the files that it is split into; see ``Checkpoint``."""
+    """A GGUF file, or the files that it is split into; see ``Checkpoint``.
 
-    path: Path
-    original: Checkpoint | None = None  # what it was made from, whose config and tokenizer count instead of the file's
+    Args:
+        place: the folder of the files.
+        name: of any of them.
+        original: what it was made from, whose config and tokenizer count instead of the file's.
+    """
+
+    def __init__(self, place: Place, name: str, original: Checkpoint | None = None):
+        self._folder, self._file_name, self._original = as_folder(place), name, original
 
     @property
     def name(self) -> str:
         """The file's name."""
-        return self.path.name
+        return self._file_name
 
     @property
-    def processor_folder(self) -> None:
-        """None: files with the image part of a model are not read."""
-        return None
+    def location(self) -> str:
+        """The file's complete name."""
+        return self._folder.source(self._file_name).name
+
+    def is_replaced(self) -> bool:
+        """Return False: a file is not written again while it is served."""
+        return False
 
     def read_config(self) -> PreTrainedConfig:
         """Make the config from the metadata, or read that of the original."""
-        if self.original is not None:
-            return self._config_of(self.original)
+        if self._original is not None:
+            return self._config_of(self._original)
         values = self._values
         check_tokenizer(self._file)
         try:
@@ -61,21 +70,27 @@ class GgufCheckpoint:
             raise ModelError(
                 f"the metadata of {self.name} can't be used: {reason_of(error, values)}; download the file again"
             ) from error
-        config._name_or_path = str(self.path)  # noqa: SLF001  as from_pretrained sets it
-        check_config(config, self.path)
+        config._name_or_path = self.location  # noqa: SLF001  as from_pretrained sets it
+        check_config(config, self.name)
         find_model_class(config)
         return config
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Make the tokenizer from the metadata, or load that of the original."""
-        if self.original is None:
+        if self._original is None:
             return make_tokenizer(self._file)
-        tokenizer, rows = self.original.load_tokenizer(), num_embeddings(self._file)
+        tokenizer, rows = self._original.load_tokenizer(), num_embeddings(self._file)
         if rows is not None and len(tokenizer) > rows:
             raise self._not_from_original(
                 f"its tokenizer has {len(tokenizer)} tokens, the file's table of embeddings {rows}"
             )
         return tokenizer
+
+    def load_processor(self) -> LoadedProcessor:
+        """Raise NoImagesError: files with the image part of a model are not read."""
+        raise NoImagesError(
+            "images are not read from this format of checkpoints; serve the model in safetensors, or send text alone"
+        )
 
     def describe(self) -> ModelDescription:
         """Describe it by its metadata and the types of its tensors."""
@@ -83,20 +98,24 @@ class GgufCheckpoint:
 
     def notes(self) -> list[str]:
         """Name files with the image part of the model, and its tensors in this file."""
-        beside = [path.name for path in self.path.parent.glob(f"*{GGUF}") if is_projector(path.name)]
-        names = sorted(beside) if self.path.suffix == GGUF else []
+        is_named = self._file_name.endswith(GGUF)  # else the folder is one of all models' files
+        names = sorted(name for name in self._folder.names() if is_projector(name)) if is_named else []
         tensors = [f"the image part in the file ({len(found)} tensors)"] if (found := self._file.image_tensors) else []
         return [f"{each} is not used: images are not read from GGUF" for each in (*names, *tensors)]
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the end tokens and the sampling that the original or the metadata names."""
-        found = None if self.original is None else self.original.generation_values()
+        found = None if self._original is None else self._original.generation_values()
         if found is not None:
             return found
         metadata = self._file.metadata
         sampling = {name: metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
         numbers = {name: value for name, value in sampling.items() if isinstance(value, int | float)}
         return numbers | {"eos_token_id": end_token_ids(self._file)}
+
+    def small_files(self) -> Mapping[str, bytes]:
+        """Return no files."""
+        return {}
 
     def index(self) -> Mapping[str, TensorSource]:
         """Return no tensors: most are not those of the hub's checkpoint."""
@@ -114,10 +133,10 @@ class GgufCheckpoint:
             found = replace(map_checkpoint(model, plain), packed=packed)
             check_shapes(model, {name: self._tensors[name] for name in (*found.trunk, *packed)})
         except CheckpointError as error:
-            if self.original is None:
+            if self._original is None:
                 raise
             raise self._not_from_original(str(error)) from error
-        missing = missing_parameters(model, [*found.trunk, *packed]) if self.original is not None else []
+        missing = missing_parameters(model, [*found.trunk, *packed]) if self._original is not None else []
         if missing:
             raise self._not_from_original(f"the file lacks {missing[0]}")
         return found
@@ -133,7 +152,7 @@ class GgufCheckpoint:
 
     @cached_property
     def _file(self) -> GgufFile:
-        return GgufFile.open(self.path)
+        return GgufFile.open(self._folder, self._file_name)
 
     @cached_property
     def _architecture(self) -> Architecture:
@@ -151,7 +170,7 @@ class GgufCheckpoint:
         return named_tensors(self._file, self._architecture, self._values)
 
     def _not_from_original(self, reason: str) -> ModelError:
-        name = "" if self.original is None else self.original.path
+        name = "" if self._original is None else self._original.location
         return ModelError(
             f"{self.name} was not made from {name}: {reason}; give --config-from the model that it was made from"
         )
@@ -163,7 +182,7 @@ class GgufCheckpoint:
         Raises:
             ModelError: the metadata is not that of such a model.
         """
-        if self.original is not None:
+        if self._original is not None:
             config = self.read_config()
             values: dict[str, Any] = config.to_dict()
             return values | {"num_hidden_layers": config.num_hidden_layers}  # computed in some classes

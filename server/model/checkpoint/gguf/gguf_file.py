@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from expert_store import CheckpointError, FileSource, GgufTensor, read_gguf_header
+from expert_store import CheckpointError, GgufTensor, Place, Source, SourceFolder, as_folder, read_gguf_header
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
 from server.model.errors import ModelError
 
@@ -26,37 +25,38 @@ KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: 
 class GgufFile:
     """The metadata and the tensors of a model in the GGUF format."""
 
-    path: Path  # the first file
+    name: str  # of the first file
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, place: Place, name: str) -> Self:
         """Read the header of a file, and of the others that it is split into.
 
         Args:
-            path: any file of a model.
+            place: the folder of the files.
+            name: of any file of a model.
 
         Raises:
             CheckpointError: a header is damaged, a file is missing, or files do not belong to each other.
             ModelError: the file has no architecture of a language model.
         """
-        headers = [read_gguf_header(FileSource(each)) for each in split_files(path)]
+        headers = [read_gguf_header(source) for source in split_files(as_folder(place), name)]
         metadata = headers[0].metadata
         tensors: dict[str, GgufTensor] = {}
         for number, header in enumerate(headers):
-            _check_split(cls(path, header.metadata, {}), number, len(headers))
+            _check_split(cls(name, header.metadata, {}), number, len(headers))
             for tensor in header.tensors:
                 if tensor.name in tensors:
                     first, second = (each.source.extent.source.name for each in (tensors[tensor.name], tensor))
                     raise CheckpointError(f"{tensor.name} is in both {first} and {second}; {REMEDY}")
                 tensors[tensor.name] = tensor
-        found = cls(path, metadata, tensors)
+        found = cls(name, metadata, tensors)
         count = found.plain(NUM_TENSORS, int)
         if count is not None and count != len(tensors):
-            raise CheckpointError(f"the files of {path.name} hold {len(tensors)} tensors, not {count}; {REMEDY}")
+            raise CheckpointError(f"the files of {name} hold {len(tensors)} tensors, not {count}; {REMEDY}")
         if found.architecture in PROJECTORS:
-            raise ModelError(f"{path.name} is the image part of a model; give the file of its language model")
+            raise ModelError(f"{name} is the image part of a model; give the file of its language model")
         return found
 
     @property
@@ -64,7 +64,7 @@ class GgufFile:
         """The name that llama.cpp gives the architecture."""
         name = self.plain(ARCHITECTURE, str)
         if name is None:
-            raise ModelError(f"{self.path.name} does not say which architecture it is ({ARCHITECTURE}); {REMEDY}")
+            raise ModelError(f"{self.name} does not say which architecture it is ({ARCHITECTURE}); {REMEDY}")
         return name
 
     @property
@@ -84,7 +84,7 @@ class GgufFile:
         found = self.metadata.get(key)
         if found is None or type(found) is kind:
             return found
-        raise ModelError(f"{key} of {self.path.name} is not {KINDS[kind]}; {REMEDY}")
+        raise ModelError(f"{key} of {self.name} is not {KINDS[kind]}; {REMEDY}")
 
     def numbers(self, key: str) -> list[int]:
         """Return an array of whole numbers of the metadata, by its complete key; empty if there is none.
@@ -96,7 +96,7 @@ class GgufFile:
         if found is None:
             return []
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
-            raise ModelError(f"{key} of {self.path.name} is not an array of whole numbers; {REMEDY}")
+            raise ModelError(f"{key} of {self.name} is not an array of whole numbers; {REMEDY}")
         numbers: list[int] = found.tolist()
         return numbers
 
@@ -116,9 +116,7 @@ class GgufFile:
         """
         found = self.metadata.get(f"{self.architecture}.{key}", default)
         if found is None:
-            raise ModelError(
-                f"{self.path.name} lacks {self.architecture}.{key}; convert the model with a current llama.cpp"
-            )
+            raise ModelError(f"{self.name} lacks {self.architecture}.{key}; convert the model with a current llama.cpp")
         return found.tolist() if hasattr(found, "tolist") else found
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -126,34 +124,32 @@ class GgufFile:
         found = self.value(key, default)
         largest = max(found) if isinstance(found, list) and found else found
         if type(largest) is not int:
-            raise ModelError(
-                f"{self.architecture}.{key} of {self.path.name} is {found!r}, not a whole number; {REMEDY}"
-            )
+            raise ModelError(f"{self.architecture}.{key} of {self.name} is {found!r}, not a whole number; {REMEDY}")
         return largest
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number of the architecture's metadata: of a float32, the shortest decimal that rounds to it."""
         found = self.value(key, default)
         if type(found) not in (int, float):
-            raise ModelError(f"{self.architecture}.{key} of {self.path.name} is {found!r}, not a number; {REMEDY}")
+            raise ModelError(f"{self.architecture}.{key} of {self.name} is {found!r}, not a number; {REMEDY}")
         return float(str(np.float32(found)))
 
 
-def split_files(path: Path) -> list[Path]:
+def split_files(folder: SourceFolder, name: str) -> list[Source]:
     """Return all files of a model, by the name of one.
 
     Raises:
         CheckpointError: a file is missing.
     """
-    match = SPLIT_FILE.fullmatch(path.name)
+    match = SPLIT_FILE.fullmatch(name)
     if match is None:
-        return [path]
+        return [folder.source(name)]
     base, _, count = match.groups()
-    files = [path.with_name(f"{base}-{number:05d}-of-{count}{GGUF}") for number in range(1, int(count) + 1)]
-    missing = [each.name for each in files if not each.exists()]
+    files, there = [f"{base}-{number:05d}-of-{count}{GGUF}" for number in range(1, int(count) + 1)], folder.names()
+    missing = [each for each in files if each not in there]
     if missing:
-        raise CheckpointError(f"{missing[0]} is missing from {path.parent}; {REMEDY}")
-    return files
+        raise CheckpointError(f"{missing[0]} is missing from {folder.name}; {REMEDY}")
+    return [folder.source(each) for each in files]
 
 
 def _check_split(file: GgufFile, number: int, num_files: int) -> None:
@@ -161,10 +157,10 @@ def _check_split(file: GgufFile, number: int, num_files: int) -> None:
     count, found = file.plain(NUM_SPLITS, int), file.plain(SPLIT_NUMBER, int)
     if (1 if count is None else count) != num_files:
         raise CheckpointError(
-            f"{file.path.name} is one of {count or 1} files by its header, one of {num_files} by its name; give it the "
+            f"{file.name} is one of {count or 1} files by its header, one of {num_files} by its name; give it the "
             "name that it was published under"
         )
     if (found or 0) != number:
         raise CheckpointError(
-            f"file {number + 1} of {file.path.name} says that it is another one ({SPLIT_NUMBER} is {found}); {REMEDY}"
+            f"file {number + 1} of {file.name} says that it is another one ({SPLIT_NUMBER} is {found}); {REMEDY}"
         )

@@ -82,9 +82,7 @@ def make_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     try:
         tokenizer, _ = convert_gguf_tokenizer(file.architecture, values)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"the tokenizer of {file.path.name} can't be used: {error}; download the file again"
-        ) from error
+        raise ModelError(f"the tokenizer of {file.name} can't be used: {error}; download the file again") from error
     if kind == BYTE_LEVEL and pre is not None and pre in SPLITS:
         tokenizer.pre_tokenizer = _splits(SPLITS[pre])
     found_tokens = {name: _token(file, f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
@@ -102,18 +100,18 @@ def check_tokenizer(file: GgufFile) -> None:
     tokens, kind = file.plain(TOKENS, list), file.plain(MODEL, str)
     if tokens is None or kind is None:
         raise ModelError(
-            f"{file.path.name} has no tokenizer ({TOKENS}); name the model that it was made from with --config-from"
+            f"{file.name} has no tokenizer ({TOKENS}); name the model that it was made from with --config-from"
         )
     rows = num_embeddings(file)
     if rows is not None and rows != len(tokens):
         raise ModelError(
-            f"the tokenizer of {file.path.name} has {len(tokens)} tokens, but its table of embeddings {rows};"
+            f"the tokenizer of {file.name} has {len(tokens)} tokens, but its table of embeddings {rows};"
             " download the file again"
         )
     pre = file.plain(PRE, str)
     if kind == BYTE_LEVEL and pre not in GGUF_PRE_TOKENIZER_SPLITS and pre not in SPLITS:
         raise ModelError(
-            f"{file.path.name} splits text by the rules of {pre!r} ({PRE}), which Greenroom does not know; name the "
+            f"{file.name} splits text by the rules of {pre!r} ({PRE}), which Greenroom does not know; name the "
             "model that it was made from with --config-from"
         )
 
@@ -160,7 +158,7 @@ def _token(file: GgufFile, key: str) -> str | None:
     if number is None:
         return None
     if not 0 <= number < len(tokens):
-        raise ModelError(f"{key} of {file.path.name} is {number!r}, not one of {len(tokens)} tokens; download it again")
+        raise ModelError(f"{key} of {file.name} is {number!r}, not one of {len(tokens)} tokens; download it again")
     return tokens[number]
 
 

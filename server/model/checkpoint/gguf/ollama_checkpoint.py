@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from expert_store import read_json_object
 from server.model.checkpoint.checkpoint import Checkpoint
@@ -16,7 +16,6 @@ from server.model.checkpoint.ollama_store import (
     PARAMETERS,
     PREFIX,
     TEMPLATE,
-    OllamaManifest,
     read_ollama_manifest,
 )
 from server.setting_values import SAMPLING_RANGES, STOPS
@@ -30,33 +29,26 @@ UNUSED = {  # layers, with what is done instead
 }
 
 
-@dataclass(frozen=True)
 class OllamaCheckpoint(GgufCheckpoint):
-    """The GGUF file that a manifest of Ollama names, with the manifest's parameters; see ``Checkpoint``."""
+    """The GGUF file that a manifest of Ollama names, with the manifest's parameters; see ``Checkpoint``.
 
-    manifest: OllamaManifest | None = None
+    Raises:
+        CheckpointError, ModelError: see ``read_ollama_manifest``.
+    """
 
-    @classmethod
-    def open(cls, manifest: Path, original: Checkpoint | None = None) -> Self:
-        """Open a model by its manifest.
-
-        Raises:
-            CheckpointError, ModelError: see ``read_ollama_manifest``.
-        """
-        found = read_ollama_manifest(manifest)
-        return cls(found.weights, original, found)
+    def __init__(self, manifest: Path, original: Checkpoint | None = None):
+        self._manifest = read_ollama_manifest(manifest)
+        super().__init__(self._manifest.weights.parent, self._manifest.weights.name, original)
 
     @property
     def name(self) -> str:
         """The name by which it was given."""
-        assert self.manifest is not None
-        return f"{PREFIX}{self.manifest.name}"
+        return f"{PREFIX}{self._manifest.name}"
 
     def describe(self) -> ModelDescription:
         """Describe the file, with the licence of the manifest."""
-        assert self.manifest is not None
         found = super().describe()
-        return replace(found, licence=self.manifest.text(LICENCE) or found.licence)
+        return replace(found, licence=self._manifest.text(LICENCE) or found.licence)
 
     def generation_values(self) -> Mapping[str, Any] | None:
         """Return the values of the file, over which those of the manifest count."""
@@ -64,10 +56,9 @@ class OllamaCheckpoint(GgufCheckpoint):
 
     def notes(self) -> list[str]:
         """Name the layers of the manifest that are not used."""
-        assert self.manifest is not None
         ignored = sorted(set(self._stored) - {"stop", *SAMPLING_RANGES, *RENAMED})
         about = [f"Ollama's parameters {', '.join(ignored)} are not used"] if ignored else []
-        return [*super().notes(), *(note for kind, note in UNUSED.items() if kind in self.manifest.blobs), *about]
+        return [*super().notes(), *(note for kind, note in UNUSED.items() if kind in self._manifest.blobs), *about]
 
     @property
     def _parameters(self) -> dict[str, Any]:
@@ -76,5 +67,5 @@ class OllamaCheckpoint(GgufCheckpoint):
 
     @property
     def _stored(self) -> dict[str, Any]:
-        blob = None if self.manifest is None else self.manifest.blobs.get(PARAMETERS)
+        blob = self._manifest.blobs.get(PARAMETERS)
         return {} if blob is None else read_json_object(blob)

@@ -162,7 +162,7 @@ def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[st
             if leaf in others or leaf in FACTORS:
                 continue
             raise ModelError(
-                f"{file.path.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "
+                f"{file.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "
                 "model in safetensors"
             )
         source = _trunk_tensor(file, tensor, match[1] if match else None, place, values, prefix + place.name)
@@ -178,7 +178,7 @@ def _trunk_tensor(
     names = [leaf if layer is None else f"blk.{layer}.{leaf}" for leaf in place.others]
     missing = [each for each in names if each not in file.tensors]
     if missing:
-        raise CheckpointError(f"{file.path.name} has {tensor.name} but not {missing[0]}; download the file again")
+        raise CheckpointError(f"{file.name} has {tensor.name} but not {missing[0]}; download the file again")
     tensors = (tensor, *(file.tensors[each] for each in names))
     return ConvertedTensor(name, tuple(each.source for each in tensors), (), False, place, tensors, values)
 

@@ -1,79 +1,66 @@
-"""A checkpoint of another kind than those of files: what loads and serves a model knows the two interfaces alone."""
+"""Checkpoints behind a web server: what loads, packs and inspects a model knows sources alone, and no paths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from expert_store import ExpertKey, ExpertStore, TensorSource, index_sources, least_bytes
+from expert_store import ExpertKey, ExpertStore, least_bytes, open_pack, write_pack
 from expert_store.errors import SourceGoneError
-from expert_store.sources.base import Bytes, Piece, SourceIdentity
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.tensor_map import CheckpointMap, map_checkpoint
-from server.model.trunk_loader import load_trunk
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
+from server.model.checkpoint.packing import pack_source
+from server.model.text.tokenizer import Tokenizer
+from server.model.trunk_loader import build_model, load_trunk
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.checkpoints import make_checkpoint
+from tests.packed_models import pack_model
+from tests.remote_folder import RemoteFolder, remote_folder
+
+GGUF = Path(__file__).parents[3] / "gguf" / "files" / "qwen3moe.gguf"
 
 
-@dataclass(frozen=True)
-class MemorySource:
-    """Bytes in memory that have a name."""
-
-    name: str
-    short_name: str
-    content: bytes = field(repr=False)
-
-    def open(self, *, is_direct: bool = True) -> OpenMemory:
-        return OpenMemory(self)
+def make_folder(folder: Path) -> Path:
+    make_checkpoint("qwen3_moe", folder)
+    save_byte_tokenizer(folder)
+    return folder
 
 
-class OpenMemory:
-    """Open bytes in memory, which are gone once the content of ``gone`` is their name."""
-
-    gone = ""
-
-    def __init__(self, source: MemorySource):
-        self._source = source
-
-    @property
-    def identity(self) -> SourceIdentity:
-        return SourceIdentity("memory", (self._source.name,), len(self._source.content))
-
-    def has_changed(self) -> bool:
-        return False
-
-    def refuse_changed(self) -> None:
-        pass
-
-    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
-        if self._source.name == OpenMemory.gone:
-            raise SourceGoneError(self._source.short_name, "the server of it has gone")
-        for offset, target in pieces:
-            target[:] = np.frombuffer(self._source.content, np.uint8, len(target), offset)
-
-    def close(self) -> None:
-        pass
+def make_pack(folder: Path) -> Path:
+    return pack_model(make_folder(folder.with_name("unpacked")), folder, "int8")
 
 
-class MemoryCheckpoint(FolderCheckpoint):
-    """The small files of a folder, and its tensors from memory."""
-
-    def index(self) -> Mapping[str, TensorSource]:
-        content = (self.path / "model.safetensors").read_bytes()
-        return index_sources([MemorySource("memory://tiny/model", "model", content)])
-
-    def map(self, model: Any) -> CheckpointMap:
-        return map_checkpoint(model, self.index())
+def copy_gguf(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copy(GGUF, folder)
+    return folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_checkpoint("qwen3_moe", tmp_path / "tiny")
+def open_gguf(place: RemoteFolder) -> Checkpoint:
+    return GgufCheckpoint(place, GGUF.name)
+
+
+KINDS: dict[str, tuple[Callable[[Path], Path], str, Callable[[RemoteFolder], Checkpoint]]] = {
+    "safetensors": (make_folder, "", open_folder),
+    "pack": (make_pack, "", open_folder),
+    "gguf": (copy_gguf, GGUF.name, open_gguf),
+}
+
+
+@contextmanager
+def opened_remotely(folder: Path, tmp_path: Path) -> Iterator[Checkpoint]:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with remote_folder(folder, scratch) as place:
+        yield FolderCheckpoint(place)
 
 
 def experts_of(catalog: Any, key: ExpertKey) -> dict[str, torch.Tensor]:
@@ -85,20 +72,45 @@ def experts_of(catalog: Any, key: ExpertKey) -> dict[str, torch.Tensor]:
         store.close()
 
 
-def test_trunk_and_experts_of_another_source_are_those_of_the_file(folder: Path) -> None:
-    of_file, of_memory = (load_trunk(each, torch.float32) for each in (folder, MemoryCheckpoint(folder)))
-    assert [source.name for source in of_memory.catalog.sources] == ["memory://tiny/model"]
-    found, expected = of_memory.model.state_dict(), of_file.model.state_dict()
+def check_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    key = ExpertKey(min(of_file.catalog.layers), 3)
-    found, expected = experts_of(of_memory.catalog, key), experts_of(of_file.catalog, key)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_source_that_is_gone_fails_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = MemoryCheckpoint(folder).index()
-    monkeypatch.setattr(OpenMemory, "gone", "memory://tiny/model")
-    monkeypatch.setattr(MemoryCheckpoint, "index", lambda _: index)
-    with pytest.raises(SourceGoneError, match="from memory://tiny/model: the server of it has gone"):
-        load_trunk(MemoryCheckpoint(folder), torch.float32)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_remote_model_is_that_of_the_disk(kind: str, tmp_path: Path) -> None:
+    """Trunk, experts, defaults and tokenizer."""
+    make, file, open_remote = KINDS[kind]
+    folder, scratch = make(tmp_path / "tiny"), tmp_path / "scratch"
+    scratch.mkdir()
+    local = open_checkpoint(folder / file)
+    of_disk, words = load_trunk(local, torch.float32), Tokenizer(local).encode("Once upon a time")
+    key = ExpertKey(min(of_disk.catalog.layers), 1)
+    expected, defaults = experts_of(of_disk.catalog, key), local.generation_values()
+    with remote_folder(folder, scratch) as place:
+        remote = open_remote(place)
+        trunk = load_trunk(remote, torch.float32)
+        check_equal(trunk.model.state_dict(), of_disk.model.state_dict())
+        check_equal(experts_of(trunk.catalog, key), expected)
+        assert all(source.name.startswith("http://127.0.0.1:") for source in trunk.catalog.sources)
+        assert Tokenizer(remote).encode("Once upon a time") == words
+        assert remote.generation_values() == defaults
+
+
+def test_a_remote_model_is_packed_as_that_of_the_disk(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "tiny"), tmp_path / "out"
+    expected = open_pack(pack_model(folder, tmp_path / "expected", "int8")).manifest
+    with opened_remotely(folder, tmp_path) as checkpoint:
+        model = build_model(checkpoint.read_config(), torch.bfloat16)
+        write_pack(pack_source(model, checkpoint, expected.model, "int8"), out, 1, lambda _: None)
+    assert open_pack(out).manifest == expected
+
+
+def test_a_source_that_is_gone_fails_by_name(tmp_path: Path) -> None:
+    with opened_remotely(make_folder(tmp_path / "tiny"), tmp_path) as checkpoint:
+        config, found = checkpoint.read_config(), checkpoint.index()
+        assert config.model_type == "qwen3_moe"
+        assert found
+        (tmp_path / "scratch" / "served" / "model.safetensors").unlink()
+        with pytest.raises(SourceGoneError, match=r"http://.*/model\.safetensors: the server answers 404"):
+            load_trunk(checkpoint, torch.float32)

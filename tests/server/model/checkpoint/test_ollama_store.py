@@ -93,7 +93,7 @@ def test_a_dense_model_is_refused_by_its_name(store: Path, tmp_path: Path) -> No
 
 def test_a_missing_blob_is_named(store: Path) -> None:
     manifest = add_model(store, FILE)
-    blob = OllamaCheckpoint.open(manifest).path
+    blob = Path(OllamaCheckpoint(manifest).location)
     blob.unlink()
     with pytest.raises(CheckpointError, match=f"ollama:tiny:30b lacks its blob {blob}; run `ollama pull tiny:30b`"):
         open_checkpoint(manifest)
@@ -120,7 +120,7 @@ def test_a_model_that_is_no_gguf_file_is_refused(store: Path) -> None:
 
 
 def test_verify_compares_blobs_with_their_digests(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blob = OllamaCheckpoint.open(add_model(store, FILE)).path
+    blob = Path(OllamaCheckpoint(add_model(store, FILE)).location)
     assert verify.run(Namespace(pack=Path("ollama:tiny:30b"))) == 0
     with blob.open("r+b") as file:
         file.seek(-1, 2)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from expert_store import CheckpointError, Manifest, open_pack, read_index, write_pack
 from server.inspection.model_summary import summarise_model
 from server.model.checkpoint import packed_trunk
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
@@ -46,7 +47,7 @@ def _small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pack(folder: Path, out: Path, trunk: QuantisedWeights = "int8") -> Path:
     model = build_model(read_config(folder), torch.bfloat16)
-    write_pack(pack_source(model, folder, folder.name, "bfloat16", trunk), out, 1, lambda _: None)
+    write_pack(pack_source(model, FolderCheckpoint(folder), folder.name, "bfloat16", trunk), out, 1, lambda _: None)
     return out
 
 
@@ -94,7 +95,7 @@ def test_logits_are_those_of_the_dequantised_matrices(case: Packed, monkeypatch:
 
 @pytest.mark.slow
 def test_matrices_are_near_those_of_the_checkpoint(case: Packed) -> None:
-    parts, plain = load_file(open_pack(case.folder).trunk), load_file(case.checkpoint / "model.safetensors")
+    parts, plain = load_file(open_pack(case.folder).trunk.name), load_file(case.checkpoint / "model.safetensors")
     for name in stored(case.folder, case.trunk):
         tensors = {part.removeprefix(name): value for part, value in parts.items() if part.startswith(name)}
         found, wanted = BLOCK_FORMATS[case.trunk].dequantise(tensors, ""), plain[name].float()
@@ -186,14 +187,14 @@ def test_nan_and_infinity_are_refused_by_name(tiny: Path, tmp_path: Path, name: 
 def test_a_manifest_omits_the_format_of_an_unchanged_trunk(tiny: Path, tmp_path: Path) -> None:
     """So that earlier versions read it."""
     model = build_model(read_config(tiny), torch.bfloat16)
-    write_pack(pack_source(model, tiny, "tiny", "bfloat16"), tmp_path / "out", 1, lambda _: None)
+    write_pack(pack_source(model, FolderCheckpoint(tiny), "tiny", "bfloat16"), tmp_path / "out", 1, lambda _: None)
     assert "trunk" not in json.loads((tmp_path / "out" / "manifest.json").read_bytes())
 
 
 @pytest.mark.slow
 def test_a_pack_is_made_anew_for_another_trunk(tiny: Path, packed: Path) -> None:
     model = build_model(read_config(tiny), torch.bfloat16)
-    source = pack_source(model, tiny, "tiny", "bfloat16", "int8")
+    source = pack_source(model, FolderCheckpoint(tiny), "tiny", "bfloat16", "int8")
     assert not write_pack(source, packed, 1, lambda _: None)
     assert write_pack(replace(source, model="tiny", trunk_format="unchanged", made=()), packed, 1, lambda _: None)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from expert_store import CheckpointError, ExpertLoadError, ExpertStore, Manifest, open_pack
 from server.kernels.formats import block_int4, block_int8
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME, config_folder, find_checkpoint
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
@@ -194,6 +195,6 @@ def test_a_packed_model_takes_images(tmp_path: Path) -> None:
     out = pack(folder, tmp_path / "out")
     results = []
     for place in (folder, out):
-        prompts = make_prompts(MediaProcessor(config_folder(place)))
+        prompts = make_prompts(MediaProcessor(FolderCheckpoint(config_folder(place))))
         results.append(write(load_trunk(place, torch.float32), prompts, 64, steps=2))
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))

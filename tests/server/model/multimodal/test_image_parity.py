@@ -14,7 +14,9 @@ import torch
 
 from expert_store import ExpertStore, PrefetchMode, least_bytes, make_prefetcher
 from server.model.attention.kv_cache import KVCache
-from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
+from server.model.checkpoint.processor_files import NoImagesError
+from server.model.multimodal.image_processor import MediaProcessor
 from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import ChatTemplateError
@@ -152,7 +154,7 @@ class Loaded:
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = save_model(request.param, tmp_path_factory.mktemp(request.param))
     trunk, reference = load_trunk(folder, torch.float32), load_transformers_model(folder)
-    return Loaded(request.param, trunk, MediaProcessor(folder), reference)
+    return Loaded(request.param, trunk, MediaProcessor(FolderCheckpoint(folder)), reference)
 
 
 @pytest.mark.slow
@@ -187,7 +189,7 @@ def test_images_that_come_token_by_token_are_no_decodes_to_the_prefetcher(
 ) -> None:
     """ERNIE has experts for images, to which no text token is routed."""
     save_model("ernie4_5_vl_moe", tmp_path)
-    trunk, prompts = load_trunk(tmp_path, torch.float32), make_prompts(MediaProcessor(tmp_path))
+    trunk, prompts = load_trunk(tmp_path, torch.float32), make_prompts(MediaProcessor(FolderCheckpoint(tmp_path)))
     complete, pieces = write(trunk, prompts, 64), write(trunk, prompts, 1, prefetch=prefetch)
     assert [tokens for tokens, _ in pieces] == [tokens for tokens, _ in complete]
 
@@ -195,13 +197,13 @@ def test_images_that_come_token_by_token_are_no_decodes_to_the_prefetcher(
 def test_a_text_model_takes_no_images(tmp_path: Path) -> None:
     save_checkpoint(make_config("qwen3_moe"), tmp_path)
     with pytest.raises(NoImagesError, match="the model takes no images"):
-        MediaProcessor(tmp_path)
+        MediaProcessor(FolderCheckpoint(tmp_path))
 
 
 def test_a_checkpoint_without_an_image_processor_takes_no_images(tmp_path: Path) -> None:
     save_checkpoint(make_config("qwen3_vl_moe"), tmp_path)
     with pytest.raises(NoImagesError, match="the checkpoint's image processor can't be used") as raised:
-        MediaProcessor(tmp_path)
+        MediaProcessor(FolderCheckpoint(tmp_path))
     assert str(tmp_path) not in str(raised.value)
 
 
@@ -210,7 +212,7 @@ def test_a_processor_that_needs_torchvision_is_refused_by_name(tmp_path: Path, m
     missing = ImportError("Qwen3VLProcessor requires the Torchvision library\nbut it was not found")
     monkeypatch.setattr("server.model.multimodal.image_processor._load", Mock(side_effect=missing))
     with pytest.raises(NoImagesError, match=r"it needs torchvision; install greenroom\[images\]"):
-        MediaProcessor(tmp_path)
+        MediaProcessor(FolderCheckpoint(tmp_path))
 
 
 def test_more_images_in_the_text_than_there_are_is_refused(tmp_path: Path) -> None:
@@ -218,13 +220,13 @@ def test_more_images_in_the_text_than_there_are_is_refused(tmp_path: Path) -> No
     save_model("qwen3_vl_moe", tmp_path)
     content = [{"type": "image"}, {"type": "text", "text": "<|image_pad|>"}]
     with pytest.raises(ChatTemplateError, match="the model's processor refuses the images"):
-        MediaProcessor(tmp_path).encode_chat([{"role": "user", "content": content}], [make_image(1)])
+        MediaProcessor(FolderCheckpoint(tmp_path)).encode_chat([{"role": "user", "content": content}], [make_image(1)])
 
 
 def test_an_image_that_the_processor_rejects_is_refused(tmp_path: Path) -> None:
     save_model("qwen3_vl_moe", tmp_path)
     with pytest.raises(ChatTemplateError, match="the model's processor refuses the images: absolute aspect ratio"):
-        MediaProcessor(tmp_path).encode_chat(
+        MediaProcessor(FolderCheckpoint(tmp_path)).encode_chat(
             [{"role": "user", "content": [{"type": "image"}]}], [make_image(1, 4000, 2)]
         )
 
@@ -235,7 +237,7 @@ def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
     path = tmp_path / "preprocessor_config.json"
     auto_map = {"AutoImageProcessor": "evil.Processor", "AutoProcessor": "evil.Processor"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
-    assert MediaProcessor(tmp_path).placeholder == 100
+    assert MediaProcessor(FolderCheckpoint(tmp_path)).placeholder == 100
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from tests.checkpoints import load_transformers_model
 from tests.native_families import NATIVE_VISIONS
@@ -27,7 +28,7 @@ pytestmark = [
 def test_native_layers_take_images(model_type: str, tmp_path: Path, pool: ComputePool) -> None:
     trunk = load(save_model(model_type, tmp_path), pool)
     assert trunk.is_invariant, trunk.facts.program.describe()
-    prompts, reference = make_prompts(MediaProcessor(tmp_path)), load_transformers_model(tmp_path)
+    prompts, reference = make_prompts(MediaProcessor(FolderCheckpoint(tmp_path))), load_transformers_model(tmp_path)
     expected = [ask_reference(reference, prompt) for prompt in prompts]
     complete, pieces = (write(trunk, prompts, chunk, block_size=BLOCK) for chunk in (64, 5))
     results = zip(prompts, complete, pieces, expected, strict=True)

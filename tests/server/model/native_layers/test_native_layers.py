@@ -16,6 +16,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model.checkpoint import packed_trunk
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
@@ -51,7 +52,7 @@ def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.floa
 def pack(folder: Path, trunk: TrunkFormat, family: str = "qwen3_moe") -> Path:
     checkpoint, out = make_checkpoint(family, folder / "checkpoint"), folder / "out"
     model = build_model(read_config(checkpoint), torch.bfloat16)
-    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", trunk), out, 1, lambda _: None)
+    write_pack(pack_source(model, FolderCheckpoint(checkpoint), "tiny", "bfloat16", trunk), out, 1, lambda _: None)
     return out
 
 

@@ -25,6 +25,7 @@ from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.locate import find_local
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
 from server.model.trunk_loader import build_model, load_trunk
 from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_config, make_model, make_tokenizer
@@ -57,14 +58,14 @@ def test_native_layers_run_a_file_as_far_as_they_run_its_checkpoint(name: str, t
 
 
 def test_the_tokenizer_encodes_as_that_of_the_checkpoint() -> None:
-    found = GgufCheckpoint(FILES / "qwen3moe.gguf").load_tokenizer()
+    found = GgufCheckpoint(FILES, "qwen3moe.gguf").load_tokenizer()
     assert found.encode(TEXT) == make_tokenizer().encode(TEXT)
     assert found.decode(found.encode(TEXT)) == TEXT
     assert found.chat_template == TEMPLATE
 
 
 def test_end_tokens_are_those_of_the_file_and_of_usual_names() -> None:
-    values = GgufCheckpoint(FILES / "qwen3moe.gguf").generation_values()
+    values = GgufCheckpoint(FILES, "qwen3moe.gguf").generation_values()
     assert values is not None
     assert values["eos_token_id"] == [SPECIAL.index("<|endoftext|>"), SPECIAL.index("<|im_end|>")]
 
@@ -151,7 +152,7 @@ def test_linear_layers_stay_quantised_with_the_logits_of_what_they_stand_for(
 ) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
     quantised = rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0)
-    checkpoint = GgufCheckpoint(quantised)
+    checkpoint = open_checkpoint(quantised)
     packed = checkpoint.packed_matrices(build_model(checkpoint.read_config(), torch.float32))
     assert any("o_proj" in each or "out_proj" in each for each in packed)
     found = logits_of(quantised)
@@ -190,7 +191,7 @@ def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path, name: s
     layers = make_config(name).get_text_config().num_hidden_layers
     changes: dict[str, Any] = {f"{name}.block_count": layers + 1, f"{name}.nextn_predict_layers": 1}
     for key in ("feed_forward_length", "attention.head_count_kv"):
-        numbers = GgufFile.open(FILES / f"{name}.gguf").value(key)
+        numbers = GgufFile.open(FILES, f"{name}.gguf").value(key)
         if isinstance(numbers, list):
             changes[f"{name}.{key}"] = [*numbers, 2]
     further = {f"blk.{layers}.nextn.eh_proj.weight": np.ones((32, 64), np.float32)}
@@ -263,14 +264,14 @@ def test_a_missing_file_of_several_is_named(tmp_path: Path) -> None:
     first, last = (sorted(tmp_path.iterdir())[place] for place in (0, -1))
     last.unlink()
     with pytest.raises(CheckpointError, match=f"{last.name} is missing"):
-        GgufCheckpoint(first).read_config()
+        open_checkpoint(first).read_config()
 
 
 def test_a_file_of_another_model_among_several_is_refused(tmp_path: Path) -> None:
     rewrite(tmp_path / "tiny.gguf", split=10)
     shutil.copy(FILES / f"{QUANTISED}.gguf", max(tmp_path.iterdir()))
     with pytest.raises(CheckpointError, match="by its header"):
-        GgufCheckpoint(min(tmp_path.iterdir())).read_config()
+        open_checkpoint(min(tmp_path.iterdir())).read_config()
 
 
 def test_a_folder_with_several_models_asks_which(tmp_path: Path) -> None:
@@ -293,12 +294,12 @@ def test_a_file_with_the_image_part_beside_the_model_is_named_and_left_out(tmp_p
     found = find_local(str(tmp_path))
     assert found is not None
     assert found[0].name == "tiny.gguf"
-    assert GgufCheckpoint(found[0]).notes() == ["mmproj-tiny.gguf is not used: images are not read from GGUF"]
+    assert open_checkpoint(found[0]).notes() == ["mmproj-tiny.gguf is not used: images are not read from GGUF"]
 
 
 def test_tensors_of_an_image_part_in_the_file_are_left_out(tmp_path: Path) -> None:
     path = rewrite(tmp_path / "tiny.gguf", renamed={"output_norm.weight": "v.post_norm.weight"})
-    assert "the image part in the file (1 tensors) is not used" in GgufCheckpoint(path).notes()[0]
+    assert "the image part in the file (1 tensors) is not used" in open_checkpoint(path).notes()[0]
     with pytest.raises(ModelError, match=r"lacks model\.norm\.weight"):
         load_trunk(path, torch.float32)
 
@@ -318,7 +319,7 @@ def test_tensors_of_an_image_part_in_the_file_are_left_out(tmp_path: Path) -> No
 def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    checkpoint = GgufCheckpoint(rewrite(tmp_path / "tiny.gguf", changes=changes))
+    checkpoint = open_checkpoint(rewrite(tmp_path / "tiny.gguf", changes=changes))
     with pytest.raises(ModelError, match=message):
         _ = checkpoint.read_config(), checkpoint.load_tokenizer()
 
@@ -343,7 +344,7 @@ def test_factors_of_rotary_frequencies_that_can_not_be_used_are_refused(
         tmp_path / "tiny.gguf", name="llama4", changes=changes, renamed={"rope_freqs.weight": None}, added=other
     )
     with pytest.raises(ModelError, match=message):
-        GgufCheckpoint(path).read_config()
+        GgufCheckpoint(path.parent, path.name).read_config()
 
 
 @pytest.mark.hypothesis
@@ -351,14 +352,14 @@ def test_factors_of_rotary_frequencies_that_can_not_be_used_are_refused(
 @given(data=st.data())
 def test_values_of_any_kind_give_a_model_or_a_refusal(data: st.DataObject) -> None:
     """Each entry of the metadata has another value, or none."""
-    file = GgufFile.open(FILES / f"{QUANTISED}.gguf")
+    file = GgufFile.open(FILES, f"{QUANTISED}.gguf")
     values = st.sampled_from(
         [0, -1, 3, 1 << 40, 0.5, True, "", "text", ["a", "b"], np.array([1, 2]), np.array([0.5]), None]
     )
     keys = data.draw(st.lists(st.sampled_from(sorted(file.metadata)), min_size=1, max_size=3, unique=True))
     changed = {key: value for key in keys if (value := data.draw(values)) is not None}
     metadata = {key: value for key, value in file.metadata.items() if key not in keys} | changed
-    checkpoint = GgufCheckpoint(file.path)
+    checkpoint = GgufCheckpoint(FILES, file.name)
     checkpoint.__dict__["_file"] = replace(file, metadata=metadata)
     with suppress(ModelError, CheckpointError):
         checkpoint.read_config()

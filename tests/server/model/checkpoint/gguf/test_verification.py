@@ -22,14 +22,14 @@ TENSOR = "blk.1.ffn_up_exps.weight"
 
 def spoil(path: Path, name: str, place: int, value: bytes) -> None:
     """Overwrite some bytes of a tensor."""
-    extent = GgufFile.open(path).tensors[name].source.extent
+    extent = GgufFile.open(path.parent, path.name).tensors[name].source.extent
     with path.open("r+b") as file:
         file.seek(extent.offset + place)
         file.write(value)
 
 
 def test_every_byte_of_an_undamaged_file_is_read() -> None:
-    file, counts = GgufFile.open(FILES / "qwen3moe.gguf"), list[int]()
+    file, counts = GgufFile.open(FILES, "qwen3moe.gguf"), list[int]()
     assert damaged_tensors(file, counts.append) == {}
     assert sum(counts) == sum(tensor.source.extent.nbytes for tensor in file.tensors.values())
 
@@ -49,13 +49,15 @@ def test_the_places_of_scales_are_those_that_the_package_gguf_multiplies_by(name
 def test_an_infinite_scale_is_found_in_any_block(tmp_path: Path, block: int) -> None:
     path = rewrite(tmp_path / "tiny.gguf", Q4_0)
     spoil(path, TENSOR, 18 * block, INFINITY.to_bytes(2, "little"))
-    assert damaged_tensors(GgufFile.open(path), lambda _: None) == {TENSOR: "it holds NaN or infinity"}
+    assert damaged_tensors(GgufFile.open(path.parent, path.name), lambda _: None) == {
+        TENSOR: "it holds NaN or infinity"
+    }
 
 
 def test_nan_is_found_among_plain_numbers(tmp_path: Path) -> None:
     path = rewrite(tmp_path / "tiny.gguf")
     spoil(path, "blk.0.attn_norm.weight", 4, b"\xff\xff\xff\xff")
-    assert list(damaged_tensors(GgufFile.open(path), lambda _: None)) == ["blk.0.attn_norm.weight"]
+    assert list(damaged_tensors(GgufFile.open(path.parent, path.name), lambda _: None)) == ["blk.0.attn_norm.weight"]
 
 
 def test_the_command_names_the_damage_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
