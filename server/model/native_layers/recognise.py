@@ -13,19 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.library import Kernels, impossible
+from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.layers import HeadCall
-from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import head_of, text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
-from server.model.blocks.capture import Capture, LayerCapture, capture, echo
+from server.model.blocks.capture import Capture, LayerCapture, capture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
-from server.model.blocks.linears import LINEARS, matrix_of
-from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer, relative_error
-from server.model.blocks.norms import Norm, is_norm, norm_of
+from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
 from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.blocks.workspace import PositionTables, Workspace
@@ -34,7 +30,9 @@ from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.embedding_rows import EmbeddingRows
+from server.model.native_layers.expert_results import ExpertResults
 from server.model.native_layers.far_trial import check_far
+from server.model.native_layers.head_trial import cap_logits, find_head
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import OwnRouter, find_own_router
 from server.model.native_layers.parts import Parts, find_parts
@@ -47,11 +45,10 @@ from server.model.native_layers.router_kinds import (
     run_trial,
     steady_rows,
 )
-from server.model.native_layers.scales import QUANTISED_ROUNDING, ROUNDING, MeasuredFactor, nearest_named
+from server.model.native_layers.scales import ROUNDING, nearest_named
 from server.model.native_layers.spec import build_layer
 from server.model.native_layers.text_inputs import check_inputs
 from server.model.quantised.embedding import embedded_rows
-from server.model.quantised.linear import QuantisedLinear
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
@@ -137,11 +134,12 @@ class _Finder:
         self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCES[self._dtype])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
-        self._check_echoes(layers, keeps_states=keeps_states)
+        echoed = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
+        ExpertResults(self._trial, self._positions, self._config, self._dtype).check(layers, echoed)
         for layer in layers:
             if isinstance(layer.mixer, RotaryMixer):
                 layer.mixer.use_rope(self._positions.kind_of(layer))
-        head, keeps = self._find_head(captured)
+        head, keeps = find_head(self._model, captured, self._kernels)
         check_far(
             self._model,
             self._forward,
@@ -247,80 +245,6 @@ class _Finder:
         if not error < tolerance:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
 
-    def _check_echoes(self, layers: Sequence[NativeLayer], *, keeps_states: bool) -> None:
-        """Compare layers whose experts return their input, which shows what is done to their results."""
-        captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
-        named = [each.with_mixer(layer.mixer.module) for layer, each in zip(layers, captured.layers, strict=True)]
-        for index, (layer, each) in enumerate(zip(layers, named, strict=True)):
-            if layer.experts is None:
-                continue
-            self._trial.set_positions(self._positions.kinds[self._positions.kind_of(layer)])
-            if self._defers(layers[index : index + 2], named[index : index + 2]):
-                continue
-            layer.mixture.experts_scale = self._experts_scale(layer, each)
-            error = self._trial.echo_error(layer, each, self._dtype)
-            if not error < TOLERANCES[self._dtype]:
-                raise UnsupportedLayerError(f"its layers change the results of experts, off by {error:.1e}")
-
-    def _defers(self, layers: Sequence[NativeLayer], captured: Sequence[LayerCapture]) -> bool:
-        """Return whether the next block of the same layer adds the results of a block's experts, and set that it does.
-
-        Args:
-            layers: the block and the one after it, if there is one.
-            captured: their calls, with experts that return their input.
-
-        Raises:
-            UnsupportedLayerError: the next block adds something else.
-        """
-        if len(layers) == 1 or captured[0].layer is not captured[1].layer:
-            return False
-        (own, following), (given, after) = layers, captured
-        if not self._trial.error(own, given, self._dtype) < TOLERANCES[self._dtype]:
-            return False
-        self._trial.set_positions(self._positions.kinds[self._positions.kind_of(following)])
-        own.mixture.experts_scale = scale = self._experts_scale(following, after, own, given)
-        routing = given.routing
-        assert routing is not None
-        found = torch.from_numpy(self._workspace.hidden) + self._echoes(own, given) * scale
-        error = relative_error(found - after.given, after.output - after.given)
-        if not error < TOLERANCES[self._dtype]:
-            raise UnsupportedLayerError(f"its layers add the results of experts in another way, off by {error:.1e}")
-        own.mixture.is_deferred = following.spec.adds_deferred = 1
-        return True
-
-    def _echoes(self, layer: NativeLayer, captured: LayerCapture) -> torch.Tensor:
-        """Return the sum of a layer's experts as it is added, if they return their input."""
-        routing, spec = captured.routing, layer.spec
-        assert routing is not None
-        num_rows = layer.mixture.router.matrix.outputs
-        echoes = echo(routing.hidden_states, routing.top_k_index, routing.top_k_weights, num_rows)
-        scaled: torch.Tensor = echoes.float() * (spec.residual_scale * spec.output_scale)
-        return scaled
-
-    def _experts_scale(
-        self,
-        layer: NativeLayer,
-        captured: LayerCapture,
-        owner: NativeLayer | None = None,
-        owner_call: LayerCapture | None = None,
-    ) -> float:
-        """Return the factor of the sum of experts that return their input; 1 if a norm follows them.
-
-        Args:
-            layer: adds the sum.
-            captured: a call of it.
-            owner: the layer of the experts, and a call of it, if that is another one.
-        """
-        owner, owner_call = owner or layer, owner_call or captured
-        if owner.spec.output_norm.kind or owner.mixture.output_norm.kind:
-            return 1.0
-        self._trial.run(layer, captured)
-        wanted = captured.output - torch.from_numpy(self._workspace.hidden)
-        measured = MeasuredFactor.between(self._echoes(owner, owner_call), wanted)
-        is_quantised = any(isinstance(module, QuantisedLinear) for module in owner_call.module.modules())
-        rounding = max(ROUNDING[self._dtype], QUANTISED_ROUNDING if is_quantised else 0.0)
-        return measured.exact(self._config, rounding)
-
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
         routing, router, mixture = captured.routing, layer.router, layer.mixture
@@ -351,62 +275,6 @@ class _Finder:
         if int(is_same.sum()) < LEAST_AGREEMENT[self._dtype] * int(is_steady.sum()) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
-    def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
-        """Return the head, and the tensors whose memory it refers to."""
-        head = head_of(self._model)
-        if not isinstance(head, LINEARS):
-            raise UnsupportedLayerError("its head is not a linear layer")
-        norm = self._final_norm()
-        keeps = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
-        bias = None if head.bias is None else head.bias.detach().float().contiguous()
-        if bias is not None:
-            keeps.append(bias)
-        hidden = captured.layers[-1].output.contiguous()
-        count, size = hidden.shape
-        matrix = matrix_of(head)
-        if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
-            raise UnsupportedLayerError("its head does not fit its hidden states")
-        rows = np.arange(count, dtype=np.int32)
-        logits, normed = (
-            np.empty((count, head.out_features), dtype=np.float32),
-            np.empty((count, size), dtype=np.float32),
-        )
-        call = HeadCall(
-            matrix=matrix,
-            bias=None if bias is None else bias.data_ptr(),
-            norm=NormSpec(
-                norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr(), norm.epsilon, norm.kind
-            ),
-            hidden=hidden.data_ptr(),
-            rows=rows.ctypes.data,
-            normed=normed.ctypes.data,
-            logits=logits.ctypes.data,
-            num_rows=count,
-            num_logits=count,
-            hidden_size=size,
-            scale=1.0,
-            is_exact=1,
-        )
-        self._kernels.head(call)
-        found, wanted = torch.from_numpy(logits), captured.logits
-        softcap = getattr(self._config, "final_logit_softcapping", None) or 0.0
-        if softcap:
-            wanted = torch.atanh((wanted.double() / softcap).clamp(-1, 1)).float() * softcap
-        scale = float((found * wanted).sum() / found.square().sum())
-        if not (found * scale - wanted).norm() <= TOLERANCES[self._dtype] * wanted.norm():
-            raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
-        call.scale, call.softcap = nearest_named(scale, self._config, ROUNDING[self._dtype]), softcap
-        return call, keeps
-
-    def _final_norm(self) -> Norm:
-        """Return the norm before the head, the body's only one."""
-        norms = [each for each in self._body.children() if is_norm(each)]
-        if len(norms) != 1:
-            raise UnsupportedLayerError(f"it has {len(norms)} norms besides those of its layers")
-        found = norm_of(norms[0])
-        assert found is not None
-        return found
-
     def _embedding_scale(self, captured: Capture) -> float:
         """Return the factor of embeddings before the first layer."""
         embedded = embedded_rows(self._embeddings, torch.tensor(self._tokens))
@@ -426,10 +294,3 @@ def _check_choices(layers: Sequence[NativeLayer]) -> None:
             latest = chosen.top_k
         elif chosen is not None and chosen.top_k != latest:
             raise UnsupportedLayerError("its layers share chosen keys, and no indexer chooses them")
-
-
-def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:
-    """Return logits for the outputs of a head's matrix, as the kernels compute them."""
-    logits = outputs * head.scale
-    cap = float(head.softcap)
-    return torch.tanh(logits / cap) * cap if cap else logits

@@ -1,0 +1,91 @@
+"""Finds a model's head as the native kernels compute it, and compares its logits with the modules'."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from server.kernels.native.library import Kernels, impossible
+from server.kernels.native.structures.layers import HeadCall
+from server.kernels.native.structures.layers import Norm as NormSpec
+from server.model.architecture import head_of, text_body
+from server.model.blocks.capture import Capture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.linears import LINEARS, matrix_of
+from server.model.blocks.norms import Norm, is_norm, norm_of
+from server.model.blocks.tolerances import TOLERANCES
+from server.model.native_layers.scales import ROUNDING, nearest_named
+
+
+def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tuple[HeadCall, list[torch.Tensor]]:
+    """Return a model's head, and the tensors whose memory it refers to.
+
+    Args:
+        captured: a pass over some tokens, with the modules' logits.
+
+    Raises:
+        UnsupportedLayerError: the kernels compute other logits.
+    """
+    head, config, dtype = head_of(model), model.config.get_text_config(), model.dtype
+    if not isinstance(head, LINEARS):
+        raise UnsupportedLayerError("its head is not a linear layer")
+    norm = _final_norm(text_body(model))
+    keeps = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
+    bias = None if head.bias is None else head.bias.detach().float().contiguous()
+    if bias is not None:
+        keeps.append(bias)
+    hidden = captured.layers[-1].output.contiguous()
+    count, size = hidden.shape
+    matrix = matrix_of(head)
+    if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
+        raise UnsupportedLayerError("its head does not fit its hidden states")
+    rows = np.arange(count, dtype=np.int32)
+    logits, normed = (
+        np.empty((count, head.out_features), dtype=np.float32),
+        np.empty((count, size), dtype=np.float32),
+    )
+    call = HeadCall(
+        matrix=matrix,
+        bias=None if bias is None else bias.data_ptr(),
+        norm=NormSpec(
+            norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr(), norm.epsilon, norm.kind
+        ),
+        hidden=hidden.data_ptr(),
+        rows=rows.ctypes.data,
+        normed=normed.ctypes.data,
+        logits=logits.ctypes.data,
+        num_rows=count,
+        num_logits=count,
+        hidden_size=size,
+        scale=1.0,
+        is_exact=1,
+    )
+    kernels.head(call)
+    found, wanted = torch.from_numpy(logits), captured.logits
+    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    if softcap:
+        wanted = torch.atanh((wanted.double() / softcap).clamp(-1, 1)).float() * softcap
+    scale = float((found * wanted).sum() / found.square().sum())
+    if not (found * scale - wanted).norm() <= TOLERANCES[dtype] * wanted.norm():
+        raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
+    call.scale, call.softcap = nearest_named(scale, config, ROUNDING[dtype]), softcap
+    return call, keeps
+
+
+def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:
+    """Return logits for the outputs of a head's matrix, as the kernels compute them."""
+    logits = outputs * head.scale
+    cap = float(head.softcap)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _final_norm(body: nn.Module) -> Norm:
+    """Return the norm before the head, the body's only one."""
+    norms = [each for each in body.children() if is_norm(each)]
+    if len(norms) != 1:
+        raise UnsupportedLayerError(f"it has {len(norms)} norms besides those of its layers")
+    found = norm_of(norms[0])
+    assert found is not None
+    return found
