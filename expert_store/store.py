@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,24 +10,23 @@ from contextlib import suppress
 import torch
 
 from expert_store.catalog import ExpertCatalog, Variant, sources_of
-from expert_store.entry import EvictObstacle, TierName
+from expert_store.entry import EvictObstacle
 from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
 from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
-from expert_store.load_balance import LayerBalance
-from expert_store.routing_log.recent_window import Window
 from expert_store.sources.open_sources import OpenSources
-from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
+from expert_store.statistics import Phase
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_budgets import StoreBudgets
+from expert_store.store_reports import StoreReports
 from expert_store.store_state import StoreState
 
 NUM_READERS = 6  # enough to fill a disk's queue; they sleep in the kernel and take nothing from compute
 CPU = torch.device("cpu")
 
 
-class ExpertStore:
+class ExpertStore(StoreReports):
     """The experts of one model: slots on a device over slots in memory over the checkpoint's files.
 
     Any thread may lease. Without a device tier compute reads the host tier's slots in place.
@@ -62,21 +60,13 @@ class ExpertStore:
         recorder: Recorder | None = None,
     ):
         self._recorder = recorder
-        self._state = StoreState(
-            catalog, host_bytes, device_bytes, device=device, num_readers=num_readers, policy=policy
-        )
-        self._budgets = StoreBudgets(self._state, host_bytes, device_bytes, least_unpinned)
+        state = StoreState(catalog, host_bytes, device_bytes, device=device, num_readers=num_readers, policy=policy)
+        super().__init__(state, StoreBudgets(state, host_bytes, device_bytes, least_unpinned))
         self._residents = ResidentAddresses(self._state)
         self._variant_residents = self._residents  # of the last step with variants
-        self._rated: tuple[list[tuple[Window, int]], HitRatios] | None = None  # windows, their slots and ratios
         self.on_growth: Callable[[], None] = lambda: None  # called after slots or experts were added
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
         self._finalizer = weakref.finalize(self, self._state.close)
-
-    @property
-    def catalog(self) -> ExpertCatalog:
-        """The experts that may be leased now; another value after a variant has come or gone."""
-        return self._state.catalog
 
     def add_variant(self, variant: str, recipes: Variant) -> None:
         """Make another set of weights for some experts known; nothing is read yet.
@@ -306,29 +296,6 @@ class ExpertStore:
                 if pool.top.find(key) is None and key not in state.quarantined
             ]
 
-    def hit_ratios(self) -> HitRatios | None:
-        """Return the hit ratio of the recent window and Belady's optimum for it; None before the first lease.
-
-        The optimum takes milliseconds, and is found again only if there is another window than at the last call.
-        """
-        state = self._state
-        with state.lock:
-            windows = [
-                (window.recent, sum(tier.num_slots for _, tier in pool.tiers)) for pool, window in state.windows.items()
-            ]
-        lookups = sum(window.lookups for window, _ in windows)
-        if not lookups:
-            return None
-        if self._rated is None or self._rated[0] != windows:
-            best = sum(window.optimal_hits(num_slots) for window, num_slots in windows)
-            hits = sum(window.hits for window, _ in windows)
-            self._rated = windows, HitRatios(lookups, hits / lookups, best / lookups)
-        return self._rated[1]
-
-    def load_balance(self) -> Sequence[LayerBalance]:
-        """Return the load balance of each layer over recent tokens; empty before there were enough of them."""
-        return self._state.balance.recent(self.statistics().tokens)
-
     @property
     def slot_table(self) -> torch.Tensor:
         """int32 ``(layers, experts)`` on the device: the slot of each expert in the arena of its layout, or -1."""
@@ -341,80 +308,10 @@ class ExpertStore:
             return dict(self._state.quarantined)
 
     @property
-    def health(self) -> StoreHealth:
-        """The state of the store's threads and files; it waits for no lock."""
-        state = self._state
-        if state.lock.failure is not None or state.reader.has_stuck_read:
-            return "failing"
-        return "files_changed" if state.reader.changed_sources else "ok"
-
-    @property
     def pinned(self) -> frozenset[ExpertKey]:
         """The pinned experts, those included that are not loaded yet."""
         with self._state.lock:
             return frozenset[ExpertKey]().union(*(pool.top.pinned for pool in self._state.pools))
-
-    def residents(self) -> dict[ExpertKey, TierName]:
-        """Return the experts that are in memory now, and the fastest tier of each."""
-        with self._state.lock:
-            tiers = [(name, list(tier.resident)) for pool in self._state.pools for name, tier in pool.tiers]
-        found: dict[ExpertKey, TierName] = {}
-        for name, resident in tiers:
-            for key in resident:
-                found.setdefault(key, name)
-        return found
-
-    @property
-    def host_slot_bytes(self) -> int:
-        """Bytes of the host tier's slots, those included that are retired when their leases end."""
-        with self._state.lock:
-            return sum((pool.host.num_slots + pool.host.excess) * pool.layout.slot_bytes for pool in self._state.pools)
-
-    @property
-    def host_resident_bytes(self) -> int:
-        """Bytes of the host tier's slots whose experts are resident or loading."""
-        with self._state.lock:
-            return sum(pool.host.num_entries * pool.layout.slot_bytes for pool in self._state.pools)
-
-    def tiers(self) -> dict[TierName, TierReport]:
-        """Return a report of each tier as it is now, fastest first."""
-        reports: dict[TierName, TierReport] = {}
-        with self._state.lock:
-            for pool in self._state.pools:
-                for name, tier in pool.tiers:
-                    slots, resident = tier.num_slots + tier.excess, len(list(tier.resident))
-                    old = reports.get(name) or TierReport(name, self._budgets[name])
-                    reports[name] = TierReport(
-                        name,
-                        self._budgets[name],
-                        old.num_slots + slots,
-                        old.slot_bytes + slots * pool.layout.slot_bytes,
-                        old.num_resident + resident,
-                        old.resident_bytes + resident * pool.layout.slot_bytes,
-                        old.num_pinned + len(tier.pinned),
-                    )
-        return reports
-
-    def layer_slots(self) -> dict[int, int]:
-        """Return the number of experts of each layer that all tiers hold together when every layer has its share."""
-        with self._state.lock:
-            slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._state.pools}
-            pool_of, num_places = dict(self._state.pool_of), self.catalog.num_places
-        return {
-            layer: min(len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // num_places[entry.layout])
-            for layer, entry in self.catalog.layers.items()
-        }
-
-    def statistics(self) -> StoreStatistics:
-        """Return a copy of the counters."""
-        state = self._state
-        with state.lock:
-            statistics = copy.deepcopy(state.statistics)
-            for pool in state.pools:
-                for name, tier in pool.tiers:
-                    statistics.evictions[name] = statistics.evictions.get(name, 0) + tier.evictions
-                statistics.prefetches["wasted"] += pool.top.wasted
-        return statistics
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a slot is lost or used twice."""
