@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, MixerKind, Mixture, Mlp
+from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp
 from server.kernels.native.structures.layers import Norm as NormSpec
+from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.linears import Linear
 from server.model.blocks.mixer import Mixer

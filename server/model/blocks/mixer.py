@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from server.kernels.native.structures.adapters import LoraPlace
-from server.kernels.native.structures.layers import MixerKind
+from server.kernels.native.structures.mixers import MixerKind
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture

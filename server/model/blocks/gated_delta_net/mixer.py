@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from server.kernels.native.structures.layers import GatedDeltaNet, MixerKind
+from server.kernels.native.structures.mixers import GatedDeltaNet, MixerKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.recurrent.mixer import (
     CONV,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures.layers import GateKind, GroupedAttention, MixerKind
 from server.kernels.native.structures.matrices import Format, Matrix
+from server.kernels.native.structures.mixers import GateKind, GroupedAttention, MixerKind
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from server.kernels.native.structures.layers import KimiDeltaAttention, MixerKind
+from server.kernels.native.structures.mixers import KimiDeltaAttention, MixerKind
 from server.model.blocks.recurrent.mixer import (
     CONV,
     RECURRENT,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from server.kernels.native.structures.layers import Indexer, RopeKind
 from server.kernels.native.structures.layers import Norm as NormSpec
+from server.kernels.native.structures.mixers import Indexer, RopeKind
 from server.model.attention.indexer import LINEARS, NORM, TOP_K, find_indexer
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError

@@ -13,8 +13,8 @@ from server.kernels.formats.blocks import OUTPUTS
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraPlace
-from server.kernels.native.structures.layers import Indexer, LatentAttention, MixerKind, RopeKind
 from server.kernels.native.structures.matrices import Format, Matrix
+from server.kernels.native.structures.mixers import Indexer, LatentAttention, MixerKind, RopeKind
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture

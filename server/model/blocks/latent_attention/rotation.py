@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from server.kernels.native.structures.layers import RopeKind
+from server.kernels.native.structures.mixers import RopeKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import MixerTrial, relative_error
 from server.model.blocks.workspace import Positions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from server.kernels.native.activation import recognise_gate
-from server.kernels.native.structures.layers import LightningAttention, MixerKind
+from server.kernels.native.structures.mixers import LightningAttention, MixerKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.recurrent.mixer import (
     RECURRENT,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from server.kernels.native.structures.layers import Mamba1, MixerKind
+from server.kernels.native.structures.mixers import Mamba1, MixerKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import matrix_of
 from server.model.blocks.recurrent.mixer import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from server.kernels.native.structures.layers import Mamba2, MixerKind
+from server.kernels.native.structures.mixers import Mamba2, MixerKind
 from server.model.blocks.recurrent.mixer import (
     CONV,
     RECURRENT,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import MixerKind
+from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import LayerPlace, Mixer, MixerStep, relative_error

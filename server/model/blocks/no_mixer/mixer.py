@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.kernels.native.structures.layers import MixerKind
+from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.mixer import Mixer
 

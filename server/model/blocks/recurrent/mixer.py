@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from server.kernels.native.structures.layers import Convolution, MixerKind, Projections
 from server.kernels.native.structures.matrices import Size
+from server.kernels.native.structures.mixers import Convolution, MixerKind, Projections
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from server.kernels.native.structures.layers import MixerKind, ShortConvolution
+from server.kernels.native.structures.mixers import MixerKind, ShortConvolution
 from server.model.blocks.recurrent.mixer import CONV, RecurrentMixer, Shapes, conv_shape
 
 if TYPE_CHECKING:

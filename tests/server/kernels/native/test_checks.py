@@ -10,15 +10,9 @@ import pytest
 from server.kernels.native.available import availability
 from server.kernels.native.library import impossible
 from server.kernels.native.structures.experts import ExpertShape, Gate
-from server.kernels.native.structures.layers import (
-    Convolution,
-    GatedDeltaNet,
-    LayerSpec,
-    MixerKind,
-    Router,
-    RouterKind,
-)
+from server.kernels.native.structures.layers import LayerSpec, Router, RouterKind
 from server.kernels.native.structures.matrices import Format, Matrix
+from server.kernels.native.structures.mixers import Convolution, GatedDeltaNet, MixerKind
 
 HIDDEN, EXPERTS, SLOT = 64, 16, 1 << 16
 

@@ -1,6 +1,6 @@
 // A decoder layer: a mixer of tokens, a feed-forward part or both, with norms before and after each, whose results are added
 // to the hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
-// and a row in layer.cpp, and a mirror in `structures/layers.py`.
+// and a row in layer.cpp, and a mirror in `structures/mixers.py` or `layers.py` there.
 #pragma once
 
 #include "layers/norm.h"
