@@ -210,7 +210,7 @@ def test_a_checkpoint_without_an_image_processor_takes_no_images(tmp_path: Path)
 def test_a_processor_that_needs_torchvision_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model("qwen3_vl_moe", tmp_path)
     missing = ImportError("Qwen3VLProcessor requires the Torchvision library\nbut it was not found")
-    monkeypatch.setattr("server.model.multimodal.image_processor._load", Mock(side_effect=missing))
+    monkeypatch.setattr("server.model.checkpoint.processor_files._build", Mock(side_effect=missing))
     with pytest.raises(NoImagesError, match=r"it needs torchvision; install greenroom\[images\]"):
         MediaProcessor(FolderCheckpoint(tmp_path))
 
