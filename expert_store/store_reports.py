@@ -1,4 +1,4 @@
-"""StoreReports: what a store tells of itself."""
+"""StoreReports: the contents and the counters of a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expert_store.store_state import StoreState
 
 
 class StoreReports:
-    """What a store holds now, and what it has counted; the part of ``ExpertStore`` that changes nothing."""
+    """The part of ``ExpertStore`` that changes nothing: reports of what it holds and of what it counted."""
 
     def __init__(self, state: StoreState, budgets: StoreBudgets):
         self._state, self._budgets = state, budgets

@@ -24,7 +24,7 @@ class Checkpoint(Protocol):
 
     @property
     def location(self) -> str:
-        """Where it is: a path, or the name of another place; for messages."""
+        """The place that it was opened at, for messages: a path, or another name."""
 
     @property
     def name(self) -> str:

@@ -75,7 +75,7 @@ def test_the_file_is_read_where_it_lies_with_the_parameters_of_the_manifest(stor
     parameters = {"stop": ["<|im_end|>", "USER:"], "temperature": 0.5, "repeat_penalty": 1.25, "num_ctx": 4096}
     texts = {"params": json.dumps(parameters), "license": "Apache", "projector": "clip"}
     checkpoint = open_checkpoint(add_model(store, FILE, texts=texts))
-    assert checkpoint.path.parent == store / "blobs"
+    assert Path(checkpoint.location).parent == store / "blobs"
     generation = read_generation_config(checkpoint)
     assert generation.stops == ("<|im_end|>", "USER:")
     assert generation.sampling == {"temperature": 0.5, "repetition_penalty": 1.25}
