@@ -61,7 +61,7 @@ def int4(dtype: torch.dtype, group: int, *, has_zero: bool) -> Callable[[int, in
         words = torch.randint(-(2**31), 2**31 - 1, (in_features // 8, out_features), dtype=torch.int32)
         made = {"": repack_int4.blocks_of_inputs(words), "_scale": values}
         made["_rest"] = repack_int4.rest(values)
-        specs = repack_int4.specs(out_features, in_features, size, dtype, has_zero, has_order=False)
+        specs = repack_int4.specs(out_features, in_features, size, dtype, has_zero=has_zero, has_order=False)
         return {suffix: made[suffix].to(kept) for suffix, (kept, _) in specs.items()}
 
     return make

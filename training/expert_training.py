@@ -88,7 +88,7 @@ def choose_experts(model: PreTrainedModel, rows: Tokens, shape: VariantShape) ->
 
 
 def train_variant(
-    base: Path, text: TuningText, shape: VariantShape, tuning: Tuning, out: Path, dtype: torch.dtype, title: str = ""
+    base: Path, text: TuningText, shape: VariantShape, *, tuning: Tuning, out: Path, dtype: torch.dtype, title: str = ""
 ) -> tuple[Tuned, Chosen]:
     """Choose and train experts of the model in a folder, and write them as a variant in bfloat16.
 
@@ -99,7 +99,7 @@ def train_variant(
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     chosen = choose_experts(model, text.train, shape)
     weights = ExpertWeights(model, chosen)
-    tuned = tune(model, weights, text, shape.rate, tuning, title)
+    tuned = tune(model, weights, text, shape.rate, tuning=tuning, title=title)
     tensors: dict[str, torch.Tensor] = {}
     for layer, some in chosen.items():
         module = model.model.layers[layer].mlp.experts

@@ -28,6 +28,7 @@ def add_gradients(
     targets: Sequence[nn.Parameter],
     rows: torch.Tensor,
     settings: Settings,
+    *,
     step: int,
     pool: ThreadPoolExecutor,
 ) -> list[float]:

@@ -62,7 +62,7 @@ class LoraWeights:
 
 
 def train_adapter(
-    base: Path, text: TuningText, shape: LoraShape, tuning: Tuning, out: Path, dtype: torch.dtype, title: str = ""
+    base: Path, text: TuningText, shape: LoraShape, *, tuning: Tuning, out: Path, dtype: torch.dtype, title: str = ""
 ) -> Tuned:
     """Train an adapter for the model in a folder, and write it in PEFT's form.
 
@@ -73,7 +73,7 @@ def train_adapter(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), shape.config())
-    tuned = tune(model.get_base_model(), LoraWeights(model), text, shape.rate, tuning, title)
+    tuned = tune(model.get_base_model(), LoraWeights(model), text, shape.rate, tuning=tuning, title=title)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(out)

@@ -36,6 +36,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
+        *,
         pool: ThreadPoolExecutor,
         dtype: torch.dtype = torch.float32,
     ) -> None:

@@ -129,7 +129,7 @@ class Trainer:
         rows, labels = self._batch()
         params = list(self.model.parameters())
         losses = add_gradients(
-            self.computed, params, torch.from_numpy(rows), self.settings, self.progress.step, self.pool
+            self.computed, params, torch.from_numpy(rows), self.settings, step=self.progress.step, pool=self.pool
         )
         for router in self.routers:
             router.end_step()

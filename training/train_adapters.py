@@ -141,11 +141,15 @@ class Task:
         title = f"{self.folder.parent.name}/{name}"
         found: Results = {}
         if self.kind == ADAPTERS:
-            tuned = train_adapter(self.base, text, plan.lora, plan.tuning, self.folder, dtype, title)
+            tuned = train_adapter(
+                self.base, text, plan.lora, tuning=plan.tuning, out=self.folder, dtype=dtype, title=title
+            )
             write_routing(self.folder, self.domain, Tokenizer.from_str(self.tokenizer), self.chats)
             model = load_adapted(self.base, self.folder)
         else:
-            tuned, chosen = train_variant(self.base, text, plan.experts, plan.tuning, self.folder, dtype, title)
+            tuned, chosen = train_variant(
+                self.base, text, plan.experts, tuning=plan.tuning, out=self.folder, dtype=dtype, title=title
+            )
             found["experts"] = {str(layer): asdict(experts) for layer, experts in chosen.items()}
             model = load_variant(self.base, self.folder)
         before, after = tuned.perplexities

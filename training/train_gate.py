@@ -129,7 +129,7 @@ def train_gate(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED) -> Res
     mixture.begin_gate({name: text.train[:GATE_ROWS] for name, text in texts.items()})
     before = measure_choices(mixture, held) if folders else None  # without them, adapters add nothing yet
     tuning = replace(plan.tuning, rows=len(texts))
-    tuned = tune(mixture.model, mixture, mix([*texts.values()]), shape.rate, tuning, "gate")
+    tuned = tune(mixture.model, mixture, mix([*texts.values()]), shape.rate, tuning=tuning, title="gate")
     mixture.save(out, fingerprint(load_trunk(base, torch.bfloat16)))
     mixture.read(out)
     results: Results = {

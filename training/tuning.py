@@ -103,7 +103,7 @@ def learning_rate_scale(done: float, step: int) -> float:
 
 
 def tune(
-    model: PreTrainedModel, weights: Trainable, text: TuningText, rate: float, tuning: Tuning, title: str = ""
+    model: PreTrainedModel, weights: Trainable, text: TuningText, rate: float, *, tuning: Tuning, title: str = ""
 ) -> Tuned:
     """Train the weights with AdamW, and leave them as they were when the validation loss was lowest.
 

@@ -93,6 +93,7 @@ def _add(
     key: Hashable,
     rows: npt.NDArray[np.int64],
     name: str,
+    *,
     x: torch.Tensor,
     y: torch.Tensor,
 ) -> None:

@@ -44,6 +44,7 @@ class Forward:
         positions: Sequence[int],
         rows: Sequence[int],
         cache: AttentionPassThrough | None = None,
+        *,
         overlay: StepImages | None = None,
         hidden_rows: Sequence[int] = (),
     ) -> torch.Tensor:

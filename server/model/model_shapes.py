@@ -159,6 +159,7 @@ def _convolution(
     rows: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
+    *,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,

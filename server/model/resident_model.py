@@ -78,6 +78,7 @@ class ResidentModel:
         catalog: ExpertCatalog,
         layers: Mapping[ExpertsModule, int],
         is_deterministic: bool,
+        *,
         pool: ComputePool | None,
         max_model_len: int | None,
     ):

@@ -59,10 +59,13 @@ class Trunk(ResidentModel):
         catalog: ExpertCatalog,
         layers: Mapping[ExpertsModule, int],
         is_deterministic: bool = False,
+        *,
         pool: ComputePool | None = None,
         max_model_len: int | None = None,
     ):
-        super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
+        super().__init__(
+            model, catalog, layers, is_deterministic=is_deterministic, pool=pool, max_model_len=max_model_len
+        )
         self._forward = Forward(model)
         replace_projections(model)
         probe, states, calls, router_calls = self._probe()
@@ -142,15 +145,24 @@ class Trunk(ResidentModel):
                 overlay = StepImages.of(self._model, chunks)
             rows = self._rows(chunks, tokens, overlay)
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants=variants, adapters=adapters)
             if self._native is not None:
                 logits, hidden = self._run_native(
-                    self._native, chunks, tokens, kv_cache, experts, overlay, states, adapters
+                    self._native,
+                    chunks,
+                    tokens,
+                    kv_cache=kv_cache,
+                    experts=experts,
+                    overlay=overlay,
+                    states=states,
+                    adapters=adapters,
                 )
             else:
                 if adapters is not None:
                     adapters.rows_of_layer = rows.tokens
-                logits, hidden = self._run_modules(chunks, tokens, kv_cache, experts, overlay, states, adapters)
+                logits, hidden = self._run_modules(
+                    chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=states, adapters=adapters
+                )
         record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
         return StepOutput(
             logits,
@@ -172,6 +184,7 @@ class Trunk(ResidentModel):
         native: NativeModel,
         chunks: Sequence[SequenceChunk],
         tokens: StepTokens,
+        *,
         kv_cache: KVCache,
         experts: StepExperts,
         overlay: StepImages | None,
@@ -185,7 +198,9 @@ class Trunk(ResidentModel):
             nullcontext() if adapters is None or is_inside else self._add_to_linears(adapters, tokens, step_states),
             batch_invariant() if self._is_deterministic and not is_inside else nullcontext(),
         ):
-            result = native.run(chunks, tokens, kv_cache, experts, adapters, step_states, overlay)
+            result = native.run(
+                chunks, tokens, kv_cache, experts=experts, adapters=adapters, states=step_states, images=overlay
+            )
         if step_states is not None:
             step_states.commit()
         return result
@@ -195,6 +210,7 @@ class Trunk(ResidentModel):
         chunks: Sequence[SequenceChunk],
         tokens: StepTokens,
         kv_cache: KVCache,
+        *,
         experts: StepExperts,
         overlay: StepImages | None,
         states: StateCache | None,
@@ -211,7 +227,12 @@ class Trunk(ResidentModel):
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
             logits = self._forward(
-                tokens.token_ids, positions_of(chunks), tokens.logit_rows, step_states, overlay, tokens.hidden_rows
+                tokens.token_ids,
+                positions_of(chunks),
+                tokens.logit_rows,
+                step_states,
+                overlay=overlay,
+                hidden_rows=tokens.hidden_rows,
             )
         if step_states is not None:
             step_states.commit()
@@ -302,7 +323,13 @@ class Trunk(ResidentModel):
             return None, ModelProgram.uniform(self._model, Target.MODULES, NO_KERNELS)
         tokens = self._probe_tokens()
         found = find_native_layers(
-            self._model, self._forward, self._layers, tokens, kernels, self.max_model_len, self._recurrent
+            self._model,
+            self._forward,
+            self._layers,
+            tokens=tokens,
+            kernels=kernels,
+            longest=self.max_model_len,
+            recurrent=self._recurrent,
         )
         if isinstance(found, NativeModel):
             return found, found.program

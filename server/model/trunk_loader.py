@@ -64,6 +64,7 @@ def load_trunk(
     checkpoint: Path | Checkpoint,
     dtype: torch.dtype,
     device: torch.device = CPU,
+    *,
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
     max_model_len: int | None = None,
@@ -91,13 +92,21 @@ def load_trunk(
         has_kernels = pool is not None and pool.kernels is not None
         loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory, has_kernels=has_kernels)
         with config_errors(loaded.model.config):
-            trunk = Trunk(loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool, max_model_len)
+            trunk = Trunk(
+                loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool=pool, max_model_len=max_model_len
+            )
     except NotBatchableError as error:
         reason = str(error)
         loaded = _load(checkpoint, dtype, device, None, check_memory)
         with config_errors(loaded.model.config):
             trunk = SequentialTrunk(
-                loaded.model, loaded.catalog, loaded.layers, reason, is_deterministic, pool, max_model_len
+                loaded.model,
+                loaded.catalog,
+                loaded.layers,
+                reason=reason,
+                is_deterministic=is_deterministic,
+                pool=pool,
+                max_model_len=max_model_len,
             )
     trunk.num_parameters = loaded.num_parameters
     log.info("%s", trunk.facts.program.describe())

@@ -114,7 +114,7 @@ def test_bfloat16_gives_about_the_same_gradients(tmp_path, trainer_of):
     gradients = []
     for trainer in (exact, low):
         params = list(trainer.model.parameters())
-        add_gradients(trainer.computed, params, rows, trainer.settings, 0, trainer.pool)
+        add_gradients(trainer.computed, params, rows, trainer.settings, step=0, pool=trainer.pool)
         assert {param.grad.dtype for param in params} == {torch.float32}
         gradients.append(torch.cat([param.grad.flatten() for param in params]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -70,14 +70,18 @@ class Overshooting:
 def test_training_ends_when_the_loss_has_stopped_falling_and_keeps_the_best_weights(base: Path, law: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = model.lm_head.weight.detach().clone()
-    tuned = tune(model, Overshooting(model), prepare_text(law, TUNING), 0.1, replace(TUNING, steps=50, patience=3))
+    tuned = tune(
+        model, Overshooting(model), prepare_text(law, TUNING), 0.1, tuning=replace(TUNING, steps=50, patience=3)
+    )
     assert (tuned.steps, tuned.best_step) == (3, 0)
     assert torch.equal(model.lm_head.weight, before)
 
 
 def test_training_ends_at_its_time(base: Path, law: Any, tmp_path: Path) -> None:
     tuning = replace(TUNING, steps=1000, minutes=1e-9)
-    tuned = train_adapter(base, prepare_text(law, tuning), LoraShape(), tuning, tmp_path / "law", torch.float32)
+    tuned = train_adapter(
+        base, prepare_text(law, tuning), LoraShape(), tuning=tuning, out=tmp_path / "law", dtype=torch.float32
+    )
     assert tuned.steps == 1
 
 
@@ -86,7 +90,8 @@ def test_the_same_seed_trains_as_well_and_the_server_can_read_the_adapter(
     base: Path, law: Any, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     first, second = (
-        train_adapter(base, prepare_text(law, TUNING), LoraShape(), TUNING, tmp_path / name, dtype) for name in "ab"
+        train_adapter(base, prepare_text(law, TUNING), LoraShape(), tuning=TUNING, out=tmp_path / name, dtype=dtype)
+        for name in "ab"
     )
     assert (first.steps, first.tokens) == (2, 64)
     assert first.curve == pytest.approx(second.curve, rel=1e-4)  # sums are rounded in another order
@@ -99,7 +104,9 @@ def test_the_same_seed_trains_as_well_and_the_server_can_read_the_adapter(
 
 def test_an_adapter_lowers_the_loss_of_its_domain(base: Path, law: Any, tmp_path: Path) -> None:
     tuning = replace(TUNING, steps=20, eval_every=10)
-    tuned = train_adapter(base, prepare_text(law, tuning), LoraShape(), tuning, tmp_path / "law", torch.float32)
+    tuned = train_adapter(
+        base, prepare_text(law, tuning), LoraShape(), tuning=tuning, out=tmp_path / "law", dtype=torch.float32
+    )
     before, after = tuned.perplexities
     assert after < before
     own = measure(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), law, 16).perplexity
@@ -119,7 +126,7 @@ def test_a_variant_holds_its_changed_experts_alone_and_the_server_can_read_it(
     base: Path, law: Any, tmp_path: Path
 ) -> None:
     shape, out = VariantShape(share=0.3, layers=1), tmp_path / "law"
-    _, chosen = train_variant(base, prepare_text(law, TUNING), shape, TUNING, out, torch.float32)
+    _, chosen = train_variant(base, prepare_text(law, TUNING), shape, tuning=TUNING, out=out, dtype=torch.float32)
     files = read(out, base_of(base, load_trunk(base, torch.float32)))
     assert sorted(files.recipes) == [(1, expert) for expert in chosen[1].experts]
     own, changed = read_tensors(base), read_tensors(out)

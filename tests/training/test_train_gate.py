@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_moves_gate_and_adapters_alone(base: Path, 
     mixture.begin_gate({name: text.train[:8] for name, text in texts.items()})
     before = {name: each.detach().clone() for name, each in mixture.model.named_parameters()}
     tuning = replace(TUNING, steps=20, eval_every=10)
-    tuned = tune(mixture.model, mixture, train_gate.mix([*texts.values()]), 1e-2, tuning)
+    tuned = tune(mixture.model, mixture, train_gate.mix([*texts.values()]), 1e-2, tuning=tuning)
     assert tuned.perplexities[1] < tuned.perplexities[0]
     changed = {name for name, each in mixture.model.named_parameters() if not torch.equal(each, before[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"down", "up", "gate"}
@@ -88,7 +88,9 @@ def test_the_server_can_read_what_was_saved(base: Path, tmp_path: Path) -> None:
 
 def test_adapters_begin_from_those_that_peft_has_written(base: Path, texts: Any, tmp_path: Path) -> None:
     shape, law = LoraShape(rank=4, expert_rank=0), texts["law"]
-    tuned = train_adapter(base, law, shape, replace(TUNING, steps=8, eval_every=8), tmp_path / "law", torch.float32)
+    tuned = train_adapter(
+        base, law, shape, tuning=replace(TUNING, steps=8, eval_every=8), out=tmp_path / "law", dtype=torch.float32
+    )
     mixture = make_mixture(base)
     mixture.take(0, tmp_path / "law")
     with mixture.fixed({"law": 1.0}):

@@ -28,7 +28,7 @@ def group_of(in_features: int, num_groups: int, group: int) -> int | None:
 
 
 def specs(
-    out_features: int, in_features: int, group: int, scale_dtype: torch.dtype, has_zero: bool, has_order: bool
+    out_features: int, in_features: int, group: int, scale_dtype: torch.dtype, *, has_zero: bool, has_order: bool
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of each tensor of a matrix, by suffix.
 

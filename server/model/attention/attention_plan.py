@@ -103,26 +103,30 @@ def plan_group(
             for start, length in slot_ranges(table, block_size, first, end):
                 plan.slots.extend(range(start, start + length))
             for piece in split_spans(chunk, has_bidirectional=window is not None and not is_chunked):
-                for spans in _prefill(table, piece, row + piece.first - first, window, block_size, is_chunked):
+                for spans in _prefill(
+                    table, piece, row + piece.first - first, window, block_size=block_size, is_chunked=is_chunked
+                ):
                     plan.add(spans)
         row += count
     return plan
 
 
 def _prefill(
-    table: Sequence[int], piece: TokenSpan, row: int, window: int | None, block_size: int, is_chunked: bool
+    table: Sequence[int], piece: TokenSpan, row: int, window: int | None, *, block_size: int, is_chunked: bool
 ) -> Iterator[list[Span]]:
     """Yield the spans of a piece of a prompt."""
     if window is not None and piece.is_bidirectional:
-        return _bidirectional_spans(table, piece.first, piece.num_tokens, row, window, block_size)
+        return _bidirectional_spans(table, piece.first, piece.num_tokens, row, window=window, block_size=block_size)
     if window is None or piece.last <= window:
-        return iter([_causal_spans(table, 0, piece.first, piece.num_tokens, row, block_size)])
+        return iter([_causal_spans(table, 0, piece.first, piece.num_tokens, row=row, block_size=block_size)])
     if is_chunked:
-        return _chunked_spans(table, piece.first, piece.num_tokens, row, window, block_size)
-    return _window_spans(table, piece.first, piece.num_tokens, row, window, block_size)
+        return _chunked_spans(table, piece.first, piece.num_tokens, row, window=window, block_size=block_size)
+    return _window_spans(table, piece.first, piece.num_tokens, row, window=window, block_size=block_size)
 
 
-def _causal_spans(table: Sequence[int], oldest: int, first: int, count: int, row: int, block_size: int) -> list[Span]:
+def _causal_spans(
+    table: Sequence[int], oldest: int, first: int, count: int, *, row: int, block_size: int
+) -> list[Span]:
     """Return the spans of a piece of a prompt whose tokens all see the same oldest token."""
     return [
         Span(row, count, row, count, is_new=True, is_causal=True),
@@ -131,19 +135,19 @@ def _causal_spans(table: Sequence[int], oldest: int, first: int, count: int, row
 
 
 def _chunked_spans(
-    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
+    table: Sequence[int], first: int, count: int, row: int, *, window: int, block_size: int
 ) -> Iterator[list[Span]]:
     """Yield the spans of a piece of a prompt, chunk by chunk."""
     end, position = first + count, first
     while position < end:
         oldest = oldest_seen(position, window, is_chunked=True)
         last = min(end, oldest + window)
-        yield _causal_spans(table, oldest, position, last - position, row + position - first, block_size)
+        yield _causal_spans(table, oldest, position, last - position, row=row + position - first, block_size=block_size)
         position = last
 
 
 def _window_spans(
-    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
+    table: Sequence[int], first: int, count: int, row: int, *, window: int, block_size: int
 ) -> Iterator[list[Span]]:
     """Yield the spans of a piece of a prompt in smaller pieces, so that little beyond the window is computed."""
     size = max(window, LEAST_PIECE)
@@ -167,7 +171,7 @@ def _window_spans(
 
 
 def _bidirectional_spans(
-    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
+    table: Sequence[int], first: int, count: int, row: int, *, window: int, block_size: int
 ) -> Iterator[list[Span]]:
     """Yield the spans of tokens that see each other in both directions, and earlier tokens within the window."""
     band = None if count <= window else Band(count, count, count, window + count)  # wide enough for every key ahead

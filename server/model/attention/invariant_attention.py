@@ -73,7 +73,9 @@ class InvariantAttention:
             keys = _read(cache.keys, each.ranges, cache.shape.key_dim)
             values = _read(cache.values, each.ranges, cache.shape.value_dim)
             ahead = each.piece.is_bidirectional
-            outputs.append(attend_invariant(part, keys, values, each.first_key, options, ahead).transpose(0, 1))
+            outputs.append(
+                attend_invariant(part, keys, values, each.first_key, options=options, sees_ahead=ahead).transpose(0, 1)
+            )
         return torch.cat(outputs)
 
 
@@ -89,6 +91,7 @@ def attend_invariant(
     key: torch.Tensor,
     value: torch.Tensor,
     first_key: int,
+    *,
     options: AttentionOptions,
     sees_ahead: bool = False,
 ) -> torch.Tensor:
@@ -115,7 +118,17 @@ def attend_invariant(
     for part in torch.split(query, most, 1):
         positions = torch.arange(position, position + part.shape[1], device=query.device)
         latest = torch.full_like(positions, last - 1) if sees_ahead else positions
-        outputs.append(_attend(part, keys, values, first_key // SEGMENT * SEGMENT, positions, latest, options))
+        outputs.append(
+            _attend(
+                part,
+                keys,
+                values,
+                first_key=first_key // SEGMENT * SEGMENT,
+                positions=positions,
+                latest=latest,
+                options=options,
+            )
+        )
         position += part.shape[1]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
@@ -124,6 +137,7 @@ def _attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    *,
     first_key: int,
     positions: torch.Tensor,
     latest: torch.Tensor,

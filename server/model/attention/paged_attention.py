@@ -66,7 +66,10 @@ class _GroupAttention:
         if self._plan.has_new:
             key = _pad(key, shape.dim).unsqueeze(0)
             value = key if shape.is_latent else _pad(value, shape.dim).unsqueeze(0)
-        results = [_RoundAttention(self, spans, cache, query, key, value, options) for spans in self._plan.rounds]
+        results = [
+            _RoundAttention(self, spans, cache, query=query, key=key, value=value, options=options)
+            for spans in self._plan.rounds
+        ]
         output = results[0].output()  # (tokens, heads, dim)
         if len(results) > 1 or options.sinks is not None:
             output, lse = output.float(), results[0].lse()
@@ -97,6 +100,7 @@ class _RoundAttention:
         group: _GroupAttention,
         spans: Sequence[Span],
         cache: LayerCache,
+        *,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,

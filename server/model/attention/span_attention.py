@@ -41,7 +41,7 @@ def attend_span(
     """
     if softcap is None:
         if query.device.type == "cpu":
-            return _attend_cpu(query, key, value, scaling, is_causal, mask)
+            return _attend_cpu(query, key, value, scaling, is_causal=is_causal, mask=mask)
         if query.device.type == "cuda" and mask is None and query.shape[-1] % 8 == 0:
             return _attend_cuda(query, key, value, scaling, is_causal)
     return attend_span_reference(query, key, value, scaling, softcap, is_causal=is_causal, mask=mask)
@@ -52,6 +52,7 @@ def _attend_cpu(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
+    *,
     is_causal: bool,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -48,6 +48,7 @@ class StepExperts:
         layers: Mapping[ExpertsModule, ExpertLayer],
         phase: Phase,
         prefetcher: Prefetcher | None = None,
+        *,
         variants: StepVariants | None = None,
         adapters: ExpertAdapters | None = None,
     ):
@@ -133,7 +134,7 @@ class StepExperts:
                 given = GateInput(hidden_states, self.variants)
                 self._prefetcher.observe(layer.number, self.record.routing[layer.number], given, keys_of)
             yield rows, lease
-        self.record.add(layer.number, chosen, keys, lease, self._store.catalog, numbers)
+        self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 
 
 @contextmanager

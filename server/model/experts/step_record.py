@@ -41,6 +41,7 @@ class StepRecord:
         chosen: IntArray,
         keys: Sequence[ExpertKey],
         lease: Lease,
+        *,
         catalog: ExpertCatalog,
         numbers: IntArray | None = None,
     ) -> None:

@@ -69,6 +69,7 @@ def _add(
     adapters: StepAdapters,
     name: str,
     rows_of: Callable[[nn.Module], Rows | None],
+    *,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

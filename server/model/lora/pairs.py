@@ -138,13 +138,13 @@ class _Matcher:
         _check_tensors(down, up)
         linear = self._names.linear(module)
         if linear is not None:
-            rank = self._rank(module, module, down, up, self._targets.linears[linear])
+            rank = self._rank(module, module, down, up, sizes=self._targets.linears[linear])
             return LoraPair(linear, None, down, up, rank, self._config.scale_of(module, rank))
         matrix = self._names.expert_matrix(module)
         if matrix is not None:
             inputs, outputs = self._targets.experts[matrix.layer, matrix.parameter]
             num_outputs = outputs if matrix.half is None else outputs // 2
-            rank = self._rank(module, module, down, up, (inputs, num_outputs))
+            rank = self._rank(module, module, down, up, sizes=(inputs, num_outputs))
             scale = self._config.scale_of(module, rank)
             first = 0 if matrix.half is None else matrix.half * num_outputs
             return LoraPair((matrix.layer, matrix.parameter), matrix.expert, down, up, rank, scale, first)
@@ -172,7 +172,7 @@ class _Matcher:
                 f"{num_experts} experts of layer {layer}"
             )
         parameter = exact[0] if len(exact) == 1 else exact[max(0, len(exact) - 1 - depth)]
-        rank = self._rank(module, f"{outer}.{parameter}", down, up, sizes, num_experts)
+        rank = self._rank(module, f"{outer}.{parameter}", down, up, sizes=sizes, count=num_experts)
         scale = self._config.scale_of(f"{outer}.{parameter}", rank)
         is_swapped = sizes != shapes[parameter]
         return LoraPair((layer, parameter), None, down, up, rank, scale, 0, num_experts, is_swapped)
@@ -183,6 +183,7 @@ class _Matcher:
         pattern_name: str,
         down: TensorSource,
         up: TensorSource,
+        *,
         sizes: tuple[int, int],
         count: int = 1,
     ) -> int:

@@ -24,11 +24,11 @@ def check_far(
     model: PreTrainedModel,
     forward: Forward,
     tokens: Sequence[int],
+    *,
     near: Capture,
     longest: int,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     layers: Sequence[NativeLayer],
-    *,
     keeps_states: bool = False,
 ) -> None:
     """Run the modules at the last positions, with large logits.

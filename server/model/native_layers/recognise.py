@@ -57,6 +57,7 @@ def find_native_layers(
     model: PreTrainedModel,
     forward: Forward,
     layers: Mapping[ExpertsModule, ExpertLayer],
+    *,
     tokens: Sequence[int],
     kernels: Kernels,
     longest: int,
@@ -74,7 +75,9 @@ def find_native_layers(
         recurrent: modules that keep states.
     """
     try:
-        return _Finder(model, forward, layers, tokens, kernels, longest, recurrent).find()
+        return _Finder(
+            model, forward, layers, tokens=tokens, kernels=kernels, longest=longest, recurrent=recurrent
+        ).find()
     except UnsupportedLayerError as error:
         return str(error)
 
@@ -85,6 +88,7 @@ class _Finder:
         model: PreTrainedModel,
         forward: Forward,
         layers: Mapping[ExpertsModule, ExpertLayer],
+        *,
         tokens: Sequence[int],
         kernels: Kernels,
         longest: int,
@@ -144,10 +148,10 @@ class _Finder:
             self._model,
             self._forward,
             self._tokens,
-            captured,
-            self._longest,
-            lambda logits: cap_logits(logits, head),
-            layers,
+            near=captured,
+            longest=self._longest,
+            logits_of=lambda logits: cap_logits(logits, head),
+            layers=layers,
             keeps_states=keeps_states,
         )
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
@@ -157,14 +161,14 @@ class _Finder:
             self._kernels,
             layers,
             workspace,
-            PositionTables(self._positions.kinds),
-            QueryScales([layer.mixer for layer in layers], self._longest),
-            EmbeddingRows(self._embeddings, self._embedding_scale(captured)),
-            head,
-            keeps,
-            self._adapters(layers, names),
-            self._rotary,
-            self._dtype,
+            positions=PositionTables(self._positions.kinds),
+            query_scales=QueryScales([layer.mixer for layer in layers], self._longest),
+            embedding=EmbeddingRows(self._embeddings, self._embedding_scale(captured)),
+            head=head,
+            keeps=keeps,
+            adapters=self._adapters(layers, names),
+            rotary=self._rotary,
+            dtype=self._dtype,
         )
 
     def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
@@ -192,7 +196,7 @@ class _Finder:
                 sample = RouterSample(routing.hidden_states, routing.top_k_index)
                 num_identities = getattr(experts, "num_identities", 0)
                 router = find_router(self._model, names[experts], sample, num_identities)
-        found = build_layer(module, index, parts, layer, router, self._own_routers.get(index))
+        found = build_layer(module, index, parts, layer, router=router, own=self._own_routers.get(index))
         if parts.residual_rows is not None:
             residuals = find_residuals(
                 parts.residual_rows, captured, self._config, found.spec.residual_scale, is_usual=self._is_usual

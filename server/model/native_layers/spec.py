@@ -30,6 +30,7 @@ def build_layer(
     index: int,
     parts: Parts,
     experts: ExpertLayer | None,
+    *,
     router: RouterWeights | None,
     own: OwnRouter | None = None,
 ) -> NativeLayer:

@@ -137,7 +137,7 @@ class CompressedTensors:
             return specs if is_mxfp4 else {**specs, fp4.DIVISOR: (torch.float32, (1,))}
         group, has_zero = given.group or in_features, not given.is_symmetric
         bits = given.bits if given.is_packed else BITS_PER_BYTE
-        return int_specs(shape, bits, group, self._scale_dtype, has_zero, given.has_order)
+        return int_specs(shape, bits, group, self._scale_dtype, has_zero=has_zero, has_order=given.has_order)
 
 
 def _fp4(codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:

@@ -46,7 +46,7 @@ class IntTensors:
 
 
 def int_specs(
-    shape: tuple[int, int], bits: int, group: int, scale_dtype: torch.dtype, has_zero: bool, has_order: bool
+    shape: tuple[int, int], bits: int, group: int, scale_dtype: torch.dtype, *, has_zero: bool, has_order: bool
 ) -> Specs:
     """Return the specs of a matrix ``(out, in)`` in a slot.
 
@@ -59,7 +59,7 @@ def int_specs(
         size = repack_int4.group_of(in_features, num_groups, group)
         if size is None:
             raise CheckpointError(f"groups of {group} inputs are not supported; group sizes must be multiples of 8")
-        return repack_int4.specs(out_features, in_features, size, scale_dtype, has_zero, has_order)
+        return repack_int4.specs(out_features, in_features, size, scale_dtype, has_zero=has_zero, has_order=has_order)
     if in_features % group and num_groups > 1:
         raise CheckpointError(f"groups of {group} inputs do not divide {in_features} inputs, as 8 bits require")
     if num_groups == 1 and scale_dtype == torch.bfloat16 and not has_zero and not has_order:
@@ -83,7 +83,9 @@ def int_matrix(given: IntTensors) -> StoredMatrix:
     """
     has_zero, has_order = given.zero is not None, given.order is not None
     try:
-        specs = int_specs(given.shape, given.bits, given.group, given.scale.dtype, has_zero, has_order)
+        specs = int_specs(
+            given.shape, given.bits, given.group, given.scale.dtype, has_zero=has_zero, has_order=has_order
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{given.codes.name}: {error}") from error
     scales = (given.scale,) if given.zero is None else (given.scale, given.zero)

@@ -52,12 +52,15 @@ class SequentialTrunk(ResidentModel):
         model: PreTrainedModel,
         catalog: ExpertCatalog,
         layers: Mapping[ExpertsModule, int],
+        *,
         reason: str,
         is_deterministic: bool = False,
         pool: ComputePool | None = None,
         max_model_len: int | None = None,
     ):
-        super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
+        super().__init__(
+            model, catalog, layers, is_deterministic=is_deterministic, pool=pool, max_model_len=max_model_len
+        )
         self._sequential = sequential_model(model)
         if not is_deterministic:  # products on several threads may be summed in another order
             speed_up_linears(model, self._pool)
@@ -142,7 +145,7 @@ class SequentialTrunk(ResidentModel):
         with prefetched_step(prefetcher):
             adapters = SequenceAdapters.of([chunk])
             variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants=variants, adapters=adapters)
             with (
                 use_hooks(_StepHooks(experts)),
                 nullcontext() if adapters is None else add_to_linears(adapters, self._linears),

@@ -165,13 +165,15 @@ def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[st
                 f"{file.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "
                 "model in safetensors"
             )
-        source = _trunk_tensor(file, tensor, match[1] if match else None, place, values, prefix + place.name)
+        source = _trunk_tensor(
+            file, tensor, match[1] if match else None, place, values=values, name=prefix + place.name
+        )
         found[source.name] = source
     return found
 
 
 def _trunk_tensor(
-    file: GgufFile, tensor: GgufTensor, layer: str | None, place: Place, values: Mapping[str, Any], name: str
+    file: GgufFile, tensor: GgufTensor, layer: str | None, place: Place, *, values: Mapping[str, Any], name: str
 ) -> TensorSource | StoredTensor:
     if place.convert is unchanged and tensor.type.dtype is not None:
         return TensorSource(name, tensor.type.dtype, tensor.shape, tensor.source.extent)

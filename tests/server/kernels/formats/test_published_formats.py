@@ -65,7 +65,7 @@ def make_int4(
         "w_rest": repack_int4.rest(values),
         "w_order": torch.randperm(in_features, generator=torch.Generator().manual_seed(2)).int(),
     }
-    specs = repack_int4.specs(out_features, in_features, 32, dtype, has_zero, has_order=True)
+    specs = repack_int4.specs(out_features, in_features, 32, dtype, has_zero=has_zero, has_order=True)
     return {f"w{suffix}": made[f"w{suffix}"].to(dtype) for suffix, (dtype, _) in specs.items()}
 
 

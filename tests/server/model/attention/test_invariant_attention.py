@@ -49,7 +49,7 @@ def test_it_equals_the_reference(
 ) -> None:
     query, key, value = (tensor.to(dtype) for tensor in problem[:3])
     wanted = attend_sequence(query.float(), key.float(), value.float(), problem[3]).transpose(0, 1)
-    found = attend_invariant(query, key, value, 0, problem[3])
+    found = attend_invariant(query, key, value, 0, options=problem[3])
     assert found.dtype == dtype
     assert float((found.float() - wanted).abs().max()) < TOLERANCES[dtype]
 
@@ -67,12 +67,14 @@ def test_chunks_and_decodes_have_the_bits_of_one_pass(
     query, key, value = (tensor.to(dtype) for tensor in problem[:3])
     options, length, start = problem[3], query.shape[1], 0
     with batch_invariant():
-        whole = attend_invariant(query, key, value, 0, options)
+        whole = attend_invariant(query, key, value, 0, options=options)
         for piece in [*pieces, length]:
             end = min(length, start + piece)
             window = options.sliding_window
             first = max(0, oldest_seen(start, window, options.is_chunked)) if window else 0
-            found = attend_invariant(query[:, start:end], key[:, first:end], value[:, first:end], first, options)
+            found = attend_invariant(
+                query[:, start:end], key[:, first:end], value[:, first:end], first, options=options
+            )
             assert torch.equal(found, whole[:, start:end])
             if (start := end) == length:
                 break
@@ -81,5 +83,5 @@ def test_chunks_and_decodes_have_the_bits_of_one_pass(
 def test_layout_in_memory_changes_no_bit() -> None:
     query, key, value = draw(4, 300, 16, 0), draw(2, 300, 16, 1), draw(2, 300, 16, 2)
     options = AttentionOptions(0.25)
-    found = attend_invariant(query, key, value, 0, options)
-    assert torch.equal(found, attend_invariant(*(t.contiguous() for t in (query, key, value)), 0, options))
+    found = attend_invariant(query, key, value, 0, options=options)
+    assert torch.equal(found, attend_invariant(*(t.contiguous() for t in (query, key, value)), 0, options=options))
