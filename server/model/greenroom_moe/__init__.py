@@ -25,3 +25,10 @@ for auto_class, model_class in (
     (AutoModelForImageClassification, GreenroomMoeForImageClassification),
 ):
     auto_class.register(GreenroomMoeConfig, model_class, exist_ok=True)
+
+__all__ = [
+    "GreenroomMoeConfig",
+    "GreenroomMoeForCausalLM",
+    "GreenroomMoeForImageClassification",
+    "GreenroomMoeForSequenceClassification",
+]
