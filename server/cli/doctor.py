@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="model to check: hub id (its weights are not downloaded) local folder, GGUF file "
+        help="model to check: hub id (its weights are not downloaded), local folder, GGUF file "
         "or ollama:NAME (default: the bundled model)",
     )
     add_flags(parser, SETTINGS)
