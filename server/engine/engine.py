@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.block_salt import block_salt
@@ -48,6 +49,9 @@ from server.engine.text.stop_strings import TextAssembler
 from server.model.step import StepOutput
 from server.panics import panics_as_errors
 
+if TYPE_CHECKING:
+    from server.kernels.native.library import Kernels
+
 STOPPING = "the server is shutting down"
 RECLAIM_SECONDS = 1.0
 
@@ -75,6 +79,7 @@ class Engine:
         detokenizer: makes a detokenizer for the text that follows a prompt, which writes out some special tokens.
         grammar: returns the compiled grammar of a request.
         weights: returns the weights of a request, the same object for all its sequences.
+        kernels: choose the tokens; torch does without them.
         admission: chooses the sequences that decode while not all experts fit; None lets all of them decode.
         reclaim: called before each step, and every ``RECLAIM_SECONDS`` while nothing runs and its last call returned
             True.
@@ -91,13 +96,14 @@ class Engine:
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         grammar: Callable[[GrammarSpec], Grammar],
         weights: Callable[[RequestWeights], SequenceWeights],
+        kernels: Kernels | None = None,
         admission: DecodeGroupRotation | None = None,
         reclaim: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
-        self._eos_token_ids, self._detokenizer = eos_token_ids, detokenizer
+        self._eos_token_ids, self._detokenizer, self._kernels = eos_token_ids, detokenizer, kernels
         self._find_grammar, self._find_weights = grammar, weights
         self._admission, self._reclaim = admission, reclaim
         self._scheduler = Scheduler(blocks, limits.scheduler, admission, runner.release)
@@ -229,7 +235,7 @@ class Engine:
         self.statistics.prompt_tokens += sum(item.num_tokens for item in step if item.sequence.num_generated == 0)
         try:
             with panics_as_errors():
-                events = postprocess(step, result, self._blocks, self._eos_token_ids)
+                events = postprocess(step, result, self._blocks, self._eos_token_ids, self._kernels)
             self._publisher.publish(events, self.clock())
         except RuntimeError as error:
             self._publisher.fail_step(step, error)

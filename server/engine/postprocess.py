@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from server.engine.embedding_events import embedding_events
 from server.engine.interface import EngineError, GenerationFailedError, TokenEvent
@@ -14,11 +15,18 @@ from server.engine.sequence import Sequence
 from server.engine.token_events import token_events
 from server.model.step import StepOutput
 
+if TYPE_CHECKING:
+    from server.kernels.native.library import Kernels
+
 SequenceEvent = tuple[Sequence, TokenEvent | EngineError]
 
 
 def postprocess(
-    step: AbstractSequence[Scheduled], output: StepOutput, blocks: BlockManager, eos_token_ids: frozenset[int]
+    step: AbstractSequence[Scheduled],
+    output: StepOutput,
+    blocks: BlockManager,
+    eos_token_ids: frozenset[int],
+    kernels: Kernels | None = None,
 ) -> list[SequenceEvent]:
     """Record the step's tokens as cached, and give each sequence that reached its end its next token or embedding.
 
@@ -27,6 +35,7 @@ def postprocess(
         output: the output of the step; logits are changed.
         blocks: the blocks of the KV cache.
         eos_token_ids: tokens that end a sequence.
+        kernels: choose the tokens; torch does without them.
 
     Returns:
         At most one event of each sequence. An event with a finish reason is its last, and so is an error.
@@ -47,6 +56,6 @@ def postprocess(
         sequence.num_cached += item.num_tokens
         blocks.cache_full_blocks(sequence.blocks, sequence.prefix_cache_ids, sequence.num_cached)
     are_all = len(rows) == len(output.logits)
-    events = token_events(ready, output.logits if are_all else output.logits[rows], eos_token_ids)
+    events = token_events(ready, output.logits if are_all else output.logits[rows], eos_token_ids, kernels)
     items += zip(ready, events, strict=True)
     return items

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,17 +20,24 @@ from server.engine.sampling.logprobs import NOT_FINITE, token_logprobs
 from server.engine.sampling.sampler import sample
 from server.engine.sequence import Sequence
 
+if TYPE_CHECKING:
+    from server.kernels.native.library import Kernels
+
 NOTHING_ALLOWED = "no token may come next: allow more of them in 'allowed_token_ids', or forbid fewer 'bad_words'"
 
 
 def token_events(
-    sequences: AbstractSequence[Sequence], logits: torch.Tensor, eos_token_ids: frozenset[int]
+    sequences: AbstractSequence[Sequence],
+    logits: torch.Tensor,
+    eos_token_ids: frozenset[int],
+    kernels: Kernels | None = None,
 ) -> list[TokenEvent | EngineError]:
     """Sample the next token of each sequence and append it.
 
     Args:
         logits: float32 ``(sequences, vocabulary)``; they are changed.
         eos_token_ids: tokens that end a sequence.
+        kernels: choose the tokens; torch does without them.
 
     Returns:
         The event of each sequence. An event with a finish reason is its last, and so is an error.
@@ -38,7 +46,7 @@ def token_events(
         return []
     listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
     own_logits = logits[listed] if listed else logits  # a copy, because the sampler changes them
-    tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
+    tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids, kernels)
     logprobs = _logprobs(sequences, tokens, listed, own_logits)
     return [
         _failure(sequence) if token is None else _append(sequence, token, logprobs.get(row), eos_token_ids)

@@ -122,6 +122,7 @@ def build_engine(
         detokenizer=codec.detokenizer,
         grammar=codec.grammar,
         weights=weights,
+        kernels=model.kernels,
         admission=make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
         reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )

@@ -47,6 +47,7 @@ class ModelParts:
     name: str  # under which it is served
     trunk: Trunk | SequentialTrunk
     device: torch.device
+    kernels: Kernels | None  # None if torch computes everything
     compute: str  # dtype, threads and kernels, for the log
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
@@ -132,6 +133,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
         name,
         trunk,
         device,
+        kernels,
         compute=f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{computing}",
         tokenizer=tokenizer,
         eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids | ends,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -19,12 +21,20 @@ def uniforms(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
         seeds: any integers; only their low 64 bits count.
         positions: from 0.
     """
-    state = _mix(np.array([seed & _MASK for seed in seeds], np.uint64))
-    steps = np.array(positions, np.uint64) + np.uint64(1)
-    return (_mix(state + steps * GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    # For the few rows of a step, Python's integers are faster than NumPy's.
+    numbers = [
+        _mix(_of_seed(seed) + (position + 1) * GOLDEN & _MASK) >> 11
+        for seed, position in zip(seeds, positions, strict=True)
+    ]
+    return np.array(numbers, np.float64) * 2.0**-53
 
 
-def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+@lru_cache(maxsize=1024)
+def _of_seed(seed: int) -> int:
+    return _mix(seed & _MASK)
+
+
+def _mix(state: int) -> int:
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+    return state ^ (state >> 31)

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.engine.sampling.blocked_logits import BLOCK, BlockedLogits
+from server.engine.sampling.native_choice import choose_natively
 from server.engine.sampling.penalties import adjust
 from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampling_state import SamplingState
 from server.engine.sampling.top_p import Filters, lowest_scores
 
+if TYPE_CHECKING:
+    from server.kernels.native.library import Kernels
+
 MASKED = -1e30  # a logit of no weight at any temperature, but finite: others that are not are an error
-MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
 Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
 
 
 @torch.inference_mode()
 def sample(
-    logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids: frozenset[int] = frozenset()
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    eos_token_ids: frozenset[int] = frozenset(),
+    kernels: Kernels | None = None,
 ) -> list[int | None]:
     """Sample one token a row.
 
@@ -33,6 +42,8 @@ def sample(
         logits: float32 ``(rows, vocabulary)``; they are changed.
         states: the sampling state of each row.
         eos_token_ids: end tokens, which are masked before ``min_tokens``.
+        kernels: choose the tokens; without them torch does, and may choose another one where a random number falls on
+            the border of two.
 
     Returns:
         The tokens; None for a row whose logits are not finite or allow no token.
@@ -40,6 +51,11 @@ def sample(
     _mask(logits, states)
     if all(state.is_greedy for state in states):
         return _most_likely_of_all(logits)
+    if kernels is not None:
+        finite, adjusted = [True] * len(states), []
+        if any(state.changes_logits for state in states):
+            finite, adjusted = _are_finite(logits), adjust(logits, states, eos_token_ids)
+        return choose_natively(kernels, logits, states, _draws(states), finite=finite, adjusted=adjusted)
     blocked = BlockedLogits(logits)
     adjusted = adjust(blocked.logits, states, eos_token_ids)
     if adjusted:
@@ -60,6 +76,12 @@ def _mask(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
     if places:
         rows, tokens = zip(*places, strict=True)
         logits[list(rows), list(tokens)] = MASKED
+
+
+def _are_finite(logits: torch.Tensor) -> list[bool]:
+    rows = logits.numpy()
+    extremes = zip(rows.min(-1).tolist(), rows.max(-1).tolist(), strict=True)
+    return [math.isfinite(low) and math.isfinite(high) for low, high in extremes]
 
 
 def _most_likely_of_all(logits: torch.Tensor) -> list[int | None]:
@@ -98,7 +120,7 @@ def _sample_filtered(blocked: BlockedLogits, rows: torch.Tensor, states: Sequenc
         temperatures=_temperatures(rows, states),
         top_k=torch.tensor([param.top_k for param in params], device=rows.device),
         top_p=_column(rows, [param.top_p if param.top_p < 1 else math.inf for param in params]),
-        log_min_p=_column(rows, [math.log(param.min_p) if param.min_p > 0 else -math.inf for param in params]),
+        log_min_p=_column(rows, [state.log_min_p for state in states]),
     )
     return _select(blocked, rows, states, filters.temperatures, lowest_scores(blocked, rows, filters))
 
@@ -111,8 +133,7 @@ def _select(
     lowest: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the token that each row's random number selects: first its block, then its index in the block."""
-    numbers = uniforms([state.seed for state in states], [state.num_generated for state in states])
-    draws = torch.from_numpy(numbers).to(rows.device)
+    draws = torch.from_numpy(_draws(states)).to(rows.device)
     masses = blocked.block_weights(rows, temperatures, lowest)  # (rows, blocks)
     block = _select_index(masses, draws)
     sums = masses.cumsum(-1)
@@ -120,6 +141,10 @@ def _select(
     within = (draws * sums[:, -1] - (through - mass)) / mass
     weights = blocked.weights_in_block(rows, block, temperatures, lowest)
     return block * BLOCK + _select_index(weights, within.clamp(0, 1))
+
+
+def _draws(states: Sequence[SamplingState]) -> npt.NDArray[np.float64]:
+    return uniforms([state.seed for state in states], [state.num_generated for state in states])
 
 
 def _select_index(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -141,7 +166,7 @@ def _indices(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def _temperatures(rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    return _column(rows, [max(state.params.temperature, MIN_TEMPERATURE) for state in states])
+    return _column(rows, [state.divisor for state in states])
 
 
 def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:

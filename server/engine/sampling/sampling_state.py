@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -11,6 +12,8 @@ import numpy.typing as npt
 
 from server.engine.interface import Grammar, SamplingParams
 from server.engine.sampling.grammar import GrammarMatcher
+
+MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
 
 
 class TokenCounts:
@@ -73,10 +76,29 @@ class SamplingState:
     @property
     def is_greedy(self) -> bool:
         """True if the next token is the argmax of the unchanged logits."""
+        return not self.params.temperature and not self.changes_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """True if the next token depends on more than the logits and temperature, top-k, top-p and min-p."""
         params = self.params
-        if params.temperature or self.grammar is not None or params.has_penalties or params.logit_bias:
-            return False
-        return not self.is_too_short and not params.has_masks
+        return (
+            self.grammar is not None
+            or params.has_penalties
+            or bool(params.logit_bias)
+            or params.has_masks
+            or self.is_too_short
+        )
+
+    @cached_property
+    def divisor(self) -> float:
+        """The divisor of logits, above 0."""
+        return max(self.params.temperature, MIN_TEMPERATURE)
+
+    @cached_property
+    def log_min_p(self) -> float:
+        """The logarithm of ``min_p``."""
+        return math.log(self.params.min_p) if self.params.min_p > 0 else -math.inf
 
     @cached_property
     def matcher(self) -> GrammarMatcher | None:

@@ -17,8 +17,9 @@ import numpy as np
 from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall, Matrix
+from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 12
+ABI = 13
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -71,6 +72,7 @@ def load() -> ctypes.CDLL:
         ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
         ("greenroom_head", [c_void_p]),
         ("greenroom_read_rows", [POINTER(Matrix), c_void_p, c_int64, c_void_p]),
+        ("greenroom_sample", [POINTER(SamplingCall)]),
     ):
         function = getattr(library, name)
         function.restype = c_int
@@ -200,6 +202,9 @@ class Kernels:
         if status == 2:  # noqa: PLR2004
             raise IndexError(f"a row is not one of {matrix.outputs}")
         return bool(status == 0)
+
+    def sample(self, call: SamplingCall) -> None:
+        self._check(self._library.greenroom_sample(self._handle, byref(call)))
 
     def _check(self, status: int) -> None:
         if status:

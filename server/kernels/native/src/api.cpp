@@ -9,6 +9,7 @@
 #include "layers/layer.h"
 #include "layers/linear.h"
 #include "layers/router.h"
+#include "sampling/sampling.h"
 #include "structures.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
@@ -39,7 +40,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 12; }
+GREENROOM_API int greenroom_abi() { return 13; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -124,6 +125,10 @@ GREENROOM_API int greenroom_read_rows(Handle* handle, const greenroom::Matrix* m
     level.read_row(*matrix, rows[i], target + i * matrix->inputs);
   }
   return 0;
+}
+
+GREENROOM_API int greenroom_sample(Handle* handle, const greenroom::SamplingCall* call) {
+  return greenroom::guarded(handle, [&](greenroom::Context& context) { run_sampling(context, *call); });
 }
 
 // Checks of counts and offsets that come from files (formats/checks.h).

@@ -18,6 +18,7 @@
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/short_convolution.h"
+#include "sampling/sampling.h"
 
 namespace greenroom {
 namespace {
@@ -387,6 +388,20 @@ struct Fields<LoraRouting> {
 };
 
 template <>
+struct Fields<RowSampling> {
+  using Type = RowSampling;
+  static constexpr Field kAll[] = {
+      FIELD(draw), FIELD(top_p), FIELD(temperature), FIELD(log_min_p), FIELD(top_k), FIELD(has_masks)};
+};
+
+template <>
+struct Fields<SamplingCall> {
+  using Type = SamplingCall;
+  static constexpr Field kAll[] = {
+      FIELD(logits), FIELD(rows), FIELD(tokens), FIELD(num_rows), FIELD(size), FIELD(stride)};
+};
+
+template <>
 struct Fields<LoraStep> {
   using Type = LoraStep;
   static constexpr Field kAll[] = {FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
@@ -425,7 +440,7 @@ constexpr Layout kLayouts[] = {
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),
-    layout<LoraExperts>("LoraExperts")};
+    layout<LoraExperts>("LoraExperts"), layout<RowSampling>("RowSampling"), layout<SamplingCall>("SamplingCall")};
 
 }  // namespace
 

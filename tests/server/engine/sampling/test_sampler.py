@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -27,10 +28,13 @@ from server.engine.sampling.blocked_logits import BlockedLogits
 from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampler import sample
 from server.engine.sampling.sampling_state import SamplingState
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
 
 VOCABULARY = 50
 PROMPT = (3, 7, 7, 11)
 EOS = frozenset({0, 2})
+LEVELS = (None, *availability().runnable)  # None: torch
 
 
 def state(prompt: tuple[int, ...] = PROMPT, generated: tuple[int, ...] = (), seed: int = 0, **params: Any) -> Any:
@@ -68,12 +72,28 @@ def stock_scores(logits: torch.Tensor, state: SamplingState) -> torch.Tensor:
     return result
 
 
-def shares(logits: torch.Tensor, state: SamplingState, monkeypatch: pytest.MonkeyPatch, count: int) -> torch.Tensor:
+@cache
+def kernels_of(level: str | None) -> Kernels | None:
+    return None if level is None else Kernels(2, level)
+
+
+@pytest.fixture(params=LEVELS, ids=["torch", *LEVELS[1:]])
+def kernels(request: pytest.FixtureRequest) -> Kernels | None:
+    return kernels_of(request.param)
+
+
+def shares(
+    logits: torch.Tensor,
+    state: SamplingState,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    kernels: Kernels | None = None,
+) -> torch.Tensor:
     """Count how often evenly spaced numbers select each token."""
     draws = (torch.arange(count) + 0.5).double() / count
     with monkeypatch.context() as patch:
         patch.setattr(sampler, "uniforms", lambda *_: draws.numpy())
-        tokens = sample(logits.expand(count, -1).contiguous(), [state] * count, EOS)
+        tokens = sample(logits.expand(count, -1).contiguous(), [state] * count, EOS, kernels)
     return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / count
 
 
@@ -154,9 +174,10 @@ NO_FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
     seed=st.integers(0, 2**32),
     are_ties=st.booleans(),
     is_in_parts=st.booleans(),
+    level=st.sampled_from(LEVELS),
 )
 def test_filters_keep_the_tokens_that_transformers_keeps(
-    params: dict[str, Any], generated: list[int], seed: int, are_ties: bool, is_in_parts: bool
+    params: dict[str, Any], generated: list[int], seed: int, are_ties: bool, is_in_parts: bool, level: str | None
 ) -> None:
     """Equal tokens are compared together, since transformers breaks ties of top-p arbitrarily.
 
@@ -170,7 +191,7 @@ def test_filters_keep_the_tokens_that_transformers_keeps(
             logits = logits.round()
         row = state(generated=tuple(generated), **params)
         count = 400
-        got = shares(logits, row, monkeypatch, count)
+        got = shares(logits, row, monkeypatch, count, kernels_of(level))
     # Either of two neighbouring parameters is right where the token at the edge is lost to rounding.
     _, equals = stock_scores(logits, state(generated=tuple(generated), **params | NO_FILTERS)).unique(
         return_inverse=True
@@ -186,48 +207,53 @@ def test_filters_keep_the_tokens_that_transformers_keeps(
     assert min(near) <= 1.5 / count
 
 
-def test_greedy_takes_the_first_of_the_most_likely_after_penalties() -> None:
+def test_greedy_takes_the_first_of_the_most_likely_after_penalties(kernels: Kernels | None) -> None:
     logits = torch.zeros((2, VOCABULARY))
     logits[:, 20], logits[:, 9], logits[:, 30] = 5.0, 5.0, 4.5
     rows = [state(temperature=0.0), state(generated=(9, 20), temperature=0.0, presence_penalty=1.0)]
-    assert sample(logits, rows) == [9, 30]
+    assert sample(logits, rows, kernels=kernels) == [9, 30]
 
 
-def test_extreme_random_numbers_select_possible_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_random_numbers_select_possible_tokens(
+    monkeypatch: pytest.MonkeyPatch, kernels: Kernels | None
+) -> None:
     logits = normal(4)
     best = logits.topk(3, -1).indices.sort(-1).values.tolist()
     rows = [state(top_k=3), state(top_k=3), state(min_p=1.0), state(min_p=1.0)]
     draws = torch.tensor([0.0, 1 - 2**-53] * 2, dtype=torch.float64).numpy()
     monkeypatch.setattr(sampler, "uniforms", lambda *_: draws)
     greedy = logits.argmax(-1).tolist()
-    assert sample(logits, rows) == [best[0][0], best[1][2], greedy[2], greedy[3]]
+    assert sample(logits, rows, kernels=kernels) == [best[0][0], best[1][2], greedy[2], greedy[3]]
 
 
-def test_a_row_that_is_not_finite_gives_no_token_and_changes_no_other_row() -> None:
+def test_a_row_that_is_not_finite_gives_no_token_and_changes_no_other_row(kernels: Kernels | None) -> None:
     logits = normal(5)
-    expected = sample(logits[1:2].clone(), [state()])
+    expected = sample(logits[1:2].clone(), [state()], kernels=kernels)
     logits[0, 3], logits[2, 4], logits[3, 5] = torch.nan, torch.inf, -torch.inf
     rows = [state(), state(), state(temperature=0.0), state(top_k=3), state(top_p=0.5)]
-    tokens = sample(logits, rows)
+    tokens = sample(logits, rows, kernels=kernels)
     assert [token is None for token in tokens] == [True, False, True, True, False]
     assert tokens[1:2] == expected
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-4])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 1e-300, "min_p": 1e-300}], ids=str)
-def test_a_temperature_close_to_zero_is_greedy(temperature: float, filters: dict[str, Any]) -> None:
+def test_a_temperature_close_to_zero_is_greedy(
+    temperature: float, filters: dict[str, Any], kernels: Kernels | None
+) -> None:
     logits = normal(1) * 100
-    assert sample(logits.clone(), [state(temperature=temperature, **filters)]) == logits.argmax(-1).tolist()
+    rows = [state(temperature=temperature, **filters)]
+    assert sample(logits.clone(), rows, kernels=kernels) == logits.argmax(-1).tolist()
 
 
-def test_a_row_without_a_possible_token_gives_none() -> None:
+def test_a_row_without_a_possible_token_gives_none(kernels: Kernels | None) -> None:
     logits = normal(2)
     rows = [state(min_tokens=1, stop_token_ids=frozenset(range(VOCABULARY))), state(temperature=0.0)]
-    assert sample(logits, rows) == [None, int(logits[1].argmax())]
+    assert sample(logits, rows, kernels=kernels) == [None, int(logits[1].argmax())]
 
 
 @pytest.mark.parametrize("size", [50, 4096, 50257])
-def test_a_row_is_batch_invariant(size: int) -> None:
+def test_a_row_is_batch_invariant(size: int, kernels: Kernels | None) -> None:
     """Tokens of many samples are the same alone, in pairs and in a batch, in any order."""
     rng = random.Random(0)
     rows = [
@@ -237,12 +263,24 @@ def test_a_row_is_batch_invariant(size: int) -> None:
         for _ in range(24)
     ]
     logits = normal(len(rows), size, seed=5)
-    together = sample(logits.clone(), rows, EOS)
-    assert together == [sample(logits[i : i + 1].clone(), [rows[i]], EOS)[0] for i in range(len(rows))]
+    together = sample(logits.clone(), rows, EOS, kernels)
+    assert together == [sample(logits[i : i + 1].clone(), [rows[i]], EOS, kernels)[0] for i in range(len(rows))]
     order = list(range(len(rows)))
     rng.shuffle(order)
     half = order[: len(order) // 2]
-    assert sample(logits[half].clone(), [rows[i] for i in half], EOS) == [together[i] for i in half]
+    assert sample(logits[half].clone(), [rows[i] for i in half], EOS, kernels) == [together[i] for i in half]
+
+
+@pytest.mark.parametrize("scale", [3.0, 0.01], ids=["peaked", "flat"])
+@pytest.mark.parametrize("size", [129, 4096, 50257])
+def test_every_level_chooses_the_tokens_of_torch(size: int, scale: float) -> None:
+    """Equal logits too, of which the smallest ids are kept."""
+    rng = random.Random(size)
+    rows = [state(seed=rng.getrandbits(64), **rng.choice(PARAMETERS)) for _ in range(40)]
+    logits = (normal(len(rows), size, seed=6) * 20).round() / 20 * scale
+    expected = sample(logits.clone(), rows, EOS)
+    for level in LEVELS[1:]:
+        assert sample(logits.clone(), rows, EOS, kernels_of(level)) == expected, level
 
 
 @pytest.fixture(params=[1, 7])

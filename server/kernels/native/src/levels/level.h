@@ -12,6 +12,8 @@
 
 namespace greenroom {
 
+inline constexpr int64_t kLogitBlock = 128;  // tokens; most vocabularies are a multiple of it
+
 // The activation between the two matrices of an expert. The values match `structures/experts.py`.
 enum class Activation : int32_t {
   kSilu = 0,
@@ -92,6 +94,12 @@ struct Level {
   // Replaces x by its softmax, or its sigmoid.
   void (*soft_max)(float* x, int64_t size);
   void (*sigmoid)(float* x, int64_t size);
+
+  // Finds the largest of each `kLogitBlock` numbers. Returns whether all are finite.
+  bool (*find_maxima)(const float* x, int64_t size, float* maxima);
+
+  // weights[i] = e ** (x[i] / temperature - most), 0 where that is below e ** -87; `sums` are those of each block.
+  void (*weigh)(const float* x, int64_t size, float temperature, float most, float* weights, float* sums);
 
   // Converts plain numbers to float and back, rounding to nearest even.
   void (*widen)(const void* source, Format format, float* target, int64_t size);

@@ -229,6 +229,7 @@ int main(int count, char** arguments) {
       for (int i = 0; i < 10; ++i) run_repack(level);
       run_experts(handle, level);
       run_head(handle, level);
+      for (int i = 0; i < 3; ++i) run_sampling(handle, level);
       if (round % kLayerShare == 0) run_layers(handle, level);
       if (round % kLayerShare == 1) run_latents(handle, level);
     }

@@ -1,0 +1,55 @@
+"""The choice of the tokens of all rows of a step in one call of the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_int32
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from server.kernels.native.structures.sampling import RowSampling, SamplingCall
+
+if TYPE_CHECKING:
+    import torch
+
+    from server.engine.sampling.sampling_state import SamplingState
+    from server.kernels.native.library import Kernels
+
+
+def choose_natively(
+    kernels: Kernels,
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    draws: npt.NDArray[np.float64],
+    *,
+    finite: Sequence[bool],
+    adjusted: Sequence[int],
+) -> list[int | None]:
+    """Choose the token of each row, by the filters and the order of ``sampler.sample``.
+
+    Args:
+        logits: float32 ``(rows, vocabulary)`` after all changes, the numbers of a row next to each other.
+        draws: the random number of each row, in ``[0, 1)``.
+        finite: whether a row's logits were finite before the changes.
+        adjusted: rows that were changed, so that some of their logits may be ``-inf``.
+    """
+    count, size = logits.shape
+    masked = frozenset(adjusted)
+    rows = (RowSampling * count)(
+        *[
+            RowSampling(
+                draw,
+                state.params.top_p,
+                state.divisor if state.params.temperature else 0.0,
+                state.log_min_p,
+                state.params.top_k,
+                row in masked,
+            )
+            for row, (state, draw) in enumerate(zip(states, draws.tolist(), strict=True))
+        ]
+    )
+    tokens = (c_int32 * count)()
+    kernels.sample(SamplingCall(logits.data_ptr(), rows, tokens, count, size, logits.stride(0)))
+    return [token if token >= 0 and is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
