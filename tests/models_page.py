@@ -179,7 +179,9 @@ GGUF = (
 `greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
 model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
 range from the file, and stay quantised in their slots. `greenroom serve OWNER/NAME:Q4_K_M` downloads that file of a
-repository and serves it; without a tag, or with an unknown one, it lists what there is.
+repository and serves it; without a tag, or with an unknown one, it lists what there is. `greenroom serve ollama:NAME`
+serves a model of Ollama's store, and the folder of LM Studio works like any other
+([migrating.md](migrating.md#files-of-ollama-and-lm-studio)).
 
 - **Architectures**: {architectures}. Files of these, written by llama.cpp's converter, have
   transformers' logits of the checkpoint that each was made from (`tests/server/model/checkpoint/gguf/`). Among them are
@@ -188,8 +190,13 @@ repository and serves it; without a tag, or with an unknown one, it lists what t
   architectures are refused by their names, such as `bailingmoe2`, for which transformers has no class.
 - **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
   IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
-- **Trunk**: linear layers and the head stay in the file's types. Embeddings, and the few matrices whose columns the
-  converter moved or split, are dequantised at loading into `--dtype`.
+- **Trunk**: linear layers, embeddings and the head stay in the file's types, also where the converter moved columns or
+  split a matrix. Looking up a token dequantises its row. A head that is the table of embeddings is in memory once.
+  Vectors, small matrices and the joined `attn_kv_b` of old files are dequantised at loading into `--dtype`.
+- **Tokenizer**: kinds `gpt2`, `llama` and `gemma4`. Texts of many scripts have llama.cpp's tokens for each name of a
+  pre-tokenizer (`python -m tests.gguf.compare_tokenizers`). Where llama.cpp simplifies a model's own pattern, that of
+  the model counts: combining marks and capitals beyond ASCII with `gpt-4o`, `llama4`, `minimax-m2` and `tekken`,
+  changes of case with `kimi-k2`. Other kinds and unknown names are refused by name.
 - **From the original**: with `--config-from MODEL`, a folder or a hub id, config, tokenizer, chat template and sampling
   defaults come from the model that the file was made from. Of a hub model its weights are not downloaded. A model of
   other shapes is refused. Use it where the metadata is wrong or of a kind that Greenroom does not know, such as an

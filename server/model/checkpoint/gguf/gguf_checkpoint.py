@@ -17,8 +17,9 @@ from server.model.checkpoint.config_checks import check_config, reason_of
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from server.model.checkpoint.gguf.description import describe_file
+from server.model.checkpoint.gguf.end_tokens import end_token_ids
 from server.model.checkpoint.gguf.gguf_file import GgufFile
-from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, end_token_ids, make_tokenizer, num_embeddings
+from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_tokenizer, num_embeddings
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector
 from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError

@@ -231,7 +231,7 @@ def test_matrices_that_are_looked_up_tied_reordered_or_split_stay_quantised(
     tmp_path: Path, name: str, parameters: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
-    checkpoint = GgufCheckpoint(rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0))
+    checkpoint = GgufCheckpoint(tmp_path, rewrite(tmp_path / "q8.gguf", Q8_0, name=name, trunk=Q8_0).name)
     packed = checkpoint.packed_matrices(build_model(checkpoint.read_config(), torch.float32))
     assert {f"{each}.weight" for each in parameters} <= packed.keys()
 
