@@ -81,7 +81,9 @@ class Checkpoint(Protocol):
         """
 
     def index(self) -> Mapping[str, TensorSource]:
-        """Return the tensors that have the values of the hub's checkpoint, by name; a pack's are none.
+        """Return the tensors that have the values of the hub's checkpoint, by name.
+
+        A pack has none. Of a GGUF file they are those that are not quantised.
 
         Raises:
             CheckpointError: a file is missing or damaged.

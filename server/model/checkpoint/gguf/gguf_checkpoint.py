@@ -119,8 +119,8 @@ class GgufCheckpoint:
         return {}
 
     def index(self) -> Mapping[str, TensorSource]:
-        """Return no tensors: most are not those of the hub's checkpoint."""
-        return {}
+        """Return the tensors that are not quantised, and have the values of the hub's checkpoint."""
+        return {name: source for name, source in self._tensors.items() if isinstance(source, TensorSource)}
 
     def packed_matrices(self, model: PreTrainedModel) -> PackedMatrices:
         """Return the quantised matrices of linear layers and embeddings."""
