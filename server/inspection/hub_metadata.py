@@ -1,4 +1,4 @@
-"""Reads a model's metadata from the hub: the config, and the headers of the safetensors files, but no weights."""
+"""Reads a model's metadata from the hub: the config, and the headers of the files with weights, but no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import file_exists, get_safetensors_metadata, hf_hub_download, snapshot_download
+from huggingface_hub import file_exists, get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPError
     HfHubHTTPError,
     HTTPError,  # the error of the HTTP client that the hub's library uses
@@ -19,9 +19,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from expert_store import LocalFolder, MemorySource, Place, Source, SourceFolder
-from server.model.checkpoint.download import check_upload, hub_errors, not_inspected
+from expert_store import LocalFolder, MemorySource, Source, SourceFolder
+from server.inspection.hub_gguf import gguf_on_hub
+from server.model.checkpoint.checkpoint import Checkpoint
+from server.model.checkpoint.download import cached_model, hub_errors, list_upload
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.local_files import split_tag
+from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.errors import ModelError
 
 
@@ -59,22 +63,26 @@ class HubHeaders:
         return self.config.path
 
 
-def find_hub_model(model: str, revision: str | None, scratch: Path) -> Place:
-    """Return a hub model's metadata, or its folder in the cache if the hub can't be reached.
+def open_hub_model(model: str, revision: str | None, scratch: Path, original: Path | None) -> Checkpoint:
+    """Open a hub model by its metadata, or as it is in the cache if the hub can't be reached.
 
     Args:
         scratch: an empty folder for the config, which has the model's name.
+        original: see ``open_checkpoint``.
 
     Raises:
-        ModelError: there is no such model, it has no safetensors files, it is a GGUF file, or the hub can't be reached
-            and the model is not in the cache.
+        ModelError: there is no such model, it has no safetensors or GGUF files, or the hub can't be reached and the
+            model is not in the cache.
     """
-    if split_tag(model)[1] is not None:
-        raise not_inspected(model)
-    if not _is_reachable(model, revision):
-        with hub_errors(model, revision, "looking up"):
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    return _download_headers(model, revision, scratch)
+    repository, tag = split_tag(model)
+    with hub_errors(model, revision, "looking up"):
+        is_there = _is_reachable(repository, revision)
+        listing = list_upload(model, revision) if is_there else None
+        if not is_there or (listing is None and tag is not None):
+            return open_checkpoint(cached_model(model, revision), original)
+    if listing is not None and listing.gguf is not None:
+        return GgufCheckpoint(*gguf_on_hub(listing), None if original is None else open_checkpoint(original))
+    return open_folder(_download_headers(model, revision, scratch))
 
 
 def _is_reachable(model: str, revision: str | None) -> bool:
@@ -92,7 +100,6 @@ def _download_headers(model: str, revision: str | None, scratch: Path) -> HubHea
     disable_progress_bars()
     try:
         with hub_errors(model, revision, "looking up"):
-            check_upload(model, revision)
             config = hf_hub_download(model, "config.json", revision=revision)
             shards = get_safetensors_metadata(model, revision=revision).files_metadata
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:

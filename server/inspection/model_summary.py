@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from expert_store import (
     UNCHANGED,
     ExpertCatalog,
+    FileSource,
     is_header_only,
     read_index,
 )
-from server.inspection.hub_metadata import find_hub_model
+from server.inspection.hub_metadata import open_hub_model
 from server.kernels.native.available import kernel_level
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
 from server.model.checkpoint.locate import find_local, find_original
-from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
 from server.model.dtype import compute_dtype
@@ -37,7 +38,7 @@ from server.model.program_trial import find_program
 from server.model.recurrent.states import StateShapes, as_native
 from server.settings import ServeSettings
 
-Source = Literal["checkpoint", "packed", "gguf", "headers", "config"]
+Source = Literal["checkpoint", "packed", "gguf", "gguf-headers", "headers", "config"]
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,15 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
         ModelError, CheckpointError: the model can't be found, or can't be served.
         SettingsError: ``--kernels`` names a level that this machine can't run.
     """
-    found = find_local(model)
+    found, original = find_local(model), find_original(settings.config_from)
     if found is not None:
         place, name = found
-        return _summarise(open_checkpoint(place, find_original(settings.config_from)), name, settings, device)
+        return _summarise(open_checkpoint(place, original), name, settings, device)
     assert model is not None
     with TemporaryDirectory(prefix="greenroom-") as scratch:
         folder = Path(scratch) / Path(model).name  # error messages name the folder
         folder.mkdir()
-        checkpoint = open_folder(find_hub_model(model, settings.revision, folder))
+        checkpoint = open_hub_model(model, settings.revision, folder, original)
         return _summarise(checkpoint, model, settings, device)
 
 
@@ -114,7 +115,8 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
         check_complete(checkpoint.name, shape.model, [*places.trunk, *places.packed])
         catalog, num_unused = places.catalog, len(places.unused)
         if isinstance(checkpoint, GgufCheckpoint):
-            source, trunk_format = "gguf", trunk_types(places.packed)
+            source = "gguf" if isinstance(catalog.sources[0], FileSource) else "gguf-headers"
+            trunk_format = trunk_types(places.packed)
     program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):

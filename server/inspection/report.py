@@ -16,6 +16,7 @@ SOURCES = {
     "checkpoint": "its config and safetensors files",
     "packed": "its packed folder",
     "gguf": "its GGUF file",
+    "gguf-headers": "the headers of its GGUF file",
     "headers": "its config and the headers of its safetensors files",
     "config": "its config alone, with experts in the dtype of the config",
 }

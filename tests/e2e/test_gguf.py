@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_inspect_says_what_the_file_holds(folder: Path) -> None:
     found = run_command("inspect", str(folder / "tiny-Q4_0-00001-of-00003.gguf"))
     assert found.returncode == 0, found.stderr
     assert "from its GGUF file" in found.stdout
+
+
+def test_a_file_on_the_hub_is_inspected_by_its_headers(folder: Path, tmp_path: Path) -> None:
+    with serving_hub(REPOSITORY, folder) as hub:
+        found = run_command("inspect", f"{REPOSITORY}:Q4_0", "--json", environment=hub.environment(tmp_path))
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    local = json.loads(run_command("inspect", str(folder / "tiny-Q4_0-00001-of-00003.gguf"), "--json").stdout)
+    assert report["source"] == "gguf-headers"
+    assert all(report[key] == local[key] for key in ("experts", "trunk_bytes", "bytes_per_token", "trunk_format"))
+    assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_a_file_is_not_packed(folder: Path, tmp_path: Path) -> None:

@@ -152,22 +152,28 @@ def check_disk_space(model: str, revision: str | None) -> int:
     return 0 if listing is None else _check(listing)
 
 
-def check_upload(model: str, revision: str | None) -> None:
-    """Raise ModelError if the hub says that a model has no headers of safetensors; not if it does not answer."""
+def list_upload(model: str, revision: str | None) -> Listing | None:
+    """List the files of a hub model; None if the hub does not answer.
+
+    Raises:
+        ModelError: they are neither safetensors nor GGUF files, or the tag names none or several of these.
+    """
     listing = _list(model, revision)
-    if listing is None:
-        return
-    _check_format(listing)
-    if listing.gguf is not None:
-        raise not_inspected(model)
+    if listing is not None:
+        _check_format(listing)
+    return listing
 
 
-def not_inspected(model: str) -> ModelError:
-    """Return the error of a model whose files are in the GGUF format on the hub."""
-    return ModelError(
-        f"{model} is in the GGUF format, of which only files on this machine are inspected; run `greenroom serve "
-        f"{model}`, or download its file and give the path"
-    )
+def cached_model(model: str, revision: str | None) -> Path:
+    """Return the place of a hub model in the cache.
+
+    Raises:
+        LocalEntryNotFoundError: it is not there.
+    """
+    repository, tag = split_tag(model)
+    if tag is not None:
+        return _cached(repository, revision, tag)
+    return Path(snapshot_download(repository, revision=revision, local_files_only=True))
 
 
 def _check_format(listing: Listing) -> None:
