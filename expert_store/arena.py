@@ -35,7 +35,7 @@ class HostArena:
         self._map = _reserve(num_slots * layout.slot_bytes, capacity * layout.slot_bytes)
         self.capacity = len(self._map) // layout.slot_bytes
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8).reshape(self.capacity, layout.slot_bytes)
-        self._tensor = torch.from_numpy(self._bytes)  # type: ignore[no-untyped-call,unused-ignore]
+        self.tensor = torch.from_numpy(self._bytes)  # type: ignore[no-untyped-call,unused-ignore]
         self.address = self._bytes.ctypes.data  # where the first slot begins
         self._views: dict[int, Weights] = {}
         self._advise(0, num_slots, "MADV_HUGEPAGE")  # direct reads into huge pages are faster by a tenth to a half
@@ -44,7 +44,7 @@ class HostArena:
         """Return the tensors of a slot by parameter name."""
         views = self._views.get(slot)
         if views is None:
-            views = self._views[slot] = slot_views(self.layout, self._tensor[slot])
+            views = self._views[slot] = slot_views(self.layout, self.tensor[slot])
         return views
 
     def bytes_of(self, slot: int) -> Bytes:
@@ -54,7 +54,7 @@ class HostArena:
 
     def tensor_of(self, slot: int) -> torch.Tensor:
         """Return all bytes of a slot as uint8 ``(slot_bytes,)``."""
-        return self._tensor[slot]
+        return self.tensor[slot]
 
     def retire(self, slot: int) -> None:
         """Free a slot's pages."""
@@ -81,9 +81,9 @@ class DeviceArena:
 
     def __init__(self, layout: ExpertLayout, memory: torch.Tensor):
         self.layout = layout
-        self._tensor = memory.view(-1, layout.slot_bytes)
+        self.tensor = memory.view(-1, layout.slot_bytes)
         self.address = memory.data_ptr()  # where the first slot begins
-        self._views = [slot_views(layout, raw) for raw in self._tensor]
+        self._views = [slot_views(layout, raw) for raw in self.tensor]
 
     def weights(self, slot: int) -> Weights:
         """Return the tensors of a slot by parameter name."""
@@ -91,7 +91,7 @@ class DeviceArena:
 
     def tensor_of(self, slot: int) -> torch.Tensor:
         """Return all bytes of a slot as uint8 ``(slot_bytes,)``."""
-        return self._tensor[slot]
+        return self.tensor[slot]
 
 
 def slot_views(layout: ExpertLayout, raw: torch.Tensor) -> Weights:

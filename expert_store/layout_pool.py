@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from expert_store.arena import DeviceArena, HostArena, Weights, machine_bytes
 from expert_store.catalog import ExpertLayout
@@ -34,7 +35,7 @@ class LayoutPool:
 
     ``load`` submits a read to the reader's threads. The thread that has read the bytes finishes the load here, and if
     there is a device tier submits the copy to the copier, whose thread finishes it. Methods expect the store's lock to
-    be held, but for ``weights`` and ``addresses``, which touch only what a lease holds.
+    be held, but for ``weights``, ``addresses``, ``slots`` and ``arena``, which touch only what a lease holds.
 
     Args:
         layout: the layout of the experts.
@@ -100,11 +101,19 @@ class LayoutPool:
     def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
         """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
         arena = self.device_arena if self.has_device else self.host_arena
+        return self.slots(entries).astype(np.uint64) * np.uint64(self.layout.slot_bytes) + np.uint64(arena.address)
+
+    def slots(self, entries: Sequence[Entry]) -> npt.NDArray[np.int64]:
+        """Return the slots of ready entries of the top tier, in ``arena``."""
         if self.has_device:
             for entry in entries:
                 self._resources.device.order(entry.arrival)
-        address, slot_bytes = arena.address, self.layout.slot_bytes
-        return np.array([address + entry.slot * slot_bytes for entry in entries], np.uint64)
+        return np.fromiter((entry.slot for entry in entries), np.int64, len(entries))
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """All slots of the top tier, uint8 ``(slots, slot_bytes)``."""
+        return self.device_arena.tensor if self.has_device else self.host_arena.tensor
 
     def where(self, key: ExpertKey) -> TierName:
         """Return the fastest tier in which an expert is ready, or which it enters from a faster one."""

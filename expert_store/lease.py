@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from expert_store.arena import Weights
 from expert_store.entry import Entry, EntryState, TierName
@@ -50,6 +51,16 @@ class ReadyExperts:
         Addresses are in the memory of the host, or of the device where there is a device tier.
         """
         return self._pool.addresses(self._entries)
+
+    @property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """The slot of each expert in ``arena``, ``(keys,)``."""
+        return self._pool.slots(self._entries)
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """All slots, uint8 ``(slots, slot_bytes)``, in the memory of the host or of the device."""
+        return self._pool.arena
 
     @property
     def gives_back(self) -> bool:

@@ -1,5 +1,6 @@
 """Settings and marks of all tests."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -12,6 +13,12 @@ from hypothesis import settings
 
 # As the server sets it, before torch is imported: threads that spin while they wait take cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Without a GPU, Triton interprets its kernels on the CPU. It reads this when it is imported, as torch does by itself.
+try:
+    ctypes.CDLL("libcuda.so.1")
+except OSError:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Both workers and each command that a test starts import the same hundreds of modules: compile them once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -61,6 +61,14 @@ class ReadyExperts(Protocol):
         """The address of each expert's slot, ``(keys,)``."""
 
     @property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """The slot of each expert in ``arena``, ``(keys,)``."""
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """All slots, uint8 ``(slots, slot_bytes)``, in the memory that compute reads."""
+
+    @property
     def gives_back(self) -> bool:
         """True while requesting the next batch may evict these weights; once False, it stays False."""
 

@@ -9,8 +9,10 @@ from functools import cache
 from server.kernels.backend import ExpertBackend, Layout
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule, scales_input
-from server.kernels.native.backend import NativeBackend, expert_shape
+from server.kernels.native.backend import NativeBackend, describe_experts, expert_shape
 from server.kernels.torch_backend import TorchBackend
+from server.kernels.triton.available import missing
+from server.kernels.triton.launch import unsupported
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,24 @@ def native_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> 
     return NativeBackend(pool.kernels, shape, scales_input=scales_input(module))
 
 
-OFFERS: tuple[Offer, ...] = (native_backend,)  # the fastest first; torch runs what none of them can
+def triton_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> ExpertBackend | str | None:
+    if pool.triton_device is None:
+        return None
+    reason = missing(pool.triton_device)
+    if reason is not None:
+        return reason
+    shape = describe_experts(module, layout)
+    if isinstance(shape, str):
+        return f"the Triton kernels do not support it: {shape}"
+    reason = unsupported(shape)
+    if reason is not None:
+        return reason
+    from server.kernels.triton.backend import TritonBackend  # noqa: PLC0415  Triton may not be installed
+
+    return TritonBackend(shape, TorchBackend(pool, module, layout), scales_input=scales_input(module))
+
+
+OFFERS: tuple[Offer, ...] = (native_backend, triton_backend)  # the fastest first; torch runs what none of them can
 
 
 def select_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> ExpertBackend:

@@ -33,10 +33,11 @@ class ComputePool:
     Args:
         num_threads: with 1, ``start`` runs the task itself.
         kernels: native kernels with as many threads; None if torch computes everything.
+        triton_device: the device on which Triton runs experts; None if it does not.
     """
 
-    def __init__(self, num_threads: int, kernels: Kernels | None = None):
-        self.num_threads, self.kernels = num_threads, kernels
+    def __init__(self, num_threads: int, kernels: Kernels | None = None, triton_device: torch.device | None = None):
+        self.num_threads, self.kernels, self.triton_device = num_threads, kernels, triton_device
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._results: SimpleQueue[Exception | None] = SimpleQueue()
         self._num_started = 0

@@ -15,7 +15,7 @@ from expert_store import ExpertCatalog
 from server.device import find_device
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
-from server.kernels.native.available import describe_level, kernel_level
+from server.kernels.native.available import OFF, describe_level, kernel_level
 from server.kernels.native.library import Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
@@ -99,7 +99,8 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     # Such a model is in float32 only where bfloat16 is slow, so its results need not be better than those in bfloat16.
     rounds_float32 = settings.dtype == "auto" and suits_bfloat16(model_config)
     kernels = None if level is None else Kernels(num_threads, level, rounds_float32=rounds_float32)
-    pool = ComputePool(pool_threads, kernels)
+    triton_device = device if device.type == "cuda" and settings.kernels != OFF else None
+    pool = ComputePool(pool_threads, kernels, triton_device)
 
     def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:

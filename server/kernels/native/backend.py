@@ -28,6 +28,15 @@ IntArray = npt.NDArray[np.int32]
 
 def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
     """Describe a layer's experts to the kernels; returns the reason as a string if they can't run them."""
+    shape = describe_experts(module, layout)
+    if isinstance(shape, str):
+        return shape
+    reason = impossible("greenroom_check_experts", shape, shape.first[0].inputs, layout.slot_bytes)
+    return shape if reason is None else f"it has {reason}"
+
+
+def describe_experts(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
+    """Describe a layer's experts, whose counts are not checked; returns the reason if no kernels know their like."""
     shapes: Mapping[str, tuple[int, ...]] | None = getattr(module, "parameter_shapes", None)
     if shapes is None:
         return "the shapes of its parameters are unknown"
@@ -58,9 +67,7 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
     if len(parts) > 1:
         gate.is_interleaved = 0  # the outputs of gate and up are apart, whatever the order in one matrix
     matrices = (Matrix * Size.MOST_PARTS)(*parts)
-    shape = ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
-    reason = impossible("greenroom_check_experts", shape, hidden, layout.slot_bytes)
-    return shape if reason is None else f"it has {reason}"
+    return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
 
 
 def _parts(

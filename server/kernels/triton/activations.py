@@ -1,0 +1,38 @@
+"""Activations of experts (``Activation`` of the native kernels), with the gate or without."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SILU: tl.constexpr = tl.constexpr(0)
+GELU: tl.constexpr = tl.constexpr(1)
+GELU_TANH: tl.constexpr = tl.constexpr(2)
+RELU: tl.constexpr = tl.constexpr(3)
+RELU_SQUARED: tl.constexpr = tl.constexpr(4)
+CLAMPED_SWISH: tl.constexpr = tl.constexpr(5)
+QUICK_GELU: tl.constexpr = tl.constexpr(6)
+
+
+@triton.jit
+def activate(gate, up, alpha, limit, KIND: tl.constexpr, HAS_GATE: tl.constexpr):
+    """Activate ``gate``, and multiply by ``up`` if there is a gate."""
+    if KIND == CLAMPED_SWISH:
+        clamped = tl.minimum(gate, limit)
+        return clamped * tl.sigmoid(alpha * clamped) * (tl.minimum(tl.maximum(up, -limit), limit) + 1.0)
+    if KIND == SILU:
+        value = gate * tl.sigmoid(gate)
+    elif KIND == GELU:
+        value = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    elif KIND == GELU_TANH:
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        value = gate * tl.sigmoid(2.0 * inner)  # 0.5 * (1 + tanh(inner))
+    elif KIND == RELU:
+        value = tl.maximum(gate, 0.0)
+    elif KIND == RELU_SQUARED:
+        value = tl.maximum(gate, 0.0) * tl.maximum(gate, 0.0)
+    else:
+        value = gate * tl.sigmoid(1.702 * gate)
+    if HAS_GATE:
+        value = value * up
+    return value

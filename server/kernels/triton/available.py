@@ -1,0 +1,53 @@
+"""Finds out whether Triton's kernels run on a device."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+
+import torch
+
+log = logging.getLogger(__name__)
+
+DRIVER = "libcuda.so.1"
+TOKENS, TOP_K, HIDDEN = 3, 2, 40  # of the trial
+
+
+def has_driver() -> bool:
+    """Return True if NVIDIA's driver is there; a build of torch for CUDA does not bring it."""
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def missing(device: torch.device) -> str | None:
+    """Return why Triton's kernels can't run on a device; None if a small one has run there, and was right."""
+    if torch.version.hip is not None:
+        return "the Triton kernels were never tried on ROCm"
+    if not has_driver():
+        return f"there is no driver of NVIDIA ({DRIVER})"
+    try:
+        from server.kernels.triton import experts  # noqa: PLC0415  Triton may not be installed
+    except ImportError:
+        return "Triton is not installed; pip install 'greenroom[cuda]'"
+    try:
+        is_right = _runs(experts, device)
+    except Exception as error:  # a compiler and a driver raise many kinds
+        log.warning("Triton kernels do not run on %s, so torch runs the experts, slower", device, exc_info=error)
+        return f"a Triton kernel failed: {' '.join(str(error).split())[:200]}"
+    return None if is_right else "a Triton kernel gave a wrong result"
+
+
+def _runs(experts: object, device: torch.device) -> bool:
+    """Run the kernel that adds choices on a few numbers."""
+    products = torch.arange(TOKENS * TOP_K * HIDDEN, dtype=torch.float32, device=device).view(TOKENS, TOP_K, HIDDEN)
+    weights = torch.full((TOKENS, TOP_K), 0.5, device=device)
+    chosen = torch.zeros(TOKENS * TOP_K, dtype=torch.int32, device=device)
+    output = torch.empty((TOKENS, HIDDEN), device=device)
+    kernel = getattr(experts, "add_choices")[(TOKENS, 1)]  # noqa: B009  untyped
+    kernel(products, chosen, weights, output, TOP_K, HIDDEN, SCALES_INPUT=False, BLOCK_N=64)
+    return torch.equal(output, products.sum(1) * 0.5)

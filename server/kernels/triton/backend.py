@@ -1,0 +1,204 @@
+"""TritonBackend: runs a layer's experts on the slots of a device's arena, in two or three launches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+
+from server.kernels.backend import ExpertBackend, ReadyExperts, SortedRows
+from server.kernels.batch_invariant import is_batch_invariant
+from server.kernels.native.structures.experts import ExpertShape
+from server.kernels.triton import experts as kernels
+from server.kernels.triton.grouping import group_choices
+from server.kernels.triton.launch import ExpertLaunch, Tiles
+
+FEW_ROWS = 4  # choices an expert, on average, up to which a program for each is faster; calculated, never measured
+
+
+class TritonBackend:
+    """See ``ExpertBackend``.
+
+    A step with few rows an expert reads an expert's weights once for each row, one with many rows once for each tile of
+    rows. Which of both it is depends on the number of rows; batch-invariant steps always are of the first kind.
+
+    Args:
+        shape: the result of ``expert_shape`` for the layer, none of which ``unsupported`` names.
+        fallback: runs steps whose adapters add to products of experts.
+        scales_input: the router's weights scale an expert's input rows instead of its results.
+    """
+
+    def __init__(
+        self, shape: ExpertShape, fallback: ExpertBackend, *, scales_input: bool = False, tiles: Tiles | None = None
+    ):
+        self._launch = ExpertLaunch.of(shape, scales_input=scales_input)
+        self._fallback, self._tiles = fallback, tiles or Tiles.of(self._launch)
+
+    def run_unweighted(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
+    ) -> int:
+        """See ``ExpertBackend``; rows in the CPU's memory are not this backend's."""
+        return self._fallback.run_unweighted(rows, batches, between, is_exact=is_exact)
+
+    def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
+        """See ``ExpertBackend``. Launches of a batch run while further experts are loaded."""
+        if rows.additions is not None:
+            return self._fallback.run(rows, batches, between)
+        is_few = is_batch_invariant() or rows.num_run <= FEW_ROWS * len(rows.spans)
+        layer = (_FewRows if is_few else _ManyRows)(self._launch, self._tiles, rows)
+        ready: ReadyExperts | None = None
+        for ready in batches:
+            between()
+            layer.run_first(ready)
+            if ready.gives_back:
+                layer.run_second()
+        return layer.finish()
+
+
+class _Layer(ABC):
+    """One run of a layer: its buffers on the device, and what has been computed of it."""
+
+    def __init__(self, launch: ExpertLaunch, tiles: Tiles, rows: SortedRows):
+        self.launch, self.tiles = launch, tiles
+        self.x = rows.hidden_states.contiguous()
+        self.weights = rows.weights.contiguous()
+        self.top_k, self.num_tokens, self.num_choices = rows.top_k, rows.num_tokens, len(rows.order)
+        self._number_of = {key: number for number, key in enumerate(rows.spans)}
+        numbers = np.full(self.num_choices, -1, np.int32)
+        for number, (start, end) in enumerate(rows.spans.values()):
+            numbers[rows.order[start:end]] = number
+        self.experts = self._upload(numbers)
+        self.hidden = self.x.new_empty(self.num_choices, launch.intermediate)
+        self._arena: tuple[torch.Tensor, int] | None = None
+        self._pending: list[tuple[int, int]] = []  # expert and slot of those whose second product is to come
+        self._products: torch.Tensor | None = None
+
+    def run_first(self, ready: ReadyExperts) -> None:
+        """Run gate and up of a batch of experts."""
+        found = [(self._number_of[key], slot) for key, slot in zip(ready.keys, ready.slots.tolist(), strict=True)]
+        self._arena = ready.arena, ready.arena.stride(0)
+        self._launch_first(self._table(found))
+        self._pending += found
+
+    def run_second(self) -> None:
+        """Run down of the experts that have come, whose slots may then be overwritten."""
+        if self._products is None:
+            self._products = self._empty_products()
+        if self._pending:
+            self._launch_second(self._table(self._pending), self._products)
+            self._pending = []
+
+    def finish(self) -> torch.Tensor:
+        """Return the weighted sums, ``(tokens, hidden)``."""
+        self.run_second()
+        assert self._products is not None
+        output = torch.empty_like(self.x)
+        options = {"SCALES_INPUT": self.launch.second_options["SCALES_INPUT"], "BLOCK_N": 256}
+        grid = (self.num_tokens, triton.cdiv(self.launch.hidden, 256))
+        kernels.add_choices[grid](
+            self._products, self.experts, self.weights, output, self.top_k, self.launch.hidden, **options
+        )
+        return output
+
+    @property
+    def arena(self) -> tuple[torch.Tensor, int]:
+        """The first byte of the arena, and the bytes of a slot."""
+        assert self._arena is not None
+        return self._arena
+
+    def _table(self, found: list[tuple[int, int]]) -> torch.Tensor:
+        """Return the slot of each expert of the layer, int32, -1 for those that are not to be run."""
+        table = np.full(max(1, len(self._number_of)), -1, np.int32)
+        for number, slot in found:
+            table[number] = slot
+        return self._upload(table)
+
+    def _upload(self, numbers: npt.NDArray[np.int32]) -> torch.Tensor:
+        host = torch.from_numpy(numbers)
+        if self.x.is_cuda:  # a pinned buffer is kept by torch until the copy has ended
+            return host.pin_memory().to(self.x.device, non_blocking=True)
+        return host
+
+    @abstractmethod
+    def _empty_products(self) -> torch.Tensor:
+        """Return memory for the product of each choice, ``(choices, hidden)``."""
+
+    @abstractmethod
+    def _launch_first(self, slots: torch.Tensor) -> None:
+        """Run gate and up of the experts that have a slot."""
+
+    @abstractmethod
+    def _launch_second(self, slots: torch.Tensor, products: torch.Tensor) -> None:
+        """Run down of the experts that have a slot."""
+
+
+class _FewRows(_Layer):
+    """A program for each choice and tile of outputs."""
+
+    def finish(self) -> torch.Tensor:
+        if self._products is not None or not self._pending:
+            return super().finish()
+        output = torch.empty_like(self.x)  # all experts are in their slots: weight and add in the same launch
+        self._multiply_down(self._table(self._pending), output, self.num_tokens, adds=True)
+        return output
+
+    def _empty_products(self) -> torch.Tensor:
+        return self.x.new_empty(self.num_choices, self.launch.hidden, dtype=torch.float32)
+
+    def _launch_first(self, slots: torch.Tensor) -> None:
+        launch, tiles = self.launch, self.tiles
+        grid = (self.num_choices, triton.cdiv(launch.intermediate, tiles.few_outputs))
+        kernels.first_few[grid](
+            *self.arena, slots, self.experts, self.x, self.weights, self.hidden, self.top_k, launch.hidden,
+            launch.intermediate, *launch.first, **launch.first_options, **self._blocks,
+        )  # fmt: skip
+
+    def _launch_second(self, slots: torch.Tensor, products: torch.Tensor) -> None:
+        self._multiply_down(slots, products, self.num_choices, adds=False)
+
+    def _multiply_down(self, slots: torch.Tensor, output: torch.Tensor, num_rows: int, *, adds: bool) -> None:
+        launch = self.launch
+        grid = (num_rows, triton.cdiv(launch.hidden, self.tiles.few_outputs))
+        kernels.second_few[grid](
+            *self.arena, slots, self.experts, self.hidden, self.weights, output, self.top_k, launch.hidden,
+            launch.intermediate, *launch.second, **launch.second_options, ADDS=adds, **self._blocks,
+        )  # fmt: skip
+
+    @property
+    def _blocks(self) -> dict[str, int]:
+        return {"BLOCK_N": self.tiles.few_outputs, "BLOCK_K": self.tiles.few_inputs}
+
+
+class _ManyRows(_Layer):
+    """A program for each tile of choices of one expert and tile of outputs."""
+
+    def __init__(self, launch: ExpertLaunch, tiles: Tiles, rows: SortedRows):
+        super().__init__(launch, tiles, rows)
+        self._groups = group_choices(self.experts, len(rows.spans), tiles.many_rows)
+
+    def _empty_products(self) -> torch.Tensor:
+        return self.x.new_empty(self.num_choices, self.launch.hidden)
+
+    def _launch_first(self, slots: torch.Tensor) -> None:
+        launch = self.launch
+        grid = (len(self._groups[0]), triton.cdiv(launch.intermediate, self.tiles.first_outputs))
+        kernels.first_many[grid](
+            *self.arena, slots, *self._groups, self.x, self.weights, self.hidden, self.top_k, launch.hidden,
+            launch.intermediate, *launch.first, **launch.first_options, **self._blocks(self.tiles.first_outputs),
+        )  # fmt: skip
+
+    def _launch_second(self, slots: torch.Tensor, products: torch.Tensor) -> None:
+        launch = self.launch
+        options = {name: value for name, value in launch.second_options.items() if name != "SCALES_INPUT"}
+        grid = (len(self._groups[0]), triton.cdiv(launch.hidden, self.tiles.second_outputs))
+        kernels.second_many[grid](
+            *self.arena, slots, *self._groups, self.hidden, products, launch.hidden, launch.intermediate,
+            *launch.second, **options, **self._blocks(self.tiles.second_outputs),
+        )  # fmt: skip
+
+    def _blocks(self, outputs: int) -> dict[str, int]:
+        return {"BLOCK_M": self.tiles.many_rows, "BLOCK_N": outputs, "BLOCK_K": self.tiles.many_inputs}

@@ -1,0 +1,51 @@
+"""Triton's kernels compile for cards that are not there, and use no more of them than there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.kernels.triton.layers import KINDS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[4]
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that a block may use
+KERNELS = {"first_few", "second_few", "first_many", "second_many"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Compile in a process that does not interpret kernels."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "tests.server.kernels.triton.compiled"]
+    ended = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    results: list[dict[str, Any]] = json.loads(ended.stdout)
+    return results
+
+
+def test_every_kernel_compiles_for_every_card_and_format(compiled: list[dict[str, Any]]) -> None:
+    assert {(each["kernel"], each["card"]) for each in compiled} == {
+        (name, card) for name in KERNELS for card in SHARED
+    }
+    assert {(each["kernel"], each["kind"]) for each in compiled} == {(name, kind) for name in KERNELS for kind in KINDS}
+
+
+def test_no_kernel_spills_registers(compiled: list[dict[str, Any]]) -> None:
+    assert [each for each in compiled if each["stack"] or each["local"]] == []
+
+
+def test_shared_memory_is_within_the_limit_of_the_card(compiled: list[dict[str, Any]]) -> None:
+    assert [each for each in compiled if each["shared"] > SHARED[each["card"]]] == []
+
+
+def test_offsets_of_slots_have_64_bits(compiled: list[dict[str, Any]]) -> None:
+    assert all(each["multiplies_64_bits"] for each in compiled)
