@@ -32,7 +32,7 @@ LAST_FLAGS = ("-ffp-contract=off",)
 LINK_FLAGS = ("-shared", "-s", "-static-libstdc++", "-static-libgcc", "-pthread")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
+AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi")
 # Only `levels/level_NAME.cpp` is compiled with a level's flags, if the compiler supports them. Levels with flags are
 # x86-64's.
 LEVELS = {

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.comparison.engine_process import EngineError
-from benchmarks.comparison.plan import PACKED_FORMATS
+from benchmarks.comparison.plan import GGUF_FORMATS, PACKED_FORMATS
 
 
 class FamilyFiles:
@@ -45,8 +45,9 @@ class FamilyFiles:
         """Delete what was made from the checkpoint or its first GGUF file, to need less space at a time."""
         if self._keep:
             return
-        for path in self._made("Q*.gguf"):
-            path.unlink()
+        for weights in GGUF_FORMATS:
+            for path in self._made(f"{weights}.gguf"):
+                path.unlink()
         for weights in PACKED_FORMATS:
             shutil.rmtree(self.folder.with_name(f"{self.folder.name}-{weights}"), ignore_errors=True)
 

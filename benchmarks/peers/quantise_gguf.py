@@ -6,7 +6,7 @@ import argparse
 
 import llama_cpp as llama
 
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}  # ``llama_ftype``
+FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "IQ4_XS": 30, "MXFP4_MOE": 38}  # ``llama_ftype``
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Writes Greenroom's logits of one sequence: ``run_greenroom.py MODEL --logits IDS.json OUT.npy [--one-by-one]``.
 
+MODEL is a folder or a GGUF file.
+
 Run it in the folder of the checkout to measure, which is put first on ``sys.path``.
 """
 
@@ -20,7 +22,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
@@ -35,12 +37,13 @@ def main() -> None:
     parser.add_argument("--logits", nargs=2, type=Path, required=True)
     parser.add_argument("--one-by-one", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--dtype", default="auto", help="as in greenroom serve")
     parser.add_argument("--kernels", default="auto", help="as in greenroom serve")
     options = parser.parse_args()
     ids = json.loads(options.logits[0].read_text())
     cpu = torch.device("cpu")
     level = choose_level(options.kernels)
-    dtype = compute_dtype("auto", read_config(options.model), cpu, is_native=level is not None)
+    dtype = compute_dtype(options.dtype, open_checkpoint(options.model).read_config(), cpu, is_native=level is not None)
     pool = ComputePool(options.threads, None if level is None else Kernels(options.threads, level))
     trunk = load_trunk(options.model, dtype, cpu, is_deterministic=options.deterministic, pool=pool)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)

@@ -44,7 +44,8 @@ const Level* find_level(const char* most) {
       has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   [[maybe_unused]] const bool has_avx512_bf16 =
-      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("avx512vbmi");
   const Choice choices[] = {
       {&kPortable, true},
 #ifndef GREENROOM_NO_AVX2
