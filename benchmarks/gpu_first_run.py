@@ -1,0 +1,94 @@
+"""Measures a server's engine on a GPU, with all of the experts on it, a half and a quarter.
+
+``python -m benchmarks.gpu_first_run OUT [--device cuda] [MODEL ...]`` prints one JSON line and writes a profile to OUT.
+Without a model it is the bundled one. ``--device cpu`` has the emulated device in the GPU's place, which tries this
+program and measures nothing of a GPU. ``gpu_first_run.sh`` runs it after the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.engine_alone import run
+from server.device import find_device
+from server.inspection.bandwidth import measure_copy
+from server.loading.load import LoadedServer, load_server
+from server.settings import load_settings
+
+SHARES = ("100%", "50%", "25%")  # of the experts
+STREAMS = (1, 8, 32)
+PROMPT = list(range(10, 42))
+WARM_UP, TOKENS, PROFILED = 8, 64, 8  # tokens a stream
+PACKAGES = ("torch", "transformers", "triton")
+SHOWN = 15  # operations of the profile
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def generate(loaded: LoadedServer, streams: int, tokens: int) -> dict[str, float]:
+    return asyncio.run(run(loaded, [(PROMPT, tokens)] * streams))
+
+
+def measure(model: str | None, device: str, share: str, out: Path) -> dict[str, Any]:
+    """Load a model with a share of its experts on the device, and decode with more and more streams."""
+    loaded = load_server(model, load_settings({"device": device, "device_expert_memory": share}, {}, None))
+    try:
+        result: dict[str, Any] = {"model": model or "bundled", "share": share, "tokens_per_second": {}}
+        for streams in STREAMS:
+            generate(loaded, streams, WARM_UP)
+            took = generate(loaded, streams, TOKENS)
+            result["tokens_per_second"][streams] = round(streams * took["steps"] / took["seconds"], 1)
+        if share == SHARES[0]:
+            result["profile"] = profile(loaded, out / f"profile_{Path(model or 'bundled').name}.json")
+    finally:
+        loaded.close()
+    return result
+
+
+def profile(loaded: LoadedServer, path: Path) -> dict[str, int]:
+    """Write a profile of some steps of one stream; return how often each of the most frequent operations ran."""
+    with torch.profiler.profile() as found:
+        generate(loaded, 1, PROFILED)
+    found.export_chrome_trace(str(path))
+    events = sorted(found.key_averages(), key=lambda event: -event.count)
+    return {event.key: event.count for event in events[:SHOWN]}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="*", default=[None])
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    device, report = find_device(arguments.device), {"versions": versions(), "runs": []}
+    if device.type == "cuda":
+        report["device"] = torch.cuda.get_device_name(device)
+        report["copy_bytes_per_second"] = measure_copy(device)
+    for model in arguments.models:
+        for share in SHARES:
+            report["runs"].append(measure(model, arguments.device, share, arguments.out))
+            print(report["runs"][-1], file=sys.stderr)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
