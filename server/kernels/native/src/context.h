@@ -36,7 +36,7 @@ struct Context {
   Scratch mixers;   // memory of the kinds of mixers
 };
 
-// Adds a bias of plain numbers to at most kWideTile outputs of some rows; `y` is the first output of the first row.
+// Adds a bias of plain numbers to some outputs of some rows; `y` is the first output of the first row.
 void add_bias(const Level& level, const void* bias, Format format, int64_t rows, int64_t first_output,
               int64_t last_output, float* y, int64_t y_stride);
 

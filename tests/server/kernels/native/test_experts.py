@@ -6,6 +6,7 @@ from ctypes import addressof
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,20 @@ def test_a_choice_has_the_same_bits_whatever_experts_share_the_call(
     is_run = layer.chosen.flatten() >= first
     assert torch.equal(later[is_run], together[is_run])
     assert bool(later[~is_run].isnan().all())
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name.endswith("transposed")])
+def test_few_rows_of_wide_experts_stored_inputs_first_have_the_bits_of_many(kernels: Kernels, name: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    # Several tiles, or one of more outputs than fit in registers; incomplete columns, and an incomplete pair of inputs.
+    parts, second = [MAKERS[name](random, 4202, 601)], MAKERS[name](random, 601, 2101)
+    expert = Expert(parts, second, torch.randn(4202, generator=random), torch.randn(601, generator=random))
+    x = torch.randn((9, 601), generator=random)
+    many = Layer([expert], Gate(Activation.SILU, 1, 0, ALPHA, LIMIT), x, torch.zeros((9, 1), dtype=torch.long), False)
+    together = run(kernels, many)
+    assert bool(together.isfinite().all())
+    for rows in range(1, 6):
+        assert torch.equal(run(kernels, many._replace(x=x[:rows], chosen=many.chosen[:rows])), together[:rows])
 
 
 @settings(max_examples=20)

@@ -110,11 +110,12 @@ void LoraSums::add(const Level& level, int64_t group, int64_t first_row, int64_t
     const int64_t last = std::lower_bound(rows + first, rows + piece.count, last_row) - rows;
     if (first == last) continue;
     Panel panel{PanelKind::kFloat32, piece.count, part.rank, piece.stride, products_ + piece.begin, nullptr, nullptr};
-    alignas(64) float sums[kRowTile * kWideTile];
-    level.multiply(up_of(part), panel, first, last, from - part.first_output, to - part.first_output, sums, kWideTile);
+    alignas(64) float sums[kWidest];
+    const int64_t size = to - from;
+    level.multiply(up_of(part), panel, first, last, from - part.first_output, to - part.first_output, sums, size);
     for (int64_t place = first; place < last; ++place) {
-      level.add_scaled(y + (rows[place] - first_row) * y_stride + (from - first_output),
-                       sums + (place - first) * kWideTile, 1.0f, to - from);
+      level.add_scaled(y + (rows[place] - first_row) * y_stride + (from - first_output), sums + (place - first) * size,
+                       1.0f, size);
     }
   }
 }

@@ -121,7 +121,7 @@ class LoraSums {
   // Multiplies some rows by a part's `down`.
   void multiply_down(const Level& level, int64_t tile, int thread);
 
-  // Adds to some outputs of some rows of one group, at most kRowTile by kWideTile, the first at `y`.
+  // Adds to some outputs of some rows of one group, at most kWidest numbers, the first at `y`.
   void add(const Level& level, int64_t group, int64_t first_row, int64_t last_row, int64_t first_output,
            int64_t last_output, float* y, int64_t y_stride) const;
 

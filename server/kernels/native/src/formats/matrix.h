@@ -49,6 +49,8 @@ inline constexpr int kDecoded = 16;  // codes of the other formats that are deco
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
 inline constexpr int kRowTile = 64;     // rows in a tile
+inline constexpr int kSpreadRows = 4;   // few rows, whose tiles of such a matrix may be wider:
+inline constexpr int kWidest = kRowTile * kWideTile;  // outputs times rows
 
 // `outputs` rows of `inputs` weights each. Only plain formats may be transposed, (inputs, outputs) in memory.
 struct Matrix {

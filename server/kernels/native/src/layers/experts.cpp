@@ -20,23 +20,23 @@ Matrix in_slot(const Matrix& matrix, uint64_t slot) {
 }
 
 // The tiles of all experts of a batch, expert by expert, over its rows and the outputs of a matrix.
+//
+// A matrix that is stored inputs first is read fastest in whole rows of memory, or else in long parts of them. So experts
+// of few rows have one tile each, or few of them, if that leaves no thread without work.
 class Tiling {
  public:
-  Tiling(const ExpertBatch& batch, const Matrix& matrix, int64_t* ends)
-      : batch_(batch),
-        tile_outputs_(matrix.is_transposed ? kWideTile : kOutputTile),
-        output_tiles_(divide_up(matrix.outputs, tile_outputs_)),
-        outputs_(matrix.outputs),
-        ends_(ends) {
+  Tiling(const ExpertBatch& batch, const Matrix& matrix, int num_threads, int64_t* ends)
+      : batch_(batch), matrix_(matrix), parts_(matrix.is_transposed ? parts_for(num_threads) : 0), ends_(ends) {
     int64_t end = 0;
     for (int64_t expert = 0; expert < batch.num_experts; ++expert) {
-      end += row_tiles(expert) * output_tiles_;
+      end += row_tiles(expert) * divide_up(matrix.outputs, tile_outputs(expert));
       ends[expert] = end;
     }
   }
 
   struct Tile {
     int64_t expert, first_row, last_row, first_output, last_output;  // rows are those of the batch
+    int64_t num_outputs() const { return last_output - first_output; }
   };
 
   int64_t count() const { return ends_[batch_.num_experts - 1]; }
@@ -45,22 +45,39 @@ class Tiling {
     const int64_t expert = std::upper_bound(ends_, ends_ + batch_.num_experts, index) - ends_;
     const int64_t place = index - (expert ? ends_[expert - 1] : 0);
     const int64_t output_tile = place / row_tiles(expert), row_tile = place % row_tiles(expert);
-    const int64_t begin = batch_.starts[0];
+    const int64_t begin = batch_.starts[0], size = tile_outputs(expert);
     const int64_t first_row = batch_.starts[expert] - begin + row_tile * kRowTile;
-    const int64_t first_output = output_tile * tile_outputs_;
+    const int64_t first_output = output_tile * size;
     return {expert, first_row, std::min(first_row + kRowTile, batch_.starts[expert + 1] - begin), first_output,
-            std::min(first_output + tile_outputs_, outputs_)};
+            std::min(first_output + size, matrix_.outputs)};
   }
 
  private:
-  int64_t row_tiles(int64_t expert) const {
-    return divide_up(batch_.starts[expert + 1] - batch_.starts[expert], kRowTile);
+  static constexpr int64_t kLongBytes = 4096;  // of a part of a row of memory that is read fast
+  static constexpr int64_t kTilesEach = 4;     // of a thread, so that it may help another
+
+  int64_t rows_of(int64_t expert) const { return batch_.starts[expert + 1] - batch_.starts[expert]; }
+  int64_t row_tiles(int64_t expert) const { return divide_up(rows_of(expert), kRowTile); }
+
+  // Returns into how many parts the rows of memory are split for experts of few rows; 0 if they are in narrow tiles.
+  int64_t parts_for(int num_threads) const {
+    int64_t few = 0;
+    for (int64_t expert = 0; expert < batch_.num_experts; ++expert) few += rows_of(expert) <= kSpreadRows;
+    for (int64_t parts = divide_up(matrix_.outputs * kSpreadRows, kWidest);; parts *= 2) {
+      if (parts > 1 && matrix_.outputs / parts * bytes_of(matrix_.format) < kLongBytes) return 0;
+      if (few * parts % num_threads == 0 || few * parts >= kTilesEach * num_threads) return parts;
+    }
+  }
+
+  int64_t tile_outputs(int64_t expert) const {
+    if (!matrix_.is_transposed) return kOutputTile;
+    if (!parts_ || rows_of(expert) > kSpreadRows) return kWideTile;
+    return round_up(divide_up(matrix_.outputs, parts_), kOutputTile);
   }
 
   const ExpertBatch& batch_;
-  int64_t tile_outputs_;
-  int64_t output_tiles_;
-  int64_t outputs_;
+  const Matrix& matrix_;
+  int64_t parts_;
   int64_t* ends_;
 };
 
@@ -220,8 +237,9 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
     first_lora.add(level, tile.expert, tile.first_row, tile.last_row, offset + tile.first_output,
                    offset + tile.last_output, y, width);
   };
-  const Tiling first_tiles(batch, first, tables);
-  const Tiling other_tiles(batch, other, tables + num_experts * (shape.num_parts - 1));
+  const int num_threads = context.pool.num_threads();
+  const Tiling first_tiles(batch, first, num_threads, tables);
+  const Tiling other_tiles(batch, other, num_threads, tables + num_experts * (shape.num_parts - 1));
   auto multiply_first = [&](int64_t tile, int) {
     if (tile < first_tiles.count()) {
       run_first(first_tiles, 0, 0, tile);
@@ -239,23 +257,22 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
     }
   };
   auto multiply_down = [&](int64_t tile, int thread) { second_lora.multiply_down(level, tile, thread); };
-  const Tiling second_tiles(batch, second, tables + num_experts * shape.num_parts);
+  const Tiling second_tiles(batch, second, num_threads, tables + num_experts * shape.num_parts);
   auto multiply_second = [&](int64_t index, int) {
     const Tiling::Tile tile = second_tiles.at(index);
     const uint64_t slot = batch.slots[tile.expert];
-    alignas(64) float sums[kRowTile * kWideTile];
+    alignas(64) float sums[kWidest];
+    const int64_t size = tile.num_outputs();
     level.multiply(in_slot(second, slot), inner_panel, tile.first_row, tile.last_row, tile.first_output,
-                   tile.last_output, sums, kWideTile);
+                   tile.last_output, sums, size);
     if (shape.second_bias >= 0) {
       add_bias(level, reinterpret_cast<const char*>(slot) + shape.second_bias, shape.bias_format,
-               tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, kWideTile);
+               tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, size);
     }
-    second_lora.add(level, tile.expert, tile.first_row, tile.last_row, tile.first_output, tile.last_output, sums,
-                    kWideTile);
+    second_lora.add(level, tile.expert, tile.first_row, tile.last_row, tile.first_output, tile.last_output, sums, size);
     for (int64_t row = tile.first_row; row < tile.last_row; ++row) {
-      std::memcpy(batch.outputs + choices[row] * hidden + tile.first_output,
-                  sums + (row - tile.first_row) * kWideTile,
-                  static_cast<size_t>(tile.last_output - tile.first_output) * sizeof(float));
+      std::memcpy(batch.outputs + choices[row] * hidden + tile.first_output, sums + (row - tile.first_row) * size,
+                  static_cast<size_t>(size) * sizeof(float));
     }
   };
   const int64_t row_tiles = divide_up(rows, kPrepared);

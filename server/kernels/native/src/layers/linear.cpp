@@ -7,9 +7,11 @@ namespace greenroom {
 void add_bias(const Level& level, const void* bias, Format format, int64_t rows, int64_t first_output,
               int64_t last_output, float* y, int64_t y_stride) {
   float numbers[kWideTile];
-  const int64_t count = last_output - first_output;
-  level.widen(static_cast<const char*>(bias) + first_output * bytes_of(format), format, numbers, count);
-  for (int64_t row = 0; row < rows; ++row) level.add_scaled(y + row * y_stride, numbers, 1.0f, count);
+  for (int64_t first = first_output; first < last_output; first += kWideTile, y += kWideTile) {
+    const int64_t count = std::min<int64_t>(kWideTile, last_output - first);
+    level.widen(static_cast<const char*>(bias) + first * bytes_of(format), format, numbers, count);
+    for (int64_t row = 0; row < rows; ++row) level.add_scaled(y + row * y_stride, numbers, 1.0f, count);
+  }
 }
 
 void run_linear(Context& context, const LinearCall& call) {
