@@ -22,7 +22,8 @@ chart from one or more results files.
 
 ``--family`` makes the random checkpoint of a family (``benchmarks.families``) and its GGUF file, compares the two
 engines all in memory, deletes the files and goes on with the next; ``--only int8,int4`` chooses other formats than that
-of the checkpoint, and ``--only Q8_0,Q4_0,Q4_K_M`` GGUF files, which both engines serve.
+of the checkpoint, and ``--only Q8_0,Q4_0,Q4_K_M`` GGUF files, which both engines serve. ``--only decode --contexts
+12000,32000 --streams 1`` measures decoding after long prompts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from benchmarks.comparison.family_files import FamilyFiles
 from benchmarks.comparison.family_table import family_lines
 from benchmarks.comparison.interleaved import Comparison
 from benchmarks.comparison.markdown_page import write_families, write_page
-from benchmarks.comparison.plan import GGUF_FORMATS, PEERS, select, tasks
+from benchmarks.comparison.plan import GGUF_FORMATS, PEERS, SHORT_CONTEXT, Selection, Task, select, tasks
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.families import FAMILIES
 
@@ -92,7 +93,7 @@ def make_setup(options: argparse.Namespace, model: Path) -> Setup:
         (options.work or model.parent).resolve(),
         logs,
         options.threads,
-        max(options.prompts) + 1024,
+        max(*options.prompts, *options.contexts) + 1024,
         options.greenroom,
         options.niceness,
         {peer: path for peer in PEERS if (path := getattr(options, attribute(peer)))},
@@ -104,6 +105,11 @@ def variants(options: argparse.Namespace) -> list[Variant]:
     return [Variant("greenroom", Path.cwd()), *map(Variant.parse, options.also)]
 
 
+def planned(options: argparse.Namespace, condition: str, selection: Selection) -> list[Task]:
+    streams, prompts, tokens = options.streams, options.prompts, options.tokens
+    return tasks(condition, selection.kinds, streams, prompts, tokens, contexts=options.contexts)
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Compare engines with one checkpoint."""
     selection = select(options.only)
@@ -111,7 +117,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for condition in selection.conditions:
             for weights in selection.formats:
-                work = tasks(condition, selection.kinds, options.streams, options.prompts, options.tokens)
+                work = tasks(
+                    condition, selection.kinds, options.streams, options.prompts, options.tokens, options.contexts
+                )
                 if work:
                     comparison.run_group(condition, weights, work, options.rounds)
     except KeyboardInterrupt:
@@ -138,7 +146,14 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                 comparison = Comparison(setup, variants(options), selection, options.retries)
                 try:
                     for weights in FAMILIES[name].compared_formats(options.only):
-                        work = tasks("resident", selection.kinds, options.streams, options.prompts, options.tokens)
+                        work = tasks(
+                            "resident",
+                            selection.kinds,
+                            options.streams,
+                            options.prompts,
+                            options.tokens,
+                            options.contexts,
+                        )
                         comparison.run_group("resident", weights, work, options.rounds)
                         files.delete_quantised()
                 finally:
@@ -189,6 +204,12 @@ def main() -> None:
         "--only", type=words, default=[], metavar="WORDS", help="selection, such as resident,bf16,decode"
     )
     parser.add_argument("--streams", type=numbers, default=[1, 8])
+    parser.add_argument(
+        "--contexts",
+        type=numbers,
+        default=[SHORT_CONTEXT],
+        help="tokens of the prompts after which streams decode, such as 64,12000",
+    )
     parser.add_argument("--prompts", type=numbers, help="prompt lengths in tokens")
     parser.add_argument("--tokens", type=int, help="tokens to generate after each prompt")
     parser.add_argument("--rounds", type=int, default=3)

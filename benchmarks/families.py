@@ -16,7 +16,7 @@ COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 1024,
     "num_hidden_layers": 8,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 40_960,
     "bos_token_id": 0,
     "eos_token_id": 0,
     "pad_token_id": 0,

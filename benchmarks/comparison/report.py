@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.comparison.plan import SHORT_CONTEXT
+
 Entry = Mapping[str, Any]  # one engine, task and condition, as in the JSON line
 
 
@@ -39,7 +41,8 @@ class Row:
 def task_name(entry: Entry) -> str:
     if entry["kind"] == "prompt":
         return f"first token of {entry['prompt_tokens']:,}"
-    return f"{entry['streams']} stream{'s' * (entry['streams'] > 1)}"
+    name = f"{entry['streams']} stream{'s' * (entry['streams'] > 1)}"
+    return name if entry["prompt_tokens"] <= SHORT_CONTEXT else f"{name} after {entry['prompt_tokens']:,}"
 
 
 def speeds(entry: Entry) -> list[float]:

@@ -13,7 +13,7 @@ from benchmarks.compare import merged
 from benchmarks.comparison.chart import COLORS, draw
 from benchmarks.comparison.engine_process import decode_speed
 from benchmarks.comparison.markdown_page import BEGIN, END, write_page
-from benchmarks.comparison.plan import Task, select
+from benchmarks.comparison.plan import Task, select, tasks
 from benchmarks.comparison.report import make_rows, slower_rows
 from benchmarks.exactness import mean_divergence
 from benchmarks.load_generator import Timing
@@ -38,6 +38,13 @@ def result(*entries: dict[str, Any]) -> dict[str, Any]:
         "entries": list(entries),
         "skipped": [],
     }
+
+
+def test_decoding_after_long_prompts_is_a_task_of_its_own() -> None:
+    work = tasks("resident", ["decode"], [1], [], 8, contexts=[64, 12_000])
+    assert [len(task.prompts(0, 1000)[0]) for task in work] == [64, 12_000]
+    rows = make_rows(result(*(entry("greenroom", [5], prompt_tokens=task.prompt_tokens) for task in work)))
+    assert [row.task for row in rows] == ["1 stream", "1 stream after 12,000"]
 
 
 def test_ratio_compares_medians_with_the_best_peer() -> None:
