@@ -31,23 +31,23 @@ def missing(device: torch.device) -> str | None:
     if not has_driver():
         return f"there is no driver of NVIDIA ({DRIVER})"
     try:
-        from server.kernels.triton import experts  # noqa: PLC0415  Triton may not be installed
+        is_right = _adds(device)
     except ImportError:
         return "Triton is not installed; pip install 'greenroom[cuda]'"
-    try:
-        is_right = _runs(experts, device)
     except Exception as error:  # a compiler and a driver raise many kinds
         log.warning("Triton kernels do not run on %s, so torch runs the experts, slower", device, exc_info=error)
         return f"a Triton kernel failed: {' '.join(str(error).split())[:200]}"
     return None if is_right else "a Triton kernel gave a wrong result"
 
 
-def _runs(experts: object, device: torch.device) -> bool:
-    """Run the kernel that adds choices on a few numbers."""
+def _adds(device: torch.device) -> bool:
+    """Return True if the kernel that adds choices is right on a few numbers."""
+    from server.kernels.triton import experts  # noqa: PLC0415  Triton may not be installed
+
     products = torch.arange(TOKENS * TOP_K * HIDDEN, dtype=torch.float32, device=device).view(TOKENS, TOP_K, HIDDEN)
     weights = torch.full((TOKENS, TOP_K), 0.5, device=device)
     chosen = torch.zeros(TOKENS * TOP_K, dtype=torch.int32, device=device)
-    output = torch.empty((TOKENS, HIDDEN), device=device)
-    kernel = getattr(experts, "add_choices")[(TOKENS, 1)]  # noqa: B009  untyped
-    kernel(products, chosen, weights, output, TOP_K, HIDDEN, SCALES_INPUT=False, BLOCK_N=64)
+    output = torch.zeros((TOKENS, HIDDEN), device=device)
+    options = {"SCALES_INPUT": False, "BLOCK_N": 64}
+    experts.add_choices[(TOKENS, 1)](products, chosen, weights, output, TOP_K, HIDDEN, **options)
     return torch.equal(output, products.sum(1) * 0.5)

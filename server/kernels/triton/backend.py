@@ -50,7 +50,6 @@ class TritonBackend:
             return self._fallback.run(rows, batches, between)
         is_few = is_batch_invariant() or rows.num_run <= FEW_ROWS * len(rows.spans)
         layer = (_FewRows if is_few else _ManyRows)(self._launch, self._tiles, rows)
-        ready: ReadyExperts | None = None
         for ready in batches:
             between()
             layer.run_first(ready)

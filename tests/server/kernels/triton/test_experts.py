@@ -11,7 +11,9 @@ from server.kernels.backend import SortedRows
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.backend import describe_experts
 from server.kernels.torch_backend import TorchBackend
+from server.kernels.triton import available
 from server.kernels.triton import backend as triton_backend
+from server.kernels.triton import experts as kernels
 from server.kernels.triton.available import has_driver
 from server.kernels.triton.backend import TritonBackend
 from server.kernels.triton.launch import Tiles, unsupported
@@ -98,3 +100,13 @@ def test_slots_behind_32_bits_of_bytes_are_read(num_tokens: int) -> None:
     far = make_layer(KINDS["float32"], 2, first_slot=(1 << 33) // layer.layout.slot_bytes + 1)
     rows = make_rows(layer, num_tokens, TOP_K)
     assert torch.equal(run(far, rows), run(layer, rows))
+
+
+def test_the_trial_of_a_device_finds_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "has_driver", lambda: True)
+    trial = available.missing.__wrapped__  # without what was found before
+    assert trial(DEVICE) is None
+    monkeypatch.setattr(kernels, "add_choices", {(available.TOKENS, 1): lambda *_, **__: None})
+    assert trial(DEVICE) == "a Triton kernel gave a wrong result"
+    monkeypatch.setattr(kernels, "add_choices", None)
+    assert "a Triton kernel failed: 'NoneType'" in trial(DEVICE)
