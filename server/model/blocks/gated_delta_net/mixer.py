@@ -24,22 +24,13 @@ if TYPE_CHECKING:
     from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 
 
-class GatedDeltaNetMixer(RecurrentMixer):
-    """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
-    """
+class GatedDeltaNetMixer(RecurrentMixer[GatedDeltaNet, "GatedDeltaNetParts"]):
+    """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection."""
 
     kind = MixerKind.GATED_DELTA_NET
+    spec_type = GatedDeltaNet
 
-    def __init__(self, parts: GatedDeltaNetParts, index: int):
-        self.spec = GatedDeltaNet()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: GatedDeltaNetParts) -> None:
         spec, module = self.spec, parts.module
         spec.key_heads, spec.value_heads = module.num_k_heads, module.num_v_heads
         spec.key_dim, spec.value_dim = module.head_k_dim, module.head_v_dim

@@ -20,22 +20,13 @@ if TYPE_CHECKING:
     from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
 
 
-class KimiDeltaAttentionMixer(RecurrentMixer):
-    """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
-    """
+class KimiDeltaAttentionMixer(RecurrentMixer[KimiDeltaAttention, "KimiDeltaAttentionParts"]):
+    """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection."""
 
     kind = MixerKind.KIMI_DELTA_ATTENTION
+    spec_type = KimiDeltaAttention
 
-    def __init__(self, parts: KimiDeltaAttentionParts, index: int):
-        self.spec = KimiDeltaAttention()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: KimiDeltaAttentionParts) -> None:
         spec, module, forget = self.spec, parts.module, parts.module.forget_gate
         spec.heads, spec.head_dim = module.num_heads, module.head_dim
         self.set_projections(spec.projections, [first for first, *_ in parts.inputs], parts.output)

@@ -24,22 +24,13 @@ if TYPE_CHECKING:
     from server.model.blocks.lightning_attention.parts import LightningAttentionParts
 
 
-class LightningAttentionMixer(RecurrentMixer):
-    """Projections, an activation, the recurrence, a norm of all heads, gates, and the output projection.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
-    """
+class LightningAttentionMixer(RecurrentMixer[LightningAttention, "LightningAttentionParts"]):
+    """Projections, an activation, the recurrence, a norm of all heads, gates, and the output projection."""
 
     kind = MixerKind.LIGHTNING_ATTENTION
+    spec_type = LightningAttention
 
-    def __init__(self, parts: LightningAttentionParts, index: int):
-        self.spec = LightningAttention()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: LightningAttentionParts) -> None:
         spec, module = self.spec, parts.module
         heads, size = module.num_attention_heads, module.head_dim
         spec.heads, spec.head_dim, inner = heads, size, heads * size

@@ -26,24 +26,16 @@ if TYPE_CHECKING:
 SELECT = 2  # number of its matrix for adapters, after the input and the output
 
 
-class Mamba1Mixer(RecurrentMixer):
+class Mamba1Mixer(RecurrentMixer[Mamba1, "Mamba1Parts"]):
     """A projection, a convolution, time steps, keys and queries, the scan, gates, and the projection back.
 
     Adapters of ``dt_proj`` add nothing, as in transformers' modules, which multiply by its weights without calling it.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
     """
 
     kind = MixerKind.MAMBA1
+    spec_type = Mamba1
 
-    def __init__(self, parts: Mamba1Parts, index: int):
-        self.spec = Mamba1()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: Mamba1Parts) -> None:
         spec, module = self.spec, parts.module
         inner, states, rank = module.intermediate_size, module.ssm_state_size, module.time_step_rank
         self.set_projections(spec.projections, [module.in_proj], module.out_proj)

@@ -21,25 +21,17 @@ if TYPE_CHECKING:
     from server.model.blocks.mamba2.parts import Mamba2Parts
 
 
-class Mamba2Mixer(RecurrentMixer):
+class Mamba2Mixer(RecurrentMixer[Mamba2, "Mamba2Parts"]):
     """A projection, a convolution, the recurrence with a direct part, a norm of gated results, and the projection back.
 
     transformers' modules bound the time steps of prompts, but not those of single tokens after them. Here all are
     bounded, so that chunks change no bit.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
     """
 
     kind = MixerKind.MAMBA2
+    spec_type = Mamba2
 
-    def __init__(self, parts: Mamba2Parts, index: int):
-        self.spec = Mamba2()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: Mamba2Parts) -> None:
         spec, module = self.spec, parts.module
         spec.heads, spec.head_dim = module.num_heads, module.head_dim
         spec.groups, spec.state_size = module.n_groups, module.ssm_state_size

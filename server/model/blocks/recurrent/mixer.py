@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from ctypes import Structure
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,41 @@ from server.model.attention.kv_cache import KVCache
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.linears import Linear, matrix_of
-from server.model.blocks.mixer import Mixer
+from server.model.blocks.mixer import Mixer, MixerParts
 from server.model.blocks.norms import EPSILONS
 from server.model.recurrent.states import StateCache, StateKey, StateShape, StateShapes
 
 Shapes = Mapping[str, tuple[int, ...]]  # of one sequence's states, by kind
 CONV, RECURRENT = "conv", "recurrent"  # kinds of ``StateKey``
+Spec = TypeVar("Spec", bound=Structure)
+Parts = TypeVar("Parts", bound=MixerParts)
 
 
-class RecurrentMixer(Mixer):
-    """A mixer with states of its sequences, float32, which the kernels read from one row and write to another."""
+class RecurrentMixer(Mixer, Generic[Spec, Parts]):
+    """A mixer with states of its sequences, float32, which the kernels read from one row and write to another.
+
+    Args:
+        parts: of the family's module.
+        index: of the layer.
+
+    Raises:
+        UnsupportedLayerError: the module computes something else.
+    """
+
+    spec_type: type[Spec]  # of the kind
+
+    def __init__(self, parts: Parts, index: int):
+        self.spec = self.spec_type()
+        super().__init__(parts.module, index, self.spec)
+        self.describe(parts)
+
+    @abstractmethod
+    def describe(self, parts: Parts) -> None:
+        """Fill the spec.
+
+        Raises:
+            UnsupportedLayerError: the module computes something else.
+        """
 
     @property
     @abstractmethod

@@ -11,22 +11,13 @@ if TYPE_CHECKING:
     from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 
 
-class ShortConvolutionMixer(RecurrentMixer):
-    """A projection to gates and inputs, a convolution between two gates, and the output projection.
-
-    Args:
-        parts: of the family's module.
-        index: of the layer.
-
-    Raises:
-        UnsupportedLayerError: it computes something else.
-    """
+class ShortConvolutionMixer(RecurrentMixer[ShortConvolution, "ShortConvolutionParts"]):
+    """A projection to gates and inputs, a convolution between two gates, and the output projection."""
 
     kind = MixerKind.SHORT_CONVOLUTION
+    spec_type = ShortConvolution
 
-    def __init__(self, parts: ShortConvolutionParts, index: int):
-        self.spec = ShortConvolution()
-        super().__init__(parts.module, index, self.spec)
+    def describe(self, parts: ShortConvolutionParts) -> None:
         self.set_projections(self.spec.projections, [parts.input], parts.output)
         self.set_convolution(self.spec.convolution, parts.convolution, has_silu=False)
 
