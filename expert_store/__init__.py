@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from expert_store.errors import SourceError as SourceError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
+    from expert_store.io.gguf_index import BlockType as BlockType
     from expert_store.io.gguf_index import GgufHeader as GgufHeader
     from expert_store.io.gguf_index import GgufTensor as GgufTensor
     from expert_store.io.gguf_index import read_gguf_header as read_gguf_header
@@ -122,6 +123,7 @@ _MODULE_OF = {
     "check_metadata_file": "io.metadata",
     "read_json_object": "io.metadata",
     "read_metadata": "io.metadata",
+    "BlockType": "io.gguf_index",
     "GgufHeader": "io.gguf_index",
     "GgufTensor": "io.gguf_index",
     "read_gguf_header": "io.gguf_index",

@@ -54,39 +54,7 @@ class BlockType(NamedTuple):
     dtype: torch.dtype | None = None  # of plain numbers
 
 
-TYPES: Mapping[int, BlockType] = {
-    0: BlockType("F32", 1, 4, torch.float32),
-    1: BlockType("F16", 1, 2, torch.float16),
-    2: BlockType("Q4_0", 32, 18),
-    3: BlockType("Q4_1", 32, 20),
-    6: BlockType("Q5_0", 32, 22),
-    7: BlockType("Q5_1", 32, 24),
-    8: BlockType("Q8_0", 32, 34),
-    10: BlockType("Q2_K", 256, 84),
-    11: BlockType("Q3_K", 256, 110),
-    12: BlockType("Q4_K", 256, 144),
-    13: BlockType("Q5_K", 256, 176),
-    14: BlockType("Q6_K", 256, 210),
-    16: BlockType("IQ2_XXS", 256, 66),
-    17: BlockType("IQ2_XS", 256, 74),
-    18: BlockType("IQ3_XXS", 256, 98),
-    19: BlockType("IQ1_S", 256, 50),
-    20: BlockType("IQ4_NL", 32, 18),
-    21: BlockType("IQ3_S", 256, 110),
-    22: BlockType("IQ2_S", 256, 82),
-    23: BlockType("IQ4_XS", 256, 136),
-    24: BlockType("I8", 1, 1, torch.int8),
-    25: BlockType("I16", 1, 2, torch.int16),
-    26: BlockType("I32", 1, 4, torch.int32),
-    27: BlockType("I64", 1, 8, torch.int64),
-    28: BlockType("F64", 1, 8, torch.float64),
-    29: BlockType("IQ1_M", 256, 56),
-    30: BlockType("BF16", 1, 2, torch.bfloat16),
-    34: BlockType("TQ1_0", 256, 54),
-    35: BlockType("TQ2_0", 256, 66),
-    39: BlockType("MXFP4", 32, 17),
-    40: BlockType("NVFP4", 64, 36),
-}
+Types = Mapping[int, BlockType]  # by their numbers in ggml
 
 
 @dataclass(frozen=True)
@@ -114,15 +82,18 @@ class GgufHeader:
     tensors: Sequence[GgufTensor]
 
 
-def read_gguf_header(source: Source) -> GgufHeader:
+def read_gguf_header(source: Source, types: Types) -> GgufHeader:
     """Read the header of a GGUF file.
+
+    Args:
+        types: those that tensors may have.
 
     Raises:
         CheckpointError: the header is damaged, or a tensor's offset, shape and type contradict each other or the file;
             the message names the file and the tensor.
     """
     with closing(source.open(is_direct=False)) as opened:
-        reader = _HeaderReader(source, opened)
+        reader = _HeaderReader(source, opened, types)
         try:
             return _read(reader, source)
         except SourceError as error:
@@ -172,7 +143,7 @@ def _read_place(reader: _HeaderReader) -> _Place:
 
 def _tensor(reader: _HeaderReader, source: Source, place: _Place, start: int, alignment: int) -> GgufTensor:
     name, shape = place.name, place.shape
-    block = TYPES.get(place.type)
+    block = reader.types.get(place.type)
     if block is None:
         raise CheckpointError(
             f"{source.name}: {name} has the type {place.type}, which Greenroom does not know; give another file"
@@ -208,8 +179,8 @@ def _check_overlaps(reader: _HeaderReader, tensors: Sequence[GgufTensor]) -> Non
 class _HeaderReader:
     """Reads the values of a header one after the other; reads the file in growing parts, as they are needed."""
 
-    def __init__(self, source: Source, opened: OpenSource):
-        self._source, self._opened = source, opened
+    def __init__(self, source: Source, opened: OpenSource, types: Types):
+        self._source, self._opened, self.types = source, opened, types
         self.nbytes = opened.identity.nbytes
         self.position = 0
         self._bytes = b""

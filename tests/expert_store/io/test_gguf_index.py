@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_store import CheckpointError, FileSource, read_gguf_header, read_tensor
-from expert_store.io.gguf_index import TYPES
+from server.model.checkpoint.gguf.gguf_file import TYPES
 
 FLOAT32, Q8_0, TEXT = 0, 8, 8
 MATRIX = ("m", (2, 32), Q8_0, 0)  # name, shape with the innermost dimension last, type, offset
@@ -45,7 +45,7 @@ def file(
 def read(folder: Path, content: bytes) -> Any:
     path = folder / "model.gguf"
     path.write_bytes(content)
-    return read_gguf_header(FileSource(path))
+    return read_gguf_header(FileSource(path), TYPES)
 
 
 def test_values_and_tensors_are_read_as_llama_cpp_writes_them(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_values_and_tensors_are_read_as_llama_cpp_writes_them(tmp_path: Path) ->
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    header = read_gguf_header(FileSource(path))
+    header = read_gguf_header(FileSource(path), TYPES)
     found = header.metadata
     assert [found["some.count"], found["some.number"], found["some.truth"]] == [7, 0.5, True]
     assert found["some.numbers"].tolist() == [1, 2, 3]

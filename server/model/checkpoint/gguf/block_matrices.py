@@ -7,8 +7,7 @@ from operator import itemgetter
 
 import torch
 
-from expert_store import PartOf, TensorSource
-from expert_store.io.gguf_index import BlockType, GgufTensor
+from expert_store import BlockType, GgufTensor, PartOf, TensorSource
 from server.kernels.formats.ggml_types import GGML_TYPES
 from server.model.quantised.column_order import ORDER, OrderedColumns
 from server.model.quantised.latent_expansion import KEYS, VALUES, LatentExpansion

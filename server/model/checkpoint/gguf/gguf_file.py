@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import torch
 
-from expert_store import CheckpointError, GgufTensor, Place, Source, SourceFolder, as_folder, read_gguf_header
+from expert_store import (
+    BlockType,
+    CheckpointError,
+    GgufTensor,
+    Place,
+    Source,
+    SourceFolder,
+    as_folder,
+    read_gguf_header,
+)
+from server.kernels.formats.ggml_types import GGML_TYPES
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
 from server.model.errors import ModelError
 
@@ -16,6 +27,14 @@ NUM_SPLITS, SPLIT_NUMBER, NUM_TENSORS = "split.count", "split.no", "split.tensor
 ARCHITECTURE = "general.architecture"
 PROJECTORS = ("clip", "mmproj")  # architectures of files with the image part of a model
 IMAGE_PARTS = ("v.", "mm.")  # begin the names of tensors
+TYPES: Mapping[int, BlockType] = {  # those of weights, and plain numbers that are none
+    **{number: BlockType(kind.name, kind.inputs, kind.block_bytes, kind.dtype) for number, kind in GGML_TYPES.items()},
+    24: BlockType("I8", 1, 1, torch.int8),
+    25: BlockType("I16", 1, 2, torch.int16),
+    26: BlockType("I32", 1, 4, torch.int32),
+    27: BlockType("I64", 1, 8, torch.int64),
+    28: BlockType("F64", 1, 8, torch.float64),
+}
 REMEDY = "download all files of the model again"
 Plain = TypeVar("Plain", int, bool, str, list[str])
 KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: "a text", list: "a list of texts"}
@@ -41,7 +60,7 @@ class GgufFile:
             CheckpointError: a header is damaged, a file is missing, or files do not belong to each other.
             ModelError: the file has no architecture of a language model.
         """
-        headers = [read_gguf_header(source) for source in split_files(as_folder(place), name)]
+        headers = [read_gguf_header(source, TYPES) for source in split_files(as_folder(place), name)]
         metadata = headers[0].metadata
         tensors: dict[str, GgufTensor] = {}
         for number, header in enumerate(headers):
