@@ -10,14 +10,14 @@ from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.trunk_loader import build_model
 
 
 def pack_model(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> Path:
     """Pack a checkpoint as `greenroom pack` does."""
-    model = build_model(read_config(folder), torch.bfloat16)
+    checkpoint = open_checkpoint(folder)
+    model = build_model(checkpoint.read_config(), torch.bfloat16)
     name = BUNDLED_NAME if folder == BUNDLED else folder.name
-    write_pack(pack_source(model, open_checkpoint(folder), name, weights), out, 2, lambda _: None)
+    write_pack(pack_source(model, checkpoint, name, weights), out, 2, lambda _: None)
     return out

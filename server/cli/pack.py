@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from server.model.checkpoint.local_files import check_model
 from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = ("bfloat16", "int8", "int4")
 TRUNKS = ("unchanged", "int8", "int4")
 UNFINISHED = "interrupted; run the same command again to resume"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="hub id or local checkpoint folder")
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder of a checkpoint, GGUF file or ollama:NAME")
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="folder to write to: new, empty, or from an interrupted or earlier run"
     )
@@ -39,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="experts to convert in parallel (default: number of cores)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    parser.add_argument(
+        "--config-from",
+        metavar="MODEL",
+        help="folder or hub id of the model that a GGUF file was made from, whose config and tokenizer count",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415
 
     from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
-    from server.model.checkpoint.local_files import GGUF  # noqa: PLC0415
-    from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
+    from server.model.checkpoint.description import PLAIN  # noqa: PLC0415
+    from server.model.checkpoint.locate import find_checkpoint, find_original  # noqa: PLC0415
     from server.model.checkpoint.open_checkpoint import open_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.transformers_output import silence_transformers  # noqa: PLC0415
@@ -65,9 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with exit_on_interrupt(UNFINISHED):
             place, name = find_checkpoint(arguments.model, arguments.revision)
-        if place.suffix == GGUF:
-            return finish(f"{place} is a GGUF file, which is not packed; serve it as it is (greenroom serve)", FAILURE)
-        checkpoint = open_checkpoint(place)
+        checkpoint = open_checkpoint(place, find_original(arguments.config_from))
+        stored = checkpoint.describe()
+        if stored.format == "gguf" and stored.weights not in PLAIN.values():
+            log.warning(
+                "%s has weights in %s; a pack rounds them again, so pack the original if you can", name, stored.weights
+            )
         model = build_model(checkpoint.read_config(), torch.bfloat16)
         source = pack_source(model, checkpoint, name, arguments.weights, arguments.trunk)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:

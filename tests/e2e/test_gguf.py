@@ -116,8 +116,9 @@ def test_a_file_on_the_hub_is_inspected_by_its_headers(folder: Path, tmp_path: P
     assert not list(tmp_path.rglob("*.gguf"))
 
 
-def test_a_file_is_not_packed(folder: Path, tmp_path: Path) -> None:
-    result = run_command("pack", str(folder / "tiny-BF16.gguf"), str(tmp_path / "out"))
-    assert result.returncode == 1
-    assert "is a GGUF file, which is not packed; serve it as it is" in result.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_pack_of_a_file_is_served_as_its_model(folder: Path, tmp_path: Path) -> None:
+    result = run_command("pack", str(folder / "tiny-Q4_0-00001-of-00003.gguf"), str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert "weights in BF16+Q4_0; a pack rounds them again" in result.stderr
+    with serving(str(tmp_path / "out")) as server:
+        assert server.ready_line.endswith("(model tiny-Q4_0)")

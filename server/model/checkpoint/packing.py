@@ -12,22 +12,25 @@ from expert_store import (
     UNCHANGED,
     ExpertKey,
     ExpertLayout,
+    MadeTensors,
     PackedLayer,
     PackedRecord,
     PackSource,
     ParameterRecipe,
+    ParameterSpec,
     Weights,
     read_tensor,
 )
 from server.kernels.expert import dequantised, in_module_order, is_in_parts, transposed_names
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.expert_parameters import parameter_shapes
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.pack_tensors import numbered_experts
 from server.model.checkpoint.packed_trunk import TrunkFormat, quantised_linears
 from server.model.checkpoint.weight_formats import WeightFormat, encode, packed_layout
 from server.model.errors import ModelError
-from server.model.quantised.matrix import stored_parts
+from server.model.quantised.matrix import StoredTensor, stored_parts
 
 
 def pack_source(
@@ -47,7 +50,14 @@ def pack_source(
     """
     if isinstance(checkpoint, PackCheckpoint):
         raise ModelError(f"{checkpoint.location} is packed already; give the checkpoint that it was made from")
-    tensors = checkpoint.map(model)
+    computed: Mapping[str, MadeTensors] = {}
+    if isinstance(checkpoint, GgufCheckpoint):  # whose trunk is stored as no checkpoint of the hub has it
+        tensors = checkpoint.map_unpacked(model)
+        computed = {
+            name: _computed(name, source) for name, source in tensors.trunk.items() if isinstance(source, StoredTensor)
+        }
+    else:
+        tensors = checkpoint.map(model)
     quantised = quantised_linears(model, tensors.trunk, trunk) if trunk != UNCHANGED else {}
     modules = {number: module for number, _, module in numbered_experts(model)}
 
@@ -73,12 +83,18 @@ def pack_source(
         weights=weights,
         layers={number: PackedLayer(layouts[number], module.num_experts) for number, module in modules.items()},
         encode=encode_expert,
-        trunk=[part for name, parts in stored.items() if name not in quantised for part in parts],
-        made=list(quantised.values()),
+        trunk=[part for name, parts in stored.items() if name not in {**computed, **quantised} for part in parts],
+        made=list({**computed, **quantised}.values()),
         trunk_format=trunk,
         files=checkpoint.small_files(),
         shards=list(sources.union(tensors.catalog.sources)),
     )
+
+
+def _computed(name: str, source: StoredTensor) -> MadeTensors:
+    """Return a parameter of the trunk that is written as it is computed from the tensors of a GGUF file."""
+    dtype = torch.bfloat16 if len(source.shape) > 1 else torch.float32
+    return MadeTensors((ParameterSpec(name, dtype, source.shape),), lambda: {name: source.read(dtype).to(dtype)})
 
 
 def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) -> Weights:

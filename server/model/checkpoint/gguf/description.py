@@ -49,6 +49,7 @@ FILE_TYPES: Mapping[int, tuple[str, str]] = {
     38: ("MXFP4", "MXFP4"),
     39: ("NVFP4", "NVFP4"),
 }
+PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
 LEAST_SHARE = 0.01  # of the weights, for a type to be named in a mixture
 LONGEST_ARRAY, LONGEST_TEXT = 64, 1024  # values of metadata that are longer are left out
 LICENCE = ("general.license.name", "general.license")
@@ -72,8 +73,8 @@ def describe_file(file: GgufFile) -> ModelDescription:
 def weights_label(file: GgufFile) -> str:
     """Return the name of the mixture of types that the file claims to be, or else its types, the most frequent first.
 
-    A name is that of the file's type only if most weights have the type that it stands for: writers of mixtures of
-    their own keep the file type of the one they began with.
+    A name is that of the file's type only if most weights have the type that it stands for, and none are quantised if
+    that is a plain one: writers of mixtures of their own keep the file type of the one they began with.
     """
     counts = Counter[str]()
     for tensor in file.tensors.values():
@@ -84,7 +85,8 @@ def weights_label(file: GgufFile) -> str:
     kinds = [name for name, count in counts.most_common() if count >= LEAST_SHARE * counts.total()]
     claimed = file.metadata.get(FILE_TYPE)
     label, main = FILE_TYPES.get(claimed & ~GUESSED if isinstance(claimed, int) else -1, ("", ""))
-    return label if main == kinds[0] else "+".join(kinds)
+    is_quantised = not PLAIN_TYPES.issuperset(kinds)
+    return label if main == kinds[0] and not (main in PLAIN_TYPES and is_quantised) else "+".join(kinds)
 
 
 def _short(key: str, value: Any) -> Any:

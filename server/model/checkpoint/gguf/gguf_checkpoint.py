@@ -20,6 +20,7 @@ from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.end_tokens import end_token_ids
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_tokenizer, num_embeddings
+from server.model.checkpoint.gguf.small_files import make_small_files
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector
 from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError
@@ -115,8 +116,8 @@ class GgufCheckpoint:
         return numbers | {"eos_token_id": end_token_ids(self._file)}
 
     def small_files(self) -> Mapping[str, bytes]:
-        """Return no files."""
-        return {}
+        """Return the files that say what the metadata does."""
+        return make_small_files(self.read_config(), self.load_tokenizer(), self.generation_values())
 
     def index(self) -> Mapping[str, TensorSource]:
         """Return the tensors that are not quantised, and have the values of the hub's checkpoint."""
@@ -128,8 +129,14 @@ class GgufCheckpoint:
 
     def map(self, model: PreTrainedModel) -> CheckpointMap:
         """Sort the tensors of the file."""
+        return self._map(model, packed_matrices(model, self._tensors))
+
+    def map_unpacked(self, model: PreTrainedModel) -> CheckpointMap:
+        """Sort the tensors of the file; no matrix of the trunk stays quantised."""
+        return self._map(model, {})
+
+    def _map(self, model: PreTrainedModel, packed: PackedMatrices) -> CheckpointMap:
         try:
-            packed = packed_matrices(model, self._tensors)
             plain = {name: source for name, source in self._tensors.items() if name not in packed}
             found = replace(map_checkpoint(model, plain), packed=packed)
             check_shapes(model, {name: self._tensors[name] for name in (*found.trunk, *packed)})

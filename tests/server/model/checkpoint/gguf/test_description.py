@@ -39,6 +39,11 @@ def test_a_mixture_has_the_name_of_its_type_only_if_most_weights_have_it(
     assert weights_label(GgufFile.open(path.parent, path.name)) == label
 
 
+def test_a_file_with_quantised_experts_is_not_said_to_be_plain(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "tiny.gguf", Q4_0, changes={"general.file_type": int(CLAIMED.MOSTLY_BF16)})
+    assert weights_label(GgufFile.open(path.parent, path.name)) == "BF16+Q4_0"
+
+
 def test_types_of_few_weights_are_not_named(tmp_path: Path) -> None:
     path = rewrite(tmp_path / "tiny.gguf", Q8_0, trunk=Q8_0, changes={"general.file_type": 0})
     assert weights_label(GgufFile.open(path.parent, path.name)) == "Q8_0"
