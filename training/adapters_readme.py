@@ -7,7 +7,7 @@ from typing import Any
 
 from server.model.checkpoint.locate import BUNDLED_NAME
 from training.auto_choice import CHARACTERS
-from training.readme import table
+from training.readme_training import table
 
 Results = dict[str, Any]
 

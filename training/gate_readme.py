@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from training.adapters_readme import change
-from training.readme import table
+from training.readme_training import table
 
 ARROW, GATE, OWN, MEAN = "Arrow", "gate", "own adapter", "mean of the adapters"
 ALL = "all"
