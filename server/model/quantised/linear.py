@@ -63,7 +63,7 @@ class QuantisedMatrix(nn.Module):
 
     @property
     def places(self) -> dict[str, Place]:
-        """Where the tensors are, by name."""
+        """The places of the tensors, by name."""
         return {name: Place(each.dtype, each.shape, each.data_ptr()) for name, each in self._tensors.items()}
 
     @property
