@@ -52,8 +52,8 @@ SMALL: dict[str, dict[str, Any]] = {  # by family: what is smaller than in ``ben
         "kv_lora_rank": 256,
         "n_routed_experts": 16,
         "num_experts_per_tok": 4,
-        "n_group": 4,
-        "topk_group": 2,
+        "n_group": 1,  # llama.cpp does not choose among groups
+        "topk_group": 1,
     },
     "gemma4": {
         "num_attention_heads": 4,
