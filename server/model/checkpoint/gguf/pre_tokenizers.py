@@ -1,4 +1,4 @@
-"""Rules by which byte-level tokenizers split text into words, by the names that GGUF files have (``tokenizer.ggml.pre``).
+"""Rules of byte-level tokenizers that split text into words, by names that GGUF files have (``tokenizer.ggml.pre``).
 
 Sources: the patterns of the models' ``tokenizer.json``, as ``llama-vocab.cpp`` of llama.cpp quotes them, or its own.
 Kimi K2: ``tokenization_kimi.py`` of moonshotai/Kimi-K2-Instruct.
