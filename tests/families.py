@@ -94,6 +94,7 @@ MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3
 
 RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
+OWN_CACHE = "layers that use transformers' own cache"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
 ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
@@ -107,7 +108,6 @@ class Family:
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     sequential: str | None = None  # why its requests run one after the other, if they do
-    shares_natively: bool = False  # they share steps where the native kernels run them
 
 
 def _text(special: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ FAMILIES = {  # by the model type of its text
     "aria": Family(),
     "aria_text": Family(),
     "axk1": Family(LATENT),
-    "axk2": Family(LATENT, sequential=INDEXED),
+    "axk2": Family(LATENT),
     "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
@@ -143,13 +143,13 @@ FAMILIES = {  # by the model type of its text
     "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
-    "deepseek_v32": Family(LATENT, sequential=INDEXED, shares_natively=True),
+    "deepseek_v32": Family(LATENT),
     "deepseek_v4": Family(sequential=COMPRESSED),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
-    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, sequential=INDEXED),
-    "dots3_note_text": Family(LATENT, sequential=INDEXED),
+    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}),
+    "dots3_note_text": Family(LATENT),
     "ernie4_5_moe": Family(),
     "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
@@ -178,7 +178,7 @@ FAMILIES = {  # by the model type of its text
         ),
         sequential=INDEXED,
     ),
-    "glm_moe_dsa": Family({**LATENT, "indexer_types": ["full", "shared", "full"]}, None, INDEXED, shares_natively=True),
+    "glm_moe_dsa": Family({**LATENT, "indexer_types": ["full", "shared", "full"]}),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
@@ -186,8 +186,8 @@ FAMILIES = {  # by the model type of its text
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
-    "hy_v4": Family(LATENT, sequential=INDEXED),
-    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), sequential=INDEXED),
+    "hy_v4": Family(LATENT),
+    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)})),
     "inkling2": Family(sequential=RELATIVE),
     "inkling2_loop": Family(sequential=RELATIVE),
     "inkling2_loop_text": Family(sequential=RELATIVE),
@@ -220,11 +220,11 @@ FAMILIES = {  # by the model type of its text
         }
     ),
     "minimax_m2": Family(),
-    "minimax_m3_vl": Family(_text(MINIMAX_M3), sequential=INDEXED),
-    "minimax_m3_vl_text": Family(MINIMAX_M3, sequential=INDEXED),
+    "minimax_m3_vl": Family(_text(MINIMAX_M3)),
+    "minimax_m3_vl_text": Family(MINIMAX_M3),
     "mistral3": Family(_text({"model_type": "mistral4", **LATENT})),
     "mistral4": Family(LATENT),
-    "mistral_large4": Family(_text(LATENT), sequential=INDEXED),
+    "mistral_large4": Family(_text(LATENT)),
     "mixtral": Family(),
     "muse_spark": Family(),
     "nemo_speechlm": Family(
@@ -275,8 +275,8 @@ FAMILIES = {  # by the model type of its text
         _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
     ),
     "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
-    "qwen4_exp": Family(_text(QWEN4), sequential=INDEXED),
-    "qwen4_exp_text": Family(QWEN4, sequential=INDEXED),
+    "qwen4_exp": Family(_text(QWEN4), sequential=OWN_CACHE),
+    "qwen4_exp_text": Family(QWEN4, sequential=OWN_CACHE),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),

@@ -136,7 +136,9 @@ def _attention(facts: TrunkFacts) -> str:
     kinds = []
     for group in facts.kv_groups:
         window = "full" if group.window is None else "chunks" if group.is_chunked else "sliding window"
-        kinds += [f"{window}, latent (MLA)" if shape.is_latent else window for shape in group.shapes.values()]
+        for shape in group.shapes.values():
+            parts = window, "latent (MLA)" if shape.is_latent else "", "keys by an indexer" if shape.index_dim else ""
+            kinds.append(", ".join(filter(None, parts)))
     kept = {key.kind for key in facts.states}
     if kept:
         kinds.append("convolution" if kept == {"conv"} else "recurrent")

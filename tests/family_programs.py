@@ -16,11 +16,7 @@ from server.model.program_trial import find_program
 from tests.checkpoints import transformers_class
 from tests.families import FAMILIES, make_config
 
-BATCHED = [
-    name
-    for name, family in FAMILIES.items()
-    if family.refusal is None and (family.sequential is None or family.shares_natively)
-]
+BATCHED = [name for name, family in FAMILIES.items() if family.refusal is None and family.sequential is None]
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ attention and cache, and its routed experts are paged as usual; the log says so 
 alternately, and prompts do not share prefixes. Blocks of the KV cache only count bytes: they limit how many tokens run
 at once. `--deterministic` computes prompts token by token.
 
-{shared_natively} share steps where the native kernels run all of their layers, and run as here where they do not
-(`--kernels off`, another device than the CPU).
+Families with an indexer whose layers do not run natively share steps, but not with `--deterministic`, where they run as
+here.
 
 The same applies to any other model whose attention needs more than causality and a window, or that mixes tokens in a
 layer of an unknown kind.
@@ -267,7 +267,6 @@ def compose(results: Sequence[Served | Refused], programs: Sequence[FamilyProgra
         batched_rows="\n".join(batched),
         sequential=len(sequential),
         sequential_rows="\n".join(sequential),
-        shared_natively=" and ".join(f"`{name}`" for name, family in FAMILIES.items() if family.shares_natively),
         native_section=compose_native(programs),
         gguf_section=compose_gguf().rstrip(),
         with_images=len(VISIONS),

@@ -120,7 +120,7 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
     program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):
-        shape = infer_shapes(config, dtype, length, packed, has_kernels=not program.is_sequential)
+        shape = infer_shapes(config, dtype, length, packed, has_kernels=program.is_native)
     return ModelSummary(
         name,
         source,

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from server.kernels.expert import ExpertsModule
 
 IMPLEMENTATION = "greenroom"
+INDEXED_IMPLEMENTATION = "greenroom_indexed"  # the same for models whose indexers are called with masks
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class AttentionOptions:
     is_chunked: bool = False  # the window is a fixed chunk instead of a sliding one (``window.oldest_seen``)
     sinks: torch.Tensor | None = None  # (heads,) a logit per head that takes weight and has no value (gpt-oss)
     softcap: float | None = None
-    chosen: torch.Tensor | None = None  # (tokens, k) positions that an indexer chose for each token; None for all
+    chosen: Any = None  # (tokens, k) positions that an indexer chose for each token, or a ``KeyChoice``; None for all
 
 
 class ExpertHooks(Protocol):
@@ -68,6 +70,9 @@ class TrunkHooks(ExpertHooks, Protocol):
             ``(..., heads * (nope_dim + value_dim))``.
         """
 
+    def choose_keys(self, call: Any) -> Any:
+        """Run an indexer (``key_choice.IndexerCall``); return what its layer passes to ``attend`` as ``chosen``."""
+
 
 _current: ContextVar[TrunkHooks] = ContextVar("greenroom_hooks")
 
@@ -102,10 +107,16 @@ def attention_function(
         is_chunked=kwargs.get("is_chunked", False),
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
-        chosen=None if kwargs.get("indices") is None else kwargs["indices"][0],
+        chosen=_chosen(kwargs),
     )
     output = current_hooks().attend(module.layer_idx, query[0], key[0], value[0], options)
     return output.contiguous().unsqueeze(0), None
+
+
+def _chosen(kwargs: dict[str, Any]) -> Any:
+    """Return the keys that an indexer chose, of an attention's arguments."""
+    chosen = next((kwargs[name] for name in ("indices", "block_indices") if kwargs.get(name) is not None), None)
+    return chosen[0] if isinstance(chosen, torch.Tensor) else chosen
 
 
 def _experts(
@@ -114,5 +125,12 @@ def _experts(
     return current_hooks().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
+def _no_mask(**_: Any) -> torch.Tensor:
+    """Stand in for a mask, of which layers with an indexer take a part before they call it."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool)
+
+
 AttentionInterface.register(IMPLEMENTATION, attention_function)
+AttentionInterface.register(INDEXED_IMPLEMENTATION, attention_function)
+ALL_MASK_ATTENTION_FUNCTIONS.register(INDEXED_IMPLEMENTATION, _no_mask)
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts)

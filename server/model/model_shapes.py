@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from server.model.architecture import text_part
+from server.model.attention.key_choice import hook_indexers
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import replace_projections
@@ -69,7 +70,7 @@ def infer_shapes(
         dtype: the compute dtype.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
         packed: returns the matrices of the trunk that stay quantised, of the model on the meta device.
-        has_kernels: whether the native kernels run it, if they know its parts.
+        has_kernels: whether the native kernels may run it, which keep index keys behind latents.
 
     Raises:
         ModelError: the architecture can't be served.
@@ -94,7 +95,7 @@ def _infer(
     model = build_model(config, dtype, attention)
     name = type(model).__name__
     if sequential_reason is None:
-        check_batchable(model, has_kernels=has_kernels)
+        check_batchable(model)
     model.tie_weights()
     modules = experts_modules(model)
     if not modules:
@@ -121,9 +122,8 @@ def _infer(
         for path, module in experts_modules(zero_model).items()
         if module in probed.routed
     }
-    return ModelShapes(
-        name, model, dtype, resident, active, probed.kv_groups, states, top_k, longest, sequential_reason
-    )
+    groups = probed.indexed_groups if isinstance(probed, Probe) and not has_kernels else probed.kv_groups
+    return ModelShapes(name, model, dtype, resident, active, groups, states, top_k, longest, sequential_reason)
 
 
 class _ZeroProducts(TorchFunctionMode):
@@ -200,6 +200,7 @@ def _with_zero_weights(model: PreTrainedModel) -> PreTrainedModel:
 def _probe(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
     """Run a model, and record its calls of attention and experts and its recurrent states."""
     replace_projections(model)
+    hook_indexers(model)
     forward = Forward(model)
     probe, state_probe = Probe(), StateProbe()
     with use_hooks(probe), probe_masks(model), state_probe.track_modules(text_part(model)), _ZeroProducts():

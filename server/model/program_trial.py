@@ -54,7 +54,7 @@ def find_program(
         text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
     model = build_model(config, dtype)
     try:
-        check_batchable(model, has_kernels=kernels is not None)
+        check_batchable(model)
         if kernels is None:
             return ModelProgram.uniform(model, Target.MODULES, NO_KERNELS)
         kinds = _keep_one_of_each_kind(model)

@@ -15,8 +15,9 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.invariant_matmul import NotInvariantError
 from server.model.adapters.step_adapters import StepAdapters
-from server.model.architecture import head_of, text_part
+from server.model.architecture import head_of, set_implementations, text_part
 from server.model.attention.invariant_attention import InvariantAttention
+from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import LatentAttention, replace_projections, resolve_projections
@@ -27,7 +28,7 @@ from server.model.experts.next_layer_gate import find_next_layer_gates, find_rou
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.forward import Forward
-from server.model.hooks import use_hooks
+from server.model.hooks import INDEXED_IMPLEMENTATION, use_hooks
 from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
 from server.model.lora.router_hooks import RouterCalls, find_routers_with_products, routed_by_weights, watch_routers
@@ -40,7 +41,7 @@ from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batch
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
-from server.model.transformers_hooks.batching_checks import INDEXED, find_cross_token_module, varies_with_batch
+from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
 from server.model.transformers_hooks.probe import IsolatedTokens, Probe
 
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
@@ -68,10 +69,13 @@ class Trunk(ResidentModel):
         )
         self._forward = Forward(model)
         replace_projections(model)
+        hook_indexers(model)
         probe, states, calls, router_calls = self._probe()
         self._native, program = self._find_native()
-        if probe.choosing and not program.is_native:
-            raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
+        if probe.indexed and not program.is_native:
+            if is_deterministic or probe.indexed.keys() - probe.choosing:
+                raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
+            set_implementations(model.config, INDEXED_IMPLEMENTATION)
         if is_deterministic and not program.is_native:
             self._check_invariance()
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
@@ -79,7 +83,7 @@ class Trunk(ResidentModel):
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
-            probe.kv_groups,
+            probe.kv_groups if program.is_native else probe.indexed_groups,
             probe.top_k,
             states if self._native is None else self._native.states(states),
             text_layers,
@@ -221,8 +225,8 @@ class Trunk(ResidentModel):
         attention = self._attention(chunks, kv_cache)
         variants = experts.variants
         with (
-            use_hooks(_StepHooks(LatentAttention(attention, adapters), experts)),
-            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states),
+            use_hooks(_StepHooks(attention, LatentAttention(attention, adapters), experts)),
+            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states, attention),
             routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
@@ -246,14 +250,23 @@ class Trunk(ResidentModel):
         return {name: module for name, module in linears.items() if module in inside}
 
     def _add_to_linears(
-        self, adapters: StepAdapters, tokens: StepTokens, states: StepStates | None
+        self,
+        adapters: StepAdapters,
+        tokens: StepTokens,
+        states: StepStates | None,
+        attention: StepAttention | InvariantAttention | None = None,
     ) -> AbstractContextManager[None]:
+        def rows_now() -> torch.Tensor | None:
+            if isinstance(attention, StepAttention) and attention.chosen.rows_now is not None:
+                return attention.chosen.rows_now
+            return None if states is None else states.rows_now
+
         return add_to_linears(
             adapters,
             self._linears,
             head_of(self._model),
             tokens.logit_rows,
-            lambda: None if states is None else states.rows_now,
+            rows_now,
         )
 
     def _attention(self, chunks: Sequence[SequenceChunk], kv_cache: KVCache) -> InvariantAttention | StepAttention:
@@ -359,5 +372,7 @@ class Trunk(ResidentModel):
 class _StepHooks:
     """The hooks of a step: attention over the KV cache, and experts from the store."""
 
-    def __init__(self, attention: LatentAttention, experts: StepExperts):
-        self.attend, self.expand, self.run_experts = attention.attend, attention.expand, experts.run
+    def __init__(self, attention: StepAttention | InvariantAttention, latents: LatentAttention, experts: StepExperts):
+        self.attend, self.expand, self.run_experts = latents.attend, latents.expand, experts.run
+        if isinstance(attention, StepAttention):
+            self.choose_keys = attention.chosen.choose_keys

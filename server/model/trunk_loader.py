@@ -89,8 +89,7 @@ def load_trunk(
         checkpoint = open_checkpoint(checkpoint)
     trunk: Trunk | SequentialTrunk
     try:
-        has_kernels = pool is not None and pool.kernels is not None
-        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory, has_kernels=has_kernels)
+        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
         with config_errors(loaded.model.config):
             trunk = Trunk(
                 loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool=pool, max_model_len=max_model_len
@@ -126,14 +125,12 @@ def _load(
     device: torch.device,
     attention: str | None,
     check_memory: MemoryCheck,
-    *,
-    has_kernels: bool = False,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
-        check_batchable(model, has_kernels=has_kernels)
+        check_batchable(model)
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])

@@ -23,6 +23,7 @@ class KVShape:
     value_dim: int
     dtype: torch.dtype
     is_latent: bool = False  # one row a token, whose first ``value_dim`` numbers are also the value (MLA)
+    index_dim: int = 0  # numbers of a token that an indexer keeps in rows of their own
 
     @property
     def dim(self) -> int:
@@ -31,7 +32,13 @@ class KVShape:
 
     @property
     def token_bytes(self) -> int:
-        return self.kv_heads * self.dim * (1 if self.is_latent else 2) * self.dtype.itemsize
+        numbers = self.kv_heads * self.dim * (1 if self.is_latent else 2) + self.index_dim
+        return numbers * self.dtype.itemsize
+
+    @property
+    def index(self) -> KVShape:
+        """The shape of what an indexer keeps."""
+        return KVShape(1, self.index_dim, self.index_dim, self.dtype, is_latent=True)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,15 @@ def group_layers(
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's tensors: ``keys`` and ``values`` ``(1, kv_heads, slots, dim)``, the same tensor for a latent."""
+    """One layer's tensors: ``keys`` and ``values`` ``(1, kv_heads, slots, dim)``, the same tensor for a latent.
+
+    ``index`` is what an indexer keeps, ``(1, 1, slots, index_dim)``; None without one.
+    """
 
     shape: KVShape
     keys: torch.Tensor
     values: torch.Tensor
+    index: torch.Tensor | None = None
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write ``key (kv_heads, tokens, key_dim)`` and, unless latent, ``value (kv_heads, tokens, value_dim)``.
@@ -93,7 +104,8 @@ def extent_blocks(group: KVGroup, block_size: int, page_bytes: int = mmap.PAGESI
     Args:
         block_size: tokens a block.
     """
-    rows = {shape.dim * shape.dtype.itemsize * block_size for shape in group.shapes.values()}
+    shapes = [*group.shapes.values(), *(shape.index for shape in group.shapes.values() if shape.index_dim)]
+    rows = {shape.dim * shape.dtype.itemsize * block_size for shape in shapes}
     count = LEAST_EXTENT
     while any(count * nbytes % page_bytes for nbytes in rows):
         count *= 2  # ends, since a page is a power of two
@@ -126,7 +138,10 @@ class KVCache:
                 size = (1, shape.kv_heads, rows, shape.dim)
                 keys = self._allocate(index, shape, size)
                 values = keys if shape.is_latent else self._allocate(index, shape, size)
-                self.layers[layer] = LayerCache(shape, keys, values)
+                own = None
+                if shape.index_dim:
+                    own = self._allocate(index, shape.index, (1, 1, rows, shape.index_dim))
+                self.layers[layer] = LayerCache(shape, keys, values, own)
 
     def release(self, group: int, first_block: int, num_blocks: int) -> None:
         """Return the memory of neighbouring blocks to the system; memory of a device is kept."""

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from server.model.architecture import text_part
+from server.model.attention.key_choice import KeyChoice
 from server.model.attention.window import seen_keys
 from server.model.errors import NotBatchableError
 from server.model.hooks import IMPLEMENTATION, attention_function
@@ -74,7 +75,8 @@ def _attend_by_mask(
     Raises:
         NotBatchableError: the mask is not a causal one within a window, or an argument is not supported.
     """
-    asked = next((name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None), None)
+    given = {name: kwargs.get(name) for name in UNSUPPORTED_ARGUMENTS}
+    asked = next((name for name, each in given.items() if each is not None and not isinstance(each, KeyChoice)), None)
     if asked is not None:
         raise NotBatchableError(f"its attention takes {asked}, which Greenroom does not support")
     if attention_mask is not None:

@@ -48,7 +48,7 @@ class LatentProjection(nn.Module):
         self.value_dim: int = attention.v_head_dim
         self.linear = attention.kv_b_proj
         self.expanded_dim = self.linear.out_features
-        self.index_dim = index_dim(attention)  # of the key of an indexer, behind the latent
+        self.index_dim = index_dim(attention)  # of the key of an indexer, which native layers keep behind the latent
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the model's keys and values: ``(..., rank)`` to ``(..., heads * (nope_dim + value_dim))``."""
@@ -75,8 +75,8 @@ class LatentProjection(nn.Module):
         return latent.new_zeros(()).expand(*latent.shape[:-1], self.expanded_dim)
 
     def shape(self, key: torch.Tensor) -> KVShape:
-        """Return the shape in the cache of tokens whose keys are ``key (heads, tokens, key_dim)``."""
-        key_dim = self.rank + key.shape[-1] - self.nope_dim + self.index_dim
+        """Return the shape in the cache of tokens with ``key (heads, tokens, key_dim)``, without an index key."""
+        key_dim = self.rank + key.shape[-1] - self.nope_dim
         return KVShape(1, key_dim, self.rank, key.dtype, is_latent=True)
 
     def row(self, latent: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool, work_bytes
 from server.model.attention.attention_plan import Band, GroupPlan, Span, plan_group
+from server.model.attention.chosen_attention import ChosenAttention
+from server.model.attention.key_choice import KeyChoice
 from server.model.attention.kv_cache import KVCache, LayerCache
 from server.model.attention.span_attention import attend_span, band_mask, merge
 from server.model.hooks import AttentionOptions
@@ -24,6 +26,7 @@ class StepAttention:
 
     def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
         self._cache = cache
+        self.chosen = ChosenAttention(chunks, cache)
         self._groups = [
             _GroupAttention(
                 plan_group(chunks, index, group.window, cache.block_size, group.is_chunked), cache.device, pool
@@ -40,6 +43,8 @@ class StepAttention:
         ``value (kv_heads, tokens, value_dim)`` give ``(tokens, heads, value_dim)``. The window is that of the layer's
         group. For a latent, ``value`` is ignored: the first ``value_dim`` numbers of ``key`` are the values.
         """
+        if isinstance(options.chosen, KeyChoice):
+            return self.chosen.attend(layer, query, key, value, options)
         return self._groups[self._cache.group_of[layer]].attend(self._cache.layers[layer], query, key, value, options)
 
 

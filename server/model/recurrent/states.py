@@ -123,7 +123,7 @@ class AttentionPassThrough:
     is_compileable = False
 
     def __getattr__(self, name: str) -> Any:
-        raise UnsupportedCacheError(f"the model asks its cache for {name}")
+        raise UnsupportedCacheError(f"the model has layers that use transformers' own cache ({name})")
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return key_states, value_states

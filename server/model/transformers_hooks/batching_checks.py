@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.model.architecture import text_modules
-from server.model.attention.indexer import find_indexer
+from server.model.attention.key_choice import INDEXED, can_be_hooked, indexers_of
 from server.model.errors import NotBatchableError
 
 BATCHABLE_LAYER_TYPES = {
@@ -26,11 +26,9 @@ BATCHABLE_LAYER_TYPES = {
     "hybrid",
     "hybrid_sliding",
 }
-INDEXED = "sparse-attention layers with an indexer"
-INDEXED_LAYER_TYPE = "indexed_attention"
+INDEXED_LAYER_TYPES = {"indexed_attention", "minimax_m3_sparse"}
 SEQUENTIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    INDEXED_LAYER_TYPE: INDEXED,
-    "minimax_m3_sparse": INDEXED,
+    **dict.fromkeys(INDEXED_LAYER_TYPES, INDEXED),
     "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
@@ -45,11 +43,8 @@ REPEATS = 5  # times the tokens are repeated for a larger batch
 ROUNDING = 1e-3  # tolerance relative to the range of an output
 
 
-def check_batchable(model: PreTrainedModel, *, has_kernels: bool) -> None:
+def check_batchable(model: PreTrainedModel) -> None:
     """Check a model by the names in its config and of its modules, before it has weights.
-
-    Args:
-        has_kernels: whether native kernels may run it, which know some indexers.
 
     Raises:
         NotBatchableError: some layers are of a type that can't run many sequences in one step.
@@ -57,10 +52,9 @@ def check_batchable(model: PreTrainedModel, *, has_kernels: bool) -> None:
     if model.config.is_encoder_decoder:
         raise NotBatchableError(f"{type(model).__name__} has {ENCODER_REASON}")
     config = model.config.get_text_config()
-    indexed = [module for _, module in text_modules(model) if isinstance(getattr(module, "indexer", None), nn.Module)]
-    are_known = has_kernels and all(find_indexer(module) is not None for module in indexed)
+    are_known = all(map(can_be_hooked, indexers_of(model)))
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
-        if kind not in BATCHABLE_LAYER_TYPES and not (kind == INDEXED_LAYER_TYPE and are_known):
+        if kind not in BATCHABLE_LAYER_TYPES and not (kind in INDEXED_LAYER_TYPES and are_known):
             raise NotBatchableError(f"{type(model).__name__} has {SEQUENTIAL_LAYER_TYPES.get(kind, f'{kind} layers')}")
     for name, _ in text_modules(model):
         kind = SEQUENTIAL_MODULES.get(name.rpartition(".")[2])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from server.kernels.expert import ExpertsModule
+from server.model.attention.key_choice import IndexerCall, KeyChoice, WholeSequence, choose_of_sequence
 from server.model.attention.kv_cache import KVGroup, KVShape, group_layers
 from server.model.attention.mla import LatentProjection
 from server.model.attention.span_attention import attend_span_reference
@@ -23,11 +28,32 @@ class Probe:
         self._windows: dict[int, int | None] = {}
         self._chunked: set[int] = set()
         self.choosing: set[int] = set()  # layers whose tokens attend to the keys that an indexer chose
+        self.indexed: dict[int, tuple[int, torch.dtype]] = {}  # numbers of a token that indexers keep, by layer
         self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
-        return group_layers(self._shapes, self._windows, self._chunked)
+        """The layers as the native kernels keep them, with an index key behind the latent where they know it."""
+        return group_layers(self._shapes_with(self._natively_kept), self._windows, self._chunked)
+
+    @property
+    def indexed_groups(self) -> tuple[KVGroup, ...]:
+        """The layers as modules keep them, with index states in rows of their own."""
+        return group_layers(self._shapes_with({}), self._windows, self._chunked)
+
+    @property
+    def _natively_kept(self) -> Mapping[int, int]:
+        """The numbers of index keys that are kept behind latents, by layer."""
+        return {layer: projection.index_dim for layer, (projection, _) in self._latents.items()}
+
+    def _shapes_with(self, behind: Mapping[int, int]) -> Mapping[int, KVShape]:
+        """Return the shapes of layers, some of whose index states lie behind their latents."""
+        found = {}
+        for layer, shape in self._shapes.items():
+            width = self.indexed.get(layer, (0, shape.dtype))[0]
+            kept = behind.get(layer, 0) if shape.is_latent else 0
+            found[layer] = replace(shape, key_dim=shape.key_dim + kept, index_dim=0 if kept else width)
+        return found
 
     @property
     def latent_layers(self) -> set[int]:
@@ -46,7 +72,7 @@ class Probe:
         if layer in self._latents:
             projection, latent = self._latents[layer]
             if projection.makes(latent, key, value):
-                self._shapes[layer] = projection.shape(key)
+                self._shapes[layer] = projection.shape(key)  # without an index key
         self._windows[layer] = options.sliding_window
         if options.is_chunked:
             self._chunked.add(layer)
@@ -57,6 +83,13 @@ class Probe:
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
         self._latents[projection.layer] = projection, latent
         return projection.expand(latent)
+
+    def choose_keys(self, call: IndexerCall) -> Any:
+        states = WholeSequence()
+        chosen = choose_of_sequence(call, states)
+        if states.shape is not None:
+            self.indexed[call.layer] = states.shape
+        return chosen
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -78,6 +111,9 @@ class IsolatedTokens:
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
         return projection.expand(latent)
 
+    def choose_keys(self, call: IndexerCall) -> Any:
+        return choose_of_sequence(call, WholeSequence())
+
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -91,7 +127,9 @@ def attend_sequence(
     """Compute the attention of a complete sequence: ``(heads, tokens, dim)`` to ``(tokens, heads, value_dim)``."""
     positions = torch.arange(query.shape[1], device=query.device)
     seen = seen_keys(positions[:, None], positions, options.sliding_window, options.is_chunked)
-    if options.chosen is not None:
+    if isinstance(options.chosen, KeyChoice):
+        seen = (seen & options.chosen.masks[0]).unsqueeze(1)  # (1 or kv_heads, 1, tokens, keys)
+    elif options.chosen is not None:
         seen = seen & torch.zeros_like(seen).scatter(-1, options.chosen.long(), True)
     mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
     output, lse = attend_span_reference(

@@ -21,6 +21,7 @@ from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.sequential.transformers_cache import LayerBytes, LostCacheError, SequenceCache, groups_and_states
 from server.model.step import SequenceChunk, StepOutput
+from server.model.transformers_hooks import batching_checks
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
@@ -66,6 +67,12 @@ def forget_cache(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
         return logits(model, chunk, SequenceCache() if chunk.num_tokens >= least and chunk.num_cached else past)
 
     monkeypatch.setattr(DecoderOnly, "logits", forgetful)
+
+
+@pytest.fixture(autouse=True)
+def unknown_indexers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model's indexer be of a kind that can't run sequence by sequence."""
+    monkeypatch.setattr(batching_checks, "can_be_hooked", lambda _: False)
 
 
 @pytest.fixture(scope="module")
