@@ -64,7 +64,8 @@ def measure(model: str | None, device: str, share: str, out: Path) -> dict[str, 
 
 def profile(loaded: LoadedServer, path: Path) -> dict[str, int]:
     """Write a profile of some steps of one stream; return how often each of the most frequent operations ran."""
-    with torch.profiler.profile() as found:
+    every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # noqa: SLF001  the engine's too
+    with torch.profiler.profile(experimental_config=every_thread) as found:
         generate(loaded, 1, PROFILED)
     found.export_chrome_trace(str(path))
     events = sorted(found.key_averages(), key=lambda event: -event.count)
