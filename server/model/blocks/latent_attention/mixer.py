@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MATRICES = ("query", "query_down", "latent", "expansion", "output", "gate")  # in the order of an adapter's places
 
+WITHOUT_BLOCKS = (Format.MXFP4, Format.FP4)  # of outputs; rows of heads are not prepared for their products
+
 
 class LatentAttentionMixer(RotaryMixer):
     """Queries, a latent for all heads, rotary positions of a part of both, attention, and the output projection.
@@ -155,7 +157,8 @@ class LatentAttentionMixer(RotaryMixer):
         spec, linear = self.spec, parts.expansion.linear
         if isinstance(linear, QuantisedLinear) and isinstance(linear.format, LatentExpansion):
             matrices = linear.format.parts(linear.places, NAME)
-            if matrices is not None and not (spec.rank % OUTPUTS or spec.value_dim % OUTPUTS):
+            has_blocks = matrices is not None and all(each.format not in WITHOUT_BLOCKS for each in matrices)
+            if matrices is not None and has_blocks and not (spec.rank % OUTPUTS or spec.value_dim % OUTPUTS):
                 self.keeps.extend(linear.buffers())
                 spec.to_keys, spec.to_values = matrices
                 return
