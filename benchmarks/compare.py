@@ -47,13 +47,13 @@ from benchmarks.comparison.family_files import FamilyFiles
 from benchmarks.comparison.family_table import family_lines
 from benchmarks.comparison.interleaved import Comparison
 from benchmarks.comparison.markdown_page import write_families, write_page
-from benchmarks.comparison.plan import GGUF_FORMATS, PEERS, SHORT_CONTEXT, Selection, Task, select, tasks
+from benchmarks.comparison.plan import PEERS, SHORT_CONTEXT, Selection, Task, select, tasks
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.families import FAMILIES
 
 STOPPED = "all further measurements: the run was stopped"
 FAMILY_ENGINES = ("greenroom", "llama.cpp")
-FAMILY_PEER_FORMATS = ("bf16", "MXFP4", *GGUF_FORMATS)
+FAMILY_PEER_FORMATS = {"bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0", "mxfp4": "MXFP4"}  # others are GGUF files
 FAMILY_PACK_FLAGS = ("--trunk", "int8")  # as llama.cpp quantises nearly all matrices
 PROMPTS, TOKENS = [64, 512, 4096], 64
 FAMILY_PROMPTS, FAMILY_TOKENS = [64, 512, 2048], 32
@@ -142,10 +142,12 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                     continue
                 setup = replace(make_setup(options, files.folder), pack_flags=FAMILY_PACK_FLAGS)
                 engines = FAMILY_ENGINES if FAMILIES[name].has_peer else FAMILY_ENGINES[:1]
-                selection = replace(chosen, engines=engines, peer_formats=FAMILY_PEER_FORMATS)
+                formats = FAMILIES[name].compared_formats(options.only)
+                peers = [FAMILY_PEER_FORMATS.get(weights, weights) for weights in formats]
+                selection = replace(chosen, engines=engines, peer_formats=peers)
                 comparison = Comparison(setup, variants(options), selection, options.retries)
                 try:
-                    for weights in FAMILIES[name].compared_formats(options.only):
+                    for weights in formats:
                         work = tasks(
                             "resident",
                             selection.kinds,

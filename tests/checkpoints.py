@@ -162,8 +162,8 @@ def transformers_class(config: transformers.PreTrainedConfig) -> Any:
     return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
 
 
-def load_transformers_model(folder: Path) -> Any:
-    """Load a checkpoint by transformers in float32; of several models, the one that writes text."""
+def load_transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a checkpoint by transformers; of several models, the one that writes text."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers_class(config).from_pretrained(folder, dtype=dtype).eval()
     return getattr(model, "thinker", model)

@@ -88,7 +88,9 @@ void ThreadPool::work(int thread) {
     auto deadline = std::chrono::steady_clock::now() + kAwake;
     for (int round = 1; epoch_.load(std::memory_order_acquire) == seen; ++round) {
       pause();
-      if (round % kChecks == 0 && std::chrono::steady_clock::now() > deadline) {
+      if (round % kChecks) continue;
+      std::this_thread::yield();  // to the event loop, say, when it has no core
+      if (std::chrono::steady_clock::now() > deadline) {
         num_asleep_.fetch_add(1, std::memory_order_seq_cst);
         while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
         num_asleep_.fetch_sub(1, std::memory_order_relaxed);

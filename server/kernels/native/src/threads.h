@@ -17,7 +17,8 @@ struct Phase {
 
 // Serves one caller at a time. Each thread has a range of neighbouring tiles, so that it reads weights as one stream.
 // After its own range it steals tiles from the others' ranges: a thread whose core is busy runs fewer tiles, and a call
-// does not wait for a thread that has not woken up by its end. Threads spin for a millisecond, then sleep.
+// does not wait for a thread that has not woken up by its end. Threads spin for a millisecond, in which they yield to
+// others, then sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
