@@ -94,14 +94,15 @@ def rope_values(file: GgufFile) -> Values:
 
 def given_factors(file: GgufFile, short: list[float], long: list[float]) -> Values:
     """Rotary positions whose frequencies are divided by a factor each."""
+    length = file.integer("context_length")
+    original = file.integer("rope.scaling.original_context_length", length)
     return {
         "rope_type": "longrope",
         "short_factor": short,
         "long_factor": long,
+        "factor": max(length / max(original, 1), 1.0),
         "attention_factor": file.number("rope.scaling.attn_factor", 1.0),
-        "original_max_position_embeddings": file.integer(
-            "rope.scaling.original_context_length", file.integer("context_length")
-        ),
+        "original_max_position_embeddings": original,
     }
 
 

@@ -31,6 +31,7 @@ from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import LinearFormat
 from server.model.quantised.scheme import forget_quantisation
 
+TEXT_TYPES = {"qwen3_vl_moe_text": "qwen3_moe"}  # text parts without a class of their own, and what computes the same
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
 
@@ -151,7 +152,7 @@ class GgufCheckpoint:
 
     def _config_of(self, original: Checkpoint) -> PreTrainedConfig:
         """Read the config of the original, whose quantisation is not that of the file."""
-        config = original.read_config()
+        config = _text_part(original.read_config())
         forget_quantisation(config)
         num_layers = self._file.integer("block_count") - self._file.integer("nextn_predict_layers", 0)
         if config.num_hidden_layers != num_layers:
@@ -201,6 +202,19 @@ class GgufCheckpoint:
                 f"the metadata of {self.name} is not that of a {self._file.architecture} model: {error}; download the "
                 "file again"
             ) from error
+
+
+def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the language model alone, which is all that a GGUF file has of a model with images."""
+    text: PreTrainedConfig = config.get_text_config(decoder=True)
+    if text.model_type not in TEXT_TYPES:
+        return text
+    model_type = TEXT_TYPES[text.model_type]
+    found: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(
+        text.to_dict() | {"model_type": model_type, "norm_topk_prob": True}
+    )
+    found._name_or_path = config._name_or_path  # noqa: SLF001  as from_pretrained sets it
+    return found
 
 
 def trunk_types(matrices: PackedMatrices) -> str:
