@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["expert_store", "server"]):
 
 NAMES = tuple(TARGETS)  # the first byte of an input is the target's index
 SLOW_SECONDS = 25  # an input that takes longer is a finding
-STRINGS = re.compile(rb'"[A-Za-z0-9_.-]{2,40}"')
+STRINGS = re.compile(rb'"[A-Za-z0-9_.-]{2,40}"|[a-z][a-z0-9_-]*(?:\.[a-z0-9_]+)+')  # of JSON, and keys of GGUF
 
 
 def main() -> None:

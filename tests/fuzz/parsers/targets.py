@@ -39,6 +39,8 @@ from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.config_checks import check_files
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.generation_config import read_generation_config
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.lora.peft_config import read_peft_config
@@ -110,6 +112,21 @@ def _safetensors(data: bytes) -> None:
             assert source.extent.nbytes == math.prod(source.shape) * source.dtype.itemsize
     with suppress(CheckpointError):
         read_header_metadata(path)
+
+
+def _gguf(data: bytes) -> None:
+    """Every tensor lies in the file; config, tokenizer and places of tensors are made, or refused."""
+    name = _write("model.gguf", data).name
+    checkpoint = GgufCheckpoint(_folder, name)
+    with suppress(CheckpointError, ModelError):
+        for tensor in GgufFile.open(_folder, name).tensors.values():
+            extent = tensor.source.extent
+            assert 0 <= extent.offset <= extent.offset + extent.nbytes <= len(data)
+    for read in (checkpoint.read_config, checkpoint.load_tokenizer, checkpoint.generation_values):
+        with suppress(CheckpointError, ModelError):
+            read()
+    with suppress(CheckpointError, ModelError):
+        assert all(shape for shape in (each.shape for each in checkpoint._tensors.values()))
 
 
 def _index(data: bytes) -> None:
@@ -192,6 +209,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "adapter": _adapter,
     "bodies": _bodies,
     "config": _config,
+    "gguf": _gguf,
     "index": _index,
     "journal": _journal,
     "json": _json,
