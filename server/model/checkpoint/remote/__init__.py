@@ -1,0 +1,1 @@
+"""Checkpoints on web servers: ranges of their files as sources."""

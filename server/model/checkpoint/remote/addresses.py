@@ -1,0 +1,19 @@
+"""Addresses of models on web servers."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit, urlunsplit
+
+SCHEMES = ("http://", "https://")
+
+
+def is_address(model: str) -> bool:
+    """Return True if a model of the command line is on a web server."""
+    return model.startswith(SCHEMES)
+
+
+def without_secrets(address: str) -> str:
+    """Return an address without user, password, query and fragment, for messages."""
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,0 +1,242 @@
+"""WebClient: reads ranges of files of web servers, with retries."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import httpx
+import numpy as np
+
+from expert_store.errors import (
+    ShortReadError,
+    SourceChangedError,
+    SourceError,
+    SourceGoneError,
+    SourceTimeoutError,
+    SourceUnreadableError,
+)
+from expert_store.sources.base import Bytes
+from server.model.checkpoint.remote.addresses import without_secrets
+from server.model.checkpoint.remote.retries import NUM_TRIES, RETRIED, wait_before_retry
+
+MAX_CONNECTIONS = 16
+TIMEOUT = httpx.Timeout(30.0, connect=10.0, pool=None)
+CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
+COMPLETE, PARTIAL, NO_SUCH_RANGE = 200, 206, 416
+GONE = frozenset({404, 410})
+REFUSED = frozenset({401, 403})
+QUOTED_CHARACTERS = 200  # of an answer, in an error
+
+
+class Content(NamedTuple):
+    """The bytes behind an address at some time."""
+
+    nbytes: int
+    version: str  # ETag, or else the time of the last change; empty if the server tells neither
+
+
+class Address:
+    """Address of a file, and the link that its server redirects to. Thread-safe.
+
+    A link is kept, so that the server is asked once for each file. When it has expired, one thread asks for all.
+
+    Args:
+        url: of the file; user and password in it go to its own server alone.
+    """
+
+    def __init__(self, url: str):
+        self.url, self.name = url, without_secrets(url)
+        self.link = url
+        self.asking = threading.Lock()  # held while the link is asked for
+
+
+class _FailedError(Exception):
+    """A request failed, and another may succeed."""
+
+    def __init__(self, error: SourceError, headers: Mapping[str, str] | None = None):
+        super().__init__(str(error))
+        self.error, self.headers = error, headers or {}
+        self.has_progress = False  # some bytes came before it
+
+
+class _RefusedError(Exception):
+    """A request was answered with 401 or 403, as an expired link is."""
+
+    def __init__(self, error: SourceError):
+        super().__init__(str(error))
+        self.error = error
+
+
+class WebClient:
+    """Reads ranges of files. Thread-safe.
+
+    Args:
+        max_connections: at the same time, over all files.
+    """
+
+    def __init__(self, max_connections: int = MAX_CONNECTIONS):
+        self._http = httpx.Client(
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            timeout=TIMEOUT,
+            follow_redirects=True,  # to another host httpx sends no credentials
+            headers={"Accept-Encoding": "identity"},  # a range of a compressed file is of no use
+        )
+        self._parallel = ThreadPoolExecutor(max_connections, thread_name_prefix="web-read")
+        self._is_closed = threading.Event()
+
+    def look(self, address: Address) -> Content:
+        """Return size and version of a file.
+
+        Raises:
+            SourceGoneError: there is none.
+            SourceError: the server can't be reached, refuses, or gives no ranges.
+        """
+        found = Content(0, "")
+
+        def once(link: str) -> None:
+            nonlocal found
+            with self._answer(address, link, 0, 1) as answer:
+                answer.read()
+                found = _content(address, answer)
+                address.link = str(answer.url)
+
+        self._until_done(address, once)
+        return found
+
+    def read(self, address: Address, offset: int, target: Bytes, content: Content) -> None:
+        """Fill a target from an offset of a file on; a connection that is cut is continued where it ended.
+
+        Args:
+            content: what the file was when it was opened.
+
+        Raises:
+            SourceChangedError: it is another one now.
+            SourceError: it can't be read.
+        """
+        done = 0
+
+        def once(link: str) -> None:
+            nonlocal done
+            before = done
+            try:
+                with self._answer(address, link, offset + done, offset + len(target)) as answer:
+                    _check_range(address, answer, offset + done, offset + len(target), content)
+                    for chunk in answer.iter_raw():
+                        _check_room(address, chunk, target[done:])
+                        target[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                        done += len(chunk)
+            except _FailedError as failed:
+                failed.has_progress = done > before
+                raise
+
+        if len(target):
+            self._until_done(address, once)
+
+    def read_all(self, address: Address, parts: Sequence[tuple[int, Bytes]], content: Content) -> None:
+        """Fill the targets of several offsets at the same time.
+
+        Raises:
+            SourceError: one can't be read; the other reads have ended.
+        """
+        if len(parts) == 1:
+            self.read(address, *parts[0], content)
+            return
+        reads = [self._parallel.submit(self.read, address, *part, content) for part in parts]
+        errors = [error for read in reads if (error := read.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        """Close the connections; what waits for a retry fails."""
+        self._is_closed.set()
+        self._parallel.shutdown()
+        self._http.close()
+
+    def _until_done(self, address: Address, once: Callable[[str], None]) -> None:
+        """Send a request to the address's link until it succeeds, or has failed too often."""
+        failures, has_asked = 0, False
+        while True:
+            link = address.link
+            try:
+                return once(link)
+            except _RefusedError as refused:
+                if has_asked or link == address.url:
+                    raise refused.error from None
+                has_asked = True
+                self._renew(address, link)
+            except _FailedError as failed:
+                failures = 1 if failed.has_progress else failures + 1
+                if failures >= NUM_TRIES or self._is_closed.wait(wait_before_retry(failures, failed.headers)):
+                    raise failed.error from None
+
+    def _renew(self, address: Address, expired: str) -> None:
+        """Ask for another link, unless another thread has done so."""
+        with address.asking:
+            if address.link == expired:
+                address.link = address.url
+                self.look(address)
+
+    @contextmanager
+    def _answer(self, address: Address, link: str, begin: int, end: int) -> Iterator[httpx.Response]:
+        """Ask for a range of bytes, and yield the answer, whose body may be read."""
+        try:
+            with self._http.stream("GET", link, headers={"Range": f"bytes={begin}-{end - 1}"}) as answer:
+                _check_status(address, answer)
+                yield answer
+        except httpx.TimeoutException as error:
+            raise _FailedError(SourceTimeoutError(address.name, "the server does not answer")) from error
+        except httpx.TransportError as error:
+            if "CERTIFICATE" in str(error):
+                raise SourceUnreadableError(address.name, f"the server's certificate is not valid ({error})") from error
+            reason = f"the connection failed ({error or type(error).__name__})"
+            raise _FailedError(SourceUnreadableError(address.name, reason)) from error
+
+
+def _check_status(address: Address, answer: httpx.Response) -> None:
+    status = answer.status_code
+    if status in {PARTIAL, NO_SUCH_RANGE}:
+        return
+    if status == COMPLETE:
+        raise SourceUnreadableError(
+            address.name, "the server sends whole files only; use one that answers requests with Range"
+        )
+    if status in GONE:
+        raise SourceGoneError(address.name, f"the server answers {status}")
+    quoted = " ".join(answer.read()[:QUOTED_CHARACTERS].decode(errors="replace").split())
+    error = SourceUnreadableError(address.name, f"the server answers {status}: {quoted or answer.reason_phrase}")
+    if status in REFUSED:
+        raise _RefusedError(error)
+    if status in RETRIED:
+        raise _FailedError(error, answer.headers)
+    raise error
+
+
+def _content(address: Address, answer: httpx.Response) -> Content:
+    found = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if found is None:
+        raise SourceUnreadableError(address.name, "the server does not tell how long the file is (Content-Range)")
+    return Content(int(found[3]), answer.headers.get("etag") or answer.headers.get("last-modified", ""))
+
+
+def _check_range(address: Address, answer: httpx.Response, begin: int, end: int, opened: Content) -> None:
+    """Raise if an answer is about another file than the one that was opened, or has other bytes of it."""
+    if _content(address, answer) != opened:
+        raise SourceChangedError(address.name, "was changed on the server while it is served; restart this server")
+    if answer.status_code == NO_SUCH_RANGE:
+        raise ShortReadError(address.name, f"ends at byte {opened.nbytes}, inside the weights")
+    found = CONTENT_RANGE.fullmatch(answer.headers["content-range"])
+    assert found is not None
+    if (found[1], found[2]) != (str(begin), str(end - 1)):
+        given = answer.headers["content-range"]
+        reason = f"the server sends {given} where bytes {begin}-{end - 1} were asked for"
+        raise _FailedError(SourceUnreadableError(address.name, reason))
+
+
+def _check_room(address: Address, chunk: bytes, left: Bytes) -> None:
+    if len(chunk) > len(left):
+        raise _FailedError(SourceUnreadableError(address.name, "the server sends more bytes than were asked for"))

@@ -1,0 +1,101 @@
+"""A folder on a web server, which need not give a list of its files."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+from expert_store import read_json_object, read_metadata
+from expert_store.errors import SourceGoneError
+from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
+from expert_store.packed.manifest import MANIFEST_NAME
+from server.model.checkpoint.remote.addresses import without_secrets
+from server.model.checkpoint.remote.web_client import Address, WebClient
+from server.model.checkpoint.remote.web_source import WebSource
+
+SINGLE_SHARD = f"model{SUFFIX}"
+NAMES = (  # of files that a checkpoint or a pack may have
+    *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "tiktoken.model"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *(MANIFEST_NAME, INDEX_NAME, SINGLE_SHARD),
+)
+NUM_PROBES = 8  # at the same time
+
+
+@dataclass(frozen=True)
+class WebFolder:
+    """A folder on a web server; see ``SourceFolder``.
+
+    Its files are those of ``NAMES`` that are there, and the shards that the index names.
+
+    Attributes:
+        url: without a slash at the end; with user and password, if it needs them.
+    """
+
+    url: str = field(repr=False)
+    client: WebClient = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The address, without user and password."""
+        return without_secrets(self.url)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the address."""
+        return self.name.rpartition("/")[2]
+
+    def names(self) -> Collection[str]:
+        """Return the names of the files that are there."""
+        return self._names
+
+    def source(self, name: str, *, is_own: bool = False) -> WebSource:
+        """Return a file of it."""
+        del is_own  # a server's links are its own affair
+        return WebSource(f"{self.url}/{name}", self.client)
+
+    def folder(self, name: str) -> WebFolder:
+        """Return a folder in it."""
+        return WebFolder(f"{self.url}/{name}", self.client)
+
+    def local_copy(self, patterns: Collection[str]) -> Path:
+        """Download the files of some patterns into a folder that is deleted when the process ends."""
+        copy = self._copy
+        for name in self._names:
+            if any(fnmatch(name, pattern) for pattern in patterns) and not (copy / name).exists():
+                (copy / name).write_bytes(read_metadata(self.source(name)))
+        return copy
+
+    @cached_property
+    def _names(self) -> list[str]:
+        with ThreadPoolExecutor(NUM_PROBES) as pool:
+            found = [name for name, is_there in zip(NAMES, pool.map(self._is_there, NAMES), strict=True) if is_there]
+        if INDEX_NAME in found:
+            shards = read_json_object(self.source(INDEX_NAME)).get("weight_map")
+            names = set(shards.values()) if isinstance(shards, dict) else set()
+            found += sorted(name for name in names if isinstance(name, str) and name not in found)
+        return found
+
+    @cached_property
+    def _copy(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="greenroom-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        named = folder / (self.short_name or "model")  # messages name it
+        named.mkdir()
+        return named
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self.client.look(Address(f"{self.url}/{name}"))
+        except SourceGoneError:
+            return False
+        return True
