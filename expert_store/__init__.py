@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from expert_store.catalog import Variant as Variant
     from expert_store.catalog import checksum_seed as checksum_seed
     from expert_store.catalog import extents as extents
+    from expert_store.catalog import is_on_disk as is_on_disk
     from expert_store.entry import TierName as TierName
     from expert_store.errors import BudgetError as BudgetError
     from expert_store.errors import CheckpointError as CheckpointError
@@ -111,6 +112,7 @@ _MODULE_OF = {
     "TensorSource": "catalog",
     "checksum_seed": "catalog",
     "extents": "catalog",
+    "is_on_disk": "catalog",
     "BudgetError": "errors",
     "CheckpointError": "errors",
     "ChecksumError": "errors",

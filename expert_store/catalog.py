@@ -14,6 +14,7 @@ import torch
 from expert_store.errors import CheckpointError
 from expert_store.keys import BASE, ExpertKey
 from expert_store.sources.base import PAGE_BYTES, Source
+from expert_store.sources.file import FileSource
 
 TENSOR_ALIGNMENT = 64  # bytes; suits vector loads
 
@@ -275,6 +276,11 @@ class ExpertCatalog:
     def sources(self) -> list[Source]:
         """Every source that holds a part of one of the model's own experts."""
         return sources_of(recipe for entry in self.layers.values() for recipe in entry.experts)
+
+
+def is_on_disk(catalog: ExpertCatalog) -> bool:
+    """Return True if all of the model's own experts are in files of this machine."""
+    return all(isinstance(source, FileSource) for source in catalog.sources)
 
 
 def sources_of(recipes: Iterable[ExpertRecipe]) -> list[Source]:

@@ -57,18 +57,21 @@ class FileHandler(BaseHTTPRequestHandler):
         elif not file.is_file():
             self.answer(404, b"there is no such file")
         else:
-            self.send_range(file.read_bytes())
+            self.send_range(file)
 
-    def send_range(self, content: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+    def send_range(self, file: Path, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
         """Send the range that was asked for, or its first bytes before the connection is closed."""
         begin, end = (int(each) for each in self.headers["Range"].removeprefix("bytes=").split("-"))
-        body = content[begin : end + 1]
+        nbytes = file.stat().st_size
+        with file.open("rb") as opened:
+            opened.seek(begin)
+            body = opened.read(end + 1 - begin)
         version = self.server.versions.get(self.path.rpartition("/")[2], '"1"')
-        found = {"ETag": version, "Content-Range": f"bytes {begin}-{begin + len(body) - 1}/{len(content)}"}
+        found = {"ETag": version, "Content-Range": f"bytes {begin}-{begin + len(body) - 1}/{nbytes}"}
         if body:
             self.answer(206, body, found | (headers or {}), cut)
         else:
-            self.answer(416, b"", {"ETag": version, "Content-Range": f"bytes */{len(content)}"})
+            self.answer(416, b"", {"ETag": version, "Content-Range": f"bytes */{nbytes}"})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
         self.send_response(status)
@@ -110,7 +113,7 @@ def cut_after(nbytes: int) -> Fault:
     """Close the connection after some bytes of the body."""
 
     def answer(handler: FileHandler) -> bool:
-        handler.send_range((handler.server.folder / handler.path.lstrip("/")).read_bytes(), cut=nbytes)
+        handler.send_range(handler.server.folder / handler.path.lstrip("/"), cut=nbytes)
         return True
 
     return answer
@@ -120,8 +123,8 @@ def with_headers(**headers: str) -> Fault:
     """Answer with other headers, whose names have ``_`` for ``-``."""
 
     def answer(handler: FileHandler) -> bool:
-        content = (handler.server.folder / handler.path.lstrip("/")).read_bytes()
-        handler.send_range(content, {name.replace("_", "-"): value for name, value in headers.items()})
+        file = handler.server.folder / handler.path.lstrip("/")
+        handler.send_range(file, {name.replace("_", "-"): value for name, value in headers.items()})
         return True
 
     return answer

@@ -26,6 +26,7 @@ from server.model.checkpoint.download import cached_model, hub_errors, list_uplo
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.local_files import split_tag
 from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
+from server.model.checkpoint.remote.web_folder import WebPlace
 from server.model.errors import ModelError
 
 
@@ -63,7 +64,7 @@ class HubHeaders:
         return self.config.path
 
 
-def open_hub_model(model: str, revision: str | None, scratch: Path, original: Path | None) -> Checkpoint:
+def open_hub_model(model: str, revision: str | None, scratch: Path, original: Path | WebPlace | None) -> Checkpoint:
     """Open a hub model by its metadata, or as it is in the cache if the hub can't be reached.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from expert_store import is_on_disk
 from server.device import find_device
 from server.inspection.bandwidth import begin_matrix, measure_copy, measure_disk, measure_memory, temporary_experts
 from server.inspection.memory_fit import fit_memory
@@ -29,7 +30,7 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
     device, matrix = find_device(settings.device), begin_matrix()
     summary = summarise_model(model, settings, device)
     plan = fit_memory(summary, settings, device)
-    if summary.has_experts:
+    if summary.has_experts and is_on_disk(summary.catalog):  # from a server, each read would be a download
         disk = measure_disk(summary.catalog)
     else:
         with temporary_experts(next(iter(summary.catalog.layouts))) as catalog:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from expert_store import ExpertCatalog, ExpertStore
+from expert_store import ExpertCatalog, ExpertStore, is_on_disk
 from server.byte_sizes import format_bytes
 from server.engine.interface import ModelCard, RequestMemory
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
@@ -155,10 +155,11 @@ def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryP
     )
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))
     log.info(
-        "experts: %d in %d layers, %s on disk",
+        "experts: %d in %d layers, %s %s",
         sum(catalog.layouts.values()),
         len(catalog.layers),
         format_bytes(catalog.total_bytes),
+        "on disk" if is_on_disk(catalog) else "on a server",
     )
     for tier in store.tiers().values():
         log.info(

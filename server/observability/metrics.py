@@ -27,6 +27,7 @@ from expert_store import (
     StoreHealth,
     StoreStatistics,
     TierReport,
+    is_on_disk,
 )
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
@@ -38,6 +39,7 @@ from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
+DISK, REMOTE = "disk", "remote"  # the lowest tier, by the place of the model's files
 NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
 
 
@@ -127,8 +129,9 @@ class _Scrape(Collector):
             "model_info", "1; the served model and the version of Greenroom.", ["model", "version"], [(self._served, 1)]
         )
         tiers = list(self._store.tiers().values())
-        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
-        yield from _loads(self._statistics, len(tiers) > 1)
+        lowest = DISK if is_on_disk(self._store.catalog) else REMOTE
+        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), DISK], lowest)
+        yield from _loads(self._statistics, len(tiers) > 1, lowest)
         yield from _residency(tiers, len(self._store.quarantined))
         states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
         text = "1 for the state of the expert store: failing if a thread died or a read does not return."
@@ -150,8 +153,12 @@ class _Scrape(Collector):
             yield counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
 
 
-def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
-    lookups = [((tier, phase), statistics.lookups[tier, phase]) for tier in tiers for phase in PHASES]
+def _lookups(statistics: StoreStatistics, tiers: Sequence[str], lowest: str) -> Iterator[Metric]:
+    lookups = [
+        ((lowest if tier == DISK else tier, phase), statistics.lookups[tier, phase])
+        for tier in tiers
+        for phase in PHASES
+    ]
     yield counter(
         "expert_lookups",
         "Expert look-ups, once a layer and step, by the tier in which they were found.",
@@ -164,13 +171,15 @@ def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metr
     yield counter("expert_prefetches", "Prefetched experts, by outcome.", ["outcome"], prefetches)
 
 
-def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
+def _loads(statistics: StoreStatistics, has_device: bool, lowest: str) -> Iterator[Metric]:
     evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
     yield counter("expert_evictions", "Experts evicted from a tier.", ["tier"], evictions)
     yield counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
     loads = [
-        (way, statistics.loads.get(way, LoadStatistics())) for way in TRANSFERS if has_device or "device" not in way
+        ((lowest if source == DISK else source, target), statistics.loads.get((source, target), LoadStatistics()))
+        for source, target in TRANSFERS
+        if has_device or "device" not in {source, target}
     ]
     loaded = [(way, load.nbytes) for way, load in loads]
     yield counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)

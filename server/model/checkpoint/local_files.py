@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama
+from server.model.checkpoint.remote.addresses import is_address
 from server.model.errors import ModelError, check_formats
 
 GGUF = ".gguf"  # suffix of files with a complete model, or a part of one
@@ -150,6 +151,6 @@ def check_printable(name: str) -> str:
 
 
 def check_model(model: str | None) -> None:
-    """Raise ModelError if a model of the command line is neither a folder nor a hub id; None is the bundled one."""
-    if model is not None:
+    """Raise ModelError if a model of the command line is no folder, hub id or address; None is the bundled one."""
+    if model is not None and not is_address(check_printable(model)):
         local_files(model)

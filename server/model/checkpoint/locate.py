@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from expert_store import is_pack, read_manifest
 from server.model.checkpoint.download import download, download_small_files
-from server.model.checkpoint.local_files import SPLIT_FILE, check_printable, find_gguf, local_files
+from server.model.checkpoint.local_files import GGUF, SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
+from server.model.checkpoint.remote.addresses import is_address
+from server.model.checkpoint.remote.web_folder import WebPlace, web_place
 from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
 BUNDLED_NAME = "greenroom-demo"
 
 
-def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]:
-    """Return a model's place and name: the bundled model, a local or packed folder, a GGUF file, or a download.
+def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | WebPlace, str]:
+    """Return a model's place and name: those of ``find_local``, or of a download.
 
     Raises:
         ModelError: there is no such folder or repository, or the hub can't be reached.
@@ -28,20 +31,32 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]
     return download(model, revision), model
 
 
-def find_local(model: str | None) -> tuple[Path, str] | None:
-    """Return the place and the name of a model on this machine; None for a hub id.
+def find_local(model: str | None) -> tuple[Path | WebPlace, str] | None:
+    """Return the place and the name of a model that is not downloaded; None for a hub id.
 
-    The place is a folder, a GGUF file, or a manifest of Ollama's store.
+    The place is a folder, a GGUF file, a manifest of Ollama's store, or a folder or a GGUF file on a web server.
 
     Raises:
         ModelError: there is no such folder and the name is not a hub id, the folder can't be read, or it is not a
             model's checkpoint.
         CheckpointError: the folder is packed, and its manifest is damaged.
     """
-    names = [] if model is None else local_files(model)
-    if names is None:
-        return None
-    if model is None or Path(model).resolve() == BUNDLED:
+    if model is not None and is_address(model):
+        place = web_place(model)
+        return place, check_printable(place.short_name.removesuffix(GGUF))
+    if model is None:
+        return BUNDLED, BUNDLED_NAME
+    names = local_files(model)
+    return None if names is None else _find_file(model, names)
+
+
+def _find_file(model: str, names: Sequence[str]) -> tuple[Path, str]:
+    """Return the place and the name of a model on this machine.
+
+    Args:
+        names: of the files in its folder.
+    """
+    if Path(model).resolve() == BUNDLED:
         return BUNDLED, BUNDLED_NAME
     if is_ollama(model):
         manifest = find_manifest(model)
@@ -57,7 +72,7 @@ def find_local(model: str | None) -> tuple[Path, str] | None:
     return folder, check_printable(folder.resolve().name)
 
 
-def find_original(model: str | None) -> Path | None:
+def find_original(model: str | None) -> Path | WebPlace | None:
     """Return the place of the model that ``--config-from`` names; None if it names none.
 
     Of a hub model all files but the weights are downloaded.

@@ -52,7 +52,7 @@ class Address:
     def __init__(self, url: str):
         self.url, self.name = url, without_secrets(url)
         self.link = url
-        self.asking = threading.Lock()  # held while the link is asked for
+        self.asking = threading.RLock()  # held while another link is asked for
 
 
 class _FailedError(Exception):
@@ -161,7 +161,8 @@ class WebClient:
         """Send a request to the address's link until it succeeds, or has failed too often."""
         failures, has_asked = 0, False
         while True:
-            link = address.link
+            with address.asking:
+                link = address.link
             try:
                 return once(link)
             except _RefusedError as refused:

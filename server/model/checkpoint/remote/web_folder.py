@@ -16,9 +16,11 @@ from expert_store import read_json_object, read_metadata
 from expert_store.errors import SourceGoneError
 from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
 from expert_store.packed.manifest import MANIFEST_NAME
+from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.web_client import Address, WebClient
 from server.model.checkpoint.remote.web_source import WebSource
+from server.model.errors import ModelError
 
 SINGLE_SHARD = f"model{SUFFIX}"
 NAMES = (  # of files that a checkpoint or a pack may have
@@ -35,14 +37,16 @@ NUM_PROBES = 8  # at the same time
 class WebFolder:
     """A folder on a web server; see ``SourceFolder``.
 
-    Its files are those of ``NAMES`` that are there, and the shards that the index names.
+    Its files are those of ``NAMES`` and ``more_names`` that are there, and the shards that the index names.
 
     Attributes:
         url: without a slash at the end; with user and password, if it needs them.
+        more_names: names that files of it may have.
     """
 
     url: str = field(repr=False)
     client: WebClient = field(repr=False, compare=False)
+    more_names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,12 +81,13 @@ class WebFolder:
 
     @cached_property
     def _names(self) -> list[str]:
+        names = [*NAMES, *self.more_names]
         with ThreadPoolExecutor(NUM_PROBES) as pool:
-            found = [name for name, is_there in zip(NAMES, pool.map(self._is_there, NAMES), strict=True) if is_there]
+            found = [name for name, is_there in zip(names, pool.map(self._is_there, names), strict=True) if is_there]
         if INDEX_NAME in found:
             shards = read_json_object(self.source(INDEX_NAME)).get("weight_map")
-            names = set(shards.values()) if isinstance(shards, dict) else set()
-            found += sorted(name for name in names if isinstance(name, str) and name not in found)
+            named = set(shards.values()) if isinstance(shards, dict) else set()
+            found += sorted(name for name in named if isinstance(name, str) and name not in found)
         return found
 
     @cached_property
@@ -99,3 +104,27 @@ class WebFolder:
         except SourceGoneError:
             return False
         return True
+
+
+WebPlace = WebFolder | WebSource
+
+
+def web_place(address: str) -> WebPlace:
+    """Return the place of a model on a web server: a folder, or a GGUF file by its name."""
+    url, client = address.rstrip("/"), WebClient()
+    source = WebSource(url, client)
+    return source if source.short_name.endswith(GGUF) else WebFolder(url, client)
+
+
+def folder_of(source: WebSource) -> WebFolder:
+    """Return the folder of a file."""
+    path, _, query = source.url.partition("?")
+    if query:
+        raise ModelError(f"{source.name} has a query, with which the files beside it can't be found; leave it out")
+    split = SPLIT_FILE.fullmatch(source.short_name)
+    names = (
+        []
+        if split is None
+        else [f"{split[1]}-{number:05d}-of-{split[3]}{GGUF}" for number in range(1, int(split[3]) + 1)]
+    )
+    return WebFolder(path.rpartition("/")[0], source.client, tuple(names))
