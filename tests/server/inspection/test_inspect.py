@@ -149,7 +149,7 @@ def test_inspect_and_serve_make_the_same_plan(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("instant")
-@pytest.mark.parametrize("name", ["glm5_next", "switch_transformers"])
+@pytest.mark.parametrize("name", ["deepseek_v4", "switch_transformers"])
 def test_a_sequential_model_is_reported_with_the_reason(tmp_path: Path, name: str) -> None:
     folder = save_checkpoint(make_config(name), tmp_path)
     report, trunk = inspect_model(str(folder), SETTINGS), load_trunk(folder, torch.float32)
