@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="hub id, folder of a checkpoint or a pack, GGUF file, OWNER/NAME:TAG of a GGUF file on the hub, or "
-        "ollama:NAME (default: the bundled model)",
+        help="hub id, folder of a checkpoint or a pack, GGUF file, OWNER/NAME:TAG of a GGUF file on the hub, "
+        "ollama:NAME, or the address of a folder or a GGUF file on a web server (default: the bundled model)",
     )
     add_flags(parser)
 
