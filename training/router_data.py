@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from tokenizers import Tokenizer
 
 from training.corpus import read_corpus
@@ -42,6 +41,9 @@ class Task:
 
 def digits() -> Task:
     """Return scikit-learn's images of digits, 8 x 8 pixels of 0 to 1."""
+    # Its import sets environment variables, which should not reach all that imports this module.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # noqa: PLC0415
+
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     images = torch.from_numpy(found.images[order] / 16.0).float().unsqueeze(1)

@@ -155,11 +155,10 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: 
     return query.new_zeros(*query.shape[:-1], value.shape[-1]) if fits else None
 
 
-def _convolution(
+def _convolution(  # noqa: PLR0917  (the signature of torch's function)
     rows: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
-    *,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,

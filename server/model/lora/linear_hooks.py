@@ -65,11 +65,10 @@ def add_to_linears(
             handle.remove()
 
 
-def _add(
+def _add(  # noqa: PLR0917  (torch gives its hooks the last four by position)
     adapters: StepAdapters,
     name: str,
     rows_of: Callable[[nn.Module], Rows | None],
-    *,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
