@@ -88,12 +88,11 @@ class TorchBackend:
         return outputs[places]
 
 
-def _add(
+def _add(  # noqa: PLR0917  (called with the last two by position, as ``run_expert`` says)
     additions: ExpertAdditions,
     key: Hashable,
     rows: npt.NDArray[np.int64],
     name: str,
-    *,
     x: torch.Tensor,
     y: torch.Tensor,
 ) -> None:

@@ -130,6 +130,19 @@ def from_last_list(read: Callable[[str], list[str]]) -> Callable[[str], list[str
 
 
 @contextmanager
+def without_modules(*names: str) -> Iterator[None]:
+    """Hide packages that transformers imports if they are installed; it checks once and caches the result."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextmanager
 def without_distributed() -> Iterator[None]:
     """Make transformers see a torch built without distributed; transformers checks once and caches the result."""
     import torch.distributed  # noqa: PLC0415  takes seconds

@@ -19,6 +19,7 @@ from server.lifecycle.lighter_imports import (
     with_quick_walk,
     without_compiler,
     without_distributed,
+    without_modules,
 )
 from server.model.checkpoint.local_files import is_gguf
 
@@ -48,7 +49,7 @@ def set_up_torch(model: str | None) -> None:
     if _takes_no_images(model):
         # Acts as if torchvision were not installed.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    with _without_collection(), with_quick_frames():
+    with _without_collection(), with_quick_frames(), without_modules("scipy", "sklearn"):
         if find_spec("torchvision") is None:
             _import_without_compiler()
         else:  # torchvision imports the compiler, and can't be imported twice

@@ -141,7 +141,7 @@ def prometheus(server: Server, client: openai.OpenAI, tmp_path_factory: pytest.T
 
 def generate(client: openai.OpenAI) -> None:
     for prompt in ("Once upon a time", "To be, or not to be", "To be, or not to be"):
-        client.completions.create(model=MODEL, prompt=prompt * 8, max_tokens=16, n=2, extra_body={"ignore_eos": True})
+        client.completions.create(model=MODEL, prompt=prompt * 8, max_tokens=96, n=2, extra_body={"ignore_eos": True})
     for model in (f"{MODEL}:law", "code"):
         client.completions.create(model=model, prompt="To be", max_tokens=4)
     client.embeddings.create(model=MODEL, input=["one", "two"])

@@ -25,9 +25,10 @@ class Tiles:
 
     @classmethod
     def of(cls, launch: ExpertLaunch) -> Tiles:
-        """Return the tiles of a layer; decoding takes registers."""
-        is_plain = launch.second_options["FORM"] in PLAIN
-        return cls() if is_plain else cls(few_inputs=64, first_outputs=16, many_inputs=32)
+        """Return the tiles of a layer; decoding takes registers, and so do matrices that are stored inputs first."""
+        if launch.second_options["FORM"] not in PLAIN:
+            return cls(few_inputs=64, first_outputs=16, many_inputs=32)
+        return cls(few_inputs=64) if launch.first_options["IS_TRANSPOSED"] else cls()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     if not is_native:
-        monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_: "its layers are of another kind")
+        monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_, **__: "its layers are of another kind")
     trunk = load_model(None, ServeSettings()).trunk
     assert (trunk.facts.program.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
 

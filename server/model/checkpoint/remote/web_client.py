@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import httpx
 import numpy as np
 
 from expert_store.errors import (
@@ -24,8 +23,11 @@ from expert_store.sources.base import Bytes
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.retries import NUM_TRIES, RETRIED, wait_before_retry
 
+if TYPE_CHECKING:
+    import httpx
+
 MAX_CONNECTIONS = 16
-TIMEOUT = httpx.Timeout(30.0, connect=10.0, pool=None)
+READ_SECONDS, CONNECT_SECONDS = 30.0, 10.0
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 COMPLETE, PARTIAL, NO_SUCH_RANGE = 200, 206, 416
 GONE = frozenset({404, 410})
@@ -80,9 +82,11 @@ class WebClient:
     """
 
     def __init__(self, max_connections: int = MAX_CONNECTIONS):
+        import httpx  # noqa: PLC0415  brings packages for terminals, which a server does not need otherwise
+
         self._http = httpx.Client(
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-            timeout=TIMEOUT,
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
             follow_redirects=True,  # to another host httpx sends no credentials
             headers={"Accept-Encoding": "identity"},  # a range of a compressed file is of no use
         )
@@ -185,6 +189,8 @@ class WebClient:
     @contextmanager
     def _answer(self, address: Address, link: str, begin: int, end: int) -> Iterator[httpx.Response]:
         """Ask for a range of bytes, and yield the answer, whose body may be read."""
+        import httpx  # noqa: PLC0415
+
         try:
             with self._http.stream("GET", link, headers={"Range": f"bytes={begin}-{end - 1}"}) as answer:
                 _check_status(address, answer)
