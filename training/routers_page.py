@@ -14,6 +14,7 @@ TITLES = {
     "digits": "Images: scikit-learn's digits (10 classes, 16 patches)",
     "domains": "Text: the domains of the bundled model's corpus (12 classes, 16 tokens)",
 }
+NUM_COLOURS = 10  # of matplotlib's default cycle
 HEAD = """# Routers
 
 A router decides which experts see which tokens. This page compares those that Greenroom knows, on two small tasks of
@@ -78,9 +79,10 @@ def draw_curves(rows: Rows, path: Path) -> None:
     """Draw the training losses of all variants over the steps, on a logarithmic scale."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for number, row in enumerate(rows):
         steps, losses = zip(*row["curve"], strict=True)
-        axes.plot(steps, losses, label=row["variant"], linewidth=1.2)
+        style = "--" if number >= NUM_COLOURS else "-"
+        axes.plot(steps, losses, style, label=row["variant"], linewidth=1.2)
     axes.set(xlabel="step", ylabel="training loss (cross entropy)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper right")
