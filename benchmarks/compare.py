@@ -118,7 +118,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for condition in selection.conditions:
             for weights in selection.formats:
                 work = tasks(
-                    condition, selection.kinds, options.streams, options.prompts, options.tokens, options.contexts
+                    condition,
+                    selection.kinds,
+                    options.streams,
+                    options.prompts,
+                    options.tokens,
+                    contexts=options.contexts,
                 )
                 if work:
                     comparison.run_group(condition, weights, work, options.rounds)
@@ -154,7 +159,7 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                             options.streams,
                             options.prompts,
                             options.tokens,
-                            options.contexts,
+                            contexts=options.contexts,
                         )
                         comparison.run_group("resident", weights, work, options.rounds)
                         files.delete_quantised()
