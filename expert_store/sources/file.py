@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ import numpy as np
 from expert_store.errors import ShortReadError, SourceChangedError, source_error
 from expert_store.sources.base import PAGE_BYTES, Bytes, Piece, SourceIdentity
 from expert_store.sources.regular_file import open_regular
+from expert_store.sources.runs import runs_of
 
 log = logging.getLogger(__name__)
 
 MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
-MAX_GAP_BYTES = 64 << 10  # reading that many unused bytes costs less than another call
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class DirectFile:
     def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         """Fill the targets of some pieces; see ``OpenSource``. Without scratch memory the page cache is used."""
         try:
-            for run in _runs(pieces):
+            for run in runs_of(pieces):
                 if self._direct is None or scratch is None:
                     for piece in run:
                         self._read_buffered(piece.target, piece.offset)
@@ -170,18 +170,6 @@ def read_fully(file: int, target: Bytes, offset: int) -> int:
             break
         done += count
     return done
-
-
-def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Group pieces that lie close to each other in the file, to be read together."""
-    run: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: piece.offset):
-        if run and piece.offset - run[-1].end > MAX_GAP_BYTES:
-            yield run
-            run = []
-        run.append(piece)
-    if run:
-        yield run
 
 
 def _pages(nbytes: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from tests.e2e.processes import Server, run_command, serving
 from tests.gguf.models import FILES
+from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import rewrite
 from tests.web_server import FileServer, file_server
 
 PROMPT: dict[str, Any] = {
@@ -105,3 +106,10 @@ def test_an_address_without_a_model_is_refused_in_one_sentence(web: FileServer) 
     assert result.stderr.startswith("greenroom: ")
     assert "nowhere has no config.json" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_gguf_file_of_several_splits_is_served_by_the_address_of_any(web: FileServer) -> None:
+    rewrite(web.folder / "split.gguf", split=10)
+    name = max(path.name for path in web.folder.glob("split-*.gguf"))
+    result = run_command("inspect", f"{web.url}/{name}")
+    assert result.returncode == 0, result.stderr

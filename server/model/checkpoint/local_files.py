@@ -48,6 +48,8 @@ def local_files(model: str) -> list[str] | None:
 
 def is_gguf(model: str) -> bool:
     """Return True if a model of the command line is in the GGUF format, by its name alone."""
+    if is_address(model):
+        return model.rstrip("/").endswith(GGUF)
     return is_ollama(model) or model.endswith(GGUF) or (split_tag(model)[1] is not None and not Path(model).exists())
 
 
@@ -64,6 +66,14 @@ def gguf_models(names: Iterable[str]) -> list[str]:
 def is_projector(name: str) -> bool:
     """Return True if a file has the image part of a model, by its name."""
     return PROJECTOR in Path(name).name.lower()
+
+
+def names_of_splits(name: str) -> list[str]:
+    """Return the names of all files of the model that a GGUF file belongs to, in order."""
+    split = SPLIT_FILE.fullmatch(name)
+    if split is None:
+        return [name]
+    return [f"{split[1]}-{number:05d}-of-{split[3]}{GGUF}" for number in range(1, int(split[3]) + 1)]
 
 
 def split_tag(model: str) -> tuple[str, str | None]:

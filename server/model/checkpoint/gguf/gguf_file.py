@@ -20,7 +20,7 @@ from expert_store import (
     read_gguf_header,
 )
 from server.kernels.formats.ggml_types import GGML_TYPES
-from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
+from server.model.checkpoint.local_files import names_of_splits
 from server.model.errors import ModelError
 
 NUM_SPLITS, SPLIT_NUMBER, NUM_TENSORS = "split.count", "split.no", "split.tensors.count"
@@ -160,11 +160,10 @@ def split_files(folder: SourceFolder, name: str) -> list[Source]:
     Raises:
         CheckpointError: a file is missing.
     """
-    match = SPLIT_FILE.fullmatch(name)
-    if match is None:
+    files = names_of_splits(name)
+    if files == [name]:
         return [folder.source(name)]
-    base, _, count = match.groups()
-    files, there = [f"{base}-{number:05d}-of-{count}{GGUF}" for number in range(1, int(count) + 1)], folder.names()
+    there = folder.names()
     missing = [each for each in files if each not in there]
     if missing:
         raise CheckpointError(f"{missing[0]} is missing from {folder.name}; {REMEDY}")

@@ -204,6 +204,10 @@ class WebClient:
             raise _FailedError(SourceUnreadableError(address.name, reason)) from error
 
 
+def changed_error(address: Address) -> SourceChangedError:
+    return SourceChangedError(address.name, "was changed on the server while it is served; restart this server")
+
+
 def _check_status(address: Address, answer: httpx.Response) -> None:
     status = answer.status_code
     if status in {PARTIAL, NO_SUCH_RANGE}:
@@ -233,7 +237,7 @@ def _content(address: Address, answer: httpx.Response) -> Content:
 def _check_range(address: Address, answer: httpx.Response, begin: int, end: int, opened: Content) -> None:
     """Raise if an answer is about another file than the one that was opened, or has other bytes of it."""
     if _content(address, answer) != opened:
-        raise SourceChangedError(address.name, "was changed on the server while it is served; restart this server")
+        raise changed_error(address)
     if answer.status_code == NO_SUCH_RANGE:
         raise ShortReadError(address.name, f"ends at byte {opened.nbytes}, inside the weights")
     found = CONTENT_RANGE.fullmatch(answer.headers["content-range"])

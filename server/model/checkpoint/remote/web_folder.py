@@ -16,7 +16,7 @@ from expert_store import read_json_object, read_metadata
 from expert_store.errors import SourceGoneError
 from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
 from expert_store.packed.manifest import MANIFEST_NAME
-from server.model.checkpoint.local_files import GGUF, SPLIT_FILE
+from server.model.checkpoint.local_files import GGUF, names_of_splits
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.web_client import Address, WebClient
 from server.model.checkpoint.remote.web_source import WebSource
@@ -121,10 +121,4 @@ def folder_of(source: WebSource) -> WebFolder:
     path, _, query = source.url.partition("?")
     if query:
         raise ModelError(f"{source.name} has a query, with which the files beside it can't be found; leave it out")
-    split = SPLIT_FILE.fullmatch(source.short_name)
-    names = (
-        []
-        if split is None
-        else [f"{split[1]}-{number:05d}-of-{split[3]}{GGUF}" for number in range(1, int(split[3]) + 1)]
-    )
-    return WebFolder(path.rpartition("/")[0], source.client, tuple(names))
+    return WebFolder(path.rpartition("/")[0], source.client, tuple(names_of_splits(source.short_name)))

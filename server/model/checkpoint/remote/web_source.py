@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from expert_store.errors import SourceChangedError
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
+from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.addresses import without_secrets
-from server.model.checkpoint.remote.web_client import Address, WebClient
+from server.model.checkpoint.remote.web_client import Address, WebClient, changed_error
 
-MAX_GAP_BYTES = 64 << 10  # as many unused bytes cost less than another request
 PART_BYTES = 16 << 20  # larger reads are split, and their parts read at the same time
 
 
@@ -66,12 +66,12 @@ class OpenWebSource:
     def refuse_changed(self) -> None:
         """Raise SourceChangedError if a read met another version."""
         if self._is_changed:
-            raise SourceChangedError(self._address.name, "was changed on the server; restart this server")
+            raise changed_error(self._address)
 
     def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         """Fill the targets of some pieces: one request for those that adjoin, all requests at the same time."""
         del scratch
-        runs = [(run, self._memory(run)) for run in _runs(pieces)]
+        runs = [(run, self._memory(run)) for run in runs_of(pieces)]
         parts = [
             (run[0].offset + begin, memory[begin : begin + PART_BYTES])
             for run, memory in runs
@@ -99,17 +99,3 @@ class OpenWebSource:
         if len(run) == 1:
             return run[0].target
         return np.empty(max(piece.end for piece in run) - run[0].offset, np.uint8)
-
-
-def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Group pieces that lie close to each other in the file."""
-    run: list[Piece] = []
-    end = 0
-    for piece in sorted((piece for piece in pieces if len(piece.target)), key=lambda piece: piece.offset):
-        if run and piece.offset - end > MAX_GAP_BYTES:
-            yield run
-            run = []
-        run.append(piece)
-        end = max(end if len(run) > 1 else 0, piece.end)
-    if run:
-        yield run
