@@ -46,9 +46,13 @@ class StoreReports:
             self._rated = windows, HitRatios(lookups, hits / lookups, best / lookups)
         return self._rated[1]
 
-    def load_balance(self) -> Sequence[LayerBalance]:
-        """Return the load balance of each layer over recent tokens; empty before there were enough of them."""
-        return self._state.balance.recent(self.statistics().tokens)
+    def load_balance(self, statistics: StoreStatistics) -> Sequence[LayerBalance]:
+        """Return the load balance of each layer over recent tokens; empty before there were enough of them.
+
+        Args:
+            statistics: those of now.
+        """
+        return self._state.balance.recent(statistics.tokens)
 
     @property
     def health(self) -> StoreHealth:

@@ -98,7 +98,7 @@ class StoreAdministration:
             residency,
             statistics.tokens,
             pinned=self._store.pinned,
-            balance=self._store.load_balance(),
+            balance=self._store.load_balance(statistics),
             totals=self._live_totals(statistics),
         )
 

@@ -137,7 +137,7 @@ class _Scrape(Collector):
         text = "1 for the state of the expert store: failing if a thread died or a read does not return."
         yield gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
-        yield _load_balance(self._store.load_balance())
+        yield _load_balance(self._store.load_balance(self._statistics))
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from expert_store import Place, is_pack, open_pack
+from expert_store.packed.manifest import MANIFEST_NAME
 from server.model.checkpoint.checkpoint import Checkpoint
+from server.model.checkpoint.config_checks import CONFIG
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.gguf.ollama_checkpoint import OllamaCheckpoint
@@ -30,6 +32,8 @@ def open_checkpoint(place: Path | WebPlace, original: Path | WebPlace | None = N
     if isinstance(place, WebFolder) or (isinstance(place, Path) and place.suffix != GGUF and not place.is_file()):
         if original is not None:
             raise ModelError("the model has a config of its own; leave --config-from out, which is for GGUF files")
+        if isinstance(place, WebFolder) and not {CONFIG, MANIFEST_NAME} & set(place.names()):
+            raise ModelError(f"{place.name} has no {CONFIG}; give the address of a checkpoint's folder or a GGUF file")
         return open_folder(place)
     from_original = None if original is None else open_checkpoint(original)
     if isinstance(place, WebSource):

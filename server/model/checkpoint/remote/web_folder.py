@@ -81,9 +81,11 @@ class WebFolder:
 
     @cached_property
     def _names(self) -> list[str]:
-        names = [*NAMES, *self.more_names]
+        first, *others = [*NAMES, *self.more_names]
+        answers = [self._is_there(first)]  # alone: a server that can't be reached fails all others as slowly
         with ThreadPoolExecutor(NUM_PROBES) as pool:
-            found = [name for name, is_there in zip(names, pool.map(self._is_there, names), strict=True) if is_there]
+            answers += pool.map(self._is_there, others)
+        found = [name for name, is_there in zip([first, *others], answers, strict=True) if is_there]
         if INDEX_NAME in found:
             shards = read_json_object(self.source(INDEX_NAME)).get("weight_map")
             named = set(shards.values()) if isinstance(shards, dict) else set()
