@@ -102,6 +102,17 @@ class ServeSettings(BaseModel):
     adapter_memory: BudgetInBytes = Field(
         AUTO, description="part of --memory for LoRA adapters: 1GiB, or auto: 1/16 if adapters can be loaded"
     )
+    disk_cache: Path | None = Field(
+        None, description="folder that keeps what is read of a model elsewhere; other servers may share it"
+    )
+    disk_cache_size: BudgetInBytes = Field(
+        AUTO, description="size of --disk-cache: 40GiB, or auto: what its disk has free, less a twentieth of the disk"
+    )
+    complete_download: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="read the rest of a model elsewhere to the disk while nothing else is read; auto: if the disk has "
+        "room; without --disk-cache, models of the hub come into its own cache",
+    )
     cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field(
         "lfru", description="policy that chooses which expert to evict"
     )

@@ -9,12 +9,12 @@ from expert_store.sources.base import Piece
 MAX_GAP_BYTES = 64 << 10  # reading that many unused bytes costs less than another call or request
 
 
-def runs_of(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def runs_of(pieces: Sequence[Piece], max_gap_bytes: int = MAX_GAP_BYTES) -> Iterator[list[Piece]]:
     """Group pieces by their places; those without bytes are left out."""
     run: list[Piece] = []
     end = 0
     for piece in sorted((piece for piece in pieces if len(piece.target)), key=lambda piece: piece.offset):
-        if run and piece.offset - end > MAX_GAP_BYTES:
+        if run and piece.offset - end > max_gap_bytes:
             yield run
             run, end = [], 0
         run.append(piece)

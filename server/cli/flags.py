@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from server.settings import ServeSettings, flag_name, is_list
 
@@ -63,8 +63,13 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
             continue
         default = "" if field.default is None else f" (default: {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        given_alone: dict[str, Any] = {"nargs": "?", "const": "on"} if choices and "on" in choices else {}
         metavar = "{" + ",".join(choices) + "}" if choices else METAVARS.get(name, name.split("_")[-1].upper())
         parser.add_argument(
-            flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
+            flag_name(name),
+            default=argparse.SUPPRESS,
+            metavar=metavar,
+            help=f"{field.description}{default}",
+            **given_alone,
         )
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="read settings from a file")

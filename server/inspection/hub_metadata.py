@@ -20,13 +20,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from expert_store import LocalFolder, MemorySource, Source, SourceFolder
-from server.inspection.hub_gguf import gguf_on_hub
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.download import cached_model, hub_errors, list_upload
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.local_files import split_tag
 from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
-from server.model.checkpoint.remote.web_folder import WebPlace
+from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError
 
 
@@ -64,7 +62,7 @@ class HubHeaders:
         return self.config.path
 
 
-def open_hub_model(model: str, revision: str | None, scratch: Path, original: Path | WebPlace | None) -> Checkpoint:
+def open_hub_model(model: str, revision: str | None, scratch: Path, original: Path | RemotePlace | None) -> Checkpoint:
     """Open a hub model by its metadata, or as it is in the cache if the hub can't be reached.
 
     Args:
@@ -82,7 +80,7 @@ def open_hub_model(model: str, revision: str | None, scratch: Path, original: Pa
         if not is_there or (listing is None and tag is not None):
             return open_checkpoint(cached_model(model, revision), original)
     if listing is not None and listing.gguf is not None:
-        return GgufCheckpoint(*gguf_on_hub(listing), None if original is None else open_checkpoint(original))
+        return open_checkpoint(hub_place(listing), original)
     return open_folder(_download_headers(model, revision, scratch))
 
 

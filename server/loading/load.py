@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from expert_store import ExpertStore, Preloader
+from expert_store.disk_cache.fill import Fill
 from server.administration.store_administration import StoreAdministration
 from server.engine.engine import Engine
 from server.engine.interface import ModelCard, RequestMemory, SamplingDefaults
@@ -19,6 +20,7 @@ from server.loading.build_engine import ExpertPaging, build_codec, build_engine,
 from server.loading.bundled_weights import variants_folder
 from server.loading.load_model import ModelParts, load_checkpoint, open_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk, request_memory
+from server.loading.remote_models import make_fill
 from server.loading.repacked import load_unreplaced
 from server.loading.start_weights import load_start_variants, open_state, report_unloadable
 from server.loading.variants import open_variants
@@ -60,6 +62,7 @@ class LoadedServer:
     adapters: Adapters | None
     variants: VariantRegistry
     directory: Directory
+    fill: Fill | None
 
     def close(self) -> None:
         if self.memory_watcher is not None:
@@ -68,6 +71,8 @@ class LoadedServer:
         if self.adapters is not None:
             self.adapters.memory.close()
         self.preloader.stop()
+        if self.fill is not None:
+            self.fill.stop()
         self.store.close()
         if self.routing_recorder is not None:
             self.routing_recorder.close()
@@ -149,6 +154,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
 
     torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
     engine.start()
+    fill = make_fill(paging.store, settings)
+    if fill is not None:
+        fill.start()
     preloader = Preloader(paging.store)
     if settings.prefetch != "off":
         preloader.start()
@@ -183,4 +191,5 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         adapters=adapters,
         variants=variants,
         directory=directory,
+        fill=fill,
     )

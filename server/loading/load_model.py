@@ -17,12 +17,13 @@ from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import OFF, describe_level, kernel_level
 from server.kernels.native.library import Kernels
+from server.loading.remote_models import with_cache
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.locate import find_checkpoint, find_original
+from server.model.checkpoint.locate import find_original, find_served
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.processor_files import NoImagesError
 from server.model.dtype import compute_dtype, suits_bfloat16
@@ -80,10 +81,10 @@ def open_model(model: str | None, settings: ServeSettings) -> tuple[Checkpoint, 
         ModelError, CheckpointError: there is none, or a file of it is damaged.
         SettingsError: an alias belongs to another model.
     """
-    place, name = find_checkpoint(model, settings.revision)
+    place, name = find_served(model, settings.revision)
     name = settings.served_model_name or name
     check_aliases(settings.model_alias, name)
-    return open_checkpoint(place, find_original(settings.config_from)), name
+    return open_checkpoint(with_cache(place, settings), find_original(settings.config_from)), name
 
 
 def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) -> ModelParts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,7 @@ COMMIT = "0" * 40
 
 @dataclass
 class Hub:
-    """Serves the files of a folder as those of a model.
+    """Serves the files of a folder as those of a model. Weights are behind links to another server.
 
     Once ``is_gated``, files are for those who have accepted a licence, which nobody has. ``sizes`` are said to be those
     of some files, whatever they are. Weights come when the ``gate`` is open.
@@ -31,6 +33,12 @@ class Hub:
     gate: threading.Event = field(default_factory=threading.Event)
     asked_for_weights: threading.Event = field(default_factory=threading.Event)
     sent: dict[str, int] = field(default_factory=dict)  # bytes by file
+    signed_url: str = ""  # of the server that links to weights name
+    valid_link: int = 0  # of the links given so far, the first that has not expired
+    resolved: list[str] = field(default_factory=list)  # files of which a link was asked for
+    tokens: set[str] = field(default_factory=set)  # seen where the links lead
+    seconds_per_byte: float = 0.0  # of weights, over all connections
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -44,11 +52,30 @@ class Hub:
         files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
         sizes = {file.name: self.sizes.get(file.name, file.stat().st_size) for file in files}
         if re.fullmatch(rf"/api/models/{re.escape(self.model)}(/revision/(main|{COMMIT}))?(\?.*)?", path):
-            siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            siblings = [{"rfilename": name, "size": size} | self._pointer(name) for name, size in sizes.items()]
             return {"id": self.model, "sha": COMMIT, "siblings": siblings}
         if path.startswith(f"/api/models/{self.model}/tree/{COMMIT}"):
             return [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes.items()]
         return None
+
+    def checksum(self, name: str) -> str:
+        """Return the SHA-256 of a file."""
+        with (self.folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def is_in_cache(self, cache: Path, name: str) -> bool:
+        """Return True if the hub's library finds a file with weights in a process's cache."""
+        found = [path for path in cache.glob(f"hub/*/snapshots/{COMMIT}/{name}") if path.exists()]
+        return bool(found) and found[0].resolve().name == self.checksum(name)
+
+    def _pointer(self, name: str) -> dict[str, Any]:
+        if not is_large(name):
+            return {}
+        return {"lfs": {"sha256": self.checksum(name), "size": (self.folder / name).stat().st_size, "pointerSize": 1}}
+
+
+def is_large(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,29 +94,58 @@ class Handler(BaseHTTPRequestHandler):
         if about is not None:
             self._send("", json.dumps(about).encode(), has_body)
             return
-        match = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^/?]+)", self.path)
-        path = self.hub.folder / match.group(1) if match else None
-        if path is None or not path.is_file():
-            self._refuse(404, "EntryNotFound" if match else "RepoNotFound")
+        resolved = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^/?]+)", self.path)
+        signed = re.fullmatch(r"/signed/(\d+)/([^/]+)", self.path)
+        path = self.hub.folder / (resolved[1] if resolved else signed[2] if signed else "")
+        if not path.is_file():
+            self._refuse(404, "EntryNotFound" if resolved else "RepoNotFound")
         elif self.hub.is_gated:
             self._refuse(403, "GatedRepo")
+        elif signed:
+            self.hub.tokens.add(self.headers.get("Authorization", ""))
+            if int(signed[1]) < self.hub.valid_link:
+                self._refuse(403, "Expired")
+            else:
+                self._send(path.name, path.read_bytes(), has_body)
+        elif is_large(path.name) and has_body:
+            self._redirect(path.name)
         else:
             self._send(path.name, path.read_bytes(), has_body)
 
+    def _redirect(self, name: str) -> None:
+        self.hub.resolved.append(name)
+        self.send_response(302)
+        headers = {
+            "Location": f"{self.hub.signed_url}/signed/{self.hub.valid_link}/{name}",
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Etag": f'"{self.hub.checksum(name)}"',
+            "X-Linked-Size": (self.hub.folder / name).stat().st_size,
+            "Content-Length": 0,
+        }
+        for header, value in headers.items():
+            self.send_header(header, str(value))
+        self.end_headers()
+
     def _send(self, name: str, body: bytes, has_body: bool) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        asked, nbytes = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")), len(body)
         if asked:
             body = body[int(asked.group(1)) : int(asked.group(2)) + 1]
         self.send_response(206 if asked else 200)
-        for header, value in (("ETag", f'"{name}"'), ("X-Repo-Commit", COMMIT), ("Content-Length", len(body))):
+        headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Content-Length": len(body)}
+        if asked:
+            headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{nbytes}"
+        for header, value in headers.items():
             self.send_header(header, str(value))
         self.end_headers()
-        if has_body:
-            if name.endswith(".safetensors"):
-                self.hub.asked_for_weights.set()
-                self.hub.gate.wait(60)
+        if not has_body:
+            return
+        if is_large(name):
+            self.hub.asked_for_weights.set()
+            self.hub.gate.wait(60)
+        with self.hub.lock:
             self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)
-            self.wfile.write(body)
+            time.sleep(len(body) * self.hub.seconds_per_byte if is_large(name) else 0.0)
+        self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -105,18 +161,29 @@ class Handler(BaseHTTPRequestHandler):
             super().handle()
 
 
+def wait_for(is_true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until something is true that another process does."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @contextmanager
 def serving_hub(model: str, folder: Path) -> Iterator[Hub]:
     """Serve a model during the block."""
     hub = Hub(model, folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfHub", (Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    handler = type("HandlerOfHub", (Handler,), {"hub": hub})
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+    hub.url, hub.signed_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    for thread in threads:
+        thread.start()
     try:
         yield hub
     finally:
         hub.gate.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()

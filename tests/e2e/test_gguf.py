@@ -10,7 +10,7 @@ from pathlib import Path
 import ollama
 import pytest
 
-from tests.e2e.hub import serving_hub
+from tests.e2e.hub import serving_hub, wait_for
 from tests.e2e.processes import Server, run_command, serving
 from tests.gguf.models import FILES, TEMPLATE, make_checkpoint
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import Q4_0, rewrite
@@ -60,11 +60,13 @@ def test_openais_client_is_told_what_the_file_holds(served: Server) -> None:
 
 
 def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, tmp_path: Path) -> None:
+    splits = [path.name for path in folder.glob("*Q4_0*")]
     with serving_hub(REPOSITORY, folder) as hub:
         environment = hub.environment(tmp_path)
         with serving(f"{REPOSITORY}:q4_0", environment=environment) as server:
             assert server.ready_line.endswith(f"(model {REPOSITORY}:q4_0)")
-        assert {name for name in hub.sent if name} == {path.name for path in folder.glob("*Q4_0*")}
+            wait_for(lambda: all(hub.is_in_cache(tmp_path, name) for name in splits))
+        assert {name for name in hub.sent if name} == set(splits)
     with serving(f"{REPOSITORY}:Q4_0", environment={**environment, "HF_HUB_OFFLINE": "1"}):
         pass
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
@@ -60,15 +60,32 @@ def download(model: str, revision: str | None) -> Path:
             return _snapshot(repository, revision, files_of_gguf(listing.gguf, listing.names)) / listing.gguf
 
 
-def download_small_files(model: str) -> Path:
+def download_small_files(model: str, revision: str | None = None) -> Path:
     """Download the config and the tokenizer of a hub model, and return their folder in the cache.
 
     Raises:
         ModelError: there is no such repository, or it can't be reached.
     """
     disable_progress_bars()
-    with hub_errors(model, None, "downloading"):
-        return Path(snapshot_download(model, allow_patterns=SMALL_FILES, ignore_patterns=["*.index.json"]))
+    with hub_errors(model, revision, "downloading"):
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns=["*.index.json", "*/*"]
+            )
+        )
+
+
+def cached_place(listing: Listing) -> Path:
+    """Return the place of a model whose weights are in the cache; missing small files are downloaded.
+
+    Raises:
+        ModelError: the hub does not send one.
+    """
+    if listing.gguf is None:
+        return download_small_files(listing.model, listing.commit)
+    found = listing.cached(listing.gguf)
+    assert found is not None
+    return found
 
 
 def _snapshot(repository: str, revision: str | None, files: Sequence[str]) -> Path:
@@ -83,7 +100,7 @@ def _cached(repository: str, revision: str | None, tag: str) -> Path:
     Raises:
         LocalEntryNotFoundError: the cache has no such file.
     """
-    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    cache = repository_folder(repository)
     reference = cache / "refs" / (revision or constants.DEFAULT_REVISION)
     commit = reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
     folder = cache / "snapshots" / commit
@@ -98,12 +115,30 @@ class Listing:
     """The files of a model on the hub."""
 
     model: str
-    commit: str | None
+    commit: str
     names: list[str]  # all files
     sizes: Mapping[str, int]  # bytes of the files to download
     library: str | None = None  # the one that the files are for, by the model's card
     originals: Sequence[str] = ()  # models that it was made from, by its card
     gguf: str | None = None  # the first file of the chosen model in the GGUF format
+    checksums: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those files whose pointers have it
+    revision: str | None = None  # that was asked for
+
+    @property
+    def own_files(self) -> dict[str, str]:
+        """Paths of the files beside the config, or of the GGUF model, in the repository, by their names."""
+        folder = Path(self.gguf).parent if self.gguf is not None else Path()
+        return {Path(path).name: path for path in self.sizes if Path(path).parent == folder}
+
+    @property
+    def weights(self) -> list[str]:
+        """Paths of the model's own files with weights."""
+        return [path for path in self.own_files.values() if path.endswith((".safetensors", GGUF))]
+
+    def cached(self, path: str) -> Path | None:
+        """Return where a file is in the hub's cache; None if it is not there."""
+        found = try_to_load_from_cache(self.model, path, revision=self.commit)
+        return Path(found) if isinstance(found, str) else None
 
     @property
     def missing_bytes(self) -> int:
@@ -121,7 +156,12 @@ class Listing:
 
     @property
     def _blobs(self) -> Path:
-        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.model, repo_type="model") / "blobs"
+        return repository_folder(self.model) / "blobs"
+
+
+def repository_folder(model: str) -> Path:
+    """Return the folder of a repository in the hub's cache."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model")
 
 
 def _list(model: str, revision: str | None) -> Listing | None:
@@ -139,7 +179,9 @@ def _list(model: str, revision: str | None) -> Listing | None:
     made_from = getattr(info.card_data, "base_model", None) or ()
     originals = [made_from] if isinstance(made_from, str) else [str(name) for name in made_from]
     downloads = {name: sizes[name] for name in wanted}
-    return Listing(repository, info.sha, list(sizes), downloads, info.library_name, originals, gguf)
+    checksums = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
+    commit = info.sha or revision or constants.DEFAULT_REVISION
+    return Listing(repository, commit, list(sizes), downloads, info.library_name, originals, gguf, checksums, revision)
 
 
 def check_disk_space(model: str, revision: str | None) -> int:

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expert_store import is_pack, read_manifest
-from server.model.checkpoint.download import download, download_small_files
+from server.model.checkpoint.download import cached_place, download, download_small_files, list_upload
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
 from server.model.checkpoint.remote.addresses import is_address
-from server.model.checkpoint.remote.web_folder import WebPlace, web_place
+from server.model.checkpoint.remote.place import RemotePlace, hub_place, web_place
 from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
 BUNDLED_NAME = "greenroom-demo"
 
 
-def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | WebPlace, str]:
+def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | RemotePlace, str]:
     """Return a model's place and name: those of ``find_local``, or of a download.
 
     Raises:
@@ -31,7 +31,26 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | Web
     return download(model, revision), model
 
 
-def find_local(model: str | None) -> tuple[Path | WebPlace, str] | None:
+def find_served(model: str | None, revision: str | None) -> tuple[Path | RemotePlace, str]:
+    """Return a model's place and name, without a download of the weights of a hub model.
+
+    Raises:
+        ModelError: there is no such folder or repository, or the hub can't be reached.
+        CheckpointError: the folder is packed, and its manifest is damaged.
+    """
+    found = find_local(model)
+    if found is not None:
+        return found
+    assert model is not None
+    listing = list_upload(model, revision)
+    if listing is None:
+        return download(model, revision), model  # as the cache has it, or else why the hub does not answer
+    if all(listing.cached(path) is not None for path in listing.weights):
+        return cached_place(listing), model
+    return hub_place(listing), model
+
+
+def find_local(model: str | None) -> tuple[Path | RemotePlace, str] | None:
     """Return the place and the name of a model that is not downloaded; None for a hub id.
 
     The place is a folder, a GGUF file, a manifest of Ollama's store, or a folder or a GGUF file on a web server.
@@ -72,7 +91,7 @@ def _find_file(model: str, names: Sequence[str]) -> tuple[Path, str]:
     return folder, check_printable(folder.resolve().name)
 
 
-def find_original(model: str | None) -> Path | WebPlace | None:
+def find_original(model: str | None) -> Path | RemotePlace | None:
     """Return the place of the model that ``--config-from`` names; None if it names none.
 
     Of a hub model all files but the weights are downloaded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -10,6 +11,7 @@ from email.utils import parsedate_to_datetime
 NUM_TRIES = 6
 FIRST_WAIT_SECONDS = 0.25  # doubled after each failure
 MAX_WAIT_SECONDS = 60.0
+RATE_LIMIT_RESET = re.compile(r";\s*t=(\d+)")  # of the header RateLimit: seconds until requests are admitted again
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -28,6 +30,8 @@ def wait_before_retry(
         now: Unix time; None for that of the system.
     """
     asked = headers.get("retry-after") or headers.get("ratelimit-reset") or ""
+    if not asked and (reset := RATE_LIMIT_RESET.search(headers.get("ratelimit", ""))):
+        asked = reset[1]
     if asked.strip().isdigit():
         return min(float(asked), MAX_WAIT_SECONDS)
     if asked:

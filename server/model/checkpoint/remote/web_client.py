@@ -42,6 +42,13 @@ class Content(NamedTuple):
     version: str  # ETag, or else the time of the last change; empty if the server tells neither
 
 
+class Link(NamedTuple):
+    """Where the bytes of a file are for now."""
+
+    url: str
+    version: str | None = None  # that its server tells; None before the first answer
+
+
 class Address:
     """Address of a file, and the link that its server redirects to. Thread-safe.
 
@@ -49,11 +56,13 @@ class Address:
 
     Args:
         url: of the file; user and password in it go to its own server alone.
+        headers: returns further headers for its own server, such as a token.
+        commit: of the file's repository, if the server tells one.
     """
 
-    def __init__(self, url: str):
-        self.url, self.name = url, without_secrets(url)
-        self.link = url
+    def __init__(self, url: str, headers: Callable[[], Mapping[str, str]] = dict, commit: str | None = None):
+        self.url, self.name, self.headers, self.commit = url, without_secrets(url), headers, commit
+        self.link = Link(url)
         self.asking = threading.RLock()  # held while another link is asked for
 
 
@@ -92,6 +101,11 @@ class WebClient:
         )
         self._parallel = ThreadPoolExecutor(max_connections, thread_name_prefix="web-read")
         self._is_closed = threading.Event()
+        self._addresses: dict[str, Address] = {}
+
+    def address(self, url: str, headers: Callable[[], Mapping[str, str]] = dict, commit: str | None = None) -> Address:
+        """Return the address of a file, whose link all who read it share; see ``Address``."""
+        return self._addresses.setdefault(url, Address(url, headers, commit))
 
     def look(self, address: Address) -> Content:
         """Return size and version of a file.
@@ -102,12 +116,13 @@ class WebClient:
         """
         found = Content(0, "")
 
-        def once(link: str) -> None:
+        def once(link: Link) -> None:
             nonlocal found
-            with self._answer(address, link, 0, 1) as answer:
+            with self._answer(address, link.url, 0, 1) as answer:
                 answer.read()
                 found = _content(address, answer)
-                address.link = str(answer.url)
+                address.link = Link(str(answer.url), found.version)
+                found = _linked_content(address, answer, found)
 
         self._until_done(address, once)
         return found
@@ -124,12 +139,15 @@ class WebClient:
         """
         done = 0
 
-        def once(link: str) -> None:
+        def once(link: Link) -> None:
             nonlocal done
             before = done
+            if link.version is None:
+                link = self._first_link(address, content)
             try:
-                with self._answer(address, link, offset + done, offset + len(target)) as answer:
-                    _check_range(address, answer, offset + done, offset + len(target), content)
+                with self._answer(address, link.url, offset + done, offset + len(target)) as answer:
+                    opened = Content(content.nbytes, link.version or "")
+                    _check_range(address, answer, offset + done, offset + len(target), opened)
                     for chunk in answer.iter_raw():
                         _check_room(address, chunk, target[done:])
                         target[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
@@ -139,7 +157,7 @@ class WebClient:
                 raise
 
         if len(target):
-            self._until_done(address, once)
+            self._until_done(address, once, content)
 
     def read_all(self, address: Address, parts: Sequence[tuple[int, Bytes]], content: Content) -> None:
         """Fill the targets of several offsets at the same time.
@@ -161,8 +179,12 @@ class WebClient:
         self._parallel.shutdown()
         self._http.close()
 
-    def _until_done(self, address: Address, once: Callable[[str], None]) -> None:
-        """Send a request to the address's link until it succeeds, or has failed too often."""
+    def _until_done(self, address: Address, once: Callable[[Link], None], content: Content | None = None) -> None:
+        """Send a request to the address's link until it succeeds, or has failed too often.
+
+        Args:
+            content: that another link must have.
+        """
         failures, has_asked = 0, False
         while True:
             with address.asking:
@@ -170,29 +192,49 @@ class WebClient:
             try:
                 return once(link)
             except _RefusedError as refused:
-                if has_asked or link == address.url:
+                if has_asked or link.url == address.url:
                     raise refused.error from None
                 has_asked = True
-                self._renew(address, link)
+                self._renew(address, link, content)
             except _FailedError as failed:
                 failures = 1 if failed.has_progress else failures + 1
                 if failures >= NUM_TRIES or self._is_closed.wait(wait_before_retry(failures, failed.headers)):
                     raise failed.error from None
 
-    def _renew(self, address: Address, expired: str) -> None:
+    def _first_link(self, address: Address, content: Content) -> Link:
+        """Return the link of a file that was opened without a look at it."""
+        with address.asking:
+            if address.link.version is None:
+                self._check(address, self.look(address), content)
+            return address.link
+
+    def _renew(self, address: Address, expired: Link, content: Content | None) -> None:
         """Ask for another link, unless another thread has done so."""
         with address.asking:
             if address.link == expired:
-                address.link = address.url
-                self.look(address)
+                address.link = Link(address.url)
+                found = self.look(address)
+                if content is not None:
+                    self._check(address, found, content)
+
+    @staticmethod
+    def _check(address: Address, found: Content, opened: Content) -> None:
+        """Raise SourceChangedError if a file is not the one that was opened."""
+        is_other = found.version != opened.version and "" not in {found.version, opened.version}
+        if found.nbytes != opened.nbytes or is_other:
+            address.link = Link(address.url)
+            raise changed_error(address)
 
     @contextmanager
     def _answer(self, address: Address, link: str, begin: int, end: int) -> Iterator[httpx.Response]:
         """Ask for a range of bytes, and yield the answer, whose body may be read."""
         import httpx  # noqa: PLC0415
 
+        headers = {"Range": f"bytes={begin}-{end - 1}"}
+        if link == address.url:
+            headers |= address.headers()
         try:
-            with self._http.stream("GET", link, headers={"Range": f"bytes={begin}-{end - 1}"}) as answer:
+            with self._http.stream("GET", link, headers=headers) as answer:
                 _check_status(address, answer)
                 yield answer
         except httpx.TimeoutException as error:
@@ -232,6 +274,20 @@ def _content(address: Address, answer: httpx.Response) -> Content:
     if found is None:
         raise SourceUnreadableError(address.name, "the server does not tell how long the file is (Content-Range)")
     return Content(int(found[3]), answer.headers.get("etag") or answer.headers.get("last-modified", ""))
+
+
+def _linked_content(address: Address, answer: httpx.Response, found: Content) -> Content:
+    """Return what a file of a repository is by the first answer, which may tell the checksum of the complete file.
+
+    Raises:
+        SourceChangedError: the answer is about another commit.
+    """
+    if address.commit is None:
+        return found
+    told = (answer.history or [answer])[0].headers
+    if told.get("x-repo-commit", address.commit) != address.commit:
+        raise changed_error(address)
+    return Content(found.nbytes, told.get("x-linked-etag", "").strip('"'))
 
 
 def _check_range(address: Address, answer: httpx.Response, begin: int, end: int, opened: Content) -> None:

@@ -16,7 +16,7 @@ from expert_store import read_json_object, read_metadata
 from expert_store.errors import SourceGoneError
 from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
 from expert_store.packed.manifest import MANIFEST_NAME
-from server.model.checkpoint.local_files import GGUF, names_of_splits
+from server.model.checkpoint.local_files import names_of_splits
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.web_client import Address, WebClient
 from server.model.checkpoint.remote.web_source import WebSource
@@ -106,16 +106,6 @@ class WebFolder:
         except SourceGoneError:
             return False
         return True
-
-
-WebPlace = WebFolder | WebSource
-
-
-def web_place(address: str) -> WebPlace:
-    """Return the place of a model on a web server: a folder, or a GGUF file by its name."""
-    url, client = address.rstrip("/"), WebClient()
-    source = WebSource(url, client)
-    return source if source.short_name.endswith(GGUF) else WebFolder(url, client)
 
 
 def folder_of(source: WebSource) -> WebFolder:

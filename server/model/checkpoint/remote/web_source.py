@@ -11,7 +11,7 @@ from expert_store.errors import SourceChangedError
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
 from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.addresses import without_secrets
-from server.model.checkpoint.remote.web_client import Address, WebClient, changed_error
+from server.model.checkpoint.remote.web_client import Address, Content, WebClient, changed_error
 
 PART_BYTES = 16 << 20  # larger reads are split, and their parts read at the same time
 
@@ -40,18 +40,21 @@ class WebSource:
     def open(self, *, is_direct: bool = True) -> OpenWebSource:
         """Look for the file; see ``Source``."""
         del is_direct  # there is no cache to pass
-        return OpenWebSource(Address(self.url), self.client)
+        return OpenWebSource(self.client.address(self.url), self.client)
 
 
 class OpenWebSource:
     """A file whose size and version are known; see ``OpenSource``.
 
     Nothing tells when it changes. A read of another version fails, and from then on it counts as changed.
+
+    Args:
+        content: what the file is; None to ask its server.
     """
 
-    def __init__(self, address: Address, client: WebClient):
+    def __init__(self, address: Address, client: WebClient, content: Content | None = None):
         self._address, self._client = address, client
-        self._content = client.look(address)
+        self._content = client.look(address) if content is None else content
         self._is_changed = False
 
     @property

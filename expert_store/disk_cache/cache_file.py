@@ -1,0 +1,141 @@
+"""CacheFile: what a cache has of one source, in a sparse file beside its log."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from expert_store.disk_cache.extent_log import CachedExtent, ExtentLog
+from expert_store.errors import SourceError
+from expert_store.sources.base import Bytes, Piece
+from expert_store.sources.file import DirectFile
+
+DATA, LOG = ".data", ".extents"
+PUNCH_HOLE, KEEP_SIZE = 2, 1  # modes of fallocate(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+_time = count()  # of uses, over all files
+
+
+class CacheFile:
+    """A sparse file with some bytes of a source at their own places. Thread-safe, and shared with other processes.
+
+    Each read compares the checksum of what it reads, so that bytes which another process has dropped meanwhile, or
+    which a failure of the machine has lost, are read from the source again.
+
+    Args:
+        path: of the file, without its suffix.
+        nbytes: of the source.
+
+    Raises:
+        OSError: the disk is full, or fails.
+        SourceError: the file can't be opened.
+    """
+
+    def __init__(self, path: Path, nbytes: int):
+        self.path, self.nbytes = path.with_name(path.name + DATA), nbytes
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_SH)  # no process removes a file that another one uses
+        if os.fstat(self._file).st_size != nbytes:
+            os.ftruncate(self._file, nbytes)
+        self._reads = DirectFile(self.path)
+        self.log = ExtentLog(path.with_name(path.name + LOG))
+        self._last_use: dict[int, int] = {}  # by the extent's begin
+
+    @property
+    def is_complete(self) -> bool:
+        return self.log.num_bytes == self.nbytes
+
+    def read(self, begin: int, target: Bytes, scratch: Bytes | None = None) -> list[tuple[int, int]]:
+        """Fill the parts of a target that are in the cache, and return the ranges of the source that are not.
+
+        Args:
+            begin: the offset of the target in the source.
+        """
+        end = begin + len(target)
+        if self.log.missing(begin, end):
+            self.log.refresh()
+        damaged, missing, position = [], [], begin
+        for extent in self.log.find(begin, end):
+            if not self._read(extent, begin, target, scratch):
+                damaged.append(extent)
+                continue
+            if extent.begin > position:
+                missing.append((position, extent.begin))
+            position = extent.end
+        if damaged:
+            self.log.drop(damaged)
+        return [*missing, (position, end)] if position < end else missing
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Return True if a range is in the cache, as far as this process knows."""
+        return not self.log.missing(begin, end)
+
+    def store(self, begin: int, data: Bytes) -> None:
+        """Keep some bytes.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
+        view, done = data.data, 0
+        while done < len(view):
+            done += os.pwrite(self._file, view[done:], begin + done)
+        self.log.add(begin, view)
+        self._last_use[begin] = next(_time)
+
+    def by_age(self) -> list[tuple[int, CachedExtent]]:
+        """Return when each extent was used last in this process, and the extent."""
+        return [(self._last_use.get(extent.begin, 0), extent) for extent in self.log.extents()]
+
+    def drop(self, extents: list[CachedExtent]) -> None:
+        """Give the disk space of some extents back.
+
+        Raises:
+            OSError: the file system can't, or the disk fails.
+        """
+        self.log.drop(extents)
+        for extent in extents:
+            size = ctypes.c_int64(extent.end - extent.begin)
+            mode = PUNCH_HOLE | KEEP_SIZE
+            if _libc.fallocate(self._file, mode, ctypes.c_int64(extent.begin), size):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def _read(self, extent: CachedExtent, begin: int, target: Bytes, scratch: Bytes | None) -> bool:
+        """Copy an extent's bytes to their place in a target; False if they are not those that were stored."""
+        first, last = max(begin, extent.begin), min(begin + len(target), extent.end)
+        is_whole = (first, last) == (extent.begin, extent.end)
+        memory = target[first - begin : last - begin] if is_whole else np.empty(extent.end - extent.begin, np.uint8)
+        try:
+            self._reads.read([Piece(extent.begin, memory)], scratch)
+        except SourceError:  # the disk fails: the source still has them
+            return False
+        if xxhash.xxh3_64_intdigest(memory.data) != extent.checksum:
+            return False
+        if not is_whole:
+            target[first - begin : last - begin] = memory[first - extent.begin : last - extent.begin]
+        self._last_use[extent.begin] = next(_time)
+        return True
+
+
+def remove_unused(path: Path) -> None:
+    """Remove a file of a cache and its log, unless a process uses it.
+
+    Args:
+        path: of the sparse file.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        path.with_suffix(LOG).unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+    finally:
+        os.close(file)

@@ -1,0 +1,136 @@
+"""Sources with a cache on a disk in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from expert_store.disk_cache.cache_file import CacheFile
+from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.sources.base import Bytes, OpenSource, Piece, Source, SourceFolder, SourceIdentity
+from expert_store.sources.file import FileSource
+from expert_store.sources.runs import runs_of
+
+EXTENT_BYTES = 4 << 20  # larger reads are stored in parts
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """A source with a cache in front of it; see ``Source``."""
+
+    source: Source
+    cache: DiskCache = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def short_name(self) -> str:
+        return self.source.short_name
+
+    def open(self, *, is_direct: bool = True) -> OpenCachedSource:
+        """Open the source and its file of the cache; see ``Source``."""
+        opened = OpenCachedSource(self.source.open(is_direct=is_direct), self.cache)
+        self.cache.sources[self] = None
+        return opened
+
+
+@dataclass(frozen=True)
+class CachedFolder:
+    """A folder of sources with a cache in front of them; see ``SourceFolder``."""
+
+    inner: SourceFolder
+    cache: DiskCache = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def short_name(self) -> str:
+        return self.inner.short_name
+
+    def names(self) -> Collection[str]:
+        return self.inner.names()
+
+    def source(self, name: str, *, is_own: bool = False) -> Source:
+        """Return a source; one that is on a disk needs no cache."""
+        found = self.inner.source(name, is_own=is_own)
+        return found if isinstance(found, FileSource) else CachedSource(found, self.cache)
+
+    def folder(self, name: str) -> CachedFolder:
+        return CachedFolder(self.inner.folder(name), self.cache)
+
+    def local_copy(self, patterns: Collection[str]) -> Path:
+        return self.inner.local_copy(patterns)
+
+
+class OpenCachedSource:
+    """An open source, whose bytes are kept on a disk once they are read; see ``OpenSource``."""
+
+    def __init__(self, inner: OpenSource, cache: DiskCache):
+        self.inner, self.cache = inner, cache
+        identity = inner.identity  # without a version, another content could not be told
+        self.file: CacheFile | None = cache.file(identity) if all(map(str, identity.version)) else None
+
+    @property
+    def identity(self) -> SourceIdentity:
+        return self.inner.identity
+
+    def has_changed(self) -> bool:
+        return self.inner.has_changed()
+
+    def refuse_changed(self) -> None:
+        self.inner.refuse_changed()
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Return True if a range is on the disk."""
+        return self.file is not None and self.file.holds(begin, end)
+
+    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+        """Fill the targets of some pieces from the disk, and what is missing there from the source."""
+        runs = [(run, _memory(run)) for run in runs_of(pieces, max_gap_bytes=0)]
+        missing = [
+            Piece(begin, memory[begin - run[0].offset : end - run[0].offset])
+            for run, memory in runs
+            for begin, end in self._read_held(run[0].offset, memory, scratch)
+        ]
+        num_missing = sum(len(piece.target) for piece in missing)
+        if missing:
+            with self.cache.gate.demand():
+                self.inner.read(missing, scratch)
+        self.cache.count(sum(len(memory) for _, memory in runs) - num_missing, num_missing)
+        for run, memory in runs:
+            for piece in run:
+                if piece.target is not memory:
+                    begin = piece.offset - run[0].offset
+                    np.copyto(piece.target, memory[begin : begin + len(piece.target)])
+        for piece in missing:
+            self.keep(piece.offset, piece.target)
+
+    def keep(self, begin: int, data: Bytes) -> bool:
+        """Store bytes that were read from the source; return False if the disk does not take them."""
+        return self.file is not None and all(
+            self.cache.store(self.file, begin + first, data[first : first + EXTENT_BYTES])
+            for first in range(0, len(data), EXTENT_BYTES)
+        )
+
+    def close(self) -> None:
+        """Close the source; its file serves others, too."""
+        self.inner.close()
+
+    def _read_held(self, begin: int, memory: Bytes, scratch: Bytes | None) -> list[tuple[int, int]]:
+        if self.file is None:
+            return [(begin, begin + len(memory))]
+        return self.file.read(begin, memory, scratch)
+
+
+def _memory(run: Sequence[Piece]) -> Bytes:
+    """Return the memory that a run is read into: the target of its only piece, or new one."""
+    if len(run) == 1:
+        return run[0].target
+    return np.empty(max(piece.end for piece in run) - run[0].offset, np.uint8)

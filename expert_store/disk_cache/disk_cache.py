@@ -1,0 +1,166 @@
+"""DiskCache: the files of a cache, within a size."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import threading
+import time
+from pathlib import Path
+
+from expert_store.disk_cache.cache_file import DATA, CacheFile, remove_unused
+from expert_store.disk_cache.extent_log import CachedExtent
+from expert_store.disk_cache.link_gate import LinkGate
+from expert_store.errors import CheckpointError
+from expert_store.sources.base import Bytes, Source, SourceIdentity
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 512  # unit of st_blocks
+FREED_SHARE = 1 / 32  # of the size, freed at once
+MEASURE_SHARE = 1 / 64  # of the size, written between two measurements of what all processes have stored
+OFF_SECONDS = 60.0  # without an attempt to store after the disk failed
+
+
+class DiskCache:
+    """A folder of sparse files, which hold what was read of slower sources. Thread-safe, shared with other processes.
+
+    When it is full, files that no process uses are removed, and then the extents that this process has not used for
+    the longest time. When the disk is full, its size shrinks to what it has; when the disk fails, nothing is stored for
+    a minute. Reads go on in any case.
+
+    Args:
+        max_bytes: its size, over all processes; None for what the disk has.
+
+    Raises:
+        CheckpointError: the folder can't be made.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None):
+        self.folder, self.max_bytes, self.gate = folder, max_bytes, LinkGate()
+        self._files: dict[str, CacheFile] = {}
+        self._lock = threading.RLock()  # guards the files and the fields below
+        self._measured_bytes, self._unmeasured_bytes = 0, 0
+        self.sources: dict[Source, None] = {}  # those that were opened, in order
+        self._off_until = 0.0
+        self.remote_bytes = 0  # read from the sources, on demand
+        self.hit_bytes = 0  # read from the disk
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._measure()
+        except OSError as error:
+            raise CheckpointError(f"{folder} can't be a cache: {error.strerror}; give another folder") from error
+
+    @property
+    def is_off(self) -> bool:
+        """True while nothing is stored, as the disk fails."""
+        return time.monotonic() < self._off_until
+
+    def file(self, identity: SourceIdentity) -> CacheFile | None:
+        """Return the file for the bytes of a source; None if the disk fails."""
+        key = hashlib.blake2b(repr(identity).encode(), digest_size=20).hexdigest()
+        with self._lock:
+            if key not in self._files:
+                try:
+                    self._files[key] = CacheFile(self.folder / key, identity.nbytes)
+                except (OSError, CheckpointError) as error:
+                    self._turn_off(error)
+                    return None
+            return self._files[key]
+
+    def count(self, hit_bytes: int, remote_bytes: int) -> None:
+        """Count bytes of a read, by where they were found."""
+        with self._lock:
+            self.hit_bytes += hit_bytes
+            self.remote_bytes += remote_bytes
+
+    def has_room(self, nbytes: int) -> bool:
+        """Return True if so many bytes can be stored without the removal of others."""
+        with self._lock:
+            if self.is_off:
+                return False
+            if self.max_bytes is not None and self.stored_bytes + nbytes > self.max_bytes:
+                self._measure()
+            return self.max_bytes is None or self.stored_bytes + nbytes <= self.max_bytes
+
+    def store(self, file: CacheFile, begin: int, data: Bytes) -> bool:
+        """Keep some bytes of a source, if the disk has room for them; return whether it does."""
+        if self.is_off or not len(data):
+            return False
+        try:
+            with self._lock:
+                if not self.has_room(len(data)):
+                    self._free(len(data))
+            file.store(begin, data)
+        except OSError as error:
+            return self._shrink(file, begin, data, error)
+        with self._lock:
+            self._unmeasured_bytes += len(data)
+            if self.max_bytes is not None and self._unmeasured_bytes > self.max_bytes * MEASURE_SHARE:
+                self._measure()
+        return True
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that it takes on the disk, by the last measurement."""
+        return self._measured_bytes + self._unmeasured_bytes
+
+    def _measure(self) -> None:
+        self._measured_bytes, self._unmeasured_bytes = sum(map(_disk_bytes, self.folder.glob(f"*{DATA}"))), 0
+
+    def _free(self, nbytes: int) -> None:
+        """Remove what was not used for the longest time until so many bytes have room."""
+        assert self.max_bytes is not None
+        to_free = self.stored_bytes + nbytes - self.max_bytes + int(self.max_bytes * FREED_SHARE)
+        ours = {file.path for file in self._files.values()}
+        for path in sorted(set(self.folder.glob(f"*{DATA}")) - ours, key=_last_written):
+            if to_free > 0:
+                size = _disk_bytes(path)
+                remove_unused(path)
+                to_free -= size - _disk_bytes(path)
+        oldest = sorted((age, key, extent) for key, file in self._files.items() for age, extent in file.by_age())
+        dropped: dict[str, list[CachedExtent]] = {}
+        for _, key, extent in oldest:
+            if to_free <= 0:
+                break
+            dropped.setdefault(key, []).append(extent)
+            to_free -= extent.end - extent.begin
+        for key, extents in dropped.items():
+            self._files[key].drop(extents)
+        self._measure()
+
+    def _shrink(self, file: CacheFile, begin: int, data: Bytes, error: OSError) -> bool:
+        """Make the cache smaller as the disk is full, and try once more."""
+        with self._lock:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                self._turn_off(error)
+                return False
+            self._measure()
+            self.max_bytes = int(self.stored_bytes * (1 - FREED_SHARE))
+            log.warning("the disk of %s is full; the cache shrinks to %d MiB", self.folder, self.max_bytes >> 20)
+            try:
+                self._free(len(data))
+                file.store(begin, data)
+            except OSError as again:
+                self._turn_off(again)
+                return False
+        return True
+
+    def _turn_off(self, error: Exception) -> None:
+        self._off_until = time.monotonic() + OFF_SECONDS
+        log.warning("the cache in %s is off for a minute: %s", self.folder, error)
+
+
+def _disk_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * BLOCK_BYTES
+    except OSError:
+        return 0
+
+
+def _last_written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

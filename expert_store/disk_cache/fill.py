@@ -1,0 +1,196 @@
+"""Fill: reads what a cache lacks of some sources while nothing demands the link."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from expert_store.disk_cache.cached_source import EXTENT_BYTES, CachedSource, OpenCachedSource
+from expert_store.errors import CheckpointError
+from expert_store.sources.base import Piece
+
+log = logging.getLogger(__name__)
+
+NUM_THREADS = 2
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64 << 10, 1 << 20  # of one request
+CHUNK_SECONDS = 0.01  # that a request should take, so that a demand waits no longer for the link
+RETRY_SECONDS = 10.0  # after the source or the disk failed
+ORDER_BYTES = 64 << 20  # read before the order is asked for again
+LOCK = "fill.lock"
+RATE_SECONDS = 60.0  # over which the time that is left is estimated
+
+Span = tuple[CachedSource, int, int]  # begin and end of some bytes
+
+
+class FillProgress(NamedTuple):
+    """How far a fill has come."""
+
+    held_bytes: int
+    total_bytes: int
+    seconds_left: float | None  # None if nothing is known
+    state: str  # filling, waiting, complete
+
+
+class Fill:
+    """Two threads that complete some sources in a cache, small chunk by small chunk.
+
+    A chunk begins only while no read that somebody waits for uses the link, or has used it just now. If the source or
+    the disk fails, they try again later.
+
+    Args:
+        sources: to be completed.
+        order: returns the spans that are wanted first.
+        on_complete: called once when the sources are complete.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CachedSource],
+        order: Callable[[], Iterable[Span]] = tuple,
+        on_complete: Callable[[Fill], None] = lambda _: None,
+    ):
+        self.sources, self._order, self._on_complete = sources, order, on_complete
+        self._cache = sources[0].cache
+        self._stop, self._lock = threading.Event(), threading.Lock()  # guards the fields below
+        self._opened: dict[CachedSource, OpenCachedSource] = {}
+        self._spans: Iterator[tuple[OpenCachedSource, int, int]] = iter(())
+        self._reading: set[tuple[OpenCachedSource, int]] = set()  # begins of spans that a thread reads
+        self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
+        self._is_complete, self._is_waiting = False, False
+        self._chunk_bytes = MIN_CHUNK_BYTES
+        self._marks: list[tuple[float, int]] = []  # times, and bytes held then
+        self._threads = [
+            threading.Thread(target=self._run, name=f"fill-{index}", daemon=True) for index in range(NUM_THREADS)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads after their chunks."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def progress(self) -> FillProgress:
+        """Return how far it has come."""
+        with self._lock:
+            opened, is_complete, is_waiting = list(self._opened.values()), self._is_complete, self._is_waiting
+            total = sum(each.identity.nbytes for each in opened)
+            held = sum(each.file.log.num_bytes for each in opened if each.file is not None)
+            now = time.monotonic()
+            self._marks = [mark for mark in self._marks if mark[0] > now - RATE_SECONDS] or self._marks[-1:]
+            self._marks.append((now, held))
+            (since, before), elapsed = self._marks[0], now - self._marks[0][0]
+        seconds = (total - held) * elapsed / (held - before) if held > before and since < now else None
+        state = "complete" if is_complete else "waiting" if is_waiting else "filling"
+        return FillProgress(held, total, 0.0 if is_complete else seconds, state)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if not self._leads():
+                    self._stop.wait(RETRY_SECONDS)
+                    continue
+                span = self._next()
+                if span is None and self._is_complete:
+                    return
+                if span is None:  # another thread reads the last ones
+                    self._stop.wait(CHUNK_SECONDS)
+                    continue
+                try:
+                    is_kept = self._read(*span)
+                finally:
+                    with self._lock:
+                        self._reading.remove(span[:2])
+                if is_kept:
+                    self._is_waiting = False
+                    continue
+                reason: object = "the disk has no room for more"
+            except (CheckpointError, OSError) as error:
+                reason = error
+            if not self._is_waiting:
+                self._is_waiting = True
+                log.warning("the download waits: %s", reason)
+            self._stop.wait(RETRY_SECONDS)
+
+    def _leads(self) -> bool:
+        """Return True if no other process fills the cache."""
+        with self._lock:
+            if self._lead < 0:
+                self._lead = os.open(self._cache.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._lead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    def _next(self) -> tuple[OpenCachedSource, int, int] | None:
+        """Return bytes to read next; None if none are left, or other threads read the last ones."""
+        with self._lock:
+            self._open()
+            if self._is_complete:
+                return None
+            span = next(self._spans, None)
+            if span is None:
+                self._spans = self._missing()
+                span = next(self._spans, None)
+            if span is not None:
+                self._reading.add(span[:2])
+                return span
+            self._is_complete = not self._reading
+            if not self._is_complete:
+                return None
+        self._on_complete(self)
+        return None
+
+    def _open(self) -> None:
+        for source in self.sources:
+            if source not in self._opened:
+                opened = source.open()
+                if opened.file is None:
+                    raise CheckpointError(f"{source.name} can't be kept on the disk")
+                self._opened[source] = opened
+
+    def _missing(self) -> Iterator[tuple[OpenCachedSource, int, int]]:
+        """Yield spans that the cache lacks, the wanted ones first, up to some bytes."""
+        ordered = [*self._order(), *((source, 0, opened.identity.nbytes) for source, opened in self._opened.items())]
+        left = ORDER_BYTES
+        for source, begin, end in ordered:
+            opened = self._opened.get(source)
+            if opened is None or opened.file is None:
+                continue
+            opened.file.log.refresh()
+            for first, last in opened.file.log.missing(begin, end):
+                for position in range(first, last, EXTENT_BYTES):
+                    if left <= 0:
+                        return
+                    if (opened, position) not in self._reading:
+                        left -= EXTENT_BYTES
+                        yield opened, position, min(last, position + EXTENT_BYTES)
+
+    def _read(self, opened: OpenCachedSource, begin: int, end: int) -> bool:
+        """Read a span chunk by chunk, and store it; return False if the disk does not take it."""
+        if not self._cache.has_room(end - begin):
+            return False
+        memory, done = np.empty(end - begin, np.uint8), 0
+        while done < len(memory):
+            if not self._cache.gate.wait_until_quiet(self._stop):
+                return True
+            chunk = memory[done : done + self._chunk_bytes]
+            started = time.perf_counter()
+            opened.inner.read([Piece(begin + done, chunk)])
+            rate = len(chunk) / max(time.perf_counter() - started, 1e-6)
+            self._chunk_bytes = int(min(max(rate * CHUNK_SECONDS, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES))
+            done += len(chunk)
+        opened.inner.refuse_changed()
+        return opened.keep(begin, memory)

@@ -1,0 +1,115 @@
+"""The cache on a disk in front of a model elsewhere, and its completion."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from expert_store import CheckpointError, ExpertStore, extents
+from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
+from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.disk_cache.fill import Fill, Span
+from server.byte_sizes import format_bytes
+from server.model.checkpoint.remote.hub_cache import partial_folder
+from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
+from server.model.checkpoint.remote.place import RemotePlace
+from server.settings import ServeSettings, SettingsError
+
+log = logging.getLogger(__name__)
+
+KEPT_FREE_SHARE = 1 / 20  # of a disk
+
+
+def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | RemotePlace:
+    """Return a model's place with a cache on a disk in front of it, if there is to be one.
+
+    Raises:
+        CheckpointError: the folder of the cache can't be used.
+        SettingsError: the download is to be completed, and there is no room for it.
+    """
+    if isinstance(place, Path):
+        return place
+    cache = _cache(place, settings)
+    return place if cache is None else replace(place, folder=CachedFolder(place.folder, cache))
+
+
+def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
+    folder = settings.disk_cache
+    if folder is not None:
+        free = _free_bytes(folder)
+        size = settings.disk_cache_size.resolve(0, 0) or None
+        cache = DiskCache(folder, size)
+        if size is None:
+            cache.max_bytes = cache.stored_bytes + free
+        return cache
+    if not isinstance(place.folder, HubFolder) or settings.complete_download == "off":
+        return None
+    listing = place.folder.listing
+    folder = partial_folder(listing.model)
+    free, missing = _free_bytes(folder), listing.missing_bytes
+    if missing <= free:
+        return DiskCache(folder)
+    text = f"{listing.model} is read again and again, as its {format_bytes(missing)} do not fit on the disk"
+    log.warning("%s with %s free; --disk-cache keeps a part of it", text, format_bytes(max(0, free)))
+    return None
+
+
+def make_fill(store: ExpertStore, settings: ServeSettings) -> Fill | None:
+    """Return what completes a model's files on the disk; None if they are there, or are not to be.
+
+    Raises:
+        SettingsError: the download is to be completed, and there is no room for it.
+    """
+    caches = {source.cache for source in store.catalog.sources if isinstance(source, CachedSource)}
+    if not caches or settings.complete_download == "off":
+        return None
+    (cache,) = caches
+    sources = [source for source in cache.sources if isinstance(source, CachedSource)]
+    missing = 0
+    for source in sources:
+        opened = source.open()
+        missing += opened.identity.nbytes - (0 if opened.file is None else opened.file.log.num_bytes)
+    if not cache.has_room(missing):
+        needed = f"{format_bytes(missing)} more, for which {cache.folder} has no room"
+        if settings.complete_download == "on":
+            raise SettingsError(f"--complete-download needs {needed}; raise --disk-cache-size, or leave it out")
+        log.info("the download is not completed: it needs %s", needed)
+        return None
+    return Fill(sources, lambda: _hottest_first(store), _keep)
+
+
+def _hottest_first(store: ExpertStore) -> Iterator[Span]:
+    """Yield where experts are: those that most tokens chose so far first, then layer by layer."""
+    counts = store.statistics().tokens
+    keyed = [
+        (-int(tokens), layer, number, recipe)
+        for row, (layer, entry) in zip(counts, store.catalog.layers.items(), strict=True)
+        for number, (tokens, recipe) in enumerate(zip(row, entry.experts, strict=True))
+    ]
+    for *_, recipe in sorted(keyed, key=lambda each: each[:3]):
+        for extent in extents(recipe):
+            if isinstance(extent.source, CachedSource):
+                yield extent.source, extent.offset, extent.offset + extent.nbytes
+
+
+def _keep(fill: Fill) -> None:
+    """Move complete files of a hub model to where its own library looks for them."""
+    for source in fill.sources:
+        if isinstance(source.source, HubFile):
+            opened = source.open()
+            assert opened.file is not None
+            try:
+                source.source.keep(opened.file.path)
+            except (CheckpointError, OSError) as error:
+                log.warning("%s stays where it is, and is not in the hub's cache: %s", opened.file.path, error)
+                return
+    log.info("the model is complete on the disk")
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the bytes that a cache may take of the disk of a folder, which need not be there."""
+    disk = shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.is_dir()))
+    return disk.free - int(disk.total * KEPT_FREE_SHARE)

@@ -1,0 +1,68 @@
+"""Files that were read in ranges become files of the hub's cache, as its own library lays it out."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from expert_store import CheckpointError
+from server.model.checkpoint.download import Listing, repository_folder
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def partial_folder(model: str) -> Path:
+    """Return the folder beside a repository's files in the cache for those that are not complete."""
+    return repository_folder(model) / "partial"
+
+
+def keep_file(listing: Listing, path: str, complete: Path) -> None:
+    """Move a complete file into the cache; once it is there, the hub's library takes it as downloaded.
+
+    Args:
+        path: in the repository.
+
+    Raises:
+        CheckpointError: its bytes are not those that the hub has, or the hub has told no checksum.
+        OSError: the disk is full, or fails.
+    """
+    checksum, folder = listing.checksums.get(path, ""), repository_folder(listing.model)
+    if not checksum:
+        raise CheckpointError(f"the hub tells no checksum of {path}")
+    blob = folder / "blobs" / checksum
+    if not blob.exists():
+        with complete.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+                raise CheckpointError(f"the bytes of {path} are not those that the hub has")
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        _move(complete, blob)
+    pointer = folder / "snapshots" / listing.commit / path
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if not pointer.exists():
+        pointer.unlink(missing_ok=True)
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    revision = listing.revision or constants.DEFAULT_REVISION
+    if not COMMIT.fullmatch(revision):
+        reference = folder / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(listing.commit, "utf-8")
+
+
+def _move(file: Path, target: Path) -> None:
+    try:
+        file.replace(target)
+    except FileNotFoundError:
+        if not target.exists():  # another process has moved it
+            raise
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_suffix(".copied")
+        shutil.copyfile(file, copy)
+        copy.replace(target)

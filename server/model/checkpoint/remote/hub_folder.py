@@ -1,0 +1,111 @@
+"""A model's files on the hub as sources, of which only the ranges that are asked for are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not exported
+
+from expert_store import CheckpointError, FileSource, Source
+from server.model.checkpoint.download import Listing, download_small_files
+from server.model.checkpoint.remote.hub_cache import keep_file
+from server.model.checkpoint.remote.web_client import Content, WebClient
+from server.model.checkpoint.remote.web_source import OpenWebSource
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository at a commit; see ``Source``.
+
+    Its link is asked for at the first read, and kept.
+
+    Attributes:
+        path: in the repository.
+    """
+
+    path: str
+    listing: Listing = field(repr=False, compare=False)
+    url: str
+    client: WebClient = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.url
+
+    @property
+    def short_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def open(self, *, is_direct: bool = True) -> OpenWebSource:
+        """Open the file, whose size the list of files tells."""
+        del is_direct  # there is no cache to pass
+        address = self.client.address(self.url, build_hf_headers, self.listing.commit)
+        checksum = self.listing.checksums.get(self.path, "")
+        return OpenWebSource(address, self.client, Content(self.listing.sizes[self.path], checksum))
+
+    def keep(self, complete: Path) -> None:
+        """Move the complete file into the hub's cache, as if it had been downloaded.
+
+        Raises:
+            CheckpointError: it is damaged, or the hub has told no checksum.
+            OSError: the disk is full, or fails.
+        """
+        keep_file(self.listing, self.path, complete)
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """The folder of a model's files in a repository; see ``SourceFolder``.
+
+    Files that are in the hub's cache are read there.
+    """
+
+    listing: Listing
+    client: WebClient = field(default_factory=WebClient, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{constants.ENDPOINT}/{self.listing.model}"
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    def names(self) -> Collection[str]:
+        """Return the names of the model's files."""
+        return self.listing.own_files.keys()
+
+    def source(self, name: str, *, is_own: bool = False) -> Source:
+        """Return a file.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        del is_own  # a repository has no links
+        path = self.listing.own_files.get(name)
+        if path is None:
+            raise CheckpointError(f"{self.name} has no {name}")
+        cached = self.listing.cached(path)
+        if cached is not None:
+            return FileSource(cached)
+        url = hf_hub_url(self.listing.model, path, revision=self.listing.commit, endpoint=constants.ENDPOINT)
+        return HubFile(path, self.listing, url, self.client)
+
+    def folder(self, name: str) -> HubFolder:
+        """Refuse: folders in a repository have other models.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(f"{self.name} has no folder {name} for this model")
+
+    def local_copy(self, _: Collection[str]) -> Path:
+        """Return the folder in the hub's cache, with config and tokenizer, which are downloaded.
+
+        Raises:
+            ModelError: the hub does not send one.
+        """
+        return download_small_files(self.listing.model, self.listing.commit)

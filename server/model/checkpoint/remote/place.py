@@ -1,0 +1,43 @@
+"""Where a model is, if it is not on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expert_store import SourceFolder
+from server.model.checkpoint.download import Listing
+from server.model.checkpoint.local_files import GGUF
+from server.model.checkpoint.remote.hub_folder import HubFolder
+from server.model.checkpoint.remote.web_client import WebClient
+from server.model.checkpoint.remote.web_folder import WebFolder, folder_of
+from server.model.checkpoint.remote.web_source import WebSource
+
+
+@dataclass(frozen=True)
+class RemotePlace:
+    """A model's folder elsewhere.
+
+    Attributes:
+        file: the name of its first GGUF file; None for safetensors and packs.
+    """
+
+    folder: SourceFolder
+    file: str | None = None
+
+    @property
+    def short_name(self) -> str:
+        return self.folder.short_name if self.file is None else self.file
+
+
+def web_place(address: str) -> RemotePlace:
+    """Return the place of a model on a web server: a folder, or a GGUF file by its name."""
+    url, client = address.rstrip("/"), WebClient()
+    source = WebSource(url, client)
+    if source.short_name.endswith(GGUF):
+        return RemotePlace(folder_of(source), source.short_name)
+    return RemotePlace(WebFolder(url, client))
+
+
+def hub_place(listing: Listing) -> RemotePlace:
+    """Return the place of a model on the hub."""
+    return RemotePlace(HubFolder(listing), None if listing.gguf is None else listing.gguf.rpartition("/")[2])

@@ -1,0 +1,136 @@
+"""A source with a cache on a disk in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
+from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.errors import SourceUnreadableError
+from expert_store.sources.base import Bytes, Piece, SourceIdentity
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8)
+
+
+class CountedSource:
+    """A source in memory that counts what is read, and can be away."""
+
+    def __init__(self) -> None:
+        self.name = self.short_name = "counted"
+        self.version = "1"
+        self.reads: list[tuple[int, int]] = []
+        self.is_away = False
+
+    def open(self, *, is_direct: bool = True) -> CountedSource:
+        del is_direct
+        return self
+
+    @property
+    def identity(self) -> SourceIdentity:
+        return SourceIdentity("counted", (self.name, self.version), len(CONTENT))
+
+    def has_changed(self) -> bool:
+        return False
+
+    def refuse_changed(self) -> None:
+        pass
+
+    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+        del scratch
+        if self.is_away:
+            raise SourceUnreadableError(self.name, "it is away")
+        for piece in pieces:
+            self.reads.append((piece.offset, piece.end))
+            piece.target[:] = CONTENT[piece.offset : piece.end]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def source() -> CountedSource:
+    return CountedSource()
+
+
+def opened(source: CountedSource, folder: Path, max_bytes: int | None = None) -> OpenCachedSource:
+    return CachedSource(source, DiskCache(folder, max_bytes)).open()
+
+
+def read(opened: OpenCachedSource, *extents: tuple[int, int]) -> None:
+    pieces = [Piece(begin, np.zeros(end - begin, np.uint8)) for begin, end in extents]
+    opened.read(pieces)
+    for piece in pieces:
+        assert np.array_equal(piece.target, CONTENT[piece.offset : piece.end])
+
+
+def test_what_was_read_is_read_once_by_all_caches_of_a_folder(source: CountedSource, tmp_path: Path) -> None:
+    first, second = opened(source, tmp_path), opened(source, tmp_path)
+    read(first, (10, 1000), (500_000, 700_000))
+    source.is_away = True
+    read(second, (10, 1000), (500_100, 600_000))
+    assert second.holds(500_000, 700_000)
+    with pytest.raises(SourceUnreadableError, match="it is away"):
+        read(second, (10, 1001))
+
+
+def test_only_what_is_missing_is_read(source: CountedSource, tmp_path: Path) -> None:
+    cached = opened(source, tmp_path)
+    read(cached, (1000, 2000), (3000, 4000))
+    source.reads.clear()
+    read(cached, (500, 5000))
+    assert source.reads == [(500, 1000), (2000, 3000), (4000, 5000)]
+
+
+def test_damaged_bytes_are_read_from_the_source_again(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 50_000))
+    (path,) = tmp_path.glob("*.data")
+    with path.open("r+b") as file:
+        file.seek(40_000)
+        file.write(b"damaged")
+    cached = opened(source, tmp_path)
+    read(cached, (0, 50_000))
+    source.is_away = True
+    read(cached, (0, 50_000))
+
+
+def test_a_part_of_a_record_at_the_end_of_the_log_is_cut_off(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 100))
+    (path,) = tmp_path.glob("*.extents")
+    with path.open("ab") as file:
+        file.write(b"half")
+    read(opened(source, tmp_path), (200, 300))
+    source.is_away = True
+    read(opened(source, tmp_path), (0, 100), (200, 300))
+
+
+def test_another_version_has_a_file_of_its_own(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 100))
+    source.version = "2"
+    assert not opened(source, tmp_path).holds(0, 100)
+
+
+def test_a_source_without_a_version_is_not_kept(source: CountedSource, tmp_path: Path) -> None:
+    source.version = ""
+    read(opened(source, tmp_path), (0, 100))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_cache_drops_what_was_not_used_for_the_longest_time(source: CountedSource, tmp_path: Path) -> None:
+    cached = opened(source, tmp_path, 400_000)
+    for begin in (0, 100_000, 200_000, 0, 300_000, 400_000):
+        read(cached, (begin, begin + 98_304))
+    assert cached.holds(0, 98_304)
+    assert not cached.holds(100_000, 198_304)
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.data")) <= 420_000
+
+
+def test_files_that_no_process_uses_make_room_first(source: CountedSource, tmp_path: Path) -> None:
+    (tmp_path / "old.data").write_bytes(bytes(300_000))
+    cached = opened(source, tmp_path, 400_000)
+    read(cached, (0, 200_000))
+    assert not (tmp_path / "old.data").exists()
+    assert cached.holds(0, 200_000)
