@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from expert_store.packed.writer import PackedLayer as PackedLayer
     from expert_store.packed.writer import PackSource as PackSource
     from expert_store.packed.writer import write_pack as write_pack
+    from expert_store.prefetching.layer_stream import LayerStream as LayerStream
     from expert_store.prefetching.prefetcher import PREDICTORS as PREDICTORS
     from expert_store.prefetching.prefetcher import Gate as Gate
     from expert_store.prefetching.prefetcher import KeysOf as KeysOf
@@ -158,6 +159,7 @@ _MODULE_OF = {
     "PackSource": "packed.writer",
     "PackedLayer": "packed.writer",
     "write_pack": "packed.writer",
+    "LayerStream": "prefetching.layer_stream",
     "PREDICTORS": "prefetching.prefetcher",
     "Gate": "prefetching.prefetcher",
     "KeysOf": "prefetching.prefetcher",

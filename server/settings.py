@@ -55,6 +55,10 @@ class ServeSettings(BaseModel):
         description="another name under which the model answers, NAME=MODEL; NAME may be a pattern: "
         "claude-*=greenroom-demo",
     )
+    model_type: Literal["auto", "generate", "classify"] = Field(
+        "auto",
+        description="what the model must be for, if not auto; without MODEL, classify serves the bundled classifier",
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
     config_from: str | None = Field(
         None,
@@ -124,6 +128,13 @@ class ServeSettings(BaseModel):
     admission: Literal["auto", "off"] = Field(
         "auto",
         description="auto: requests whose experts do not fit in memory together decode alternately if that is faster",
+    )
+    switch_capacity: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="capacity factor of Switch routers: an expert takes so many times its even share of tokens, and "
+        "drops the rest (default: as the model defines it)",
     )
     trace_file: Path | None = Field(
         None, description="record routing in this file for greenroom replay; compressed if it ends in .gz"

@@ -66,17 +66,34 @@ here.
 The same applies to any other model whose attention needs more than causality and a window, or that mixes tokens in a
 layer of an unknown kind.
 
-Encoder-decoder models answer a prompt, which is the encoder's input, on the completions and the chat route. The decoder
-begins with `decoder_start_token_id` and, if the checkpoint's `generation_config.json` has it, `forced_bos_token_id`
-(for NLLB the target language); neither is returned or counted. Prompt tokens are the encoder's. Prompt and answer
-together are at most as long as the model's positions. `echo` and logprobs of the prompt are refused. In Switch
-Transformers an expert takes at most `expert_capacity` tokens of a sequence, in NLLB-MoE a fraction of them; the other
-tokens skip the experts, as the models define it. transformers 5.24 runs only the first two experts of NLLB-MoE;
-Greenroom runs all of them, and the tests compare with a plain sum over them.
+Encoder-decoder models answer a prompt, which is the encoder's input, on the completions and the chat route. The
+decoder begins with `decoder_start_token_id` and, if the checkpoint's `generation_config.json` has it,
+`forced_bos_token_id` (for NLLB the target language); neither is returned or counted. Prompt tokens are the encoder's.
+Prompt and answer together are at most as long as the model's positions. `echo` and logprobs of the prompt are
+refused. In Switch Transformers an expert takes at most `expert_capacity` tokens of a sequence, in NLLB-MoE a fraction
+of them; the other tokens skip the experts, as the models define it. `--switch-capacity F` lets an expert of Switch
+Transformers take F times its even share of a prompt instead, and `usage.greenroom.dropped_tokens` counts the others.
+transformers 5.24 runs only the first two experts of NLLB-MoE; Greenroom runs all of them, and the tests compare with
+a plain sum over them.
 
 | model type | class | has | tensors of an expert |
 | --- | --- | --- | --- |
 {sequential_rows}
+
+### Encoders
+
+An encoder reads whole sequences in both directions and writes no text: it serves `/v1/embeddings` and, if it was
+trained to classify, `/v1/classify` ([api.md](api.md#labels)). Many sequences share a step, each of them whole, so an
+input is no longer than `--max-batched-tokens`. The experts are paged as those of any model; `/v1/models` lists the
+labels. Adapters and expert variants are for decoders.
+
+| model type | class | reads | tensors of an expert |
+| --- | --- | --- | --- |
+| `greenroom_moe` | GreenroomMoeForSequenceClassification | text | those of `mixtral` |
+| `greenroom_moe` | GreenroomMoeForImageClassification | images | the same |
+
+Their routers are those of [routers.md](routers.md); the bundled classifier is one. `nomic-embed-text-v2-moe` is
+refused: transformers' `nomic_bert` has no experts, and code that a checkpoint brings is never run.
 
 {native_section}
 ## Other model types

@@ -19,11 +19,9 @@ from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
-from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk import Trunk
-from server.model.trunk_loader import load_trunk
+from server.model.trunk_loader import AnyTrunk, load_trunk
 from training.corpus import find_domains, read_documents, split_documents
 from training.errors import DemoError
 from training.samples import first_turn
@@ -84,7 +82,7 @@ def alternate(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
     return chain.from_iterable(zip(*domains, strict=False))
 
 
-def record(trunk: Trunk | SequentialTrunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
+def record(trunk: AnyTrunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
     """Run ``batch`` streams at a time until ``DECODE_STEPS`` steps were decoding only."""
     blocks = -(-2 * LONGEST // BLOCK_SIZE)
     cache = KVCache(trunk.facts.kv_groups, [blocks * batch], BLOCK_SIZE)

@@ -26,7 +26,7 @@ from server.api.middleware.request_observer import RequestObserverMiddleware
 from server.api.ollama import chat as ollama_chat
 from server.api.ollama import embed, management
 from server.api.ollama import models as ollama_models
-from server.api.openai import absent, chat, completions, embeddings, models, scoring, tokenization
+from server.api.openai import absent, chat, classify, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
 from server.api.openai.responses import stored as stored_responses
 from server.api.operations import access, dashboard, health, metrics
@@ -43,6 +43,7 @@ USER_ROUTES = (
     completions,
     chat,
     embeddings,
+    classify,
     scoring,
     tokenization,
     responses,

@@ -1,4 +1,4 @@
-"""Conversion of a step's hidden states to the embeddings of the prompts that end in it."""
+"""Conversion of a step's hidden states, or logits of labels, to the vectors of the prompts that end in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence as AbstractSequence
 from itertools import accumulate
 
 from server.engine.interface import FinishReason, GenerationFailedError, TokenEvent
+from server.engine.pooler import Vector, finite
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.model.step import StepOutput
@@ -23,7 +24,8 @@ def embedding_events(
         The only event of each such prompt whose last token is in the step.
     """
     events: list[tuple[Sequence, TokenEvent | GenerationFailedError]] = []
-    for item, end in zip(step, accumulate(item.num_hidden for item in step), strict=True):
+    ends = accumulate(item.num_hidden for item in step)
+    for index, (item, end) in enumerate(zip(step, ends, strict=True)):
         sequence, pooler = item.sequence, item.sequence.pooler
         if pooler is None:
             continue
@@ -33,10 +35,16 @@ def embedding_events(
             pooler.add(output.hidden[end - item.num_hidden : end])
         if item.reaches_end:
             try:
-                vector = pooler.result()
+                vector = _labels(output, index) if pooler.pooling == "classify" else pooler.result()
             except GenerationFailedError as error:
                 events.append((sequence, error))
                 continue
             usage = sequence.expert_usage
             events.append((sequence, TokenEvent("", 0, FinishReason.STOP, expert_usage=usage, embedding=vector)))
     return events
+
+
+def _labels(output: StepOutput, index: int) -> Vector:
+    """Return the logits of the labels of a chunk of the step."""
+    assert output.label_logits is not None
+    return finite(output.label_logits[index].numpy())

@@ -164,6 +164,14 @@ class Engine:
         return self._runner.is_encoder_decoder
 
     @property
+    def is_encoder(self) -> bool:
+        return self._runner.is_encoder
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._runner.labels
+
+    @property
     def hidden_size(self) -> int:
         return self._runner.hidden_size
 
@@ -192,7 +200,15 @@ class Engine:
         try:
             self._submissions.put(
                 lambda arrival: Sequence(
-                    request, sink, text, seed=seed, blocks=blocks, arrival=arrival, weights=weights, grammar=grammar
+                    request,
+                    sink,
+                    text,
+                    seed=seed,
+                    blocks=blocks,
+                    arrival=arrival,
+                    weights=weights,
+                    is_whole=self.is_encoder,
+                    grammar=grammar,
                 )
             )
         except EngineError as error:

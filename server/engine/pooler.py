@@ -12,6 +12,7 @@ from server.engine.interface import GenerationFailedError, Pooling
 if TYPE_CHECKING:
     import torch
 
+Vector = npt.NDArray[np.float32]
 NOT_FINITE = "the model computed hidden states that are not finite numbers; try --dtype float32"
 
 
@@ -24,6 +25,8 @@ class Pooler:
 
     def num_hidden(self, num_tokens: int, *, reaches_end: bool) -> int:
         """Return the number of a chunk's last tokens whose hidden states are needed."""
+        if self.pooling == "classify":
+            return 0
         return num_tokens if self.pooling == "mean" else int(reaches_end)
 
     def restart(self) -> None:
@@ -39,14 +42,22 @@ class Pooler:
             self._sum += row
         self._num_tokens += len(hidden)
 
-    def result(self) -> npt.NDArray[np.float32]:
+    def result(self) -> Vector:
         """Return the mean, or the last hidden state, ``(hidden,)``.
 
         Raises:
             GenerationFailedError: it is not finite.
         """
         assert self._sum is not None
-        pooled = (self._sum / self._num_tokens).astype(np.float32)
-        if not np.isfinite(pooled).all():
-            raise GenerationFailedError(NOT_FINITE)
-        return pooled
+        return finite((self._sum / self._num_tokens).astype(np.float32))
+
+
+def finite(vector: Vector) -> Vector:
+    """Return a vector.
+
+    Raises:
+        GenerationFailedError: it is not finite.
+    """
+    if not np.isfinite(vector).all():
+        raise GenerationFailedError(NOT_FINITE)
+    return vector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.interface import GenerationRequest, RequestRefusedError, check_sampling
+from server.engine.interface import NO_LABELS, NO_TEXT, GenerationRequest, RequestRefusedError, check_sampling
 from server.engine.runner import ModelRunner
 
 
@@ -29,6 +29,7 @@ class RequestValidator:
         """
         self._check_token_ids(request.prompt_ids)
         self._check_length(len(request.prompt_ids), request.sampling.max_tokens)
+        self._check_task(request)
         self._check_images(request)
         if self._runner.is_encoder_decoder and request.sampling.prompt_logprobs is not None:
             raise RequestRefusedError(
@@ -39,6 +40,24 @@ class RequestValidator:
         if not self._runner.hidden_size and request.pooling is not None:
             raise RequestRefusedError("this model gives no hidden states, so it has no embeddings", "model")
         check_sampling(request.sampling, self._vocab_size)
+
+    def _check_task(self, request: GenerationRequest) -> None:
+        if request.pooling == "classify" and not self._runner.labels:
+            raise RequestRefusedError(NO_LABELS, "model")
+        if not self._runner.is_encoder:
+            return
+        if request.pooling is None:
+            raise RequestRefusedError(NO_TEXT, "model")
+        if self._runner.reads_images and request.media is None:
+            raise RequestRefusedError(
+                "this model reads images; send each as a data URL (data:image/png;base64,...)", "prompt"
+            )
+        if len(request.prompt_ids) > self._max_batched_tokens:
+            raise RequestRefusedError(
+                f"the input has {len(request.prompt_ids)} tokens, which an encoder reads in one step of "
+                f"--max-batched-tokens {self._max_batched_tokens}; shorten it or raise the limit",
+                "prompt",
+            )
 
     def _check_token_ids(self, prompt: tuple[int, ...]) -> None:
         if not prompt:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from expert_store import ExpertStore, Prefetcher
 from server.model.attention.kv_cache import KVCache
 from server.model.recurrent.states import StateCache
-from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk, StepOutput
-from server.model.trunk import Trunk
+
+if TYPE_CHECKING:
+    from server.model.trunk_loader import AnyTrunk
 
 
 class ModelRunner(Protocol):
@@ -24,6 +25,18 @@ class ModelRunner(Protocol):
     @property
     def is_encoder_decoder(self) -> bool:
         """True if an encoder reads prompts and a decoder answers them, so that prompt tokens have no logits."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """True if the model reads whole prompts, each in one step, and writes no text."""
+
+    @property
+    def reads_images(self) -> bool:
+        """True if prompts are images alone."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its labels; none if it does not classify."""
 
     @property
     def hidden_size(self) -> int:
@@ -47,7 +60,7 @@ class PagedModelRunner:
 
     def __init__(
         self,
-        trunk: Trunk | SequentialTrunk,
+        trunk: AnyTrunk,
         kv_cache: KVCache,
         store: ExpertStore,
         *,
@@ -67,6 +80,18 @@ class PagedModelRunner:
     @property
     def is_encoder_decoder(self) -> bool:
         return self._facts.is_encoder_decoder
+
+    @property
+    def is_encoder(self) -> bool:
+        return self._facts.is_encoder
+
+    @property
+    def reads_images(self) -> bool:
+        return self._facts.reads_images
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._facts.labels
 
     @property
     def hidden_size(self) -> int:

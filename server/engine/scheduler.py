@@ -140,7 +140,7 @@ class Scheduler:
 
         Returns:
             The number of its tokens in the step, 0 if it waits for blocks that a running sequence computes, or None if
-            there are no slots or blocks for it.
+            there are no slots, blocks or tokens of the step for it.
         """
         if not self._has_slot(sequence, step):
             return None
@@ -149,6 +149,8 @@ class Scheduler:
             num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.prefix_cache_ids)
             if self._blocks.is_pending(sequence.blocks, num_reusable):
                 return 0
+        if sequence.is_whole and step and len(sequence.token_ids) > budget:
+            return None
         count = self._most_tokens(sequence, num_reusable, budget, step)
         while not self._blocks.can_allocate(sequence.blocks, num_reusable + count, num_reusable):
             if not self._preempt_for(sequence, step):
@@ -209,6 +211,8 @@ class Scheduler:
     def _most_tokens(self, sequence: Sequence, first: int, budget: int, step: list[Scheduled]) -> int:
         """Return how many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
+        if sequence.is_whole:
+            return num_tokens
         if sequence.wants_prompt_logits:
             budget = min(budget, max(1, MAX_LOGITS_ROWS - sum(item.num_logits for item in step)))
         most = min(num_tokens - first, budget)

@@ -36,6 +36,7 @@ class Sequence:
     blocks: SequenceBlocks
     arrival: int  # number among all requests
     weights: SequenceWeights | None = None  # beside the base model's; it has begun
+    is_whole: bool = False  # its prompt runs in one step
     grammar: InitVar[Grammar | None] = None  # the compiled one of its sampling parameters
     token_ids: list[int] = field(init=False)  # prompt and generated tokens
     prefix_cache_ids: list[int] = field(init=False)  # the same, with image hashes instead of placeholders
@@ -92,7 +93,7 @@ class Sequence:
     def expert_usage(self) -> ExpertUsage:
         """Cost of its experts so far."""
         cost = self.expert_cost
-        return ExpertUsage(cost.num_lookups, cost.num_misses, cost.bytes_read, cost.stall_seconds)
+        return ExpertUsage(cost.num_lookups, cost.num_misses, cost.bytes_read, cost.stall_seconds, cost.num_dropped)
 
     @property
     def wants_prompt_logits(self) -> bool:

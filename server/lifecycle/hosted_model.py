@@ -18,7 +18,7 @@ from server.lifecycle.history_recording import record_history
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.tracing_setup import open_tracing
-from server.loading.bundled_weights import ADAPTERS, with_bundled_adapters
+from server.loading.bundled_weights import ADAPTERS, chosen_model, with_bundled_adapters
 from server.loading.load import LoadedServer, load_server
 from server.panics import panics_as_errors
 from server.settings import ServeSettings
@@ -39,7 +39,8 @@ class HostedModel:
     """
 
     def __init__(self, model: str | None, settings: ServeSettings, address: str):
-        self._model, self._settings = model, with_bundled_adapters(model, settings)
+        self._model = chosen_model(model, settings)
+        self._settings = with_bundled_adapters(self._model, settings)
         self._tracing = open_tracing(settings)
         self.service = make_service(self._settings, address)
         self.service.tracer = self._tracing

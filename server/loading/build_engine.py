@@ -72,7 +72,14 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
 
 def build_codec(model: ModelParts, memory: RequestMemory) -> Codec:
     """Build the codec between requests and token ids."""
-    return Codec(model.tokenizer, model.media, model.eos_token_ids, memory, model.template_options)
+    return Codec(
+        model.tokenizer,
+        model.media,
+        model.eos_token_ids,
+        memory,
+        model.template_options,
+        image_inputs=model.image_inputs,
+    )
 
 
 def build_engine(
@@ -102,6 +109,7 @@ def build_engine(
         allowance=allowance,
         release=kv_cache.release,
     )
+    rotates = settings.admission == "auto" and not trunk.facts.is_encoder
     return Engine(
         PagedModelRunner(
             trunk,
@@ -123,7 +131,7 @@ def build_engine(
         grammar=codec.grammar,
         weights=weights,
         kernels=model.kernels,
-        admission=make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
+        admission=make_admission(store, model.experts_per_layer) if rotates else None,
         reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.locate import BUNDLED, CLASSIFIER
 from server.setting_values import NamedPath
 from server.settings import ServeSettings
 
 ADAPTERS, VARIANTS = BUNDLED.parent / "adapters", BUNDLED.parent / "variants"
+
+
+def chosen_model(model: str | None, settings: ServeSettings) -> str | None:
+    """Return the model to serve: the bundled classifier, if none is named and one that classifies is wanted."""
+    return str(CLASSIFIER) if model is None and settings.model_type == "classify" else model
 
 
 def with_bundled_adapters(model: str | None, settings: ServeSettings) -> ServeSettings:

@@ -20,6 +20,7 @@ from server.kernels.native.library import Kernels
 from server.loading.remote_models import with_cache
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
+from server.model.architecture import find_model_class, packs_sequences
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
@@ -27,14 +28,13 @@ from server.model.checkpoint.locate import find_original, find_served
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.processor_files import NoImagesError
 from server.model.dtype import compute_dtype, suits_bfloat16
+from server.model.encoders.image_inputs import ImageInputs
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.program_trial import find_program
 from server.model.resident_model import TrunkFacts
-from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.chat_template import check_template
 from server.model.text.tokenizer import Tokenizer, reserved_option
-from server.model.trunk import Trunk
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import AnyTrunk, build_model, load_trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 
@@ -46,7 +46,7 @@ class ModelParts:
     """A model whose experts are still on disk."""
 
     name: str  # under which it is served
-    trunk: Trunk | SequentialTrunk
+    trunk: AnyTrunk
     device: torch.device
     kernels: Kernels | None  # None if torch computes everything
     compute: str  # dtype, threads and kernels, for the log
@@ -56,6 +56,7 @@ class ModelParts:
     checkpoint: Checkpoint
     description: ModelDescription
     media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
+    image_inputs: ImageInputs | None  # of an encoder of images
     template_options: Mapping[str, Any]  # variables of the chat template for all requests
 
     @property
@@ -103,7 +104,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     triton_device = device if device.type == "cuda" and settings.kernels != OFF else None
     pool = ComputePool(pool_threads, kernels, triton_device)
 
-    def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
+    def load(dtype: torch.dtype) -> AnyTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
             check_trunk(settings, trunk_bytes, catalog, dtype=dtype, device=device, budget_bytes=host_budget(settings))
             log.info("loading %s from %s", name, checkpoint.location)
@@ -115,16 +116,18 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
             is_deterministic=settings.deterministic,
             pool=pool,
             max_model_len=settings.max_model_len,
+            switch_capacity=settings.switch_capacity,
             check_memory=check_memory,
         )
 
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, if_native = dtype_of(), dtype_of(is_native=True)
-    if dtype != if_native and kernels is not None:
+    if dtype != if_native and kernels is not None and not packs_sequences(find_model_class(model_config)):
         catalog = checkpoint.map(build_model(model_config, if_native)).catalog
         if find_program(model_config, if_native, kernels, catalog, settings.max_model_len).is_native:
             dtype = if_native
     trunk = load(dtype)
+    check_model_type(settings, name, trunk.facts)
     tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()
     markers = tokenizer.marker_ids  # a stop that is one token ends a turn like the end tokens
@@ -143,12 +146,25 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
         checkpoint=checkpoint,
         description=checkpoint.describe(),
         media=load_media_processor(checkpoint, trunk.facts, settings.chat_template),
+        image_inputs=ImageInputs(trunk.config) if trunk.facts.reads_images else None,
         template_options=settings.chat_template_kwargs or {},
     )
 
 
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_model_type(settings: ServeSettings, name: str, facts: TrunkFacts) -> None:
+    """Check that the model is of the type that the settings want.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    fits = {"auto": True, "generate": not facts.is_encoder, "classify": bool(facts.labels)}
+    if not fits[settings.model_type]:
+        is_for = "is an encoder, which writes no text" if facts.is_encoder else "has no labels"
+        raise SettingsError(f"--model-type {settings.model_type}: {name} {is_for}; leave it out or name another model")
 
 
 def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:

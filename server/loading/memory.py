@@ -18,14 +18,13 @@ from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan, ModelNee
 from server.memory.step_memory import StepShape
 from server.memory.usage import Adjustments, MemoryUsage
 from server.model.checkpoint.description import ModelDescription
-from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk_loader import AnyTrunk
 from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
 
-def plan_beside_trunk(trunk: Trunk | SequentialTrunk, settings: ServeSettings, device: torch.device) -> MemoryPlan:
+def plan_beside_trunk(trunk: AnyTrunk, settings: ServeSettings, device: torch.device) -> MemoryPlan:
     """Plan the memory beside a loaded trunk. The process is measured as it is now.
 
     The plan of `inspect` and `doctor`, which assume the size of the process, must fit as well, so that all three refuse
@@ -45,7 +44,7 @@ def plan_beside_trunk(trunk: Trunk | SequentialTrunk, settings: ServeSettings, d
     return plan
 
 
-def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
+def needs_of_trunk(trunk: AnyTrunk) -> ModelNeeds:
     """Return the sizes of a loaded model that the memory planner needs."""
     facts, catalog = trunk.facts, trunk.catalog
     shape = StepShape.of(
@@ -123,7 +122,7 @@ def memory_usage(
     )
 
 
-def describe_model(trunk: Trunk | SequentialTrunk, description: ModelDescription, usage: MemoryUsage) -> ModelCard:
+def describe_model(trunk: AnyTrunk, description: ModelDescription, usage: MemoryUsage) -> ModelCard:
     """Return what lists of models show of a loaded model."""
 
     def host_bytes() -> int:
@@ -145,7 +144,7 @@ def describe_model(trunk: Trunk | SequentialTrunk, description: ModelDescription
     )
 
 
-def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryPlan) -> None:
+def log_plan(trunk: AnyTrunk, store: ExpertStore, memory: MemoryPlan) -> None:
     """Log the sizes of the trunk, the expert tiers and the KV cache."""
     plan = memory.kv
     catalog: ExpertCatalog = trunk.catalog

@@ -14,9 +14,11 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from server.model.errors import ModelError
@@ -28,6 +30,7 @@ MAPPINGS = (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
+ENCODER_MAPPINGS = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
 REGISTERED_BY = {
     "greenroom_moe": "server.model.greenroom_moe",
     "step3p5": "server.model.step3p5",
@@ -59,15 +62,24 @@ def find_model_class(config: PreTrainedConfig) -> Any:
     """Return the class that a checkpoint's config names, or else the first that transformers has for it.
 
     Raises:
-        ModelError: transformers has no class of this type that generates text.
+        ModelError: transformers has no class of this type that generates text, and it is no encoder that is served.
     """
     register_model_type(config.model_type)
+    named = config.architectures if isinstance(config.architectures, list) else ()
+    encoders = [mapping[type(config)] for mapping in ENCODER_MAPPINGS if type(config) in mapping]
+    for found in encoders:
+        if found.__name__ in named and packs_sequences(found):
+            return found
     classes = [mapping[type(config)] for mapping in MAPPINGS if type(config) in mapping]
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
     if not classes:
         raise ModelError(f"transformers has no {config.model_type} that writes text token after token")
-    named = config.architectures if isinstance(config.architectures, list) else ()
     return next((found for found in classes if found.__name__ in named), classes[0])
+
+
+def packs_sequences(model_class: Any) -> bool:
+    """Return True for an encoder that takes several sequences in one row: one that is served."""
+    return bool(getattr(model_class, "packs_sequences", False))
 
 
 def config_of_class(config: PreTrainedConfig, model_class: Any) -> PreTrainedConfig:

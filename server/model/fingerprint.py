@@ -6,13 +6,12 @@ from hashlib import blake2b
 
 import torch
 
-from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.resident_model import ResidentModel
 
 DIGEST_BYTES = 16
 
 
-def fingerprint(trunk: Trunk | SequentialTrunk) -> str:
+def fingerprint(trunk: ResidentModel) -> str:
     """Return a hash of a model's type, the numbers of its experts, and its routers in bfloat16.
 
     It is the same for a checkpoint and its packs, whatever the dtype of compute. Two models with the same routers have

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
-from server.model.architecture import text_part
+from server.model.architecture import packs_sequences, text_part
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.mask_probe import probe_masks
@@ -104,9 +104,15 @@ def _infer(
     resident, active = _trunk_bytes(model, dtype, packed_sizes(model, matrices) if matrices else {})
     text = model.config.get_text_config()
     numbers = layer_numbers(list(modules))
+    longest = max_served_length(text, max_model_len)
+    if packs_sequences(type(model)):
+        from server.model.encoders.facts import encoder_facts  # noqa: PLC0415  few models need it
+
+        facts = encoder_facts(model, numbers.values())
+        experts = dict.fromkeys(facts.text_layers, facts.top_k)
+        return ModelShapes(name, model, dtype, resident, active, facts.kv_groups, {}, experts, longest, None)
     zero_model = _with_zero_weights(build_model(config, dtype, attention))
     probed: Probe | SequentialFacts
-    longest = max_served_length(text, max_model_len)
     if sequential_reason is None:
         probed, states = _probe(zero_model, min(NUM_TOKENS, longest))
         if not probed.kv_groups:

@@ -16,6 +16,7 @@ from torch import nn
 
 from server.model.architecture import text_part
 
+ENCODER_REASON = "it is an encoder, which reads whole sequences in both directions"
 NO_KERNELS = "there are no native kernels"
 
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from expert_store import ExpertCatalog
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
-from server.model.architecture import text_body
+from server.model.architecture import packs_sequences, text_body
 from server.model.checkpoint.config_checks import config_errors
 from server.model.errors import NotBatchableError
-from server.model.program import NO_KERNELS, ModelProgram, Target
+from server.model.program import ENCODER_REASON, NO_KERNELS, ModelProgram, Target
 from server.model.transformers_hooks.batching_checks import check_batchable
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, empty_experts, load_trunk_weights
@@ -53,6 +53,8 @@ def find_program(
     if getattr(text, "pad_token_id", None) is not None:
         text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
     model = build_model(config, dtype)
+    if packs_sequences(type(model)):
+        return ModelProgram.uniform(model, Target.MODULES, ENCODER_REASON)
     try:
         check_batchable(model)
         if kernels is None:

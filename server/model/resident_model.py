@@ -35,6 +35,9 @@ class TrunkFacts:
     text_layers: tuple[int, ...]  # layers of experts that tokens of text go to, in the order in which they run
     program: ModelProgram  # what runs where
     is_encoder_decoder: bool = False  # an encoder reads the prompt, and a decoder writes the answer
+    is_encoder: bool = False  # it reads a prompt in both directions, and writes nothing
+    reads_images: bool = False  # its prompts are images alone
+    labels: tuple[str, ...] = ()  # their names, of a model that classifies
     hidden_size: int = 0  # size of last hidden states; 0 if the model returns none
 
     @property
@@ -44,7 +47,7 @@ class TrunkFacts:
     @property
     def shares_prefixes(self) -> bool:
         """True if a sequence can continue from blocks that another wrote."""
-        return not self.is_sequential
+        return not self.is_sequential and not self.is_encoder
 
     @property
     def state_bytes(self) -> int:

@@ -97,12 +97,14 @@ class ExpertCost:
     num_misses: int = 0  # lookups that had to be read from disk
     stall_seconds: float = 0.0  # time that compute waited for experts
     bytes_read: int = 0  # from disk, for the misses
+    num_dropped: int = 0  # tokens that no expert took, once for each layer
 
     def add(self, other: ExpertCost) -> None:
         self.num_lookups += other.num_lookups
         self.num_misses += other.num_misses
         self.stall_seconds += other.stall_seconds
         self.bytes_read += other.bytes_read
+        self.num_dropped += other.num_dropped
 
 
 RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): experts of a token, -1 for none
@@ -122,3 +124,4 @@ class StepOutput:
     routed: Sequence[
         ChosenAdapters | None
     ] = ()  # by chunk, for those with a router of adapters; none if no chunk has one
+    label_logits: torch.Tensor | None = None  # float32 (chunks, labels), of a model with labels

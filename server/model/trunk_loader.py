@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -30,6 +30,7 @@ from server.model.architecture import (
     config_of_class,
     config_parts,
     find_model_class,
+    packs_sequences,
     set_implementations,
 )
 from server.model.attention.temperature_tuning import pass_positions
@@ -47,9 +48,13 @@ from server.model.experts.replacements import replace_experts
 from server.model.hooks import IMPLEMENTATION
 from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
 from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.switch_capacity import set_switch_capacity
 from server.model.transformers_hooks.batching_checks import check_batchable
 from server.model.trunk import Trunk
 from server.progress import progress
+
+if TYPE_CHECKING:
+    from server.model.encoders.encoder_trunk import EncoderTrunk
 
 META_KERNELS = "torch._meta_registrations"  # torch's kernels in Python for the meta device
 
@@ -57,6 +62,7 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 MemoryCheck = Callable[[int, ExpertCatalog], None]  # takes the trunk's bytes and the experts; may raise
+AnyTrunk: TypeAlias = "Trunk | SequentialTrunk | EncoderTrunk"
 TrunkSources = Mapping[str, TensorSource | StoredTensor]
 
 
@@ -68,8 +74,9 @@ def load_trunk(
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
     max_model_len: int | None = None,
+    switch_capacity: float | None = None,
     check_memory: MemoryCheck = lambda *_: None,
-) -> Trunk | SequentialTrunk:
+) -> AnyTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
     A model that can't run many sequences in one step runs them one at a time, with transformers' attention and cache.
@@ -79,6 +86,7 @@ def load_trunk(
         is_deterministic: run steps with batch-invariant arithmetic.
         pool: threads that compute steps; None if only the caller's thread does.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
+        switch_capacity: factor of Switch routers, instead of the model's own.
         check_memory: called with the trunk's bytes and the experts before any weight is read; may raise.
 
     Raises:
@@ -87,16 +95,17 @@ def load_trunk(
     """
     if isinstance(checkpoint, Path):
         checkpoint = open_checkpoint(checkpoint)
-    trunk: Trunk | SequentialTrunk
+    trunk: AnyTrunk
+    options: Any = {"check_memory": check_memory, "switch_capacity": switch_capacity}
     try:
-        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
+        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, **options)
         with config_errors(loaded.model.config):
-            trunk = Trunk(
+            trunk = _trunk_class(loaded.model)(
                 loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool=pool, max_model_len=max_model_len
             )
     except NotBatchableError as error:
         reason = str(error)
-        loaded = _load(checkpoint, dtype, device, None, check_memory)
+        loaded = _load(checkpoint, dtype, device, None, **options)
         with config_errors(loaded.model.config):
             trunk = SequentialTrunk(
                 loaded.model,
@@ -112,6 +121,14 @@ def load_trunk(
     return trunk
 
 
+def _trunk_class(model: PreTrainedModel) -> type[Trunk | EncoderTrunk]:
+    if not packs_sequences(type(model)):
+        return Trunk
+    from server.model.encoders.encoder_trunk import EncoderTrunk  # noqa: PLC0415  few servers need it
+
+    return EncoderTrunk
+
+
 class _Loaded(NamedTuple):
     model: PreTrainedModel  # without its experts
     catalog: ExpertCatalog
@@ -124,7 +141,9 @@ def _load(
     dtype: torch.dtype,
     device: torch.device,
     attention: str | None,
+    *,
     check_memory: MemoryCheck,
+    switch_capacity: float | None,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
@@ -145,6 +164,8 @@ def _load(
     with device_errors(config.model_type):
         model.to(device)
     model.eval()
+    if switch_capacity is not None:
+        set_switch_capacity(model, switch_capacity)
     return _Loaded(model, tensors.catalog, layers, num_parameters)
 
 

@@ -60,7 +60,7 @@ async def embed(
     request: Request, body: Annotated[EmbedRequest, OllamaBody(EmbedRequest)], service: ServiceDep
 ) -> Response:
     started_at = time.monotonic()
-    model = await service.accepting_model(served_name(service, body.model), body.adapters)
+    model = await service.accepting_model(served_name(service, body.model), body.adapters, task="embed")
     body.note_ignored(service)
     name = body.model or model.name
     if not body.input:
@@ -82,7 +82,7 @@ async def embed(
 async def embeddings(
     request: Request, body: Annotated[EmbeddingsRequest, OllamaBody(EmbeddingsRequest)], service: ServiceDep
 ) -> Response:
-    model = await service.accepting_model(served_name(service, body.model), body.adapters)
+    model = await service.accepting_model(served_name(service, body.model), body.adapters, task="embed")
     body.note_ignored(service)
     if not body.prompt:
         return JSONResponse({"embedding": []})

@@ -24,6 +24,7 @@ class ImagePart:
     """An image in a message."""
 
     base64: str
+    field: str = "messages"  # of the body
 
     def decode(self) -> bytes:
         """Return the image file. Call it off the event loop.
@@ -35,7 +36,9 @@ class ImagePart:
         try:
             return base64.b64decode(self.base64, validate=True)
         except ValueError as error:
-            raise InvalidRequestError(f"An image of 'messages' is not valid base64: {error}.", "messages") from error
+            raise InvalidRequestError(
+                f"An image of '{self.field}' is not valid base64: {error}.", self.field
+            ) from error
 
 
 def content_of(value: object) -> str | list[str | ImagePart]:
@@ -56,12 +59,18 @@ def _part(part: object) -> str | ImagePart:
         case {"type": "refusal", "refusal": str(text)}:  # what a model has answered before
             return encodable(text)
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            return _image(url)
+            return image_part(url)
         case _:
             raise ValueError(PARTS)
 
 
-def _image(url: str) -> ImagePart:
+def image_part(url: str) -> ImagePart:
+    """Return the image of a data URL.
+
+    Raises:
+        ValueError: it is none.
+
+    """
     header, _, data = url.partition(",")
     if not header.startswith("data:"):
         raise ValueError(

@@ -3,6 +3,7 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,8 +24,9 @@ from server.api.core.service.body import JsonBody
 from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import UserDep
 from server.api.openai.completions import token_ids
+from server.api.openai.content import image_part
 from server.api.openai.fields import Prompt, Prompts
-from server.engine.interface import Pooling, PromptTooLongError, TokenEvent
+from server.engine.interface import ChatPrompt, PoolingOfHidden, PromptTooLongError, TokenEvent
 
 MAX_INPUTS = 2048  # inputs of a request; OpenAI's limit
 FLOAT32 = np.dtype("<f4")
@@ -32,6 +34,20 @@ FLOAT32 = np.dtype("<f4")
 Vector = npt.NDArray[np.float32]
 
 router = APIRouter(tags=["embeddings"], dependencies=[UserDep])
+
+
+def limited(inputs: list[Prompt]) -> list[Prompt]:
+    """Return the inputs of a request.
+
+    Raises:
+        ValueError: there are too many, or one is empty.
+
+    """
+    if len(inputs) > MAX_INPUTS:
+        raise ValueError(f"must hold no more than {MAX_INPUTS} inputs, but holds {len(inputs)}: split the request")
+    if not all(inputs):
+        raise ValueError("must not hold an empty string or list")
+    return inputs
 
 
 class EmbeddingBody(BaseModel):
@@ -43,7 +59,7 @@ class EmbeddingBody(BaseModel):
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
-    pooling: Pooling = "mean"
+    pooling: PoolingOfHidden = "mean"
     adapters: AdapterChoices = []
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
@@ -57,21 +73,17 @@ class EmbeddingBody(BaseModel):
     @field_validator("input")
     @classmethod
     def limit_inputs(cls, inputs: list[Prompt]) -> list[Prompt]:
-        if len(inputs) > MAX_INPUTS:
-            raise ValueError(f"must hold no more than {MAX_INPUTS} inputs, but holds {len(inputs)}: split the request")
-        if not all(inputs):
-            raise ValueError("must not hold an empty string or list")
-        return inputs
+        return limited(inputs)
 
 
 @router.post("/v1/embeddings", response_model=None)
 async def create_embeddings(
     request: Request, body: Annotated[EmbeddingBody, JsonBody(EmbeddingBody)], service: ServiceDep
 ) -> Response:
-    model = await service.accepting_model(body.model, body.adapters)
+    model = await service.accepting_model(body.model, body.adapters, task="embed")
     service.unknown_fields.note(body.model_extra or ())
     check(body, model)
-    prompts = await asyncio.to_thread(encode_inputs, body.input, model)
+    prompts = await asyncio.to_thread(encode_prompts, body.input, model)
     embedding = request.state.work = Embedding(
         model, prompts, body.pooling, priority=body.priority, timeout=body.timeout
     )
@@ -134,6 +146,36 @@ def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel, part: slice = sl
     if not all(prompts):
         raise InvalidRequestError("An input of 'input' has no tokens.", "input")
     return prompts
+
+
+def encode_prompts(inputs: Sequence[Prompt], model: LoadedModel) -> list[ChatPrompt]:
+    """Turn each input into a prompt: text, token ids, or the data URL of an image if the model reads images; may block.
+
+    Raises:
+        ContextLengthError, InvalidRequestError: see ``encode_inputs``; or an image is not given as a data URL.
+        RequestRefusedError: an image can't be read.
+        RequestMemoryError: other requests hold the memory of the images.
+
+    """
+    if not model.codec.reads_images:
+        return [ChatPrompt(tokens) for tokens in encode_inputs(inputs, model)]
+    return [model.codec.encode_image(image_of(each)) for each in inputs]
+
+
+def image_of(value: Prompt) -> bytes:
+    """Return the image file of a data URL.
+
+    Raises:
+        InvalidRequestError: it is none.
+
+    """
+    if not isinstance(value, str):
+        raise InvalidRequestError("'input' must hold images as data URLs (data:image/png;base64,...).", "input")
+    try:
+        part = image_part(value)
+    except ValueError as error:
+        raise InvalidRequestError(f"'input' {error}.", "input") from error
+    return replace(part, field="input").decode()
 
 
 async def one_by_one(parts: Sequence[bytes], embedding: Embedding) -> AsyncGenerator[bytes, None]:

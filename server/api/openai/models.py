@@ -23,6 +23,13 @@ async def get_model(name: str, service: ServiceDep) -> JSONResponse:
     return JSONResponse(card(name, service.loaded_model(name)))
 
 
+def tasks(model: LoadedModel) -> list[str]:
+    """Return what the model is for: ``generate``, ``embed``, ``classify``."""
+    engine = model.engine
+    found = {"generate": not engine.is_encoder, "embed": bool(engine.hidden_size), "classify": bool(engine.labels)}
+    return [name for name, is_served in found.items() if is_served]
+
+
 def card(name: str, model: LoadedModel) -> dict[str, Any]:
     """Return OpenAI's model object for a name or an alias.
 
@@ -42,5 +49,7 @@ def card(name: str, model: LoadedModel) -> dict[str, Any]:
             "format": model.card.format,
             "architecture": model.card.family,
             "quantization": model.card.weights,
+            "tasks": tasks(model),
+            **({"labels": model.engine.labels} if model.engine.labels else {}),
         },
     }

@@ -101,7 +101,7 @@ async def score(
         EngineError: the engine does not take a text, or fails.
 
     """
-    model = await service.accepting_model(body.model, body.adapters)
+    model = await service.accepting_model(body.model, body.adapters, task="embed")
     service.unknown_fields.note(body.model_extra or ())
     check_embeds(model)
     prompts: list[list[int]] = []

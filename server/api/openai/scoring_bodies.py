@@ -8,7 +8,7 @@ from server.api.core.bodies.fields import MAX_INT32, Text, is_encodable
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.embeddings import MAX_INPUTS
-from server.engine.interface import Pooling
+from server.engine.interface import PoolingOfHidden
 
 # Names of the two sides of a score: any of these pairs.
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
@@ -42,7 +42,7 @@ class ScoringBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: Text | None = None
-    pooling: Pooling = "mean"
+    pooling: PoolingOfHidden = "mean"
     adapters: AdapterChoices = []
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(not_zero)] | None = None
     truncation_side: Literal["left", "right"] = "right"  # "right" keeps the first tokens

@@ -6,6 +6,8 @@ The HTTP API imports nothing else of the engine.
 from server.engine.interface.access_policy import AccessPolicy, ForbiddenExperts
 from server.engine.interface.adapter_choice import AdapterCandidate, AdapterExamples, ChoiceByToken
 from server.engine.interface.errors import (
+    NO_LABELS,
+    NO_TEXT,
     POLICY_REASONS,
     DeadlineExceededError,
     EngineError,
@@ -34,7 +36,7 @@ from server.engine.interface.events import (
     logprobs_bytes,
 )
 from server.engine.interface.model_card import ModelCard
-from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
+from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling, PoolingOfHidden
 from server.engine.interface.protocols import (
     ChangedExperts,
     ExpertAdministration,
@@ -70,6 +72,8 @@ __all__ = [
     "EVENT_BYTES",
     "FREE_UNREAD",
     "MAX_UNREAD",
+    "NO_LABELS",
+    "NO_TEXT",
     "POLICY_REASONS",
     "TEXT_BYTES",
     "AccessPolicy",
@@ -106,6 +110,7 @@ __all__ = [
     "PolicyReason",
     "PolicyRefusedError",
     "Pooling",
+    "PoolingOfHidden",
     "PromptTooLongError",
     "QueueFullError",
     "RequestMemory",

@@ -9,6 +9,10 @@ PolicyReason = Literal["model", "adapter", "required_adapter", "experts"]
 POLICY_REASONS: tuple[PolicyReason, ...] = get_args(PolicyReason)
 
 
+NO_TEXT = "this model is an encoder, which writes no text; use /v1/embeddings or /v1/classify, or another model"
+NO_LABELS = "this model has no labels; use an encoder that was trained to classify"
+
+
 class EngineError(Exception):
     """Any failure of the engine; the message may be shown to the client."""
 

@@ -73,6 +73,7 @@ class ExpertUsage:
     num_misses: int = 0  # look-ups of experts that were in no tier of memory
     bytes_read: int = 0  # bytes of the misses, read from disk
     stall_seconds: float = 0.0  # waits in layers, including those for experts of other sequences in the batch
+    num_dropped: int = 0  # tokens that no expert took, once for each layer
 
     def __add__(self, other: ExpertUsage) -> ExpertUsage:
         return ExpertUsage(
@@ -80,6 +81,7 @@ class ExpertUsage:
             self.num_misses + other.num_misses,
             self.bytes_read + other.bytes_read,
             self.stall_seconds + other.stall_seconds,
+            self.num_dropped + other.num_dropped,
         )
 
     def __sub__(self, other: ExpertUsage) -> ExpertUsage:
@@ -88,6 +90,7 @@ class ExpertUsage:
             self.num_misses - other.num_misses,
             self.bytes_read - other.bytes_read,
             self.stall_seconds - other.stall_seconds,
+            self.num_dropped - other.num_dropped,
         )
 
 
@@ -133,7 +136,7 @@ class TokenEvent:
     stop: str | None = None  # the stop string that ended the text
     experts: RoutedExperts | None = None  # experts of the token before the new one, if requested
     expert_usage: ExpertUsage | None = None  # in the last event
-    embedding: npt.NDArray[np.float32] | None = None  # (hidden,), in the only event of a pooled prompt
+    embedding: npt.NDArray[np.float32] | None = None  # (hidden,) or (labels,), in the only event of a pooled prompt
     token_id: int | None = None  # the new token; None if there is none
     adapters: Mapping[str, float] | None = None  # their factors for the token before the new one, if requested
     adapter_shares: AdapterShares | None = None  # in the tokens since the last event, if adapters are chosen by token

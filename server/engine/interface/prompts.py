@@ -27,7 +27,8 @@ class ChatPrompt:
     media: Media | None = None
 
 
-Pooling = Literal["mean", "last"]  # over the last hidden states of a prompt's tokens
+PoolingOfHidden = Literal["mean", "last"]  # over the last hidden states of a prompt's tokens
+Pooling = Literal["mean", "last", "classify"]  # the same, or the logits of the model's labels
 
 
 @dataclass(frozen=True)

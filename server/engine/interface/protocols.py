@@ -24,6 +24,14 @@ class GenerationEngine(Protocol):
         """True if the model's encoder reads prompts and its decoder answers them, instead of continuing them."""
 
     @property
+    def is_encoder(self) -> bool:
+        """True if the model reads whole prompts and writes no text."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the model's labels; none if it does not classify."""
+
+    @property
     def hidden_size(self) -> int:
         """Size of a hidden state; 0 if the model gives none, so that no prompt can be pooled."""
 
@@ -55,6 +63,17 @@ class TextCodec(Protocol):
 
         Raises:
             PromptTooLongError: the text can't fit the model's context.
+        """
+
+    @property
+    def reads_images(self) -> bool:
+        """True if prompts are images alone (``encode_image``)."""
+
+    def encode_image(self, content: bytes) -> ChatPrompt:
+        """Turn an image file into a prompt of an encoder of images.
+
+        Raises:
+            RequestRefusedError: the model takes no such prompts, or the file can't be read.
         """
 
     def encode_chat(

@@ -22,6 +22,7 @@ from server.engine.kv.prefix_cache_ids import prefix_cache_ids
 from server.engine.sampling.grammar import GrammarCompiler
 from server.engine.sampling.lexer_sizes import always
 from server.engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from server.model.encoders.image_inputs import ImageInputs
 from server.model.multimodal.image_decoding import PIXEL_BYTES, ImageError, count_pixels, read_image
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.text.chat_template import ChatEnd
@@ -36,6 +37,7 @@ class Codec:
         eos_token_ids: tokens that end a sequence, by default the tokenizer's.
         memory: the memory that requests hold, images included.
         template_options: variables of the chat template for all requests; those of a request override them.
+        image_inputs: turns images into the prompts of an encoder of images; None for any other model.
     """
 
     def __init__(
@@ -45,7 +47,10 @@ class Codec:
         eos_token_ids: frozenset[int] | None = None,
         memory: RequestMemory | None = None,
         template_options: Mapping[str, Any] = {},
+        *,
+        image_inputs: ImageInputs | None = None,
     ):
+        self._image_inputs = image_inputs
         self._tokenizer, self._media = tokenizer, media
         self._template_options = dict(template_options)
         self._image_memory = ImageMemory(memory or RequestMemory())
@@ -62,6 +67,22 @@ class Codec:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except TextTooLongError as error:
             raise PromptTooLongError(str(error), "prompt") from error
+
+    @property
+    def reads_images(self) -> bool:
+        return self._image_inputs is not None
+
+    def encode_image(self, content: bytes) -> ChatPrompt:
+        if self._image_inputs is None:
+            raise RequestRefusedError("this model reads text, not images; send text", "input")
+        try:
+            decoded_bytes = PIXEL_BYTES * count_pixels([content])
+            with self._image_memory.taken(decoded_bytes) as reservation:
+                media = self._image_inputs.encode(read_image(content))
+                self._image_memory.keep(media, reservation)
+        except ImageError as error:
+            raise RequestRefusedError(str(error), "input") from error
+        return ChatPrompt(media.token_ids, Media(media, tuple(media.token_ids)))
 
     def encode_chat(
         self,

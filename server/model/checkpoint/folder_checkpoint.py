@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
@@ -28,13 +30,14 @@ from expert_store import (
 )
 from server.model.checkpoint.config_checks import CONFIG
 from server.model.checkpoint.description import LICENCES, ModelDescription, describe_folder
-from server.model.checkpoint.model_types import is_served_as_another
+from server.model.checkpoint.model_types import is_served_as_another, reads_images_alone
 from server.model.checkpoint.processor_files import LoadedProcessor, load_processor
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint
 from server.model.errors import ModelError
 from server.setting_values import GENERATION_FILE
 
+PATCH = "<patch>"  # the only token of a model of images alone
 TOKENIZER = "tokenizer.json"
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, tokenizer and defaults for generation
 NOT_PACKED = ("*.index.json", "LICENSE*", "README*")
@@ -67,8 +70,12 @@ class FolderCheckpoint:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer as transformers does.
 
+        A model of images alone has none, so its only token stands for a patch.
+
         For a type that another's class computes it is the ``tokenizer.json``, whatever code is beside it.
         """
+        if (self._local / CONFIG).is_file() and reads_images_alone(self._local):
+            return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({PATCH: 0}, unk_token=PATCH)))
         if not (self._local / CONFIG).is_file() or not is_served_as_another(self._local):
             return AutoTokenizer.from_pretrained(self._local, trust_remote_code=False)
         if not (self._local / TOKENIZER).is_file():

@@ -15,6 +15,8 @@ from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
 BUNDLED_NAME = "greenroom-demo"
+CLASSIFIER = BUNDLED.parent / "classifier"  # the bundled text encoder
+BUNDLED_NAMES = {BUNDLED: BUNDLED_NAME, CLASSIFIER: "greenroom-classifier"}
 
 
 def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | RemotePlace, str]:
@@ -75,8 +77,9 @@ def _find_file(model: str, names: Sequence[str]) -> tuple[Path, str]:
     Args:
         names: of the files in its folder.
     """
-    if Path(model).resolve() == BUNDLED:
-        return BUNDLED, BUNDLED_NAME
+    bundled = BUNDLED_NAMES.get(Path(model).resolve())
+    if bundled is not None:
+        return Path(model).resolve(), bundled
     if is_ollama(model):
         manifest = find_manifest(model)
         return manifest, manifest_name(manifest)

@@ -97,6 +97,10 @@ PRESUPPOSED: Mapping[str, Mapping[str, Any]] = {  # settings of published config
         "zero_centered": True,
     },
 }
+EXPERTS_NOT_COMPUTED: Mapping[str, str] = {  # settings that give experts to a type whose class has none
+    # config.json of nomic-ai/nomic-embed-text-v2-moe
+    "nomic_bert": "num_experts",
+}
 INSTEAD: Mapping[str, str] = {  # remedies for types that no class computes
     "internvl_chat": "use the repository of the same name that ends in -HF",
     "minimax_m1": "no checkpoint of it can be served; MiniMaxAI/MiniMax-Text-01-hf can",
@@ -133,6 +137,12 @@ def is_served_as_another(folder: Path) -> bool:
     return _served_as(json.loads((folder / "config.json").read_text("utf-8"))) is not None
 
 
+def reads_images_alone(folder: Path) -> bool:
+    """Return True if the checkpoint is an encoder of images, which has no tokenizer."""
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    return values.get("model_type") == "greenroom_moe" and bool(values.get("image_size"))
+
+
 def _served_as(values: Any) -> ServedAs | None:
     if not isinstance(values, dict) or values.get("model_type") in CONFIG_MAPPING:
         return None
@@ -152,7 +162,14 @@ def _check_settings(values: Values, required: Mapping[str, Any], model_type: str
 
 
 def _check_known(values: Any, name: str) -> None:
-    """Refuse a type that only code of the checkpoint would compute."""
+    """Refuse a type that only code of the checkpoint would compute, or experts of it."""
+    setting = EXPERTS_NOT_COMPUTED.get(str(values.get("model_type")), "") if isinstance(values, dict) else ""
+    if setting and values.get(setting):
+        raise ModelError(
+            f"config.json of {name} can't be used: it is a {values['model_type']} with {setting} {values[setting]}, "
+            f"but that class of transformers {transformers_version} has no experts, and code that a checkpoint brings "
+            "(auto_map) is never run; use an encoder of a type that docs/models.md lists"
+        )
     if not isinstance(values, dict) or "auto_map" not in values or values.get("model_type") in CONFIG_MAPPING:
         return
     model_type = str(values.get("model_type"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,11 @@ class RowOwners:
             return np.arange(sum(chunk.num_tokens for chunk in self.chunks))
         return np.flatnonzero(self.are_images != (layer in self.text_layers))
 
+    @property
+    def is_decode(self) -> bool:
+        """True if each row is the only token of its chunk."""
+        return self.are_images is None and all(chunk.num_tokens == 1 for chunk in self.chunks)
+
     def last_row(self, layer: int, chunk: int) -> int | None:
         """Return a layer's row for the last token of a chunk; None if that token goes to other layers."""
         token = sum(each.num_tokens for each in self.chunks[: chunk + 1]) - 1
@@ -48,14 +54,29 @@ class RowOwners:
         return int(is_here[:token].sum()) if is_here[token] else None
 
 
-def attribute_costs(runs: Sequence[LayerRun], rows: RowOwners) -> list[ExpertCost]:
+class Owners(Protocol):
+    """The chunks of a step, and which of them a row of a layer belongs to."""
+
+    @property
+    def chunks(self) -> Sequence[SequenceChunk]:
+        """The chunks of the step."""
+
+    @property
+    def is_decode(self) -> bool:
+        """True if each row is the only token of its chunk."""
+
+    def owners(self, layer: int) -> IntArray:
+        """Return the index of the chunk of each of a layer's rows."""
+
+
+def attribute_costs(runs: Sequence[LayerRun], rows: Owners) -> list[ExpertCost]:
     """Return the cost of each chunk's tokens.
 
     A chunk is charged lookups, misses and bytes of the experts that its own tokens went to, each expert once a layer.
     An expert that two chunks share counts for both. Each chunk of a layer is charged the layer's stall in full.
     """
     costs = [ExpertCost() for _ in rows.chunks]
-    is_decode = rows.are_images is None and all(chunk.num_tokens == 1 for chunk in rows.chunks)
+    is_decode = rows.is_decode
     num_each, seconds_each = 0, 0.0  # equal for all chunks
     for run in runs:
         if len(costs) == 1:

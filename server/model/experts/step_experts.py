@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
+from expert_store import ExpertKey, ExpertStore, KeysOf, Lease, Phase, Prefetcher
 from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
@@ -31,6 +31,16 @@ class ExpertAdapters(Protocol):
         """Return what they add to the experts of a layer of so many rows; None if that is nothing."""
 
 
+class ReadAhead(Protocol):
+    """Asks the store for the next layer's experts, once a layer's own reads are under way."""
+
+    def observe(self, layer: int, top_k_index: IntArray, gate_input: GateInput, keys_of: KeysOf | None = None) -> None:
+        """Learn what a layer has chosen."""
+
+    def request(self) -> None:
+        """Ask for experts of the next layer; called between experts."""
+
+
 class StepExperts:
     """Runs the experts of all layers in one step, and records what they cost.
 
@@ -38,6 +48,7 @@ class StepExperts:
         layers: the result of ``expert_layers``.
         prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
             again for the next layer's experts, if the disk has time for them.
+        stream: the same, for a model that uses every expert, so that nothing is learnt.
         variants: the variants that sequences use; None if none does.
         adapters: of the step, if it has any.
     """
@@ -49,13 +60,15 @@ class StepExperts:
         phase: Phase,
         prefetcher: Prefetcher | None = None,
         *,
+        stream: ReadAhead | None = None,
         variants: StepVariants | None = None,
         adapters: ExpertAdapters | None = None,
     ):
         self._adapters = adapters
         self._store, self._layers, self._phase = store, layers, phase
         self._prefetcher, self.variants = prefetcher, variants
-        self._between = _nothing if prefetcher is None else prefetcher.request
+        self._ahead = prefetcher or stream
+        self._between = _nothing if self._ahead is None else self._ahead.request
         self.record = StepRecord()
 
     def run(
@@ -129,10 +142,10 @@ class StepExperts:
         rows = SortedRows(hidden_states, weights, order, spans, additions)
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self._phase) as lease:
-            if self._prefetcher is not None:
+            if self._ahead is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
                 given = GateInput(hidden_states, self.variants)
-                self._prefetcher.observe(layer.number, self.record.routing[layer.number], given, keys_of)
+                self._ahead.observe(layer.number, self.record.routing[layer.number], given, keys_of)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 

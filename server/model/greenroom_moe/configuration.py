@@ -44,6 +44,9 @@ class GreenroomMoeConfig(MixtralConfig):  # type: ignore[misc]
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
 
+        if self.image_size and self.num_channels not in {1, 3}:
+            raise ValueError(f"num_channels {self.num_channels} is neither 1 (grey) nor 3 (colours)")
+
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2

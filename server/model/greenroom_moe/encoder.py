@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +21,13 @@ from server.model.greenroom_moe.mixture import RoutedExperts
 
 
 class GreenroomMoePreTrainedModel(MixtralPreTrainedModel):  # type: ignore[misc]
-    """Base of the encoders."""
+    """Base of the encoders.
 
+    ``packs_sequences`` tells that several sequences may share a row, by their ``lengths``; an implementation of
+    attention that knows them is needed for it.
+    """
+
+    packs_sequences = True
     config_class = GreenroomMoeConfig
     config: GreenroomMoeConfig
 
@@ -42,11 +48,16 @@ class GreenroomMoeEncoder(GreenroomMoePreTrainedModel):
         self.rotary_emb = MixtralRotaryEmbedding(config=config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of tokens, or of the positions of patches."""
+        return self.embed_positions if self.config.image_size else self.embed_tokens
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> BaseModelOutput:
         """Return the hidden states of all tokens.
 
@@ -54,13 +65,15 @@ class GreenroomMoeEncoder(GreenroomMoePreTrainedModel):
             input_ids: ``(batch, tokens)``.
             attention_mask: ``(batch, tokens)``, 0 for padding; None for no padding.
             pixel_values: ``(batch, channels, height, width)``, instead of the tokens.
+            lengths: of the sequences that share the only row, one after the other; images share it too, if given.
         """
         if pixel_values is not None:
             hidden_states = self.embed_patches(pixel_values).flatten(2).transpose(1, 2) + self.embed_positions.weight
         else:
             hidden_states = self.embed_tokens(input_ids)
-        count = hidden_states.shape[1]
-        positions = torch.arange(count, device=hidden_states.device).unsqueeze(0)
+        if lengths is not None:
+            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+        positions = _positions(lengths or [hidden_states.shape[1]], hidden_states.device)
         seen = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         mask = None if attention_mask is None else attention_mask.bool()
         rotary = self.rotary_emb(hidden_states, position_ids=positions)
@@ -69,8 +82,13 @@ class GreenroomMoeEncoder(GreenroomMoePreTrainedModel):
             normed = layer.input_layernorm(hidden_states)
             attended, _ = layer.self_attn(hidden_states=normed, position_embeddings=rotary, attention_mask=seen)
             hidden_states = hidden_states + attended
-            hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states), mask)
+            hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states), mask, lengths)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+def _positions(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the position of each token in its sequence, ``(1, tokens)``."""
+    return torch.cat([torch.arange(length, device=device) for length in lengths]).unsqueeze(0)
 
 
 def _layer(config: GreenroomMoeConfig, index: int) -> MixtralDecoderLayer:
@@ -89,6 +107,19 @@ class _Classifier(GreenroomMoePreTrainedModel):
         self.model = GreenroomMoeEncoder(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    def label_logits(self, hidden_states: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Return the logits of the labels of sequences that share a row.
+
+        Args:
+            hidden_states: of their tokens, ``(tokens, hidden)``.
+            lengths: of the sequences.
+
+        Returns:
+            ``(sequences, labels)``.
+        """
+        means = [sequence.mean(0) for sequence in torch.split(hidden_states, list(lengths))]
+        return self.score(torch.stack(means))  # type: ignore[no-any-return]
 
     def _logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Return the logits of the labels: ``(batch, tokens, hidden)`` to ``(batch, labels)``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -48,23 +50,29 @@ class RoutedExperts(nn.Module):
             self.router.capacity_factor = trained if mode else evaluated
         return super().train(mode)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Run experts: ``(batch, tokens, hidden)`` to the same shape.
 
         Args:
             mask: bool ``(batch, tokens)``; False for padding. None for no padding.
+            lengths: of the sequences that share the only row, which has no padding; None for one sequence a row.
         """
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         if isinstance(self.router, TopKRouter | SwitchRouter):
             return self._run_choices(hidden_states, mask)
-        dispatches: list[Dispatch] = [self.router(*sequence) for sequence in zip(hidden_states, mask, strict=True)]
-        rows = [dispatch.rows(tokens) for dispatch, tokens in zip(dispatches, hidden_states, strict=True)]
+        sequences, masks = list(hidden_states), list(mask)
+        if lengths is not None:
+            sequences, masks = ([*torch.split(whole[0], list(lengths))] for whole in (hidden_states, mask))
+        dispatches: list[Dispatch] = [self.router(*each) for each in zip(sequences, masks, strict=True)]
+        rows = [dispatch.rows(tokens) for dispatch, tokens in zip(dispatches, sequences, strict=True)]
         experts = torch.cat([dispatch.experts for dispatch in dispatches]).unsqueeze(-1)
         outputs = self.experts(torch.cat(rows), experts, torch.ones_like(experts, dtype=torch.float32))
         parts = outputs.split([len(each) for each in rows])
         combined = [dispatch.combine(part) for dispatch, part in zip(dispatches, parts, strict=True)]
-        return torch.stack(combined).to(hidden_states.dtype)
+        return torch.cat(combined).view_as(hidden_states).to(hidden_states.dtype)
 
     def _run_choices(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run tokens that choose experts; a token that goes nowhere names one beyond the last."""

@@ -35,6 +35,7 @@ from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
 from server.model.sequential.transformers_cache import SequenceCache, TransformersCaches
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
+from server.model.switch_capacity import SwitchDrops
 
 
 class SequentialTrunk(ResidentModel):
@@ -68,6 +69,7 @@ class SequentialTrunk(ResidentModel):
         with watch_linears(model) as calls, watch_routers(model) as router_calls:
             seen = self._sequential.probe(*sizes)
         self._linears = find_linears(model, calls, None)
+        self._drops = SwitchDrops(model)
         self._resumes_by_token = isinstance(self._sequential, DecoderOnly) and self._sequential.resumes_by_token(*sizes)
         self.vocab_size = seen.vocab_size  # size of the logits; some models pad their table of embeddings
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
@@ -78,7 +80,7 @@ class SequentialTrunk(ResidentModel):
             text_layers,
             ModelProgram.uniform(model, Target.TRANSFORMERS, reason),
             self._sequential.is_encoder_decoder,
-            self._sequential.hidden_size,
+            hidden_size=self._sequential.hidden_size,
         )
         self.routers = find_routers(model, layers, seen.routed)
         self._router_layers = find_routers_with_products(model, self.routers, router_calls, None)
@@ -146,6 +148,7 @@ class SequentialTrunk(ResidentModel):
             adapters = SequenceAdapters.of([chunk])
             variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
             experts = StepExperts(store, self._layers, phase, prefetcher, variants=variants, adapters=adapters)
+            self._drops.take()
             with (
                 use_hooks(_StepHooks(experts)),
                 nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
@@ -153,6 +156,7 @@ class SequentialTrunk(ResidentModel):
             ):
                 logits = self._sequential.logits(chunk, cache)
         record = experts.record
+        record.cost.num_dropped = self._drops.take()
         chosen = last_choices(record.runs, self.facts.text_layers) if chunk.wants_experts else None
         return StepOutput(
             logits,

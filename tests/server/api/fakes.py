@@ -59,6 +59,8 @@ class FakeEngine:
     is_alive: bool = True
     hidden_size: int = 0
     is_encoder_decoder: bool = False
+    is_encoder: bool = False
+    labels: tuple[str, ...] = ()
     failure: EngineError | None = None  # fails each stream after its texts
     holds: bool = False  # streams neither end nor fail after their texts
     refusals: dict[int, EngineError] = field(default_factory=dict)  # by the number of the submit
@@ -161,6 +163,13 @@ class FakeCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
+
+    @property
+    def reads_images(self) -> bool:
+        return False
+
+    def encode_image(self, content: bytes) -> ChatPrompt:
+        raise AssertionError(f"{len(content)} bytes of an image for a model of text")
 
     def encode_chat(
         self,

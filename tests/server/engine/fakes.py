@@ -56,7 +56,8 @@ class FakeModel:
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
         self.next_token = next_token
-        self.is_sequential = self.is_encoder_decoder = False
+        self.is_sequential = self.is_encoder_decoder = self.is_encoder = self.reads_images = False
+        self.labels: tuple[str, ...] = ()
         self.hidden_size = 3
         self.released: list[int] = []  # slots
         self.stalls: Sequence[Stall] = ()  # stalls of each step

@@ -5,12 +5,13 @@ from server.engine.interface import ExpertUsage, JsonObject
 
 
 def expert_usage(usage: ExpertUsage) -> JsonObject:
-    """Return ``usage.greenroom``: the expert cost of a request."""
+    """Return ``usage.greenroom``: the expert cost of a request, and its tokens that no expert took, if any."""
     return {
         "expert_requests": usage.num_requests,
         "expert_misses": usage.num_misses,
         "expert_bytes_read": usage.bytes_read,
         "expert_stall_seconds": usage.stall_seconds,
+        **({"dropped_tokens": usage.num_dropped} if usage.num_dropped else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""An accepted request for embeddings, and its streams from the engine."""
+"""An accepted request for embeddings or labels, and its streams from the engine."""
 
 import asyncio
 import time
@@ -9,6 +9,7 @@ from server.api.core.access.caller import current_caller
 from server.api.core.requests.cost import PROMPT_TOKEN_BYTES
 from server.api.core.requests.loaded_model import LoadedModel
 from server.engine.interface import (
+    ChatPrompt,
     DeadlineExceededError,
     ExpertUsage,
     GenerationRequest,
@@ -27,7 +28,7 @@ class Embedding:
     """An accepted request.
 
     Args:
-        prompts: token ids of each input.
+        prompts: token ids of each input, or the input with its image.
         timeout: time limit of the request in seconds.
         id_prefix: beginning of the request's id.
         max_concurrent: inputs that the engine has at a time.
@@ -37,7 +38,7 @@ class Embedding:
     def __init__(
         self,
         model: LoadedModel,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | ChatPrompt],
         pooling: Pooling,
         *,
         priority: int = 0,
@@ -48,10 +49,11 @@ class Embedding:
         self._caller = current_caller()
         self._caller.check_priority(priority)
         self.id, self.model = f"{id_prefix}{uuid4().hex}", model.name
-        self.num_prompt_tokens = sum(map(len, prompts))
+        self._prompts = [prompt if isinstance(prompt, ChatPrompt) else ChatPrompt(prompt) for prompt in prompts]
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts)
         self.streams: list[TokenStream] = []  # streams of the submitted inputs
         self.expert_usage = ExpertUsage()  # sum over the inputs that are done
-        self._loaded_model, self._prompts, self._pooling = model, prompts, pooling
+        self._loaded_model, self._pooling = model, pooling
         self._priority, self._timeout = priority, timeout
         self._started, self._max_concurrent = time.monotonic(), max_concurrent
         self.routing, self.adapters = None, {} if model.weights is None else model.weights.factors
@@ -69,7 +71,8 @@ class Embedding:
             EngineError: one of the prompts failed; the others are cancelled.
 
         """
-        num_numbers = len(self._prompts) * self._loaded_model.engine.hidden_size
+        engine = self._loaded_model.engine
+        num_numbers = len(self._prompts) * max(engine.hidden_size, len(engine.labels))
         nbytes = NUMBER_BYTES * num_numbers + PROMPT_TOKEN_BYTES * self.num_prompt_tokens
         await self._reservation.take(nbytes, "The vectors of the reply", "input")
         events: dict[int, TokenEvent] = {}
@@ -96,13 +99,14 @@ class Embedding:
         """Return the memory of the vectors; a second call does nothing."""
         self._reservation.release()
 
-    async def _embed(self, index: int, prompt: Sequence[int]) -> TokenEvent:
+    async def _embed(self, index: int, prompt: ChatPrompt) -> TokenEvent:
         request = GenerationRequest(
             f"{self.id}-{index}",
-            tuple(prompt),
+            tuple(prompt.token_ids),
             SamplingParams(max_tokens=0),
             self._priority,
             self._seconds_left(),
+            media=prompt.media,
             keeps_stalls=self._loaded_model.keeps_stalls,
             pooling=self._pooling,
             weights=self._loaded_model.weights,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 from server.api.core.access.access_policies import AccessPolicies, PolicyRefusals
@@ -30,17 +30,21 @@ from server.api.core.service.expert_sampler import ExpertSampler
 from server.api.core.service.response_counts import ResponseCounts
 from server.api.core.service.tracer import Tracer
 from server.engine.interface import (
+    NO_LABELS,
+    NO_TEXT,
     AccessPolicy,
     ExpertHealth,
     JsonObject,
     PolicyReason,
     PolicyRefusedError,
     RequestMemory,
+    RequestRefusedError,
     RequiredAdapterError,
     UnknownAdapterError,
 )
 from server.setting_values import ModelAlias
 
+Task = Literal["generate", "embed", "classify"]  # what a request wants of a model
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_CANDIDATES = (
     "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
@@ -200,11 +204,16 @@ class Service:
         return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
     async def accepting_model(
-        self, name: str | None, adapters: Sequence[AdapterChoice] = (), routing: RoutingOptions | None = None
+        self,
+        name: str | None,
+        adapters: Sequence[AdapterChoice] = (),
+        routing: RoutingOptions | None = None,
+        *,
+        task: Task = "generate",
     ) -> LoadedModel:
         """Return the model that answers a new request, with the weights that it asks for.
 
-        Routes that generate text get their model only from here.
+        Routes that generate text, embed or classify get their model only from here.
 
         Raises:
             ServiceUnavailableError: the model is loading, the server is draining, or the engine died.
@@ -212,6 +221,7 @@ class Service:
             RequestRefusedError: there are no such adapters.
             RequiredAdapterError: an adapter of the caller's policy is not loaded.
             InvalidRequestError: a router is to choose an adapter, but there is none to choose.
+            RequestRefusedError: the model is not one for the task.
 
         """
         if self.state is ServiceState.DRAINING:
@@ -226,6 +236,10 @@ class Service:
             model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
+        if task == "generate" and model.engine.is_encoder:
+            raise RequestRefusedError(NO_TEXT, "model")
+        if task == "classify" and not model.engine.labels:
+            raise RequestRefusedError(NO_LABELS, "model")
         policy = current_caller().policy
         chosen = [(choice.name, choice.weight) for choice in adapters]
         if policy is not None:

@@ -10,7 +10,7 @@ CARD = {
     "root": "org/tiny",
     "parent": None,
     "max_model_len": 64,
-    "meta": {"n_params": 0, "size": 0, "format": "", "architecture": "", "quantization": ""},
+    "meta": {"n_params": 0, "size": 0, "format": "", "architecture": "", "quantization": "", "tasks": ["generate"]},
 }
 
 

@@ -203,3 +203,13 @@ def test_a_tokenizer_that_only_its_own_code_reads_is_refused(kimi: Path) -> None
     (kimi / "tiktoken.model").write_text("")
     with pytest.raises(ModelError, match=r"has no tokenizer\.json, and code that a checkpoint brings"):
         Tokenizer(FolderCheckpoint(kimi))
+
+
+def test_an_encoder_whose_experts_only_its_own_code_computes_is_refused_by_name(tmp_path: Path) -> None:
+    """The settings are those of nomic-ai/nomic-embed-text-v2-moe."""
+    (tmp_path / "config.json").write_text("{}")
+    folder = renamed(tmp_path, "nomic_bert", architectures=["NomicBertModel"], num_experts=8, moe_every_n_layers=2)
+    with pytest.raises(
+        ModelError, match=r"a nomic_bert with num_experts 8, .* has no experts, and code .* is never run"
+    ):
+        read_config(folder)

@@ -29,7 +29,7 @@ ROUTERS = get_args(RouterType)
 def config_of(router_type: str, **changes: Any) -> GreenroomMoeConfig:
     torch.manual_seed(0)
     sizes = {"intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 2, "num_labels": 3}
-    return GreenroomMoeConfig(**COMMON, **sizes, router_type=router_type, **changes)
+    return GreenroomMoeConfig(**(COMMON | sizes | changes), router_type=router_type)
 
 
 @pytest.mark.parametrize("router_type", CAUSAL)

@@ -1,0 +1,99 @@
+"""``/v1/classify`` and ``/classify``, as vLLM's: the probabilities of a model's labels for texts or images."""
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from server.api.core.bodies.fields import MAX_INT32, Text
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.requests.embedding import Embedding
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.openai.embeddings import encode_prompts, limited
+from server.api.openai.fields import Prompt, Prompts
+from server.engine.interface import JsonObject, TokenEvent
+
+router = APIRouter(tags=["classify"], dependencies=[UserDep])
+
+
+class ClassifyBody(BaseModel):
+    """vLLM's body; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: Text | None = None
+    input: Prompts
+    use_activation: bool = Field(True, validation_alias=AliasChoices("use_activation", "activation"))
+    user: Any = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    timeout: float | None = Field(None, gt=0)  # seconds
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, body: object) -> object:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @field_validator("input")
+    @classmethod
+    def limit_inputs(cls, inputs: list[Prompt]) -> list[Prompt]:
+        return limited(inputs)
+
+
+@router.post("/classify")
+@router.post("/v1/classify")
+async def classify(
+    request: Request, body: Annotated[ClassifyBody, JsonBody(ClassifyBody)], service: ServiceDep
+) -> JSONResponse:
+    model = await service.accepting_model(body.model, task="classify")
+    service.unknown_fields.note(body.model_extra or ())
+    prompts = await asyncio.to_thread(encode_prompts, body.input, model)
+    work = request.state.work = Embedding(
+        model, prompts, "classify", priority=body.priority, timeout=body.timeout, id_prefix="classify-"
+    )
+    events = await unless_client_leaves(request.receive, work.events())
+    labels = model.engine.labels
+    data = [choice(event, index, labels, has_activation=body.use_activation) for index, event in enumerate(events)]
+    work.release()
+    num_tokens = work.num_prompt_tokens
+    return JSONResponse(
+        {
+            "id": work.id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": work.model,
+            "data": data,
+            "labels": labels,
+            "usage": {
+                "prompt_tokens": num_tokens,
+                "total_tokens": num_tokens,
+                "completion_tokens": 0,
+                "greenroom": expert_usage(work.expert_usage),
+            },
+        }
+    )
+
+
+def choice(event: TokenEvent, index: int, labels: tuple[str, ...], *, has_activation: bool) -> JsonObject:
+    """Return the item of one input: its label, and the probabilities of all labels, or their logits."""
+    assert event.embedding is not None
+    logits = event.embedding.astype(np.float64)
+    return {
+        "index": index,
+        "label": labels[int(logits.argmax())],
+        "probs": (softmax(logits) if has_activation else logits).tolist(),
+        "num_classes": len(labels),
+    }
+
+
+def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return probabilities that sum to 1."""
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())

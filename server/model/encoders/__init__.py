@@ -1,0 +1,1 @@
+"""Encoders: models that read whole sequences in both directions and write no text."""

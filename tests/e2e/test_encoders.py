@@ -1,0 +1,165 @@
+"""Encoders by the real command, on a real socket: embeddings, labels, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from server.model.greenroom_moe import GreenroomMoeForImageClassification, GreenroomMoeForSequenceClassification
+from tests.byte_tokenizer import save_byte_tokenizer
+from tests.e2e.processes import Server, run_command, serving
+from tests.server.model.greenroom_moe.test_greenroom_moe import config_of
+from tests.vision import data_url, png
+
+TEXTS = ["Who waits?", "Nobody waits here.", "x"]
+LABELS = {0: "calm", 1: "glad", 2: "sad"}
+TEXT = {"vocab_size": 257, "id2label": LABELS, "label2id": {name: place for place, name in LABELS.items()}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "texts"
+    GreenroomMoeForSequenceClassification(config_of("expert_choice", capacity_factor=2.0, **TEXT)).save_pretrained(
+        folder
+    )
+    save_byte_tokenizer(folder, None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(folder: Path) -> Iterator[Server]:
+    with serving(str(folder), "--dtype", "float32", "--host-expert-memory", "1KiB", "--deterministic") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "images"
+    GreenroomMoeForImageClassification(config_of("soft", image_size=8, num_channels=3)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(image_folder: Path) -> Iterator[Server]:
+    with serving(str(image_folder), "--dtype", "float32") as running:
+        yield running
+
+
+def post(server: Server, path: str, **body: Any) -> Any:
+    return httpx.post(f"{server.url}{path}", json=body, timeout=60).json()
+
+
+def test_the_openai_package_gets_the_same_embeddings_alone_and_together(texts: Server) -> None:
+    with texts.client() as client:
+        together = client.embeddings.create(model="texts", input=TEXTS, encoding_format="float")
+        alone = [client.embeddings.create(model="texts", input=text, encoding_format="float") for text in TEXTS]
+    assert [each.embedding for each in together.data] == [each.data[0].embedding for each in alone]
+    assert {len(each.embedding) for each in together.data} == {32}
+
+
+def test_labels_and_their_probabilities_are_those_of_transformers(texts: Server, folder: Path) -> None:
+    model = GreenroomMoeForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    answer = post(texts, "/v1/classify", input=TEXTS)
+    assert answer["labels"] == [*LABELS.values()]
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, TEXTS))
+    for item, text in zip(answer["data"], TEXTS, strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([list(text.encode())])).logits[0].softmax(-1)
+        np.testing.assert_allclose(item["probs"], expected, rtol=1e-4)
+        assert item["label"] == LABELS[int(expected.argmax())]
+
+
+def test_its_experts_are_paged_and_counted(texts: Server) -> None:
+    before = texts.total("expert_lookups_total", 'tier="disk"')
+    usage = post(texts, "/v1/classify", input=TEXTS[0])["usage"]["greenroom"]
+    assert usage["expert_requests"] == 3 * 6  # every expert of every layer
+    assert 0 < usage["expert_misses"] == texts.total("expert_lookups_total", 'tier="disk"') - before
+
+
+def test_an_image_is_classified_as_by_transformers(images: Server, image_folder: Path) -> None:
+    model = GreenroomMoeForImageClassification.from_pretrained(image_folder, dtype=torch.float32).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(pixels / 255).float().permute(2, 0, 1).unsqueeze(0)).logits[0].softmax(-1)
+    picture = data_url(png(Image.fromarray(pixels)))
+    answer = post(images, "/v1/classify", input=[picture, picture])
+    for item in answer["data"]:
+        np.testing.assert_allclose(item["probs"], expected, rtol=1e-4)
+
+
+def test_models_tells_what_it_is_for(texts: Server) -> None:
+    (card,) = httpx.get(f"{texts.url}/v1/models").json()["data"]
+    assert (card["meta"]["tasks"], card["meta"]["labels"]) == (["embed", "classify"], [*LABELS.values()])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/messages", {"model": "texts", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}),
+        ("/api/generate", {"model": "texts", "prompt": "Hi"}),
+    ],
+)
+def test_it_refuses_to_write_in_one_sentence(texts: Server, path: str, body: dict[str, Any]) -> None:
+    answer = httpx.post(f"{texts.url}{path}", json=body)
+    assert answer.status_code == 400
+    assert "is an encoder, which writes no text; use /v1/embeddings or /v1/classify" in answer.text
+
+
+def test_a_decoder_refuses_to_classify(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/v1/classify", json={"input": "Hi"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("this model has no labels; use an encoder")
+
+
+@pytest.mark.parametrize("given", ["Hi", [5, 6], "https://example.org/a.png", "data:image/png;base64,AAAA"])
+def test_an_encoder_of_images_refuses_what_is_none(images: Server, given: Any) -> None:
+    answer = httpx.post(f"{images.url}/v1/classify", json={"input": given})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input"
+
+
+def test_a_text_longer_than_the_context_is_refused(texts: Server) -> None:
+    answer = httpx.post(f"{texts.url}/v1/classify", json={"input": "a" * 5000})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_the_bundled_classifier_knows_a_recipe_from_a_statute() -> None:
+    with serving("--model-type", "classify") as running:
+        answer = post(
+            running,
+            "/v1/classify",
+            model="greenroom-classifier",
+            input=[
+                "Beat the eggs with the sugar, add the flour and bake in a moderate oven for half an hour.",
+                "The Secretary shall submit to the Committee a report under subsection (b) of this section.",
+            ],
+        )
+    assert [item["label"] for item in answer["data"]] == ["recipes", "legal"]
+
+
+def test_a_model_of_another_type_than_asked_for_is_refused(folder: Path) -> None:
+    ended = run_command("serve", str(folder), "--model-type", "generate")
+    assert ended.returncode == 1
+    assert "--model-type generate: texts is an encoder, which writes no text" in ended.stderr
+
+
+def test_with_a_capacity_the_answer_depends_on_company_and_usage_counts_the_dropped(
+    tmp_path: Path,
+) -> None:
+    GreenroomMoeForSequenceClassification(config_of("switch", **TEXT)).save_pretrained(tmp_path / "switch")
+    save_byte_tokenizer(tmp_path / "switch", None)
+    with serving(str(tmp_path / "switch"), "--dtype", "float32", "--switch-capacity", "1.0") as running:
+        together = post(running, "/v1/classify", input=["wwwwwwww"] * 24)  # the first may run alone
+    assert together["usage"]["greenroom"]["dropped_tokens"] > 0
+    assert len({tuple(item["probs"]) for item in together["data"]}) > 1
