@@ -17,6 +17,7 @@ from typing import Any
 COMPILER = "torch._dynamo"
 META_KERNELS = "torch._meta_registrations"
 WALKER, WALK, LIST_OF_NAMES = "transformers.utils.import_utils", "create_import_structure_from_path", "fetch__all__"
+COMPILER_UTILS = "torch._dynamo.utils"
 MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators that only the compiler reads
 
 
@@ -166,11 +167,18 @@ def without_compiler() -> Iterator[None]:
         return
     package = _Decorators(COMPILER)
     package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations or ())
-    sys.modules[COMPILER] = package
+    sys.modules[COMPILER], sys.modules[COMPILER_UTILS] = package, _Utils(COMPILER_UTILS)
     try:
         yield
     finally:
-        del sys.modules[COMPILER]  # later imports get the real compiler
+        _remove_stand_ins()
+
+
+def _remove_stand_ins() -> None:
+    """Let later imports get the real compiler."""
+    for name, kind in ((COMPILER, _Decorators), (COMPILER_UTILS, _Utils)):
+        if isinstance(sys.modules.get(name), kind):
+            del sys.modules[name]
 
 
 class _Decorators(ModuleType):
@@ -180,6 +188,25 @@ class _Decorators(ModuleType):
         if name in MARKS:
             return _mark
         raise AttributeError(f"{self.__name__}.{name} is needed")
+
+
+class _Utils(ModuleType):
+    """A stand-in for the compiler's utilities that has what torchvision imports; imports the compiler for the rest.
+
+    A failed import of torchvision can't be repeated, because it registers its operations with torch.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "is_compile_supported":
+            return _is_compile_supported
+        if name.startswith("__"):
+            raise AttributeError(f"{self.__name__}.{name} is needed")
+        _remove_stand_ins()
+        return getattr(import_module(COMPILER_UTILS), name)
+
+
+def _is_compile_supported(device_type: str) -> bool:  # noqa: ARG001  torchvision asks for each kind of device
+    return False
 
 
 def _mark(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:

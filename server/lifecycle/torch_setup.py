@@ -37,9 +37,8 @@ NEEDED = ("transformers.modeling_utils", "transformers.masking_utils", "transfor
 def set_up_torch(model: str | None) -> None:
     """Import torch and transformers without the parts that a server does not need, before anything else does.
 
-    It leaves out torch's compiler, its kernels in Python for the meta device, its distributed tensors and torchvision,
-    about 100 MiB. A process that imports the compiler later gets it. If torchvision is installed and the model may
-    take images, everything is imported.
+    It leaves out torch's compiler, its kernels in Python for the meta device, its distributed tensors and Triton, about
+    100 MiB, and torchvision unless the model may take images. A process that imports the compiler later gets it.
 
     Args:
         model: the model whose images may be processed; None: the bundled one, which takes none, or no images.
@@ -49,17 +48,16 @@ def set_up_torch(model: str | None) -> None:
     if _takes_no_images(model):
         # Acts as if torchvision were not installed.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    with _without_collection(), with_quick_frames(), without_modules("scipy", "sklearn"):
-        if find_spec("torchvision") is None:
-            _import_without_compiler()
-        else:  # torchvision imports the compiler, and can't be imported twice
-            for name in NEEDED:
-                import_module(name)
+    with _without_collection(), with_quick_frames(), without_modules("scipy", "sklearn", "triton"):
+        _import_without_compiler()
 
 
 def _import_without_compiler() -> None:
     try:
         import_torch()
+        if find_spec("torchvision") is not None:
+            with without_compiler():
+                import_module("torchvision.transforms.v2")
         with with_quick_walk(), without_distributed(), without_compiler():
             for name in NEEDED:
                 import_module(name)

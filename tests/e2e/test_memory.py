@@ -137,7 +137,7 @@ def test_what_requests_hold_stays_inside_a_control_group(small: tuple[str, Contr
         statuses = {answer.status_code for answer in answers}
         assert statuses <= {200, 400, 503}
         assert 200 in statuses or set(kinds) <= TOO_LONG
-        assert all(" of memory, and other requests hold " in message for message in refused)
+        assert all(" of memory, and other requests hold " in message for message in refused), refused
         assert http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 4}).status_code == 200
     assert pids <= set(group.pids())
     peak = group.peak_bytes()

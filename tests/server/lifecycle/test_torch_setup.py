@@ -17,7 +17,7 @@ SERVE = (
     "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); "
     "import sys, server.lifecycle.serving; "
 )
-NAMES = ("torch._dynamo", "torch._meta_registrations", "sympy", "torch.distributed.tensor", "torchvision")
+NAMES = ("torch._dynamo", "torch._meta_registrations", "sympy", "torch.distributed.tensor", "triton", "torchvision")
 
 
 def run(code: str, model: str | None = None, **environment: str) -> str:
@@ -101,10 +101,21 @@ def test_distributed_is_available_again_afterwards() -> None:
 
 
 @pytest.mark.slow
-def test_torchvision_can_be_imported_for_a_model_that_takes_images(tmp_path: Path) -> None:
+def test_a_model_that_takes_images_gets_torchvision_without_the_compiler(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {}}))
-    assert run("import torchvision; print(torchvision.__name__)", str(tmp_path)) == "torchvision"
+    assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])", str(tmp_path)) == "['torchvision']"
+
+
+@pytest.mark.slow
+def test_a_torchvision_that_needs_more_of_the_compiler_gets_it() -> None:
+    code = (
+        "import sys; from server.lifecycle import lighter_imports; lighter_imports.import_torch()\n"
+        "with lighter_imports.without_compiler(): from torch._dynamo.utils import is_compile_supported, counters\n"
+        "print(type(counters).__name__, sys.modules['torch._dynamo'].__file__ is not None)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "defaultdict True"
 
 
 @pytest.mark.slow
