@@ -27,6 +27,15 @@ class LayerBalance:
 
 
 @dataclass(frozen=True)
+class Download:
+    """How much of a model's files is on the server's disk."""
+
+    held_bytes: int
+    total_bytes: int
+    seconds_left: float | None  # None if nothing is known
+
+
+@dataclass(frozen=True)
 class ExpertFrame:
     """State of all experts at one moment, and totals since the start. Rows are layers, columns are experts."""
 
@@ -47,6 +56,7 @@ class ExpertFrame:
     kv_cache_usage: float  # 0 to 1
     memory: Memory
     balance: tuple[LayerBalance, ...]  # of each layer; empty until there were enough tokens
+    download: Download | None = None  # of the rest of a model elsewhere to the server's disk
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> ExpertFrame:
@@ -61,6 +71,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> ExpertFrame:
         tiers=parse_tiers(body["tiers"]),
         memory=dataclass_from(Memory, body["memory"]),
         balance=_balance(body["balance"]),
+        download=_download(body),
     )
 
 
@@ -77,7 +88,13 @@ def apply_update(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
         tiers=parse_tiers(body["tiers"]),
         memory=dataclass_from(Memory, body["memory"]),
         balance=frame.balance if body["balance"] is None else _balance(body["balance"]),
+        download=_download(body),
     )
+
+
+def _download(body: Mapping[str, Any]) -> Download | None:
+    found = body.get("download")  # older servers tell nothing
+    return None if found is None else dataclass_from(Download, found)
 
 
 def _balance(layers: Sequence[Mapping[str, Any]]) -> tuple[LayerBalance, ...]:

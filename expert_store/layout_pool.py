@@ -17,6 +17,7 @@ import torch
 
 from expert_store.arena import DeviceArena, HostArena, Weights, machine_bytes
 from expert_store.catalog import ExpertLayout
+from expert_store.disk_cache.places import is_remote
 from expert_store.entry import Entry, EntryState, EvictObstacle, TierName
 from expert_store.io.device_memory import Event
 from expert_store.io.expert_read import ExpertRead
@@ -294,8 +295,9 @@ class LayoutPool:
         started = time.perf_counter()
 
         def done(error: Exception | None) -> None:
-            self._finish_read(entry, nbytes, error, time.perf_counter() - started)
+            self._finish_read(entry, nbytes, error, time.perf_counter() - started, is_far=is_far)
 
+        is_far = is_remote(recipe)
         nbytes = self._resources.catalog.read_bytes(key)
         entry.read = ExpertRead(key, recipe, sources, self.host_arena, entry.slot, done, priority)
         self._resources.reader.submit(entry.read)
@@ -323,13 +325,15 @@ class LayoutPool:
             self._waiting[source] = entry
         return entry
 
-    def _finish_read(self, entry: Entry, nbytes: int, error: Exception | None, seconds: float) -> None:
+    def _finish_read(self, entry: Entry, nbytes: int, error: Exception | None, seconds: float, *, is_far: bool) -> None:
         """Finish the load of a host entry; called from a reader thread, without the lock."""
         if error is None:
             self._resources.device.pin(self.host_arena, entry.slot)
         with self._lock:
             if error is None:
                 self._statistics.count_load("disk", "host", nbytes, seconds)
+                if is_far:
+                    self._statistics.remote_loads.count(nbytes, seconds)
             elif self.host.find(entry.key) is entry:  # else its variant was removed meanwhile
                 self._resources.count_failure(entry.key, error)
             self._finish_host_load(entry, error)

@@ -280,6 +280,7 @@ class Lease:
             self._state.statistics.lookups[where, self._phase] += 1
             if where == "disk":
                 self.missed.append(key)
+                self._state.count_place(key, self._phase)
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""

@@ -36,6 +36,11 @@ class LoadStatistics:
         self.seconds += seconds
         self.buckets[bisect_left(LOAD_SECONDS_BUCKETS, seconds)] += 1
 
+    def less(self, part: LoadStatistics) -> LoadStatistics:
+        """Return the loads that are not in a part of them."""
+        buckets = [all_loads - other for all_loads, other in zip(self.buckets, part.buckets, strict=True)]
+        return LoadStatistics(self.nbytes - part.nbytes, self.seconds - part.seconds, buckets)
+
 
 @dataclass
 class StoreStatistics:
@@ -46,6 +51,8 @@ class StoreStatistics:
 
     tokens: npt.NDArray[np.int64]
     lookups: Counter[tuple[str, Phase]] = field(default_factory=Counter)  # by the tier where the expert was found
+    remote_lookups: Counter[Phase] = field(default_factory=Counter)  # those of "disk" that were not on a disk
+    remote_loads: LoadStatistics = field(default_factory=LoadStatistics)  # of ("disk", "host"), those not from a disk
     stall_seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     loads: dict[Transfer, LoadStatistics] = field(default_factory=dict)
     load_failures: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 
 from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.disk_cache.places import is_remote
 from expert_store.entry import Entry
 from expert_store.errors import BudgetError, ExpertLoadError
 from expert_store.io.device_memory import Device
@@ -180,8 +181,14 @@ class StoreState:
                     lookups[where, phase] += 1
                     if where == "disk":
                         missed.append(key)
+                        self.count_place(key, phase)
         self.windows[pool].record(requested, len(requested) - len(missed))
         return missed, uncounted
+
+    def count_place(self, key: ExpertKey, phase: Phase) -> None:
+        """Count the look-up of an expert in no tier of memory if it is not on a disk either."""
+        if is_remote(self.catalog.recipe(key)):
+            self.statistics.remote_lookups[phase] += 1
 
     def resize_device(self, slots: Mapping[ExpertLayout, int]) -> None:
         """Change the number of device slots of each layout, as soon as none of them is in use.

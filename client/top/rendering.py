@@ -11,12 +11,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from client.frames import DEVICE, DISK, HOST, ExpertFrame, LayerBalance
+from client.frames import DEVICE, DISK, HOST, Download, ExpertFrame, LayerBalance
 from client.memory import Memory
 from client.terminal import printable, ratio_text, size_text
 from client.top.heatmap import HeatMap
 from client.top.palette import MEMORY_RGB, OTHER_RGB, TIER_RGB, Rgb
-from client.top.requests_table import RequestsTable
+from client.top.requests_table import RequestsTable, duration_text
 from client.top.stacked_bar import StackedBar
 from client.top.trends import Rates, View
 from client.top.weights_table import WeightsTable
@@ -90,10 +90,19 @@ def _rows(frame: ExpertFrame) -> list[Row]:
             )
         )
     on_disk = f"{num_on_disk:,} of {num_experts:,} experts"
-    return [
-        *rows,
-        Row("disk", _bar(num_experts, [(num_on_disk, TIER_RGB[DISK])]), on_disk, f"{len(frame.layers)} layers"),
-    ]
+    rows.append(Row("disk", _bar(num_experts, [(num_on_disk, TIER_RGB[DISK])]), on_disk, f"{len(frame.layers)} layers"))
+    return rows if frame.download is None else [*rows, _download(frame.download)]
+
+
+def _download(download: Download) -> Row:
+    """Return the bar of a model's files on the server's disk."""
+    left = download.seconds_left
+    return Row(
+        "download",
+        _bar(download.total_bytes, [(download.held_bytes, TIER_RGB[DISK])]),
+        "" if left is None else f"{duration_text(left)} left" if left else "complete",
+        f"{size_text(download.held_bytes)} of {size_text(download.total_bytes)}",
+    )
 
 
 def _memory(memory: Memory) -> Row:

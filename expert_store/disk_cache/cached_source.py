@@ -35,8 +35,19 @@ class CachedSource:
     def open(self, *, is_direct: bool = True) -> OpenCachedSource:
         """Open the source and its file of the cache; see ``Source``."""
         opened = OpenCachedSource(self.source.open(is_direct=is_direct), self.cache)
-        self.cache.sources[self] = None
+        self.cache.sources[self] = opened
         return opened
+
+    @property
+    def opened(self) -> OpenCachedSource:
+        """The source as it was opened last."""
+        found = self.cache.sources[self]
+        assert isinstance(found, OpenCachedSource)
+        return found
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Return True if a range is on the disk; the source was opened before."""
+        return self.opened.holds(begin, end)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Protocol
 
 from expert_store.disk_cache.cache_file import DATA, CacheFile, remove_unused
 from expert_store.disk_cache.extent_log import CachedExtent
@@ -21,6 +22,12 @@ BLOCK_BYTES = 512  # unit of st_blocks
 FREED_SHARE = 1 / 32  # of the size, freed at once
 MEASURE_SHARE = 1 / 64  # of the size, written between two measurements of what all processes have stored
 OFF_SECONDS = 60.0  # without an attempt to store after the disk failed
+
+
+class HoldsRanges(Protocol):
+    """An open source that knows which of its bytes are on the disk."""
+
+    def holds(self, begin: int, end: int) -> bool: ...
 
 
 class DiskCache:
@@ -42,7 +49,7 @@ class DiskCache:
         self._files: dict[str, CacheFile] = {}
         self._lock = threading.RLock()  # guards the files and the fields below
         self._measured_bytes, self._unmeasured_bytes = 0, 0
-        self.sources: dict[Source, None] = {}  # those that were opened, in order
+        self.sources: dict[Source, HoldsRanges] = {}  # those that were opened, in order
         self._off_until = 0.0
         self.remote_bytes = 0  # read from the sources, on demand
         self.hit_bytes = 0  # read from the disk

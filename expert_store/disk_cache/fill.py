@@ -23,6 +23,7 @@ MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64 << 10, 1 << 20  # of one request
 CHUNK_SECONDS = 0.01  # that a request should take, so that a demand waits no longer for the link
 RETRY_SECONDS = 10.0  # after the source or the disk failed
 ORDER_BYTES = 64 << 20  # read before the order is asked for again
+LINE_SECONDS = 10.0  # between two lines of the log about the progress
 LOCK = "fill.lock"
 RATE_SECONDS = 60.0  # over which the time that is left is estimated
 
@@ -45,7 +46,7 @@ class Fill:
     the disk fails, they try again later.
 
     Args:
-        sources: to be completed.
+        sources: to be completed, which have been opened.
         order: returns the spans that are wanted first.
         on_complete: called once when the sources are complete.
     """
@@ -59,11 +60,12 @@ class Fill:
         self.sources, self._order, self._on_complete = sources, order, on_complete
         self._cache = sources[0].cache
         self._stop, self._lock = threading.Event(), threading.Lock()  # guards the fields below
-        self._opened: dict[CachedSource, OpenCachedSource] = {}
+        self._opened = {source: source.opened for source in sources}
         self._spans: Iterator[tuple[OpenCachedSource, int, int]] = iter(())
         self._reading: set[tuple[OpenCachedSource, int]] = set()  # begins of spans that a thread reads
         self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
         self._is_complete, self._is_waiting = False, False
+        self._told_at = time.monotonic()
         self._chunk_bytes = MIN_CHUNK_BYTES
         self._marks: list[tuple[float, int]] = []  # times, and bytes held then
         self._threads = [
@@ -101,6 +103,7 @@ class Fill:
                 if not self._leads():
                     self._stop.wait(RETRY_SECONDS)
                     continue
+                self._tell()
                 span = self._next()
                 if span is None and self._is_complete:
                     return
@@ -123,6 +126,17 @@ class Fill:
                 log.warning("the download waits: %s", reason)
             self._stop.wait(RETRY_SECONDS)
 
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now < self._told_at + LINE_SECONDS:
+            return
+        self._told_at = now
+        progress = self.progress()
+        left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
+        share = progress.held_bytes / max(1, progress.total_bytes)
+        held, total = progress.held_bytes / 2**30, progress.total_bytes / 2**30
+        log.info("downloaded %.2f of %.2f GiB (%.0f%%)%s", held, total, 100 * share, left)
+
     def _leads(self) -> bool:
         """Return True if no other process fills the cache."""
         with self._lock:
@@ -137,7 +151,6 @@ class Fill:
     def _next(self) -> tuple[OpenCachedSource, int, int] | None:
         """Return bytes to read next; None if none are left, or other threads read the last ones."""
         with self._lock:
-            self._open()
             if self._is_complete:
                 return None
             span = next(self._spans, None)
@@ -153,22 +166,16 @@ class Fill:
         self._on_complete(self)
         return None
 
-    def _open(self) -> None:
-        for source in self.sources:
-            if source not in self._opened:
-                opened = source.open()
-                if opened.file is None:
-                    raise CheckpointError(f"{source.name} can't be kept on the disk")
-                self._opened[source] = opened
-
     def _missing(self) -> Iterator[tuple[OpenCachedSource, int, int]]:
         """Yield spans that the cache lacks, the wanted ones first, up to some bytes."""
         ordered = [*self._order(), *((source, 0, opened.identity.nbytes) for source, opened in self._opened.items())]
         left = ORDER_BYTES
         for source, begin, end in ordered:
             opened = self._opened.get(source)
-            if opened is None or opened.file is None:
+            if opened is None:
                 continue
+            if opened.file is None:
+                raise CheckpointError(f"{source.name} can't be kept on the disk")
             opened.file.log.refresh()
             for first, last in opened.file.log.missing(begin, end):
                 for position in range(first, last, EXTENT_BYTES):

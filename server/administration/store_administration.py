@@ -18,6 +18,7 @@ from expert_store import (
     StoreClosedError,
     StoreStatistics,
 )
+from expert_store.disk_cache.fill import Fill
 from server.administration.cached_value import CachedValue
 from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
 from server.engine.engine_statistics import FINISHED_REASONS, EngineStatistics
@@ -42,9 +43,13 @@ class StoreAdministration:
         model: name of the model.
         engine: counters of the engine, which live views include.
         memory: memory of the server, which live views include.
+        fill: what downloads the rest of the model, if anything does.
     """
 
-    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, memory: MemoryUsage):
+    def __init__(
+        self, model: str, store: ExpertStore, engine: EngineStatistics, memory: MemoryUsage, fill: Fill | None = None
+    ):
+        self._fill = fill
         self._model, self._store, self._engine = model, store, engine
         self._started_at = time.monotonic()
         self._num_experts = {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}
@@ -169,6 +174,7 @@ class StoreAdministration:
             "optimal_hit_ratio": None if ratios is None else ratios.optimal,
             "stall_seconds": sum(statistics.stall_seconds.values()),
             "loaded_bytes": statistics.loaded_bytes,
+            "download": None if self._fill is None else self._fill.progress()._asdict(),
         }
 
     def _experts(self, statistics: StoreStatistics) -> _Experts:

@@ -154,12 +154,13 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
 
     torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
     engine.start()
-    fill = make_fill(paging.store, settings)
-    if fill is not None:
-        fill.start()
     preloader = Preloader(paging.store)
-    if settings.prefetch != "off":
-        preloader.start()
+    preload = preloader.start if settings.prefetch != "off" else _do_nothing
+    fill = make_fill(paging.store, settings, preload)  # once all is on the disk: demand passes the link's other uses
+    if fill is None:
+        preload()
+    else:
+        fill.start()
     usage = memory_usage(plan, paging.store, elastic, adapter_bytes, lambda: memory.held_bytes)
     registry = None if adapters is None else adapters.registry
     metrics = Metrics(
@@ -170,8 +171,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         prefetcher=paging.prefetcher,
         adapters=registry,
         variants=variants,
+        fill=fill,
     )
-    experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
+    experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage, fill)
     if watcher is not None:
         watcher.start()
     return LoadedServer(
@@ -193,3 +195,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         directory=directory,
         fill=fill,
     )
+
+
+def _do_nothing() -> None:
+    pass

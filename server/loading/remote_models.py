@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +57,11 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
     return None
 
 
-def make_fill(store: ExpertStore, settings: ServeSettings) -> Fill | None:
+def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable[[], None]) -> Fill | None:
     """Return what completes a model's files on the disk; None if they are there, or are not to be.
+
+    Args:
+        on_complete: called once they are complete.
 
     Raises:
         SettingsError: the download is to be completed, and there is no room for it.
@@ -68,17 +71,23 @@ def make_fill(store: ExpertStore, settings: ServeSettings) -> Fill | None:
         return None
     (cache,) = caches
     sources = [source for source in cache.sources if isinstance(source, CachedSource)]
-    missing = 0
-    for source in sources:
-        opened = source.open()
-        missing += opened.identity.nbytes - (0 if opened.file is None else opened.file.log.num_bytes)
+    missing = sum(
+        opened.identity.nbytes - opened.file.log.num_bytes
+        for opened in (source.opened for source in sources)
+        if opened.file is not None
+    )
     if not cache.has_room(missing):
         needed = f"{format_bytes(missing)} more, for which {cache.folder} has no room"
         if settings.complete_download == "on":
             raise SettingsError(f"--complete-download needs {needed}; raise --disk-cache-size, or leave it out")
         log.info("the download is not completed: it needs %s", needed)
         return None
-    return Fill(sources, lambda: _hottest_first(store), _keep)
+
+    def end(fill: Fill) -> None:
+        _keep(fill)
+        on_complete()
+
+    return Fill(sources, lambda: _hottest_first(store), end)
 
 
 def _hottest_first(store: ExpertStore) -> Iterator[Span]:
@@ -99,12 +108,12 @@ def _keep(fill: Fill) -> None:
     """Move complete files of a hub model to where its own library looks for them."""
     for source in fill.sources:
         if isinstance(source.source, HubFile):
-            opened = source.open()
-            assert opened.file is not None
+            file = source.opened.file
+            assert file is not None
             try:
-                source.source.keep(opened.file.path)
+                source.source.keep(file.path)
             except (CheckpointError, OSError) as error:
-                log.warning("%s stays where it is, and is not in the hub's cache: %s", opened.file.path, error)
+                log.warning("%s stays where it is, and is not in the hub's cache: %s", file.path, error)
                 return
     log.info("the model is complete on the disk")
 

@@ -27,8 +27,10 @@ from expert_store import (
     StoreHealth,
     StoreStatistics,
     TierReport,
-    is_on_disk,
 )
+from expert_store.disk_cache.fill import Fill, FillProgress
+from expert_store.disk_cache.places import lowest_tiers
+from expert_store.statistics import Phase
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
@@ -38,8 +40,8 @@ from server.observability.weight_metrics import adapter_metrics, variant_metrics
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
-TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
-DISK, REMOTE = "disk", "remote"  # the lowest tier, by the place of the model's files
+DEVICE_TRANSFERS = (("host", "device"), ("device", "host"))
+DISK, REMOTE = "disk", "remote"  # the lowest tiers
 NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
 
 
@@ -63,9 +65,10 @@ class Metrics:
         prefetcher: Prefetcher | None = None,
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
+        fill: Fill | None = None,
     ):
         self.policy_refusals: Callable[[], Samples] | None = None
-        self._adapters, self._variants = adapters, variants
+        self._adapters, self._variants, self._fill = adapters, variants, fill
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._secret = secrets.token_bytes(16)
@@ -81,7 +84,7 @@ class Metrics:
         scrape = _Scrape(
             self._served, self._store, statistics, engine=self._engine, memory=self._memory, prefetcher=self._prefetcher
         )
-        scrape.adapters, scrape.variants = self._adapters, self._variants
+        scrape.adapters, scrape.variants, scrape.fill = self._adapters, self._variants, self._fill
         scrape.policy_refusals = self.policy_refusals
         registry.register(_Hashed(scrape, self._hash) if hides_names else scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
@@ -120,6 +123,7 @@ class _Scrape(Collector):
     ):
         self.adapters: AdapterRegistry | None = None
         self.variants: VariantRegistry | None = None
+        self.fill: Fill | None = None
         self.policy_refusals: Callable[[], Samples] | None = None
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
@@ -129,8 +133,8 @@ class _Scrape(Collector):
             "model_info", "1; the served model and the version of Greenroom.", ["model", "version"], [(self._served, 1)]
         )
         tiers = list(self._store.tiers().values())
-        lowest = DISK if is_on_disk(self._store.catalog) else REMOTE
-        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), DISK], lowest)
+        lowest = lowest_tiers(self._store.catalog)
+        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), *lowest])
         yield from _loads(self._statistics, len(tiers) > 1, lowest)
         yield from _residency(tiers, len(self._store.quarantined))
         states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
@@ -148,17 +152,19 @@ class _Scrape(Collector):
             yield from adapter_metrics(self.adapters, self._served[0])
         if self.variants is not None:
             yield from variant_metrics(self.variants)
+        if self.fill is not None:
+            yield from _download(self.fill.progress())
         if self.policy_refusals is not None:
             text = "Requests that the policy of a key refused."
             yield counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
 
 
-def _lookups(statistics: StoreStatistics, tiers: Sequence[str], lowest: str) -> Iterator[Metric]:
-    lookups = [
-        ((lowest if tier == DISK else tier, phase), statistics.lookups[tier, phase])
-        for tier in tiers
-        for phase in PHASES
-    ]
+def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
+    def count(tier: str, phase: Phase) -> int:
+        remote = statistics.remote_lookups[phase]
+        return remote if tier == REMOTE else statistics.lookups[tier, phase] - (remote if tier == DISK else 0)
+
+    lookups = [((tier, phase), count(tier, phase)) for tier in tiers for phase in PHASES]
     yield counter(
         "expert_lookups",
         "Expert look-ups, once a layer and step, by the tier in which they were found.",
@@ -171,21 +177,28 @@ def _lookups(statistics: StoreStatistics, tiers: Sequence[str], lowest: str) -> 
     yield counter("expert_prefetches", "Prefetched experts, by outcome.", ["outcome"], prefetches)
 
 
-def _loads(statistics: StoreStatistics, has_device: bool, lowest: str) -> Iterator[Metric]:
+def _loads(statistics: StoreStatistics, has_device: bool, lowest: Sequence[str]) -> Iterator[Metric]:
     evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
     yield counter("expert_evictions", "Experts evicted from a tier.", ["tier"], evictions)
     yield counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
-    loads = [
-        ((lowest if source == DISK else source, target), statistics.loads.get((source, target), LoadStatistics()))
-        for source, target in TRANSFERS
-        if has_device or "device" not in {source, target}
-    ]
+    read, remote = statistics.loads.get((DISK, "host"), LoadStatistics()), statistics.remote_loads
+    by_place = {DISK: read.less(remote), REMOTE: remote}
+    loads = [((place, "host"), by_place[place]) for place in lowest]
+    if has_device:
+        loads += [(way, statistics.loads.get(way, LoadStatistics())) for way in DEVICE_TRANSFERS]
     loaded = [(way, load.nbytes) for way, load in loads]
     yield counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
     seconds = [(way, list(accumulate(load.buckets)), load.seconds) for way, load in loads]
     text = "Seconds from the request for an expert until it was in the tier."
     yield histogram("expert_load_seconds", text, ["source", "target"], LOAD_SECONDS_BUCKETS, seconds)
+
+
+def _download(progress: FillProgress) -> Iterator[Metric]:
+    yield gauge("download_bytes", "Bytes of the model that are on the disk.", [], [((), progress.held_bytes)])
+    yield gauge("download_total_bytes", "Bytes of the model's files.", [], [((), progress.total_bytes)])
+    left = [] if progress.seconds_left is None else [((), progress.seconds_left)]
+    yield gauge("download_seconds_left", "Seconds until all of the model is on the disk, as it seems.", [], left)
 
 
 def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Metric]:

@@ -2,7 +2,7 @@
 
 import { byId, make, write } from "./dom.js";
 import { DISK } from "./experts.js";
-import { count, size } from "./format.js";
+import { count, seconds, size } from "./format.js";
 
 /**
  * @typedef {import("./experts.js").Experts} Experts
@@ -12,7 +12,17 @@ import { count, size } from "./format.js";
 
 const UPDATE_INTERVAL_MS = 250;
 /** @type {Record<string, string>} */
-const TITLES = { device: "Device memory", host: "Host memory", disk: "Disk" };
+const TITLES = { device: "Device memory", host: "Host memory", disk: "Disk", download: "Download" };
+
+/** @param {NonNullable<Totals["download"]>} download */
+function describeDownload({ held_bytes, total_bytes, seconds_left }) {
+  const left = seconds_left === null ? "" : seconds_left ? `, ${seconds(seconds_left)} left` : ", complete";
+  return {
+    share: total_bytes ? held_bytes / total_bytes : 0,
+    amount: `${size(held_bytes)} of ${size(total_bytes)}`,
+    note: `of the model's files on the disk${left}`,
+  };
+}
 
 export class Tiers {
   /** @param {HTMLElement} box */
@@ -48,6 +58,7 @@ export class Tiers {
       amount: `${count(onDisk)} of ${count(disk.num_experts)} experts`,
       note: `not in memory; all experts together ${size(disk.total_bytes)}`,
     });
+    if (totals.download) this.write("download", describeDownload(totals.download));
   }
 
   /**

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub, wait_for
-from tests.e2e.processes import serving
+from tests.e2e.processes import serving, total
 from tests.e2e.test_web_model import FEW, complete
 
 MODEL = "somebody/some-model"
@@ -44,6 +44,11 @@ def test_a_completed_download_is_served_again_without_network(tmp_path: Path) ->
         with serving(MODEL, *FEW, environment=environment) as server:
             text = complete(server, MODEL)
             wait_for(lambda: hub.is_in_cache(tmp_path, "model.safetensors"))
+            remote = server.total("expert_lookups_total", 'tier="remote"')
             assert complete(server, MODEL) == text
+            metrics = server.metrics()
+            assert total(metrics, "expert_lookups_total", 'tier="remote"') == remote
+            assert total(metrics, "expert_lookups_total", 'tier="disk"') > 0
+            assert metrics["greenroom_download_bytes"] == metrics["greenroom_download_total_bytes"]
     with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
         assert complete(server, MODEL) == text

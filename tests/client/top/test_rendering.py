@@ -12,7 +12,7 @@ from rich.console import Console
 
 from client.adapters import parse_adapters
 from client.experts import Tier
-from client.frames import DEVICE, DISK, HOST, LayerBalance
+from client.frames import DEVICE, DISK, HOST, Download, LayerBalance
 from client.memory import Memory
 from client.requests import RequestStatus, parse_requests
 from client.top.palette import MEMORY_RGB, TIER_RGB
@@ -52,6 +52,13 @@ def drawn(view: View, width: int, height: int = 60, *, shows_weights: bool = Fal
 def view_of(*requests: RequestStatus, num_layers: int = 6) -> View:
     small = frame(((HOST, DISK),) * num_layers, num_requests_running=len(requests))
     return View(small, Rates(), ((0.0, 0.0),) * num_layers, requests)
+
+
+def test_a_download_that_goes_on_has_a_bar_and_the_time_that_is_left() -> None:
+    view = View(replace(LARGE, download=Download(GIB, 4 * GIB, 90.0)), RATES, [[0.0] * 128] * 48)
+    (line,) = [line for line in drawn(view, 200) if "download" in line]
+    assert "left" in line
+    assert "1.0 GiB of 4.0 GiB" in line.replace("\u00a0", " ")
 
 
 def test_the_most_uneven_layer_and_its_experts_are_named() -> None:

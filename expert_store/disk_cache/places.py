@@ -1,0 +1,26 @@
+"""Whether the bytes of an expert are on a disk now."""
+
+from __future__ import annotations
+
+from expert_store.catalog import ExpertCatalog, ExpertRecipe, extents
+from expert_store.disk_cache.cached_source import CachedSource
+from expert_store.sources.base import Source
+from expert_store.sources.file import FileSource
+
+
+def is_remote(recipe: ExpertRecipe) -> bool:
+    """Return True if reading an expert asks a source that is no disk."""
+    return any(not _is_here(each.source, each.offset, each.offset + each.nbytes) for each in extents(recipe))
+
+
+def lowest_tiers(catalog: ExpertCatalog) -> list[str]:
+    """Return the tiers below memory in which the experts of a model may be found."""
+    sources = catalog.sources
+    tiers = ["disk"] if any(isinstance(source, FileSource | CachedSource) for source in sources) else []
+    return [*tiers, "remote"] if any(not isinstance(source, FileSource) for source in sources) else tiers
+
+
+def _is_here(source: Source, begin: int, end: int) -> bool:
+    if isinstance(source, CachedSource):
+        return source.holds(begin, end)
+    return isinstance(source, FileSource)
