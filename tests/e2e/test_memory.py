@@ -22,7 +22,7 @@ from tests.vision import data_url, png, save_bytes_and_images
 MIB = 1 << 20
 LIMIT = 600 * MIB
 NUM_STREAMS = 32
-SMALL_LIMIT = 440 * MIB  # 50 MiB beside the process, the model and its smallest KV cache
+SMALL_LIMIT = 400 * MIB  # 50 MiB beside the process, the model and its smallest KV cache
 
 
 def make_group(limit_bytes: int) -> ControlGroup:
@@ -112,6 +112,7 @@ HEAVY: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ),
 }
 
+LIMITS = (" of memory, and other requests hold ", "Too many grammars are being compiled")  # that refuse a request
 TOO_LONG = {"bodies", "numbers"}  # for the model; the others can be answered
 
 
@@ -137,7 +138,7 @@ def test_what_requests_hold_stays_inside_a_control_group(small: tuple[str, Contr
         statuses = {answer.status_code for answer in answers}
         assert statuses <= {200, 400, 503}
         assert 200 in statuses or set(kinds) <= TOO_LONG
-        assert all(" of memory, and other requests hold " in message for message in refused), refused
+        assert [message for message in refused if not any(limit in message for limit in LIMITS)] == []
         assert http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 4}).status_code == 200
     assert pids <= set(group.pids())
     peak = group.peak_bytes()
