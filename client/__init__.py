@@ -41,6 +41,7 @@ from client.requests import RequestStatus
 from client.server_info import Health, Model
 from client.sync_client import Client, Stream
 from client.variants import Variant
+from client.vectors import Classification, Classifications, Embeddings
 
 __all__ = [
     "APIConnectionError",
@@ -53,8 +54,11 @@ __all__ = [
     "BadRequestError",
     "ChatReply",
     "Choice",
+    "Classification",
+    "Classifications",
     "Client",
     "Completion",
+    "Embeddings",
     "Expert",
     "ExpertChange",
     "ExpertFrame",

@@ -113,6 +113,8 @@ class AsyncClient:
     chat = _method(calls.chat)
     stream = _stream_method(calls.stream)
     stream_chat = _stream_method(calls.stream_chat)
+    embed = _method(calls.embed)
+    classify = _method(calls.classify)
     models = _method(calls.models)
     experts = _method(calls.experts)
     expert = _method(calls.expert)

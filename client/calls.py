@@ -15,12 +15,13 @@ from client.experts import Expert, ExpertChange, ExpertMap, parse_change, parse_
 from client.frames import ExpertFrame
 from client.generation import ChatReply, Completion, Reply, Token, join_tokens, parse_routing, parse_tokens, parse_usage
 from client.metrics import Metrics, parse_metrics
-from client.options import ChatOptions, CompletionOptions, Message
+from client.options import ChatOptions, CompletionOptions, EmbeddingOptions, Message, PoolingOptions
 from client.parsing import reply_errors
 from client.requests import RequestStatus, parse_requests
 from client.server_info import Health, Model, parse_models
 from client.stream_readers import EventReader, FrameReader, TokenReader
 from client.variants import Variant, parse_variant, parse_variants
+from client.vectors import Classifications, Embeddings, parse_classifications, parse_embeddings
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -88,6 +89,19 @@ def chat(messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> C
 def stream_chat(messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> StreamCall[Token, ChatReply]:
     """Generate the assistant's reply and yield its tokens. The stream's ``result`` is the reply so far."""
     return StreamCall(_chat(messages, {**options, **STREAMED}), lambda: TokenReader(ChatReply))
+
+
+def embed(inputs: Prompt, **options: Unpack[EmbeddingOptions]) -> Call[Embeddings]:
+    """Embed texts, lists of token ids, or images as data URLs if the model reads images."""
+    body = {"input": inputs, "encoding_format": "float", **options}
+    request = RequestSpec("POST", "/v1/embeddings", body)
+    return Call(request, "list of embeddings", lambda response: parse_embeddings(response.json()))
+
+
+def classify(inputs: Prompt, **options: Unpack[PoolingOptions]) -> Call[Classifications]:
+    """Label texts, lists of token ids, or images as data URLs if the model reads images."""
+    request = RequestSpec("POST", "/v1/classify", {"input": inputs, **options})
+    return Call(request, "list of labels", lambda response: parse_classifications(response.json()))
 
 
 def models() -> Call[list[Model]]:

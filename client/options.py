@@ -68,3 +68,20 @@ class ChatOptions(GenerationOptions, total=False):
     chat_template_kwargs: Mapping[str, Any]
     reasoning_effort: str
     max_completion_tokens: int
+
+
+class PoolingOptions(TypedDict, total=False):
+    """Parameters of requests that read texts and write none."""
+
+    model: str
+    user: str
+    priority: int
+    timeout: float  # seconds until the server ends the request
+
+
+class EmbeddingOptions(PoolingOptions, total=False):
+    """Parameters of embeddings."""
+
+    dimensions: int
+    pooling: str  # "mean" or "last"
+    adapters: Sequence[Mapping[str, Any]]

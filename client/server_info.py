@@ -18,6 +18,8 @@ class Model:
     owned_by: str
     max_model_len: int | None = None  # limit of prompt and completion together, in tokens
     parent: str | None = None  # the base model of a variant or an adapter
+    tasks: tuple[str, ...] = ("generate",)  # of "generate", "embed" and "classify"
+    labels: tuple[str, ...] = ()  # of a model that classifies
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Health:
 
 def parse_models(body: Mapping[str, Any]) -> list[Model]:
     return [
-        dataclass_from(Model, model, max_model_len=model.get("max_model_len"), parent=model.get("parent"))
+        dataclass_from(
+            Model,
+            model,
+            max_model_len=model.get("max_model_len"),
+            parent=model.get("parent"),
+            tasks=tuple(model.get("meta", {}).get("tasks", ("generate",))),
+            labels=tuple(model.get("meta", {}).get("labels", ())),
+        )
         for model in body["data"]
     ]

@@ -111,6 +111,8 @@ class Client:
     chat = _method(calls.chat)
     stream = _stream_method(calls.stream)
     stream_chat = _stream_method(calls.stream_chat)
+    embed = _method(calls.embed)
+    classify = _method(calls.classify)
     models = _method(calls.models)
     experts = _method(calls.experts)
     expert = _method(calls.expert)

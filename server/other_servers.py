@@ -111,7 +111,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`--limit-mm-per-prompt`, `--mm-processor-kwargs`", NOT_NEEDED, "images have fixed limits, in api.md"),
         Row("`--max-logprobs`, `--max-seq-len-to-capture`", NOT_NEEDED, "the limit is fixed"),
         Row("`--seed`", NOT_NEEDED, "`seed` is a field of requests"),
-        Row("`--runner`, `--task`, `--convert`", NOT_NEEDED, "every model generates and embeds"),
+        Row("`--runner`, `--task`, `--convert`", NOT_NEEDED, "a model does what it can; `--model-type` checks it"),
         Row("`--trust-request-chat-template`", ABSENT, "requests bring no templates"),
         Row("`--trust-remote-code`", ABSENT, "code of a checkpoint never runs"),
         Row(

@@ -32,7 +32,8 @@ trains all of them and writes it.
 Formulas, shapes and sources are in `server/model/routers/`, one module for each. `server/model/greenroom_moe/` has a
 decoder and two encoders with any of them, as classes of transformers. Greenroom serves the decoder with top-k and
 Switch, and refuses one whose router sees later tokens. It serves the encoders with all of them
-([models.md](models.md#encoders)).
+([models.md](models.md#encoders)). The bundled classifier is the text encoder with the best accuracy, Switch
+with balance and z-loss, trained with a capacity of 1.25 and served without one: 80.5 % of the same held-out pieces.
 
 Each model has two layers of width 48, eight experts, and the same products for each token: two experts of width 48, or
 one of 96 (dense, Switch), or two slots a token (Soft MoE). One seed each, so differences below a point mean little.

@@ -17,6 +17,7 @@ from client.chat.commands import (
     run_command,
 )
 from client.chat.conversation import Conversation
+from client.chat.label_turn import label_models, run_label_turn
 from client.chat.models_view import adapter_names, model_names
 from client.chat.parameters import KINDS, MAX_TOKENS, ROUTING_METHODS, ParameterError, parse_parameter, value_text
 from client.chat.screen import Screen, prepare_streams
@@ -113,7 +114,7 @@ def read_limit(argument: str | None) -> dict[str, int]:
 def answer(chat: ChatSession, question: str | None, url: str) -> bool:
     """Answer one question, or those that are read. Return False if anything failed while input is not a terminal."""
     if question is not None:
-        return run_turn(chat.client, chat.conversation, question.strip(), chat.screen)
+        return respond(chat, question.strip())
     if chat.screen.is_plain:
         return run_chat(chat, read_line)
     chat.screen.note(f"{chat.conversation.model} at {url} · /help lists commands, Ctrl-D quits")
@@ -128,7 +129,9 @@ def open_chat(client: Client, arguments: argparse.Namespace, screen: Screen) -> 
         CommandError: If the server has no such model, or the file cannot be used.
         GreenroomError: If the server cannot be reached.
     """
-    chat = ChatSession(client, Conversation(choose_model(client, arguments.model)), screen)
+    models = client.models()
+    conversation = Conversation(choose_model(models, arguments.model))
+    chat = ChatSession(client, conversation, screen, label_models=label_models(models))
     if arguments.load is not None:
         chosen = chat.conversation.model
         load_conversation(chat, arguments.load)
@@ -173,7 +176,15 @@ def process_line(chat: ChatSession, line: str) -> bool:
         return True
     if line.startswith("/") and not line.startswith("//"):
         return run_command(chat, line)
-    return run_turn(chat.client, chat.conversation, line.removeprefix("/"), chat.screen)
+    return respond(chat, line.removeprefix("/"))
+
+
+def respond(chat: ChatSession, text: str) -> bool:
+    """Answer a question, or name the labels of a text if the model classifies. Return True if it succeeded."""
+    model = chat.conversation.model
+    if model in chat.label_models:
+        return run_label_turn(chat.client, model, text, chat.screen)
+    return run_turn(chat.client, chat.conversation, text, chat.screen)
 
 
 def read_line() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from client.chat.models_view import adapter_names, adapters_view, model_names, m
 from client.chat.parameters import ParameterError, check_name, parse_parameter, parse_weight, value_text
 from client.chat.screen import Screen
 from client.errors import GreenroomError
+from client.server_info import Model
 from client.sync_client import Client
 from client.terminal import error_line
 
@@ -27,6 +28,7 @@ class ChatSession:
     conversation: Conversation
     screen: Screen
     is_finished: bool = False
+    label_models: Collection[str] = ()  # names of models that classify and write no text
 
 
 class CommandError(Exception):
@@ -62,14 +64,13 @@ def _unknown(_: ChatSession, __: str) -> None:
     raise CommandError("unknown command: /help lists all commands; start a question that begins with / with //")
 
 
-def choose_model(client: Client, requested: str | None) -> str:
+def choose_model(models: Sequence[Model], requested: str | None) -> str:
     """Return the requested model, or the server's first.
 
     Raises:
         CommandError: If the server has no such model.
-        GreenroomError: If the server cannot be reached.
     """
-    names = model_names(client.models())
+    names = model_names(models)
     if not names or (requested is not None and requested not in names):
         raise CommandError(f"the server has no model {requested or ''}; available: {', '.join(names) or 'none'}")
     return requested or names[0]
@@ -77,7 +78,7 @@ def choose_model(client: Client, requested: str | None) -> str:
 
 def _model(chat: ChatSession, name: str) -> None:
     if name:
-        chat.conversation.model = choose_model(chat.client, name)
+        chat.conversation.model = choose_model(chat.client.models(), name)
     chat.screen.show(models_view(chat.client.models(), chat.conversation.model))
 
 

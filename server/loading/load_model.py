@@ -156,15 +156,20 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def check_model_type(settings: ServeSettings, name: str, facts: TrunkFacts) -> None:
-    """Check that the model is of the type that the settings want.
+    """Check that the model is of the type that the settings want, and takes what they load beside it.
 
     Raises:
-        SettingsError: it is not.
+        SettingsError: it is not, or does not.
     """
     fits = {"auto": True, "generate": not facts.is_encoder, "classify": bool(facts.labels)}
     if not fits[settings.model_type]:
         is_for = "is an encoder, which writes no text" if facts.is_encoder else "has no labels"
         raise SettingsError(f"--model-type {settings.model_type}: {name} {is_for}; leave it out or name another model")
+    if facts.is_encoder and (settings.serves_adapters or settings.experts_dir is not None or settings.variant):
+        raise SettingsError(
+            f"{name} is an encoder, which takes no adapters and no expert variants; leave out --adapter, "
+            "--adapters-dir, --variant and --experts-dir"
+        )
 
 
 def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:

@@ -17,7 +17,7 @@ const AUTO = "auto"; // the model that stands for whatever the server chooses
 /** @type {Record<string, string>} names of methods that choose adapters for each token */
 const ROUTER_NAMES = { arrow: "Arrow" };
 
-/** @typedef {{id: string, parent: string | null}} Model */
+/** @typedef {{id: string, parent: string | null, meta: {tasks: string[]}}} Model */
 
 export class ChatOptions {
   constructor() {
@@ -28,6 +28,9 @@ export class ChatOptions {
     this.mix = new AdapterMix(() => this.showSummary());
     /** @type {string[]} */
     this.routers = [];
+    /** @type {Set<string>} models that classify and write no text */
+    this.labelModels = new Set();
+    this.model.addEventListener("change", () => this.showTask());
     this.system.addEventListener("input", () => this.showSummary());
   }
 
@@ -39,6 +42,7 @@ export class ChatOptions {
    */
   async loadModels(routers = this.routers) {
     this.routers = routers;
+    /** @type {{data: Model[]}} */
     const { data } = await (await request("/v1/models")).json();
     const before = this.model.value;
     const { own, variants, adapters } = sortModels(data);
@@ -50,6 +54,18 @@ export class ChatOptions {
     );
     if ([...this.model.options].some((option) => option.value === before)) this.model.value = before;
     this.mix.offer(adapters);
+    this.labelModels = new Set(data.filter(onlyClassifies).map(({ id }) => id));
+    this.showTask();
+  }
+
+  /** @returns {boolean} true if the chosen model names labels instead of answering */
+  get isForLabels() {
+    return this.labelModels.has(this.model.value);
+  }
+
+  /** Hide what a model that classifies has no use for. */
+  showTask() {
+    byId("playground").classList.toggle("for-labels", this.isForLabels);
   }
 
   /** Say what a closed "System prompt and adapters" contains. */
@@ -90,6 +106,11 @@ export class ChatOptions {
     this.instructions.open = true; // the browser reports no field of a closed one
     return this.mix.read();
   }
+}
+
+/** @param {Model} model */
+function onlyClassifies({ meta: { tasks } }) {
+  return tasks.includes("classify") && !tasks.includes("generate");
 }
 
 /**

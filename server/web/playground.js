@@ -6,6 +6,7 @@ import { ChatOptions, optionGroup } from "./chat_options.js";
 import { byId, report } from "./dom.js";
 import { EXAMPLES, addExampleButtons } from "./examples.js";
 import { count, plural, rate, size } from "./format.js";
+import { classify, labelList } from "./labels.js";
 import { weightsText } from "./model_colours.js";
 
 /**
@@ -109,7 +110,9 @@ export class Playground {
     }
     this.startChat();
     const limit = plural(Number(parameters.max_tokens), "token");
-    report(this.status, `All examples are answered, in at most ${limit} each. Select an expert in the heatmap to see the domains routed to it.`);
+    const next = "Select an expert in the heatmap to see the domains routed to it.";
+    if (this.options.isForLabels) report(this.status, "All examples are classified.");
+    else report(this.status, `All examples are answered, in at most ${limit} each. ${next}`);
   }
 
   /**
@@ -121,6 +124,7 @@ export class Playground {
    * @returns {Promise<boolean>} true if the answer has ended without a problem
    */
   async ask(content, domain, parameters) {
+    if (this.options.isForLabels) return this.classify(content, domain);
     const running = new AbortController();
     const { firstMessages } = this.options;
     const messages = [...this.messages, /** @type {Message} */ ({ role: "user", content })];
@@ -163,6 +167,37 @@ export class Playground {
     const end = finishReason === "length" ? cutOff(numTokens, parameters.max_tokens) : "The answer is complete.";
     report(this.status, problem || (cost ? end : "Stopped."), problem !== "");
     return cost !== "";
+  }
+
+  /**
+   * Send a text to a model that classifies, and show its labels.
+   *
+   * @param {string} content
+   * @param {string} domain of the text; empty for none
+   * @returns {Promise<boolean>} true if there was no problem
+   */
+  async classify(content, domain) {
+    const running = new AbortController();
+    this.setRunning(running);
+    this.transcript.addMessage(content, domain);
+    this.examples.open = false;
+    report(this.status, "Waiting for the labels.");
+    let labelled = null;
+    let problem = "";
+    try {
+      labelled = await classify(this.options.model.value, content, running.signal);
+    } catch (error) {
+      if (!running.signal.aborted) problem = errorText(error);
+    }
+    if (this.running !== running) return false; // the conversation was cleared meanwhile
+    this.setRunning(null);
+    if (labelled) this.transcript.addElement(labelList(labelled.labels));
+    const words = labelled ? [plural(labelled.tokens, "token"), ...costWords(labelled.cost)] : [];
+    this.transcript.endAnswer(words.join(" · ") || (problem ? "failed" : "stopped"));
+    const [best] = labelled ? labelled.labels : [];
+    byId("answer-live").textContent = best ? best[0] : "";
+    report(this.status, problem || (labelled ? "The text is classified." : "Stopped."), problem !== "");
+    return labelled !== null;
   }
 
   /** @param {AbortController | null} running */
@@ -221,9 +256,18 @@ class AnswerClock {
     const words = [plural(tokens, "token")];
     const seconds = (this.lastAt - this.firstAt) / 1000;
     if (seconds > 0) words.push(`${rate((tokens - 1) / seconds)} tokens/s`);
-    words.push(`${count(greenroom.expert_misses)} of ${plural(greenroom.expert_requests, "expert request")} missed`);
-    words.push(`${size(greenroom.expert_bytes_read)} read`);
-    words.push(`${greenroom.expert_stall_seconds.toFixed(2)} s stalled`);
-    return words.join(" · ");
+    return [...words, ...costWords(greenroom)].join(" · ");
   }
+}
+
+/**
+ * @param {Usage["greenroom"]} cost
+ * @returns {string[]} what the experts of a request cost
+ */
+function costWords(cost) {
+  return [
+    `${count(cost.expert_misses)} of ${plural(cost.expert_requests, "expert request")} missed`,
+    `${size(cost.expert_bytes_read)} read`,
+    `${cost.expert_stall_seconds.toFixed(2)} s stalled`,
+  ];
 }

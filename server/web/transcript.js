@@ -121,6 +121,11 @@ export class Transcript {
     this.answerElement?.before(make("p", "reason", `Routing: ${model}. ${reason}`));
   }
 
+  /** @param {Element} element a part of the current answer */
+  addElement(element) {
+    if (this.answerElement) this.append(this.answerElement, element);
+  }
+
   /**
    * Append an element, and scroll to the end if the end was visible.
    *

@@ -15,7 +15,10 @@ import client
 from client import (
     AsyncClient,
     ChatReply,
+    Classification,
+    Classifications,
     Client,
+    Embeddings,
     Expert,
     ExpertChange,
     Health,
@@ -44,6 +47,8 @@ CALLS = {
     "stream": ["prompt", "options"],
     "chat": ["messages", "options"],
     "stream_chat": ["messages", "options"],
+    "embed": ["inputs", "options"],
+    "classify": ["inputs", "options"],
     "models": [],
     "experts": [],
     "expert": ["layer", "expert"],
@@ -284,6 +289,35 @@ def test_models(any_client: AnyClient) -> None:
     assert any_client("models") == [Model("tiny", 1, "greenroom", 64), Model("tiny", 1, "greenroom", None)]
     any_client.handler = replying({"object": "list", "data": [card | {"parent": "base"}]})
     assert any_client("models")[0].parent == "base"
+
+
+def test_embeddings_come_in_the_order_of_the_inputs(any_client: AnyClient) -> None:
+    items = [{"index": 1, "embedding": [0.0, 1.0]}, {"index": 0, "embedding": [1.0, 0.0]}]
+    any_client.handler = replying({"model": "tiny", "data": items, "usage": {"prompt_tokens": 5}})
+    assert any_client("embed", ["a", "b"], dimensions=2) == Embeddings("tiny", ((1.0, 0.0), (0.0, 1.0)), 5)
+    assert json.loads(any_client.requests[0].content) == {
+        "input": ["a", "b"],
+        "encoding_format": "float",
+        "dimensions": 2,
+    }
+
+
+def test_labels_have_the_probability_of_each(any_client: AnyClient) -> None:
+    item = {"index": 0, "label": "glad", "probs": [0.25, 0.75], "num_classes": 2}
+    any_client.handler = replying(
+        {"model": "tiny", "data": [item], "labels": ["sad", "glad"], "usage": {"prompt_tokens": 2}}
+    )
+    expected = Classifications("tiny", (Classification("glad", {"sad": 0.25, "glad": 0.75}),), 2)
+    assert any_client("classify", "hurrah") == expected
+    assert any_client.requests[0].url.path == "/v1/classify"
+
+
+def test_a_model_tells_what_it_is_for(any_client: AnyClient) -> None:
+    meta = {"tasks": ["embed", "classify"], "labels": ["sad", "glad"]}
+    card = {"id": "tiny", "object": "model", "created": 1, "owned_by": "greenroom", "meta": meta}
+    any_client.handler = replying({"object": "list", "data": [card]})
+    (model,) = any_client("models")
+    assert (model.tasks, model.labels) == (("embed", "classify"), ("sad", "glad"))
 
 
 @pytest.mark.parametrize(("status", "is_ok"), [(200, True), (503, False)])

@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from client import Client
 from server.model.greenroom_moe import GreenroomMoeForImageClassification, GreenroomMoeForSequenceClassification
 from tests.byte_tokenizer import save_byte_tokenizer
+from tests.checkpoints import save_checkpoint
 from tests.e2e.processes import Server, run_command, serving
+from tests.families import make_config
 from tests.server.model.greenroom_moe.test_greenroom_moe import config_of
 from tests.vision import data_url, png
 
@@ -94,6 +97,22 @@ def test_an_image_is_classified_as_by_transformers(images: Server, image_folder:
         np.testing.assert_allclose(item["probs"], expected, rtol=1e-4)
 
 
+def test_the_python_client_embeds_and_classifies(texts: Server) -> None:
+    with Client(texts.url) as client:
+        (vector,) = client.embed(TEXTS[0]).vectors
+        (item,) = client.classify(TEXTS[0]).items
+    assert sum(number * number for number in vector) == pytest.approx(1)
+    assert set(item.probabilities) == set(LABELS.values())
+    assert item.label == max(item.probabilities, key=lambda label: item.probabilities[label])
+
+
+def test_the_terminal_chat_answers_with_the_label(texts: Server) -> None:
+    with Client(texts.url) as client:
+        (item,) = client.classify(TEXTS[0]).items
+    ended = run_command("chat", TEXTS[0], "--url", texts.url)
+    assert (ended.returncode, ended.stdout) == (0, f"{item.label}\n")
+
+
 def test_models_tells_what_it_is_for(texts: Server) -> None:
     (card,) = httpx.get(f"{texts.url}/v1/models").json()["data"]
     assert (card["meta"]["tasks"], card["meta"]["labels"]) == (["embed", "classify"], [*LABELS.values()])
@@ -148,6 +167,12 @@ def test_the_bundled_classifier_knows_a_recipe_from_a_statute() -> None:
     assert [item["label"] for item in answer["data"]] == ["recipes", "legal"]
 
 
+def test_an_encoder_refuses_expert_variants_at_its_start(folder: Path) -> None:
+    ended = run_command("serve", str(folder), "--experts-dir", str(folder))
+    assert ended.returncode == 1
+    assert "texts is an encoder, which takes no adapters and no expert variants" in ended.stderr
+
+
 def test_a_model_of_another_type_than_asked_for_is_refused(folder: Path) -> None:
     ended = run_command("serve", str(folder), "--model-type", "generate")
     assert ended.returncode == 1
@@ -163,3 +188,17 @@ def test_with_a_capacity_the_answer_depends_on_company_and_usage_counts_the_drop
         together = post(running, "/v1/classify", input=["wwwwwwww"] * 24)  # the first may run alone
     assert together["usage"]["greenroom"]["dropped_tokens"] > 0
     assert len({tuple(item["probs"]) for item in together["data"]}) > 1
+
+
+def test_switch_transformers_drops_by_the_capacity_that_is_set_whatever_its_company(tmp_path: Path) -> None:
+    """Each of its prompts is routed by itself, so company changes nothing."""
+    config = make_config("switch_transformers")
+    config.vocab_size, config.eos_token_id = 257, 256
+    save_checkpoint(config, tmp_path / "switch")
+    save_byte_tokenizer(tmp_path / "switch", None)
+    asked = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    with serving(str(tmp_path / "switch"), "--dtype", "float32", "--switch-capacity", "0.5") as running:
+        alone = post(running, "/v1/completions", prompt="Nobody waits.", **asked)
+        together = post(running, "/v1/completions", prompt=["Who?", "Nobody waits.", "Go on, then."], **asked)
+    assert alone["usage"]["greenroom"]["dropped_tokens"] > 0
+    assert together["choices"][1]["text"] == alone["choices"][0]["text"]

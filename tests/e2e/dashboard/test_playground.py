@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from server.engine.text.codec import Codec
 from tests.e2e.dashboard.pages import ANSWERED, PageLog, Synthetic, open_live, send, synthetic_server
-from tests.e2e.processes import Server
+from tests.e2e.processes import Server, serving
 from tests.server.engine.fakes import Rig
 
 
@@ -215,3 +215,14 @@ def test_no_script_runs_but_the_servers_own(synthetic: Synthetic, page: Page, pa
     assert page.evaluate("window.isForeign") is None
     assert all("Content Security Policy" in error for error in page_log.errors)
     assert len(page_log.errors) == 2
+
+
+def test_a_model_that_classifies_shows_its_labels_and_no_options_of_text(page: Page, page_log: PageLog) -> None:
+    with serving("--model-type", "classify") as running:
+        open_live(page, running.url)
+        expect(page.get_by_label("Max tokens")).to_be_hidden()
+        send(page, "Beat the eggs with the sugar, add the flour and bake in a moderate oven for half an hour.")
+        expect(page.locator(".labels li").first).to_contain_text(re.compile(r"^recipes\s*\d+\.\d %$"))
+        expect(page.locator(".cost")).to_have_text(re.compile(r"^\d+ tokens · \d+ of \d+ expert requests missed"))
+        expect(page.locator("#chat-status")).to_have_text("The text is classified.")
+    assert page_log.errors == []

@@ -26,8 +26,8 @@ ANSWER = 6  # tokens
 class Rig:
     """Runs steps of a trunk with the cache of one sequence."""
 
-    def __init__(self, folder: Path):
-        trunk = load_trunk(folder, torch.float32)
+    def __init__(self, folder: Path, switch_capacity: float | None = None):
+        trunk = load_trunk(folder, torch.float32, switch_capacity=switch_capacity)
         assert isinstance(trunk, SequentialTrunk)
         self.trunk, self.store = trunk, ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
         self.states, self._cache = trunk.new_states(1), KVCache([], [], 16)
@@ -84,6 +84,27 @@ def test_tokens_beyond_the_capacity_of_an_expert_go_to_none(tmp_path: Path) -> N
         assert max((chosen == expert).sum() for expert in range(4)) <= 2
         assert (chosen == 4).sum() >= len(PROMPT) - 4 * 2
     assert all(chosen.tolist() != [[4]] for chosen in decoder)
+
+
+def test_a_capacity_factor_gives_what_transformers_gives_with_as_much_room(tmp_path: Path) -> None:
+    """A third of the even share of 12 tokens among 4 experts is one token each."""
+    rig = Rig(checkpoint("switch_transformers", tmp_path), switch_capacity=1 / 3)
+    reference = load_transformers_model(tmp_path)
+    num_dropped = 0
+
+    def count(_router: Any, _args: Any, output: Any) -> None:
+        nonlocal num_dropped
+        num_dropped += int((output[0].sum(-1) == 0).sum())
+
+    for module in reference.modules():
+        if type(module).__name__ == "SwitchTransformersTop1Router":
+            module.expert_capacity = 1
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([PROMPT]), decoder_input_ids=torch.tensor([[0]])).logits[0]
+    found = rig.step(PROMPT, 0)
+    torch.testing.assert_close(found.logits, expected)
+    assert found.costs[0].num_dropped == num_dropped >= 2 * (len(PROMPT) - 4)
 
 
 def test_experts_of_encoder_and_decoder_are_layers_of_their_own(tmp_path: Path) -> None:
