@@ -79,6 +79,18 @@ def test_labels_and_their_probabilities_are_those_of_transformers(texts: Server,
         assert item["label"] == LABELS[int(expected.argmax())]
 
 
+@pytest.mark.parametrize("router_type", ["top_k", "soft"])
+def test_the_other_routers_are_served_too(router_type: str, tmp_path: Path) -> None:
+    model = GreenroomMoeForSequenceClassification(config_of(router_type, **TEXT)).eval()
+    model.save_pretrained(tmp_path / "other")
+    save_byte_tokenizer(tmp_path / "other", None)
+    with serving(str(tmp_path / "other"), "--dtype", "float32") as running:
+        (item,) = post(running, "/v1/classify", input=TEXTS[0])["data"]
+    with torch.inference_mode():
+        expected = model(torch.tensor([list(TEXTS[0].encode())])).logits[0].softmax(-1)
+    np.testing.assert_allclose(item["probs"], expected, rtol=1e-4)
+
+
 def test_its_experts_are_paged_and_counted(texts: Server) -> None:
     before = texts.total("expert_lookups_total", 'tier="disk"')
     usage = post(texts, "/v1/classify", input=TEXTS[0])["usage"]["greenroom"]

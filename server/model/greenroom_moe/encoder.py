@@ -68,11 +68,14 @@ class GreenroomMoeEncoder(GreenroomMoePreTrainedModel):
             lengths: of the sequences that share the only row, one after the other; images share it too, if given.
         """
         if pixel_values is not None:
-            hidden_states = self.embed_patches(pixel_values).flatten(2).transpose(1, 2) + self.embed_positions.weight
+            # One by one where they share a row: a convolution over several may add in another order.
+            images = [pixel_values] if lengths is None else torch.split(pixel_values, 1)
+            patches = torch.cat([self.embed_patches(image) for image in images])
+            hidden_states = patches.flatten(2).transpose(1, 2) + self.embed_positions.weight
         else:
             hidden_states = self.embed_tokens(input_ids)
         if lengths is not None:
-            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1]).contiguous()
         positions = _positions(lengths or [hidden_states.shape[1]], hidden_states.device)
         seen = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         mask = None if attention_mask is None else attention_mask.bool()

@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification
 from expert_store import ExpertStore, least_bytes
 from server.model.attention.kv_cache import KVCache
 from server.model.encoders.encoder_trunk import EncoderTrunk
+from server.model.encoders.image_inputs import PIXELS
 from server.model.errors import ModelError
-from server.model.greenroom_moe import GreenroomMoeForSequenceClassification
+from server.model.greenroom_moe import GreenroomMoeForImageClassification, GreenroomMoeForSequenceClassification
+from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk_loader import load_trunk
 from tests.server.model.greenroom_moe.test_greenroom_moe import ROUTERS, config_of
@@ -68,6 +70,16 @@ def test_a_sequence_has_the_same_bits_alone_and_in_company(router_type: str, tmp
     assert torch.equal(labels(together), torch.cat([labels(each) for each in alone]))
     assert together.hidden is not None
     assert torch.equal(together.hidden, torch.cat([each.hidden for each in alone if each.hidden is not None]))
+
+
+def test_an_image_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
+    GreenroomMoeForImageClassification(config_of("soft", image_size=8, num_channels=3)).save_pretrained(tmp_path)
+    pixels = torch.rand(5, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    chunks = [SequenceChunk([0] * 16, 0, [], 0, media=PromptMedia([0] * 16, {PIXELS: image})) for image in pixels]
+    with loaded(tmp_path, is_deterministic=True) as (trunk, store):
+        together = labels(trunk.forward(chunks, NO_CACHE, store))
+        alone = [labels(trunk.forward([chunk], NO_CACHE, store)) for chunk in chunks]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize("router_type", ["soft", "expert_choice"])
