@@ -165,6 +165,18 @@ def test_a_text_longer_than_the_context_is_refused(texts: Server) -> None:
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(("side", "kept"), [("right", "aab"), ("left", "bbb")])
+def test_a_long_text_is_cut_where_the_request_wants_it(texts: Server, side: str, kept: str) -> None:
+    cut = post(texts, "/v1/classify", input="aa" + "b" * 5000, truncate_prompt_tokens=3, truncation_side=side)
+    assert cut["usage"]["prompt_tokens"] == 3
+    assert cut["data"] == post(texts, "/v1/classify", input=kept)["data"]
+
+
+def test_ollamas_clients_learn_that_it_embeds(texts: Server) -> None:
+    shown = httpx.post(f"{texts.url}/api/show", json={"model": "texts"}).json()
+    assert shown["capabilities"] == ["embedding"]
+
+
 def test_the_bundled_classifier_knows_a_recipe_from_a_statute() -> None:
     with serving("--model-type", "classify") as running:
         answer = post(

@@ -11,5 +11,11 @@ def capabilities(model: LoadedModel) -> list[str]:
     traits = model.codec.chat_traits
     chat_format = ChatFormat.of(traits)
     thinks = chat_format.thinking is not None or chat_format.harmony is not None
-    found = {"completion": True, "vision": traits.takes_images, "tools": traits.takes_tools, THINKING: thinks}
+    found = {
+        "completion": not model.engine.is_encoder,
+        "embedding": model.engine.is_encoder,  # what writes text embeds too, and Ollama does not say so either
+        "vision": traits.takes_images or model.codec.reads_images,
+        "tools": traits.takes_tools,
+        THINKING: thinks,
+    }
     return [name for name, is_there in found.items() if is_there]

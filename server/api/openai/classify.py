@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,15 @@ from server.api.core.bodies.fields import MAX_INT32, Text
 from server.api.core.replies.usage import expert_usage
 from server.api.core.requests.disconnect import unless_client_leaves
 from server.api.core.requests.embedding import Embedding
+from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.body import JsonBody
 from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import UserDep
 from server.api.openai.embeddings import encode_prompts, limited
 from server.api.openai.fields import Prompt, Prompts
-from server.engine.interface import JsonObject, TokenEvent
+from server.api.openai.scoring import encode_side
+from server.api.openai.scoring_bodies import TokensToKeep
+from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
 
 router = APIRouter(tags=["classify"], dependencies=[UserDep])
 
@@ -31,6 +35,8 @@ class ClassifyBody(BaseModel):
 
     model: Text | None = None
     input: Prompts
+    truncate_prompt_tokens: TokensToKeep | None = None  # -1: the context of the model
+    truncation_side: Literal["left", "right"] = "right"  # "right" keeps the first tokens
     use_activation: bool = Field(True, validation_alias=AliasChoices("use_activation", "activation"))
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
@@ -54,7 +60,7 @@ async def classify(
 ) -> JSONResponse:
     model = await service.accepting_model(body.model, task="classify")
     service.unknown_fields.note(body.model_extra or ())
-    prompts = await asyncio.to_thread(encode_prompts, body.input, model)
+    prompts = await asyncio.to_thread(prompts_of, body, model)
     work = request.state.work = Embedding(
         model, prompts, "classify", priority=body.priority, timeout=body.timeout, id_prefix="classify-"
     )
@@ -79,6 +85,14 @@ async def classify(
             },
         }
     )
+
+
+def prompts_of(body: ClassifyBody, model: LoadedModel) -> Sequence[Sequence[int] | ChatPrompt]:
+    """Turn each input into a prompt, cut if the request wants it; may block. Errors are those of ``encode_prompts``."""
+    limit = body.truncate_prompt_tokens
+    if limit is None or model.codec.reads_images:
+        return encode_prompts(body.input, model)
+    return encode_side(body.input, model, model.engine.max_model_len if limit < 0 else limit, body.truncation_side)
 
 
 def choice(event: TokenEvent, index: int, labels: tuple[str, ...], *, has_activation: bool) -> JsonObject:

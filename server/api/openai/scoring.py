@@ -20,6 +20,7 @@ from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import UserDep
 from server.api.core.service.service import Service
 from server.api.openai.embeddings import check_embeds, encode_inputs, unit
+from server.api.openai.fields import Prompt
 from server.api.openai.scoring_bodies import RerankBody, ScoreBody, ScoringBody
 from server.engine.interface import JsonObject, TokenEvent
 
@@ -128,8 +129,8 @@ async def score(
     return Scored(embedding.id, embedding.model, scores, usage)
 
 
-def encode_side(texts: Sequence[str], model: LoadedModel, max_tokens: int | None, cut: str) -> list[list[int]]:
-    """Tokenize each text and cut it on the side ``cut``; may block.
+def encode_side(texts: Sequence[Prompt], model: LoadedModel, max_tokens: int | None, cut: str) -> list[list[int]]:
+    """Tokenize each text, and cut it, or what are tokens already, on the side ``cut``; may block.
 
     Args:
         max_tokens: tokens to keep of each text; None if it is not cut.

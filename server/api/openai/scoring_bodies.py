@@ -33,6 +33,7 @@ def not_zero(number: int) -> int:
 
 
 Texts = Annotated[list[str], PlainValidator(list_of_texts, json_schema_input_type=str | list[str])]
+TokensToKeep = Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(not_zero)]
 Limit = Annotated[int, Field(ge=0, le=MAX_INT32)]  # 0: no limit
 
 
@@ -44,7 +45,7 @@ class ScoringBody(BaseModel):
     model: Text | None = None
     pooling: PoolingOfHidden = "mean"
     adapters: AdapterChoices = []
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(not_zero)] | None = None
+    truncate_prompt_tokens: TokensToKeep | None = None
     truncation_side: Literal["left", "right"] = "right"  # "right" keeps the first tokens
     max_tokens_per_query: Limit = 0
     max_tokens_per_doc: Limit = 0
