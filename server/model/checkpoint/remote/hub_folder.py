@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import constants, hf_hub_url
+from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not exported
 
 from expert_store import CheckpointError, FileSource, Source
@@ -91,7 +92,7 @@ class HubFolder:
         cached = self.listing.cached(path)
         if cached is not None:
             return FileSource(cached)
-        url = hf_hub_url(self.listing.model, path, revision=self.listing.commit, endpoint=constants.ENDPOINT)
+        url = f"{self.name}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 
     def folder(self, name: str) -> HubFolder:
