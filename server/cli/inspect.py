@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or ollama:NAME (default: the bundled model)",
     )
     add_flags(parser, PLANNING)
+    parser.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        help="predict the first token and the complete download over a link of so many bits a second: 1Gbit",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -39,12 +44,17 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_logging("warning", COMMAND)
     set_up_torch(None)  # without images; it takes seconds, for which --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server.inspection.download_time import parse_rate  # noqa: PLC0415
     from server.inspection.inspect_model import inspect_model  # noqa: PLC0415
     from server.inspection.report import as_text  # noqa: PLC0415
     from server.loading.bundled_weights import with_bundled_adapters  # noqa: PLC0415
 
     try:
-        report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings))
+        link = None if arguments.bandwidth is None else parse_rate(arguments.bandwidth)
+    except ValueError as error:
+        return fail(ValueError(f"--bandwidth {error}"), WRONG_USAGE)
+    try:
+        report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings), link)
     except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
     print(json.dumps(report) if arguments.json else as_text(report), flush=True)

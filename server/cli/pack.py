@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.cli.exit_status import FAILURE, INTERRUPTED, exit_on_interrupt, fail, finish
 from server.lifecycle.torch_setup import set_up_torch
 from server.model.checkpoint.local_files import check_model
 from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
+
+if TYPE_CHECKING:
+    from expert_store import PackSource
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +29,9 @@ UNFINISHED = "interrupted; run the same command again to resume"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id, folder of a checkpoint, GGUF file or ollama:NAME")
     parser.add_argument(
-        "out", metavar="OUT", type=Path, help="folder to write to: new, empty, or from an interrupted or earlier run"
+        "out",
+        metavar="OUT",
+        help="folder to write to: new, empty, or from an interrupted or earlier run; or s3://, gs:// or az:// of one",
     )
     parser.add_argument(
         "--weights", choices=WEIGHTS, default="bfloat16", help="weight format of the experts (default: bfloat16)"
@@ -58,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     import torch  # noqa: PLC0415
 
-    from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
+    from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.model.checkpoint.description import PLAIN  # noqa: PLC0415
     from server.model.checkpoint.locate import find_checkpoint, find_original  # noqa: PLC0415
     from server.model.checkpoint.open_checkpoint import open_checkpoint  # noqa: PLC0415
@@ -82,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = build_model(checkpoint.read_config(), torch.bfloat16)
         source = pack_source(model, checkpoint, name, arguments.weights, arguments.trunk)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
-            is_new = write_pack(source, arguments.out, arguments.jobs, shown.advance)
+            is_new = _write(source, arguments.out, arguments.jobs, shown.advance)
     except (ModelError, ExpertStoreError) as error:
         return fail(error, FAILURE)
     except KeyboardInterrupt:
@@ -90,6 +98,21 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_new:
         return finish(f"{arguments.out} already holds this packed model, and all its checksums match", 0)
     return finish(f"packed {name} as {arguments.weights} into {arguments.out}", 0)
+
+
+def _write(source: PackSource, out: str, num_jobs: int, advance: Callable[[int], None]) -> bool:
+    """Write a pack to a folder, or to object storage from a temporary one; return False if it was there."""
+    from expert_store import write_pack  # noqa: PLC0415
+    from expert_store.packed.manifest import MANIFEST_NAME  # noqa: PLC0415
+    from server.model.checkpoint.remote.addresses import is_storage  # noqa: PLC0415
+    from server.model.checkpoint.remote.bucket import upload  # noqa: PLC0415
+
+    if not is_storage(out):
+        return write_pack(source, Path(out), num_jobs, advance)
+    with tempfile.TemporaryDirectory(prefix="greenroom-") as folder:
+        write_pack(source, Path(folder) / "pack", num_jobs, advance)
+        upload(Path(folder) / "pack", out, MANIFEST_NAME)
+    return True
 
 
 def _positive(text: str) -> int:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="MODEL",
         help="hub id, folder of a checkpoint or a pack, GGUF file, OWNER/NAME:TAG of a GGUF file on the hub, "
-        "ollama:NAME, or the address of a folder or a GGUF file on a web server (default: the bundled model)",
+        "ollama:NAME, or the address of a folder or a GGUF file on a web server or in object storage (s3://, gs://, "
+        "az://) (default: the bundled model)",
     )
     add_flags(parser)
 

@@ -9,6 +9,7 @@ import torch
 from expert_store import is_on_disk
 from server.device import find_device
 from server.inspection.bandwidth import begin_matrix, measure_copy, measure_disk, measure_memory, temporary_experts
+from server.inspection.download_time import predict_download
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import summarise_model
 from server.inspection.report import as_object
@@ -17,8 +18,11 @@ from server.model.transformers_output import silence_transformers
 from server.settings import ServeSettings
 
 
-def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
+def inspect_model(model: str | None, settings: ServeSettings, link: float | None = None) -> dict[str, Any]:
     """Return the object that ``greenroom inspect --json`` prints.
+
+    Args:
+        link: bytes a second of a link over which the model would be downloaded.
 
     Raises:
         ModelError, ExpertStoreError: the model could not be served either, or can't be summary.
@@ -37,4 +41,5 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
             disk = measure_disk(catalog)
     copy = measure_copy(device) if device.type == "cuda" else None
     memory = measure_memory(device, matrix.result())
-    return as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)
+    report = as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)
+    return report | {"download": None if link is None else predict_download(summary, link)}

@@ -145,10 +145,29 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for key, name in names.items():
         if report["bandwidth"][key] is not None:
             yield _row(name, f"{report['bandwidth'][key] / 1e9:.1f} GB/s")
+    if report["download"] is not None:
+        yield from _download(report["download"])
     yield "upper bound for one sequence"
     yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
     if report["refusal"] is None:
         yield from _bounds(report)
+
+
+def _download(download: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about a model that is elsewhere."""
+    yield f"over a link of {download['bytes_per_second'] * 8 / 1e6:.0f} Mbit/s, if routing is even"
+    yield _row("trunk", f"after {duration(download['trunk_seconds'])}")
+    for count, seconds in download["first_token_seconds"].items():
+        yield _row("first token", f"after {duration(seconds)}, of a prompt of {count} tokens")
+    yield _row("complete", f"after {duration(download['complete_seconds'])}")
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people: ``3.2 s``, ``12 min``."""
+    if seconds < 100:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"  # noqa: PLR2004
 
 
 def _refused(report: dict[str, Any]) -> Iterator[str]:

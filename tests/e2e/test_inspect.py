@@ -33,6 +33,7 @@ KEYS = {
     "tiers",
     "bandwidth",
     "tokens_per_second",
+    "download",
 }
 
 
@@ -89,9 +90,22 @@ def test_a_hub_model_is_looked_up_without_its_weights(tmp_path: Path) -> None:
         assert len(failed.stderr.splitlines()) == 1, failed.stderr
 
 
+def test_the_first_token_and_the_download_over_a_link_are_predicted() -> None:
+    result = run_command("inspect", "--bandwidth", "8Mbit", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    download, total = report["download"], report["trunk_bytes"] + report["experts"]["total_bytes"]
+    assert download["complete_seconds"] == pytest.approx(total / 1e6)
+    one_token = report["trunk_bytes"] + report["bytes_per_token"]["experts"]
+    first = download["first_token_seconds"]
+    assert first["1"] == pytest.approx(one_token / 1e6)
+    assert first["1"] < first["32"] < first["512"] <= download["complete_seconds"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "reason"),
     [
+        (("--bandwidth", "fast"), 2, "--bandwidth 'fast' is not a rate; give one such as 100Mbit or 1Gbit"),
         (("./nonesuch",), 1, "there is no folder ./nonesuch"),
         (("--host-expert-memory", "much"), 2, "--host-expert-memory 'much'"),
         (("--port", "1"), 2, "--port"),

@@ -9,8 +9,8 @@ from expert_store import is_pack, read_manifest
 from server.model.checkpoint.download import cached_place, download, download_small_files, list_upload
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
-from server.model.checkpoint.remote.addresses import is_address
-from server.model.checkpoint.remote.place import RemotePlace, hub_place, web_place
+from server.model.checkpoint.remote.addresses import is_address, is_storage
+from server.model.checkpoint.remote.place import RemotePlace, hub_place, storage_place, web_place
 from server.model.errors import check_formats
 
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "model"
@@ -63,7 +63,7 @@ def find_local(model: str | None) -> tuple[Path | RemotePlace, str] | None:
         CheckpointError: the folder is packed, and its manifest is damaged.
     """
     if model is not None and is_address(model):
-        place = web_place(model)
+        place = storage_place(model) if is_storage(model) else web_place(model)
         return place, check_printable(place.short_name.removesuffix(GGUF))
     if model is None:
         return BUNDLED, BUNDLED_NAME

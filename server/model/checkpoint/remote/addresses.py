@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
-SCHEMES = ("http://", "https://")
+WEB = ("http://", "https://")
+STORAGE = ("s3://", "gs://", "az://")
 
 
 def is_address(model: str) -> bool:
-    """Return True if a model of the command line is on a web server."""
-    return model.startswith(SCHEMES)
+    """Return True if a model of the command line is on a web server, or in object storage."""
+    return model.startswith((*WEB, *STORAGE))
+
+
+def is_storage(address: str) -> bool:
+    """Return True if an address is one of object storage."""
+    return address.startswith(STORAGE)
 
 
 def without_secrets(address: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from expert_store import SourceFolder
 from server.model.checkpoint.download import Listing
 from server.model.checkpoint.local_files import GGUF
+from server.model.checkpoint.remote.bucket import BucketClient, BucketFolder
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.web_client import WebClient
 from server.model.checkpoint.remote.web_folder import WebFolder, folder_of
@@ -36,6 +37,18 @@ def web_place(address: str) -> RemotePlace:
     if source.short_name.endswith(GGUF):
         return RemotePlace(folder_of(source), source.short_name)
     return RemotePlace(WebFolder(url, client))
+
+
+def storage_place(address: str) -> RemotePlace:
+    """Return the place of a model in object storage: a folder, or a GGUF file by its name.
+
+    Raises:
+        ModelError: the package for it is missing, or the address is none.
+    """
+    folder, _, name = address.rstrip("/").rpartition("/")
+    if name.endswith(GGUF):
+        return RemotePlace(BucketFolder(BucketClient(folder)), name)
+    return RemotePlace(BucketFolder(BucketClient(address.rstrip("/"))))
 
 
 def hub_place(listing: Listing) -> RemotePlace:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
-from expert_store import read_json_object, read_metadata
+from expert_store import read_json_object
 from expert_store.errors import SourceGoneError
 from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.model.checkpoint.local_files import names_of_splits
 from server.model.checkpoint.remote.addresses import without_secrets
+from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.checkpoint.remote.web_client import Address, WebClient
 from server.model.checkpoint.remote.web_source import WebSource
 from server.model.errors import ModelError
@@ -73,11 +70,7 @@ class WebFolder:
 
     def local_copy(self, patterns: Collection[str]) -> Path:
         """Download the files of some patterns into a folder that is deleted when the process ends."""
-        copy = self._copy
-        for name in self._names:
-            if any(fnmatch(name, pattern) for pattern in patterns) and not (copy / name).exists():
-                (copy / name).write_bytes(read_metadata(self.source(name)))
-        return copy
+        return self._copies.copy(self, patterns)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -93,12 +86,8 @@ class WebFolder:
         return found
 
     @cached_property
-    def _copy(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="greenroom-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        named = folder / (self.short_name or "model")  # messages name it
-        named.mkdir()
-        return named
+    def _copies(self) -> SmallCopies:
+        return SmallCopies(self.short_name)
 
     def _is_there(self, name: str) -> bool:
         try:
