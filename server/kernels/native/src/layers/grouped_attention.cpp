@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "formats/checks.h"
+#include "layers/attention_parts.h"
 #include "layers/layer_adapters.h"
 #include "layers/sides.h"
 
@@ -15,6 +16,7 @@ namespace {
 struct AttentionScratch {
   Buffer heads;     // queries, keys and values of a step
   Buffer attended;  // results of attention, and its scratch memory
+  Buffer parts;     // sums of parts of the keys
   LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora;
 };
 
@@ -99,7 +101,6 @@ class LayerAttention {
         keys_(spec.kv_heads * spec.key_dim),
         width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
         attended_size_(spec.heads * spec.value_dim),
-        scratch_size_(attention_scratch(spec.value_dim)),
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
     for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate}) {  // they share the panel: all take float32 rows
@@ -114,14 +115,24 @@ class LayerAttention {
     auto& own = context.mixers.of<AttentionScratch>();
     heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
     attended = own.attended.reserve<float>(
-        (step.tokens * attended_size_ + context.pool.num_threads() * scratch_size_) * 4);
+        (step.tokens * attended_size_ + context.pool.num_threads() * kAttentionScratch) * 4);
     scratch_ = attended + step.tokens * attended_size_;
-    for (int64_t i = 0; i < step.num_sequences; ++i) {
-      token_tiles_ += divide_up(step.sequences[i].num_tokens, kTokenTile);
+    int64_t most_parts = 1, most_tokens = 1;
+    for (const StepSequence* sequence = step.sequences; sequence < step.sequences + step.num_sequences; ++sequence) {
+      const int64_t tiles = divide_up(sequence->num_tokens, kTokenTile);
+      token_tiles_ += tiles;
+      most_tokens = std::max(most_tokens, std::min<int64_t>(sequence->num_tokens, kTokenTile));
+      for (int64_t place = 0; place < tiles; ++place) {
+        const PartRange range = parts_of(attention_of(tile_of(*sequence, place, 0)));
+        most_parts = std::max(most_parts, range.last - range.first + 1);
+      }
     }
+    parts_.plan(own.parts, context.pool.num_threads(), token_tiles_ * spec.kv_heads, most_parts,
+                most_tokens * spec.heads / spec.kv_heads, spec.value_dim);
   }
 
-  int64_t num_tiles() const { return token_tiles_ * spec_.kv_heads; }
+  int64_t num_tiles() const { return parts_.num_tiles(); }
+  int64_t num_joins() const { return parts_.num_joins(); }
   int64_t first_gate() const { return queries_; }
   int64_t first_key() const { return queries_ + gates_; }
   int64_t first_value() const { return first_key() + keys_; }
@@ -157,39 +168,19 @@ class LayerAttention {
     place_token(level_, spec_, step_, *sequence, token, row, row + first_key(), row + first_value());
   }
 
-  void attend(int64_t tile, int thread) const {
-    const int64_t kv_head = tile % spec_.kv_heads, group = spec_.heads / spec_.kv_heads;
-    // The last tokens of a sequence attend to the most keys, so they are taken first.
-    int64_t place = token_tiles_ - 1 - tile / spec_.kv_heads;
-    const StepSequence* sequence = step_.sequences;
-    for (int64_t count; place >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) place -= count;
-    const int64_t first = place * kTokenTile, row = sequence->first_row + first;
-    const int64_t bytes = bytes_of(spec_.cache_format);
-    const int64_t begin = kv_head * spec_.cache_slots * spec_.cache_dim * bytes;
-    Attention attention{};
-    attention.query = heads_ + row * width_ + kv_head * group * spec_.key_dim;
-    attention.output = attended + row * attended_size_ + kv_head * group * spec_.value_dim;
-    attention.query_stride = width_;
-    attention.output_stride = attended_size_;
-    attention.keys = static_cast<const char*>(spec_.key_cache) + begin;
-    attention.values = static_cast<const char*>(spec_.value_cache) + begin;
-    attention.blocks = step_.block_tables[spec_.group] + sequence->first_block;
-    attention.sinks = spec_.sinks ? spec_.sinks + kv_head * group : nullptr;
-    attention.newest = spec_.looks_ahead && step_.newest ? step_.newest + row : nullptr;
-    attention.scratch = scratch_ + thread * scratch_size_;
-    attention.first_position = sequence->first_position + first;
-    attention.tokens = std::min<int64_t>(kTokenTile, sequence->num_tokens - first);
-    attention.heads = group;
-    attention.dim = spec_.cache_dim;
-    attention.key_dim = spec_.key_dim;
-    attention.value_dim = spec_.value_dim;
-    attention.window = spec_.window;
-    attention.is_chunked = spec_.is_chunked;
-    attention.format = spec_.cache_format;
-    attention.scaling = spec_.scaling;
-    attention.softcap = spec_.softcap;
-    level_.attend(attention);
-    if (gates_) apply_gates(attention, heads_ + row * width_ + queries_ + kv_head * (gates_ / spec_.kv_heads));
+  void attend(int64_t number, int thread) const {
+    const Tile tile = tile_of(parts_.tile_of(number));
+    Attention attention = attention_of(tile);
+    attention.scratch = scratch_ + thread * kAttentionScratch;
+    parts_.run(level_, number, thread, parts_of(attention), target_of(tile),
+               [&](int64_t part, const PartSums& sums) { level_.attend(attention, part, sums); });
+    if (gates_ && !num_joins()) apply_gates(tile);
+  }
+
+  void join(int64_t number) const {
+    const Tile tile = tile_of(number);
+    parts_.join(level_, number, parts_of(attention_of(tile)), target_of(tile));
+    if (gates_) apply_gates(tile);
   }
 
   void prepare_output(int64_t token) {
@@ -205,16 +196,71 @@ class LayerAttention {
   float* attended;       // the same rows in float32
 
  private:
-  // Multiplies the results of attention by gates, whose tokens are `width_` apart.
-  void apply_gates(const Attention& attention, float* gates) const {
-    const int64_t count = gates_ / spec_.kv_heads, size = attention.heads * attention.value_dim / count;
-    for (int64_t token = 0; token < attention.tokens; ++token, gates += width_) {
+  // Some tokens of a sequence, and the heads that share a head of keys.
+  struct Tile {
+    const StepSequence* sequence;
+    int64_t row;     // of the first token in the step
+    int64_t tokens;
+    int64_t kv_head;
+  };
+
+  static PartRange parts_of(const Attention& a) { return {oldest_seen(a, 0) / kPartKeys, last_seen(a) / kPartKeys}; }
+
+  // The tiles of all sequences. The last tokens of a sequence attend to the most keys, so they are taken first.
+  Tile tile_of(int64_t number) const {
+    int64_t place = token_tiles_ - 1 - number / spec_.kv_heads;
+    const StepSequence* sequence = step_.sequences;
+    for (int64_t count; place >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) place -= count;
+    return tile_of(*sequence, place, number % spec_.kv_heads);
+  }
+
+  static Tile tile_of(const StepSequence& sequence, int64_t place, int64_t kv_head) {
+    const int64_t first = place * kTokenTile;
+    return {&sequence, sequence.first_row + first, std::min<int64_t>(kTokenTile, sequence.num_tokens - first), kv_head};
+  }
+
+  Attention attention_of(const Tile& tile) const {
+    const int64_t group = spec_.heads / spec_.kv_heads;
+    const int64_t begin = tile.kv_head * spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format);
+    Attention attention{};
+    attention.query = heads_ + tile.row * width_ + tile.kv_head * group * spec_.key_dim;
+    attention.query_stride = width_;
+    attention.keys = static_cast<const char*>(spec_.key_cache) + begin;
+    attention.values = static_cast<const char*>(spec_.value_cache) + begin;
+    attention.blocks = step_.block_tables[spec_.group] + tile.sequence->first_block;
+    attention.newest = spec_.looks_ahead && step_.newest ? step_.newest + tile.row : nullptr;
+    attention.first_position = tile.sequence->first_position + tile.row - tile.sequence->first_row;
+    attention.tokens = tile.tokens;
+    attention.heads = group;
+    attention.dim = spec_.cache_dim;
+    attention.key_dim = spec_.key_dim;
+    attention.value_dim = spec_.value_dim;
+    attention.window = spec_.window;
+    attention.is_chunked = spec_.is_chunked;
+    attention.format = spec_.cache_format;
+    attention.scaling = spec_.scaling;
+    attention.softcap = spec_.softcap;
+    return attention;
+  }
+
+  Attended target_of(const Tile& tile) const {
+    const int64_t group = spec_.heads / spec_.kv_heads, head = tile.kv_head * group;
+    return {attended + tile.row * attended_size_ + head * spec_.value_dim, attended_size_, tile.tokens, group,
+            spec_.value_dim, spec_.sinks ? spec_.sinks + head : nullptr};
+  }
+
+  // Multiplies results by gates, whose tokens are `width_` apart.
+  void apply_gates(const Tile& tile) const {
+    const Attended target = target_of(tile);
+    const int64_t count = gates_ / spec_.kv_heads, size = target.heads * target.value_dim / count;
+    float* gates = heads_ + tile.row * width_ + queries_ + tile.kv_head * count;
+    for (int64_t token = 0; token < target.tokens; ++token, gates += width_) {
       if (spec_.gate_kind == GateKind::kSigmoid) {
         level_.sigmoid(gates, count);
       } else {
         for (int64_t i = 0; i < count; ++i) gates[i] = gates[i] > 20.0f ? gates[i] : std::log1p(std::exp(gates[i]));
       }
-      float* output = attention.output + token * attention.output_stride;
+      float* output = target.output + token * target.stride;
       for (int64_t i = 0; i < count * size; ++i) output[i] *= gates[i / size];
     }
   }
@@ -226,11 +272,11 @@ class LayerAttention {
   const int64_t queries_, gates_, keys_;  // numbers of a token's queries, gates and keys
   const int64_t width_;                   // of queries, gates, keys and values together
   const int64_t attended_size_;
-  const int64_t scratch_size_;
   const MixerResults results_;
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
-  float* scratch_;  // (threads, scratch_size)
+  float* scratch_;  // (threads, kAttentionScratch)
+  AttentionParts parts_;
 };
 
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
@@ -263,6 +309,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   auto project = multiply_sides(context, attention.panel, sides, 4, kOutputTile, take_heads);
   auto place = [&](int64_t token, int) { attention.place(token); };
   auto attend = [&](int64_t tile, int thread) { attention.attend(tile, thread); };
+  auto join = [&](int64_t tile, int) { attention.join(tile); };
   auto prepare_output = [&](int64_t token, int thread) {
     if (token >= step.tokens) return output_lora.multiply_down(level, token - step.tokens, thread);
     attention.prepare_output(token);
@@ -279,6 +326,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   phases.add(num_tiles(sides, 4, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   phases.add(attention.num_tiles(), attend);
+  phases.add(attention.num_joins(), join);
   plan_sites(phases, &output_site, 1, context, layer, step);
   phases.add(step.tokens + output_lora.num_tiles(), prepare_output);
   phases.add(num_tiles(&output_side, 1, step.tokens, kOutputTile), project_back);

@@ -105,6 +105,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   auto turn = [&](int64_t row, int) { latents.turn(row); };
   auto absorb = [&](int64_t tile, int) { latents.absorb(tile); };
   auto attend = [&](int64_t tile, int thread) { latents.attend(indexer, tile, thread); };
+  auto join = [&](int64_t tile, int) { latents.join(indexer, tile); };
   auto expand = [&](int64_t tile, int) { latents.expand(tile); };
   auto finish_heads = [&](int64_t row, int thread) { latents.finish_heads(row, thread); };
   auto prepare_output = [&](int64_t token, int thread) {
@@ -137,6 +138,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     phases.add(latents.pass_rows(), turn);
     phases.add(latents.num_absorb_tiles(), absorb);
     phases.add(latents.num_attend_tiles(), attend);
+    phases.add(latents.num_joins(), join);
     phases.add(latents.num_value_tiles(), expand);
     if (spec.gate.outputs || !expansion.is_empty()) phases.add(latents.pass_rows(), finish_heads);
     if (latents.is_last_pass()) break;

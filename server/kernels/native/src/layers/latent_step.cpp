@@ -9,6 +9,7 @@ namespace {
 struct Memory {
   Buffer heads;  // projections of a step
   Buffer work;   // results of attention, a pass, and scratch memory of threads
+  Buffer parts;  // sums of parts of the keys
 };
 
 constexpr int64_t kTokenTile = 8;     // tokens of one sequence per tile of attention
@@ -85,6 +86,7 @@ LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAtt
       weighted_size_(spec.heads * spec.rank),
       pass_rows_(std::min(step.tokens, most_rows(spec))),
       places_(latent_size_, spec.rank),
+      parts_memory_(context.mixers.of<Memory>().parts),
       results_(context, layer, step) {
   const Matrix& first = query_rank_ ? spec.query_down : spec.query;
   PanelKind kind = level_.panel_kind(first, step.is_exact);
@@ -174,9 +176,7 @@ bool LatentStep::begin_pass(const IndexerStep& indexer) {
   rows_ = std::min(pass_rows_, step_.tokens - first_);
   token_tiles_ = 0;
   each_piece([&](const StepSequence&, int64_t, int64_t count) { token_tiles_ += divide_up(count, kTokenTile); });
-  int64_t tile = indexer.is_sparse() ? kMostLatentRows : kHeadTile;
-  while (tile > kLeastHeads && token_tiles_ * divide_up(spec_.heads, tile) < 2 * num_threads_) tile /= 2;
-  head_tiles_ = divide_up(spec_.heads, tile);
+  plan_parts(indexer);
   return rows_ > 0;
 }
 
@@ -219,19 +219,15 @@ void LatentStep::absorb(int64_t tile) const {
 }
 
 void LatentStep::attend(const IndexerStep& indexer, int64_t tile, int thread) {
-  const int64_t group = divide_up(spec_.heads, head_tiles_), head = tile % head_tiles_ * group;
-  const int64_t heads = std::min(group, spec_.heads - head);
-  if (heads <= 0) return;
-  // The last tokens attend to the most keys, so they are taken first.
-  int64_t place = token_tiles_ - 1 - tile / head_tiles_;
-  each_piece([&](const StepSequence& sequence, int64_t first, int64_t count) {
-    const int64_t tiles = divide_up(count, kTokenTile);
-    if (place >= 0 && place < tiles) {
-      const int64_t begin = first + place * kTokenTile;
-      attend_tokens(indexer, sequence, begin, std::min(kTokenTile, first + count - begin), head, heads, thread);
-    }
-    place -= tiles;
-  });
+  const Tile own = tile_of(parts_.tile_of(tile));
+  if (own.heads > 0) attend_tokens(indexer, own, tile, thread);
+}
+
+void LatentStep::join(const IndexerStep& indexer, int64_t tile) {
+  const Tile own = tile_of(tile);
+  if (own.heads <= 0) return;
+  parts_.join(level_, tile, {0, num_parts(indexer, *own.sequence, own.token) - 1}, target_of(own));
+  prepare_values(own);
 }
 
 void LatentStep::expand(int64_t tile) const {
@@ -275,50 +271,95 @@ void LatentStep::rotate(float* x, int64_t token, int64_t position) const {
                 spec_.rope_kind == RopeKind::kInterleaved);
 }
 
-void LatentStep::attend_tokens(const IndexerStep& indexer, const StepSequence& sequence, int64_t token, int64_t tokens,
-                   int64_t head, int64_t heads, int thread) {
-  const int64_t row = token - first_, dim = spec_.nope_dim + spec_.rope_dim;
-  float* scratch = scratch_ + thread * scratch_size_;
-  for (int64_t i = 0; !expansion_.is_empty() && i < tokens * heads; ++i) {
-    const int64_t of = i / heads, each = head + i % heads;
-    expansion_.add_to_query(token + of, each, queries_ + (token + of) * queries_size_ + each * dim,
-                           absorbed_ + ((row + of) * spec_.heads + each) * latent_size_, scratch + places_.size);
-  }
-  int64_t count;
-  for (int64_t i = 0; i < tokens; i += count) {  // those that attend to all keys come first
-    const int32_t* chosen = indexer.chosen(token + i);
-    count = chosen ? 1 : std::min(tokens - i, kMostLatentRows / heads);
-    while (!chosen && count > 1 && indexer.chosen(token + i + count - 1)) --count;
-    attend_rows(sequence, token + i, count, head, heads, chosen, chosen ? indexer.top_k() - 1 : -1, scratch);
-  }
-  for (int64_t i = 0; i < tokens; ++i) {
-    const int64_t first = (row + i) * spec_.heads + head;
-    level_.prepare(values_panel_, weighted_, Format::kFloat32, spec_.rank, nullptr, first, first + heads);
-  }
+LatentStep::Tile LatentStep::tile_of(int64_t tile) const {
+  const int64_t group = divide_up(spec_.heads, head_tiles_), head = tile % head_tiles_ * group;
+  Tile found{nullptr, 0, 0, head, std::min(group, spec_.heads - head)};
+  // The last tokens attend to the most keys, so they are taken first.
+  int64_t place = token_tiles_ - 1 - tile / head_tiles_;
+  each_piece([&](const StepSequence& sequence, int64_t first, int64_t count) {
+    const int64_t tiles = divide_up(count, kTokenTile);
+    if (place >= 0 && place < tiles) {
+      found.sequence = &sequence;
+      found.token = first + place * kTokenTile;
+      found.tokens = std::min(kTokenTile, first + count - found.token);
+    }
+    place -= tiles;
+  });
+  return found;
 }
 
-void LatentStep::attend_rows(const StepSequence& sequence, int64_t token, int64_t tokens, int64_t head, int64_t heads,
-                 const int32_t* chosen, int64_t last, float* scratch) {
-  const int64_t row = token - first_;
+void LatentStep::plan_parts(const IndexerStep& indexer) {
+  int64_t most_parts = 1;
+  each_piece([&](const StepSequence& sequence, int64_t first, int64_t count) {
+    most_parts = std::max(most_parts, num_parts(indexer, sequence, first + count - 1));
+  });
+  // Adapters add to the queries of a tile, so that one thread takes it; so it does if tokens see different keys.
+  const bool is_divisible = token_tiles_ == rows_ && expansion_.is_empty();
+  const int64_t divided = is_divisible ? most_parts : 1;
+  int64_t tile = indexer.is_sparse() || divided > 1 ? kMostLatentRows : kHeadTile;
+  while (tile > kLeastHeads && token_tiles_ * divide_up(spec_.heads, tile) * divided < 2 * num_threads_) tile /= 2;
+  head_tiles_ = divide_up(spec_.heads, tile);
+  const int64_t rows = std::min(divide_up(spec_.heads, head_tiles_) * std::min(rows_, kTokenTile), kMostLatentRows);
+  parts_.plan(parts_memory_, static_cast<int>(num_threads_), token_tiles_ * head_tiles_, divided, rows, spec_.rank);
+}
+
+int64_t LatentStep::num_parts(const IndexerStep& indexer, const StepSequence& sequence, int64_t token) const {
+  const int64_t keys = indexer.chosen(token) ? indexer.top_k() : position_of(sequence, token) + 1;
+  return divide_up(keys, kPartKeys);
+}
+
+void LatentStep::attend_tokens(const IndexerStep& indexer, const Tile& tile, int64_t number, int thread) {
+  const int64_t row = tile.token - first_, dim = spec_.nope_dim + spec_.rope_dim;
+  float* scratch = scratch_ + thread * scratch_size_;
+  for (int64_t i = 0; !expansion_.is_empty() && i < tile.tokens * tile.heads; ++i) {
+    const int64_t of = i / tile.heads, each = tile.head + i % tile.heads;
+    expansion_.add_to_query(tile.token + of, each, queries_ + (tile.token + of) * queries_size_ + each * dim,
+                           absorbed_ + ((row + of) * spec_.heads + each) * latent_size_, scratch + places_.size);
+  }
+  Tile some = tile;
+  for (int64_t i = 0; i < tile.tokens; i += some.tokens) {  // those that attend to all keys come first
+    some.token = tile.token + i;
+    const bool is_chosen = indexer.chosen(some.token);
+    some.tokens = is_chosen ? 1 : std::min(tile.tokens - i, kMostLatentRows / tile.heads);
+    while (!is_chosen && some.tokens > 1 && indexer.chosen(some.token + some.tokens - 1)) --some.tokens;
+    LatentAttend attend = attend_of(indexer, some);
+    attend.scratch = scratch;
+    const int64_t last = num_parts(indexer, *tile.sequence, some.token + some.tokens - 1) - 1;
+    parts_.run(level_, number, thread, {0, last}, target_of(some),
+               [&](int64_t part, const PartSums& sums) { level_.attend_latents(attend, part, sums); });
+  }
+  if (!num_joins()) prepare_values(tile);
+}
+
+LatentAttend LatentStep::attend_of(const IndexerStep& indexer, const Tile& tile) const {
   LatentAttend attend{};
-  attend.query = absorbed_ + (row * spec_.heads + head) * latent_size_;
-  attend.output = weighted_ + (row * spec_.heads + head) * spec_.rank;
+  attend.query = absorbed_ + ((tile.token - first_) * spec_.heads + tile.head) * latent_size_;
   attend.query_stride = absorbed_size_;
-  attend.output_stride = weighted_size_;
   attend.latents = spec_.cache;
-  attend.blocks = step_.block_tables[spec_.group] + sequence.first_block;
-  attend.chosen = chosen;
-  attend.scratch = scratch;
-  attend.first_position = chosen ? last : position_of(sequence, token);
-  attend.tokens = tokens;
-  attend.heads = heads;
+  attend.blocks = step_.block_tables[spec_.group] + tile.sequence->first_block;
+  attend.chosen = indexer.chosen(tile.token);
+  attend.first_position = attend.chosen ? indexer.top_k() - 1 : position_of(*tile.sequence, tile.token);
+  attend.tokens = tile.tokens;
+  attend.heads = tile.heads;
   attend.dim = spec_.cache_dim;
   attend.key_dim = latent_size_;
   attend.value_dim = spec_.rank;
   attend.format = spec_.cache_format;
   attend.is_exact = step_.is_exact;
   attend.scaling = spec_.scaling;
-  level_.attend_latents(attend);
+  return attend;
+}
+
+Attended LatentStep::target_of(const Tile& tile) const {
+  float* output = weighted_ + ((tile.token - first_) * spec_.heads + tile.head) * spec_.rank;
+  return {output, weighted_size_, tile.tokens, tile.heads, spec_.rank, nullptr};
+}
+
+void LatentStep::prepare_values(const Tile& tile) {
+  for (int64_t i = 0; i < tile.tokens; ++i) {
+    const int64_t first = (tile.token - first_ + i) * spec_.heads + tile.head;
+    level_.prepare(values_panel_, weighted_, Format::kFloat32, spec_.rank, nullptr, first, first + tile.heads);
+  }
 }
 
 }  // namespace greenroom

@@ -1,6 +1,7 @@
 // What latent attention does in a step.
 #pragma once
 
+#include "layers/attention_parts.h"
 #include "layers/indexer_step.h"
 #include "layers/latent_attention.h"
 #include "layers/latent_expansion.h"
@@ -29,13 +30,14 @@ class LatentStep {
   void place(int64_t token);
 
   // Begins the next pass; returns false if there is none. Each token with chosen keys is attended on its own, so more heads
-  // take turns with them.
+  // take turns with them. So do those of a token whose keys are divided among threads.
   bool begin_pass(const IndexerStep& indexer);
   bool is_last_pass() const { return first_ + rows_ == step_.tokens; }
 
   int64_t pass_rows() const { return rows_; }
   int64_t num_absorb_tiles() const { return spec_.heads * row_tiles() * divide_up(spec_.rank, kOutputTile); }
-  int64_t num_attend_tiles() const { return token_tiles_ * head_tiles_; }
+  int64_t num_attend_tiles() const { return parts_.num_tiles(); }
+  int64_t num_joins() const { return parts_.num_joins(); }
   int64_t num_value_tiles() const { return spec_.heads * row_tiles() * divide_up(spec_.value_dim, kOutputTile); }
 
   // Rotates and scales the queries of a row of the pass.
@@ -43,6 +45,7 @@ class LatentStep {
 
   void absorb(int64_t tile) const;
   void attend(const IndexerStep& indexer, int64_t tile, int thread);
+  void join(const IndexerStep& indexer, int64_t tile);
   void expand(int64_t tile) const;
 
   // Finishes the results of heads: adds what adapters add, and multiplies them by gates.
@@ -78,12 +81,21 @@ class LatentStep {
   template <typename Target>
   void multiply_heads(const Matrix& matrix, const Panel& panel, int64_t size, int64_t tile, Target target) const;
 
-  void attend_tokens(const IndexerStep& indexer, const StepSequence& sequence, int64_t token, int64_t tokens,
-                     int64_t head, int64_t heads, int thread);
+  // Some tokens of a sequence, and some heads.
+  struct Tile {
+    const StepSequence* sequence;
+    int64_t token, tokens, head, heads;
+  };
 
-  // Args: `chosen` keys of the one token, up to the `last`; or null for all keys.
-  void attend_rows(const StepSequence& sequence, int64_t token, int64_t tokens, int64_t head, int64_t heads,
-                   const int32_t* chosen, int64_t last, float* scratch);
+  Tile tile_of(int64_t tile) const;
+  void plan_parts(const IndexerStep& indexer);
+  int64_t num_parts(const IndexerStep& indexer, const StepSequence& sequence, int64_t token) const;
+  void attend_tokens(const IndexerStep& indexer, const Tile& tile, int64_t number, int thread);
+
+  // The attention of some tokens that see all keys, or of one that sees chosen ones.
+  LatentAttend attend_of(const IndexerStep& indexer, const Tile& tile) const;
+  Attended target_of(const Tile& tile) const;
+  void prepare_values(const Tile& tile);
 
   const LatentExpansion& expansion_;
   const Level& level_;
@@ -95,6 +107,8 @@ class LatentStep {
   const int64_t absorbed_size_, weighted_size_;
   const int64_t pass_rows_;  // of a pass, at most
   const LatentScratch places_;
+  Buffer& parts_memory_;
+  AttentionParts parts_;
   const MixerResults results_;
   int64_t scratch_size_ = 0;
   int64_t num_threads_ = 1;

@@ -1,7 +1,7 @@
 // Attention for some tokens of one sequence, over the query heads that share a key head.
 #pragma once
 
-#include "formats/matrix.h"
+#include "levels/part_sums.h"
 
 namespace greenroom {
 
@@ -13,15 +13,12 @@ inline constexpr int kSpanKeys = 64;    // keys processed at a time; a multiple 
 // stored token by token.
 struct Attention {
   const float* query;  // (tokens, heads, key_dim); tokens are `query_stride` apart, heads are contiguous
-  float* output;       // (tokens, heads, value_dim); tokens are `output_stride` apart
   int64_t query_stride;
-  int64_t output_stride;
   const void* keys;
   const void* values;
   const int32_t* blocks;  // the sequence's block table
-  const float* sinks;     // (heads) logits that take weight but have no value; or null
   const int32_t* newest;  // (tokens) last key that each attends to; null if that is its own
-  float* scratch;         // `attention_scratch` floats
+  float* scratch;         // `kAttentionScratch` floats
   int64_t first_position;
   int64_t tokens;
   int64_t heads;
@@ -35,10 +32,26 @@ struct Attention {
   float softcap;          // 0 means none
 };
 
-inline constexpr int kMostQueryRows = 4;
-
-inline int64_t attention_scratch(int64_t value_dim) {
-  return kMostQueryRows * (round_up(value_dim, 16) + kSpanKeys);
+// The first and the last key that a token attends to. (Static: each level compiles its own.)
+static inline int64_t oldest_seen(const Attention& a, int64_t token) {
+  const int64_t position = a.first_position + token;
+  if (!a.window) return 0;
+  const int64_t oldest = a.is_chunked ? position / a.window * a.window : position - a.window + 1;
+  return oldest < 0 ? 0 : oldest;
 }
+
+static inline int64_t newest_seen(const Attention& a, int64_t token) {
+  return a.newest ? a.newest[token] : a.first_position + token;
+}
+
+// The last key that any of the tokens attends to.
+static inline int64_t last_seen(const Attention& a) {
+  int64_t last = newest_seen(a, 0);
+  for (int64_t token = 1; token < a.tokens; ++token) last = newest_seen(a, token) > last ? newest_seen(a, token) : last;
+  return last;
+}
+
+inline constexpr int64_t kMostQueryRows = 4;  // rows with sums in registers together
+inline constexpr int64_t kAttentionScratch = kMostQueryRows * kSpanKeys;
 
 }  // namespace greenroom

@@ -9,13 +9,11 @@ namespace greenroom {
 // b * kCacheBlock * dim and is transposed, the first number of all its tokens, then the second, and so on.
 struct LatentAttend {
   const float* query;     // (tokens, heads, key_dim); tokens are `query_stride` apart, heads are contiguous
-  float* output;          // (tokens, heads, value_dim); tokens are `output_stride` apart
   int64_t query_stride;
-  int64_t output_stride;
   const void* latents;
   const int32_t* blocks;  // the sequence's block table
   const int32_t* chosen;  // positions of the keys that one token attends to, in order; null for all up to its own
-  float* scratch;         // `latent_scratch` floats, aligned to 64 bytes
+  float* scratch;         // `LatentScratch::size` floats, aligned to 64 bytes
   int64_t first_position;  // or the number of chosen keys less one
   int64_t tokens;
   int64_t heads;
@@ -35,10 +33,7 @@ struct LatentScratch {
   LatentScratch(int64_t key_dim, int64_t value_dim)
       : value_stride(round_up(value_dim, 16)),
         query_stride(round_up(key_dim, 32)),
-        most(kMostLatentRows * value_stride),
-        sums(most + kMostLatentRows),
-        weights(sums + kMostLatentRows),
-        values(weights + kLatentRows * kSpanKeys),
+        values(kLatentRows * kSpanKeys),
         keys(values + kSpanKeys * value_stride),
         queries(keys + query_stride / 2 * kSpanKeys),
         gathered(queries + kMostLatentRows * query_stride / 2),
@@ -46,7 +41,7 @@ struct LatentScratch {
 
   int64_t value_stride;  // numbers of a total, and of a key's value
   int64_t query_stride;  // numbers of a query in bfloat16
-  int64_t most, sums, weights, values;
+  int64_t weights = 0, values;
   int64_t keys, queries;  // in pairs of bfloat16
   int64_t gathered;       // chosen keys of a span
   int64_t size;

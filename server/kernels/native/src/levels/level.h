@@ -76,8 +76,14 @@ struct Level {
   // and 2 * i + 1.
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);
 
-  void (*attend)(const Attention& attention);
-  void (*attend_latents)(const LatentAttend& attend);
+  // Fill the sums of the part with this number; of all parts, from the first that a row sees to the last.
+  void (*attend)(const Attention& attention, int64_t number, const PartSums& part);
+  void (*attend_latents)(const LatentAttend& attend, int64_t number, const PartSums& part);
+
+  // Adds the sums of the part that follows, and computes results from those of all.
+  void (*add_part)(const PartSums& all, const PartSums& part);
+  void (*finish_parts)(const Attended& target, const PartSums& all);
+
   void (*score_keys)(const IndexScores& scores);
 
   void (*recur)(const Recurrence& recurrence);
