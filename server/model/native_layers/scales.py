@@ -13,7 +13,8 @@ from server.model.blocks.errors import UnsupportedLayerError
 # Errors of a factor measured on many numbers, whose own roundings cancel out.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 4e-4}
 QUANTISED_ROUNDING = 1e-3  # the same where a layer's linear layers are quantised, which rounds their rows too
-SURE = 5  # standard errors that a factor may be off
+SURE = 5  # standard errors that must be small
+FAR = 10  # standard errors that a factor may be off: they are from few rows, and many layers are measured
 MOST_UNSURE = 0.015  # error of a factor that says nothing about it
 
 
@@ -51,7 +52,10 @@ class MeasuredFactor:
             raise UnsupportedLayerError(
                 f"the results of its experts are too small to show their factor ({self.value:.4g} +- {error:.2g})"
             )
-        found = {number for number in named_factors(config) if abs(number - self.value) <= error}
+        far = min(max(FAR * self.error, error), MOST_UNSURE * abs(self.value))
+        named = named_factors(config)
+        found = {number for number in named if abs(number - self.value) <= error}
+        found = found or {number for number in named if abs(number - self.value) <= far}
         if len(found) != 1:
             few = "which its config does not name" if not found else f"which may be any of {sorted(found)}"
             raise UnsupportedLayerError(f"its layers multiply the results of experts by {self.value:.4g}, {few}")
