@@ -23,7 +23,7 @@ chart from one or more results files.
 ``--family`` makes the random checkpoint of a family (``benchmarks.families``) and its GGUF file, compares the two
 engines all in memory, deletes the files and goes on with the next; ``--only int8,int4`` chooses other formats than that
 of the checkpoint, and ``--only Q8_0,Q4_0,Q4_K_M`` GGUF files, which both engines serve. ``--only decode --contexts
-12000,32000 --streams 1`` measures decoding after long prompts.
+12000,32000 --streams 1 --rounds 1`` measures decoding after long prompts, which every engine reads anew in each round.
 """
 
 from __future__ import annotations
@@ -117,14 +117,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for condition in selection.conditions:
             for weights in selection.formats:
-                work = tasks(
-                    condition,
-                    selection.kinds,
-                    options.streams,
-                    options.prompts,
-                    options.tokens,
-                    contexts=options.contexts,
-                )
+                work = planned(options, condition, selection)
                 if work:
                     comparison.run_group(condition, weights, work, options.rounds)
     except KeyboardInterrupt:
@@ -153,14 +146,7 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                 comparison = Comparison(setup, variants(options), selection, options.retries)
                 try:
                     for weights in formats:
-                        work = tasks(
-                            "resident",
-                            selection.kinds,
-                            options.streams,
-                            options.prompts,
-                            options.tokens,
-                            contexts=options.contexts,
-                        )
+                        work = planned(options, "resident", selection)
                         comparison.run_group("resident", weights, work, options.rounds)
                         files.delete_quantised()
                 finally:

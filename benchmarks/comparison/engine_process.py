@@ -22,6 +22,7 @@ from benchmarks.load_generator import Completion, Timing, burst
 
 TICKS = os.sysconf("SC_CLK_TCK")
 LOAD_SECONDS, REPLY_SECONDS = 300.0, 240.0
+REPLY_SECONDS_PER_TOKEN = 0.1  # of the prompts: long ones take an engine many minutes beside other processes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Workload:
     prompts: Sequence[Sequence[int]]
     new_tokens: int
     seconds: float = 30.0  # limit of decoding time for slow engines
+
+    @property
+    def reply_seconds(self) -> float:
+        """The longest time to wait for the answers."""
+        return REPLY_SECONDS + REPLY_SECONDS_PER_TOKEN * sum(map(len, self.prompts))
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ class Peer(EngineProcess):
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise EngineError(f"the process ended ({self._process.wait()}); {self._last_log_line()}") from error
-        return json.loads(self._read_line(REPLY_SECONDS))
+        return json.loads(self._read_line(work.reply_seconds))
 
 
 class Greenroom(EngineProcess):
@@ -230,7 +236,7 @@ class Greenroom(EngineProcess):
     def _generate(self, work: Workload) -> Mapping[str, float]:
         completions = [Completion(prompt, work.new_tokens) for prompt in work.prompts]
         try:
-            timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), REPLY_SECONDS))
+            timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), work.reply_seconds))
         except (OSError, RuntimeError, TimeoutError) as error:
             if self._process.poll() is not None:
                 raise EngineError(f"the process ended ({self._process.returncode}); {self._last_log_line()}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.comparison.report import make_rows
+from benchmarks.comparison.report import is_long, make_rows
 
 NO_FIGURE = "-"
 
@@ -13,8 +13,8 @@ NO_FIGURE = "-"
 def family_lines(results: Sequence[Mapping[str, Any]], peer: str = "llama.cpp") -> Iterator[str]:
     """Yield a Markdown table of the results of several models; cells are ``Greenroom / peer (ratio)``.
 
-    A ratio is that of speeds, also of first tokens, so that more than 1 is faster. Greenroom's other variants have
-    lines of their own.
+    A ratio is that of speeds, also of first tokens, so that more than 1 is faster. The share of memory bandwidth that
+    Greenroom used follows after long contexts. Greenroom's other variants have lines of their own.
     """
     tasks = list(dict.fromkeys(row.task for result in results for row in make_rows(result)))
     yield "| Family | " + " | ".join(tasks) + " |"
@@ -35,8 +35,10 @@ def family_lines(results: Sequence[Mapping[str, Any]], peer: str = "llama.cpp") 
                 if task in others:
                     ratio = own[task].median / others[task].median
                     ratio = 1 / ratio if own[task].is_time else ratio
-                    cells.append(f"{text}{others[task].median:.{places}f} ({ratio:.2f})")
+                    text += f"{others[task].median:.{places}f} ({ratio:.2f})"
                 else:
-                    cells.append(text + NO_FIGURE)
+                    text += NO_FIGURE
+                share = own[task].memory_share if is_long(task) else None
+                cells.append(text if share is None else f"{text}, {share:.0%}")
             shown = result["model"] + ("" if name.startswith("greenroom ") else f", {name.rpartition(' ')[0]}")
             yield f"| {shown}, {weights} | " + " | ".join(cells) + " |"

@@ -14,7 +14,7 @@ from benchmarks.comparison.engine_process import EngineError, EngineProcess, Mea
 from benchmarks.comparison.engines import MissingError, Setup, Variant
 from benchmarks.comparison.machine import describe_machine
 from benchmarks.comparison.plan import CONDITIONS, Engine, Selection, Task
-from benchmarks.comparison.weights import Weights, weights_of
+from benchmarks.comparison.weights import CacheSizes, Weights, cache_sizes, weights_of
 
 WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # loads all experts that fit in memory
 
@@ -43,8 +43,9 @@ class LoadedEngine:
         print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{note}", flush=True)
         return result
 
-    def entries(self, condition: str, weights: str) -> Iterator[dict[str, Any]]:
+    def entries(self, condition: str, weights: str, cache: CacheSizes) -> Iterator[dict[str, Any]]:
         for task, results in self.measurements.items():
+            cache_bytes = task.streams * cache.step_bytes(task.prompt_tokens + task.new_tokens // 2)
             yield {
                 "condition": condition,
                 "weights": weights,
@@ -54,7 +55,7 @@ class LoadedEngine:
                 "kind": task.kind,
                 "streams": task.streams,
                 "prompt_tokens": task.prompt_tokens,
-                "step_bytes": round(self.weights.step_bytes(task.streams)),
+                "step_bytes": round(self.weights.step_bytes(task.streams)) + cache_bytes,
                 "block_bytes": self.weights.expert_bytes,
                 "peak_bytes": self._process.peak_bytes(),
                 "group_peak_bytes": self._process.group_peak_bytes(),
@@ -69,6 +70,7 @@ class Comparison:
     def __init__(self, setup: Setup, variants: Sequence[Variant], selection: Selection, retries: int):
         self._setup, self._variants, self._selection, self._retries = setup, variants, selection, retries
         self._config = json.loads((setup.model / "config.json").read_text())
+        self._cache = cache_sizes(setup.greenroom, setup.model)
         self.entries: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.versions: dict[str, str] = {}
@@ -89,7 +91,7 @@ class Comparison:
                     self._measure_bandwidth(condition, {engine.weights.expert_bytes for engine in engines})
             finally:
                 for engine in engines:
-                    self.entries += engine.entries(condition, weights)
+                    self.entries += engine.entries(condition, weights, self._cache)
 
     def _measure_quietly(self, engines: list[LoadedEngine], condition: str, task: Task, index: int) -> None:
         """Measure all engines at a task. Repeat while other processes are busy, and keep the quietest attempt."""

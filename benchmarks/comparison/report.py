@@ -45,6 +45,11 @@ def task_name(entry: Entry) -> str:
     return name if entry["prompt_tokens"] <= SHORT_CONTEXT else f"{name} after {entry['prompt_tokens']:,}"
 
 
+def is_long(task: str) -> bool:
+    """Return whether streams decode after more tokens than usual."""
+    return " after " in task
+
+
 def speeds(entry: Entry) -> list[float]:
     """Return tokens/s, or prompts per second, of each sample."""
     if entry["kind"] == "prompt":

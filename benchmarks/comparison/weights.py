@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,32 @@ class Weights:
     def step_bytes(self, streams: int) -> float:
         """Return the mean number of bytes that a decode step must read."""
         return self.trunk_bytes + self.num_layers * self.experts_of_step(streams) * self.expert_bytes
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """What a step reads of one sequence's KV cache and recurrent states."""
+
+    groups: Sequence[tuple[int, int | None]]  # bytes of a token, and the tokens that a query sees; None for all
+    state_bytes: int = 0  # whatever the length
+
+    def step_bytes(self, tokens: int) -> int:
+        """Return the bytes that a decode step reads after this many tokens."""
+        seen = (nbytes * min(tokens, window or tokens) for nbytes, window in self.groups)
+        return sum(seen) + self.state_bytes
+
+
+def cache_sizes(python: str, model: Path) -> CacheSizes:
+    """Return the sizes that ``greenroom inspect`` tells; llama.cpp's float16 cache has as many bytes.
+
+    Args:
+        python: interpreter of Greenroom's environment.
+    """
+    command = [python, "-m", "server.cli", "inspect", str(model), "--json"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    cache = report["kv_cache"]
+    groups = [(group["bytes_per_token"], group["window"]) for group in cache["groups"]]
+    return CacheSizes(groups, cache["bytes_per_sequence"])
 
 
 def weights_of(path: Path, config: dict[str, Any]) -> Weights:

@@ -56,3 +56,10 @@ def test_table_shows_both_engines_and_the_ratio_of_their_medians() -> None:
     lines = list(family_lines([first | {"model": "a"}, alone | {"model": "b"}]))
     assert lines[0] == "| Family | 1 stream | first token of 64 |"
     assert lines[2:] == ["| a, bf16 | 60.0 / 40.0 (1.50) | 0.50 / 1.00 (2.00) |", "| b, bf16 | 20.0 / - | - |"]
+
+
+def test_table_shows_the_share_of_the_bandwidth_after_long_contexts() -> None:
+    long = result(entry("greenroom", [60], prompt_tokens=12_000), entry("llama.cpp", [30], prompt_tokens=12_000))
+    long["bandwidth"]["memory"] = [60_000]
+    lines = list(family_lines([long | {"model": "a"}]))
+    assert lines[2] == "| a, bf16 | 60.0 / 30.0 (2.00), 50% |"

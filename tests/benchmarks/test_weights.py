@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.comparison.weights import Weights, gguf_sizes, weights_of
+from benchmarks.comparison.weights import CacheSizes, Weights, gguf_sizes, weights_of
 
 CONFIG = {"num_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 1}
 
@@ -59,3 +59,9 @@ def test_streams_share_experts() -> None:
     weights = Weights(trunk_bytes=100, expert_bytes=10, num_experts=4, top_k=2, num_layers=3)
     assert weights.step_bytes(1) == 100 + 3 * 2 * 10
     assert weights.step_bytes(2) == 100 + 3 * 3 * 10
+
+
+def test_a_step_reads_the_tokens_that_a_query_sees() -> None:
+    sizes = CacheSizes([(8, None), (4, 128)], state_bytes=100)
+    assert sizes.step_bytes(1000) == 8 * 1000 + 4 * 128 + 100
+    assert sizes.step_bytes(10) == 8 * 10 + 4 * 10 + 100
