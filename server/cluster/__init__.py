@@ -1,0 +1,1 @@
+"""Replicas of a server on several machines. Ray is imported by no module of the choice of a replica."""
