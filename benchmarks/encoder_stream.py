@@ -26,6 +26,7 @@ import torch
 
 from expert_store import ExpertStore
 from expert_store.lease import ReadyExperts
+from expert_store.policies import STREAM
 from server.kernels.backend import SortedRows
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level
@@ -87,15 +88,17 @@ def measure(trunk: encoder_trunk.EncoderTrunk, file: Path, rounds: int) -> dict[
     def run(store: ExpertStore) -> None:
         trunk.forward(chunks, KVCache((), (), 16), store)
 
-    small, whole = ExpertStore(trunk.catalog, total // LAYERS), ExpertStore(trunk.catalog, total)
+    small, whole = (ExpertStore(trunk.catalog, nbytes, policy=STREAM) for nbytes in (total // LAYERS, total))
     with ExitStack() as stack:
         stack.callback(whole.close)
         stack.callback(small.close)
         speeds: list[tuple[float, float]] = []
+        shares: list[float] = []
         for _ in range(rounds + WARM):
             before = small.statistics().loaded_bytes
             seconds = timed(lambda: run(small))
             read = small.statistics().loaded_bytes - before
+            shares.append(read / total)
             speeds.append((read / seconds, file.stat().st_size / timed(lambda: read_directly(file))))
         speeds = speeds[WARM:]
         for _ in range(WARM):
@@ -113,6 +116,8 @@ def measure(trunk: encoder_trunk.EncoderTrunk, file: Path, rounds: int) -> dict[
     return {
         "expert_bytes": total,
         "share_in_memory": round(1 / LAYERS, 3),
+        "share_read_by_a_pass": round(statistics.median(shares), 3),
+        "prefetches_wasted": small.statistics().prefetches["wasted"],
         "stream_gb_per_second": round(streamed / 1e9, 3),
         "direct_gb_per_second": round(direct / 1e9, 3),
         "stream_over_direct": round(statistics.median(a / b for a, b in speeds), 3),

@@ -84,8 +84,8 @@ a plain sum over them.
 
 An encoder reads whole sequences in both directions and writes no text: it serves `/v1/embeddings` and, if it was
 trained to classify, `/v1/classify` ([api.md](api.md#labels)). Many sequences share a step, each of them whole, so an
-input is no longer than `--max-batched-tokens`. The experts are paged as those of any model; `/v1/models` lists the
-labels. Adapters and expert variants are for decoders.
+input is no longer than `--max-batched-tokens`. The experts are paged as those of any model, and read in the order of
+the layers where every pass uses all; `/v1/models` lists the labels. Adapters and expert variants are for decoders.
 
 | model type | class | reads | tensors of an expert |
 | --- | --- | --- | --- |

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expert_store import ExpertStore, Prefetcher, SourceError, make_prefetcher
+from expert_store.policies import STREAM
 from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
@@ -60,7 +61,7 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
             plan.host_bytes,
             device_bytes=plan.device_bytes,
             device=model.device,
-            policy=settings.cache_policy,
+            policy=STREAM if trunk.facts.uses_every_expert else settings.cache_policy,
             least_unpinned=trunk.facts.top_k,
             recorder=recorder,
         )

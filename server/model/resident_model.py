@@ -36,6 +36,7 @@ class TrunkFacts:
     program: ModelProgram  # what runs where
     is_encoder_decoder: bool = False  # an encoder reads the prompt, and a decoder writes the answer
     is_encoder: bool = False  # it reads a prompt in both directions, and writes nothing
+    uses_every_expert: bool = False  # in each pass
     reads_images: bool = False  # its prompts are images alone
     labels: tuple[str, ...] = ()  # their names, of a model that classifies
     hidden_size: int = 0  # size of last hidden states; 0 if the model returns none

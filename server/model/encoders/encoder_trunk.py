@@ -117,7 +117,7 @@ class EncoderTrunk(ResidentModel):
 
     def _stream(self, store: ExpertStore) -> LayerStream | None:
         """Return what reads the layers in order, if not all experts fit and a sequence uses every one of them."""
-        if not self._routed.touches_all or store.holds_all:
+        if not self.facts.uses_every_expert or store.holds_all:
             return None
         return LayerStream(store, {layer.number: len(layer.keys) for layer in self._layers.values()})
 

@@ -30,6 +30,7 @@ def encoder_facts(model: Any, layers: Collection[int]) -> TrunkFacts:
         tuple(layers),
         ModelProgram.uniform(model, Target.MODULES, ENCODER_REASON),
         is_encoder=True,
+        uses_every_expert=all(router.max_experts(1) == router.num_experts for router in routers),
         reads_images=bool(model.config.image_size),
         hidden_size=hidden,
         labels=tuple(names[place] for place in range(len(names))),

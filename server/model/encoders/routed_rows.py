@@ -40,11 +40,6 @@ class RoutedRows:
         """True if what a router does with a sequence depends on the others of the step."""
         return any(isinstance(router, SwitchRouter) and router.may_drop for router in self._routers)
 
-    @property
-    def touches_all(self) -> bool:
-        """True if every sequence uses every expert."""
-        return all(router.max_experts(1) == router.num_experts for router in self._routers)
-
     def begin(self, lengths: Sequence[int]) -> None:
         """Begin a step with sequences of so many tokens."""
         self._lengths = list(lengths)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from expert_store import ExpertKey
 from expert_store.policies import (
     POLICIES,
+    STREAM,
     ArcPolicy,
     FairPolicy,
     LfruPolicy,
@@ -152,7 +153,7 @@ def test_a_policy_answers_as_the_obvious_one_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [*POLICIES, STREAM])
 @given(num_slots=st.integers(1, 24), steps=operations)
 def test_within_shares_a_victim_is_resident_and_evictable_and_there_is_one_if_any_is(
     name: str, num_slots: int, steps: list[tuple[str, int, int]]
@@ -286,6 +287,17 @@ def test_shares_follow_the_number_of_slots() -> None:
     policy = FairPolicy(4, {0: 8, 1: 8}, LruPolicy)
     policy.resize(8)
     assert policy.shares == {0: 4, 1: 4}
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [((), 2), ((2,), 1), ((2, 1), 0), ((2, 1, 0), 3)],  # the layer itself, those before it, and the next one last
+)
+def test_a_stream_evicts_what_a_pass_needs_last(held: tuple[int, ...], expected: int) -> None:
+    policy = make_policy(STREAM, 4, dict.fromkeys(range(4), 8))
+    for layer in range(4):
+        policy.insert(key(0, layer))
+    assert policy.victim(key(5, 2), lambda candidate: candidate.layer not in held) == key(0, expected)
 
 
 def test_an_unknown_name_is_refused_with_the_choices() -> None:

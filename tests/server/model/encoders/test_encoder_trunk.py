@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from expert_store import ExpertStore, least_bytes
+from expert_store.policies import STREAM
 from server.model.attention.kv_cache import KVCache
 from server.model.encoders.encoder_trunk import EncoderTrunk
 from server.model.encoders.image_inputs import PIXELS
@@ -116,7 +117,7 @@ def test_the_next_layer_is_read_while_one_is_computed_and_no_bit_changes(tmp_pat
     save(tmp_path, "soft")
     with loaded(tmp_path) as (trunk, whole):
         expected = labels(run(trunk, whole, PROMPTS))
-        small = ExpertStore(trunk.catalog, trunk.catalog.total_bytes // 2)
+        small = ExpertStore(trunk.catalog, trunk.catalog.total_bytes // 2, policy=STREAM)
         try:
             found = [labels(run(trunk, small, PROMPTS)) for _ in range(3)]
             prefetches = small.statistics().prefetches
@@ -124,3 +125,4 @@ def test_the_next_layer_is_read_while_one_is_computed_and_no_bit_changes(tmp_pat
             small.close()
     assert all(torch.equal(each, expected) for each in found)
     assert prefetches["used"] + prefetches["late"] > 0
+    assert not prefetches["wasted"]
