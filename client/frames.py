@@ -28,7 +28,7 @@ class LayerBalance:
 
 @dataclass(frozen=True)
 class Download:
-    """How much of a model's files is on the server's disk."""
+    """Progress of a model's download to the server's disk."""
 
     held_bytes: int
     total_bytes: int

@@ -40,7 +40,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """What a step reads of one sequence's KV cache and recurrent states."""
+    """Bytes that a step reads of one sequence's KV cache and recurrent states."""
 
     groups: Sequence[tuple[int, int | None]]  # bytes of a token, and the tokens that a query sees; None for all
     state_bytes: int = 0  # whatever the length

@@ -31,7 +31,7 @@ Span = tuple[CachedSource, int, int]  # begin and end of some bytes
 
 
 class FillProgress(NamedTuple):
-    """How far a fill has come."""
+    """Progress of a fill."""
 
     held_bytes: int
     total_bytes: int

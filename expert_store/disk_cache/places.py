@@ -1,4 +1,4 @@
-"""Whether the bytes of an expert are on a disk now."""
+"""Tells which experts have their bytes on a disk now."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class ReplicaState:
-    """What a replica has told last.
+    """State that a replica reported last.
 
     Attributes:
         num_requests: running and waiting.

@@ -36,7 +36,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class RoutedRequest:
-    """What the choice of a replica knows of a request.
+    """Facts about a request that the choice of a replica uses.
 
     Attributes:
         num_tokens: of the prompt.

@@ -1,4 +1,4 @@
-"""When a model that is elsewhere could answer, and when all of it would be here."""
+"""Predicts the time to the first answer and to the complete download of a model that is elsewhere."""
 
 from __future__ import annotations
 

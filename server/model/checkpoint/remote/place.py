@@ -1,4 +1,4 @@
-"""Where a model is, if it is not on this machine."""
+"""Place of a model that is not on this machine."""
 
 from __future__ import annotations
 

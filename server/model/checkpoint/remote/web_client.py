@@ -43,7 +43,7 @@ class Content(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Where the bytes of a file are for now."""
+    """Link to the bytes of a file, for now."""
 
     url: str
     version: str | None = None  # that its server tells; None before the first answer
