@@ -3,5 +3,9 @@
 ``install`` (``runtime.py``) gives a CPU build of torch devices ``cuda:N``. Results are those of the CPU. What a card
 refuses is refused (operands on two devices, device memory read by the host, operations that it lacks), copies on
 streams of their own are late, accesses that no event orders are races, and launches and synchronisations are counted by
-place. It has no kernels of its own, no graphs and no timing.
+place. Triton's interpreter runs kernels (``triton_kernels.py``). It has no graphs and no timing.
 """
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, as torch does by itself

@@ -27,6 +27,7 @@ class Access:
 @dataclass(eq=False)
 class Allocation:
     reference: StorageWeakRef
+    first: int
     nbytes: int
     device: int
     is_shared: bool = False  # between streams; only then accesses are remembered
@@ -52,8 +53,8 @@ class Memory:
         storage = inner.untyped_storage()
         with lock:
             stream = current_stream(device)
-            allocation = Allocation(StorageWeakRef(storage), storage.nbytes(), device)
             first = storage.data_ptr()
+            allocation = Allocation(StorageWeakRef(storage), first, storage.nbytes(), device)
             allocation.accesses.append(
                 Access(stream, stream.count, first, first + allocation.nbytes, is_write=True, place="its allocation")
             )
@@ -66,18 +67,24 @@ class Memory:
 
     def share(self, inner: torch.Tensor) -> None:
         """Remember accesses from now on, as several streams use this memory."""
-        allocation = self._find(inner)
+        allocation = self.find(inner)
         if allocation is not None:
             allocation.is_shared = True
 
     def access(self, inner: torch.Tensor, stream: Stream, number: int, *, is_write: bool) -> None:
         """Note an access by a stream's operation; a race is one that no event puts after another stream's."""
-        allocation = self._find(inner)
+        allocation = self.find(inner)
         if allocation is None or not allocation.is_shared or not inner.numel():
             return
         extent = sum((size - 1) * step for size, step in zip(inner.shape, inner.stride(), strict=True)) + 1
-        first, at = inner.data_ptr(), place()
-        last, kept = first + extent * inner.element_size(), []
+        first = inner.data_ptr()
+        self.touch(allocation, first, first + extent * inner.element_size(), stream, number, is_write=is_write)
+
+    def touch(
+        self, allocation: Allocation, first: int, last: int, stream: Stream, number: int, *, is_write: bool
+    ) -> None:
+        """Note an access to a range of addresses in shared memory; see ``access``."""
+        at, kept = place(), []
         for other in allocation.accesses:
             overlaps = other.first < last and first < other.last
             is_conflict = overlaps and (is_write or other.is_write) and other.stream is not stream
@@ -90,6 +97,7 @@ class Memory:
         kept.append(Access(stream, number, first, last, is_write, at))
         allocation.accesses = kept[-MOST_ACCESSES:]
 
-    def _find(self, inner: torch.Tensor) -> Allocation | None:
+    def find(self, inner: torch.Tensor) -> Allocation | None:
+        """Return the allocation that a tensor lies in."""
         allocation = self._known.get(inner.untyped_storage().data_ptr())
         return None if allocation is None or allocation.reference.expired() else allocation

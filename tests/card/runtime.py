@@ -8,6 +8,7 @@ import hashlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,10 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
     }
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
+    if find_spec("triton") is not None:
+        from tests.card import triton_kernels  # noqa: PLC0415  Triton may not be installed
+
+        triton_kernels.install()
     pinned_memory.clear_error = clear_error  # there is no library to take it from
     torch.Tensor.pin_memory = lambda self, device=None: self.clone()  # type: ignore[method-assign, assignment]
     torch.Tensor.is_pinned = lambda self, device=None: False  # type: ignore[method-assign, assignment]

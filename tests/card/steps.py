@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from expert_store import ExpertStore
+from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
@@ -20,18 +21,20 @@ from tests.expert_store.waiting import wait_until_idle
 from tests.families import make_config
 
 CARD = torch.device("cuda", 0)
-PROMPT, FEW, MANY = 20, 2, 4  # layers; the difference of both depths is the cost of a layer
+PROMPT, FEW, MANY = 3, 1, 3  # layers; the difference of both depths is the cost of a layer
 BLOCKS = 4  # of a sequence
 
 
-def decode_step(num_layers: int, num_sequences: int) -> dict[str, Counter[str]]:
+def decode_step(num_layers: int, num_sequences: int, *, with_triton: bool) -> dict[str, Counter[str]]:
     """Return the launches and synchronisations, by place, of a step in which all experts are on the card."""
     config = make_config("qwen3_moe")
     config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1] * num_layers
     with tempfile.TemporaryDirectory() as folder:
-        trunk = load_trunk(save_checkpoint(config, Path(folder) / "model", torch.bfloat16), torch.bfloat16, CARD)
+        model = save_checkpoint(config, Path(folder) / "model", torch.bfloat16)
+        pool = ComputePool(1, triton_device=CARD if with_triton else None)
+        trunk = load_trunk(model, torch.bfloat16, CARD, pool=pool)
         total = trunk.catalog.total_bytes
         store = ExpertStore(trunk.catalog, total, device_bytes=total, device=CARD)
         cache = KVCache(trunk.facts.kv_groups, [BLOCKS * num_sequences], 8, CARD)
@@ -51,9 +54,9 @@ def decode_step(num_layers: int, num_sequences: int) -> dict[str, Counter[str]]:
     return found
 
 
-def cost(num_sequences: int) -> dict[str, float]:
+def cost(num_sequences: int, *, with_triton: bool) -> dict[str, float]:
     """Return what a layer costs, and what all costs that is beside the layers."""
-    few, many = decode_step(FEW, num_sequences), decode_step(MANY, num_sequences)
+    few, many = (decode_step(layers, num_sequences, with_triton=with_triton) for layers in (FEW, MANY))
     result = {}
     for name in few:
         layer = (many[name].total() - few[name].total()) / (MANY - FEW)
@@ -64,4 +67,5 @@ def cost(num_sequences: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     install()
-    print(json.dumps({count: cost(count) for count in (1, 4)}))
+    steps = {"torch, 1": (1, False), "Triton, 1": (1, True), "Triton, 4": (4, True)}
+    print(json.dumps({name: cost(count, with_triton=with_triton) for name, (count, with_triton) in steps.items()}))

@@ -113,7 +113,7 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
         index = index_of(asked) if asked.type == "cuda" else None
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if not is_view:
-        _launch(name, stream, has_kernel=bool(tensors) and name not in {"_local_scalar_dense", "_to_copy", "copy_"})
+        launch(name, stream, has_kernel=bool(tensors) and name not in {"_local_scalar_dense", "_to_copy", "copy_"})
         number = stream.begin()
         if _waits(function, name, args, kwargs, index):
             count_sync(name)
@@ -136,7 +136,8 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
     return pytree.tree_map(wrap, result)
 
 
-def _launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
+def launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
+    """Count a launch; raise what CUDA raises at one after a failed call."""
     launches[name] += 1
     launch_places[place()] += 1
     error = getattr(local, "error", None)
@@ -205,7 +206,7 @@ def _is_late_download(args: Any, kwargs: Any, stream: Stream) -> bool:
 def _upload(args: Any, kwargs: Any, stream: Stream) -> Any:
     """Copy from the host; late on a stream of its own."""
     target, source = args[0].inner, args[1]
-    _launch("copy_ from the host", stream, has_kernel=False)
+    launch("copy_ from the host", stream, has_kernel=False)
     if stream in default_streams or not _non_blocking(args, kwargs):
         if not _non_blocking(args, kwargs) and source.dim():
             count_sync("copy_ from the host")
@@ -223,7 +224,7 @@ def _upload(args: Any, kwargs: Any, stream: Stream) -> Any:
 def _download(args: Any, stream: Stream) -> Any:
     """Copy to the host, late."""
     target, source = args[0], args[1].inner
-    _launch("copy_ to the host", stream, has_kernel=False)
+    launch("copy_ to the host", stream, has_kernel=False)
     memory.share(source)
     stream.catch_up()
     number = stream.begin_late(lambda: target.copy_(source))

@@ -25,17 +25,17 @@ def has_driver() -> bool:
 
 @cache
 def missing(device: torch.device) -> str | None:
-    """Return why Triton's kernels can't run on a device; None if a small one has run there, and was right."""
+    """Return why Triton's kernels can't run on a device; None if two small ones have run there, and were right."""
     if torch.version.hip is not None:
         return "the Triton kernels were never tried on ROCm"
     if not has_driver():
         return f"there is no driver of NVIDIA ({DRIVER})"
     try:
-        is_right = _adds(device)
+        is_right = _adds(device) and _attends(device)
     except ImportError:
         return "Triton is not installed; pip install 'greenroom[cuda]'"
     except Exception as error:  # a compiler and a driver raise many kinds
-        log.warning("Triton kernels do not run on %s, so torch runs the experts, slower", device, exc_info=error)
+        log.warning("Triton kernels do not run on %s, so torch does their work, slower", device, exc_info=error)
         return f"a Triton kernel failed: {' '.join(str(error).split())[:200]}"
     return None if is_right else "a Triton kernel gave a wrong result"
 
@@ -51,3 +51,16 @@ def _adds(device: torch.device) -> bool:
     options = {"SCALES_INPUT": False, "BLOCK_N": 64}
     experts.add_choices[(TOKENS, 1)](products, chosen, weights, output, TOP_K, HIDDEN, **options)
     return torch.equal(output, products.sum(1) * 0.5)
+
+
+def _attends(device: torch.device) -> bool:
+    """Return True if a token that sees itself alone has its own value as the result of attention."""
+    from server.kernels.triton.decode_attention import DecodeRow, PagedKeys, PagedStep  # noqa: PLC0415  as above
+
+    cache = torch.zeros((1, 1, HIDDEN), dtype=torch.float16, device=device)
+    row = torch.arange(HIDDEN, dtype=torch.float16, device=device).view(1, 1, HIDDEN)
+    output = torch.zeros_like(row)
+    step, paged = PagedStep([0], [DecodeRow(0, 0, 1, [0])], 1, device), PagedKeys(cache, cache, HIDDEN, HIDDEN, True)
+    step.write(row, row, paged)
+    step.attend(row, paged, output, scaling=0.1, softcap=None, sinks=None)
+    return torch.equal(output, row)

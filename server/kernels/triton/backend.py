@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 
@@ -16,6 +15,7 @@ from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
 from server.kernels.triton.grouping import group_choices
 from server.kernels.triton.launch import ExpertLaunch, Tiles
+from server.kernels.triton.upload import upload
 
 FEW_ROWS = 4  # choices an expert, on average, up to which a program for each is faster; calculated, never measured
 
@@ -70,7 +70,7 @@ class _Layer(ABC):
         numbers = np.full(self.num_choices, -1, np.int32)
         for number, (start, end) in enumerate(rows.spans.values()):
             numbers[rows.order[start:end]] = number
-        self.experts = self._upload(numbers)
+        self.experts = upload(numbers, self.x.device)
         self.hidden = self.x.new_empty(self.num_choices, launch.intermediate)
         self._arena: tuple[torch.Tensor, int] | None = None
         self._pending: list[tuple[int, int]] = []  # expert and slot of those whose second product is to come
@@ -114,13 +114,7 @@ class _Layer(ABC):
         table = np.full(max(1, len(self._number_of)), -1, np.int32)
         for number, slot in found:
             table[number] = slot
-        return self._upload(table)
-
-    def _upload(self, numbers: npt.NDArray[np.int32]) -> torch.Tensor:
-        host = torch.from_numpy(numbers)
-        if self.x.is_cuda:  # a pinned buffer is kept by torch until the copy has ended
-            return host.pin_memory().to(self.x.device, non_blocking=True)
-        return host
+        return upload(table, self.x.device)
 
     @abstractmethod
     def _empty_products(self) -> torch.Tensor:

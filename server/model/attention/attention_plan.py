@@ -80,7 +80,13 @@ def slot_ranges(table: Sequence[int], block_size: int, first: int, last: int) ->
 
 
 def plan_group(
-    chunks: Sequence[SequenceChunk], group: int, window: int | None, block_size: int, is_chunked: bool = False
+    chunks: Sequence[SequenceChunk],
+    group: int,
+    window: int | None,
+    block_size: int,
+    is_chunked: bool = False,
+    *,
+    has_decodes: bool = True,
 ) -> GroupPlan:
     """Return the plan of one group of layers, whose blocks are in ``block_tables[group]`` of each chunk.
 
@@ -89,6 +95,7 @@ def plan_group(
 
     Args:
         window, is_chunked: the keys that a token sees (``window.oldest_seen``).
+        has_decodes: False to leave out the spans of single new tokens, though not their slots.
     """
     plan, row = GroupPlan(), 0
     for chunk in chunks:
@@ -98,7 +105,8 @@ def plan_group(
             oldest = 0 if window is None else max(0, oldest_seen(first, window, is_chunked))
             ranges = slot_ranges(table, block_size, oldest, end)
             plan.slots.append(ranges[-1][0] + ranges[-1][1] - 1)
-            plan.add([Span(row, 1, start, length) for start, length in reversed(ranges)])
+            if has_decodes:
+                plan.add([Span(row, 1, start, length) for start, length in reversed(ranges)])
         else:
             for start, length in slot_ranges(table, block_size, first, end):
                 plan.slots.extend(range(start, start + length))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool, work_bytes
-from server.model.attention.attention_plan import Band, GroupPlan, Span, plan_group
+from server.model.attention.attention_plan import Band, Span, plan_group
 from server.model.attention.chosen_attention import ChosenAttention
+from server.model.attention.decode_attention import DecodeAttention, runs_on
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.kv_cache import KVCache, LayerCache
 from server.model.attention.span_attention import attend_span, band_mask, merge
@@ -27,12 +30,7 @@ class StepAttention:
     def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
         self._cache = cache
         self.chosen = ChosenAttention(chunks, cache)
-        self._groups = [
-            _GroupAttention(
-                plan_group(chunks, index, group.window, cache.block_size, group.is_chunked), cache.device, pool
-            )
-            for index, group in enumerate(cache.groups)
-        ]
+        self._groups = [_GroupAttention(chunks, index, cache, pool) for index in range(len(cache.groups))]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -51,22 +49,39 @@ class StepAttention:
 class _GroupAttention:
     """The attention of a group of layers."""
 
-    def __init__(self, plan: GroupPlan, device: torch.device, pool: ComputePool):
-        self._plan, self._device, self.pool = plan, device, pool
-        self._slots = torch.tensor(plan.slots, device=device)
-        self._further_rows = [
-            torch.tensor(
-                [row for span in spans for row in range(span.first_row, span.first_row + span.num_rows)], device=device
-            )
-            for spans in plan.rounds[1:]
-        ]
+    def __init__(self, chunks: Sequence[SequenceChunk], group: int, cache: KVCache, pool: ComputePool):
+        self._device, self.pool, rule = cache.device, pool, cache.groups[group]
+        has_kernels = runs_on(pool.triton_device)
+        self._plan = plan_group(
+            chunks, group, rule.window, cache.block_size, rule.is_chunked, has_decodes=not has_kernels
+        )
+        self._decodes, self._slots = None, torch.empty(0)
+        if has_kernels:
+            self._decodes = DecodeAttention(chunks, group, self._plan.slots, cache)
+        else:
+            self._slots = torch.tensor(self._plan.slots, device=cache.device)
+        first, *further = (_rows_of(spans) for spans in self._plan.rounds)
+        self._first_rows = torch.from_numpy(first).to(cache.device) if has_kernels and len(first) else None
+        self._further_rows = [torch.from_numpy(first.searchsorted(rows)).to(cache.device) for rows in further]
         self._masks: dict[tuple[Band, torch.dtype], torch.Tensor] = {}
 
     def attend(
         self, cache: LayerCache, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
+        if self._decodes is None:
+            cache.write(self._slots, key, value)
+            return self._attend_spans(cache, query, key, value, options)
+        self._decodes.write(cache, key, value)
+        output = self._decodes.attend(cache, query, options)
+        if self._first_rows is not None:
+            output[self._first_rows] = self._attend_spans(cache, query, key, value, options)
+        return output
+
+    def _attend_spans(
+        self, cache: LayerCache, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """Return the attention of the plan's spans, ``(rows of the first round, heads, value_dim)``."""
         shape = cache.shape
-        cache.write(self._slots, key, value)
         query = _pad(query, shape.dim)
         if self._plan.has_new:
             key = _pad(key, shape.dim).unsqueeze(0)
@@ -174,6 +189,12 @@ class _RoundAttention:
         output, lse = attend_span(part, keys, values, scaling, softcap, is_causal=span.is_causal, mask=mask)
         shape = span.num_rows, num_heads, groups
         return output[0].transpose(0, 1).reshape(*shape, -1), lse[0].transpose(0, 1).reshape(shape)
+
+
+def _rows_of(spans: Sequence[Span]) -> npt.NDArray[np.int64]:
+    """Return the step's tokens that spans are of."""
+    rows = [np.arange(span.first_row, span.first_row + span.num_rows) for span in spans]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def _pad(tensor: torch.Tensor, dim: int) -> torch.Tensor:

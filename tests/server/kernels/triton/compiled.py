@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from server.kernels.native.backend import describe_experts
-from server.kernels.triton import experts
+from server.kernels.triton import attention, decode_attention, experts
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from tests.server.kernels.triton.layers import KINDS, make_layer
 
@@ -34,9 +35,26 @@ POINTERS = {
     "hidden": "*bf16",
     "output": "*bf16",
     "products": "*bf16",
+    "rows": "*i32",
+    "table": "*i32",
+    **dict.fromkeys(("key", "value", "query", "keys", "values", "sinks"), "*bf16"),
+    "parts": "*fp32",
+    "extremes": "*fp32",
 }
-NUMBERS = {"alpha": "fp32", "limit": "fp32"}  # others are integers
-ALIGNED = {"slot_bytes", "K", "I", "N", *POINTERS}  # multiples of 16, of which the compiler makes use
+NUMBERS = {"alpha": "fp32", "limit": "fp32", "scaling": "fp32", "softcap": "fp32"}  # others are integers
+STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "token")} | {"cache_head", "cache_row"}
+# Multiples of 16, of which the compiler makes use.
+ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", *STRIDES, *POINTERS}
+# Widths of keys and values, whether they are a latent, the type of rows, and the cards.
+ATTENTION = {
+    "attention of 128": (128, 128, False, torch.bfloat16, CARDS),
+    "attention of 64": (64, 64, False, torch.bfloat16, (80,)),
+    "attention of 80": (80, 80, False, torch.bfloat16, (86,)),
+    "attention of 256": (256, 256, False, torch.bfloat16, (89,)),
+    "attention of 192 and 128": (192, 128, False, torch.bfloat16, (120,)),
+    "attention to a latent": (576, 512, True, torch.bfloat16, (80, 89)),
+    "attention of 128 in float32": (128, 128, False, torch.float32, (120,)),
+}
 
 
 def kernels_of(launch: ExpertLaunch) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -51,15 +69,38 @@ def kernels_of(launch: ExpertLaunch) -> Iterator[tuple[Any, dict[str, Any]]]:
     yield experts.second_many, {**without, **many, "BLOCK_N": tiles["second_outputs"]}
 
 
-def compile_for(kernel: Any, constants: dict[str, Any], card: int) -> dict[str, Any]:
-    """Compile a kernel; return what it uses of a card."""
-    names = kernel.arg_names
+def attention_kernels(
+    key_dim: int, value_dim: int, dtype: torch.dtype, *, is_latent: bool
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the kernels that attend to keys and values, with the constants that they are compiled with."""
+    tiles = decode_attention.Tiles.of(key_dim, value_dim, dtype).options
+    partition, width = {"PARTITION": decode_attention.PARTITION}, tiles["BLOCK_V"]
+    rules = {"HAS_SINKS": True, "HAS_SOFTCAP": True, "IS_SPLIT": False, "BLOCK": 16}
+    yield attention.attend_partition, {**tiles, **partition, **rules, "IS_LATENT": is_latent}
+    if dtype != torch.float32 and width == tiles["BLOCK_D"]:
+        merged = {"HAS_SINKS": True, "BLOCK_P": decode_attention.MERGED}
+        yield attention.merge_partitions, {**partition, **merged, "BLOCK_V": width}
+        yield attention.write_tokens, {"IS_LATENT": is_latent, "BLOCK": width}
+
+
+def compile_for(
+    kernel: Any, constants: dict[str, Any], card: int, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
+    """Compile a kernel; return what it uses of a card.
+
+    Args:
+        dtype: of rows.
+    """
+    names, constants = kernel.arg_names, dict(constants)
+    options = {"num_warps": constants.pop("num_warps", 4)}
     signature = {
         name: "constexpr" if name in constants else POINTERS.get(name) or NUMBERS.get(name) or "i32" for name in names
     }
+    if dtype == torch.float32:
+        signature = {name: "*fp32" if of == "*bf16" else of for name, of in signature.items()}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name in ALIGNED}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", card, 32))
+    made = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -70,7 +111,7 @@ def compile_for(kernel: Any, constants: dict[str, Any], card: int) -> dict[str, 
         "kernel": kernel.fn.__name__,
         "card": card,
         "shared": made.metadata.shared,
-        "multiplies_64_bits": re.search(r"m(ul|ad)\.lo\.s64", made.asm["ptx"]) is not None,
+        "multiplies_64_bits": re.search(r"m(ul|ad)\.(lo\.s64|wide\.s32)", made.asm["ptx"]) is not None,
         **found,
     }
 
@@ -84,6 +125,10 @@ def main() -> None:
         launch = ExpertLaunch.of(shape, scales_input=kind.scales_input)
         for card in CARDS if name == EVERYWHERE else CARDS[number % len(CARDS) :][:1]:
             results += [{"kind": name, **compile_for(*each, card)} for each in kernels_of(launch)]
+    for name, (key_dim, value_dim, is_latent, dtype, cards) in ATTENTION.items():
+        for card in cards:
+            made = attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent)
+            results += [{"kind": name, **compile_for(*each, card, dtype)} for each in made]
     print(json.dumps(results))
 
 
