@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from server.kernels.triton.superblocks import IQ4_XS, Q4_0, load_superblocks
+
 FLOAT32: tl.constexpr = tl.constexpr(0)
 BFLOAT16: tl.constexpr = tl.constexpr(1)
 FLOAT16: tl.constexpr = tl.constexpr(2)
@@ -116,6 +118,8 @@ def load_weights(
         place = n * (K // 2) + k // 2
         code = (tl.load(codes + place, mask=mask, other=0).to(tl.int32) >> (k % 2 * 4)) & 15
         return decode_e2m1(code) * load_numbers(slot + scales, n * (K // GROUP) + k // GROUP, mask, E8M0)
+    elif (FORM >= Q4_0) & (FORM <= IQ4_XS):
+        return load_superblocks(codes, slot + scales, n, k, K, mask, FORM)
     else:
         at = (n // ROW_BLOCK) * ((K + COLUMN_BLOCK - 1) // COLUMN_BLOCK) + k // COLUMN_BLOCK
         scale = load_numbers(slot + scales, at, mask, SCALE_FORM)

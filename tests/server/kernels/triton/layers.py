@@ -14,10 +14,13 @@ from expert_store import ExpertLayout, ParameterSpec
 from expert_store.arena import RESERVE, slot_views
 from server.kernels.backend import SortedRows
 from server.kernels.formats import block_int4, block_int8
+from server.kernels.formats.ggml_types import GGML_TYPES
+from tests.server.kernels.formats.ggml_matrices import NUMBERS, random_rows
 from tests.server.kernels.native.slots import Maker
 
 HIDDEN, INTERMEDIATE = 96, 64  # FP8 and FP4 take complete blocks alone
 RAGGED_HIDDEN, RAGGED_INTERMEDIATE = 90, 37
+SUPERBLOCK = 256
 SPOILT = 255
 
 Tensors = dict[str, torch.Tensor]
@@ -57,12 +60,21 @@ def _fp8(rows: int, columns: int, dtype: torch.dtype) -> Make:
     return make
 
 
+def _gguf(type_name: str) -> Make:
+    def make(maker: Maker, name: str, outputs: int, inputs: int) -> Tensors:
+        seed = int(maker.ints((1,), 0, 1 << 20, torch.int64))
+        return GGML_TYPES[NUMBERS[type_name]].repack(name, random_rows(type_name, outputs, inputs, seed), inputs)
+
+    return make
+
+
 @dataclass(frozen=True)
 class Kind:
     """A format and what else differs between layers."""
 
     make: Make
     is_ragged: bool = False
+    has_superblocks: bool = False  # rows of 256 numbers
     is_transposed: bool = False
     num_parts: int = 1
     has_bias: bool = False
@@ -88,6 +100,8 @@ KINDS = {
     "FP8 in blocks": Kind(_fp8(32, 32, torch.float32)),
     "FP8 in parts with biases": Kind(_fp8(16, 32, torch.bfloat16), num_parts=2, has_bias=True),
     "MXFP8": Kind(_fp8(1, 32, torch.uint8)),
+    "Q4_K in parts": Kind(_gguf("Q4_K"), has_superblocks=True, num_parts=2),
+    "Q6_K": Kind(_gguf("Q6_K"), has_superblocks=True),
 }
 
 
@@ -170,6 +184,8 @@ def make_layer(kind: Kind, num_experts: int, seed: int = 0, first_slot: int = 1)
     """
     maker = Maker(seed)
     hidden, intermediate = (RAGGED_HIDDEN, RAGGED_INTERMEDIATE) if kind.is_ragged else (HIDDEN, INTERMEDIATE)
+    if kind.has_superblocks:
+        hidden = intermediate = SUPERBLOCK
     module = Module(kind, hidden, intermediate, num_experts)
     experts = [_make_expert(kind, module, maker, hidden, intermediate) for _ in range(num_experts)]
     layout = ExpertLayout(

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:Runt
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 EXPERTS, TOP_K = 5, 2
 TILES = Tiles(32, 64, many_rows=16, first_outputs=32, second_outputs=32, many_inputs=64)
+WIDE = Tiles(256, 256, many_rows=32, first_outputs=256, second_outputs=256, many_inputs=256)  # fewer to interpret
 FEW, MANY = 3, 40  # tokens
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}  # by the largest result
 
@@ -34,7 +35,8 @@ def run(layer: Layer, rows: SortedRows, *groups: Sequence[int], gives_back: bool
     assert not isinstance(shape, str), shape
     assert unsupported(shape) is None
     fallback = TorchBackend(ComputePool(1), layer.module, layer.layout)
-    backend = TritonBackend(shape, fallback, scales_input=layer.module.scales_input, tiles=TILES)
+    tiles = TILES if layer.hidden < WIDE.few_inputs or DEVICE.type == "cuda" else WIDE
+    backend = TritonBackend(shape, fallback, scales_input=layer.module.scales_input, tiles=tiles)
     there = SortedRows(rows.hidden_states.to(DEVICE), rows.weights.to(DEVICE), rows.order, rows.spans)
     batches = layer.to(DEVICE).batches(*(groups or [list(rows.spans)]), gives_back=gives_back)
     return backend.run(there, batches, lambda: None).cpu()
