@@ -208,6 +208,8 @@ def main() -> None:
         arguments.experts_dir, arguments.adapters_dir = folder, folder
         loaded = load_server(arguments.model, load_settings(vars(arguments), os.environ, arguments.config))
         checkpoint, _ = find_checkpoint(arguments.model, None)
+        if not isinstance(checkpoint, Path):
+            parser.error("MODEL must be a folder")
         num_experts = loaded.store.catalog.num_experts
         assert loaded.adapters is not None
         for number in range(arguments.streams):

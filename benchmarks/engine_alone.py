@@ -3,7 +3,7 @@
 ``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{}`` once the model is loaded. For
 each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, it generates all completions in one batch and
 prints the number of decode steps, their seconds, and the total CPU time: ``{"steps": ..., "seconds": ...,
-"cpu_seconds": ...}``.
+"cpu_seconds": ...}``. ``benchmarks.before_after engine`` measures it beside another checkout's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from typing import Any
 
 from server.cli.serve import add_arguments
 from server.engine.interface import GenerationRequest, SamplingParams
@@ -24,7 +25,7 @@ from server.settings import load_settings
 POLL_SECONDS = 0.02
 
 
-def sampling_defaults(loaded: LoadedServer) -> dict[str, float]:
+def sampling_defaults(loaded: LoadedServer) -> dict[str, Any]:
     """Return the model's defaults of the parameters that choose a token."""
     return {name: value for name, value in asdict(loaded.defaults).items() if name != "max_new_tokens"}
 
@@ -51,11 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     arguments = parser.parse_args()
+    if sys.stdin.isatty():
+        parser.error("standard input has no batches; write lines such as [[[5, 17, 300], 64]] there, or --help")
     loaded = load_server(arguments.model, load_settings(vars(arguments), os.environ, arguments.config))
     print("{}", flush=True)
+    line = None
     for line in sys.stdin:
         print(json.dumps(asyncio.run(run(loaded, json.loads(line)))), flush=True)
     loaded.close()
+    if line is None:
+        sys.exit("nothing was measured: standard input had no line such as [[[5, 17, 300], 64]]")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.engines import SCRIPTS_FOLDER, Variant
+from benchmarks.comparison.engines import Variant
+from benchmarks.comparison.gguf_files import SCRIPTS_FOLDER
 from benchmarks.comparison.weights import weights_of
 
 GREENROOM_FORMATS = {"bf16": "", "int8": "-int8", "int4": "-int4"}

@@ -80,14 +80,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    device, report = find_device(arguments.device), {"versions": versions(), "runs": []}
+    device = find_device(arguments.device)
+    runs: list[dict[str, Any]] = []
+    report: dict[str, object] = {"versions": versions(), "runs": runs}
     if device.type == "cuda":
         report["device"] = torch.cuda.get_device_name(device)
         report["copy_bytes_per_second"] = measure_copy(device)
     for model in arguments.models:
         for share in SHARES:
-            report["runs"].append(measure(model, arguments.device, share, arguments.out))
-            print(report["runs"][-1], file=sys.stderr)
+            runs.append(measure(model, arguments.device, share, arguments.out))
+            print(runs[-1], file=sys.stderr)
     print(json.dumps(report))
 
 

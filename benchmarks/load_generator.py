@@ -57,7 +57,8 @@ async def complete(url: str, completion: Completion) -> Timing:
     address = urlsplit(url)
     reply = _Reply(Timing(time.perf_counter()))
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(lambda: reply, address.hostname, address.port)
+    assert address.hostname is not None
+    transport, _ = await loop.create_connection(lambda: reply, address.hostname, address.port or 80)
     transport.write(_request(completion))
     try:
         return await reply.done

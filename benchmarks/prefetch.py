@@ -210,7 +210,7 @@ def delay_reads(seconds: float) -> None:
         read(*arguments)
         time.sleep(seconds)
 
-    DirectFile.read = slowed  # type: ignore[method-assign]
+    DirectFile.read = slowed  # type: ignore[assignment, method-assign]
 
 
 def main() -> None:
@@ -232,6 +232,7 @@ def main() -> None:
             folder = arguments.checkpoint or Path(temporary)
             write_skewed_checkpoint(folder)
         trunk = load_trunk(folder, compute_dtype("auto", read_config(folder), torch.device("cpu")))
+        assert isinstance(trunk, Trunk)
         if arguments.model == "bundled":
             streams = sampled_streams(trunk, arguments.batch, length)
         else:

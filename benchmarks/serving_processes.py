@@ -83,11 +83,13 @@ class EngineAlone:
 
 
 @contextmanager
-def engine_alone(arguments: Sequence[str]) -> Iterator[EngineAlone]:
-    """Start an engine with the same flags as the server."""
-    command = [sys.executable, "-m", "benchmarks.engine_alone", "--log-level", "warning", *arguments]
+def engine_alone(
+    arguments: Sequence[str], python: str = sys.executable, folder: Path | None = None
+) -> Iterator[EngineAlone]:
+    """Start an engine with the same flags as the server, of the checkout in another folder by its interpreter."""
+    command = [python, "-m", "benchmarks.engine_alone", "--log-level", "warning", *arguments]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=folder
     ) as process:
         assert process.stdin is not None
         yield EngineAlone(process)

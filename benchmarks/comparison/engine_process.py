@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, drop_page_cache
@@ -117,7 +116,7 @@ class EngineProcess(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def measure(self, work: Workload) -> Measurement:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from benchmarks.comparison.engine_process import EngineError
@@ -22,7 +21,7 @@ class FamilyFiles:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *_: object) -> None:
         if not self._keep:
             self.delete_quantised()
             shutil.rmtree(self.folder, ignore_errors=True)

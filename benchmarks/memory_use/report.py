@@ -58,8 +58,8 @@ def sweep_lines(entries: Sequence[Entry], planned: str) -> Iterator[str]:
         if planned in medians and swept:
             best = max(swept, key=lambda budget: swept[budget])
             ratio = medians[planned] / swept[best]
-            load = f"{limit_name(limit)}, {streams} x {tokens}"
-            yield f"{load}: {planned} is {ratio:.2f} of the best swept budget ({best})"
+            load_name = f"{limit_name(limit)}, {streams} x {tokens}"
+            yield f"{load_name}: {planned} is {ratio:.2f} of the best swept budget ({best})"
 
 
 def mixture_lines(entries: Sequence[Entry]) -> Iterator[str]:

@@ -30,7 +30,7 @@ def declare_tokenizers() -> None:
 
     for kind in vars(base).values():
         if isinstance(kind, type) and "get_vocab_base_pre" in vars(kind):
-            kind.get_vocab_base_pre = lambda *_: "qwen2"
+            kind.get_vocab_base_pre = lambda *_: "qwen2"  # type: ignore[attr-defined]
 
 
 def prefer_published_fields() -> None:

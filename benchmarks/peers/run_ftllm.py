@@ -24,7 +24,8 @@ class Runner:
     def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
         started = time.perf_counter()
         handles = [self._launch(prompt, new_tokens) for prompt in prompts]
-        running, arrivals = set(handles), {handle: [] for handle in handles}
+        running = set(handles)
+        arrivals: dict[int, list[float]] = {handle: [] for handle in handles}
         while running:
             idle = True
             for handle in sorted(running):

@@ -85,7 +85,7 @@ class KeyRules(Rules):
     keys: Annotated[list[Annotated[str, AfterValidator(to_digest)]], Field(min_length=1), AfterValidator(distinct)]
 
 
-class PolicyTables(BaseModel):
+class AccessPolicyTables(BaseModel):
     """The whole file."""
 
     model_config = STRICT
@@ -101,7 +101,7 @@ def read_policies(file: Path) -> AccessPolicies:
         SettingsError: it can't be used; the message names the place, and contains no key.
     """
     try:
-        tables = PolicyTables.model_validate(tomllib.loads(file.read_text("utf-8")))
+        tables = AccessPolicyTables.model_validate(tomllib.loads(file.read_text("utf-8")))
         return _policies(tables)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -116,7 +116,7 @@ def read_policies(file: Path) -> AccessPolicies:
     raise SettingsError(f"--policy-file {file}: {reason}")
 
 
-def _policies(tables: PolicyTables) -> AccessPolicies:
+def _policies(tables: AccessPolicyTables) -> AccessPolicies:
     by_name: dict[str, AccessPolicy] = {}
     names: dict[bytes, str] = {}
     for name, rules in tables.policies.items():

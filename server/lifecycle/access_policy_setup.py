@@ -12,7 +12,7 @@ from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import Keys, key_id
 from server.api.core.access.audit import audit
 from server.api.core.service.service import Service
-from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusableAccessPolicyError
 from server.lifecycle.access_policy_file import EVERYWHERE, read_policies
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import ServeSettings, SettingsError
@@ -62,7 +62,7 @@ class AccessPolicySetup:
             return
         try:
             self._prepare(policies.by_name.values())
-        except UnusablePolicyError as error:
+        except UnusableAccessPolicyError as error:
             raise SettingsError(f"--policy-file {self._file}: {error}") from error
 
     def _put(self, policies: AccessPolicies, who: str) -> int:

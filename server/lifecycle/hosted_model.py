@@ -78,7 +78,7 @@ class HostedModel:
             variants=loaded.variants,
             memory=loaded.request_memory,
         )
-        loaded.metrics.policy_refusals = lambda: service.policy_refusals.of(service.policies)
+        loaded.metrics.access_refusals = lambda: service.access_refusals.of(service.policies)
         service.metrics = loaded.metrics.render
         self._recording = asyncio.create_task(record_history(service, loaded.experts.totals))
         _audit_start(loaded)

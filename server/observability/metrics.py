@@ -52,7 +52,7 @@ class Metrics:
         model: name of the model that it serves.
 
     Attributes:
-        policy_refusals: returns how many requests each policy refused for each reason, if there may be policies.
+        access_refusals: returns how many requests each policy refused for each reason, if there may be policies.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Metrics:
         variants: VariantRegistry | None = None,
         fill: Fill | None = None,
     ):
-        self.policy_refusals: Callable[[], Samples] | None = None
+        self.access_refusals: Callable[[], Samples] | None = None
         self._adapters, self._variants, self._fill = adapters, variants, fill
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
@@ -85,7 +85,7 @@ class Metrics:
             self._served, self._store, statistics, engine=self._engine, memory=self._memory, prefetcher=self._prefetcher
         )
         scrape.adapters, scrape.variants, scrape.fill = self._adapters, self._variants, self._fill
-        scrape.policy_refusals = self.policy_refusals
+        scrape.access_refusals = self.access_refusals
         registry.register(_Hashed(scrape, self._hash) if hides_names else scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
@@ -124,7 +124,7 @@ class _Scrape(Collector):
         self.adapters: AdapterRegistry | None = None
         self.variants: VariantRegistry | None = None
         self.fill: Fill | None = None
-        self.policy_refusals: Callable[[], Samples] | None = None
+        self.access_refusals: Callable[[], Samples] | None = None
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -154,9 +154,9 @@ class _Scrape(Collector):
             yield from variant_metrics(self.variants)
         if self.fill is not None:
             yield from _download(self.fill.progress())
-        if self.policy_refusals is not None:
+        if self.access_refusals is not None:
             text = "Requests that the policy of a key refused."
-            yield counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
+            yield counter("policy_refusals", text, ["policy", "reason"], self.access_refusals())
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:

@@ -28,6 +28,7 @@ export class ChatOptions {
     this.mix = new AdapterMix(() => this.showSummary());
     /** @type {string[]} */
     this.routers = [];
+    this.numLists = 0;
     /** @type {Set<string>} models that classify and write no text */
     this.labelModels = new Set();
     this.model.addEventListener("change", () => this.showTask());
@@ -42,8 +43,10 @@ export class ChatOptions {
    */
   async loadModels(routers = this.routers) {
     this.routers = routers;
+    const number = ++this.numLists;
     /** @type {{data: Model[]}} */
     const { data } = await (await request("/v1/models")).json();
+    if (number !== this.numLists) return; // a later list is on its way, or here
     const before = this.model.value;
     const { own, variants, adapters } = sortModels(data);
     const groups = [["Variants", variants], ["Adapters", adapters]].filter(([, names]) => names.length);

@@ -43,6 +43,7 @@ export class Weights {
     this.table = new WeightsTable((row) => void this.unload(row), () => (this.loader.isOffered ? NONE : `${NONE} ${HOW}`));
     this.nextAt = -Infinity;
     this.isPolling = false;
+    this.numPolls = 0;
     /** @type {Row[]} */
     this.rows = [];
     /** @type {string[]} */
@@ -58,17 +59,21 @@ export class Weights {
   clear() {
     this.rows = [];
     this.nextAt = -Infinity;
+    this.numPolls += 1; // what is on its way is of the other one
+    this.isPolling = false;
     this.table.clear();
     report(this.result, "");
   }
 
   async poll() {
     this.isPolling = true;
+    const number = ++this.numPolls;
     const startedAt = performance.now();
     try {
       const [variants, adapters] = await Promise.all(
         ["/v1/experts/variants", "/v1/adapters"].map(async (path) => (await request(path)).json()),
       );
+      if (number !== this.numPolls) return; // a later poll, after a change, tells more
       this.loader.offer(variants.folder, adapters.folder);
       const routers = /** @type {Adapter[]} */ (adapters.data).flatMap((adapter) => adapter.token_routing);
       this.write([...variants.data.map(ofVariant), ...adapters.data.map(ofAdapter)], [...new Set(routers)]);

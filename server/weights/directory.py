@@ -9,15 +9,15 @@ from weakref import WeakValueDictionary
 
 from server.engine.interface import (
     AccessPolicy,
+    AccessRefusedError,
     AdapterCandidate,
     ChoiceByToken,
     ForbiddenExperts,
-    PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
     RequiredAdapterError,
     UnknownAdapterError,
-    UnusablePolicyError,
+    UnusableAccessPolicyError,
 )
 from server.engine.sequence_weights import SequenceWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
@@ -115,9 +115,11 @@ class Directory:
         policies = list(policies)
         for policy in policies:
             if policy.adapters and self._adapters is None:
-                raise UnusablePolicyError(f"the policy {policy.name} adds adapters, but {NO_ADAPTERS}")
+                raise UnusableAccessPolicyError(f"the policy {policy.name} adds adapters, but {NO_ADAPTERS}")
             if policy.forbidden_experts and self._restrictions is None:
-                raise UnusablePolicyError(f"the policy {policy.name}: this model can't run without some of its experts")
+                raise UnusableAccessPolicyError(
+                    f"the policy {policy.name}: this model can't run without some of its experts"
+                )
         if self._restrictions is not None:
             self._restrictions.prepare(policies)
 
@@ -157,7 +159,7 @@ class Directory:
         restriction = None if self._restrictions is None else self._restrictions.find(names.forbidden_experts)
         if restriction is None:
             message = "this model can't run without some of its experts, as the key demands"
-            raise PolicyRefusedError(message, "model", "experts")
+            raise AccessRefusedError(message, "model", "experts")
         return RestrictedSelection(restriction, selected)
 
     def _select_adapters(self, names: RequestWeights) -> AdapterSelection | None:
@@ -234,7 +236,7 @@ class Directory:
                 )
             if (name, weight) not in added and name in dict(added):
                 message = f"the adapter {name!r} is part of every request of this key; leave it out of 'adapters'"
-                raise PolicyRefusedError(message, "adapters", "adapter")
+                raise AccessRefusedError(message, "adapters", "adapter")
 
     @staticmethod
     def _routed(

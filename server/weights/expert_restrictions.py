@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from expert_store import CheckpointError, ExpertCatalog
-from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusableAccessPolicyError
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.experts.router import RouterWeights
 
@@ -30,7 +30,7 @@ class ExpertRestrictions:
         """Make the restrictions of policies. Those of the policies before stay until the next call.
 
         Raises:
-            UnusablePolicyError: the model can't run as a policy demands; nothing has changed.
+            UnusableAccessPolicyError: the model can't run as a policy demands; nothing has changed.
         """
         current: dict[ForbiddenExperts, ExpertRestriction] = {}
         for policy in policies:
@@ -39,7 +39,7 @@ class ExpertRestrictions:
                 try:
                     current[forbidden] = self._known.get(forbidden) or self._make(forbidden)
                 except (ValueError, CheckpointError) as error:
-                    raise UnusablePolicyError(f"the policy {policy.name}: forbidden_experts: {error}") from error
+                    raise UnusableAccessPolicyError(f"the policy {policy.name}: forbidden_experts: {error}") from error
         self._known = {**self._current, **current}
         self._current = current
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from expert_store import CheckpointError
 from server.engine.interface import (
+    AccessRefusedError,
     ChoiceByToken,
     ExpertUsage,
-    PolicyRefusedError,
     RequestRefusedError,
     Timeline,
 )
@@ -124,7 +124,7 @@ class RestrictedSelection(_ExpertSelection):
         self._selected.begin()
         try:
             self._variant = restricted(self._restriction, self._selected.variant)
-        except PolicyRefusedError:
+        except AccessRefusedError:
             self._selected.end()
             raise
 
@@ -147,13 +147,13 @@ def restricted(restriction: ExpertRestriction, variant: ExpertVariant) -> Expert
     """Return a variant without the experts that a policy forbids.
 
     Raises:
-        PolicyRefusedError: it can't run without them.
+        AccessRefusedError: it can't run without them.
     """
     try:
         return restriction.apply(variant)
     except CheckpointError as error:
         message = f"the variant {variant.name!r} can't run without the experts that this key may not use: {error}"
-        raise PolicyRefusedError(message, "model", "experts") from error
+        raise AccessRefusedError(message, "model", "experts") from error
 
 
 class CombinedSelection:

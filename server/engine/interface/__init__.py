@@ -6,22 +6,22 @@ The HTTP API imports nothing else of the engine.
 from server.engine.interface.access_policy import AccessPolicy, ForbiddenExperts
 from server.engine.interface.adapter_choice import AdapterCandidate, AdapterExamples, ChoiceByToken
 from server.engine.interface.errors import (
+    ACCESS_REASONS,
     NO_LABELS,
     NO_TEXT,
-    POLICY_REASONS,
+    AccessReason,
+    AccessRefusedError,
     DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
     GenerationFailedError,
-    PolicyReason,
-    PolicyRefusedError,
     PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
     RequiredAdapterError,
     UnknownAdapterError,
     UnknownVariantError,
-    UnusablePolicyError,
+    UnusableAccessPolicyError,
 )
 from server.engine.interface.event_sinks import EventOutlet, EventSink, SinkItem, publish
 from server.engine.interface.events import (
@@ -69,14 +69,16 @@ from server.model.stalls import Stall
 from server.model.step import RoutedExperts
 
 __all__ = [
+    "ACCESS_REASONS",
     "EVENT_BYTES",
     "FREE_UNREAD",
     "MAX_UNREAD",
     "NO_LABELS",
     "NO_TEXT",
-    "POLICY_REASONS",
     "TEXT_BYTES",
     "AccessPolicy",
+    "AccessReason",
+    "AccessRefusedError",
     "AdapterAdministration",
     "AdapterCandidate",
     "AdapterExamples",
@@ -107,8 +109,6 @@ __all__ = [
     "JsonObject",
     "Media",
     "ModelCard",
-    "PolicyReason",
-    "PolicyRefusedError",
     "Pooling",
     "PoolingOfHidden",
     "PromptTooLongError",
@@ -134,7 +134,7 @@ __all__ = [
     "TopLogprobs",
     "UnknownAdapterError",
     "UnknownVariantError",
-    "UnusablePolicyError",
+    "UnusableAccessPolicyError",
     "VariantAdministration",
     "WeightsDirectory",
     "check_sampling",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, Self, get_args
 
 # A model or an adapter that the key may not use, a required adapter that is not loaded, too few experts left.
-PolicyReason = Literal["model", "adapter", "required_adapter", "experts"]
-POLICY_REASONS: tuple[PolicyReason, ...] = get_args(PolicyReason)
+AccessReason = Literal["model", "adapter", "required_adapter", "experts"]
+ACCESS_REASONS: tuple[AccessReason, ...] = get_args(AccessReason)
 
 
 NO_TEXT = "this model is an encoder, which writes no text; use /v1/embeddings or /v1/classify, or another model"
@@ -37,14 +37,14 @@ class UnknownAdapterError(RequestRefusedError):
     """There is no adapter of that name."""
 
 
-class PolicyRefusedError(RequestRefusedError):
-    """The policy of the caller's key does not let the request run; ``reason`` is one of ``POLICY_REASONS``."""
+class AccessRefusedError(RequestRefusedError):
+    """The policy of the caller's key does not let the request run; ``reason`` is one of ``ACCESS_REASONS``."""
 
-    def __init__(self, message: str, param: str | None, reason: PolicyReason):
+    def __init__(self, message: str, param: str | None, reason: AccessReason):
         super().__init__(message, param)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, PolicyReason]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, AccessReason]]:
         return type(self), (str(self), self.param, self.reason)  # all arguments, as pickle needs them
 
 
@@ -59,10 +59,10 @@ class EngineUnavailableError(EngineError):
 class RequiredAdapterError(EngineUnavailableError):
     """An adapter that the policy of the caller's key adds to every request is not loaded."""
 
-    reason: PolicyReason = "required_adapter"
+    reason: AccessReason = "required_adapter"
 
 
-class UnusablePolicyError(Exception):
+class UnusableAccessPolicyError(Exception):
     """The model can't run as a policy demands; the message names both."""
 
 

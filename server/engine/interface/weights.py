@@ -38,7 +38,7 @@ class WeightsDirectory(Protocol):
         Raises:
             UnknownAdapterError: there is no such name.
             RequestRefusedError: they can't be used together.
-            PolicyRefusedError: the weights can't be used as the policy demands.
+            AccessRefusedError: the weights can't be used as the policy demands.
             RequiredAdapterError: an adapter of the policy is not loaded.
         """
 
@@ -46,7 +46,7 @@ class WeightsDirectory(Protocol):
         """Check that the model can run as policies demand, and prepare for their requests. May block.
 
         Raises:
-            UnusablePolicyError: it can't; nothing has changed.
+            UnusableAccessPolicyError: it can't; nothing has changed.
         """
 
     def candidates(self) -> list[AdapterCandidate]:

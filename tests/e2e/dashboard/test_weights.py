@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import APIResponse, Locator, Page, Route, expect
 
 from client import Client
 from tests.e2e.dashboard.pages import ANSWERED, PageLog, Synthetic, open_live, send
@@ -14,6 +14,7 @@ from tests.e2e.processes import Server, serving
 from tests.e2e.weights import make_weights
 
 BASE = "greenroom-demo"
+POLLED_MS = 30_000  # the page asks less often where the server answers late, as beside other tests
 TINTS = "all => all.map((one) => getComputedStyle(one).getPropertyValue('--tint'))"
 
 
@@ -147,6 +148,28 @@ def test_routing_by_token_is_offered_while_an_adapter_can_be_chosen_so(
     options = page.locator("#chat-model option")
     expect(options).to_have_text([BASE, "auto, for each token (Arrow)", "code"])
     client.unload_adapter("code")
+    expect(options).to_have_text([BASE], timeout=POLLED_MS)
+
+
+def test_a_list_of_models_that_comes_late_does_not_replace_a_newer_one(
+    weights: Server, client: Client, page: Page
+) -> None:
+    open_live(page, weights.url)
+    options = page.locator("#chat-model option")
+    expect(options).to_have_text([BASE])
+    late: list[tuple[Route, APIResponse]] = []
+    page.route("**/v1/models", lambda route: late.append((route, route.fetch())), times=1)
+    load(page, "adapter", "code", "code")
+    while not late:
+        page.wait_for_timeout(10)  # in which the route is called
+    client.unload_adapter("code")
+    with page.expect_response("**/v1/models", timeout=POLLED_MS):  # that of the next poll
+        pass
+    ((route, response),) = late
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/v1/models")):
+        route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert "code" in response.text()
     expect(options).to_have_text([BASE])
 
 

@@ -12,7 +12,7 @@ import pytest
 from server.api.core.access.access_policies import AccessPolicies
 from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
 from server.api.core.service.service import Service
-from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusablePolicyError
+from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusableAccessPolicyError
 from server.lifecycle.access_policy_file import read_policies
 from server.lifecycle.access_policy_setup import AccessPolicySetup
 from server.lifecycle.reload_hooks import ReloadHooks
@@ -175,7 +175,7 @@ def test_a_bad_file_keeps_the_policies_in_force(file: Path, caplog: pytest.LogCa
 def test_policies_that_the_model_can_not_follow_are_refused_at_the_start_and_at_a_reload(file: Path) -> None:
     def refuse(policies: Iterable[AccessPolicy]) -> None:
         if any(policy.forbidden_experts for policy in policies):
-            raise UnusablePolicyError("the policy default: forbidden_experts: its router chooses among groups")
+            raise UnusableAccessPolicyError("the policy default: forbidden_experts: its router chooses among groups")
 
     message = re.escape(f"--policy-file {file}: the policy default: forbidden_experts: its router")
     bad = "[default]\nforbidden_experts = {all = [1]}\n"

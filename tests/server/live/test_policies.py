@@ -27,7 +27,7 @@ def digest(key: str) -> bytes:
     return bytes.fromhex(digest_of(key).removeprefix("sha256:"))
 
 
-class PolicyServer:
+class LimitedServer:
     """A server with adapters in real files, keys and policies, and its requests."""
 
     def __init__(self, rig: AdapterRig, service: Service):
@@ -44,11 +44,11 @@ class PolicyServer:
         return self.post("/v1/completions", key, prompt="hi", max_tokens=2, **body)
 
     def refusals(self) -> dict[tuple[str, str], int]:
-        return {names: count for names, count in self.service.policy_refusals.of(self.service.policies) if count}
+        return {names: count for names, count in self.service.access_refusals.of(self.service.policies) if count}
 
 
 @pytest.fixture
-def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[PolicyServer]:
+def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[LimitedServer]:
     caplog.set_level(logging.INFO)
     policies = {
         "lawyer": AccessPolicy("lawyer", models=("law*",)),
@@ -61,7 +61,7 @@ def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> It
         policies=AccessPolicies(policies, {digest(LAWYER): "lawyer", digest(SAFE): "safe"}),
     )
     with serving_adapters(codec, tmp_path, service, num_slots=4, loaded=LOADED) as rig:
-        yield PolicyServer(rig, service)
+        yield LimitedServer(rig, service)
 
 
 def audit_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def names(answer: httpx.Response) -> list[str]:
     return [each["id"] for each in body["data"]] if "data" in body else [each["name"] for each in body["models"]]
 
 
-def test_lists_hold_only_what_the_key_may_use(server: PolicyServer) -> None:
+def test_lists_hold_only_what_the_key_may_use(server: LimitedServer) -> None:
     assert names(server.get("/v1/models", LAWYER)) == ["law", "law-2"]
     assert names(server.get("/api/tags", LAWYER)) == ["law:latest", "law-2:latest"]
     assert names(server.get("/api/ps", LAWYER)) == []
@@ -111,7 +111,7 @@ def test_lists_hold_only_what_the_key_may_use(server: PolicyServer) -> None:
     ],
 )
 def test_a_name_that_the_key_may_not_use_is_as_one_that_does_not_exist(
-    path: str, body: dict[str, Any], server: PolicyServer
+    path: str, body: dict[str, Any], server: LimitedServer
 ) -> None:
     """The alias is a pattern of names that the policy allows, but it stands for the base model."""
     absent = server.post(path, LAWYER, model="absent", **body)
@@ -122,7 +122,7 @@ def test_a_name_that_the_key_may_not_use_is_as_one_that_does_not_exist(
     assert server.refusals() == {("lawyer", "model"): 4}
 
 
-def test_a_limited_key_has_to_name_a_model_unless_it_may_use_the_base_model(server: PolicyServer) -> None:
+def test_a_limited_key_has_to_name_a_model_unless_it_may_use_the_base_model(server: LimitedServer) -> None:
     answer = server.complete(LAWYER)
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "Name a model of GET /v1/models in 'model'."
@@ -131,7 +131,7 @@ def test_a_limited_key_has_to_name_a_model_unless_it_may_use_the_base_model(serv
     assert server.get("/v1/models/law", LAWYER).status_code == 200
 
 
-def test_an_adapter_that_the_key_may_not_use_can_not_be_added(server: PolicyServer) -> None:
+def test_an_adapter_that_the_key_may_not_use_can_not_be_added(server: LimitedServer) -> None:
     absent = server.complete(LAWYER, model="law", adapters=[{"name": "absent"}])
     code = server.complete(LAWYER, model="law", adapters=[{"name": "code"}])
     assert code.status_code == absent.status_code == 400
@@ -154,7 +154,7 @@ def test_an_adapter_that_the_key_may_not_use_can_not_be_added(server: PolicyServ
     ],
 )
 def test_a_required_adapter_is_added_to_requests_of_every_dialect(
-    path: str, body: dict[str, Any], server: PolicyServer
+    path: str, body: dict[str, Any], server: LimitedServer
 ) -> None:
     assert server.post(path, SAFE, model="fake", **body).status_code == 200
     assert server.last_used() == {"safety": 0.5}
@@ -162,7 +162,7 @@ def test_a_required_adapter_is_added_to_requests_of_every_dialect(
     assert server.last_used() == {"law": 1.0, "safety": 0.5}
 
 
-def test_a_required_adapter_counts_once_and_a_request_can_not_change_its_factor(server: PolicyServer) -> None:
+def test_a_required_adapter_counts_once_and_a_request_can_not_change_its_factor(server: LimitedServer) -> None:
     same = [{"name": "safety", "weight": 0.5}, {"name": "law", "weight": 2.0}]
     assert server.complete(SAFE, model="fake", adapters=same).status_code == 200
     assert server.last_used() == {"law": 2.0, "safety": 0.5}
@@ -177,7 +177,7 @@ def test_a_required_adapter_counts_once_and_a_request_can_not_change_its_factor(
 
 
 def test_a_required_adapter_that_is_not_loaded_is_an_error_and_no_fall_back(
-    server: PolicyServer, caplog: pytest.LogCaptureFixture
+    server: LimitedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.registry.unload("safety")
     server.used.clear()
@@ -189,19 +189,19 @@ def test_a_required_adapter_that_is_not_loaded_is_an_error_and_no_fall_back(
     assert audit_lines(caplog)[-1]["reason"] == "required_adapter"
 
 
-def test_the_required_adapters_count_towards_the_most_that_a_request_may_use(server: PolicyServer) -> None:
+def test_the_required_adapters_count_towards_the_most_that_a_request_may_use(server: LimitedServer) -> None:
     answer = server.complete(SAFE, model="fake", adapters=[{"name": f"a{number}"} for number in range(16)])
     assert answer.status_code == 400
     assert "a request may use at most 15 adapters beside the 1 of its key" in answer.text
 
 
-def test_other_keys_are_not_limited_and_run_without_weights(server: PolicyServer) -> None:
+def test_other_keys_are_not_limited_and_run_without_weights(server: LimitedServer) -> None:
     for key in (FREE, ADMIN):
         assert server.complete(key, model="gpt-4").status_code == 200
         assert server.used[-1] is None
 
 
-def test_the_default_policy_is_for_keys_that_have_no_other(server: PolicyServer) -> None:
+def test_the_default_policy_is_for_keys_that_have_no_other(server: LimitedServer) -> None:
     policies = server.service.policies
     default = AccessPolicy("default", models=("code",))
     server.service.policies = AccessPolicies({**policies.by_name, "default": default}, policies.names)
@@ -212,7 +212,7 @@ def test_the_default_policy_is_for_keys_that_have_no_other(server: PolicyServer)
 
 
 def test_a_refusal_is_a_line_of_the_audit_log_without_the_key(
-    server: PolicyServer, caplog: pytest.LogCaptureFixture
+    server: LimitedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     headers = {"x-api-key": LAWYER, "X-Request-Id": "mine"}
     httpx.post(f"{server.url}/v1/completions", json={"model": "fake", "prompt": "hi"}, headers=headers)
@@ -231,7 +231,7 @@ def test_a_refusal_is_a_line_of_the_audit_log_without_the_key(
 
 
 def test_what_an_administrator_loads_and_unloads_is_written_down(
-    server: PolicyServer, caplog: pytest.LogCaptureFixture
+    server: LimitedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"lora_name": "new", "lora_path": "law"}
     server.post("/v1/load_lora_adapter", ADMIN, **body)
@@ -249,7 +249,9 @@ def test_what_an_administrator_loads_and_unloads_is_written_down(
     assert "is loaded already" in lines[1]["error"]
 
 
-def test_an_administrator_without_a_key_is_the_loopback(server: PolicyServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_administrator_without_a_key_is_the_loopback(
+    server: LimitedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     server.service.keys = Keys()
     httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "law"})
     assert audit_lines(caplog)[-1]["who"] == "loopback"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 
 from server.engine.interface import (
     AccessPolicy,
+    AccessRefusedError,
     DeadlineExceededError,
     EngineError,
     ForbiddenExperts,
     GenerationRequest,
     GrammarSpec,
-    PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
     SamplingParams,
@@ -74,6 +75,17 @@ class PicklingSink:
             self.times.append(timeline)
             if isinstance(received, EngineError) or received.finish_reason is not None:
                 self.loop.call_soon_threadsafe(self.has_ended.set)
+
+
+@dataclass(eq=False)
+class HeldSink(PicklingSink):
+    """Keeps its request unfinished until it is released: the engine's thread waits in the first ``send``."""
+
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, items: Sequence[SinkItem]) -> None:
+        self.released.wait(60)
+        super().send(items)
 
 
 async def answers(loaded: LoadedServer, request: GenerationRequest) -> tuple[list[TokenEvent], PicklingSink]:
@@ -145,17 +157,20 @@ def test_a_copy_of_a_request_has_the_same_answer(loaded: LoadedServer, kind: str
 @pytest.mark.slow
 def test_copies_of_choices_run_with_one_version_while_their_adapter_is_replaced(loaded: LoadedServer) -> None:
     weights = loaded.directory.resolve("legal")
-    request = pickle.dumps(GenerationRequest("test", PROMPT, SamplingParams(40, ignore_eos=True), weights=weights))
+    request = pickle.dumps(GenerationRequest("test", PROMPT, SamplingParams(4, ignore_eos=True), weights=weights))
 
     async def scenario() -> None:
-        first, second = (PicklingSink(Timeline(loaded.engine.clock())) for _ in range(2))
+        first, second = (sink(Timeline(loaded.engine.clock())) for sink in (HeldSink, PicklingSink))
         loaded.engine.accept(pickle.loads(request), first)
-        registry = loaded.adapters.registry  # type: ignore[union-attr]
-        await asyncio.to_thread(registry.load, "legal", "legal", replace=True)
-        loaded.engine.accept(pickle.loads(request), second)
-        assert [version.num_total for version, _ in registry.versions() if version.name == "legal"] == [0]
-        for sink in (first, second):
-            await asyncio.wait_for(sink.has_ended.wait(), 60)
+        try:
+            registry = loaded.adapters.registry  # type: ignore[union-attr]
+            await asyncio.to_thread(registry.load, "legal", "legal", replace=True)
+            loaded.engine.accept(pickle.loads(request), second)
+            assert [version.num_total for version, _ in registry.versions() if version.name == "legal"] == [0]
+        finally:
+            first.released.set()
+            await asyncio.wait_for(first.has_ended.wait(), 60)
+        await asyncio.wait_for(second.has_ended.wait(), 60)
 
     asyncio.run(scenario())
 
@@ -164,7 +179,7 @@ def test_copies_of_choices_run_with_one_version_while_their_adapter_is_replaced(
     "error",
     [
         RequestRefusedError("no", "model"),
-        PolicyRefusedError("never", "adapters", "adapter"),
+        AccessRefusedError("never", "adapters", "adapter"),
     ],
     ids=lambda error: type(error).__name__,
 )

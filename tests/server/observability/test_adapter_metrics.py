@@ -74,7 +74,7 @@ def test_hidden_names_are_the_same_hashes_at_each_scrape_and_others_in_another_p
         metrics = metrics or Metrics(
             "made-up", store, EngineStatistics(), memory=made_up_memory(), adapters=rig.registry
         )
-        metrics.policy_refusals = lambda: refusals
+        metrics.access_refusals = lambda: refusals
         return re.findall(r'(?:adapter|variant|policy)="([^"]*)"', metrics.render(hides_names=hides_names).decode())
 
     for name in ("law", "code"):

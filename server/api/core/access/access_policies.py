@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.engine.interface import POLICY_REASONS, AccessPolicy, PolicyReason
+from server.engine.interface import ACCESS_REASONS, AccessPolicy, AccessReason
 
 DEFAULT = "default"  # the name of the policy of all other keys, and of requests without a key
 
@@ -34,15 +34,15 @@ class AccessPolicies:
         return {key for key, policy in self.names.items() if policy == name}
 
 
-class PolicyRefusals:
+class AccessRefusals:
     """Counts of requests that policies refused. Only the event loop counts."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[str, PolicyReason]] = Counter()
+        self._counts: Counter[tuple[str, AccessReason]] = Counter()
 
-    def add(self, policy: str, reason: PolicyReason) -> None:
+    def add(self, policy: str, reason: AccessReason) -> None:
         self._counts[policy, reason] += 1
 
     def of(self, policies: AccessPolicies) -> list[tuple[tuple[str, str], int]]:
         """Return the counts of the policies in force, by name and reason."""
-        return [((name, reason), self._counts[name, reason]) for name in policies.by_name for reason in POLICY_REASONS]
+        return [((name, reason), self._counts[name, reason]) for name in policies.by_name for reason in ACCESS_REASONS]

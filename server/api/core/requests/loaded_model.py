@@ -154,7 +154,7 @@ class LoadedModel:
 
         Raises:
             RequestRefusedError: there are no such weights any more, or no such adapters.
-            PolicyRefusedError, RequiredAdapterError: the policy can't be followed.
+            AccessRefusedError, RequiredAdapterError: the policy can't be followed.
         """
         name = None if self.base is None or self.is_auto else self.name
         policy = current_caller().policy

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Literal
 from weakref import WeakSet
 
-from server.api.core.access.access_policies import AccessPolicies, PolicyRefusals
+from server.api.core.access.access_policies import AccessPolicies, AccessRefusals
 from server.api.core.access.api_keys import Keys
 from server.api.core.access.audit import audit
 from server.api.core.access.caller import current_caller
@@ -33,10 +33,10 @@ from server.engine.interface import (
     NO_LABELS,
     NO_TEXT,
     AccessPolicy,
+    AccessReason,
+    AccessRefusedError,
     ExpertHealth,
     JsonObject,
-    PolicyReason,
-    PolicyRefusedError,
     RequestMemory,
     RequestRefusedError,
     RequiredAdapterError,
@@ -98,7 +98,7 @@ class Service:
     keys: Keys = field(default_factory=Keys)
     response_store: ResponseStore | None = None
     policies: AccessPolicies = field(default_factory=AccessPolicies)
-    policy_refusals: PolicyRefusals = field(default_factory=PolicyRefusals)
+    access_refusals: AccessRefusals = field(default_factory=AccessRefusals)
     host_rules: HostRules = field(default_factory=HostRules)
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     memory_without_model: RequestMemory = field(default_factory=RequestMemory)  # memory of requests until it is loaded
@@ -247,7 +247,7 @@ class Service:
             self._check_adapters(policy, (routing and routing.adapters) or (), "routing.adapters")
         try:
             selected = model.selecting(chosen)
-        except (PolicyRefusedError, RequiredAdapterError) as error:
+        except (AccessRefusedError, RequiredAdapterError) as error:
             if policy is not None:
                 self._note_refusal(policy, error.reason, model.name, str(error))
             raise
@@ -279,6 +279,6 @@ class Service:
                     self._note_refusal(policy, "adapter", name)
                 raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", field)
 
-    def _note_refusal(self, policy: AccessPolicy, reason: PolicyReason, name: str, error: str | None = None) -> None:
-        self.policy_refusals.add(policy.name, reason)
+    def _note_refusal(self, policy: AccessPolicy, reason: AccessReason, name: str, error: str | None = None) -> None:
+        self.access_refusals.add(policy.name, reason)
         audit("policy.refuse", "refused", policy=policy.name, reason=reason, model=name, error=error)
