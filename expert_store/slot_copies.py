@@ -18,7 +18,6 @@ class SlotCopies:
     def __init__(self, resources: StoreResources):
         self._resources, self._lock = resources, resources.lock
         self._num_running = 0
-        self.last_use: dict[int, Event] = {}  # by device slot: the event before which it is not overwritten
 
     @property
     def is_idle(self) -> bool:
@@ -29,7 +28,7 @@ class SlotCopies:
         self,
         source: torch.Tensor,
         target: torch.Tensor,
-        device_slot: int,
+        after: Event,
         queued: Callable[[Event], None],
         done: Callable[[Exception | None, float], None],
         *,
@@ -38,6 +37,7 @@ class SlotCopies:
         """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held.
 
         Args:
+            after: the event before which the copy does not begin.
             prepare: called from that thread before the copy, without the lock.
         """
         assert self._resources.copier is not None
@@ -55,5 +55,4 @@ class SlotCopies:
                 self._lock.wake_waiters()
 
         self._num_running += 1
-        after = self.last_use.get(device_slot)
         self._resources.copier.submit(CopyJob(source, target, after, on_queued, on_done, prepare))

@@ -9,6 +9,7 @@ from itertools import islice
 from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
 from expert_store.policies import Policy
+from expert_store.slot_numbers import SlotNumbers, no_op
 
 READS_PER_WIDE_LEASE = 2  # at a time; they keep the disk busy
 RECENT_CHANGES = 1024  # that can be looked up one by one
@@ -21,10 +22,6 @@ def max_held(num_requested: int, share: int, hits: int) -> int:
     Otherwise it would evict other layers' experts, and the popular ones of its own.
     """
     return num_requested if num_requested <= share else hits + READS_PER_WIDE_LEASE
-
-
-def _no_op(slot: int) -> None:
-    del slot
 
 
 class Tier:
@@ -47,17 +44,12 @@ class Tier:
         self,
         num_slots: int,
         policy: Policy,
-        on_retire: Callable[[int], None] = _no_op,
-        on_revive: Callable[[int], None] = _no_op,
+        on_retire: Callable[[int], None] = no_op,
+        on_revive: Callable[[int], None] = no_op,
     ):
-        self.num_slots = num_slots  # the size asked for; `excess` counts the slots beyond it that leases still use
         self.evictions = 0
         self.wasted = 0  # prefetched experts that were evicted before any use
-        self._policy = policy
-        self._on_retire, self._on_revive = on_retire, on_revive
-        self._free = list(range(num_slots))[::-1]
-        self._retired: list[int] = []
-        self._num_made = num_slots  # slots ever in use
+        self._slots, self._policy = SlotNumbers(num_slots, on_retire, on_revive), policy
         self._entries: dict[ExpertKey, Entry] = {}
         self._leaving: list[Entry] = []  # no look-up finds them; their slots are free once nobody uses them
         self._pinned: set[ExpertKey] = set()
@@ -160,17 +152,17 @@ class Tier:
 
     def can_reserve(self, key: ExpertKey) -> bool:
         """Return True if an expert is resident, loading, or would get a slot."""
-        return key in self._entries or bool(self._free) or self._victim(key) is not None
+        return key in self._entries or not self._slots.are_all_taken or self._victim(key) is not None
 
     def reserve(self, key: ExpertKey) -> Entry | None:
         """Return a leased LOADING entry for an expert that is not here; None while every slot is in use."""
         replaces = None
-        if not self._free:
+        if self._slots.are_all_taken:
             replaces = self._victim(key)
             if replaces is None:
                 return None
             self._evict(replaces)
-        entry = Entry(key, self._free.pop(), leases=1, replaces=replaces)
+        entry = Entry(key, self._slots.take(), leases=1, replaces=replaces)
         self._entries[key] = entry
         return entry
 
@@ -198,7 +190,7 @@ class Tier:
             del self._entries[entry.key]
         else:
             self._leaving.remove(entry)
-        self._free.append(entry.slot)
+        self._slots.free(entry.slot)
         self._retire_excess()
 
     def discard(self, key: ExpertKey) -> Entry | None:
@@ -256,19 +248,18 @@ class Tier:
 
     def resize(self, num_slots: int) -> None:
         """Use more slots or fewer. Slots in use by leases are retired when they are released."""
-        self.num_slots = num_slots
         self._policy.resize(num_slots)
-        while self.excess < 0:
-            slot = self._retired.pop() if self._retired else self._num_made
-            self._num_made = max(self._num_made, slot + 1)
-            self._free.append(slot)
-            self._on_revive(slot)
+        self._slots.resize(num_slots)
         self._retire_excess()
+
+    @property
+    def num_slots(self) -> int:
+        return self._slots.num_slots
 
     @property
     def excess(self) -> int:
         """Slots in use beyond ``num_slots``; more than zero only while a smaller size waits for leases to end."""
-        return self._num_made - len(self._retired) - self.num_slots
+        return self._slots.excess
 
     @property
     def resident(self) -> Iterator[ExpertKey]:
@@ -302,15 +293,10 @@ class Tier:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every slot is free, retired or in exactly one entry, and no lease is negative."""
-        entries = [*self._entries.values(), *self._leaving]
-        slots = sorted([*self._free, *self._retired, *(entry.slot for entry in entries)])
-        if slots != list(range(self._num_made)):
-            raise AssertionError(f"slots are lost or used twice: {slots}")
+        self._slots.check_integrity(entry.slot for entry in (*self._entries.values(), *self._leaving))
         if any(entry.leases < 0 or entry.key != key for key, entry in self._entries.items()):
             raise AssertionError("an entry has negative leases or a wrong key")
-        if self.excess < 0:
-            raise AssertionError(f"{-self.excess} slots are missing")
-        if self.excess > 0 and (self._free or any(map(self._is_evictable, self._entries))):
+        if self.excess > 0 and (not self._slots.are_all_taken or any(map(self._is_evictable, self._entries))):
             raise AssertionError(f"there are {self.excess} slots too many, though some are unused")
         if not self._redundant.keys() <= self._entries.keys():
             raise AssertionError("an expert that is not here is marked as redundant")
@@ -334,21 +320,19 @@ class Tier:
         self._redundant.pop(key, None)
         entry = self._entries.pop(key)
         self._note_change(key)
-        self._free.append(entry.slot)
+        self._slots.free(entry.slot)
         self.evictions += 1
         self.wasted += entry.is_prefetched
 
     def _retire_excess(self) -> None:
         """Retire slots beyond ``num_slots`` as far as they are unused."""
         while self.excess > 0:
-            if not self._free:
+            if self._slots.are_all_taken:
                 victim = self._victim(next(iter(self._entries))) if self._entries else None
                 if victim is None:
                     return
                 self._evict(victim)
-            slot = self._free.pop()
-            self._retired.append(slot)
-            self._on_retire(slot)
+            self._slots.retire()
 
     def _leave(self, entry: Entry) -> None:
         del self._entries[entry.key]
@@ -360,5 +344,5 @@ class Tier:
         is_used = entry.leases > 0 or entry.state is EntryState.LOADING or entry.key in self._held
         if not is_used and entry in self._leaving:
             self._leaving.remove(entry)
-            self._free.append(entry.slot)
+            self._slots.free(entry.slot)
             self._retire_excess()

@@ -13,38 +13,33 @@ from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
-from server.kernels.invariant_matmul import NotInvariantError
 from server.model.adapters.step_adapters import StepAdapters
-from server.model.architecture import head_of, set_implementations, text_part
+from server.model.architecture import head_of, set_implementations
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
-from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import LatentAttention, replace_projections, resolve_projections
 from server.model.attention.paged_attention import StepAttention
-from server.model.errors import ModelError, NotBatchableError
+from server.model.errors import NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
+from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.hooks import INDEXED_IMPLEMENTATION, use_hooks
 from server.model.linear import speed_up_linears
-from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
-from server.model.lora.router_hooks import RouterCalls, find_routers_with_products, routed_by_weights, watch_routers
+from server.model.lora.linear_hooks import add_to_linears, find_linears, sizes_of
+from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights
 from server.model.lora_adapter import LoraAdapter
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers
 from server.model.program import NO_KERNELS, ModelProgram, Target
-from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batches, split_recurrent_modules
-from server.model.recurrent.states import StateCache, StateShapes, StepStates
+from server.model.recurrent.recurrent_modules import recurrent_batches
+from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
-from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
-from server.model.transformers_hooks.probe import IsolatedTokens, Probe
-
-PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
 
 
 class Trunk(ResidentModel):
@@ -70,28 +65,29 @@ class Trunk(ResidentModel):
         self._forward = Forward(model)
         replace_projections(model)
         hook_indexers(model)
-        probe, states, calls, router_calls = self._probe()
-        self._native, program = self._find_native()
+        first = FirstPass(model, self._forward, min(self.max_model_len, self.vocab_size))
+        probe, self._recurrent = first.probe, first.recurrent
+        self._native, program = self._find_native(first.tokens)
         if probe.indexed and not program.is_native:
             if is_deterministic or probe.indexed.keys() - probe.choosing:
                 raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
             set_implementations(model.config, INDEXED_IMPLEMENTATION)
         if is_deterministic and not program.is_native:
-            self._check_invariance()
+            first.check_invariance()
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
-        self._linears = self._outside_of_native(find_linears(model, calls, len(self._probe_tokens())))
+        self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
             probe.kv_groups if program.is_native else probe.indexed_groups,
             probe.top_k,
-            states if self._native is None else self._native.states(states),
+            first.states if self._native is None else self._native.states(first.states),
             text_layers,
             program,
             hidden_size=self._forward.hidden_size,
         )
         self.routers = find_routers(model, layers, probe.routed)
-        self._router_layers = find_routers_with_products(model, self.routers, router_calls, len(self._probe_tokens()))
+        self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))
         self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
 
     @property
@@ -287,54 +283,11 @@ class Trunk(ResidentModel):
         return StepStates(batches, slots, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
-    def _probe(self) -> tuple[Probe, StateShapes, LinearCalls, RouterCalls]:
-        """Run some tokens through the model, and record what its layers ask of attention, experts and states.
-
-        Raises:
-            ModelError: the model's experts can't be paged.
-            NotBatchableError: the model can't run many sequences in one step.
-        """
-        probe, state_probe = Probe(), StateProbe()
-        tokens = self._probe_tokens()
-        count = len(tokens)
-        with (
-            use_hooks(probe),
-            probe_masks(self._model),
-            state_probe.track_modules(text_part(self._model)),
-            watch_linears(self._model) as calls,
-            watch_routers(self._model) as router_calls,
-        ):
-            self._forward(tokens, range(count), [0], state_probe)
-        split_recurrent_modules(state_probe.calls, count)
-        self._recurrent = [call.module for call in state_probe.calls]
-        name = type(self._model).__name__
-        if not probe.routed:
-            raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
-        if not probe.kv_groups:
-            raise NotBatchableError(f"{name} does not use transformers' attention interface")
-        are_chosen = bool(probe.choosing)
-        with use_hooks(IsolatedTokens()), probe_masks(self._model) if are_chosen else nullcontext():
-            module = find_cross_token_module(
-                self._model, tokens, lambda given: self._isolated_logits(given, range(count))
-            )
-        if module is not None:
-            raise NotBatchableError(
-                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {module})"
-            )
-        return probe, state_probe.shapes, calls, router_calls
-
-    def _probe_tokens(self) -> Sequence[int]:
-        count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
-        spread = self.vocab_size // count
-        return range(0, count * spread, spread)
-
-    @torch.inference_mode()
-    def _find_native(self) -> tuple[NativeModel | None, ModelProgram]:
+    def _find_native(self, tokens: Sequence[int]) -> tuple[NativeModel | None, ModelProgram]:
         """Return the model as the native kernels run it, None if they can't, and what runs where."""
         kernels = self._pool.kernels
         if kernels is None:
             return None, ModelProgram.uniform(self._model, Target.MODULES, NO_KERNELS)
-        tokens = self._probe_tokens()
         found = find_native_layers(
             self._model,
             self._forward,
@@ -347,26 +300,6 @@ class Trunk(ResidentModel):
         if isinstance(found, NativeModel):
             return found, found.program
         return None, ModelProgram.uniform(self._model, Target.MODULES, found)
-
-    @torch.inference_mode()
-    def _check_invariance(self) -> None:
-        """Raise ``ModelError`` if a token's results depend on the number of tokens beside it."""
-        tokens = self._probe_tokens()
-        try:
-            with use_hooks(IsolatedTokens()), batch_invariant():
-                varies = varies_with_batch(tokens, self._isolated_logits)
-        except NotInvariantError as error:
-            raise ModelError(str(error)) from error
-        if varies:
-            raise ModelError(f"{type(self._model).__name__} is not batch-invariant; remove `--deterministic`")
-
-    def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Return logits ``(tokens, vocabulary)`` where no token sees another; recurrent modules return zeros."""
-        states = None
-        if self._recurrent:
-            batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self.device)
-            states = StepStates(batches, returns_zeros=True)
-        return self._forward(token_ids, positions, range(len(token_ids)), states)
 
 
 class _StepHooks:

@@ -11,7 +11,7 @@ import transformers
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.model.trunk import PROBE_TOKENS
+from server.model.first_pass import PROBE_TOKENS
 from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import load
 from tests.server.model.native_layers.test_recognise import largest_difference

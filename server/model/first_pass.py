@@ -1,0 +1,105 @@
+"""A first pass of some tokens through a model: what its layers ask for, and whether many sequences can share a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from server.kernels.batch_invariant import batch_invariant
+from server.kernels.invariant_matmul import NotInvariantError
+from server.model.architecture import text_part
+from server.model.attention.mask_probe import probe_masks
+from server.model.errors import ModelError, NotBatchableError
+from server.model.forward import Forward
+from server.model.hooks import use_hooks
+from server.model.lora.linear_hooks import LinearCalls, watch_linears
+from server.model.lora.router_hooks import RouterCalls, watch_routers
+from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batches, split_recurrent_modules
+from server.model.recurrent.states import StateShapes, StepStates
+from server.model.step import SequenceChunk
+from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
+from server.model.transformers_hooks.probe import IsolatedTokens, Probe
+
+PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
+
+
+class FirstPass:
+    """What some tokens show of a model with its weights.
+
+    Args:
+        model: the model.
+        forward: calls it.
+        size: of its vocabulary or its context, the smaller one.
+
+    Attributes:
+        tokens: those that it was run on.
+        probe: what attention and experts were asked for.
+        states: the states that recurrent modules keep.
+        recurrent: these modules.
+        linear_calls, router_calls: how linear layers and routers were called.
+
+    Raises:
+        ModelError: the model's experts can't be paged.
+        NotBatchableError: the model can't run many sequences in one step.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, forward: Forward, size: int):
+        self._model, self._forward = model, forward
+        count = min(PROBE_TOKENS, size)
+        spread = size // count
+        self.tokens: Sequence[int] = range(0, count * spread, spread)
+        self.probe, state_probe = Probe(), StateProbe()
+        self.linear_calls: LinearCalls
+        self.router_calls: RouterCalls
+        with (
+            use_hooks(self.probe),
+            probe_masks(model),
+            state_probe.track_modules(text_part(model)),
+            watch_linears(model) as self.linear_calls,
+            watch_routers(model) as self.router_calls,
+        ):
+            forward(self.tokens, range(count), [0], state_probe)
+        split_recurrent_modules(state_probe.calls, count)
+        self.states: StateShapes = state_probe.shapes
+        self.recurrent: list[nn.Module] = [call.module for call in state_probe.calls]
+        self._check_batches()
+
+    @torch.inference_mode()
+    def check_invariance(self) -> None:
+        """Raise ``ModelError`` if a token's results depend on the number of tokens beside it."""
+        try:
+            with use_hooks(IsolatedTokens()), batch_invariant():
+                varies = varies_with_batch(self.tokens, self._isolated_logits)
+        except NotInvariantError as error:
+            raise ModelError(str(error)) from error
+        if varies:
+            raise ModelError(f"{type(self._model).__name__} is not batch-invariant; remove `--deterministic`")
+
+    def _check_batches(self) -> None:
+        """Raise unless experts can be paged, and tokens of different sequences don't mix."""
+        name, probe = type(self._model).__name__, self.probe
+        if not probe.routed:
+            raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
+        if not probe.kv_groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
+        with use_hooks(IsolatedTokens()), probe_masks(self._model) if probe.choosing else nullcontext():
+            module = find_cross_token_module(
+                self._model, self.tokens, lambda given: self._isolated_logits(given, range(len(self.tokens)))
+            )
+        if module is not None:
+            raise NotBatchableError(
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {module})"
+            )
+
+    def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Return logits ``(tokens, vocabulary)`` where no token sees another; recurrent modules return zeros."""
+        states = None
+        if self.recurrent:
+            batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self._model.device)
+            states = StepStates(batches, returns_zeros=True)
+        return self._forward(token_ids, positions, range(len(token_ids)), states)
