@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.cli.exit_status import FAILURE, WRONG_USAGE, exit_on_interrupt, fail, finish
+from server.cli.exit_status import FAILURE, exit_on_interrupt, fail, finish
 from server.cli.flags import add_flags
+from server.cli.model_settings import load_model_settings
 from server.lifecycle.torch_setup import set_up_torch
-from server.model.checkpoint.local_files import check_model
 from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 
 if TYPE_CHECKING:
     from server.loading.load_model import ModelParts
@@ -41,13 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check adapters, and return the exit status."""
-    try:
-        settings = load_settings(vars(arguments), os.environ, arguments.config)
-        check_model(arguments.model)
-    except SettingsError as error:
-        return fail(error, WRONG_USAGE)
-    except ModelError as error:
-        return fail(error, FAILURE)
+    settings = load_model_settings(arguments)
+    if isinstance(settings, int):
+        return settings
     set_up_logging("warning", COMMAND)
     set_up_torch(None)  # without images; it takes seconds, for which --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
-from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
+from server.cli.exit_status import FAILURE, fail, finish
 from server.cli.flags import PLANNING, add_flags
+from server.cli.model_settings import load_model_settings
 from server.lifecycle.torch_setup import set_up_torch
-from server.model.checkpoint.local_files import check_model
 from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect a model, print the report, and return the exit status: 1 if `greenroom serve` would refuse the model."""
-    try:
-        settings = load_settings(vars(arguments), os.environ, arguments.config)
-        check_model(arguments.model)
-    except SettingsError as error:
-        return fail(error, WRONG_USAGE)
-    except ModelError as error:
-        return fail(error, FAILURE)
+    settings = load_model_settings(arguments)
+    if isinstance(settings, int):
+        return settings
     set_up_logging("warning", COMMAND)
     set_up_torch(None)  # without images; it takes seconds, for which --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415

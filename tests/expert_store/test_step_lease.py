@@ -127,17 +127,18 @@ def test_an_expert_whose_slot_a_variant_has_is_missing(make_store: MakeStore) ->
         assert len(missing(hold)) == 1
 
 
+def use_variant(store: ExpertStore, come: threading.Event) -> None:
+    """Lease an expert of the variant, which has no slot yet, then set ``come``."""
+    with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
+        list(lease)
+    come.set()
+
+
 def test_there_is_none_while_a_lease_waits_for_a_slot(make_store: MakeStore) -> None:
     store = make_store()
     come = threading.Event()
-
-    def use() -> None:
-        with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
-            list(lease)
-        come.set()
-
     with held(store):
-        user = threading.Thread(target=use)
+        user = threading.Thread(target=use_variant, args=(store, come))
         user.start()
         while store.hold_residents() is not None:
             threading.Event().wait(0.001)
@@ -249,14 +250,8 @@ def test_leases_and_prefetches_go_on_meanwhile(make_store: MakeStore) -> None:
 def test_a_lease_that_needs_a_slot_meanwhile_gets_it_at_the_end(make_store: MakeStore) -> None:
     store = make_store()
     come = threading.Event()
-
-    def use() -> None:
-        with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
-            list(lease)
-        come.set()
-
     with held(store) as hold:
-        user = threading.Thread(target=use)
+        user = threading.Thread(target=use_variant, args=(store, come))
         user.start()
         while not store.statistics().lookups["disk", "decode"]:
             threading.Event().wait(0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import pytest
@@ -10,14 +11,18 @@ from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import complete
 
 
+def read_three_events(connection: socket.socket) -> None:
+    received = b""
+    while received.count(b"data: ") < 3:
+        received += connection.recv(1 << 16)
+
+
 def test_tokens_stop_within_one_step(live: FakeServer) -> None:
     steps = threading.Semaphore(3)
     live.rig.model.before_step = lambda: steps.acquire(timeout=30)
     with live.connect() as connection:
         connection.sendall(complete(b"going", max_tokens=500, stream=True))
-        received = b""
-        while received.count(b"data: ") < 3:
-            received += connection.recv(1 << 16)
+        read_three_events(connection)
         num_steps = len(live.rig.model.steps)
     live.wait_until_left()
     steps.release(500)
@@ -46,9 +51,7 @@ def test_tokens_stop_while_other_requests_wait_on_the_connection(
     live.rig.model.before_step = lambda: steps.acquire(timeout=30)
     with live.connect() as connection:
         connection.sendall(keep_alive(complete(b"going", max_tokens=500, stream=True)) + with_first)
-        received = b""
-        while received.count(b"data: ") < 3:
-            received += connection.recv(1 << 16)
+        read_three_events(connection)
         connection.sendall(later)
         num_steps = len(live.rig.model.steps)
     live.wait_until_left()
