@@ -177,12 +177,12 @@ def with_held(held: Held, work: Callable[[], None]) -> None:
             rows = SortedRows(hidden_states, top_k_weights, order, {key: spans[key] for key in spans}, None)
             return layer.backend.run(rows, once(ready), lambda: None)
 
-    original = encoder_trunk.StepExperts
-    encoder_trunk.StepExperts = HeldExperts  # type: ignore[misc]
+    original = encoder_trunk.StepExperts  # type: ignore[attr-defined]
+    encoder_trunk.StepExperts = HeldExperts  # type: ignore[attr-defined]
     try:
         work()
     finally:
-        encoder_trunk.StepExperts = original  # type: ignore[misc]
+        encoder_trunk.StepExperts = original  # type: ignore[attr-defined]
 
 
 def once(ready: ReadyExperts) -> Iterator[ReadyExperts]:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from server.other_servers import explain
-from server.setting_values import (
-    AUTO,
+from server.setting_types import (
     BudgetInBytes,
     BudgetOrShare,
     ChatTemplate,
@@ -29,8 +28,8 @@ from server.setting_values import (
     SamplingOverrides,
     TemplateOptions,
     Url,
-    check_key,
 )
+from server.setting_values import AUTO, check_key
 
 ENVIRONMENT_PREFIX = "GREENROOM_"
 SECRETS = frozenset({"api_key", "admin_api_key", "otlp_endpoint"})  # settings whose values are, or hold, credentials

@@ -56,7 +56,7 @@ def load_start_adapters(settings: ServeSettings, registry: AdapterRegistry, stat
         return
     for saved in state.adapters.loaded:
         with _reported("adapter", saved.name, "--state"):
-            registry.load(saved.name, saved.path, replace=True, routing=_routing(saved))
+            registry.load(saved.name, saved.path, replace=True, examples=_examples(saved))
     registry.journal = Journal(state, "adapters", partial(_loads_at_start, settings))
 
 
@@ -120,9 +120,9 @@ def _is_unloaded(kind: str, name: str, unloaded: Collection[str]) -> bool:
     return name in unloaded
 
 
-def _routing(saved: SavedWeights) -> AdapterExamples | None:
-    routing = saved.routing
-    return None if routing is None else AdapterExamples.checked(routing.description, routing.examples)
+def _examples(saved: SavedWeights) -> AdapterExamples | None:
+    examples = saved.routing
+    return None if examples is None else AdapterExamples.checked(examples.description, examples.examples)
 
 
 @contextmanager

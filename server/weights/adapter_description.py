@@ -30,7 +30,7 @@ def describe(version: Version, total: int, is_resident: bool) -> dict[str, Any]:
         "bytes": sum(each.nbytes for each in files),
         "memory_bytes": sum(each.memory_bytes for each in files),
         "base_model": files[0].config.base_model,
-        "routing": _describe_routing(version.routing),
+        "routing": _describe_examples(version.examples),
         "gate": _describe_gate(version),
         "requests": {"unfinished": max(part.num_sequences for part in parts), "total": total},
     }
@@ -53,8 +53,8 @@ def _state(version: Version, is_resident: bool) -> str:
     return "resident" if is_resident else "registered"
 
 
-def _describe_routing(routing: AdapterExamples) -> dict[str, Any] | None:
-    return {"description": routing.description, "examples": len(routing.examples)} if routing.texts else None
+def _describe_examples(examples: AdapterExamples) -> dict[str, Any] | None:
+    return {"description": examples.description, "examples": len(examples.examples)} if examples.texts else None
 
 
 def _describe_gate(version: Version) -> dict[str, Any] | None:

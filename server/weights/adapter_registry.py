@@ -196,10 +196,10 @@ class AdapterRegistry:
             return f"it adds to {latent}, which attention applies to the keys of all earlier tokens at once"
         return None
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: AdapterExamples | None = None) -> bool:
+    def load(self, name: str, path: str, *, replace: bool = False, examples: AdapterExamples | None = None) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
-        return self._load(name, path, self._folder, replace=replace, routing=routing)
+        return self._load(name, path, self._folder, replace=replace, examples=examples)
 
     def load_own(self, name: str, path: str) -> None:
         """Load an adapter of the server's operator, from any path.
@@ -246,7 +246,7 @@ class AdapterRegistry:
         }
 
     def _load(
-        self, name: str, path: str, folder: Path | None, *, replace: bool, routing: AdapterExamples | None = None
+        self, name: str, path: str, folder: Path | None, *, replace: bool, examples: AdapterExamples | None = None
     ) -> bool:
         self._check_name(name)
         with self._lock:
@@ -256,7 +256,7 @@ class AdapterRegistry:
                     f"the adapter {name!r} is loaded already; set 'load_inplace' to replace it", "lora_name"
                 )
             try:
-                version = self._read(name, locate(path, folder), folder, routing)
+                version = self._read(name, locate(path, folder), folder, examples)
             except AdapterError as error:
                 raise RequestRefusedError(without_root(str(error), folder, "--adapters-dir"), "lora_path") from error
             if version.num_pages > self._memory.store.num_slots:
@@ -270,7 +270,7 @@ class AdapterRegistry:
             if old is not None:
                 self._retire(old)
             if self.journal is not None:
-                self.journal.loaded(name, path, routing)
+                self.journal.loaded(name, path, examples)
         log.info(
             "adapter %s: %s from %s; %s",
             name,
@@ -280,14 +280,14 @@ class AdapterRegistry:
         )
         return old is not None
 
-    def _read(self, name: str, path: Path, folder: Path | None, routing: AdapterExamples | None) -> Version:
+    def _read(self, name: str, path: Path, folder: Path | None, examples: AdapterExamples | None) -> Version:
         """Read and check the adapter or the mixture in a folder."""
         page_bytes = self._memory.store.page_bytes
         if is_gate(path):
             gate = read_gate(path, self.targets, page_bytes, self._find_fingerprint, folder)
-            return GateVersion(name, gate, read_examples(path, folder) if routing is None else routing)
+            return GateVersion(name, gate, read_examples(path, folder) if examples is None else examples)
         files = read_adapter(path, self.targets, page_bytes, folder)
-        return AdapterVersion(name, files, read_examples(path, folder) if routing is None else routing)
+        return AdapterVersion(name, files, read_examples(path, folder) if examples is None else examples)
 
     def _retire(self, version: Version) -> None:
         for part in version.parts:
@@ -296,9 +296,9 @@ class AdapterRegistry:
     def _replace(self, current: Mapping[str, Version]) -> None:
         self._current = current
         self._candidates = [
-            AdapterCandidate(name, version.number, version.routing.texts)
+            AdapterCandidate(name, version.number, version.examples.texts)
             for name, version in current.items()
-            if version.routing.texts
+            if version.examples.texts
         ]
 
     def _check_name(self, name: str) -> None:

@@ -22,7 +22,7 @@ class AdapterSelection:
 
     Args:
         chosen: names and factors.
-        routing: with the names of adapters, none of which is in ``chosen``, or with the name of a mixture, whose
+        by_token: with the names of adapters, none of which is in ``chosen``, or with the name of a mixture, whose
             version when the first sequence begins replaces it; None if no router chooses adapters.
         note: is called with numbers of tokens by adapter with a fixed factor, and with the shares of other adapters in
             tokens that a router chose adapters for.
@@ -35,11 +35,11 @@ class AdapterSelection:
         find: Find,
         memory: AdapterMemory,
         *,
-        routing: ChoiceByToken | None = None,
+        by_token: ChoiceByToken | None = None,
         note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
         note_request: NoteRequest = lambda _, __, ___, ____: None,
     ):
-        self.chosen, self.by_token = tuple(chosen), routing
+        self.chosen, self.by_token = tuple(chosen), by_token
         self._find, self._memory, self._note, self._note_request = find, memory, note, note_request
         self._versions: tuple[AdapterVersion, ...] = ()  # of the chosen ones, then of those to choose from
         self._num_sequences = 0
@@ -95,23 +95,23 @@ class AdapterSelection:
         fixed = tuple(
             WeightedAdapter(adapter, weight) for adapter, (_, weight) in zip(adapters, self.chosen, strict=False)
         )
-        routing = self.by_token
-        if routing is None:
+        by_token = self.by_token
+        if by_token is None:
             return ChunkWeights(adapters=fixed)
-        is_signed = routing.gate is not None
-        router = AdapterChooser(tuple(adapters[len(fixed) :]), routing.top_k, routing.temperature, is_signed)
+        is_signed = by_token.gate is not None
+        router = AdapterChooser(tuple(adapters[len(fixed) :]), by_token.top_k, by_token.temperature, is_signed)
         return ChunkWeights(adapters=fixed, chooser=router)
 
     def _routed(self) -> Sequence[AdapterVersion]:
         """Return the adapters that a router chooses from."""
-        routing = self.by_token
-        if routing is None:
+        by_token = self.by_token
+        if by_token is None:
             return ()
-        if routing.gate is None:
-            return [self._adapter(name) for name in routing.adapters or ()]
-        mixture = self._find(routing.gate)
+        if by_token.gate is None:
+            return [self._adapter(name) for name in by_token.adapters or ()]
+        mixture = self._find(by_token.gate)
         if not isinstance(mixture, GateVersion):
-            raise UnknownAdapterError(f"the mixture {routing.gate!r} was unloaded; choose another model", "model")
+            raise UnknownAdapterError(f"the mixture {by_token.gate!r} was unloaded; choose another model", "model")
         self.by_token = mixture.by_token
         return mixture.parts
 

@@ -37,7 +37,7 @@ class AdapterVersion:
 
     name: str
     files: AdapterFiles
-    routing: AdapterExamples = field(default_factory=AdapterExamples)
+    examples: AdapterExamples = field(default_factory=AdapterExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # unique in this process
     gate: Vectors | None = None
     is_open: bool = False  # the store knows its pages
@@ -84,7 +84,7 @@ class GateVersion:
 
     name: str
     files: GateFiles
-    routing: AdapterExamples = field(default_factory=AdapterExamples)
+    examples: AdapterExamples = field(default_factory=AdapterExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # as that of adapters
     parts: Sequence[AdapterVersion] = field(init=False)
 

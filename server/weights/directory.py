@@ -83,11 +83,11 @@ class Directory:
         name: str | None,
         adapters: Factors = (),
         policy: AccessPolicy | None = None,
-        routing: ChoiceByToken | None = None,
+        by_token: ChoiceByToken | None = None,
     ) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
-        chosen, by_token = self._choose_adapters(own, adapters, policy, routing)
+        chosen, by_token = self._choose_adapters(own, adapters, policy, by_token)
         restriction = self._check_experts(variant, policy)
         forbidden = ForbiddenExperts() if policy is None or restriction is None else policy.forbidden_experts
         if variant is None and not (chosen or by_token or forbidden):
@@ -173,13 +173,13 @@ class Directory:
             names.adapters,
             registry.find,
             self._memory,
-            routing=names.by_token,
+            by_token=names.by_token,
             note=registry.note_tokens,
             note_request=registry.note_request,
         )
 
     def _choose_adapters(
-        self, own: Factors, added: Factors, policy: AccessPolicy | None, routing: ChoiceByToken | None
+        self, own: Factors, added: Factors, policy: AccessPolicy | None, by_token: ChoiceByToken | None
     ) -> tuple[Chosen, ChoiceByToken | None]:
         """Return the adapters of a request that all tokens have, and the choice of others for each token.
 
@@ -187,10 +187,10 @@ class Directory:
             own: the adapter that is the request's model, if one is.
             added: those that the request adds to its model.
             policy: of the caller's key; a request may not give the adapters that it adds another factor.
-            routing: chooses further ones for each token.
+            by_token: chooses further ones for each token.
         """
         required = () if policy is None else policy.adapters
-        if not (own or added or required or routing):
+        if not (own or added or required or by_token):
             return (), None
         if self._adapters is None or self._memory is None:
             raise RequestRefusedError(NO_ADAPTERS, "adapters")
@@ -209,17 +209,17 @@ class Directory:
         self._check_required(self._adapters, added, required)
         model = self._adapters.find(own[0][0]) if own else None
         if isinstance(model, GateVersion):
-            chosen, routing = chosen[1:], model.by_token
+            chosen, by_token = chosen[1:], model.by_token
         mixture = next((each for each, _ in chosen if isinstance(self._adapters.find(each), GateVersion)), None)
         if mixture is not None:
             raise RequestRefusedError(f"{mixture!r} is a mixture with a gate; name it as the 'model'", "adapters")
         always = dict(required)
         chosen = [(name, weight) for name, weight in chosen if name not in always]
         chosen = [*chosen, *required]
-        if routing is not None and routing.gate is None:
-            names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
-            routing = replace(routing, adapters=tuple(names))
-        return tuple(chosen), routing
+        if by_token is not None and by_token.gate is None:
+            names = self._routed(self._adapters, by_token, [name for name, _ in chosen], policy)
+            by_token = replace(by_token, adapters=tuple(names))
+        return tuple(chosen), by_token
 
     @staticmethod
     def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:
@@ -240,12 +240,12 @@ class Directory:
 
     @staticmethod
     def _routed(
-        registry: AdapterRegistry, routing: ChoiceByToken, fixed: Collection[str], policy: AccessPolicy | None
+        registry: AdapterRegistry, by_token: ChoiceByToken, fixed: Collection[str], policy: AccessPolicy | None
     ) -> list[str]:
         """Return the adapters that a router chooses from for each token: of those that a policy allows."""
         allowed = [each for each in registry.names() if policy is None or policy.allows(each)]
         field = "routing.adapters"
-        if routing.adapters is None:
+        if by_token.adapters is None:
             names = [each for each in allowed if each not in fixed and not registry.reason_against_tokens(each)]
             if not names:
                 others = [each for each in allowed if each not in fixed]
@@ -256,15 +256,15 @@ class Directory:
                     field,
                 )
             return sorted(names)
-        for each in routing.adapters:
+        for each in by_token.adapters:
             if each not in allowed:
                 raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
-            if each in fixed or routing.adapters.count(each) > 1:
+            if each in fixed or by_token.adapters.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", field)
             reason = registry.reason_against_tokens(each)
             if reason is not None:
                 raise RequestRefusedError(f"the adapter {each!r} can't be chosen by token: {reason}", field)
-        return sorted(routing.adapters)
+        return sorted(by_token.adapters)
 
 
 def _none_by_token(registry: AdapterRegistry, names: Collection[str]) -> str:

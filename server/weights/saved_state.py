@@ -140,9 +140,9 @@ class Journal:
     def __init__(self, state: SavedState, kind: Kind, is_from_flags: Callable[[str], bool]):
         self._state, self._kind, self._is_from_flags = state, kind, is_from_flags
 
-    def loaded(self, name: str, path: str, routing: AdapterExamples | None = None) -> None:
+    def loaded(self, name: str, path: str, examples: AdapterExamples | None = None) -> None:
         """Note that weights were loaded under a name."""
-        saved = None if routing is None else SavedRouting(description=routing.description, examples=routing.examples)
+        saved = None if examples is None else SavedRouting(description=examples.description, examples=examples.examples)
         weights = SavedWeights(name=name, path=str(PurePath(path)), routing=saved)
         self._state.change(self._kind, lambda kind: kind.with_loaded(weights))
 

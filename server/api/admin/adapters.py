@@ -68,15 +68,15 @@ async def list_adapters(service: ServiceDep) -> JSONResponse:
 @router.post("/load_lora_adapter", response_class=PlainTextResponse)
 async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
-    model, adapters, routing = service.base_model, adapters_of(service), body.routing
-    if routing is not None and routing.texts and not model.engine.hidden_size:
+    model, adapters, examples = service.base_model, adapters_of(service), body.routing
+    if examples is not None and examples.texts and not model.engine.hidden_size:
         raise InvalidRequestError(
             "This model gives no embeddings, so no router can compare prompts: leave out 'examples' and 'description'.",
             "examples",
         )
     with audited("adapter.load", adapter=body.lora_name, path=body.lora_path) as line:
         if await asyncio.to_thread(
-            adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing
+            adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, examples=examples
         ):
             line["action"] = "adapter.replace"
     model.profiles.in_background(learn_examples(model))

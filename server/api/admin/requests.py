@@ -24,7 +24,7 @@ def describe(status: RequestStatus, base: LoadedModel) -> JsonObject:
     """Describe a choice; ``id`` is the same as in the reply and the access log."""
     generation_id, _, choice = status.request_id.rpartition("-")
     work = base.unfinished.get(generation_id)  # none in the moment before the last of its choices is submitted
-    routing = None if work is None else work.routing
+    auto_choice = None if work is None else work.auto_choice
     return {
         "id": generation_id,
         "object": "request",
@@ -40,5 +40,5 @@ def describe(status: RequestStatus, base: LoadedModel) -> JsonObject:
         "preemptions": status.num_preemptions,
         "age_seconds": round(status.age_seconds, 3),
         "queue_seconds": round(status.queue_seconds, 3),
-        "greenroom": expert_usage(status.expert_usage) | ({} if routing is None else routing.member),
+        "greenroom": expert_usage(status.expert_usage) | ({} if auto_choice is None else auto_choice.member),
     }

@@ -83,7 +83,7 @@ class MessageEncoder(EventEncoder):
             "content": [*self._content],
             **self._stop,
             "usage": self._usage(),
-            **greenroom_member(self.generation.routing),
+            **greenroom_member(self.generation.auto_choice),
         }
 
     def _delta_events(self, delta: Delta, stop: str | None) -> list[JsonObject]:

@@ -49,12 +49,12 @@ def _work_fields(work: Work) -> dict[str, Any]:
         fields["expert_bytes_read"] = usage.bytes_read
         fields["expert_stall_seconds"] = round(usage.stall_seconds, 6)
     if isinstance(work, Generation):
-        if work.routing is not None:
-            fields["routing_method"] = work.routing.method
-            if work.routing.score is not None:
-                fields["routing_score"] = round(work.routing.score, 6)
-            fields["routing_weights"] = dict(work.routing.shares) or None
-            fields["routing_seconds"] = round(work.routing.seconds, 6)
+        if work.auto_choice is not None:
+            fields["routing_method"] = work.auto_choice.method
+            if work.auto_choice.score is not None:
+                fields["routing_score"] = round(work.auto_choice.score, 6)
+            fields["routing_weights"] = dict(work.auto_choice.shares) or None
+            fields["routing_seconds"] = round(work.auto_choice.seconds, 6)
         fields["cached_tokens"] = work.num_cached_tokens
         fields["completion_tokens"] = sum(work.num_generated)
         fields["finish_reasons"] = [reason and reason.value for reason in work.finish_reasons]

@@ -47,13 +47,13 @@ def request_span(finished: FinishedRequest) -> Span:
 def _preparation(finished: FinishedRequest, work: Work) -> Span:
     """Covers reading the body, rendering the template, tokenizing, and compiling a grammar."""
     span = Span("prepare", finished.started_at, _submitted_at(work), {})
-    routing = work.routing if isinstance(work, Generation) else None
-    if routing is not None:
+    auto_choice = work.auto_choice if isinstance(work, Generation) else None
+    if auto_choice is not None:
         attributes: dict[str, Value] = {
-            "greenroom.routing.prompt_tokens": routing.num_tokens,
-            **_usage_attributes(routing.expert_usage),
+            "greenroom.routing.prompt_tokens": auto_choice.num_tokens,
+            **_usage_attributes(auto_choice.expert_usage),
         }
-        span.children.append(Span("route", routing.started_at, routing.ended_at, attributes))
+        span.children.append(Span("route", auto_choice.started_at, auto_choice.ended_at, attributes))
     return span
 
 
@@ -93,7 +93,7 @@ def _work_span(finished: FinishedRequest, work: Work) -> Span:
 
 
 def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[str, Value]:
-    sampling, routing = work.streams[0].request.sampling, work.routing
+    sampling, auto_choice = work.streams[0].request.sampling, work.auto_choice
     firsts = [seconds for each in work.streams if (seconds := each.timeline.first_token_seconds) is not None]
     reasons = [reason.value for reason in work.finish_reasons if reason is not None]
     attributes: dict[str, Value] = {
@@ -104,17 +104,19 @@ def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[
         "gen_ai.request.top_p": sampling.top_p,
         "gen_ai.request.stream": finished.is_stream,
     }
-    if routing is not None:
+    if auto_choice is not None:
         attributes |= {
             "gen_ai.request.model": AUTO,
-            "greenroom.routing.method": routing.method,
-            "greenroom.routing.model": routing.model,
-            "greenroom.routing.reason": routing.reason,
+            "greenroom.routing.method": auto_choice.method,
+            "greenroom.routing.model": auto_choice.model,
+            "greenroom.routing.reason": auto_choice.reason,
         }
-        if routing.score is not None:
-            attributes["greenroom.routing.score"] = routing.score
-        if routing.shares:
-            attributes["greenroom.routing.weights"] = [f"{name}={share:.3f}" for name, share in routing.shares.items()]
+        if auto_choice.score is not None:
+            attributes["greenroom.routing.score"] = auto_choice.score
+        if auto_choice.shares:
+            attributes["greenroom.routing.weights"] = [
+                f"{name}={share:.3f}" for name, share in auto_choice.shares.items()
+            ]
     optional: dict[str, Value | None] = {
         "gen_ai.request.choice.count": len(work.streams) if len(work.streams) > 1 else None,
         "gen_ai.request.top_k": float(sampling.top_k) or None,

@@ -41,7 +41,7 @@ class ChunkEncoder(ReplyEncoder):
         super().__init__(generation)
         self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
-        self._next_more = greenroom_member(generation.routing)  # further members of the next chunk
+        self._next_more = greenroom_member(generation.auto_choice)  # further members of the next chunk
         # True if most chunks have text alone, which is encoded without the rest of the chunk.
         self._is_plain = not (has_token_ids or generation.returns_experts or generation.returns_adapters)
         self._templates: dict[tuple[int, str], TextTemplate] = {}  # by choice and field
@@ -108,9 +108,11 @@ class ChunkEncoder(ReplyEncoder):
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
         self.generation.note_token(index, event)
-        routing = self.generation.routing
-        if event.finish_reason is not None and routing is not None and routing.shares:  # they are known only now
-            self._next_more = greenroom_member(routing)
+        auto_choice = self.generation.auto_choice
+        if (
+            event.finish_reason is not None and auto_choice is not None and auto_choice.shares
+        ):  # they are known only now
+            self._next_more = greenroom_member(auto_choice)
         return begin + b"".join(
             [
                 self._text_chunk(index, choice) if isinstance(choice, TextChoice) else self._chunk(choice)
@@ -134,7 +136,7 @@ class ChunkEncoder(ReplyEncoder):
     def _complete(self, choices: Sequence["ChoiceBuilder"]) -> Sequence[bytes | bytearray]:
         written = [each.choice() | self.generation.traces(index).members for index, each in enumerate(choices)]
         reply = self._frame(self.object) | {"choices": written, "usage": usage(self.generation)} | self.more(choices)
-        return [*encode_parts(reply | greenroom_member(self.generation.routing))]
+        return [*encode_parts(reply | greenroom_member(self.generation.auto_choice))]
 
     def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice

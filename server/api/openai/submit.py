@@ -2,34 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from uuid import uuid4
 
 from fastapi import Request
 
 from server.api.core.access.caller import current_caller
-from server.api.core.errors.api_errors import ContextLengthError, InvalidRequestError
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.core.requests.auto_request import AutoRequest, Texts, submit_to_chosen
 from server.api.core.requests.cost import FIRST_TOKENS, ReplyForm, RequestCost
 from server.api.core.requests.disconnect import unless_client_leaves
 from server.api.core.requests.generation import Generation
 from server.api.core.requests.loaded_model import LoadedModel
 from server.api.openai.bodies import GenerationBody
+from server.api.openai.choice_sampling import max_tokens_for, sampling_params
 from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens
 from server.engine.interface import (
     ExpertUsage,
     GenerationRequest,
     Grammar,
-    GrammarSpec,
     Media,
     Reservation,
-    SamplingDefaults,
-    SamplingParams,
     TokenStream,
 )
 
 MAX_CHOICES = 128
-SEED_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def submit(
                     returns_experts=body.return_experts,
                     keeps_stalls=model.keeps_stalls,
                     weights=model.weights,
-                    spent_seconds=0.0 if model.routing is None else model.routing.seconds,
+                    spent_seconds=0.0 if model.auto_choice is None else model.auto_choice.seconds,
                     returns_adapters=body.return_adapters,
                     cache_salt=cache_salt,
                 )
@@ -168,7 +164,7 @@ def submit(
             stream.cancel()
         raise
     num_prompt_tokens = sum(map(len, prompts))
-    routing = model.routing
+    auto_choice = model.auto_choice
     generation = model.unfinished[generation_id] = Generation(
         generation_id,
         model.name,
@@ -179,9 +175,9 @@ def submit(
         returns_adapters=body.return_adapters,
         reservation=admitted.reservation,
         unread_bytes=admitted.cost.unread_bytes,
-        routing=routing,
+        auto_choice=auto_choice,
         adapters={} if model.weights is None else model.weights.factors,
-        expert_usage=ExpertUsage() if routing is None else routing.expert_usage,
+        expert_usage=ExpertUsage() if auto_choice is None else auto_choice.expert_usage,
     )
     return generation
 
@@ -230,7 +226,7 @@ async def _submit_to(
 ) -> Generation:
     by_token = None if body.routing is None else body.routing.by_token
     if model.is_auto and by_token is not None:
-        return submitting(model.routing_tokens([(each.name, each.weight) for each in body.adapters], by_token))
+        return submitting(model.choosing_by_token([(each.name, each.weight) for each in body.adapters], by_token))
     if model.is_auto:
         asked = AutoRequest(
             model,
@@ -246,90 +242,3 @@ async def _submit_to(
     if body.routing is not None:
         raise InvalidRequestError("'routing' is for the model 'auto' only: ask for it, or leave it out.", "routing")
     return submitting(model)
-
-
-def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationBody, prompt_field: str) -> int:
-    """Return the token limit of a completion. The default limit is cut to what fits the model, a requested one is not.
-
-    Raises:
-        ContextLengthError: the prompt leaves no tokens for the completion, or fewer than requested.
-
-    """
-    num_left = max_model_len - num_prompt_tokens
-    requested = None if body.is_unlimited else body.requested_max_tokens
-    if body.is_unlimited and num_left >= 1:
-        return num_left
-    if requested is None and num_left >= 1:
-        return min(num_left, body.default_max_tokens or num_left)
-    if requested is not None and (requested <= num_left or (body.may_cut_max_tokens and num_left >= 1)):
-        return min(requested, num_left)
-    num_wanted = 1 if requested is None else requested
-    raise ContextLengthError(
-        f"This model's maximum context length is {max_model_len} tokens. However, you requested "
-        f"{num_prompt_tokens + num_wanted} tokens ({num_prompt_tokens} in the prompt, {num_wanted} in the completion). "
-        f"Please reduce the length of the prompt or of the completion.{body.parts_of_prompt}",
-        prompt_field,
-    )
-
-
-def sampling_params(
-    body: GenerationBody,
-    defaults: SamplingDefaults,
-    max_tokens: int,
-    *,
-    choice: int,
-    grammar: GrammarSpec | None = None,
-    written_tokens: frozenset[int] = frozenset(),
-    muted: MutedTokens = NONE_MUTED,
-) -> SamplingParams:
-    """Return the sampling parameters of one choice of a prompt.
-
-    Raises:
-        InvalidRequestError: ``min_tokens`` is above ``max_tokens``.
-
-    """
-    if defaults.max_new_tokens is not None:
-        max_tokens = min(max_tokens, defaults.max_new_tokens)
-    if body.min_tokens > max_tokens:
-        raise InvalidRequestError(
-            f"'min_tokens' is {body.min_tokens}, but at most {max_tokens} tokens are generated: lower it.", "min_tokens"
-        )
-    repetition_penalty = body.repetition_penalty
-    temperature, top_p = body.temperature, body.top_p
-    if top_p == 0:  # only the likeliest token is left
-        temperature, top_p = 0.0, 1.0
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_p=defaults.top_p if top_p is None else top_p,
-        top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
-        min_p=defaults.min_p if body.min_p is None else body.min_p,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
-        logit_bias=tuple(body.logit_bias.items()),
-        allowed_token_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
-        bad_words=muted.sequences,
-        masked_tokens=muted.anywhere,
-        masked_first_tokens=muted.first,
-        seed=None if body.seed is None else choice_seed(body.seed, choice),
-        stop=tuple(body.stop) or defaults.stop,
-        stop_token_ids=frozenset(body.stop_token_ids),
-        ignore_eos=body.ignore_eos,
-        min_tokens=body.min_tokens,
-        logprobs=body.num_logprobs,
-        prompt_logprobs=body.num_prompt_logprobs,
-        grammar=grammar,
-        written_tokens=written_tokens,
-    )
-
-
-def choice_seed(seed: int, choice: int) -> int:
-    """Return the seed of one choice of a prompt: the given one for the first, a mixture with the index for the others.
-
-    So no choice draws the random numbers of a choice of another seed, such as the next one.
-    """
-    if choice == 0:
-        return seed
-    digest = blake2b(f"{seed} {choice}".encode(), digest_size=SEED_BYTES).digest()
-    return int.from_bytes(digest, "little", signed=True)

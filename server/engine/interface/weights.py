@@ -24,7 +24,7 @@ class WeightsDirectory(Protocol):
         name: str | None,
         adapters: Sequence[tuple[str, float]] = (),
         policy: AccessPolicy | None = None,
-        routing: ChoiceByToken | None = None,
+        by_token: ChoiceByToken | None = None,
     ) -> RequestWeights | None:
         """Return the names of a request's weights; None for those of the base model alone.
 
@@ -33,7 +33,7 @@ class WeightsDirectory(Protocol):
             adapters: names and factors of adapters to add.
             policy: whose adapters are added, and whose forbidden experts are removed. The names that it allows are for
                 the caller to check.
-            routing: chooses further adapters for each token, of those that the policy allows.
+            by_token: chooses further adapters for each token, of those that the policy allows.
 
         Raises:
             UnknownAdapterError: there is no such name.
@@ -103,13 +103,13 @@ class AdapterLoader(Protocol):
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: AdapterExamples | None = None) -> bool:
+    def load(self, name: str, path: str, *, replace: bool = False, examples: AdapterExamples | None = None) -> bool:
         """Serve an adapter under a name; return True if it took the place of another.
 
         Args:
             path: its folder, below ``--adapters-dir``.
             replace: whether the name may have an adapter already; its running requests finish with that.
-            routing: for which prompts a router chooses it; None for what its folder says.
+            examples: for which prompts a router chooses it; None for what its folder says.
 
         Raises:
             RequestRefusedError: it can't be served; what was served before still is.

@@ -116,7 +116,7 @@ def listing(synthetic: Synthetic, answers: list[Answer]) -> Iterator[None]:
 
 def test_requests_tell_their_model_adapters_and_why_they_were_chosen(synthetic: Synthetic, page: Page) -> None:
     routed = Answer("law", {"law": 1.0})
-    routed.routing = Chosen({"routing": {"model": "law", "reason": f"It is most like {HOSTILE}."}})
+    routed.auto_choice = Chosen({"routing": {"model": "law", "reason": f"It is most like {HOSTILE}."}})
     with listing(synthetic, [Answer("fake", {}), Answer("law", {"law": 1.0, "code": 0.5}), routed]):
         open_live(page, synthetic.url)
         rows = page.locator("#requests-body .model-row")

@@ -438,7 +438,7 @@ def test_examples_do_not_count_as_requests_of_the_caller_that_waits_for_them(ser
     """The caller leaves while they are embedded, so nothing would end their count."""
     server.service.rate_limiter = RateLimiter(RateLimits(max_running=3))
     write_adapter(server.folder / "law")
-    server.registry.load("law", "law", routing=AdapterExamples(examples=(LAW,) * 8))
+    server.registry.load("law", "law", examples=AdapterExamples(examples=(LAW,) * 8))
     server.post("/v1/completions", model="fake", prompt=LAW, max_tokens=1).raise_for_status()
     model = cast("FakeModel", vars(server.live.engine)["_runner"])
     num_steps, go, has_begun = len(model.steps), threading.Event(), threading.Event()

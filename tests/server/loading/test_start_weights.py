@@ -65,7 +65,7 @@ def test_without_the_flag_nothing_of_the_folder_is_loaded(start: Starts) -> None
 
 
 def test_what_was_loaded_at_run_time_is_loaded_by_the_next_start(start: Starts) -> None:
-    start().registry.load("mine", "law", routing=AdapterExamples("Law.", ("Section 1.",)))
+    start().registry.load("mine", "law", examples=AdapterExamples("Law.", ("Section 1.",)))
     registry = start().registry
     assert registry.names() == ["mine"]
     assert registry.candidates()[0].texts == ("Law.", "Section 1.")

@@ -100,8 +100,8 @@ def test_adapters_that_are_chosen_by_token_have_prefixes_of_their_own(make: Call
     rig.load("code")
     fixed = rig.begin("law")
     salts = {fixed.cache_salt}
-    for routing in (ChoiceByToken(), ChoiceByToken(("law",)), ChoiceByToken(top_k=1), ChoiceByToken(temperature=2.0)):
-        weights = rig.select(None, routing=routing)
+    for by_token in (ChoiceByToken(), ChoiceByToken(("law",)), ChoiceByToken(top_k=1), ChoiceByToken(temperature=2.0)):
+        weights = rig.select(None, by_token=by_token)
         weights.begin()
         salts.add(weights.cache_salt)
         weights.end()
@@ -112,7 +112,7 @@ def test_shares_of_adapters_in_all_tokens_add_up(make: Callable[..., Rig]) -> No
     rig = make()
     rig.load("law")
     rig.load("code")
-    weights = rig.select(None, routing=ChoiceByToken())
+    weights = rig.select(None, by_token=ChoiceByToken())
     weights.note_tokens(3, ChosenAdapters({"law": 2.0, "code": 1.0}, 3))
     weights.note_tokens(1, ChosenAdapters({"law": 0.25, "code": 0.75}, 1))
     assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
@@ -125,7 +125,7 @@ def test_tokens_of_an_adapter_are_those_computed_with_it_and_its_shares_until_it
     rig.load("law")
     rig.load("code")
     named = rig.select("law")
-    mixed = rig.select(None, [("law", 0.5)], routing=ChoiceByToken())
+    mixed = rig.select(None, [("law", 0.5)], by_token=ChoiceByToken())
     named.note_tokens(5, None)
     mixed.note_tokens(2, ChosenAdapters({"code": 1.75}, 2))
     assert rig.registry.num_tokens() == {"law": 7, "code": 1.75}
@@ -155,9 +155,9 @@ def test_an_adapter_of_latents_is_not_chosen_by_token(make: Callable[..., Rig]) 
     (name,) = rig.registry.versions()[0][0].files.targets
     rig.registry.targets = replace(rig.registry.targets, latents=frozenset({str(name)}))
     with pytest.raises(RequestRefusedError, match="keys of all earlier tokens"):
-        rig.directory.resolve(None, routing=ChoiceByToken(("law",)))
+        rig.directory.resolve(None, by_token=ChoiceByToken(("law",)))
     with pytest.raises(RequestRefusedError, match="no adapter can be chosen by token"):
-        rig.directory.resolve(None, routing=ChoiceByToken())
+        rig.directory.resolve(None, by_token=ChoiceByToken())
 
 
 def test_adapters_beyond_the_memory_evict_the_least_recently_used_one(make: Callable[..., Rig]) -> None:

@@ -79,7 +79,7 @@ def test_a_mixture_is_no_adapter_of_a_request(rig: Rig) -> None:
     with pytest.raises(RequestRefusedError, match="'mix' is a mixture with a gate; name it as the 'model'"):
         rig.directory.resolve(None, [("mix", 1.0)])
     with pytest.raises(RequestRefusedError, match="'mix' can't be chosen by token: it is a mixture"):
-        rig.directory.resolve(None, routing=ChoiceByToken(("mix",)))
+        rig.directory.resolve(None, by_token=ChoiceByToken(("mix",)))
     with pytest.raises(UnknownAdapterError, match="there is no adapter 'mix:law'"):
         rig.directory.resolve("mix:law")
 
@@ -95,7 +95,7 @@ def test_where_no_adapter_can_be_chosen_by_token_the_reason_and_a_mixture_are_na
         "whose gate chooses by token, or load an adapter that adds to linear layers only"
     )
     with pytest.raises(RequestRefusedError, match=f"^{told}$"):
-        rig.directory.resolve(None, routing=ChoiceByToken())
+        rig.directory.resolve(None, by_token=ChoiceByToken())
 
 
 def test_a_policy_can_not_demand_a_mixture(rig: Rig) -> None:

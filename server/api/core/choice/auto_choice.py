@@ -180,16 +180,16 @@ class AutoChoiceByToken(AutoChoice):
         }
 
 
-def routing_headers(routing: AutoChoice | None) -> dict[str, str]:
+def routing_headers(choice: AutoChoice | None) -> dict[str, str]:
     """Return the headers of a reply that tell which model was chosen."""
-    if routing is None:
+    if choice is None:
         return {}
-    name = routing.model.encode("ascii", "backslashreplace").decode()
+    name = choice.model.encode("ascii", "backslashreplace").decode()
     printable = "".join(each if each.isprintable() else "?" for each in name)
-    score = "" if routing.score is None else f" score={routing.score:.3f};"
-    return {ROUTING_HEADER: f"{printable};{score} method={routing.method}"}
+    score = "" if choice.score is None else f" score={choice.score:.3f};"
+    return {ROUTING_HEADER: f"{printable};{score} method={choice.method}"}
 
 
-def greenroom_member(routing: AutoChoice | None) -> dict[str, Any]:
+def greenroom_member(choice: AutoChoice | None) -> dict[str, Any]:
     """Return the member ``greenroom`` of a reply; none if no router has chosen its model."""
-    return {} if routing is None else {"greenroom": routing.member}
+    return {} if choice is None else {"greenroom": choice.member}

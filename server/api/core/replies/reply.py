@@ -86,7 +86,7 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
     except BaseException:
         generation.cancel()
         raise
-    headers = routing_headers(generation.routing)
+    headers = routing_headers(generation.auto_choice)
     if sum(map(len, parts)) <= SMALL_REPLY_BYTES:
         generation.cancel()
         return Response(b"".join(parts), headers=headers, media_type="application/json")
@@ -121,7 +121,7 @@ class GenerationStream(StreamingResponse):
     def __init__(self, encoder: ReplyEncoder, keep_alive_seconds: float) -> None:
         comments_after = keep_alive_seconds if encoder.media_type == EVENT_STREAM else 0.0
         self.generation, self.events = encoder.generation, encode_stream(encoder, comments_after)
-        headers = {**HEADERS, **routing_headers(self.generation.routing)}
+        headers = {**HEADERS, **routing_headers(self.generation.auto_choice)}
         super().__init__(self.events, headers=headers, media_type=encoder.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

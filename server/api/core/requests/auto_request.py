@@ -102,9 +102,9 @@ async def submit_to_chosen(
         choice = await asyncio.to_thread(choose, prompt.vector, profiles, threshold)
         if choice.name is None and policy is not None and not policy.allows(model.base or model.name):
             raise InvalidRequestError(NO_ALLOWED, "model")
-        routing = _routing(choice, model, prompt, started_at)
+        auto_choice = _auto_choice(choice, model, prompt, started_at)
         try:
-            generation = submit(model.chosen(choice.name, [*named.items()], routing))
+            generation = submit(model.chosen(choice.name, [*named.items()], auto_choice))
         except UnknownAdapterError:
             if choice.name is None:
                 raise
@@ -211,7 +211,7 @@ def _directions(vectors: Sequence[npt.NDArray[np.float32]]) -> Vectors:
     return (stacked / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
 
-def _routing(choice: Choice, model: LoadedModel, prompt: _Prompt, started_at: float) -> AutoChoice:
+def _auto_choice(choice: Choice, model: LoadedModel, prompt: _Prompt, started_at: float) -> AutoChoice:
     base = model.base or model.name
     return AutoChoice(
         "embedding",

@@ -56,7 +56,7 @@ class Embedding:
         self._loaded_model, self._pooling = model, pooling
         self._priority, self._timeout = priority, timeout
         self._started, self._max_concurrent = time.monotonic(), max_concurrent
-        self.routing, self.adapters = None, {} if model.weights is None else model.weights.factors
+        self.auto_choice, self.adapters = None, {} if model.weights is None else model.weights.factors
         model.unfinished[self.id] = self
         self._reservation = model.memory.reserve()
 

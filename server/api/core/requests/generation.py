@@ -27,7 +27,7 @@ class Generation:
         num_choices: number of choices of each prompt.
         reservation: the memory that the request holds.
         unread_bytes: the part of it that is for events which wait to be read.
-        routing: the choice of the router; None if the request named its model.
+        auto_choice: the choice of the router; None if the request named its model.
         adapters: factors of those that are the same for all tokens, by name.
 
     """
@@ -42,7 +42,7 @@ class Generation:
     returns_adapters: bool = False
     reservation: Reservation = field(default_factory=lambda: RequestMemory().reserve())
     unread_bytes: int = 0
-    routing: AutoChoice | None = None
+    auto_choice: AutoChoice | None = None
     adapters: Mapping[str, float] = field(default_factory=dict)
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice
@@ -110,8 +110,8 @@ class Generation:
                 num_running -= event.finish_reason is not None
                 self.num_generated[index] = event.num_generated
                 self.finish_reasons[index] = event.finish_reason
-                if event.adapter_shares is not None and self.routing is not None:
-                    self.routing.note(event.adapter_shares)
+                if event.adapter_shares is not None and self.auto_choice is not None:
+                    self.auto_choice.note(event.adapter_shares)
                 if event.expert_usage is not None:
                     self.expert_usage += event.expert_usage
             yield arrived

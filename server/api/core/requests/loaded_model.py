@@ -43,7 +43,7 @@ class UnfinishedWork(Protocol):
         """Factors of its adapters that are the same for all tokens, by name."""
 
     @property
-    def routing(self) -> AutoChoice | None:
+    def auto_choice(self) -> AutoChoice | None:
         """The choice of the router; None if the request named its model."""
 
 
@@ -60,7 +60,7 @@ class LoadedModel:
         directory: names of weights beside the base model's; None if there are none.
         weights: names of those that the model runs with.
         base: the name of the base model, if ``name`` is that of other weights.
-        routing: the choice of the router, if it has chosen ``name``.
+        auto_choice: the choice of the router, if it has chosen ``name``.
         profiles: what the router knows of adapters.
         memory: the memory that requests hold.
     """
@@ -80,7 +80,7 @@ class LoadedModel:
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
-    routing: AutoChoice | None = None
+    auto_choice: AutoChoice | None = None
     profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
     unfinished: WeakValueDictionary[str, UnfinishedWork] = field(default_factory=WeakValueDictionary)  # by id
@@ -125,17 +125,17 @@ class LoadedModel:
         selected.name, selected.base = name, self.name
         return selected
 
-    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], routing: AutoChoice) -> Self:
+    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], auto_choice: AutoChoice) -> Self:
         """Return the model ``auto`` with the weights that a router has chosen; None for those of the base model.
 
         Raises:
             RequestRefusedError: there are no such weights any more, or no such adapters.
         """
         base = copy.copy(self)
-        base.name, base.base, base.routing = self.base or self.name, None, routing
+        base.name, base.base, base.auto_choice = self.base or self.name, None, auto_choice
         return (base if name is None else base.named(name)).selecting(adapters)
 
-    def routing_tokens(self, adapters: Sequence[tuple[str, float]], routing: ChoiceByToken) -> Self:
+    def choosing_by_token(self, adapters: Sequence[tuple[str, float]], by_token: ChoiceByToken) -> Self:
         """Return the model ``auto`` with a router that chooses adapters for each token.
 
         Raises:
@@ -144,9 +144,9 @@ class LoadedModel:
         if self.directory is None:
             raise RequestRefusedError(NO_ADAPTERS, "routing")
         selected = copy.copy(self)
-        weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
+        weights = self.directory.resolve(None, adapters, current_caller().policy, by_token)
         assert weights is not None
-        selected.weights, selected.routing = weights, AutoChoiceByToken.of(weights.by_token or routing)
+        selected.weights, selected.auto_choice = weights, AutoChoiceByToken.of(weights.by_token or by_token)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
@@ -164,6 +164,6 @@ class LoadedModel:
             return self
         selected = copy.copy(self)
         selected.weights = weights = self.directory.resolve(name, adapters, policy)
-        if weights is not None and weights.by_token is not None and self.routing is None:
-            selected.routing = AutoChoiceByToken.of(weights.by_token)
+        if weights is not None and weights.by_token is not None and self.auto_choice is None:
+            selected.auto_choice = AutoChoiceByToken.of(weights.by_token)
         return selected

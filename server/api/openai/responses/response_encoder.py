@@ -170,7 +170,7 @@ class ResponseEncoder(EventEncoder):
             "truncation": "disabled",
             "usage": None if state in ("in_progress", "failed") else self._usage(),
             "user": body.user,
-            **greenroom_member(generation.routing),
+            **greenroom_member(generation.auto_choice),
         }
 
     def _usage(self) -> JsonObject:

@@ -61,7 +61,7 @@ def test_a_routed_request_has_a_span_for_the_choice_and_its_outcome() -> None:
         "embedding", "law", {"law": 0.75, "base": 0.25}, "It is near.", 12, 1.0, 2.5, ExpertUsage(1, 1, 9)
     )
     assert isinstance(finished.work, Generation)
-    finished.work.routing = routing
+    finished.work.auto_choice = routing
     preparation, work = request_span(finished).children
     [route] = preparation.children
     assert (route.name, route.started_at, route.ended_at) == ("route", 1.0, 2.5)
