@@ -156,6 +156,15 @@ def test_the_table_of_slots_follows_every_move(stores: Any) -> None:
         assert int(weights["weight"][0]) == key.layer * 1000 + key.expert
 
 
+def test_the_table_of_slots_forgets_an_expert_that_is_evicted(stores: Any) -> None:
+    store = stores(3, 3)
+    use(store, 1, 5)
+    wait_until_idle(store)
+    assert store.slot_table[1, 5] >= 0
+    assert store.evict([ExpertKey(1, 5)]) == 1
+    assert store.slot_table[1, 5] == -1
+
+
 def test_a_device_tier_is_rebuilt_between_leases(stores: Any) -> None:
     store = stores(2, 4)
     use(store, 0, 0, 1)
