@@ -127,7 +127,7 @@ class _Replica:
 
 
 def _read_domains() -> list[_Domain]:
-    domains = []
+    domains: list[_Domain] = []
     for path in sorted(TRACES.glob("*.gz")):
         if path.name.partition(".")[0] in MIXED:
             continue

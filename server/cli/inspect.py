@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from server.cli.exit_status import FAILURE, fail, finish
+from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import PLANNING, add_flags
 from server.cli.model_settings import load_model_settings
 from server.lifecycle.torch_setup import set_up_torch

@@ -28,7 +28,7 @@ PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike
 
 
 class FirstPass:
-    """What some tokens show of a model with its weights.
+    """A record of what some tokens show of a model with its weights.
 
     Args:
         model: the model.
