@@ -96,3 +96,15 @@ def test_the_capacity_of_switch_applies_to_training_alone() -> None:
     assert router.may_drop
     model.eval()
     assert router.is_independent
+
+
+def test_a_decoder_with_a_capacity_in_its_config_is_refused(tmp_path: Path) -> None:
+    config_of("switch", architectures=["GreenroomMoeForCausalLM"], eval_capacity_factor=1.25).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"eval_capacity_factor 1.25 makes room by the number of tokens, .* null"):
+        load_trunk(tmp_path, torch.float32)
+
+
+def test_a_decoder_is_refused_a_capacity(tmp_path: Path) -> None:
+    GreenroomMoeForCausalLM(config_of("switch")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"--switch-capacity: GreenroomMoeForCausalLM is a decoder, .* leave it out"):
+        load_trunk(tmp_path, torch.float32, switch_capacity=1.25)
