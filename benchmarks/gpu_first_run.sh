@@ -32,7 +32,7 @@ part() {  # NAME COMMAND...: runs a part with a log
 }
 
 stores=(tests/expert_store/test_device_tier.py)
-kernels=(tests/server/kernels/triton/test_experts.py)
+kernels=(tests/server/kernels/triton/test_{experts,decode_attention,fused_norms,superblocks}.py)
 pytest=("$python" -m pytest -p no:cacheprovider -n0 -rs)
 part doctor "$python" -m greenroom doctor
 if [[ $device == cuda* ]]; then
@@ -40,7 +40,7 @@ if [[ $device == cuda* ]]; then
     part gpu_tests "${pytest[@]}" -m gpu tests/expert_store tests/server/model
     part order env TORCH_CUDA_SANITIZER=1 "${pytest[@]}" -m gpu "${stores[@]}"
     if command -v compute-sanitizer >/dev/null; then
-        part memory compute-sanitizer --error-exitcode 9 "${pytest[@]}" "${kernels[@]}" -k "block_int4 or MXFP4"
+        part memory compute-sanitizer --error-exitcode 9 "${pytest[@]}" "${kernels[@]}" -k "block_int4 or MXFP4 or decodes or normed"
     fi
 else
     part gpu_tests "${pytest[@]}" "${stores[@]}"

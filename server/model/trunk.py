@@ -27,6 +27,7 @@ from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
+from server.model.fused_norms import fuse_norms
 from server.model.hooks import INDEXED_IMPLEMENTATION, use_hooks
 from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, sizes_of
@@ -77,6 +78,7 @@ class Trunk(ResidentModel):
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
+        fuse_norms(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
             probe.kv_groups if program.is_native else probe.indexed_groups,

@@ -55,7 +55,9 @@ class CardTensor(torch.Tensor):
         return f"CardTensor({self.inner!r}, {self.device})"
 
     def __deepcopy__(self, memo: Any) -> CardTensor:
-        return on_card(self.inner.clone(), self.device.index)
+        copy = on_card(self.inner.clone(), self.device.index)
+        copy._is_param = getattr(self, "_is_param", False)  # by which torch knows a parameter
+        return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError("a tensor of the card can't be pickled")

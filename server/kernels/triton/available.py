@@ -23,6 +23,11 @@ def has_driver() -> bool:
     return True
 
 
+def runs_on(device: torch.device | None) -> bool:
+    """Return True if Triton's kernels run on a device; None for no use of Triton."""
+    return device is not None and missing(device) is None
+
+
 @cache
 def missing(device: torch.device) -> str | None:
     """Return why Triton's kernels can't run on a device; None if two small ones have run there, and were right."""

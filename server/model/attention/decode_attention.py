@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from server.kernels.triton.available import missing
 from server.model.attention.kv_cache import KVCache, LayerCache
 from server.model.attention.window import oldest_seen
 from server.model.hooks import AttentionOptions
@@ -55,11 +54,6 @@ class DecodeAttention:
                 sinks=options.sinks,
             )
         return output
-
-
-def runs_on(device: torch.device | None) -> bool:
-    """Return True if Triton's kernels run on a device; None for no use of Triton."""
-    return device is not None and missing(device) is None
 
 
 def _paged_keys(cache: LayerCache) -> PagedKeys:

@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool, work_bytes
+from server.kernels.triton.available import runs_on
 from server.model.attention.attention_plan import Band, Span, plan_group
 from server.model.attention.chosen_attention import ChosenAttention
-from server.model.attention.decode_attention import DecodeAttention, runs_on
+from server.model.attention.decode_attention import DecodeAttention
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.kv_cache import KVCache, LayerCache
 from server.model.attention.span_attention import attend_span, band_mask, merge

@@ -65,11 +65,11 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
         weight = torch.ones(size)
     if weight is None or weight.ndim != 1 or (bias is not None and bias.shape != weight.shape):
         return None
-    factor = weight.detach().float()
-    added = None if bias is None else bias.detach().float()
+    factor = weight.detach().float().cpu()
+    added = None if bias is None else bias.detach().float().cpu()
     sample = torch.linspace(-3, 2, len(factor)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
     with torch.inference_mode():
-        found = deepcopy(module).float()(sample) - (0 if added is None else added)
+        found = deepcopy(module).to("cpu", torch.float32)(sample) - (0 if added is None else added)
     candidates = []
     for kind in (NormKind.RMS, NormKind.LAYER):
         rows = sample if kind is NormKind.RMS else sample - sample.mean(1, keepdim=True)

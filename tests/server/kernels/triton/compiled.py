@@ -17,8 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from server.kernels.native.backend import describe_experts
-from server.kernels.triton import attention, decode_attention, experts
+from server.kernels.triton import attention, decode_attention, experts, norms
 from server.kernels.triton.launch import ExpertLaunch, Tiles
+from server.kernels.triton.rms_norm import options_of
 from tests.server.kernels.triton.layers import KINDS, make_layer
 
 CARDS = (80, 86, 89, 90, 120)
@@ -39,12 +40,21 @@ POINTERS = {
     "table": "*i32",
     **dict.fromkeys(("key", "value", "query", "keys", "values", "sinks"), "*bf16"),
     "parts": "*fp32",
+    "weight": "*fp32",
+    "y": "*bf16",
     "extremes": "*fp32",
 }
-NUMBERS = {"alpha": "fp32", "limit": "fp32", "scaling": "fp32", "softcap": "fp32"}  # others are integers
+NUMBERS = {
+    "alpha": "fp32",
+    "limit": "fp32",
+    "scaling": "fp32",
+    "softcap": "fp32",
+    "epsilon": "fp32",
+}  # others are integers
 STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "token")} | {"cache_head", "cache_row"}
 # Multiples of 16, of which the compiler makes use.
-ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", *STRIDES, *POINTERS}
+ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *STRIDES, *POINTERS}
+NORMS = (128, 7168)  # numbers of a row
 # Widths of keys and values, whether they are a latent, the type of rows, and the cards.
 ATTENTION = {
     "attention of 128": (128, 128, False, torch.bfloat16, CARDS),
@@ -125,6 +135,9 @@ def main() -> None:
         launch = ExpertLaunch.of(shape, scales_input=kind.scales_input)
         for card in CARDS if name == EVERYWHERE else CARDS[number % len(CARDS) :][:1]:
             results += [{"kind": name, **compile_for(*each, card)} for each in kernels_of(launch)]
+    for size in NORMS:
+        constants = options_of(size)
+        results += [{"kind": f"norm of {size}", **compile_for(norms.norm_rows, constants, card)} for card in CARDS]
     for name, (key_dim, value_dim, is_latent, dtype, cards) in ATTENTION.items():
         for card in cards:
             made = attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent)

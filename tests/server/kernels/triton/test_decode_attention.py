@@ -14,9 +14,9 @@ import torch
 
 from expert_store.arena import RESERVE
 from server.kernels.compute_pool import ComputePool
+from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
 from server.kernels.triton.decode_attention import MERGED, PARTITION, DecodeRow, PagedKeys, PagedStep
-from server.model.attention import decode_attention
 from server.model.attention.kv_cache import KVCache, KVShape, group_layers
 from server.model.attention.paged_attention import StepAttention
 from server.model.hooks import AttentionOptions
@@ -50,7 +50,7 @@ OPTIONS = {
 def kernels() -> Iterator[None]:
     """Let Triton's kernels run, by its interpreter where there is no GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_attention, "missing", lambda _: None)
+        patch.setattr(available, "missing", lambda _: None)
         yield
 
 
