@@ -35,6 +35,9 @@ class Hub:
     sent: dict[str, int] = field(default_factory=dict)  # bytes by file
     signed_url: str = ""  # of the server that links to weights name
     valid_link: int = 0  # of the links given so far, the first that has not expired
+    refuses_links: bool = False
+    is_away: bool = False  # closes each connection
+    commit: str = COMMIT  # that answers about links tell
     resolved: list[str] = field(default_factory=list)  # files of which a link was asked for
     tokens: set[str] = field(default_factory=set)  # seen where the links lead
     seconds_per_byte: float = 0.0  # of weights, over all connections
@@ -90,6 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(has_body=True)
 
     def _answer(self, *, has_body: bool) -> None:
+        if self.hub.is_away:
+            self.close_connection = True
+            return
         about = self.hub.about(self.path)
         if about is not None:
             self._send("", json.dumps(about).encode(), has_body)
@@ -103,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(403, "GatedRepo")
         elif signed:
             self.hub.tokens.add(self.headers.get("Authorization", ""))
-            if int(signed[1]) < self.hub.valid_link:
+            if self.hub.refuses_links or int(signed[1]) < self.hub.valid_link:
                 self._refuse(403, "Expired")
             else:
                 self._send(path.name, path.read_bytes(), has_body)
@@ -117,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(302)
         headers = {
             "Location": f"{self.hub.signed_url}/signed/{self.hub.valid_link}/{name}",
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": self.hub.commit,
             "X-Linked-Etag": f'"{self.hub.checksum(name)}"',
             "X-Linked-Size": (self.hub.folder / name).stat().st_size,
             "Content-Length": 0,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub, wait_for
-from tests.e2e.processes import serving, total
-from tests.e2e.test_web_model import FEW, complete
+from tests.e2e.processes import run_command, serving, total
+from tests.e2e.test_web_model import FEW, complete, failure_of
 
 MODEL = "somebody/some-model"
 TOKEN = "hf_" + "a" * 34
@@ -52,3 +53,35 @@ def test_a_completed_download_is_served_again_without_network(tmp_path: Path) ->
             assert metrics["greenroom_download_bytes"] == metrics["greenroom_download_total_bytes"]
     with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
         assert complete(server, MODEL) == text
+
+
+def test_a_download_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    nbytes = (BUNDLED / "model.safetensors").stat().st_size
+    with serving_hub(MODEL, BUNDLED) as hub:
+        hub.seconds_per_byte = 2 / nbytes
+        environment = hub.environment(tmp_path)
+        with serving(MODEL, *FEW, environment=environment) as server:
+            wait_for(lambda: hub.sent["model.safetensors"] > 0.7 * nbytes)
+            server.process.kill()
+        refused = run_command("serve", MODEL, "--port", "0", environment={**environment, "HF_HUB_OFFLINE": "1"})
+        with serving(MODEL, *FEW, environment=environment):
+            wait_for(lambda: hub.is_in_cache(tmp_path, "model.safetensors"))
+        assert hub.sent["model.safetensors"] < 1.5 * nbytes
+    assert refused.returncode == 1
+    assert "does not have all its files, and HF_HUB_OFFLINE is set" in refused.stderr.splitlines()[-1]
+
+
+def test_without_network_what_is_on_the_disk_is_served_and_the_rest_fails_by_name(tmp_path: Path) -> None:
+    cache = ("--disk-cache", str(tmp_path / "experts"))
+    with (
+        serving_hub(MODEL, BUNDLED) as hub,
+        serving(MODEL, *FEW, *ALONE, *cache, environment=hub.environment(tmp_path)) as server,
+    ):
+        text = complete(server, MODEL)
+        hub.is_away = True
+        assert complete(server, MODEL) == text
+        failures = [failure_of(server, MODEL, prompt) for prompt in ("ACT I. SCENE", "Boil the rice", '{"a": 1}')]
+        assert any(re.search(r"expert \d+ of layer \d can't be read; see the log", each) for each in failures)
+        assert complete(server, MODEL) == text
+        hub.is_away = False
+        assert [failure_of(server, MODEL, "ACT I. SCENE"), complete(server, MODEL)] == ["", text]

@@ -41,13 +41,13 @@ def served(web: FileServer) -> Iterator[Server]:
         yield server
 
 
-def complete(server: Server, model: str = BUNDLED_NAME) -> str:
-    return server.client().completions.create(model=model, **PROMPT).choices[0].text
+def complete(server: Server, model: str = BUNDLED_NAME, prompt: str = PROMPT["prompt"]) -> str:
+    return server.client().completions.create(model=model, **{**PROMPT, "prompt": prompt}).choices[0].text
 
 
-def failure_of(server: Server) -> str:
+def failure_of(server: Server, model: str = BUNDLED_NAME, prompt: str = PROMPT["prompt"]) -> str:
     try:
-        complete(server)
+        complete(server, model, prompt)
     except openai.APIStatusError as error:
         return str(error)
     return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from expert_store.sources.base import Piece
 from server.model.checkpoint.remote import retries, web_source
 from server.model.checkpoint.remote.web_client import WebClient
 from server.model.checkpoint.remote.web_source import OpenWebSource, WebSource
+from tests.needs import need
 from tests.web_server import Fault, FileServer, cut_after, file_server, status, with_headers
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8)
@@ -169,6 +172,28 @@ def test_a_server_that_does_not_answer_is_named(client: WebClient) -> None:
         WebSource(f"http://127.0.0.1:{port}/weights", client).open()
 
 
+def test_a_host_without_an_address_is_named(client: WebClient) -> None:
+    with pytest.raises(SourceError, match=r"http://nowhere\.invalid/weights: the connection failed"):
+        WebSource("http://nowhere.invalid/weights", client).open()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openssl")
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    subject = ["-subj", "/CN=127.0.0.1", "-newkey", "rsa:2048", "-nodes", "-x509"]
+    subprocess.run(["openssl", "req", *subject, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 1000.0)
+    client = WebClient()
+    with pytest.raises(SourceUnreadableError, match="the server's certificate is not valid"):
+        WebSource(server.url.replace("http", "https") + "/weights", client).open()
+    client.close()
+
+
 def test_an_empty_file_has_no_bytes(server: FileServer, client: WebClient) -> None:
     (server.folder / "empty").write_bytes(b"")
     opened = WebSource(f"{server.url}/empty", client).open()
@@ -180,6 +205,7 @@ def test_an_empty_file_has_no_bytes(server: FileServer, client: WebClient) -> No
 def test_retries_wait_as_the_server_asks() -> None:
     assert retries.wait_before_retry(1, {"retry-after": "7"}) == 7
     assert retries.wait_before_retry(1, {"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, now=70) == 30
+    assert retries.wait_before_retry(1, {"ratelimit": '"resolvers";r=0;t=55'}) == 55
     assert retries.wait_before_retry(1, {"retry-after": "9999"}) == retries.MAX_WAIT_SECONDS
     assert retries.wait_before_retry(3, {}, lambda: 1.0) == 4 * retries.wait_before_retry(1, {}, lambda: 1.0)
     assert retries.wait_before_retry(2, {"retry-after": "soon"}, lambda: 0.0) == retries.FIRST_WAIT_SECONDS
