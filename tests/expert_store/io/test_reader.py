@@ -97,6 +97,30 @@ def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
     assert desk.wait_for(3) == [0, 2, 1]
 
 
+def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, begun, hold = Desk(catalog, 2), threading.Semaphore(0), threading.Event()
+
+    def held_read(_: object) -> None:
+        begun.release()
+        assert hold.wait(TIMEOUT)
+
+    for expert in (0, 1):
+        ahead = desk.job(expert, Priority.PREFETCH)
+        monkeypatch.setattr(ahead, "read", held_read)
+        desk.reader.submit(ahead)
+    assert begun.acquire(timeout=TIMEOUT)
+    has_second_begun = False
+    while not desk.reader._changed._waiters and not has_second_begun:  # until the other thread has looked
+        has_second_begun = begun.acquire(timeout=0.001)
+    try:
+        assert not has_second_begun
+        desk.reader.submit(desk.job(2))
+        assert desk.wait_for(1) == [2]
+    finally:
+        hold.set()
+        desk.close()
+
+
 def test_a_prefetch_that_somebody_waits_for_becomes_a_demand(desk: Desk) -> None:
     hold = threading.Event()
     wanted = desk.job(2, Priority.PREFETCH)
@@ -119,17 +143,6 @@ def test_what_has_not_begun_can_be_called_off(desk: Desk) -> None:
     hold.set()
     assert desk.wait_for(1) == [0]
     assert not desk.reader.cancel(running)
-
-
-def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog) -> None:
-    desk, hold = Desk(catalog, 2), threading.Event()
-    for expert in (1, 2):
-        desk.reader.submit(desk.job(expert, Priority.PREFETCH, hold=hold))
-    desk.reader.submit(desk.job(0))
-    assert desk.wait_for(1) == [0]
-    hold.set()
-    assert sorted(desk.wait_for(2)) == [0, 1, 2]
-    desk.close()
 
 
 def test_no_prefetch_is_taken_while_a_demand_waits(desk: Desk) -> None:

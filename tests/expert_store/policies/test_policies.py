@@ -260,7 +260,8 @@ def test_a_layer_at_its_share_evicts_its_own_experts() -> None:
 
 def test_a_layer_below_its_share_takes_from_one_above() -> None:
     policy = FairPolicy(4, {0: 8, 1: 8}, LruPolicy)
-    for expert in range(4):
+    policy.insert(key(0, 1))
+    for expert in range(3):
         policy.insert(key(expert, 0))
     assert policy.victim(key(5, 1), anything) == key(0, 0)
 

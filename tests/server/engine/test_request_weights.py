@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from server.engine.interface import (
     ExpertUsage,
     GenerationFailedError,
     GenerationRequest,
+    QueueFullError,
     SamplingParams,
     Timeline,
 )
@@ -70,6 +72,23 @@ class FakeWeights:
 async def until_attempted(weights: FakeWeights) -> None:
     while not weights.num_attempts:
         await asyncio.sleep(0.001)
+
+
+def test_a_request_that_the_full_queue_refuses_ends_its_use_of_weights() -> None:
+    rig, gate, weights = Rig(max_queued=2, max_running=1), threading.Event(), FakeWeights()
+    rig.model.before_step = lambda: gate.wait(30)
+
+    async def scenario() -> None:
+        streams = [rig.submit(b"q", 2)]
+        with pytest.raises(QueueFullError):
+            streams.extend(rig.submit(b"q", 2, weights=weights) for _ in range(3))
+        assert weights.num_begun == len(streams) - 1
+        gate.set()
+        for stream in streams:
+            await collect(stream)
+
+    run(rig, scenario)
+    assert weights.num_begun == 0
 
 
 def test_a_sequence_holds_its_weights_while_it_runs_and_no_longer() -> None:
