@@ -38,10 +38,10 @@ def write_checkpoint(
         save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, folder / file)
         weight_map.update(dict.fromkeys(tensors, file))
 
-    save("trunk.safetensors", non_layer_tensors())
+    save("model-trunk.safetensors", non_layer_tensors())
     for index in range(config.num_hidden_layers):
         tensors = {f"model.layers.{index}.{name}": tensor for name, tensor in layer(index).items()}
-        save(f"layer-{index:02}.safetensors", tensors)
+        save(f"model-layer-{index:02}.safetensors", tensors)
     for file in TOKENIZER_FILES:
         shutil.copy(BUNDLED / file, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -38,6 +38,7 @@ LATENT = {
     "num_experts_per_tok": 8,
     "first_k_dense_replace": 1,
     "rope_interleave": True,
+    "scoring_func": "sigmoid",  # which the converter needs, and transformers does not read
 }
 INDEXER = {"n_group": 1, "topk_group": 1, "index_n_heads": 8, "index_head_dim": 128, "index_topk": 512}
 DELTA_NET = {

@@ -14,11 +14,11 @@ class HeapTrimmer:
     """Trims the heap a moment after a call, once for all calls until then. Thread-safe.
 
     Args:
-        trim: the function that trims; by default glibc's ``malloc_trim``, or nothing where it does not exist.
+        trim: the function that trims.
     """
 
     def __init__(self, trim: Callable[[], object] | None = None, delay_seconds: float = DELAY_SECONDS):
-        self._trim, self._delay_seconds = trim or _find_trim(), delay_seconds
+        self._trim, self._delay_seconds = trim or trim_heap, delay_seconds
         self._lock = threading.Lock()  # guards _is_due
         self._is_due = False
 
@@ -38,9 +38,11 @@ class HeapTrimmer:
         self._trim()
 
 
-def _find_trim() -> Callable[[], object]:
+def trim_heap() -> None:
+    """Return the heap's free memory to the system, where glibc can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return (lambda: None) if trim is None else (lambda: trim(0))
+    if trim is not None:
+        trim(0)
 
 
 @cache

@@ -15,6 +15,7 @@ from server.administration.store_administration import StoreAdministration
 from server.engine.engine import Engine
 from server.engine.interface import ModelCard, RequestMemory, SamplingDefaults
 from server.engine.text.codec import Codec
+from server.heap import trim_heap
 from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import ExpertPaging, build_codec, build_engine, open_experts
 from server.loading.bundled_weights import variants_folder
@@ -88,6 +89,7 @@ class _Opened(NamedTuple):
 
 def _open(checkpoint: Checkpoint, name: str, settings: ServeSettings) -> _Opened:
     parts = load_checkpoint(checkpoint, name, settings)
+    trim_heap()  # what reading the trunk left free would be missing for experts
     plan = plan_beside_trunk(parts.trunk, settings, parts.device)
     return _Opened(parts, plan, open_experts(settings, parts, plan))
 

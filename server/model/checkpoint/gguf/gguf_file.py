@@ -60,11 +60,12 @@ class GgufFile:
             CheckpointError: a header is damaged, a file is missing, or files do not belong to each other.
             ModelError: the file has no architecture of a language model.
         """
-        headers = [read_gguf_header(source, TYPES) for source in split_files(as_folder(place), name)]
+        sources = split_files(as_folder(place), name)
+        headers = [read_gguf_header(source, TYPES) for source in sources]
         metadata = headers[0].metadata
         tensors: dict[str, GgufTensor] = {}
-        for number, header in enumerate(headers):
-            _check_split(cls(name, header.metadata, {}), number, len(headers))
+        for number, (source, header) in enumerate(zip(sources, headers, strict=True)):
+            _check_split(cls(source.short_name, header.metadata, {}), number, len(headers))
             for tensor in header.tensors:
                 if tensor.name in tensors:
                     first, second = (each.source.extent.source.name for each in (tensors[tensor.name], tensor))
@@ -180,5 +181,5 @@ def _check_split(file: GgufFile, number: int, num_files: int) -> None:
         )
     if (found or 0) != number:
         raise CheckpointError(
-            f"file {number + 1} of {file.name} says that it is another one ({SPLIT_NUMBER} is {found}); {REMEDY}"
+            f"{file.name} is file {(found or 0) + 1} by its header ({SPLIT_NUMBER}), not {number + 1}; {REMEDY}"
         )

@@ -128,7 +128,12 @@ def check_shapes(model: PreTrainedModel, tensors: Mapping[str, TensorSource | St
     for name, parameter in renamed(model, tensors).items():
         found, wanted = list(tensors[name].shape), list(parameters[parameter].shape)
         if found != wanted:
-            raise CheckpointError(f"{name} has the shape {found}, but the config needs {wanted}")
+            files = ", ".join(sorted({each.extent.source.short_name for each in _sources(tensors[name])}))
+            raise CheckpointError(f"{name} of {files} has the shape {found}, but the config needs {wanted}")
+
+
+def _sources(tensor: TensorSource | StoredTensor) -> tuple[TensorSource, ...]:
+    return (tensor,) if isinstance(tensor, TensorSource) else tensor.sources
 
 
 def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[str, Any]) -> Tensors:

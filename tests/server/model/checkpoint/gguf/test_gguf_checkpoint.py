@@ -269,8 +269,8 @@ def test_a_missing_file_of_several_is_named(tmp_path: Path) -> None:
 
 def test_a_file_of_another_model_among_several_is_refused(tmp_path: Path) -> None:
     rewrite(tmp_path / "tiny.gguf", split=10)
-    shutil.copy(FILES / f"{QUANTISED}.gguf", max(tmp_path.iterdir()))
-    with pytest.raises(CheckpointError, match="by its header"):
+    last = Path(shutil.copy(FILES / f"{QUANTISED}.gguf", max(tmp_path.iterdir())))
+    with pytest.raises(CheckpointError, match=f"{last.name} is one of 1 files by its header"):
         open_checkpoint(min(tmp_path.iterdir())).read_config()
 
 

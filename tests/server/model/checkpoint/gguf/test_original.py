@@ -70,10 +70,13 @@ def test_the_sampling_of_the_original_counts(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"num_hidden_layers": 3}, "it has 3 layers, the file 2"),
-        ({"num_key_value_heads": 1}, r"k_proj.weight has the shape \[32, 32\], but the config needs \[16, 32\]"),
+        (
+            {"num_key_value_heads": 1},
+            r"k_proj.weight of .*\.gguf has the shape \[32, 32\], but the config needs \[16, 32\]",
+        ),
         ({"num_experts": 8, "num_local_experts": 8}, "expert 4 has no tensor"),
         ({"attention_bias": True}, "the file lacks model.layers.0.self_attn.k_proj.bias"),
-        ({"vocab_size": 289}, r"weight has the shape \[288, 32\], but the config needs \[289, 32\]"),
+        ({"vocab_size": 289}, r"weight of .*\.gguf has the shape \[288, 32\], but the config needs \[289, 32\]"),
     ],
 )
 def test_the_config_of_another_model_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
