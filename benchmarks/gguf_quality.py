@@ -3,9 +3,10 @@
     python -m benchmarks.gguf_quality --converter PYTHON --llama-cpp PYTHON --work DIR
 
 For each architecture, a small random model is converted, and quantised by llama.cpp to each type. The file's numbers
-in float32, computed by transformers' modules, are the reference. Printed are, over all positions of a random text, the
-mean Kullback-Leibler divergence from it in nats, the share of positions with its most probable token, and the share of
-its 20 most probable tokens; the text is computed as one prompt, and token by token. The last line is one JSON object.
+in float32, computed by transformers' modules, are the reference. Printed are, over all positions of some random texts,
+the mean Kullback-Leibler divergence from it in nats, the share of positions with its most probable token, and the share
+of its 20 most probable tokens; each text is computed as one prompt, and token by token. A few positions, whose experts
+change, make most of the mean, so one text says little. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -131,8 +132,9 @@ def logits_of(interpreter: str, script: str, model: Path, ids: list[int], *more:
         return np.load(out)
 
 
-def agreement(reference: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Return the divergence from the reference, and the shares of its most probable tokens."""
+def agreement(references: Sequence[np.ndarray], logits: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the divergence from the references, and the shares of their most probable tokens, over all texts."""
+    reference, logits = np.concatenate(references), np.concatenate(logits)
     best, found = (each.argsort(1)[:, -MOST_PROBABLE:] for each in (reference, logits))
     shared = [len(set(one) & set(other)) / MOST_PROBABLE for one, other in zip(best, found, strict=True)]
     return {
@@ -147,14 +149,14 @@ def measured(name: str, types: list[str], options: argparse.Namespace) -> Iterat
     model = options.work / f"small-{name}"
     write_small_checkpoint(name, model)
     files = GgufFiles(model, options.work, options.work, 1, options.converter, options.llama_cpp)
-    ids = np.random.default_rng(0).integers(300, 30_000, options.tokens).tolist()
+    texts = np.random.default_rng(0).integers(300, 30_000, (options.texts, options.tokens)).tolist()
     for kind in types:
         path = files.make(kind)
         assert path is not None
         dequantised = path.with_name(f"{path.stem}-float32.gguf")
         write_dequantised(path, dequantised)
         exactly = ("--dtype", "float32", "--kernels", "off")
-        reference = logits_of(sys.executable, "run_greenroom.py", dequantised, ids, *exactly)
+        references = [logits_of(sys.executable, "run_greenroom.py", dequantised, ids, *exactly) for ids in texts]
         dequantised.unlink()
         entry: dict[str, Any] = {"family": name, "type": kind}
         for engine, interpreter, script in (
@@ -162,8 +164,8 @@ def measured(name: str, types: list[str], options: argparse.Namespace) -> Iterat
             ("llama.cpp", options.llama_cpp, "run_llama_cpp.py"),
         ):
             entry[engine] = {
-                "prompt": agreement(reference, logits_of(interpreter, script, path, ids)),
-                "decode": agreement(reference, logits_of(interpreter, script, path, ids, "--one-by-one")),
+                way: agreement(references, [logits_of(interpreter, script, path, ids, *more) for ids in texts])
+                for way, more in (("prompt", ()), ("decode", ("--one-by-one",)))
             }
         yield entry
 
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--families", default=",".join(SMALL))
     parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--texts", type=int, default=4)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -189,7 +192,9 @@ def main() -> None:
                 )
                 print(f"{entry['family']:12} {entry['type']:10} {way:7} {cells}", flush=True)
             entries.append(entry)
-    print(json.dumps({"benchmark": "gguf_quality", "tokens": options.tokens, "entries": entries}))
+    print(
+        json.dumps({"benchmark": "gguf_quality", "texts": options.texts, "tokens": options.tokens, "entries": entries})
+    )
 
 
 if __name__ == "__main__":

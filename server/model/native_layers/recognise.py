@@ -39,7 +39,7 @@ from server.model.native_layers.parts import Parts, find_parts
 from server.model.native_layers.positions import LayerPositions
 from server.model.native_layers.residuals import find_residuals
 from server.model.native_layers.router_kinds import (
-    LEAST_AGREEMENT,
+    choices_agree,
     find_router_kind,
     logits_of,
     run_trial,
@@ -276,7 +276,7 @@ class _Finder:
         weights = routing.top_k_weights.float().gather(1, order)[is_same]
         own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
         are_near = (weights - own).abs() <= tolerance * routing.top_k_weights.abs().max()
-        if int(is_same.sum()) < LEAST_AGREEMENT[self._dtype] * int(is_steady.sum()) or not bool(are_near.all()):
+        if not choices_agree(int(is_same.sum()), int(is_steady.sum()), self._dtype) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
     def _embedding_scale(self, captured: Capture) -> float:

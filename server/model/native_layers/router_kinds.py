@@ -231,6 +231,14 @@ def steady_rows(
     return chosen, weights, is_steady
 
 
+def choices_agree(num_same: int, num_steady: int, dtype: torch.dtype) -> bool:
+    """Return True if enough steady rows chose the same experts; of few rows, one may differ.
+
+    Errors of attention before the router, as of quantised matrices, change its logits by more than their own rounding.
+    """
+    return num_same >= min(LEAST_AGREEMENT[dtype] * num_steady, max(num_steady - 1, num_steady / 2))
+
+
 def match_of(
     router: Router, correction: torch.Tensor | None, trial: Trial, noise: float, least_agreement: float
 ) -> Match | None:

@@ -14,7 +14,7 @@ from server.kernels.native.structures.matrices import Matrix
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.experts.router import RouterWeights
 from server.model.hooks import current_hooks
-from server.model.native_layers.router_kinds import choose, find_router_kind, run_trial
+from server.model.native_layers.router_kinds import choices_agree, choose, find_router_kind, run_trial
 
 HIDDEN, EXPERTS, TOP_K = 32, 16, 4
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -116,3 +116,20 @@ def test_groups_that_experts_cannot_have_are_refused(num_groups: int, top_groups
     block.n_group, block.topk_group = num_groups, top_groups
     with pytest.raises(UnsupportedLayerError, match=f"from {top_groups} of {num_groups} groups of {EXPERTS}"):
         find(block, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("num_same", "num_steady", "agree"),
+    [
+        (17, 17, True),
+        (16, 17, True),
+        (15, 17, False),
+        (6, 7, True),
+        (5, 7, False),
+        (1, 2, True),
+        (0, 1, False),
+        (0, 0, True),
+    ],
+)
+def test_of_few_steady_rows_one_may_choose_other_experts(num_same: int, num_steady: int, agree: bool) -> None:
+    assert choices_agree(num_same, num_steady, torch.bfloat16) is agree
