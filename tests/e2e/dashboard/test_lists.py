@@ -85,7 +85,7 @@ def test_the_last_adapter_of_a_page_can_be_unloaded(synthetic: Synthetic, page: 
 class Answer:
     """Work as the list of requests shows it."""
 
-    routing: Any = None
+    auto_choice: Any = None
 
     def __init__(self, model: str, adapters: dict[str, float]):
         self.model, self.adapters = model, adapters
