@@ -163,7 +163,7 @@ def _open(folder: SourceFolder, manifest: Manifest) -> Pack:
     with suppress(SourceGoneError):
         there.update(data.names())
     for name, file in manifest.files.items():
-        _check_file(data, name, file, is_there=name in there)
+        _check_file(data, name, file)
     others = {name for name in there if not name.startswith(".")} - manifest.files.keys()
     if others:  # a chat template among them would change the answers
         raise CheckpointError(
@@ -259,13 +259,11 @@ def _layers(data: SourceFolder, manifest: Manifest) -> dict[int, LayerEntry]:
     }
 
 
-def _check_file(data: SourceFolder, name: str, file: ManifestFile, *, is_there: bool) -> None:
+def _check_file(data: SourceFolder, name: str, file: ManifestFile) -> None:
     try:
         source = data.source(name, is_own=True)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; pack the model again") from error
-    if not is_there:
-        raise CheckpointError(f"{source.name} is missing; {REMEDY}")
     try:
         with closing(source.open(is_direct=False)) as opened:
             nbytes = opened.identity.nbytes
@@ -273,6 +271,8 @@ def _check_file(data: SourceFolder, name: str, file: ManifestFile, *, is_there: 
                 raise CheckpointError(f"{source.name} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
             if file.checksum is not None and _checksum(opened) != file.checksum:
                 raise CheckpointError(f"{source.name} is not the file that was packed: its checksum differs; {REMEDY}")
+    except SourceGoneError as error:
+        raise CheckpointError(f"{source.name} is missing; {REMEDY}") from error
     except SourceError as error:
         raise error.naming(source.name) from error
 

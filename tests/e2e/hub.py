@@ -52,8 +52,9 @@ class Hub:
 
     def about(self, path: str) -> Any:
         """Return the answer of the hub's API about the model; None for unknown paths."""
-        files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
-        sizes = {file.name: self.sizes.get(file.name, file.stat().st_size) for file in files}
+        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        names = {path: path.relative_to(self.folder).as_posix() for path in files}
+        sizes = {name: self.sizes.get(name, path.stat().st_size) for path, name in names.items()}
         if re.fullmatch(rf"/api/models/{re.escape(self.model)}(/revision/(main|{COMMIT}))?(\?.*)?", path):
             siblings = [{"rfilename": name, "size": size} | self._pointer(name) for name, size in sizes.items()]
             return {"id": self.model, "sha": COMMIT, "siblings": siblings}
@@ -78,7 +79,7 @@ class Hub:
 
 
 def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf"))
+    return name.endswith((".safetensors", ".gguf", ".pack"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,8 +101,8 @@ class Handler(BaseHTTPRequestHandler):
         if about is not None:
             self._send("", json.dumps(about).encode(), has_body)
             return
-        resolved = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^/?]+)", self.path)
-        signed = re.fullmatch(r"/signed/(\d+)/([^/]+)", self.path)
+        resolved = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^?]+)", self.path)
+        signed = re.fullmatch(r"/signed/(\d+)/(.+)", self.path)
         path = self.hub.folder / (resolved[1] if resolved else signed[2] if signed else "")
         if not path.is_file():
             self._refuse(404, "EntryNotFound" if resolved else "RepoNotFound")
@@ -113,8 +114,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._refuse(403, "Expired")
             else:
                 self._send(path.name, path.read_bytes(), has_body)
-        elif is_large(path.name) and has_body:
-            self._redirect(path.name)
+        elif resolved and is_large(path.name) and has_body:
+            self._redirect(resolved[1])
         else:
             self._send(path.name, path.read_bytes(), has_body)
 

@@ -23,6 +23,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from expert_store.io.file_names import MISTRAL_WEIGHTS
+from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
@@ -30,7 +31,8 @@ from server.progress import polled_progress
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-HUB_FILES = ["*.safetensors", *SMALL_FILES]
+WEIGHTS = (".safetensors", GGUF, ".pack")  # suffixes of files with weights
+HUB_FILES = ["*.safetensors", "*.pack", *SMALL_FILES]
 MLX = "mlx"  # the name of the library on the hub
 NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
 BLOCK_BYTES = 512  # unit of st_blocks
@@ -60,19 +62,20 @@ def download(model: str, revision: str | None) -> Path:
             return _snapshot(repository, revision, files_of_gguf(listing.gguf, listing.names)) / listing.gguf
 
 
-def download_small_files(model: str, revision: str | None = None) -> Path:
+def download_small_files(model: str, revision: str | None = None, folder: str = "") -> Path:
     """Download the config and the tokenizer of a hub model, and return their folder in the cache.
+
+    Args:
+        folder: of the repository; its root by default.
 
     Raises:
         ModelError: there is no such repository, or it can't be reached.
     """
     disable_progress_bars()
     with hub_errors(model, revision, "downloading"):
-        return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns=["*.index.json", "*/*"]
-            )
-        )
+        wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in SMALL_FILES]
+        others = ["*.index.json", f"{folder}/*/*" if folder else "*/*"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=others)) / folder
 
 
 def cached_place(listing: Listing) -> Path:
@@ -124,16 +127,16 @@ class Listing:
     checksums: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those files whose pointers have it
     revision: str | None = None  # that was asked for
 
-    @property
-    def own_files(self) -> dict[str, str]:
-        """Paths of the files beside the config, or of the GGUF model, in the repository, by their names."""
-        folder = Path(self.gguf).parent if self.gguf is not None else Path()
-        return {Path(path).name: path for path in self.sizes if Path(path).parent == folder}
+    def files_in(self, folder: str) -> dict[str, str]:
+        """Return the paths of the files in a folder by their names; those of a GGUF model are in any."""
+        parent = Path(folder) if self.gguf is None else Path(self.gguf).parent
+        return {Path(path).name: path for path in self.sizes if Path(path).parent == parent}
 
     @property
     def weights(self) -> list[str]:
-        """Paths of the model's own files with weights."""
-        return [path for path in self.own_files.values() if path.endswith((".safetensors", GGUF))]
+        """Paths of the model's own files with weights: in the repository's root, or anywhere if it is a pack."""
+        is_pack = MANIFEST_NAME in self.sizes
+        return [path for path in (self.sizes if is_pack else self.files_in("").values()) if path.endswith(WEIGHTS)]
 
     def cached(self, path: str) -> Path | None:
         """Return where a file is in the hub's cache; None if it is not there."""

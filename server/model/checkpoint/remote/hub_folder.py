@@ -62,14 +62,18 @@ class HubFolder:
     """The folder of a model's files in a repository; see ``SourceFolder``.
 
     Files that are in the hub's cache are read there.
+
+    Attributes:
+        path: of the folder in the repository; empty for its root.
     """
 
     listing: Listing
     client: WebClient = field(default_factory=WebClient, repr=False, compare=False)
+    path: str = ""
 
     @property
     def name(self) -> str:
-        return f"{constants.ENDPOINT}/{self.listing.model}"
+        return f"{constants.ENDPOINT}/{self.listing.model}/{self.path}".rstrip("/")
 
     @property
     def short_name(self) -> str:
@@ -77,7 +81,7 @@ class HubFolder:
 
     def names(self) -> Collection[str]:
         """Return the names of the model's files."""
-        return self.listing.own_files.keys()
+        return self.listing.files_in(self.path).keys()
 
     def source(self, name: str, *, is_own: bool = False) -> Source:
         """Return a file.
@@ -86,22 +90,18 @@ class HubFolder:
             CheckpointError: there is no such file.
         """
         del is_own  # a repository has no links
-        path = self.listing.own_files.get(name)
+        path = self.listing.files_in(self.path).get(name)
         if path is None:
             raise CheckpointError(f"{self.name} has no {name}")
         cached = self.listing.cached(path)
         if cached is not None:
             return FileSource(cached)
-        url = f"{self.name}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
+        url = f"{constants.ENDPOINT}/{self.listing.model}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 
     def folder(self, name: str) -> HubFolder:
-        """Refuse: folders in a repository have other models.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError(f"{self.name} has no folder {name} for this model")
+        """Return a folder in it."""
+        return HubFolder(self.listing, self.client, f"{self.path}/{name}".lstrip("/"))
 
     def local_copy(self, _: Collection[str]) -> Path:
         """Return the folder in the hub's cache, with config and tokenizer, which are downloaded.
@@ -109,4 +109,4 @@ class HubFolder:
         Raises:
             ModelError: the hub does not send one.
         """
-        return download_small_files(self.listing.model, self.listing.commit)
+        return download_small_files(self.listing.model, self.listing.commit, self.path)

@@ -25,10 +25,10 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.e2e.hub import serving_hub
 from tests.gguf.models import FILES
-from tests.server.model.checkpoint.test_checkpoint import check_equal, experts_of
+from tests.server.model.checkpoint.test_checkpoint import check_equal, experts_of, make_pack
 from tests.web_server import file_server
 
-GGUF = "qwen3moe.gguf"
+GGUF, PACK = "qwen3moe.gguf", "pack"
 REPOSITORY = "somebody/tiny"
 
 
@@ -76,12 +76,14 @@ def bits(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("put", [on_a_web_server, on_the_hub])
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "gemma4_text", GGUF])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "gemma4_text", GGUF, PACK])
 def test_the_bits_are_those_of_the_disk(family: str, put: Put, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    folder.mkdir()
     if family == GGUF:
+        folder.mkdir()
         shutil.copy(FILES / GGUF, folder)
+    elif family == PACK:
+        make_pack(folder)
     else:
         make_checkpoint(family, folder)
     file = GGUF if family == GGUF else ""
