@@ -134,11 +134,11 @@ def logits_of(interpreter: str, script: str, model: Path, ids: list[int], *more:
 
 def agreement(references: Sequence[np.ndarray], logits: Sequence[np.ndarray]) -> dict[str, float]:
     """Return the divergence from the references, and the shares of their most probable tokens, over all texts."""
-    reference, logits = np.concatenate(references), np.concatenate(logits)
-    best, found = (each.argsort(1)[:, -MOST_PROBABLE:] for each in (reference, logits))
+    reference, found_logits = np.concatenate(references), np.concatenate(logits)
+    best, found = (each.argsort(1)[:, -MOST_PROBABLE:] for each in (reference, found_logits))
     shared = [len(set(one) & set(other)) / MOST_PROBABLE for one, other in zip(best, found, strict=True)]
     return {
-        "kl": mean_divergence(reference, logits),
+        "kl": mean_divergence(reference, found_logits),
         "first": float((best[:, -1] == found[:, -1]).mean()),
         "top": float(np.mean(shared)),
     }
