@@ -24,6 +24,7 @@ WAITS = {  # operations whose result or its shape is read by the host
     "_local_scalar_dense", "_unique2", "bincount", "equal", "histc", "is_nonzero", "item", "masked_select", "nonzero",
     "unique_consecutive", "unique_dim",
 }  # fmt: skip
+ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}  # and launch nothing
 ONLY_ON_CPU = ("_scaled_dot_product_flash_attention_for_cpu", "_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm")
 
 memory = Memory(8 << 30)
@@ -114,7 +115,7 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
         asked = torch.device(kwargs["device"])
         index = index_of(asked) if asked.type == "cuda" else None
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if not is_view:
+    if not is_view and name not in ALLOCATES:
         launch(name, stream, has_kernel=bool(tensors) and name not in {"_local_scalar_dense", "_to_copy", "copy_"})
         number = stream.begin()
         if _waits(function, name, args, kwargs, index):

@@ -347,6 +347,13 @@ class Recording(EmulatedDevice):
         self.log: list[tuple[Any, ...]] = []
         self._count = 0
 
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        self.log.append(("allocate", nbytes))
+        return super().allocate(nbytes)
+
+    def give_back(self) -> None:
+        self.log.append(("give back",))
+
     def copy(self, source: torch.Tensor, target: torch.Tensor, after: Any) -> Any:
         super().copy(source, target, after)
         self._count += 1
@@ -425,6 +432,14 @@ def test_a_host_slot_that_a_write_back_fills_first_is_pinned(stores: Any, record
     use(store, 0, 2)
     assert moved(store)["device", "host"] == 1
     assert {entry[1] for entry in recording.log if entry[0] == "pin"} == {0, 1, 2}
+
+
+def test_a_rebuild_gives_memory_back_before_it_allocates(stores: Any, recording: Recording) -> None:
+    """Else the device's free memory is told without what the allocator keeps."""
+    store = stores(4, 3)
+    recording.log.clear()
+    store.resize(device_bytes=2 * SLOT)
+    assert recording.log[:2] == [("give back",), ("allocate", 2 * SLOT)]
 
 
 def test_an_expert_on_its_way_down_was_not_on_the_disk(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -70,17 +71,21 @@ class _Layer(ABC):
         numbers = np.full(self.num_choices, -1, np.int32)
         for number, (start, end) in enumerate(rows.spans.values()):
             numbers[rows.order[start:end]] = number
-        self.experts = upload(numbers, self.x.device)
+        self._numbers = numbers  # of each choice's expert in the layer
+        self._experts: torch.Tensor | None = None  # the same on the device
         self.hidden = self.x.new_empty(self.num_choices, launch.intermediate)
         self._arena: tuple[torch.Tensor, int] | None = None
         self._pending: list[tuple[int, int]] = []  # expert and slot of those whose second product is to come
+        self._pending_table: torch.Tensor | None = None  # their slots, if one batch has them all
         self._products: torch.Tensor | None = None
 
     def run_first(self, ready: ReadyExperts) -> None:
         """Run gate and up of a batch of experts."""
         found = [(self._number_of[key], slot) for key, slot in zip(ready.keys, ready.slots.tolist(), strict=True)]
         self._arena = ready.arena, ready.arena.stride(0)
-        self._launch_first(self._table(found))
+        table = self._table(found)
+        self._launch_first(table)
+        self._pending_table = None if self._pending else table
         self._pending += found
 
     def run_second(self) -> None:
@@ -88,7 +93,7 @@ class _Layer(ABC):
         if self._products is None:
             self._products = self._empty_products()
         if self._pending:
-            self._launch_second(self._table(self._pending), self._products)
+            self._launch_second(self.pending_table, self._products)
             self._pending = []
 
     def finish(self) -> torch.Tensor:
@@ -109,12 +114,28 @@ class _Layer(ABC):
         assert self._arena is not None
         return self._arena
 
+    @property
+    def experts(self) -> torch.Tensor:
+        """The expert of each choice, int32, -1 for none."""
+        if self._experts is None:
+            self._experts = upload(self._numbers, self.x.device)
+        return self._experts
+
+    @property
+    def pending_table(self) -> torch.Tensor:
+        """The slots of the experts whose second product is to come."""
+        return self._table(self._pending) if self._pending_table is None else self._pending_table
+
     def _table(self, found: list[tuple[int, int]]) -> torch.Tensor:
         """Return the slot of each expert of the layer, int32, -1 for those that are not to be run."""
         table = np.full(max(1, len(self._number_of)), -1, np.int32)
         for number, slot in found:
             table[number] = slot
-        return upload(table, self.x.device)
+        if self._experts is not None:
+            return upload(table, self.x.device)
+        both = upload(np.concatenate([self._numbers, table]), self.x.device)  # one copy instead of two
+        self._experts = both[: self.num_choices]
+        return both[self.num_choices :]
 
     @abstractmethod
     def _empty_products(self) -> torch.Tensor:
@@ -136,7 +157,7 @@ class _FewRows(_Layer):
         if self._products is not None or not self._pending:
             return super().finish()
         output = torch.empty_like(self.x)  # all experts are in their slots: weight and add in the same launch
-        self._multiply_down(self._table(self._pending), output, self.num_tokens, adds=True)
+        self._multiply_down(self.pending_table, output, self.num_tokens, adds=True)
         return output
 
     def _empty_products(self) -> torch.Tensor:
@@ -171,7 +192,11 @@ class _ManyRows(_Layer):
 
     def __init__(self, launch: ExpertLaunch, tiles: Tiles, rows: SortedRows):
         super().__init__(launch, tiles, rows)
-        self._groups = group_choices(self.experts, len(rows.spans), tiles.many_rows)
+        self._num_experts = len(rows.spans)
+
+    @cached_property
+    def _groups(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return group_choices(self.experts, self._num_experts, self.tiles.many_rows)
 
     def _empty_products(self) -> torch.Tensor:
         return self.x.new_empty(self.num_choices, self.launch.hidden)
