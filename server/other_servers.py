@@ -79,7 +79,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(
             "`--enable-prefix-caching`, `--enable-chunked-prefill`",
             NOT_NEEDED,
-            "both are on for [all models that share steps](models.md#one-sequence-after-the-other-13)",
+            "both are on for [all models that share steps](models.md#one-sequence-after-the-other-2)",
         ),
         Row("`--scheduling-policy priority`", NOT_NEEDED, "`priority` of a request always counts"),
         Row(

@@ -94,7 +94,6 @@ MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3
 
 RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
-OWN_CACHE = "layers that use transformers' own cache"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
 ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
@@ -108,6 +107,7 @@ class Family:
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     sequential: str | None = None  # why its requests run one after the other, if they do
+    by_sequence: str | None = None  # why its attention runs sequence by sequence, if it does
 
 
 def _text(special: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,14 @@ FAMILIES = {  # by the model type of its text
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
     "deepseek_v32": Family(LATENT),
-    "deepseek_v4": Family(sequential=COMPRESSED),
+    "deepseek_v4": Family(
+        {
+            "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+            "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3},
+            "index_topk": 2,
+        },
+        by_sequence=COMPRESSED,
+    ),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
@@ -176,7 +183,7 @@ FAMILIES = {  # by the model type of its text
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
-        sequential=INDEXED,
+        by_sequence=INDEXED,
     ),
     "glm_moe_dsa": Family({**LATENT, "indexer_types": ["full", "shared", "full"]}),
     "gpt_oss": Family(WINDOWS),
@@ -188,12 +195,12 @@ FAMILIES = {  # by the model type of its text
     "hy_v3": Family(),
     "hy_v4": Family(LATENT),
     "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)})),
-    "inkling2": Family(sequential=RELATIVE),
-    "inkling2_loop": Family(sequential=RELATIVE),
-    "inkling2_loop_text": Family(sequential=RELATIVE),
-    "inkling2_text": Family(sequential=RELATIVE),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, sequential=RELATIVE),
-    "inkling_text": Family(sequential=RELATIVE),
+    "inkling2": Family(by_sequence=RELATIVE),
+    "inkling2_loop": Family(by_sequence=RELATIVE),
+    "inkling2_loop_text": Family(by_sequence=RELATIVE),
+    "inkling2_text": Family(by_sequence=RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, by_sequence=RELATIVE),
+    "inkling_text": Family(by_sequence=RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),
@@ -275,8 +282,8 @@ FAMILIES = {  # by the model type of its text
         _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
     ),
     "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
-    "qwen4_exp": Family(_text(QWEN4), sequential=OWN_CACHE),
-    "qwen4_exp_text": Family(QWEN4, sequential=OWN_CACHE),
+    "qwen4_exp": Family(_text(QWEN4), by_sequence=INDEXED),
+    "qwen4_exp_text": Family(QWEN4, by_sequence=INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
@@ -298,7 +305,7 @@ FAMILIES = {  # by the model type of its text
         },
         sequential=ENCODER,
     ),
-    "unlimited_ocr": Family(sequential=REFERENCE),
+    "unlimited_ocr": Family(by_sequence=REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }
 

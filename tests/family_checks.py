@@ -69,6 +69,7 @@ def _check_served(model_type: str, folder: Path) -> Served:
     assert not unused, f"{model_type} does not use {unused[0]}"
     trunk = load_trunk(folder, torch.float32)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    by_sequence = FAMILIES[model_type].by_sequence
     expected_reason, reason = FAMILIES[model_type].sequential, trunk.facts.program.sequential_reason
     is_expected = reason is None if expected_reason is None else expected_reason in (reason or "")
     assert is_expected, f"{model_type} runs one sequence at a time: {reason}"
@@ -78,12 +79,12 @@ def _check_served(model_type: str, folder: Path) -> Served:
     # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
     reference = model.get_decoder() if hasattr(model.get_decoder(), "lm_head") else model
     for prompt, (tokens, logits) in zip(PROMPTS, written, strict=True):
-        text, expected = _write(reference, prompt, by_steps=expected_reason is not None)
+        text, expected = _write(reference, prompt, by_steps=expected_reason is not None or by_sequence is not None)
         assert tokens == text, f"{model_type} writes another text than transformers"
         span = float(expected.max() - expected.min())
         error = float((logits - expected).abs().max()) / span
         assert error < TOLERANCE, f"{model_type}: logits differ by {error:.1e} of their range"
-    attention = expected_reason or _attention(trunk.facts)
+    attention = expected_reason or (f"{by_sequence}, sequence by sequence" if by_sequence else _attention(trunk.facts))
     return Served(model_type, type(model).__name__, attention, _tensors(trunk.catalog), expected_reason is not None)
 
 

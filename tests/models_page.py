@@ -49,6 +49,12 @@ frequencies for all tokens of a step, including those of shorter sequences. With
 sequences use the frequencies for long ones, as in vLLM: long sequences give transformers' logits, and shorter ones
 those of the beginning of a long text.
 
+*Sequence by sequence* means: experts, MLPs, norms and the head run on the rows of all sequences, and each attention
+module is called for one sequence after the other, as transformers has it. What it keeps of a token lies in the blocks
+of the KV cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is
+kept of a token depends on where the prompt ends). DeepSeek-V4's blocks hold what is compressed instead of the
+compressed keys, which are made anew in each step.
+
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
 {batched_rows}
@@ -60,11 +66,13 @@ attention and cache, and its routed experts are paged as usual; the log says so 
 alternately, and prompts do not share prefixes. Blocks of the KV cache only count bytes: they limit how many tokens run
 at once. `--deterministic` computes prompts token by token.
 
-Families with an indexer whose layers do not run natively share steps, but not with `--deterministic`, where they run as
-here.
+Families with an indexer whose layers do not run natively, and those whose attention runs sequence by sequence, share
+steps, but not with `--deterministic`, where they run as here.
 
-The same applies to any other model whose attention needs more than causality and a window, or that mixes tokens in a
-layer of an unknown kind.
+The same applies to any other model that mixes tokens in a layer of an unknown kind, or whose attention needs more than
+causality and a window and does not run on a part of a text. What stays here is encoder-decoder models: an encoder reads
+the complete prompt at once, and the decoder's cross-attention has its own keys for each sequence, so that there is no
+prefix to share and no chunk to continue.
 
 Encoder-decoder models answer a prompt, which is the encoder's input, on the completions and the chat route. The
 decoder begins with `decoder_start_token_id` and, if the checkpoint's `generation_config.json` has it,
@@ -173,8 +181,9 @@ Prompts with images, through a tiny image processor of each family, give the log
 the greedy text of its `generate`. The tests use two prompts with different images and one of text, in one ragged batch,
 or one after the other where the family runs that way. Prompts are computed in one step, in chunks of five tokens, and
 token by token (`tests/server/model/multimodal/test_image_parity.py`). Images of other families take the same path, but
-are not tested. Families that run one sequence after the other refuse images whose tokens attend to later ones, and
-encoder-decoder models refuse all images. Video and audio are not supported.
+are not tested. Families whose attention runs sequence by sequence, or that run one sequence after the other, refuse
+images whose tokens attend to later ones, and encoder-decoder models refuse all images. Video and audio are not
+supported.
 
 ## Refused: {refused}
 

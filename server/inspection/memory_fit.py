@@ -73,6 +73,6 @@ def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
         longest=shape.max_model_len,
         state_bytes=states_bytes(summary.states),
         state_rows=summary.program.state_rows,
-        shares_prefixes=shape.sequential_reason is None,
+        shares_prefixes=shape.shares_prefixes,
         step=step,
     )

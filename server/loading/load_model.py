@@ -211,6 +211,6 @@ def load_media_processor(
         return str(error)
     if facts.is_encoder_decoder:
         return "this model's prompts go through an encoder, which is not supported with images yet; send text alone"
-    if facts.is_sequential and processor.has_bidirectional_images:
+    if (facts.is_sequential or facts.is_by_sequence) and processor.has_bidirectional_images:
         return "bidirectional attention within images is not supported for this model yet; send text alone"
     return processor

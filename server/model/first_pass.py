@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.invariant_matmul import NotInvariantError
 from server.model.architecture import text_part
+from server.model.attention.by_sequence.attention import probe_sequence_masks
+from server.model.attention.by_sequence.modules import SequenceProbe, SequenceStepStates, run_by_sequence
 from server.model.attention.mask_probe import probe_masks
 from server.model.errors import ModelError, NotBatchableError
 from server.model.forward import Forward
@@ -34,10 +36,12 @@ class FirstPass:
         model: the model.
         forward: calls it.
         size: of its vocabulary or its context, the smaller one.
+        is_by_sequence: whether its attention modules run sequence by sequence.
 
     Attributes:
         tokens: those that it was run on.
         probe: what attention and experts were asked for.
+        kv_groups: what modules keep of tokens, by layers with the same window.
         states: the states that recurrent modules keep.
         recurrent: these modules.
         linear_calls, router_calls: how linear layers and routers were called.
@@ -48,17 +52,17 @@ class FirstPass:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, forward: Forward, size: int):
-        self._model, self._forward = model, forward
+    def __init__(self, model: PreTrainedModel, forward: Forward, size: int, *, is_by_sequence: bool = False):
+        self._model, self._forward, self._is_by_sequence = model, forward, is_by_sequence
         count = min(PROBE_TOKENS, size)
         spread = size // count
         self.tokens: Sequence[int] = range(0, count * spread, spread)
-        self.probe, state_probe = Probe(), StateProbe()
+        self.probe, state_probe = Probe(), SequenceProbe(model) if is_by_sequence else StateProbe()
         self.linear_calls: LinearCalls
         self.router_calls: RouterCalls
         with (
             use_hooks(self.probe),
-            probe_masks(model),
+            probe_sequence_masks(model) if is_by_sequence else probe_masks(model),
             state_probe.track_modules(text_part(model)),
             watch_linears(model) as self.linear_calls,
             watch_routers(model) as self.router_calls,
@@ -67,6 +71,9 @@ class FirstPass:
         split_recurrent_modules(state_probe.calls, count)
         self.states: StateShapes = state_probe.shapes
         self.recurrent: list[nn.Module] = [call.module for call in state_probe.calls]
+        self.kv_groups = self.probe.indexed_groups
+        if isinstance(state_probe, SequenceProbe):
+            self.kv_groups = run_by_sequence(state_probe, count)
         self._check_batches()
 
     @torch.inference_mode()
@@ -85,7 +92,7 @@ class FirstPass:
         name, probe = type(self._model).__name__, self.probe
         if not probe.routed:
             raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
-        if not probe.kv_groups:
+        if not self.kv_groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
         with use_hooks(IsolatedTokens()), probe_masks(self._model) if probe.choosing else nullcontext():
             module = find_cross_token_module(
@@ -99,7 +106,7 @@ class FirstPass:
     def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Return logits ``(tokens, vocabulary)`` where no token sees another; recurrent modules return zeros."""
         states = None
-        if self.recurrent:
+        if self.recurrent or self._is_by_sequence:
             batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self._model.device)
-            states = StepStates(batches, returns_zeros=True)
+            states = (SequenceStepStates if self._is_by_sequence else StepStates)(batches, returns_zeros=True)
         return self._forward(token_ids, positions, range(len(token_ids)), states)

@@ -125,12 +125,12 @@ def _experts(
     return current_hooks().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
-def _no_mask(**_: Any) -> torch.Tensor:
+def no_mask(**_: Any) -> torch.Tensor:
     """Stand in for a mask, of which layers with an indexer take a part before they call it."""
     return torch.ones((1, 1, 1, 1), dtype=torch.bool)
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_function)
 AttentionInterface.register(INDEXED_IMPLEMENTATION, attention_function)
-ALL_MASK_ATTENTION_FUNCTIONS.register(INDEXED_IMPLEMENTATION, _no_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(INDEXED_IMPLEMENTATION, no_mask)
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts)

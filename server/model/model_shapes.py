@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from server.model.architecture import packs_sequences, text_part
+from server.model.attention.by_sequence.attention import probe_sequence_masks
+from server.model.attention.by_sequence.modules import SequenceProbe, run_by_sequence
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.mask_probe import probe_masks
@@ -29,7 +31,7 @@ from server.model.recurrent.recurrent_modules import StateProbe
 from server.model.recurrent.states import StateShapes
 from server.model.sequential.facts import SequentialFacts
 from server.model.sequential.sequential_model import sequential_model
-from server.model.transformers_hooks.batching_checks import check_batchable
+from server.model.transformers_hooks.batching_checks import check_batchable, find_special_layers
 from server.model.transformers_hooks.probe import Probe
 from server.model.trunk_loader import build_model
 
@@ -50,6 +52,11 @@ class ModelShapes:
     top_k: Mapping[int, int]  # experts per text token, by MoE layer
     max_model_len: int
     sequential_reason: str | None  # the reason that requests run one at a time; None if they are batched
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """True if a sequence can continue from blocks that another wrote."""
+        return self.sequential_reason is None and not any(group.depends_on_prompt for group in self.kv_groups)
 
 
 def infer_shapes(
@@ -114,13 +121,13 @@ def _infer(
     zero_model = _with_zero_weights(build_model(config, dtype, attention))
     probed: Probe | SequentialFacts
     if sequential_reason is None:
-        probed, states = _probe(zero_model, min(NUM_TOKENS, longest))
-        if not probed.kv_groups:
+        probed, states, groups = _probe(zero_model, min(NUM_TOKENS, longest), has_kernels=has_kernels)
+        if not groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
     else:
         with _ZeroProducts():
             probed = sequential_model(zero_model).probe(int(text.vocab_size), longest)
-        states = probed.states
+        states, groups = probed.states, probed.kv_groups
     if not probed.routed:
         raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
     top_k = {
@@ -128,7 +135,6 @@ def _infer(
         for path, module in experts_modules(zero_model).items()
         if module in probed.routed
     }
-    groups = probed.indexed_groups if isinstance(probed, Probe) and not has_kernels else probed.kv_groups
     return ModelShapes(name, model, dtype, resident, active, groups, states, top_k, longest, sequential_reason)
 
 
@@ -202,15 +208,23 @@ def _with_zero_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
-    """Run a model, and record its calls of attention and experts and its recurrent states."""
-    replace_projections(model)
-    hook_indexers(model)
+def _probe(
+    model: PreTrainedModel, num_tokens: int, *, has_kernels: bool
+) -> tuple[Probe, StateShapes, tuple[KVGroup, ...]]:
+    """Run a model, and record its calls of attention and experts, its recurrent states and what it keeps of tokens."""
+    is_by_sequence = find_special_layers(model) is not None
+    if not is_by_sequence:
+        replace_projections(model)
+        hook_indexers(model)
     forward = Forward(model)
-    probe, state_probe = Probe(), StateProbe()
-    with use_hooks(probe), probe_masks(model), state_probe.track_modules(text_part(model)), _ZeroProducts():
-        forward([0] * num_tokens, range(num_tokens), [0], state_probe)
-    return probe, state_probe.shapes
+    probe, state_probe = Probe(), SequenceProbe(model) if is_by_sequence else StateProbe()
+    masks = probe_sequence_masks(model) if is_by_sequence else probe_masks(model)
+    with use_hooks(probe), _ZeroProducts():
+        with masks, state_probe.track_modules(text_part(model)):
+            forward([0] * num_tokens, range(num_tokens), [0], state_probe)
+        if isinstance(state_probe, SequenceProbe):
+            return probe, state_probe.shapes, run_by_sequence(state_probe, num_tokens)
+    return probe, state_probe.shapes, probe.kv_groups if has_kernels else probe.indexed_groups
 
 
 def _trunk_bytes(model: Any, dtype: torch.dtype, packed: Mapping[str, int]) -> tuple[int, int]:

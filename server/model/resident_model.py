@@ -14,6 +14,7 @@ from expert_store import ExpertCatalog
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.adapters.tables import tables_of
+from server.model.architecture import text_part
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.rope import apply_max_length
 from server.model.experts.expert_layer import expert_layers
@@ -40,6 +41,7 @@ class TrunkFacts:
     reads_images: bool = False  # its prompts are images alone
     labels: tuple[str, ...] = ()  # their names, of a model that classifies
     hidden_size: int = 0  # size of last hidden states; 0 if the model returns none
+    is_by_sequence: bool = False  # its attention modules run sequence by sequence, with causal masks
 
     @property
     def is_sequential(self) -> bool:
@@ -48,7 +50,8 @@ class TrunkFacts:
     @property
     def shares_prefixes(self) -> bool:
         """True if a sequence can continue from blocks that another wrote."""
-        return not self.is_sequential and not self.is_encoder
+        depends_on_prompt = any(group.depends_on_prompt for group in self.kv_groups)
+        return not (self.is_sequential or self.is_encoder or depends_on_prompt)
 
     @property
     def state_bytes(self) -> int:
@@ -98,8 +101,8 @@ class ResidentModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of activations."""
-        dtype: torch.dtype = self._model.dtype
+        """The dtype of activations of the text; towers may have another."""
+        dtype: torch.dtype = text_part(self._model).dtype
         return dtype
 
     @property

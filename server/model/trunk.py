@@ -15,6 +15,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.architecture import head_of, set_implementations
+from server.model.attention.by_sequence.modules import SequenceStepStates
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
@@ -41,6 +42,9 @@ from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
+from server.model.transformers_hooks.batching_checks import find_special_layers
+
+INVARIANT = "its results do not depend on other sequences if each runs by itself"
 
 
 class Trunk(ResidentModel):
@@ -64,11 +68,21 @@ class Trunk(ResidentModel):
             model, catalog, layers, is_deterministic=is_deterministic, pool=pool, max_model_len=max_model_len
         )
         self._forward = Forward(model)
-        replace_projections(model)
-        hook_indexers(model)
-        first = FirstPass(model, self._forward, min(self.max_model_len, self.vocab_size))
+        special = find_special_layers(model)
+        self._is_by_sequence = special is not None
+        if special is None:
+            replace_projections(model)
+            hook_indexers(model)
+        elif is_deterministic:
+            raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
+        size = min(self.max_model_len, self.vocab_size)
+        first = FirstPass(model, self._forward, size, is_by_sequence=self._is_by_sequence)
         probe, self._recurrent = first.probe, first.recurrent
-        self._native, program = self._find_native(first.tokens)
+        if special is None:
+            self._native, program = self._find_native(first.tokens)
+        else:
+            reason = f"{type(model).__name__} has {special}, whose attention runs sequence by sequence"
+            self._native, program = None, ModelProgram.uniform(model, Target.MODULES, reason)
         if probe.indexed and not program.is_native:
             if is_deterministic or probe.indexed.keys() - probe.choosing:
                 raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
@@ -81,12 +95,13 @@ class Trunk(ResidentModel):
         fuse_norms(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
-            probe.kv_groups if program.is_native else probe.indexed_groups,
+            probe.kv_groups if program.is_native else first.kv_groups,
             probe.top_k,
             first.states if self._native is None else self._native.states(first.states),
             text_layers,
             program,
             hidden_size=self._forward.hidden_size,
+            is_by_sequence=self._is_by_sequence,
         )
         self.routers = find_routers(model, layers, probe.routed)
         self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))
@@ -220,6 +235,8 @@ class Trunk(ResidentModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the modules of transformers; return logits and hidden states of the wanted rows."""
         step_states = self._step_states(chunks, states)
+        if isinstance(step_states, SequenceStepStates):
+            step_states.add_pages(chunks, kv_cache)
         attention = self._attention(chunks, kv_cache)
         variants = experts.variants
         with (
@@ -274,7 +291,7 @@ class Trunk(ResidentModel):
 
     def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None) -> StepStates | None:
         """Return the cache that recurrent mixers take their states from; None if the model has none of them."""
-        if not self._recurrent:
+        if not self._recurrent and not self._is_by_sequence:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
         if self._native is not None and states is None:
@@ -282,7 +299,8 @@ class Trunk(ResidentModel):
         has_modules = self._native is None or bool(self._native.outside)
         batches = recurrent_batches(chunks, self.device, self._is_deterministic) if has_modules else []
         slots = [chunk.slot for chunk in chunks]
-        return StepStates(batches, slots, copies, states, self._is_deterministic)
+        kind = SequenceStepStates if self._is_by_sequence else StepStates
+        return kind(batches, slots, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
     def _find_native(self, tokens: Sequence[int]) -> tuple[NativeModel | None, ModelProgram]:

@@ -22,6 +22,7 @@ from server.model.hooks import current_hooks
 INDEXED = "sparse-attention layers with an indexer"
 ROWS, CACHE, MASK = "hidden_states", "cache", "attention_mask"  # arguments of an indexer
 BLOCK_SIZE = "block_size"  # attribute of an indexer that chooses blocks of keys
+POOLED = ("index_kpool", "compress_ratio")  # attributes of indexers that score means of keys
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,10 @@ def hook_indexers(model: nn.Module) -> None:
 
 
 def can_be_hooked(indexer: Any) -> bool:
-    """Return whether an indexer takes rows and a cache, so that it can run sequence by sequence."""
+    """Return whether an indexer scores keys and takes rows and a cache, so that it can run sequence by sequence."""
     arguments = inspect.signature(indexer.forward).parameters
-    return {ROWS, CACHE} <= arguments.keys() and isinstance(getattr(indexer, "layer_idx", None), int)
+    is_pooled = any(hasattr(indexer, name) for name in POOLED)
+    return {ROWS, CACHE} <= arguments.keys() and isinstance(getattr(indexer, "layer_idx", None), int) and not is_pooled
 
 
 def indexers_of(model: nn.Module) -> list[Any]:

@@ -49,6 +49,7 @@ class KVGroup:
     shapes: Mapping[int, KVShape]  # by attention layer
     is_chunked: bool = False  # the window is a fixed chunk instead of a sliding one
     bytes_elsewhere: Mapping[int, int] = field(default_factory=dict)  # a token, by layers with caches of their own
+    depends_on_prompt: bool = False  # what is kept of a token depends on where the prompt of its sequence ends
 
     @property
     def num_layers(self) -> int:

@@ -28,19 +28,24 @@ REFUSAL = "its tokens see each other by a rule other than causality and a slidin
 
 
 @contextmanager
-def probe_masks(model: PreTrainedModel) -> Iterator[None]:
-    """Have a model make its masks, and pass the windows in them to attention."""
+def probe_masks(model: PreTrainedModel, probing: str = PROBING, implementation: str = IMPLEMENTATION) -> Iterator[None]:
+    """Have a model make its masks, and pass the windows in them to attention.
+
+    Args:
+        probing: the implementation of attention meanwhile.
+        implementation: that afterwards.
+    """
     configs = (model.config, text_part(model).config)
     for config in configs:
-        config._attn_implementation = {"": PROBING}  # noqa: SLF001
+        config._attn_implementation = {"": probing}  # noqa: SLF001
     try:
         yield
     finally:
         for config in configs:
-            config._attn_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
+            config._attn_implementation = {"": implementation}  # noqa: SLF001
 
 
-def _make_mask(
+def make_mask(
     *,
     q_length: int,
     kv_length: int,
@@ -87,4 +92,4 @@ def _attend_by_mask(
 
 
 AttentionInterface.register(PROBING, _attend_by_mask)
-ALL_MASK_ATTENTION_FUNCTIONS.register(PROBING, _make_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PROBING, make_mask)

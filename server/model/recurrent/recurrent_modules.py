@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from server.model.recurrent.rows import Rows, RowsOutput, join, zeros_like_output
 from server.model.recurrent.states import (
-    AttentionPassThrough,
     RecurrentBatch,
     RecurrentCache,
     StateKey,
@@ -110,7 +110,7 @@ class _SplitForward:
         if step is None:  # this module is inside another that was split
             return self._forward(*args, **kwargs)
         if step.returns_zeros:
-            return _zeros(self._sample, step.num_tokens)
+            return zeros_like_output(self._sample, step.num_tokens)
         outputs = []
         for batch in step.batches:
             cache = step.batch_cache(batch)
@@ -118,79 +118,29 @@ class _SplitForward:
             for rows in torch.split(batch.rows, 1) if by_token else [batch.rows]:
                 size = (1, 1) if by_token else batch.size
                 step.rows_now = rows
-                outputs.append(self._run(args, kwargs, _Rows(step.num_tokens, rows, size, cache)))
+                outputs.append(self._run(args, kwargs, Rows(step.num_tokens, rows, size, cache)))
             step.collect(batch, cache)
         step.rows_now = None
-        return _join(outputs, step.num_tokens)
+        return join(outputs, step.num_tokens)
 
     def can_resume(self, call: ModuleCall, num_tokens: int) -> bool:
         """Return whether a sequence in two pieces has the same output as in one."""
         all_rows, cache = torch.arange(num_tokens), RecurrentCache()
         pieces = [
-            self._run(call.args, call.kwargs, _Rows(num_tokens, rows, (1, len(rows)), cache))
+            self._run(call.args, call.kwargs, Rows(num_tokens, rows, (1, len(rows)), cache))
             for rows in all_rows.chunk(2)
         ]
-        full = _RowsOutput(call.output, _Rows(num_tokens, all_rows, (1, num_tokens), cache))
-        pairs = zip(_tensors(_join([full], num_tokens)), _tensors(_join(pieces, num_tokens)), strict=True)
-        return all(_is_close(one, other) for one, other in pairs)
+        full = RowsOutput(call.output, Rows(num_tokens, all_rows, (1, num_tokens), cache))
+        return have_same_outputs(join([full], num_tokens), join(pieces, num_tokens))
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: _Rows) -> _RowsOutput:
-        return _RowsOutput(self._forward(*rows.select(args), **rows.select(kwargs)), rows)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of a step's tokens, to run a module on."""
-
-    num_tokens: int  # all tokens of the step
-    rows: torch.Tensor
-    size: tuple[int, int]  # sequences, and tokens of each
-    cache: RecurrentCache
-
-    def select(self, value: Any) -> Any:
-        """Return the rows' part of a module's arguments, with their cache in the place of the step's."""
-        if isinstance(value, AttentionPassThrough):
-            return self.cache
-        if isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.num_tokens):
-            return value[0].index_select(0, self.rows.to(value.device)).view(*self.size, *value.shape[2:])
-        if isinstance(value, tuple | list):
-            return type(value)(self.select(item) for item in value)
-        if isinstance(value, dict):
-            return {name: self.select(item) for name, item in value.items()}
-        return value
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> RowsOutput:
+        return RowsOutput(self._forward(*rows.select(args), **rows.select(kwargs)), rows)
 
 
-@dataclass(frozen=True)
-class _RowsOutput:
-    """The output of a module for some rows."""
-
-    output: Any
-    rows: _Rows
-
-
-def _join(pieces: Sequence[_RowsOutput], num_tokens: int) -> Any:
-    """Join the outputs for all rows, ``(1, tokens, ...)``; None for an output without a row for each token."""
-    first = pieces[0].output
-    if isinstance(first, tuple):
-        return tuple(
-            _join([_RowsOutput(piece.output[index], piece.rows) for piece in pieces], num_tokens)
-            for index in range(len(first))
-        )
-    if not all(
-        isinstance(piece.output, torch.Tensor) and piece.output.shape[:2] == piece.rows.size for piece in pieces
-    ):
-        return None
-    joined = first.new_empty((num_tokens, *first.shape[2:]))
-    for piece in pieces:
-        joined[piece.rows.rows] = piece.output.flatten(0, 1)
-    return joined.unsqueeze(0)
-
-
-def _zeros(sample: Any, num_tokens: int) -> Any:
-    """Return zeros in the shape of a module's output for so many tokens, given a sample of its output."""
-    if isinstance(sample, tuple):
-        return tuple(_zeros(item, num_tokens) for item in sample)
-    return sample.new_zeros((1, num_tokens, *sample.shape[2:])) if isinstance(sample, torch.Tensor) else None
+def have_same_outputs(one: Any, other: Any) -> bool:
+    """Return whether two outputs of a module are the same but for rounding."""
+    pairs = zip(_tensors(one), _tensors(other), strict=True)
+    return all(_is_close(first, second) for first, second in pairs)
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

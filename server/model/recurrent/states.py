@@ -113,6 +113,9 @@ class StateCache:
         return slots if self._stride == 1 else self._rows[slots]
 
 
+StateReader = Callable[[StateKey], torch.Tensor | None]  # None at the beginning of sequences
+
+
 class UnsupportedCacheError(NotBatchableError, AttributeError):
     """A model asks its cache for an attribute that ours does not have."""
 
@@ -152,7 +155,7 @@ class RecurrentCache(AttentionPassThrough):
         read: returns a state of the sequences, ``(sequences, ...)``; None at the beginning of sequences.
     """
 
-    def __init__(self, read: Callable[[StateKey], torch.Tensor | None] = lambda _: None):
+    def __init__(self, read: StateReader = lambda _: None):
         self._read = read
         self.states: dict[StateKey, torch.Tensor] = {}  # the latest; some modules write in place
 
@@ -249,10 +252,14 @@ class StepStates(AttentionPassThrough):
 
     def batch_cache(self, batch: RecurrentBatch) -> RecurrentCache:
         """Return the cache of one module for one batch."""
+        return RecurrentCache(self.reader(batch))
+
+    def reader(self, batch: RecurrentBatch) -> StateReader:
+        """Return what reads the states of a batch's sequences before the step."""
         cache = self.cache
         if not batch.has_state or cache is None:
-            return RecurrentCache()
-        return RecurrentCache(lambda key: cache.read(key, batch.sources))
+            return lambda _: None
+        return lambda key: cache.read(key, batch.sources)
 
     def collect(self, batch: RecurrentBatch, cache: RecurrentCache) -> None:
         """Hold a module's new states until the step has succeeded."""

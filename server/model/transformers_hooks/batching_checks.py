@@ -27,13 +27,14 @@ BATCHABLE_LAYER_TYPES = {
     "hybrid_sliding",
 }
 INDEXED_LAYER_TYPES = {"indexed_attention", "minimax_m3_sparse"}
-SEQUENTIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
+COMPRESSED = "compressed-attention layers"
+SPECIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
     **dict.fromkeys(INDEXED_LAYER_TYPES, INDEXED),
     "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
-    "compressed_sparse_attention": "compressed-attention layers",
-    "heavily_compressed_attention": "compressed-attention layers",
+    "compressed_sparse_attention": COMPRESSED,
+    "heavily_compressed_attention": COMPRESSED,
 }
-SEQUENTIAL_MODULES = {  # descriptions of such layers, by the name of a module in them
+SPECIAL_MODULES = {  # descriptions of such layers, by the name of a module in them
     "indexer": INDEXED,
     "rel_logits_proj": "attention with relative position biases",
     "relative_position_bias": "attention with relative position biases",
@@ -44,22 +45,31 @@ ROUNDING = 1e-3  # tolerance relative to the range of an output
 
 
 def check_batchable(model: PreTrainedModel) -> None:
-    """Check a model by the names in its config and of its modules, before it has weights.
+    """Check a model by the names in its config, before it has weights.
 
     Raises:
         NotBatchableError: some layers are of a type that can't run many sequences in one step.
     """
     if model.config.is_encoder_decoder:
         raise NotBatchableError(f"{type(model).__name__} has {ENCODER_REASON}")
-    config = model.config.get_text_config()
+    unknown = next(
+        (kind for kind in _layer_types(model) if kind not in {*BATCHABLE_LAYER_TYPES, *SPECIAL_LAYER_TYPES}), 0
+    )
+    if unknown:
+        raise NotBatchableError(f"{type(model).__name__} has {unknown} layers")
+
+
+def find_special_layers(model: PreTrainedModel) -> str | None:
+    """Return which layers of a model need their attention run sequence by sequence, by their names; None if none do."""
     are_known = all(map(can_be_hooked, indexers_of(model)))
-    for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
-        if kind not in BATCHABLE_LAYER_TYPES and not (kind in INDEXED_LAYER_TYPES and are_known):
-            raise NotBatchableError(f"{type(model).__name__} has {SEQUENTIAL_LAYER_TYPES.get(kind, f'{kind} layers')}")
-    for name, _ in text_modules(model):
-        kind = SEQUENTIAL_MODULES.get(name.rpartition(".")[2])
-        if kind is not None and not (kind == INDEXED and are_known):
-            raise NotBatchableError(f"{type(model).__name__} has {kind} ({name})")
+    kinds = [SPECIAL_LAYER_TYPES.get(kind) for kind in _layer_types(model)]
+    kinds += [SPECIAL_MODULES.get(name.rpartition(".")[2]) for name, _ in text_modules(model)]
+    return next((kind for kind in kinds if kind is not None and not (kind == INDEXED and are_known)), None)
+
+
+def _layer_types(model: PreTrainedModel) -> Sequence[str]:
+    config = model.config.get_text_config()
+    return getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
 
 
 def find_cross_token_module(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:

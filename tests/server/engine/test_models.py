@@ -38,7 +38,11 @@ BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
 NUM_TOKENS = 12
 LETTERS = 0x4E00  # code point of token 0; each token is one character
 RECURRENT = ["qwen3_next", "jamba", "zaya"]
-OTHERS = ["deepseek_v4", "glm_moe_dsa", "llama4_text"]  # the first runs one sequence at a time, one has indexers
+OTHERS = [
+    "deepseek_v4",
+    "glm_moe_dsa",
+    "llama4_text",
+]  # attention by sequence, by an indexer, in chunks
 MODELS = [*CONFIGS, *RECURRENT, *OTHERS]
 ON_ONE_THREAD = {"gpt_oss", "deepseek_v3", "qwen3_next"}  # besides on three
 

@@ -39,7 +39,7 @@ MODELS = [
     ("deepseek_v3", "gemma"),
     ("gpt_oss", "unigram"),
     ("qwen3_next", "byte_level"),
-    ("deepseek_v4", "llama"),  # one sequence after the other
+    ("deepseek_v4", "llama"),  # attention sequence by sequence
 ]
 
 

@@ -1,0 +1,245 @@
+"""Runs attention modules sequence by sequence in a ragged step.
+
+A module is called for each sequence with its rows alone, the mask of a sequence, and a cache that holds its states:
+those of its tokens lie in the blocks of the KV cache. All else of the layer runs on the rows of all sequences.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.model.attention.attention_plan import slot_ranges
+from server.model.attention.by_sequence.attention import as_added
+from server.model.attention.by_sequence.sequence_cache import LayerStandIns, SequenceCache, TokensOf
+from server.model.attention.by_sequence.token_states import PagedTokens, ProbedTokens
+from server.model.attention.by_sequence.view import View
+from server.model.attention.kv_cache import KVCache, KVGroup, KVShape, group_layers
+from server.model.attention.mask_probe import RULE
+from server.model.errors import NotBatchableError
+from server.model.recurrent.recurrent_modules import ModuleCall, StateProbe, have_same_outputs, recurrent_batches
+from server.model.recurrent.rows import Rows, RowsOutput, join, zeros_like_output
+from server.model.recurrent.states import RecurrentBatch, StepStates
+from server.model.step import SequenceChunk
+
+MASK, DISTANCE, ANGLES, ROWS = "attention_mask", "relative_distance", "position_embeddings", "hidden_states"
+MASK_DIMENSIONS = 4
+MOST_SCORES = 1 << 18  # scores of one head that are computed at once, which bounds their memory
+
+
+class SequenceProbe(StateProbe):
+    """A cache for a first pass over one sequence, which also records the modules that keep keys, and their states."""
+
+    is_sliding: Sequence[bool] = ()
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.layers = SequenceCache(lambda _: None, View(), periods_of(model))
+        self.layers.begin(lambda _: ProbedTokens({}, 0), 0)
+        self.attentions: list[ModuleCall] = []
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        running = self._running[-1]
+        if all(running.module is not call.module for call in self.attentions):
+            self.attentions.append(running)
+        return self.layers.update(key_states, value_states, *args, **kwargs)
+
+
+@dataclass
+class PagedSequence:
+    """The tokens of one sequence in a step."""
+
+    chunk: SequenceChunk
+    batch: RecurrentBatch
+    cache: KVCache
+    _slots: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+
+    def tokens_of(self, view: View, num_cached: int, num_tokens: int) -> TokensOf:
+        """Return what gives the token states of a layer in a call with some of the tokens."""
+
+        def tokens(layer: int) -> PagedTokens:
+            group = self.cache.group_of[layer]
+            first = 0 if self.cache.groups[group].window is None else view.oldest(num_cached)
+            slots = self._slots_of(group, first, num_cached + num_tokens)
+            return PagedTokens(self.cache.layers[layer], slots, first, num_cached)
+
+        return tokens
+
+    def _slots_of(self, group: int, first: int, last: int) -> torch.Tensor:
+        key = group, first, last
+        if key not in self._slots:
+            ranges = slot_ranges(self.chunk.block_tables[group], self.cache.block_size, first, last)
+            device = self.cache.device
+            self._slots[key] = torch.cat([torch.arange(start, start + size, device=device) for start, size in ranges])
+        return self._slots[key]
+
+
+class SequenceStepStates(StepStates):
+    """The cache that a model is called with in a step, if its attention modules run sequence by sequence."""
+
+    is_sliding: Sequence[bool] = ()
+    sequences: Sequence[PagedSequence] = ()
+
+    @property
+    def layers(self) -> LayerStandIns:
+        return LayerStandIns()
+
+    def add_pages(self, chunks: Sequence[SequenceChunk], cache: KVCache) -> None:
+        """Add the blocks that hold the states of the step's tokens."""
+        batches = recurrent_batches(chunks, cache.device, token_by_token=True)
+        self.sequences = [PagedSequence(chunk, batch, cache) for chunk, batch in zip(chunks, batches, strict=True)]
+
+
+class SequenceModule:
+    """The forward of an attention module, called for each sequence of a step.
+
+    Args:
+        call: of the module in a first pass over one sequence.
+    """
+
+    def __init__(self, call: ModuleCall):
+        module: Any = call.module
+        self._forward, self._sample, self._call = module.forward, call.output, call
+        self._signature = inspect.signature(module.forward)
+        indexer = getattr(module, "indexer", None)
+        self._wants_all_angles = indexer is not None and ANGLES in inspect.signature(indexer.forward).parameters
+        self._layer = int(module.layer_idx)
+        self._periods = periods_of(module)
+        mask = self._named(call.args, call.kwargs).get(MASK)
+        rule: Mapping[str, Any] = getattr(mask, RULE, {})
+        if rule.get("is_chunked"):
+            raise NotBatchableError("its attention modules run sequence by sequence, and see their own chunk alone")
+        self.view = View(rule.get("sliding_window"), rule.get("sees_prompt", False))
+        self._wants_mask = isinstance(mask, torch.Tensor) and mask.ndim == MASK_DIMENSIONS
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        step = next((value for value in (*args, *kwargs.values()) if isinstance(value, StepStates)), None)
+        if step is None:
+            return self._forward(*args, **kwargs)
+        if step.returns_zeros:
+            return zeros_like_output(self._sample, step.num_tokens)
+        assert isinstance(step, SequenceStepStates)
+        arguments, outputs = self._named(args, kwargs), []
+        for sequence in step.sequences:
+            batch, chunk = sequence.batch, sequence.chunk
+            cache = SequenceCache(step.reader(batch), self.view, self._periods)
+            for first, last in _pieces(chunk.num_tokens, chunk.num_cached + chunk.num_tokens):
+                step.rows_now = batch.rows[first:last]
+                rows = Rows(step.num_tokens, step.rows_now, (1, last - first), cache)
+                num_cached = chunk.num_cached + first
+                cache.begin(sequence.tokens_of(self.view, num_cached, last - first), num_cached)
+                outputs.append(self._run(arguments, rows, num_cached, chunk.num_prompt))
+            step.collect(batch, cache)
+        step.rows_now = None
+        return join(outputs, step.num_tokens)
+
+    def probe(self, num_tokens: int) -> dict[int, KVShape]:
+        """Run a first pass once more in two pieces; return the shapes of what it keeps of a token, by layer.
+
+        Args:
+            num_tokens: of the pass.
+
+        Raises:
+            NotBatchableError: the pieces give something else than the whole.
+        """
+        all_rows, cache = torch.arange(num_tokens), SequenceCache(lambda _: None, self.view, self._periods)
+        parts: dict[int, dict[int, torch.Tensor]] = {}
+        arguments, outputs = self._named(self._call.args, self._call.kwargs), []
+        for first, last in pairwise(sorted({0, num_tokens // 2, num_tokens})):
+            cache.begin(lambda layer: ProbedTokens(parts.setdefault(layer, {}), first), first)  # noqa: B023
+            rows = Rows(num_tokens, all_rows[first:last], (1, last - first), cache)
+            try:
+                outputs.append(self._run(arguments, rows, first, num_tokens))
+            except Exception as error:  # of a module that takes other arguments, of many kinds
+                name = type(self._call.module).__name__
+                raise NotBatchableError(f"{name} does not run on a part of a text: {error}") from error
+        whole = RowsOutput(self._call.output, Rows(num_tokens, all_rows, (1, num_tokens), cache))
+        if not have_same_outputs(join([whole], num_tokens), join(outputs, num_tokens)):
+            raise NotBatchableError(f"{type(self._call.module).__name__} gives other results for a text in pieces")
+        if any(tokens.reads_all for tokens in cache.tokens.values()):
+            self.view = replace(self.view, keeps_all=True)
+        return {
+            layer: KVShape(1, tokens.width, tokens.width, tokens.dtype, is_latent=True)
+            for layer, tokens in cache.tokens.items()
+            if isinstance(tokens, ProbedTokens)
+        }
+
+    def _run(self, arguments: Mapping[str, Any], rows: Rows, num_cached: int, num_prompt: int) -> RowsOutput:
+        """Run the module on some rows of one sequence.
+
+        Args:
+            num_cached: tokens of the sequence before them.
+            num_prompt: tokens of its prompt.
+        """
+        num_tokens = len(rows.rows)
+        given = {
+            name: rows.select(value)
+            for name, value in arguments.items()
+            if name not in {MASK, DISTANCE} or value is None
+        }
+        device = given[ROWS].device
+        if self._wants_mask:
+            seen = self.view.seen(num_cached, num_tokens, num_prompt, device)
+            given[MASK] = as_added(seen, given[ROWS].dtype)
+        elif MASK in arguments:
+            given[MASK] = rows.select(arguments[MASK])
+        if DISTANCE in arguments:
+            positions = torch.arange(num_cached, num_cached + num_tokens, device=device)
+            keys = torch.arange(self.view.oldest(num_cached), num_cached + num_tokens, device=device)
+            given[DISTANCE] = positions[:, None] - keys
+        if self._wants_all_angles:
+            cache = rows.cache
+            assert isinstance(cache, SequenceCache)
+            given[ANGLES] = tuple(cache.keep(angles, self._layer) for angles in given[ANGLES])
+        return RowsOutput(self._forward(**given), rows)
+
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by their names."""
+        named = dict(self._signature.bind(*args, **kwargs).arguments)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        return named
+
+
+def run_by_sequence(probe: SequenceProbe, num_tokens: int) -> tuple[KVGroup, ...]:
+    """Make the attention modules of a model run sequence by sequence; return what their layers keep of tokens.
+
+    Args:
+        probe: the cache of a first pass.
+        num_tokens: of that pass.
+
+    Raises:
+        NotBatchableError: a module can't run so.
+    """
+    shapes: dict[int, KVShape] = {}
+    windows: dict[int, int | None] = {}
+    sees_prompt = False
+    for call in probe.attentions:
+        module: nn.Module = call.module
+        split = SequenceModule(call)
+        found = split.probe(num_tokens)
+        shapes |= found
+        windows |= dict.fromkeys(found, split.view.group_window)
+        sees_prompt |= split.view.sees_prompt
+        module.forward = split
+    return tuple(replace(group, depends_on_prompt=sees_prompt) for group in group_layers(shapes, windows))
+
+
+def periods_of(model: nn.Module) -> dict[int, int]:
+    """Return how many tokens are compressed into one key, by layer that has such keys (DeepSeek-V4)."""
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "compressor")]
+    return {module.layer_idx: module.compressor.compress_rate for module in modules if module.compressor is not None}
+
+
+def _pieces(num_tokens: int, num_keys: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of the new tokens of a sequence that run at once."""
+    size = max(1, MOST_SCORES // num_keys)
+    for first in range(0, num_tokens, size):
+        yield first, min(first + size, num_tokens)

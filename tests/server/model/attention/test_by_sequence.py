@@ -1,0 +1,90 @@
+"""Attention modules that run sequence by sequence share steps, and keep the states of tokens in the KV cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore
+from server.model.attention.by_sequence import modules
+from server.model.attention.by_sequence.view import View
+from server.model.attention.kv_cache import KVCache
+from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
+from tests.checkpoints import make_checkpoint
+from tests.server.model.test_parity import generate
+
+BLOCK = 16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a prompt in several pieces."""
+    monkeypatch.setattr(modules, "MOST_SCORES", 1000)
+
+
+def load(family: str, folder: Path) -> Trunk:
+    trunk = load_trunk(make_checkpoint(family, folder), torch.float32)
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", ["deepseek_v4", "glm5_next", "inkling2_loop_text", "inkling_text", "qwen4_exp_text", "unlimited_ocr"]
+)
+def test_company_and_chunks_change_only_rounding(family: str, tmp_path: Path) -> None:
+    trunk = load(family, tmp_path)
+    prompts = [[index % 113 + 3 for index in range(70)], [7, 3], [5, 17, 99, 3, 42, 8, 64, 23, 11, 90]]
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    together = generate(trunk, store, 9, 3, prompts=prompts)
+    for prompt, (tokens, logits) in zip(prompts, together, strict=True):
+        ((alone_tokens, alone),) = generate(trunk, store, 128, 3, prompts=[prompt])
+        assert tokens == alone_tokens
+        assert float((logits - alone).abs().max()) < 1e-5 * float(alone.max() - alone.min())
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_sequence_continues_from_blocks_of_another(tmp_path: Path) -> None:
+    """Blocks also hold what DeepSeek-V4 compresses."""
+    trunk = load("deepseek_v4", tmp_path)
+    prompt = [index % 113 + 3 for index in range(40)]
+    store, groups = ExpertStore(trunk.catalog, trunk.catalog.total_bytes), trunk.facts.kv_groups
+    cache = KVCache(groups, [6] * len(groups), BLOCK)
+    whole = trunk.forward([SequenceChunk(prompt, 0, [[0, 1, 2]] * len(groups))], cache, store)
+    other = trunk.forward([SequenceChunk(prompt[32:], 32, [[0, 1, 5]] * len(groups))], cache, store)
+    store.close()
+    span = float(whole.logits.max() - whole.logits.min())
+    assert float((whole.logits - other.logits).abs().max()) < 1e-5 * span
+
+
+@pytest.mark.slow
+def test_prefixes_are_not_shared_where_answers_see_less_than_prompts(tmp_path: Path) -> None:
+    assert not load("unlimited_ocr", tmp_path).facts.shares_prefixes
+
+
+@pytest.mark.slow
+def test_the_cache_keeps_a_window_of_layers_that_read_no_more(tmp_path: Path) -> None:
+    """The layer with a window alone keeps a key of 8 numbers; the others also what they compress."""
+    groups = load("deepseek_v4", tmp_path).facts.kv_groups
+    kept = {layer: (group.window, shape.dim) for group in groups for layer, shape in group.shapes.items()}
+    assert kept == {0: (6, 8), 1: (None, 8 + 4 * 8 + 4 * 16), 2: (None, 8 + 2 * 8)}
+
+
+def test_a_view_of_a_window_begins_with_the_oldest_key_that_the_first_token_sees() -> None:
+    seen = View(3).seen(4, 2, num_prompt=5, device=CPU)
+    assert seen.tolist() == [[True, True, True, False], [False, True, True, True]]
+
+
+def test_a_view_of_the_prompt_and_a_window_has_all_of_the_prompt() -> None:
+    seen = View(2, sees_prompt=True).seen(2, 3, num_prompt=2, device=CPU)
+    assert seen.tolist() == [
+        [True, True, True, False, False],
+        [True, True, True, True, False],
+        [True, True, False, True, True],
+    ]
