@@ -17,6 +17,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial, relative_error
 from server.model.blocks.query_scales import QueryScales
+from server.model.blocks.tolerances import TOLERANCES
 from server.model.blocks.workspace import BLOCK, Positions, Workspace
 from server.model.program import Target
 from server.model.step import SequenceChunk
@@ -124,12 +125,21 @@ class LayerTrial:
         return math.sqrt(max(0.0, found**2 - rounding**2)) if found < MOST_ROUNDED else found
 
     def echo_error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
-        """Return the same of a layer whose experts return their input, for tokens whose experts are the same."""
+        """Return the same of a layer whose experts return their input, for tokens whose routing is the same.
+
+        Weights of the sparse mixer jump where a score is on the border of what counts as near.
+        """
         self.run(layer, captured, echoes=True)
         routing, top_k = captured.routing, layer.mixture.router.top_k
         assert routing is not None
-        chosen = torch.from_numpy(self.workspace.chosen(0, top_k).astype(np.int64)).sort(1).values
-        is_same = (chosen == routing.top_k_index.sort(1).values).all(1)
+        chosen, order = torch.from_numpy(self.workspace.chosen(0, top_k).astype(np.int64)).sort(1)
+        wanted, wanted_order = routing.top_k_index.sort(1)
+        weights = torch.from_numpy(self.workspace.weights(0, top_k)).gather(1, order)
+        wanted_weights = routing.top_k_weights.float().gather(1, wanted_order)
+        is_near = (weights - wanted_weights).abs() <= TOLERANCES[dtype] * wanted_weights.abs().max()
+        is_same = (chosen == wanted).all(1) & is_near.all(1)
+        if not is_same.any():
+            return math.inf
         return self._error(torch.from_numpy(self.workspace.hidden), captured, dtype, is_same)
 
     def check(self, spec: LayerSpec) -> None:

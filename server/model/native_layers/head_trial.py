@@ -28,7 +28,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     Raises:
         UnsupportedLayerError: the kernels compute other logits.
     """
-    head, config, dtype = head_of(model), model.config.get_text_config(), model.dtype
+    head, config, dtype = head_of(model), model.config.get_text_config(), text_body(model).dtype
     if not isinstance(head, LINEARS):
         raise UnsupportedLayerError("its head is not a linear layer")
     norm = _final_norm(text_body(model))

@@ -99,9 +99,10 @@ class _Finder:
         self._own_routers: dict[int, OwnRouter] = {}  # by layer, of those whose router has a norm of its own
         self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
-        self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
+        self._tokens, self._longest = tokens, longest
         check_inputs(model)
         self._body, self._config = text_body(model), model.config.get_text_config()
+        self._dtype = self._body.dtype  # towers may have another
         if not hasattr(self._body, "layers"):
             raise UnsupportedLayerError("its layers have another name")
         self._embeddings: Any = model.get_input_embeddings()

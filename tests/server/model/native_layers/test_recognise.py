@@ -41,6 +41,14 @@ def test_a_zero_embedding_whose_experts_are_tied_proves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["phimoe", "nemo_speechlm"])
+def test_jumps_of_weights_and_towers_in_float32_leave_a_model_in_bfloat16_native(
+    model_type: str, pool: ComputePool, tmp_path: Path
+) -> None:
+    assert load(make_checkpoint(model_type, tmp_path, torch.bfloat16), pool, torch.bfloat16).is_invariant
+
+
+@pytest.mark.slow
 def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) -> None:
     plain, scaled = make_config("granitemoe"), make_config("granitemoe")
     plain.logits_scaling, scaled.logits_scaling = 1.0, 0.97
