@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from expert_store.disk_cache.cached_source import EXTENT_BYTES, CachedSource, OpenCachedSource
+from expert_store.disk_cache.chunk_size import ChunkSize
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Piece
 
 log = logging.getLogger(__name__)
 
-NUM_THREADS = 2
-MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64 << 10, 1 << 20  # of one request
-CHUNK_SECONDS = 0.01  # that a request should take, so that a demand waits no longer for the link
+NUM_THREADS = 3
+PAUSE_SECONDS = 0.01  # while other threads read the last bytes
 RETRY_SECONDS = 10.0  # after the source or the disk failed
 ORDER_BYTES = 64 << 20  # read before the order is asked for again
 LINE_SECONDS = 10.0  # between two lines of the log about the progress
@@ -40,7 +40,7 @@ class FillProgress(NamedTuple):
 
 
 class Fill:
-    """Two threads that complete some sources in a cache, small chunk by small chunk.
+    """Threads that complete some sources in a cache, small chunk by small chunk.
 
     A chunk begins only while no read that somebody waits for uses the link, or has used it just now. If the source or
     the disk fails, they try again later.
@@ -66,7 +66,7 @@ class Fill:
         self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
         self._is_complete, self._is_waiting = False, False
         self._told_at = time.monotonic()
-        self._chunk_bytes = MIN_CHUNK_BYTES
+        self._chunk = ChunkSize()
         self._marks: list[tuple[float, int]] = []  # times, and bytes held then
         self._threads = [
             threading.Thread(target=self._run, name=f"fill-{index}", daemon=True) for index in range(NUM_THREADS)
@@ -108,7 +108,7 @@ class Fill:
                 if span is None and self._is_complete:
                     return
                 if span is None:  # another thread reads the last ones
-                    self._stop.wait(CHUNK_SECONDS)
+                    self._stop.wait(PAUSE_SECONDS)
                     continue
                 try:
                     is_kept = self._read(*span)
@@ -193,11 +193,10 @@ class Fill:
         while done < len(memory):
             if not self._cache.gate.wait_until_quiet(self._stop):
                 return True
-            chunk = memory[done : done + self._chunk_bytes]
+            chunk = memory[done : done + self._chunk.nbytes]
             started = time.perf_counter()
             opened.inner.read([Piece(begin + done, chunk)])
-            rate = len(chunk) / max(time.perf_counter() - started, 1e-6)
-            self._chunk_bytes = int(min(max(rate * CHUNK_SECONDS, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES))
+            self._chunk.adapt(len(chunk), time.perf_counter() - started)
             done += len(chunk)
         opened.inner.refuse_changed()
         return opened.keep(begin, memory)

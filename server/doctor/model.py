@@ -15,7 +15,7 @@ from server.doctor.disk import check_disk
 from server.doctor.finding import Finding
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import ModelSummary, summarise_model
-from server.model.checkpoint.download import check_disk_space
+from server.model.checkpoint.download import free_bytes, list_upload
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
 from server.settings import ServeSettings, SettingsError
@@ -27,12 +27,21 @@ def check_model(model: str | None, settings: ServeSettings) -> Iterator[Finding]
     """Check the model's files, what runs its layers, the disk, and the memory plan."""
     try:
         device = find_device(settings.device)
-        missing = check_disk_space(model, settings.revision) if model is not None and find_local(model) is None else 0
+        is_on_hub = model is not None and find_local(model) is None
+        listing = list_upload(model, settings.revision) if is_on_hub and model is not None else None
+        missing = 0 if listing is None else listing.missing_bytes
         summary = summarise_model(model, settings, device)
     except REFUSALS as error:
         yield Finding("model", "fail", str(error))
         return
     yield Finding("model", "ok", _describe(summary, missing))
+    if missing > free_bytes(Path(constants.HF_HUB_CACHE)):
+        yield Finding(
+            "download",
+            "warn",
+            f"the disk of {constants.HF_HUB_CACHE} has no room, so experts are read from the hub again and again",
+            "free some space, set HF_HOME to a folder on a larger disk, or give --disk-cache",
+        )
     yield Finding("layers", "ok", summary.program.describe())
     source = summary.catalog.sources[0]
     if model is not None and summary.has_experts and isinstance(source, FileSource):

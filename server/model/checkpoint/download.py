@@ -187,16 +187,6 @@ def _list(model: str, revision: str | None) -> Listing | None:
     return Listing(repository, commit, list(sizes), downloads, info.library_name, originals, gguf, checksums, revision)
 
 
-def check_disk_space(model: str, revision: str | None) -> int:
-    """Return the bytes of a hub model that are still to be downloaded; 0 if the hub does not answer.
-
-    Raises:
-        ModelError: the disk has too little free space, or the files are of an unsupported format.
-    """
-    listing = _list(model, revision)
-    return 0 if listing is None else _check(listing)
-
-
 def list_upload(model: str, revision: str | None) -> Listing | None:
     """List the files of a hub model; None if the hub does not answer.
 
@@ -232,13 +222,18 @@ def _check_format(listing: Listing) -> None:
 def _check(listing: Listing) -> int:
     _check_format(listing)
     missing, cache = listing.missing_bytes, Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
+    free = free_bytes(cache)
     if missing > free:
         raise ModelError(
             f"{listing.model} needs {format_bytes(missing)} more on disk, but {cache} has only {format_bytes(free)} "
             "free; free some space, or set HF_HOME to a folder on a larger disk"
         )
     return missing
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk of a folder, which need not be there."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free
 
 
 def _disk_bytes(path: Path) -> int:

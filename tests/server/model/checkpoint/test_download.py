@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, ModelInfo
 
-from server.model.checkpoint.download import check_disk_space, download, list_upload
+from server.model.checkpoint.download import download, list_upload
 from server.model.errors import ModelError
 
 CONFIG, WEIGHTS = {"rfilename": "config.json", "size": 1}, {"rfilename": "model.safetensors", "size": 100}
@@ -27,7 +27,7 @@ def upload(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 )
 def test_an_upload_for_mlx_is_refused_with_its_original(base: Any, source: str, upload: dict[str, Any]) -> None:
     upload |= {"library_name": "mlx", "cardData": {"base_model": base}}
-    for attempt in (download, check_disk_space, list_upload):
+    for attempt in (download, list_upload):
         with pytest.raises(ModelError, match=rf"^a/model is in MLX's format, .* that it was converted from \({source}"):
             attempt("a/model", None)
 
@@ -40,4 +40,6 @@ def test_weights_in_the_format_of_mistral_alone_are_refused(upload: dict[str, An
 
 def test_the_second_copy_of_weights_is_not_downloaded(upload: dict[str, Any]) -> None:
     upload["siblings"] = [CONFIG, WEIGHTS, {"rfilename": "consolidated.safetensors", "size": 100}]
-    assert check_disk_space("a/model", None) == 101
+    listing = list_upload("a/model", None)
+    assert listing is not None
+    assert listing.missing_bytes == 101
