@@ -40,6 +40,7 @@ from server.model.checkpoint.remote.web_source import WebSource
 MODEL = "somebody/some-model"
 NUM_TOKENS = 32
 BURST_SECONDS = 0.25  # of the link, for the experts that some steps demand
+FILL_ALONE_SECONDS = 1.5
 FILL_SECONDS = 0.3  # of the download before a burst
 EXPERT_BYTES = 216 << 10
 NUM_BURSTS = 9
@@ -115,7 +116,7 @@ def measure_shares(checkpoint: Path, mbit: float, scratch: Path) -> dict[str, fl
 
     Demand is bursts of reads of experts, six at a time, each burst of a quarter of a second of the link.
     """
-    (weights,) = checkpoint.glob("*.safetensors")
+    weights = min(checkpoint.glob("*.safetensors"))
     rate = mbit * 1e6 / 8
     with mirror(checkpoint, MODEL, mbit) as url, tempfile.TemporaryDirectory(dir=scratch) as folder:
         client = WebClient()
@@ -124,16 +125,39 @@ def measure_shares(checkpoint: Path, mbit: float, scratch: Path) -> dict[str, fl
         for number in range(2 * NUM_BURSTS):
             cached = CachedSource(source, DiskCache(Path(folder) / str(number)))
             opened, fill = cached.open(), Fill([cached])
+            opened.read(
+                [Piece(opened.identity.nbytes - 1, np.empty(1, np.uint8))]
+            )  # as steps before have demanded some
             if is_filling := bool(number % 2):
                 fill.start()
                 time.sleep(FILL_SECONDS)
             nbytes = min(int(rate * BURST_SECONDS), opened.identity.nbytes // 2)
-            shares[is_filling].append(rate_of(opened, opened.identity.nbytes - nbytes, nbytes, EXPERT_BYTES) / rate)
+            begin = opened.identity.nbytes - 1 - nbytes
+            shares[is_filling].append(rate_of(opened, begin, nbytes, EXPERT_BYTES) / rate)
             fill.stop()
         plain = source.open()
         trunk = rate_of(plain, 0, min(plain.identity.nbytes, int(rate)), TRUNK_PART_BYTES) / rate
+        fill_share = rate_of_fill(source, Path(folder) / "fill") / rate
     alone, beside = (float(np.median(shares[is_filling])) for is_filling in (False, True))
-    return {"mbit": mbit, "demand_alone": alone, "demand_beside_fill": beside, "share": beside / alone, "trunk": trunk}
+    return {
+        "mbit": mbit,
+        "demand_alone": alone,
+        "demand_beside_fill": beside,
+        "share": beside / alone,
+        "trunk": trunk,
+        "fill_alone": fill_share,
+    }
+
+
+def rate_of_fill(source: WebSource, folder: Path) -> float:
+    """Download a part of a file while nothing demands the link, and return the bytes a second."""
+    cached = CachedSource(source, DiskCache(folder))
+    cached.open()
+    fill, started = Fill([cached]), time.perf_counter()
+    fill.start()
+    time.sleep(FILL_ALONE_SECONDS)
+    fill.stop()
+    return fill.progress().held_bytes / (time.perf_counter() - started)
 
 
 def rate_of(opened: OpenSource, begin: int, nbytes: int, part_bytes: int) -> float:

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from expert_store.disk_cache.cached_source import EXTENT_BYTES, CachedSource, OpenCachedSource
-from expert_store.disk_cache.chunk_size import ChunkSize
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Piece
 
 log = logging.getLogger(__name__)
 
 NUM_THREADS = 3
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 32 << 10, 1 << 20  # of one request
+CHUNK_BYTES_PER_QUIET_SECOND = 64 << 10  # the longer nobody has waited for the link, the less likely somebody does soon
 PAUSE_SECONDS = 0.01  # while other threads read the last bytes
 RETRY_SECONDS = 10.0  # after the source or the disk failed
 ORDER_BYTES = 64 << 20  # read before the order is asked for again
@@ -66,7 +67,6 @@ class Fill:
         self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
         self._is_complete, self._is_waiting = False, False
         self._told_at = time.monotonic()
-        self._chunk = ChunkSize()
         self._marks: list[tuple[float, int]] = []  # times, and bytes held then
         self._threads = [
             threading.Thread(target=self._run, name=f"fill-{index}", daemon=True) for index in range(NUM_THREADS)
@@ -192,11 +192,11 @@ class Fill:
         memory, done = np.empty(end - begin, np.uint8), 0
         while done < len(memory):
             if not self._cache.gate.wait_until_quiet(self._stop):
-                return True
-            chunk = memory[done : done + self._chunk.nbytes]
-            started = time.perf_counter()
+                return opened.keep(begin, memory[:done])
+            quiet = self._cache.gate.quiet_seconds
+            nbytes = min(max(CHUNK_BYTES_PER_QUIET_SECOND * quiet, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+            chunk = memory[done : done + int(nbytes)]
             opened.inner.read([Piece(begin + done, chunk)])
-            self._chunk.adapt(len(chunk), time.perf_counter() - started)
             done += len(chunk)
         opened.inner.refuse_changed()
         return opened.keep(begin, memory)

@@ -30,6 +30,11 @@ class LinkGate:
                 self._last_demand = time.monotonic()
                 self._changed.notify_all()
 
+    @property
+    def quiet_seconds(self) -> float:
+        """Seconds since somebody waited for the link; infinite if nobody ever did."""
+        return time.monotonic() - self._last_demand
+
     def wait_until_quiet(self, stop: threading.Event) -> bool:
         """Wait until nothing demands the link; return False if ``stop`` is set before."""
         with self._changed:

@@ -42,6 +42,7 @@ def test_what_is_wanted_comes_first_and_then_the_rest_once(
     source: CountedSource, cached: CachedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fill_module, "NUM_THREADS", 1)
+    monkeypatch.setattr(fill_module, "MIN_CHUNK_BYTES", 1_000_000)
     read(cached.opened, (0, 100_000))
     fill = run_to_the_end(cached, ((cached, 900_000, 950_000), (cached, 300_000, 310_000)))
     assert source.reads[1:3] == [(900_000, 950_000), (300_000, 310_000)]
