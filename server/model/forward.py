@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from server.kernels.upload import upload
 from server.model.architecture import text_body, text_part
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.recurrent.states import AttentionPassThrough
@@ -70,11 +72,13 @@ class Forward:
     ) -> tuple[torch.Tensor, Any]:
         """Return the same logits, and the complete output of a call with further options."""
         self._overlay, self._hidden_rows = overlay, hidden_rows
-        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+        parts = [np.asarray(part, np.int64) for part in (token_ids, positions, rows)]
+        numbers = upload(np.concatenate(parts), self._device)  # one copy instead of three
+        ids, places, self._rows = torch.split(numbers, [len(part) for part in parts])
         try:
             output = self._callee(
-                input_ids=torch.tensor([token_ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
+                input_ids=ids.unsqueeze(0),
+                position_ids=places.unsqueeze(0),
                 logits_to_keep=self._rows,
                 **options,
             )

@@ -16,7 +16,7 @@ from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
 from server.kernels.triton.grouping import group_choices
 from server.kernels.triton.launch import ExpertLaunch, Tiles
-from server.kernels.triton.upload import upload
+from server.kernels.upload import upload
 
 FEW_ROWS = 4  # choices an expert, on average, up to which a program for each is faster; calculated, never measured
 

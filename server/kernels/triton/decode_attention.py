@@ -11,7 +11,7 @@ import torch
 import triton
 
 from server.kernels.triton import attention as kernels
-from server.kernels.triton.upload import upload
+from server.kernels.upload import upload
 
 PARTITION = 128  # keys that a program reads; calculated: 128 programs for one sequence of 4,096 tokens and 4 key heads
 MERGED = 16  # partitions that are merged at once
