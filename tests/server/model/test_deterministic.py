@@ -13,7 +13,7 @@ import torch
 
 from expert_store import ExpertStore, least_bytes
 from server.kernels.invariant_matmul import NotInvariantError
-from server.model import trunk as trunk_module
+from server.model import first_pass
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.checkpoint.weight_formats import WeightFormat
@@ -156,7 +156,7 @@ def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None
 
 def test_a_model_that_is_not_batch_invariant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(trunk_module, "varies_with_batch", lambda *_: True)
+    monkeypatch.setattr(first_pass, "varies_with_batch", lambda *_: True)
     load_trunk(folder, torch.float32)
     with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM is not batch-invariant; remove `--deterministic`"):
         load_trunk(folder, torch.float32, is_deterministic=True)
@@ -169,7 +169,7 @@ def test_a_processor_whose_products_depend_on_the_batch_is_refused(
         raise NotInvariantError("a product depends on the place of a row")
 
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(trunk_module, "varies_with_batch", refuse)
+    monkeypatch.setattr(first_pass, "varies_with_batch", refuse)
     with pytest.raises(ModelError, match="depends on the place of a row"):
         load_trunk(folder, torch.float32, is_deterministic=True)
 
