@@ -48,10 +48,6 @@ class CacheFile:
         self.log = ExtentLog(path.with_name(path.name + LOG))
         self._last_use: dict[int, int] = {}  # by the extent's begin
 
-    @property
-    def is_complete(self) -> bool:
-        return self.log.num_bytes == self.nbytes
-
     def read(self, begin: int, target: Bytes, scratch: Bytes | None = None) -> list[tuple[int, int]]:
         """Fill the parts of a target that are in the cache, and return the ranges of the source that are not.
 
