@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -54,7 +55,8 @@ def test_native_layers_run_a_file_as_far_as_they_run_its_checkpoint(name: str, t
     pool = ComputePool(1, Kernels(1))
     expected = load_trunk(make_checkpoint(name, tmp_path), torch.bfloat16, pool=pool)
     found = load_trunk(FILES / f"{name}.gguf", torch.bfloat16, pool=pool)
-    assert found.facts.program.describe() == expected.facts.program.describe()
+    texts = (trunk.facts.program.describe() for trunk in (found, expected))
+    assert len({re.sub(r"[\d.]+ \+- [\d.]+", "a factor", text) for text in texts}) == 1
 
 
 def test_the_tokenizer_encodes_as_that_of_the_checkpoint() -> None:
