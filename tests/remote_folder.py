@@ -141,7 +141,7 @@ def remote_folder(folder: Path, scratch: Path) -> Iterator[RemoteFolder]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield RemoteFolder(f"http://127.0.0.1:{server.server_port}", listing, scratch / "copies")

@@ -89,7 +89,7 @@ class FileHandler(BaseHTTPRequestHandler):
 @contextmanager
 def file_server(folder: Path) -> Iterator[FileServer]:
     server = FileServer(folder)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield server

@@ -123,6 +123,7 @@ def test_environment_variables_of_the_user_are_kept() -> None:
     assert run("import os; print(os.environ['LRU_CACHE_CAPACITY'])", LRU_CACHE_CAPACITY="512") == "512"
 
 
+@pytest.mark.slow
 def test_a_transformers_that_needs_more_of_the_compiler_gets_it() -> None:
     code = (
         "import sys; from server.lifecycle import lighter_imports, torch_setup; lighter_imports.MARKS = (); "

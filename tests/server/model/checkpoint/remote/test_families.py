@@ -75,6 +75,7 @@ def bits(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("put", [on_a_web_server, on_the_hub])
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "gemma4_text", GGUF, PACK])
 def test_the_bits_are_those_of_the_disk(family: str, put: Put, tmp_path: Path) -> None:
