@@ -98,4 +98,4 @@ def test_help_shows_no_key() -> None:
     result = run_command("serve", "--help", environment={"GREENROOM_API_KEY": KEY, "GREENROOM_ADMIN_API_KEY": ADMIN})
     assert result.returncode == 0
     assert "--admin-api-key-file FILE" in result.stdout
-    assert "sk-" not in result.stdout
+    assert "sk-of-" not in result.stdout

@@ -42,16 +42,16 @@ def keep_file(listing: Listing, path: str, complete: Path) -> None:
                 raise CheckpointError(f"the bytes of {path} are not those that the hub has")
         blob.parent.mkdir(parents=True, exist_ok=True)
         _move(complete, blob)
-    pointer = folder / "snapshots" / listing.commit / path
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    if not pointer.exists():
-        pointer.unlink(missing_ok=True)
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     revision = listing.revision or constants.DEFAULT_REVISION
     if not COMMIT.fullmatch(revision):
         reference = folder / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(listing.commit, "utf-8")
+    pointer = folder / "snapshots" / listing.commit / path
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if not pointer.exists():
+        pointer.unlink(missing_ok=True)
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
 
 
 def _move(file: Path, target: Path) -> None:
