@@ -48,7 +48,7 @@ def set_up_torch(model: str | None) -> None:
     if _takes_no_images(model):
         # Acts as if torchvision were not installed.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    with _without_collection(), with_quick_frames(), without_modules("scipy", "sklearn", "triton"):
+    with _without_collection(), with_quick_frames(), without_modules("boto3", "scipy", "sklearn", "triton"):
         _import_without_compiler()
 
 

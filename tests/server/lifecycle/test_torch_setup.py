@@ -17,7 +17,15 @@ SERVE = (
     "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); "
     "import sys, server.lifecycle.serving; "
 )
-NAMES = ("torch._dynamo", "torch._meta_registrations", "sympy", "torch.distributed.tensor", "triton", "torchvision")
+NAMES = (
+    "torch._dynamo",
+    "torch._meta_registrations",
+    "sympy",
+    "torch.distributed.tensor",
+    "triton",
+    "boto3",
+    "torchvision",
+)
 
 
 def run(code: str, model: str | None = None, **environment: str) -> str:

@@ -19,7 +19,10 @@ from server.kernels.triton.backend import TritonBackend
 from server.kernels.triton.launch import Tiles, unsupported
 from tests.server.kernels.triton.layers import KINDS, Layer, make_layer, make_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of a sigmoid near 0
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of a sigmoid near 0
+]
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 EXPERTS, TOP_K = 5, 2
