@@ -105,7 +105,9 @@ def check(kernels: Kernels, matrix: Matrix, weights: torch.Tensor, counts: tuple
         rows = rows_of(count, matrix.inputs)
         wanted, size = rows.double() @ weights.double().T, rows.abs() @ weights.abs().T
         distance = (multiply(kernels, matrix, rows) - wanted).norm()
-        assert float(distance) <= 1e-5 * max(float(wanted.norm()), 0.01 * float(size.norm())), count
+        allowed = 1e-5 * max(float(wanted.norm()), 0.01 * float(size.norm()))
+        # Of weights at their zero point, which are 0, the rounding of two equal products is left.
+        assert float(distance) <= allowed + 1e-8 * float(rows.norm()), count
 
 
 def dividing(number: int, step: int) -> st.SearchStrategy[int]:
