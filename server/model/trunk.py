@@ -44,8 +44,6 @@ from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.transformers_hooks.batching_checks import find_special_layers
 
-INVARIANT = "its results do not depend on other sequences if each runs by itself"
-
 
 class Trunk(ResidentModel):
     """A model that runs many sequences in one step, with batch-invariant arithmetic if it is deterministic.
@@ -73,8 +71,6 @@ class Trunk(ResidentModel):
         if special is None:
             replace_projections(model)
             hook_indexers(model)
-        elif is_deterministic:
-            raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
         size = min(self.max_model_len, self.vocab_size)
         first = FirstPass(model, self._forward, size, is_by_sequence=self._is_by_sequence)
         probe, self._recurrent = first.probe, first.recurrent

@@ -96,7 +96,11 @@ def load_trunk(
     if isinstance(checkpoint, Path):
         checkpoint = open_checkpoint(checkpoint)
     trunk: AnyTrunk
-    options: Any = {"check_memory": check_memory, "switch_capacity": switch_capacity}
+    options: Any = {
+        "check_memory": check_memory,
+        "switch_capacity": switch_capacity,
+        "is_deterministic": is_deterministic,
+    }
     try:
         loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, **options)
         with config_errors(loaded.model.config):
@@ -144,12 +148,13 @@ def _load(
     *,
     check_memory: MemoryCheck,
     switch_capacity: float | None,
+    is_deterministic: bool,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
-        check_batchable(model)
+        check_batchable(model, is_deterministic=is_deterministic)
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])

@@ -39,16 +39,18 @@ SPECIAL_MODULES = {  # descriptions of such layers, by the name of a module in t
     "rel_logits_proj": "attention with relative position biases",
     "relative_position_bias": "attention with relative position biases",
 }
+INVARIANT = "its results do not depend on other sequences if each runs by itself"
 ENCODER_REASON = "an encoder that reads the whole prompt before a decoder answers it"
 REPEATS = 5  # times the tokens are repeated for a larger batch
 ROUNDING = 1e-3  # tolerance relative to the range of an output
 
 
-def check_batchable(model: PreTrainedModel) -> None:
-    """Check a model by the names in its config, before it has weights.
+def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False) -> None:
+    """Check a model by its names, before it has weights.
 
     Raises:
-        NotBatchableError: some layers are of a type that can't run many sequences in one step.
+        NotBatchableError: some layers are of a type that can't run many sequences in one step, or not with the same
+            results in any company where ``is_deterministic`` asks for it.
     """
     if model.config.is_encoder_decoder:
         raise NotBatchableError(f"{type(model).__name__} has {ENCODER_REASON}")
@@ -57,6 +59,9 @@ def check_batchable(model: PreTrainedModel) -> None:
     )
     if unknown:
         raise NotBatchableError(f"{type(model).__name__} has {unknown} layers")
+    special = find_special_layers(model) if is_deterministic else None
+    if special is not None:
+        raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
 
 
 def find_special_layers(model: PreTrainedModel) -> str | None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from expert_store import ExpertStore
+from server.model import trunk_loader
 from server.model.attention.by_sequence import modules
 from server.model.attention.by_sequence.view import View
 from server.model.attention.kv_cache import KVCache
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
@@ -88,3 +90,14 @@ def test_a_view_of_the_prompt_and_a_window_has_all_of_the_prompt() -> None:
         [True, True, True, True, False],
         [True, True, False, True, True],
     ]
+
+
+def test_a_model_that_must_be_deterministic_is_read_once_and_runs_one_sequence_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = list[str]()
+    load = trunk_loader.load_trunk_weights
+    monkeypatch.setattr(trunk_loader, "load_trunk_weights", lambda *given: (reads.append(given[-1]), load(*given)))
+    trunk = load_trunk(make_checkpoint("qwen4_exp", tmp_path), torch.float32, is_deterministic=True)
+    assert isinstance(trunk, SequentialTrunk)
+    assert len(reads) == 1
