@@ -3,15 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field
 
-from server.api.core.bodies.fields import MAX_INT32, Text
 from server.api.core.replies.usage import expert_usage
 from server.api.core.requests.disconnect import unless_client_leaves
 from server.api.core.requests.embedding import Embedding
@@ -19,8 +18,7 @@ from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.body import JsonBody
 from server.api.core.service.dependencies import ServiceDep
 from server.api.core.service.guard import UserDep
-from server.api.openai.embeddings import encode_prompts, limited
-from server.api.openai.fields import Prompt, Prompts
+from server.api.openai.embeddings import InputsBody, encode_prompts
 from server.api.openai.scoring import encode_side
 from server.api.openai.scoring_bodies import TokensToKeep
 from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
@@ -28,29 +26,12 @@ from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
 router = APIRouter(tags=["classify"], dependencies=[UserDep])
 
 
-class ClassifyBody(BaseModel):
-    """vLLM's body; null is the same as leaving a field out."""
+class ClassifyBody(InputsBody):
+    """vLLM's body."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    model: Text | None = None
-    input: Prompts
     truncate_prompt_tokens: TokensToKeep | None = None  # -1: the context of the model
     truncation_side: Literal["left", "right"] = "right"  # "right" keeps the first tokens
     use_activation: bool = Field(True, validation_alias=AliasChoices("use_activation", "activation"))
-    user: Any = None
-    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
-    timeout: float | None = Field(None, gt=0)  # seconds
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
-
-    @field_validator("input")
-    @classmethod
-    def limit_inputs(cls, inputs: list[Prompt]) -> list[Prompt]:
-        return limited(inputs)
 
 
 @router.post("/classify")

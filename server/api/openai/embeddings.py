@@ -36,31 +36,13 @@ Vector = npt.NDArray[np.float32]
 router = APIRouter(tags=["embeddings"], dependencies=[UserDep])
 
 
-def limited(inputs: list[Prompt]) -> list[Prompt]:
-    """Return the inputs of a request.
-
-    Raises:
-        ValueError: there are too many, or one is empty.
-
-    """
-    if len(inputs) > MAX_INPUTS:
-        raise ValueError(f"must hold no more than {MAX_INPUTS} inputs, but holds {len(inputs)}: split the request")
-    if not all(inputs):
-        raise ValueError("must not hold an empty string or list")
-    return inputs
-
-
-class EmbeddingBody(BaseModel):
-    """OpenAI's body, with the pooling method; null is the same as leaving a field out."""
+class InputsBody(BaseModel):
+    """Fields of a request for something of each input; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: Text | None = None
     input: Prompts
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
-    pooling: PoolingOfHidden = "mean"
-    adapters: AdapterChoices = []
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     timeout: float | None = Field(None, gt=0)  # seconds
@@ -73,7 +55,26 @@ class EmbeddingBody(BaseModel):
     @field_validator("input")
     @classmethod
     def limit_inputs(cls, inputs: list[Prompt]) -> list[Prompt]:
-        return limited(inputs)
+        """Return the inputs of a request.
+
+        Raises:
+            ValueError: there are too many, or one is empty.
+
+        """
+        if len(inputs) > MAX_INPUTS:
+            raise ValueError(f"must hold no more than {MAX_INPUTS} inputs, but holds {len(inputs)}: split the request")
+        if not all(inputs):
+            raise ValueError("must not hold an empty string or list")
+        return inputs
+
+
+class EmbeddingBody(InputsBody):
+    """OpenAI's body, with the pooling method."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
+    pooling: PoolingOfHidden = "mean"
+    adapters: AdapterChoices = []
 
 
 @router.post("/v1/embeddings", response_model=None)
