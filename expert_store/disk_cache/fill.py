@@ -82,6 +82,10 @@ class Fill:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        with self._lock:
+            if self._lead >= 0:
+                os.close(self._lead)  # another process may fill the cache
+                self._lead = -1
 
     def progress(self) -> FillProgress:
         """Return how far it has come."""

@@ -76,6 +76,12 @@ def test_it_goes_on_when_a_source_that_was_away_is_back(
     fill.stop()
 
 
+def test_a_fill_that_was_stopped_lets_another_process_fill(cached: CachedSource, tmp_path: Path) -> None:
+    run_to_the_end(cached)
+    with (tmp_path / fill_module.LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_it_drops_nothing_to_make_room(source: CountedSource, tmp_path: Path) -> None:
     cached = CachedSource(source, DiskCache(tmp_path, 500_000))
     cached.open()
