@@ -52,8 +52,8 @@ those of the beginning of a long text.
 *Sequence by sequence* means: experts, MLPs, norms and the head run on the rows of all sequences, and each attention
 module is called for one sequence after the other, as transformers has it. What it keeps of a token lies in the blocks
 of the KV cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is
-kept of a token depends on where the prompt ends). DeepSeek-V4's blocks hold what is compressed instead of the
-compressed keys, which are made anew in each step.
+kept of a token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the
+last token that it is made of, so that a step compresses only what is new.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -30,6 +31,16 @@ class LayerStandIns:
         return iter(())
 
 
+@dataclass(frozen=True)
+class _Compressed:
+    """The states that a call compresses: their column and size, tokens of a period, and periods complete before."""
+
+    column: int
+    size: int
+    period: int
+    complete: int
+
+
 class SequenceCache(RecurrentCache, LayerStandIns):
     """The states of one sequence: those of its tokens in pages, and those of recurrent modules inside of the module.
 
@@ -45,6 +56,7 @@ class SequenceCache(RecurrentCache, LayerStandIns):
         self.tokens: dict[int, TokenStates] = {}  # by layer, in the latest call
         self._tokens_of: TokensOf | None = None
         self._num_cached = self._layer = 0
+        self._compressed: dict[str, _Compressed] = {}
         self.keys: torch.Tensor | None = None
 
     def begin(self, tokens_of: TokensOf, num_cached: int) -> None:
@@ -61,10 +73,13 @@ class SequenceCache(RecurrentCache, LayerStandIns):
 
     def keep(self, states: torch.Tensor, layer: int, oldest: int | None = None) -> torch.Tensor:
         """Keep a part of the states of new tokens (``TokenStates.keep``)."""
+        return self._tokens(layer).keep(states, oldest)
+
+    def _tokens(self, layer: int) -> TokenStates:
         if layer not in self.tokens:
             assert self._tokens_of is not None
             self.tokens[layer] = self._tokens_of(layer)
-        return self.tokens[layer].keep(states, oldest)
+        return self.tokens[layer]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Keep keys and values ``(1, heads, new, dim)``, and return those that the new tokens see."""
@@ -86,25 +101,32 @@ class SequenceCache(RecurrentCache, LayerStandIns):
     def store_compression_weights(
         self, name: str, kv: torch.Tensor, gate: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Keep what DeepSeek-V4 compresses, and return that of all complete periods and the position of the first.
+        """Keep what DeepSeek-V4 compresses; return that of new complete periods, and the position of the first.
 
-        The compressed keys are made anew from the beginning in each call, so that blocks hold all that there is of a
-        token.
+        They come with the period before them, which overlaps with the first: it is compressed once more, and dropped
+        (``update_compressor_states``). Without a complete period nothing is returned.
         """
-        del name
-        size = kv.shape[-1]
-        states = self.keep(torch.cat([kv, gate], -1), self._layer)
-        states = states[:, : states.shape[1] - states.shape[1] % self._periods[self._layer]]
-        return states[..., :size], states[..., size:], 0
+        size, period = kv.shape[-1], self._periods[self._layer]
+        complete, column = self._num_cached // period, self._tokens(self._layer).width
+        first = max(0, complete - 1)
+        self._compressed[name] = _Compressed(column, size, period, complete)
+        states = self.keep(torch.cat([kv, gate], -1), self._layer, first * period)
+        num_new = (self._num_cached + kv.shape[1]) // period - complete
+        states = states[:, : (complete - first + num_new) * period if num_new else 0]
+        return states[..., :size], states[..., size:], first * period
 
     def update_overlap_state(self, *_: Any) -> tuple[None, None]:
-        """Return nothing: there is no period before the first."""
+        """Return nothing: the period before the new ones is among them."""
         return None, None
 
     def update_compressor_states(self, name: str, compressed: torch.Tensor) -> torch.Tensor:
-        """Return the compressed keys, which are those of the complete sequence."""
-        del name
-        return compressed
+        """Keep the compressed keys of new periods, and return those of all, ``(1, periods, dim)``.
+
+        A key lies in the row of the last token of its period, in place of numbers that no other period reads.
+        """
+        of, dim = self._compressed[name], compressed.shape[-1]
+        new = compressed[:, 1:] if of.complete and compressed.shape[1] else compressed
+        return self._tokens(self._layer).keep_of_periods(of.column + of.size - dim, new, of.period, of.complete)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         del layer_idx

@@ -37,11 +37,34 @@ class TokenStates(ABC):
         if not states.shape[-1]:
             return states.new_zeros((1, self.num_cached + states.shape[1] - (oldest or 0), 0))
         column, self.width = self.width, self.width + states.shape[-1]
-        return self._exchange(column, states[0], oldest or 0).to(states.dtype).unsqueeze(0)
+        last = self.num_cached + states.shape[1]
+        self._write(column, states[0], slice(self.num_cached, last))
+        return self._read(column, states.shape[-1], slice(oldest or 0, last)).to(states.dtype).unsqueeze(0)
+
+    def keep_of_periods(self, column: int, states: torch.Tensor, period: int, first: int) -> torch.Tensor:
+        """Keep states of complete periods of tokens, in the place of some of the last token's, and return those of all.
+
+        Args:
+            column: of those that they replace.
+            states: of the new periods, ``(1, new, dim)``.
+            period: tokens of each.
+            first: number of the first new one.
+
+        Returns:
+            ``(1, periods, dim)``.
+        """
+        self.reads_all = True
+        last = (first + states.shape[1]) * period
+        self._write(column, states[0], slice((first + 1) * period - 1, last, period))
+        return self._read(column, states.shape[-1], slice(period - 1, last, period)).to(states.dtype).unsqueeze(0)
 
     @abstractmethod
-    def _exchange(self, column: int, states: torch.Tensor, oldest: int) -> torch.Tensor:
-        """Write ``(new, dim)`` from a column on; return the rows from ``oldest`` on, ``(tokens, dim)``."""
+    def _write(self, column: int, states: torch.Tensor, positions: slice) -> None:
+        """Write ``(tokens, dim)`` from a column on."""
+
+    @abstractmethod
+    def _read(self, column: int, dim: int, positions: slice) -> torch.Tensor:
+        """Return ``(tokens, dim)`` from a column on."""
 
 
 class PagedTokens(TokenStates):
@@ -56,10 +79,15 @@ class PagedTokens(TokenStates):
         super().__init__(num_cached)
         self._rows, self._slots, self._first = cache.keys[0, 0], slots, first
 
-    def _exchange(self, column: int, states: torch.Tensor, oldest: int) -> torch.Tensor:
+    def _write(self, column: int, states: torch.Tensor, positions: slice) -> None:
         part = self._rows.narrow(1, column, states.shape[-1])
-        part.index_copy_(0, self._slots[self.num_cached - self._first :], states.to(part.dtype))
-        return part.index_select(0, self._slots[oldest - self._first :])
+        part.index_copy_(0, self._slots_of(positions), states.to(part.dtype))
+
+    def _read(self, column: int, dim: int, positions: slice) -> torch.Tensor:
+        return self._rows.narrow(1, column, dim).index_select(0, self._slots_of(positions))
+
+    def _slots_of(self, positions: slice) -> torch.Tensor:
+        return self._slots[positions.start - self._first : positions.stop - self._first : positions.step]
 
 
 class ProbedTokens(TokenStates):
@@ -81,7 +109,16 @@ class ProbedTokens(TokenStates):
             found = torch.promote_types(found, part.dtype)
         return found
 
-    def _exchange(self, column: int, states: torch.Tensor, oldest: int) -> torch.Tensor:
-        before = self.parts.get(column, states)[: self.num_cached]
-        self.parts[column] = torch.cat([before, states])
-        return self.parts[column][oldest:]
+    def _write(self, column: int, states: torch.Tensor, positions: slice) -> None:
+        if positions.step is None:
+            before = self.parts.get(column, states)[: self.num_cached]
+            self.parts[column] = torch.cat([before, states])
+        else:
+            self._part(column, states.shape[-1])[positions] = states
+
+    def _read(self, column: int, dim: int, positions: slice) -> torch.Tensor:
+        return self._part(column, dim)[positions]
+
+    def _part(self, column: int, dim: int) -> torch.Tensor:
+        first = max(each for each in self.parts if each <= column)
+        return self.parts[first].narrow(1, column - first, dim)
