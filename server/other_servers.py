@@ -233,7 +233,11 @@ TABLES: dict[str, tuple[Row, ...]] = {
             "`LLAMA_ARG_N_GPU_LAYERS`, `LLAMA_ARG_N_CPU_MOE`, `LLAMA_ARG_CPU_MOE`",
             "`GREENROOM_DEVICE`, `GREENROOM_DEVICE_EXPERT_MEMORY`, `GREENROOM_HOST_EXPERT_MEMORY`",
         ),
-        Row("`llama-quantize`", "`greenroom pack MODEL OUT --weights int4`", "formats: bfloat16, int8, int4"),
+        Row(
+            "`llama-quantize`",
+            "`greenroom pack MODEL OUT --weights int4`",
+            "formats: bfloat16, int8, int4; of GGUF files also their own",
+        ),
         Row("`llama-cli`", "`greenroom chat`", "talks to a running server"),
     ),
     SGLANG: (

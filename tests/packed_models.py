@@ -10,11 +10,11 @@ from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.weight_formats import WeightFormat
+from server.model.checkpoint.weight_formats import StoredFormat
 from server.model.trunk_loader import build_model
 
 
-def pack_model(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> Path:
+def pack_model(folder: Path, out: Path, weights: StoredFormat = "bfloat16") -> Path:
     """Pack a checkpoint as `greenroom pack` does."""
     checkpoint = open_checkpoint(folder)
     model = build_model(checkpoint.read_config(), torch.bfloat16)

@@ -18,10 +18,11 @@ from server.observability.logging import COMMAND, set_up_logging
 
 if TYPE_CHECKING:
     from expert_store import PackSource
+    from server.model.checkpoint.weight_formats import StoredFormat
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("bfloat16", "int8", "int4")
+WEIGHTS = ("bfloat16", "int8", "int4", "unchanged")
 TRUNKS = ("unchanged", "int8", "int4")
 UNFINISHED = "interrupted; run the same command again to resume"
 
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write to: new, empty, or from an interrupted or earlier run; or s3://, gs:// or az:// of one",
     )
     parser.add_argument(
-        "--weights", choices=WEIGHTS, default="bfloat16", help="weight format of the experts (default: bfloat16)"
+        "--weights",
+        choices=WEIGHTS,
+        help="weight format of the experts (default: bfloat16; unchanged if those of a GGUF file are quantised)",
     )
     parser.add_argument(
         "--trunk",
@@ -83,13 +86,18 @@ def run(arguments: argparse.Namespace) -> int:
             place, name = find_checkpoint(arguments.model, arguments.revision)
         checkpoint = open_checkpoint(place, find_original(arguments.config_from))
         stored = checkpoint.describe()
-        if stored.format == "gguf" and stored.weights not in PLAIN.values():
+        is_quantised = stored.format == "gguf" and stored.weights not in PLAIN.values()
+        weights: StoredFormat = arguments.weights or ("unchanged" if is_quantised else "bfloat16")
+        if is_quantised and weights != "unchanged":
             log.warning(
-                "%s has weights in %s; a pack rounds them again, so pack the original if you can", name, stored.weights
+                "%s has weights in %s, and --weights %s rounds them again; leave it out to keep them",
+                name,
+                stored.weights,
+                weights,
             )
         model = build_model(checkpoint.read_config(), torch.bfloat16)
-        source = pack_source(model, checkpoint, name, arguments.weights, arguments.trunk)
-        with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
+        source = pack_source(model, checkpoint, name, weights, arguments.trunk)
+        with progress(f"packing {name} as {weights}", source.record_bytes) as shown:
             is_new = _write(source, arguments.out, arguments.jobs, shown.advance)
     except (ModelError, ExpertStoreError) as error:
         return fail(error, FAILURE)
@@ -97,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         return finish(UNFINISHED, INTERRUPTED)
     if not is_new:
         return finish(f"{arguments.out} already holds this packed model, and all its checksums match", 0)
-    return finish(f"packed {name} as {arguments.weights} into {arguments.out}", 0)
+    return finish(f"packed {name} as {weights} into {arguments.out}", 0)
 
 
 def _write(source: PackSource, out: str, num_jobs: int, advance: Callable[[int], None]) -> bool:

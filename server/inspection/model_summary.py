@@ -25,6 +25,7 @@ from server.kernels.native.library import Kernels
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
+from server.model.checkpoint.gguf import pack_file
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
 from server.model.checkpoint.locate import find_local, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
@@ -104,8 +105,10 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
     if isinstance(checkpoint, FolderCheckpoint) and not checkpoint.has_shards:
         source, catalog = "config", catalog_from_config(shape.model)
     elif isinstance(checkpoint, PackCheckpoint):
-        source, catalog = "packed", checkpoint.map(shape.model).catalog
-        trunk_format = checkpoint.pack.manifest.trunk
+        places = checkpoint.map(shape.model)
+        source, catalog, trunk_format = "packed", places.catalog, checkpoint.pack.manifest.trunk
+        if trunk_format == pack_file.FORMAT:
+            trunk_format = trunk_types(places.packed)
     else:
         if isinstance(checkpoint, FolderCheckpoint) and all(map(is_header_only, checkpoint.shards())):
             source = "headers"

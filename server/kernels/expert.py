@@ -55,6 +55,14 @@ def in_module_order(module: ExpertsModule, name: str, halves: torch.Tensor, dim:
     return pairs.flatten(dim, dim + 1)
 
 
+def in_parts_order(module: ExpertsModule, name: str, values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Bring outputs in the order of the module, along one dimension, into that of the parts; see above."""
+    if name != "gate_up_proj" or not alternates(module):
+        return values
+    halves: torch.Tensor = values.unflatten(dim, (-1, 2)).transpose(dim, dim + 1)  # type: ignore[no-untyped-call]
+    return halves.flatten(dim, dim + 1)
+
+
 def run_expert(
     module: ExpertsModule,
     weights: Mapping[str, torch.Tensor],

@@ -16,6 +16,7 @@ from expert_store import ExpertKey, ExpertStore, ExpertStoreError
 from server.byte_sizes import format_bytes
 from server.engine.interface import ExpertUsage, RequestRefusedError, Timeline, UnknownVariantError
 from server.model.adapters.errors import AdapterError
+from server.model.checkpoint.local_files import GGUF
 from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -58,7 +59,7 @@ class VariantUse(NamedTuple):
 
 def _has_shards(names: Collection[str]) -> bool:
     """Return True if the names in a folder are those of a checkpoint, and not of an adapter."""
-    return ADAPTER_CONFIG not in names and any(name.endswith(".safetensors") for name in names)
+    return ADAPTER_CONFIG not in names and any(name.endswith((".safetensors", GGUF)) for name in names)
 
 
 @dataclass

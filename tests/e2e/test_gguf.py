@@ -121,6 +121,12 @@ def test_a_file_on_the_hub_is_inspected_by_its_headers(folder: Path, tmp_path: P
 def test_a_pack_of_a_file_is_served_as_its_model(folder: Path, tmp_path: Path) -> None:
     result = run_command("pack", str(folder / "tiny-Q4_0-00001-of-00003.gguf"), str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
-    assert "weights in BF16+Q4_0; a pack rounds them again" in result.stderr
+    assert "packed tiny-Q4_0 as unchanged" in result.stdout + result.stderr
     with serving(str(tmp_path / "out")) as server:
         assert server.ready_line.endswith("(model tiny-Q4_0)")
+
+
+def test_a_pack_in_another_format_warns_that_weights_are_rounded_again(folder: Path, tmp_path: Path) -> None:
+    result = run_command("pack", str(folder / "tiny-Q4_0-00001-of-00003.gguf"), str(tmp_path), "--weights=int8")
+    assert result.returncode == 0, result.stderr
+    assert "weights in BF16+Q4_0, and --weights int8 rounds them again; leave it out" in result.stderr

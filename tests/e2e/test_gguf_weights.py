@@ -32,7 +32,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
     flags = [f"--adapter=adapter={folder / 'adapter'}", *(f"--variant={name}={folder / name}" for name in chosen)]
     with ExitStack() as stack:
         yield {
-            kind: stack.enter_context(serving(str(path), *(flags if kind != "quantised" else flags[:1])))
+            kind: stack.enter_context(serving(str(path), *(flags if kind != "quantised" else flags[:2])))
             for kind, path in (
                 ("checkpoint", checkpoint),
                 ("file", FILES / "qwen3moe.gguf"),
@@ -59,5 +59,6 @@ def test_weights_change_the_answer(servers: dict[str, Server], model: str) -> No
     assert answer(servers, "file", model) != answer(servers, "file", "{base}")
 
 
-def test_an_adapter_is_added_to_quantised_matrices(servers: dict[str, Server]) -> None:
-    assert answer(servers, "quantised", "adapter") != answer(servers, "quantised", "{base}")
+@pytest.mark.parametrize("model", ["adapter", "{base}:whole"])
+def test_weights_change_the_answer_of_a_quantised_file(servers: dict[str, Server], model: str) -> None:
+    assert answer(servers, "quantised", model) != answer(servers, "quantised", "{base}")

@@ -11,7 +11,8 @@ bytes into the tensors of a slot, with nothing lost::
 
 The tensors belong to a row of ``format_table``, so that ``describe_matrix`` and ``format_of`` know them, and a
 ``QuantisedLinear`` takes ``kind`` as its format. A matrix of a plain type is the one tensor ``NAME`` in its dtype.
-``dequantise_rows`` is for what is not multiplied, such as embeddings. Rows may be permuted, cut and joined before they
+``dequantise_rows`` is for what is not multiplied, such as embeddings, and ``quantise`` for experts that come in another
+format, if ``can_round``. Rows may be permuted, cut and joined before they
 are repacked, since each consists of blocks of its own.
 """
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.format_table import QuantisedFormat
-from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, superblocks
+from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, superblock_rounding, superblocks
 from server.kernels.formats.blocks import Spec
 from server.kernels.formats.file_blocks import FileBlocks
 from server.kernels.formats.superblocks import Superblocks
@@ -133,6 +134,24 @@ class GgmlType:
             return self.format.pack(name, *ggml_layouts.SUPERBLOCKS[self.format.kind](layout))
         made = {Q8_0: ggml_layouts.q8_0, MXFP4: ggml_layouts.mxfp4, NVFP4: ggml_layouts.nvfp4}[self.name](layout)
         return {name + suffix: tensor for suffix, tensor in made.items()}
+
+    @property
+    def can_round(self) -> bool:
+        """True if ``quantise`` rounds matrices to the type."""
+        return self.format is block_int8 or isinstance(self.format, Superblocks)
+
+    def quantise(self, name: str, matrix: torch.Tensor) -> Tensors:
+        """Round a matrix ``(out, in)`` to the tensors of ``specs``.
+
+        Raises:
+            ValueError: a weight is too large for the type.
+        """
+        if isinstance(self.format, Superblocks):
+            return superblock_rounding.quantise(self.format, name, matrix)
+        assert self.format is block_int8
+        if matrix.abs().max() > block_int8.LARGEST_WEIGHT:
+            raise ValueError(f"{name} holds weights that are too large for {self.name}")
+        return block_int8.quantise(name, matrix)
 
     def dequantise_rows(self, raw: torch.Tensor, in_features: int) -> torch.Tensor:
         """The float32 matrix ``(out, in)`` of a file's rows, uint8 ``(out, row bytes)``."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import CheckpointError, Pack, TensorSource, read_manifest
+from expert_store import UNCHANGED, CheckpointError, Pack, TensorSource, read_json_object, read_manifest
 from server.model.checkpoint.description import PLAIN, ModelDescription
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.pack_tensors import map_pack, packed_matrices
+from server.model.checkpoint.gguf import pack_file
+from server.model.checkpoint.pack_tensors import REMEDY, map_pack, packed_matrices
 from server.model.checkpoint.processor_files import LoadedProcessor
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
 
@@ -57,6 +58,8 @@ class PackCheckpoint:
     def describe(self) -> ModelDescription:
         """Describe it by its config and the format of its experts."""
         weights = self.pack.manifest.weights
+        if weights == UNCHANGED:
+            weights = str(read_json_object(self.pack.data_folder.source(pack_file.NAME), REMEDY).get(pack_file.WEIGHTS))
         found = self._files.describe()
         return replace(found, format=FORMAT, weights=PLAIN.get(weights, weights.upper()))
 

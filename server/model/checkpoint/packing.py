@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from expert_store import (
     UNCHANGED,
+    ExpertCatalog,
     ExpertKey,
     ExpertLayout,
     MadeTensors,
@@ -21,43 +22,43 @@ from expert_store import (
     Weights,
     read_tensor,
 )
-from server.kernels.expert import dequantised, in_module_order, is_in_parts, transposed_names
+from server.kernels.expert import PLAIN, dequantised, in_module_order, is_in_parts, transposed_names
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.expert_parameters import parameter_shapes
+from server.model.checkpoint.gguf import pack_file
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.pack_tensors import numbered_experts
 from server.model.checkpoint.packed_trunk import TrunkFormat, quantised_linears
-from server.model.checkpoint.weight_formats import WeightFormat, encode, packed_layout
+from server.model.checkpoint.slot_matrices import find_matrices
+from server.model.checkpoint.tensor_map import CheckpointMap
+from server.model.checkpoint.weight_formats import StoredFormat, encode, packed_layout
 from server.model.errors import ModelError
 from server.model.quantised.matrix import StoredTensor, stored_parts
 
 
 def pack_source(
-    model: PreTrainedModel, checkpoint: Checkpoint, name: str, weights: WeightFormat, trunk: TrunkFormat = UNCHANGED
+    model: PreTrainedModel, checkpoint: Checkpoint, name: str, weights: StoredFormat, trunk: TrunkFormat = UNCHANGED
 ) -> PackSource:
     """Describe the contents of a pack of a checkpoint.
 
     Args:
         model: the model on the meta device, with its experts' parameters.
         name: the name that the pack is served under.
-        weights: the format of the experts.
+        weights: the format of the experts; those of a GGUF file may stay unchanged.
         trunk: the format of the trunk's linear layers.
 
     Raises:
         ModelError: the checkpoint can't be packed.
         CheckpointError: its files are damaged or incomplete.
     """
-    if isinstance(checkpoint, PackCheckpoint):
-        raise ModelError(f"{checkpoint.location} is packed already; give the checkpoint that it was made from")
-    computed: Mapping[str, MadeTensors] = {}
-    if isinstance(checkpoint, GgufCheckpoint):  # whose trunk is stored as no checkpoint of the hub has it
-        tensors = checkpoint.map_unpacked(model)
-        computed = {
-            name: _computed(name, source) for name, source in tensors.trunk.items() if isinstance(source, StoredTensor)
-        }
-    else:
-        tensors = checkpoint.map(model)
+    tensors, files = _contents(model, checkpoint, weights, trunk)
+    computed = {
+        name: _computed(name, source, torch.float32 if trunk == UNCHANGED else torch.bfloat16)
+        for name, source in tensors.trunk.items()
+        if isinstance(checkpoint, GgufCheckpoint) and isinstance(source, StoredTensor)  # as no hub's checkpoint has it
+    }
+    kept = {name: pack_file.made_tensors(name, matrix) for name, matrix in tensors.packed.items()}
     quantised = quantised_linears(model, tensors.trunk, trunk) if trunk != UNCHANGED else {}
     modules = {number: module for number, _, module in numbered_experts(model)}
 
@@ -66,6 +67,8 @@ def pack_source(
         if isinstance(recipe, PackedRecord):
             raise ModelError(f"{key} is packed already")
         weights_read = _read_expert(recipe, tensors.catalog.layout(key.layer))
+        if weights == UNCHANGED:
+            return weights_read
         parameters = _as_in_module(weights_read, modules[key.layer])
         try:
             return encode(parameters, transposed_names(modules[key.layer]), weights)
@@ -74,26 +77,58 @@ def pack_source(
 
     stored = {name: stored_parts(source) for name, source in tensors.trunk.items()}
     sources = {part.extent.source for parts in stored.values() for part in parts}
-    layouts = {
-        number: packed_layout(parameter_shapes(module), transposed_names(module), weights)
-        for number, module in modules.items()
-    }
+    sources.update(part.extent.source for matrix in tensors.packed.values() for part in matrix.sources)
+    layouts = {number: _layout(number, module, tensors.catalog, weights) for number, module in modules.items()}
     return PackSource(
         model=name,
         weights=weights,
         layers={number: PackedLayer(layouts[number], module.num_experts) for number, module in modules.items()},
         encode=encode_expert,
         trunk=[part for name, parts in stored.items() if name not in {**computed, **quantised} for part in parts],
-        made=list({**computed, **quantised}.values()),
-        trunk_format=trunk,
-        files=checkpoint.small_files(),
+        made=list({**computed, **quantised, **kept}.values()),
+        trunk_format=pack_file.FORMAT if kept else trunk,
+        files=files,
         shards=list(sources.union(tensors.catalog.sources)),
     )
 
 
-def _computed(name: str, source: StoredTensor) -> MadeTensors:
-    """Return a parameter of the trunk that is written as it is computed from the tensors of a GGUF file."""
-    dtype = torch.bfloat16 if len(source.shape) > 1 else torch.float32
+def _contents(
+    model: PreTrainedModel, checkpoint: Checkpoint, weights: StoredFormat, trunk: TrunkFormat
+) -> tuple[CheckpointMap, Mapping[str, bytes]]:
+    """Return the tensors of a checkpoint, and the small files of a pack of it."""
+    if isinstance(checkpoint, PackCheckpoint):
+        raise ModelError(f"{checkpoint.location} is packed already; give the checkpoint that it was made from")
+    if isinstance(checkpoint, GgufCheckpoint):
+        tensors = checkpoint.map(model) if trunk == UNCHANGED else checkpoint.map_unpacked(model)
+        types = pack_file.write_types(checkpoint.describe().weights, tensors.packed)
+        return tensors, {**checkpoint.small_files(), pack_file.NAME: types}
+    if weights == UNCHANGED:
+        raise ModelError(f"{checkpoint.location} is no GGUF file; give --weights bfloat16, int8 or int4")
+    return checkpoint.map(model), checkpoint.small_files()
+
+
+def _layout(number: int, module: Any, catalog: ExpertCatalog, weights: StoredFormat) -> ExpertLayout:
+    """Return the layout of a layer's experts in the pack."""
+    shapes, transposed = parameter_shapes(module), transposed_names(module)
+    if weights != UNCHANGED:
+        return packed_layout(shapes, transposed, weights)
+    layout = catalog.layout(number)
+    if find_matrices(layout, shapes, transposed) is None:
+        raise ModelError(f"the experts in layer {number} can't stay unchanged; pack them with --weights bfloat16")
+    return layout
+
+
+def _computed(name: str, source: StoredTensor, rounded: torch.dtype) -> MadeTensors:
+    """Return a parameter of the trunk that is written as it is computed from the tensors of a GGUF file.
+
+    Conversions of matrices only move numbers, so that they keep the dtype of plain ones.
+
+    Args:
+        rounded: the dtype of matrices that are quantised in the file.
+    """
+    stored = {part.dtype for part in source.sources}
+    plain = stored.pop() if len(stored) == 1 and stored < PLAIN else rounded
+    dtype = plain if len(source.shape) > 1 else torch.float32
     return MadeTensors((ParameterSpec(name, dtype, source.shape),), lambda: {name: source.read(dtype).to(dtype)})
 
 

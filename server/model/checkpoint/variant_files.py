@@ -1,11 +1,14 @@
-"""Reads an expert variant: a folder of safetensors with other weights for some experts of a model, and its routers."""
+"""Reads an expert variant: a folder with other weights for some experts of a model, and its routers.
+
+The folder has tensors in safetensors, or the GGUF file of another model of the same shapes, of which only experts and
+routers count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,8 +18,6 @@ from expert_store import (
     ExpertCatalog,
     ExpertKey,
     ExpertRecipe,
-    ParameterRecipe,
-    ParameterSpec,
     TensorSource,
     Variant,
     find_shards,
@@ -24,17 +25,17 @@ from expert_store import (
     read_index,
     read_tensor,
 )
-from server.kernels.expert import transposed_names
-from server.model.checkpoint.expert_parameters import ExpertParts, expert_parameters, parameter_shapes
+from server.model.checkpoint.expert_parameters import ExpertParts, expert_parameters
+from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
+from server.model.checkpoint.local_files import find_gguf
 from server.model.checkpoint.tensor_map import CheckpointNames, experts_modules, layer_numbers, sort_tensors
+from server.model.checkpoint.variant_recipes import FLOATS, converted
 from server.model.checkpoint.variant_routers import REMOVED_FIELD, read_removed, variant_layer
-from server.model.checkpoint.weight_formats import WeightFormat, encode, format_of
 from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.experts.router import RouterWeights
-from server.model.quantised.matrix import stored_parts
+from server.model.quantised.matrix import StoredTensor, stored_parts
 
 BASE_FIELD = "greenroom_base"  # metadata: fingerprint of the base model
-FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,14 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
     Raises:
         CheckpointError: a file is damaged, or a tensor does not fit the base; the message names it.
     """
-    shards = find_shards(folder)
-    index = read_index(shards)
-    metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
+    file = find_gguf(str(folder), [path.name for path in folder.iterdir()])
+    index: Mapping[str, TensorSource | StoredTensor]
+    if file is None:
+        shards = find_shards(folder)
+        index = read_index(shards)
+        metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
+    else:
+        index, metadata = GgufCheckpoint(folder, file.name).stored_tensors(), {}
     given = metadata.get(BASE_FIELD)
     if given is not None and given != base.fingerprint:
         raise CheckpointError(
@@ -91,9 +97,11 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
     removed = read_removed(metadata.get(REMOVED_FIELD), base.catalog)
     if not index and not removed:
         raise CheckpointError(f"{folder.name} holds no tensor and removes no expert")
-    tensors = _VariantTensors(base, index)
-    for source in index.values():
-        _refuse_non_finite(source)
+    tensors = _VariantTensors(base, index, is_model=file is not None)
+    used = [source for name, source in index.items() if name not in tensors.ignored]
+    for source in used:
+        if isinstance(source, TensorSource):
+            _refuse_non_finite(source)
     recipes = {key: tensors.recipe(*key) for key in sorted(tensors.experts)}
     layers: dict[int, VariantLayer] = {}
     for layer in base.catalog.layers:
@@ -103,18 +111,21 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
             keys = _keys(layer, len(base.catalog.layers[layer].experts), own, version)
             router = tensors.routers.get(layer, {})
             layers[layer] = variant_layer(base.model, base.routers.get(layer), keys, router, gone)
-    nbytes = sum(source.extent.nbytes for source in index.values())
-    return VariantFiles(ExpertVariant(name, version, layers), recipes, len(index), nbytes)
+    nbytes = sum(part.extent.nbytes for source in used for part in stored_parts(source))
+    return VariantFiles(ExpertVariant(name, version, layers), recipes, len(used), nbytes)
 
 
 class _VariantTensors:
     """The tensors of a variant, sorted into experts and routers.
 
+    Args:
+        is_model: whether the index is that of a complete model, whose other tensors of the trunk are ignored.
+
     Raises:
         CheckpointError: a tensor is neither of an expert nor of a router, or has the wrong size.
     """
 
-    def __init__(self, base: BaseModel, index: Mapping[str, TensorSource]):
+    def __init__(self, base: BaseModel, index: Mapping[str, TensorSource | StoredTensor], *, is_model: bool = False):
         self._base = base
         self._modules = experts_modules(base.model)
         self._numbers = layer_numbers(list(self._modules))
@@ -125,10 +136,13 @@ class _VariantTensors:
         roles = {name: (layer, role) for layer, router in base.routers.items() for role, name in router.names.items()}
         names = CheckpointNames(base.model)
         self.routers: dict[int, dict[str, torch.Tensor]] = {}
+        self.ignored: set[str] = set()
         unknown = list(tensors.unused)
         for name, source in tensors.trunk.items():
             place = roles.get(names.target(name)[0])
-            if place is None or not isinstance(source, TensorSource) or source.dtype not in FLOATS:
+            if place is None and is_model:
+                self.ignored.add(name)
+            elif place is None or not isinstance(source, TensorSource) or source.dtype not in FLOATS:
                 unknown += [part.name for part in stored_parts(source)]
             else:
                 self.routers.setdefault(place[0], {})[place[1]] = read_tensor(source)
@@ -145,37 +159,16 @@ class _VariantTensors:
         parts = self.experts[layer, expert]
         try:
             made = expert_parameters(self._base.model, name, module, expert, parts)
-        except CheckpointError:
+        except CheckpointError as error:
             own = self._base_parts().get((name, expert))
             if own is None:
-                raise
+                raise CheckpointError(
+                    f"{error}; give complete experts over a base that is packed or quantised"
+                ) from error
             made = expert_parameters(self._base.model, name, module, expert, _over(own, parts))
         if [spec for spec, _ in made] == list(layout.parameters):
             return {spec.name: recipe for spec, recipe in made}
-        return self._converted(ExpertKey(layer, expert), made, module)
-
-    def _converted(
-        self, key: ExpertKey, made: Sequence[tuple[ParameterSpec, ParameterRecipe]], module: Any
-    ) -> ExpertRecipe:
-        """Return a recipe that converts plain numbers to the format of the base's slots when the expert is read."""
-        layout = self._base.catalog.layout(key.layer)
-        shapes, transposed = parameter_shapes(module), transposed_names(module)
-        if any(spec.name not in shapes or spec.dtype not in FLOATS for spec, _ in made):
-            raise CheckpointError(f"{key} is quantised in another way than the base's experts; store it in bfloat16")
-        plain = {spec.name: (spec, recipe) for spec, recipe in made}
-        if all(spec.name in shapes for spec in layout.parameters):
-            return {name: _PlainParameter(spec, recipe).recipe for name, (spec, recipe) in plain.items()}
-        weights = format_of(layout, shapes, transposed)
-        if weights is None:
-            raise CheckpointError(
-                f"{key} is not quantised as the base's experts are; quantise it with the tool that made the base"
-            )
-        recipes: dict[str, ParameterRecipe] = {}
-        for slot in layout.parameters:
-            name = max((name for name in shapes if slot.name.startswith(name)), key=len)
-            parameter = _PlainParameter(*plain[name])
-            recipes[slot.name] = _EncodedParameter(parameter, name in transposed, weights, slot.name).recipe
-        return recipes
+        return converted(ExpertKey(layer, expert), made, module, layout)
 
     def _base_parts(self) -> Mapping[tuple[str, int], ExpertParts]:
         if self._of_base is None:
@@ -191,43 +184,6 @@ def _over(own: ExpertParts, parts: ExpertParts) -> ExpertParts:
         kept = [source for source in own[name].sources if source[0] not in given] if name in own else []
         merged[name] = replace(part, sources=[*kept, *part.sources])
     return merged
-
-
-@dataclass(frozen=True)
-class _PlainParameter:
-    """A parameter of one expert, as it is stored."""
-
-    spec: ParameterSpec
-    source: ParameterRecipe
-
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        if self.source.assemble is not None:
-            return self.source.assemble(tensors)
-        return torch.cat([tensor.flatten() for tensor in tensors]).view(self.spec.shape)
-
-    @property
-    def recipe(self) -> ParameterRecipe:
-        """The recipe to read it; the reader converts it to the dtype of the slot."""
-        return ParameterRecipe(self.source.sources, self)
-
-
-@dataclass(frozen=True)
-class _EncodedParameter:
-    """One tensor of the packed format of a parameter."""
-
-    parameter: _PlainParameter
-    is_transposed: bool
-    weights: WeightFormat
-    slot: str
-
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        name = self.parameter.spec.name
-        transposed = (name,) if self.is_transposed else ()
-        return encode({name: self.parameter(tensors)}, transposed, self.weights)[self.slot]
-
-    @property
-    def recipe(self) -> ParameterRecipe:
-        return ParameterRecipe(self.parameter.source.sources, self)
 
 
 def _keys(layer: int, num_own: int, own: set[int], version: str) -> list[ExpertKey]:

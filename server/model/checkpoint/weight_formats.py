@@ -15,6 +15,7 @@ from server.model.errors import ModelError
 
 WeightFormat = Literal["bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+StoredFormat = WeightFormat | Literal["unchanged"]  # as the file has them, of GGUF
 QuantisedWeights = Literal["int8", "int4"]
 BLOCK_FORMATS: Mapping[QuantisedWeights, BlockFormat] = {"int8": block_int8, "int4": block_int4}
 MATRIX_DIMENSIONS = 2

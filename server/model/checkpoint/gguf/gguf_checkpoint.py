@@ -124,6 +124,10 @@ class GgufCheckpoint:
         """Return the tensors that are not quantised, and have the values of the hub's checkpoint."""
         return {name: source for name, source in self._tensors.items() if isinstance(source, TensorSource)}
 
+    def stored_tensors(self) -> Tensors:
+        """Return all tensors by the names of the hub's checkpoint, quantised ones too."""
+        return self._tensors
+
     def packed_matrices(self, model: PreTrainedModel) -> PackedMatrices:
         """Return the quantised matrices of linear layers and embeddings."""
         return packed_matrices(model, self._tensors)
