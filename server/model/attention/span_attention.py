@@ -16,6 +16,7 @@ from server.model.attention.attention_plan import Band
 FLASH_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
 FLASH_CUDA = torch.ops.aten._scaled_dot_product_efficient_attention.default  # noqa: SLF001
 FOLDED_ROWS = 128  # most queries of one key head that are worth stacking
+FEW_QUERIES = 16  # for which a copy in float32 costs less than products of torch in bfloat16, compiled for each length
 
 
 def attend_span(
@@ -99,10 +100,13 @@ def attend_span_reference(
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute ``attend_span`` in plain torch, on any device and with a soft cap; the reference."""
-    _, heads, queries, _ = query.shape
+    _, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]
-    grouped = query.reshape(kv_heads, heads // kv_heads, queries, -1)
-    scores = (grouped @ key[0].unsqueeze(1).mT).float() * scaling  # (kv_heads, groups, queries, keys)
+    dtype = value.dtype
+    if queries <= FEW_QUERIES and query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()
+    rows = query.reshape(kv_heads, -1, dim)
+    scores = (rows @ key[0].mT).float().view(kv_heads, -1, queries, keys) * scaling  # of groups of heads
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if is_causal:
@@ -111,7 +115,8 @@ def attend_span_reference(
     if mask is not None:
         scores = scores + mask
     lse = scores.logsumexp(-1, keepdim=True)  # (kv_heads, groups, queries, 1)
-    output = (scores - lse).exp().to(value.dtype) @ value[0].unsqueeze(1)  # (kv_heads, groups, queries, value_dim)
+    weights = (scores - lse).exp().to(value.dtype).view(kv_heads, -1, keys)
+    output = (weights @ value[0]).to(dtype)  # (kv_heads, groups * queries, value_dim)
     return output.reshape(1, heads, queries, -1), lse.reshape(1, heads, queries)
 
 

@@ -111,3 +111,11 @@ def test_a_soft_cap_bounds_the_scores() -> None:
     output, _ = attend_span(query * 10, key, value, 1.0, softcap=2.0)
     scores = 2.0 * torch.tanh(query * 10 @ key.repeat_interleave(2, 1).mT / 2.0)
     assert torch.allclose(output, scores.softmax(-1) @ value.repeat_interleave(2, 1), atol=1e-5)
+
+
+def test_few_queries_are_attended_in_float32() -> None:
+    """Rounding to bfloat16 within would err three times as much."""
+    query, key, value = (tensor.to(torch.bfloat16) for tensor in tensors(4, 2, 3, 500, 16))
+    expected, _ = softmax_attention(query, key, value, 0.3)
+    output, _ = attend_span_reference(query, key, value, 0.3)
+    assert torch.equal(output, expected.to(torch.bfloat16))
