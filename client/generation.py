@@ -76,6 +76,7 @@ class ExpertUsage:
     expert_misses: int  # requested experts that were not in memory
     expert_bytes_read: int
     expert_stall_seconds: float
+    expert_remote_bytes: int = 0  # of those read, the bytes that were on no disk of the server
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from client.errors import InvalidReplyError
@@ -16,9 +16,13 @@ def dataclass_from(kind: type[T], body: Mapping[str, Any], **others: Any) -> T:
     """Build a dataclass from the members of a JSON object, and from ``others``; unknown members are ignored.
 
     Raises:
-        KeyError: If a member is missing.
+        KeyError: If a member without a default is missing.
     """
-    names = [field.name for field in fields(kind) if field.name not in others]  # type: ignore[arg-type]
+    names = [
+        field.name
+        for field in fields(kind)  # type: ignore[arg-type]
+        if field.name not in others and (field.name in body or field.default is MISSING)
+    ]
     return kind(**{name: body[name] for name in names}, **others)
 
 

@@ -90,7 +90,8 @@ class Lease:
         self._loading: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
         self._uncounted: set[ExpertKey] = set()  # of those, which were in a slower tier
-        self.missed: list[ExpertKey] = []  # experts that were in no tier when they were to be loaded
+        # Experts that were in no tier when they were to be loaded, and whether they were on no disk either.
+        self.missed: dict[ExpertKey, bool] = {}
         self.stall_seconds = 0.0  # spent waiting for experts
         self.stalled_from = self.stalled_to = 0.0  # start of the first wait and end of the last, ``time.monotonic``
 
@@ -279,8 +280,7 @@ class Lease:
             self._uncounted.remove(key)
             self._state.statistics.lookups[where, self._phase] += 1
             if where == "disk":
-                self.missed.append(key)
-                self._state.count_place(key, self._phase)
+                self.missed[key] = self._state.count_place(key, self._phase)
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""

@@ -156,18 +156,18 @@ class StoreState:
         ready: Collection[Entry],
         waiting: Collection[ExpertKey],
         phase: Phase,
-    ) -> tuple[list[ExpertKey], set[ExpertKey]]:
+    ) -> tuple[dict[ExpertKey, bool], set[ExpertKey]]:
         """Count where experts were found, before their lease moves any.
 
         Args:
             waiting: experts that the lease does not hold yet.
 
         Returns:
-            Those that were in no tier; and those of ``waiting`` in a slower tier, which are not counted yet, since they
-            may be evicted from it before the lease loads them.
+            Those that were in no tier, and whether they were on no disk either; and those of ``waiting`` in a slower
+            tier, which are not counted yet, since they may be evicted from it before the lease loads them.
         """
         lookups, hits = self.statistics.lookups, len(ready)
-        missed: list[ExpertKey] = []
+        missed: dict[ExpertKey, bool] = {}
         uncounted: set[ExpertKey] = set()
         lookups[pool.top_name, phase] += hits
         if hits < len(requested):
@@ -180,15 +180,15 @@ class StoreState:
                         continue
                     lookups[where, phase] += 1
                     if where == "disk":
-                        missed.append(key)
-                        self.count_place(key, phase)
+                        missed[key] = self.count_place(key, phase)
         self.windows[pool].record(requested, len(requested) - len(missed))
         return missed, uncounted
 
-    def count_place(self, key: ExpertKey, phase: Phase) -> None:
-        """Count the look-up of an expert in no tier of memory if it is not on a disk either."""
-        if is_remote(self.catalog.recipe(key)):
-            self.statistics.remote_lookups[phase] += 1
+    def count_place(self, key: ExpertKey, phase: Phase) -> bool:
+        """Count the look-up of an expert in no tier of memory if it is on no disk either; return whether it is so."""
+        is_far = is_remote(self.catalog.recipe(key))
+        self.statistics.remote_lookups[phase] += is_far
+        return is_far
 
     def resize_device(self, slots: Mapping[ExpertLayout, int]) -> None:
         """Change the number of device slots of each layout, as soon as none of them is in use.

@@ -54,9 +54,13 @@ def _expert_parts(experts: ExpertUsage) -> list[str]:
         return []
     return [
         f"{experts.expert_misses:,} of {_count(experts.expert_requests, 'expert request')} missed",
-        f"{size_text(experts.expert_bytes_read)} read",
+        f"{size_text(experts.expert_bytes_read)} read{_from_elsewhere(experts.expert_remote_bytes)}",
         f"{experts.expert_stall_seconds:.2f} s stalled",
     ]
+
+
+def _from_elsewhere(nbytes: int) -> str:
+    return f", {size_text(nbytes)} of it over the network" if nbytes else ""
 
 
 def _count(number: int, noun: str) -> str:

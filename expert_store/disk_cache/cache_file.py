@@ -6,6 +6,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from expert_store.sources.file import DirectFile
 DATA, LOG = ".data", ".extents"
 PUNCH_HOLE, KEEP_SIZE = 2, 1  # modes of fallocate(2)
 _libc = ctypes.CDLL(None, use_errno=True)
+KEPT = 1 << 60  # added to the times of what is dropped last
 _time = count()  # of uses, over all files
 
 
@@ -47,6 +50,9 @@ class CacheFile:
         self._reads = DirectFile(self.path)
         self.log = ExtentLog(path.with_name(path.name + LOG))
         self._last_use: dict[int, int] = {}  # by the extent's begin
+        self.is_kept: Callable[[int, int], bool] = lambda *_: False  # whether a range is dropped last
+        self._unwritten: dict[int, Bytes] = {}  # by their begins, bytes that are about to be stored
+        self._lock = threading.Lock()  # guards them
 
     def read(self, begin: int, target: Bytes, scratch: Bytes | None = None) -> list[tuple[int, int]]:
         """Fill the parts of a target that are in the cache, and return the ranges of the source that are not.
@@ -55,7 +61,7 @@ class CacheFile:
             begin: the offset of the target in the source.
         """
         end = begin + len(target)
-        if self.log.missing(begin, end):
+        if self.missing(begin, end):
             self.log.refresh()
         damaged, missing, position = [], [], begin
         for extent in self.log.find(begin, end):
@@ -67,11 +73,28 @@ class CacheFile:
             position = extent.end
         if damaged:
             self.log.drop(damaged)
-        return [*missing, (position, end)] if position < end else missing
+        if position < end:
+            missing.append((position, end))
+        return [part for first, last in missing for part in self._take_unwritten(first, target[first - begin :], last)]
 
-    def holds(self, begin: int, end: int) -> bool:
-        """Return True if a range is in the cache, as far as this process knows."""
-        return not self.log.missing(begin, end)
+    def missing(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return the parts of a range that are not in the cache, as far as this process knows."""
+        with self._lock:
+            unwritten = [(first, first + len(data)) for first, data in self._unwritten.items()]
+        missing = self.log.missing(begin, end)
+        for first, last in unwritten if missing else ():
+            missing = [part for each in missing for part in _without(each, first, last)]
+        return missing
+
+    def put_off(self, begin: int, data: Bytes) -> None:
+        """Have some bytes read from memory until they are stored."""
+        with self._lock:
+            self._unwritten[begin] = data
+
+    def settle(self, begin: int) -> None:
+        """Forget bytes that were put off."""
+        with self._lock:
+            self._unwritten.pop(begin, None)
 
     def store(self, begin: int, data: Bytes) -> None:
         """Keep some bytes.
@@ -86,8 +109,11 @@ class CacheFile:
         self._last_use[begin] = next(_time)
 
     def by_age(self) -> list[tuple[int, CachedExtent]]:
-        """Return when each extent was used last in this process, and the extent."""
-        return [(self._last_use.get(extent.begin, 0), extent) for extent in self.log.extents()]
+        """Return when each extent was used last in this process, and the extent; later for those to be dropped last."""
+        return [
+            (self._last_use.get(each.begin, 0) + (KEPT if self.is_kept(each.begin, each.end) else 0), each)
+            for each in self.log.extents()
+        ]
 
     def drop(self, extents: list[CachedExtent]) -> None:
         """Give the disk space of some extents back.
@@ -101,6 +127,17 @@ class CacheFile:
             mode = PUNCH_HOLE | KEEP_SIZE
             if _libc.fallocate(self._file, mode, ctypes.c_int64(extent.begin), size):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def _take_unwritten(self, begin: int, target: Bytes, end: int) -> list[tuple[int, int]]:
+        """Fill what is about to be stored of a range, and return the rest of the range."""
+        missing = [(begin, end)]
+        with self._lock:
+            for first, data in self._unwritten.items():
+                low, high = max(begin, first), min(end, first + len(data))
+                if low < high:
+                    target[low - begin : high - begin] = data[low - first : high - first]
+                    missing = [part for each in missing for part in _without(each, low, high)]
+        return missing
 
     def _read(self, extent: CachedExtent, begin: int, target: Bytes, scratch: Bytes | None) -> bool:
         """Copy an extent's bytes to their place in a target; False if they are not those that were stored."""
@@ -117,6 +154,13 @@ class CacheFile:
             target[first - begin : last - begin] = memory[first - extent.begin : last - extent.begin]
         self._last_use[extent.begin] = next(_time)
         return True
+
+
+def _without(part: tuple[int, int], begin: int, end: int) -> list[tuple[int, int]]:
+    """Return what is left of a part without a range."""
+    first, last = part
+    left = [(first, min(last, begin)), (max(first, end), last)]
+    return [each for each in left if each[0] < each[1]]
 
 
 def remove_unused(path: Path) -> None:

@@ -14,8 +14,6 @@ from expert_store.sources.base import Bytes, OpenSource, Piece, Source, SourceFo
 from expert_store.sources.file import FileSource
 from expert_store.sources.runs import runs_of
 
-EXTENT_BYTES = 4 << 20  # larger reads are stored in parts
-
 
 @dataclass(frozen=True)
 class CachedSource:
@@ -100,7 +98,11 @@ class OpenCachedSource:
 
     def holds(self, begin: int, end: int) -> bool:
         """Return True if a range is on the disk."""
-        return self.file is not None and self.file.holds(begin, end)
+        return not self.missing(begin, end)
+
+    def missing(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return the parts of a range that are not on the disk, or about to be."""
+        return [(begin, end)] if self.file is None else self.file.missing(begin, end)
 
     def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         """Fill the targets of some pieces from the disk, and what is missing there from the source."""
@@ -120,18 +122,17 @@ class OpenCachedSource:
                 if piece.target is not memory:
                     begin = piece.offset - run[0].offset
                     np.copyto(piece.target, memory[begin : begin + len(piece.target)])
-        for piece in missing:
-            self.keep(piece.offset, piece.target)
+        if self.file is not None:
+            for piece in missing:
+                self.cache.writer.put(self.file, piece.offset, piece.target)
 
     def keep(self, begin: int, data: Bytes) -> bool:
         """Store bytes that were read from the source; return False if the disk does not take them."""
-        return self.file is not None and all(
-            self.cache.store(self.file, begin + first, data[first : first + EXTENT_BYTES])
-            for first in range(0, len(data), EXTENT_BYTES)
-        )
+        return self.file is not None and self.cache.store_all(self.file, begin, data)
 
     def close(self) -> None:
-        """Close the source; its file serves others, too."""
+        """Close the source once all that was read is stored; its file serves others, too."""
+        self.cache.writer.flush()
         self.inner.close()
 
     def _read_held(self, begin: int, memory: Bytes, scratch: Bytes | None) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from expert_store.disk_cache.cache_file import DATA, CacheFile, remove_unused
+from expert_store.disk_cache.delayed_writer import DelayedWriter
 from expert_store.disk_cache.extent_log import CachedExtent
 from expert_store.disk_cache.link_gate import LinkGate
 from expert_store.errors import CheckpointError
@@ -18,6 +19,7 @@ from expert_store.sources.base import Bytes, Source, SourceIdentity
 
 log = logging.getLogger(__name__)
 
+EXTENT_BYTES = 4 << 20  # larger reads are stored in parts
 BLOCK_BYTES = 512  # unit of st_blocks
 FREED_SHARE = 1 / 32  # of the size, freed at once
 MEASURE_SHARE = 1 / 64  # of the size, written between two measurements of what all processes have stored
@@ -46,6 +48,7 @@ class DiskCache:
 
     def __init__(self, folder: Path, max_bytes: int | None = None):
         self.folder, self.max_bytes, self.gate = folder, max_bytes, LinkGate()
+        self.writer = DelayedWriter(self.store_all)
         self._files: dict[str, CacheFile] = {}
         self._lock = threading.RLock()  # guards the files and the fields below
         self._measured_bytes, self._unmeasured_bytes = 0, 0
@@ -107,6 +110,13 @@ class DiskCache:
             if self.max_bytes is not None and self._unmeasured_bytes > self.max_bytes * MEASURE_SHARE:
                 self._measure()
         return True
+
+    def store_all(self, file: CacheFile, begin: int, data: Bytes) -> bool:
+        """Keep bytes of any number, as ``store`` does."""
+        return all(
+            self.store(file, begin + first, data[first : first + EXTENT_BYTES])
+            for first in range(0, len(data), EXTENT_BYTES)
+        )
 
     @property
     def stored_bytes(self) -> int:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_store.disk_cache.cached_source import EXTENT_BYTES, CachedSource, OpenCachedSource
+from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
+from expert_store.disk_cache.disk_cache import EXTENT_BYTES
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Piece
 
@@ -24,7 +25,7 @@ CHUNK_BYTES_PER_QUIET_SECOND = 64 << 10  # the longer nobody has waited for the 
 PAUSE_SECONDS = 0.01  # while other threads read the last bytes
 RETRY_SECONDS = 10.0  # after the source or the disk failed
 ORDER_BYTES = 64 << 20  # read before the order is asked for again
-LINE_SECONDS = 10.0  # between two lines of the log about the progress
+TELL_SECONDS = 10.0  # between two reports of the progress
 LOCK = "fill.lock"
 RATE_SECONDS = 60.0  # over which the time that is left is estimated
 
@@ -50,6 +51,7 @@ class Fill:
         sources: to be completed, which have been opened.
         order: returns the spans that are wanted first.
         on_complete: called once when the sources are complete.
+        tell: called with the progress at the start, and then now and then.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class Fill:
         sources: Sequence[CachedSource],
         order: Callable[[], Iterable[Span]] = tuple,
         on_complete: Callable[[Fill], None] = lambda _: None,
+        tell: Callable[[FillProgress], None] = lambda _: None,
     ):
-        self.sources, self._order, self._on_complete = sources, order, on_complete
+        self.sources, self._order, self._on_complete, self._tell = sources, order, on_complete, tell
         self._cache = sources[0].cache
         self._stop, self._lock = threading.Event(), threading.Lock()  # guards the fields below
         self._opened = {source: source.opened for source in sources}
@@ -66,7 +69,7 @@ class Fill:
         self._reading: set[tuple[OpenCachedSource, int]] = set()  # begins of spans that a thread reads
         self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
         self._is_complete, self._is_waiting = False, False
-        self._told_at = time.monotonic()
+        self._tell_at = 0.0
         self._marks: list[tuple[float, int]] = []  # times, and bytes held then
         self._threads = [
             threading.Thread(target=self._run, name=f"fill-{index}", daemon=True) for index in range(NUM_THREADS)
@@ -107,7 +110,7 @@ class Fill:
                 if not self._leads():
                     self._stop.wait(RETRY_SECONDS)
                     continue
-                self._tell()
+                self._tell_now_and_then()
                 span = self._next()
                 if span is None and self._is_complete:
                     return
@@ -130,16 +133,12 @@ class Fill:
                 log.warning("the download waits: %s", reason)
             self._stop.wait(RETRY_SECONDS)
 
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now < self._told_at + LINE_SECONDS:
-            return
-        self._told_at = now
-        progress = self.progress()
-        left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
-        share = progress.held_bytes / max(1, progress.total_bytes)
-        held, total = progress.held_bytes / 2**30, progress.total_bytes / 2**30
-        log.info("downloaded %.2f of %.2f GiB (%.0f%%)%s", held, total, 100 * share, left)
+    def _tell_now_and_then(self) -> None:
+        with self._lock:
+            if time.monotonic() < self._tell_at:
+                return
+            self._tell_at = time.monotonic() + TELL_SECONDS
+        self._tell(self.progress())
 
     def _leads(self) -> bool:
         """Return True if no other process fills the cache."""
@@ -164,7 +163,7 @@ class Fill:
             if span is not None:
                 self._reading.add(span[:2])
                 return span
-            self._is_complete = not self._reading
+            self._is_complete = not self._reading and all(map(_is_complete, self._opened.values()))
             if not self._is_complete:
                 return None
         self._on_complete(self)
@@ -181,7 +180,7 @@ class Fill:
             if opened.file is None:
                 raise CheckpointError(f"{source.name} can't be kept on the disk")
             opened.file.log.refresh()
-            for first, last in opened.file.log.missing(begin, end):
+            for first, last in opened.missing(begin, end):
                 for position in range(first, last, EXTENT_BYTES):
                     if left <= 0:
                         return
@@ -204,3 +203,8 @@ class Fill:
             done += len(chunk)
         opened.inner.refuse_changed()
         return opened.keep(begin, memory)
+
+
+def _is_complete(opened: OpenCachedSource) -> bool:
+    """Return True if all is on the disk, and no longer about to be."""
+    return opened.file is not None and not opened.file.log.missing(0, opened.identity.nbytes)

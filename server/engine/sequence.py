@@ -93,7 +93,14 @@ class Sequence:
     def expert_usage(self) -> ExpertUsage:
         """Cost of its experts so far."""
         cost = self.expert_cost
-        return ExpertUsage(cost.num_lookups, cost.num_misses, cost.bytes_read, cost.stall_seconds, cost.num_dropped)
+        return ExpertUsage(
+            cost.num_lookups,
+            cost.num_misses,
+            cost.bytes_read,
+            cost.stall_seconds,
+            cost.num_dropped,
+            cost.remote_bytes,
+        )
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from expert_store import CheckpointError, ExpertStore, extents
+from expert_store import CheckpointError, ExpertStore, extents, is_on_disk
 from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
-from expert_store.disk_cache.fill import Fill, Span
+from expert_store.disk_cache.expert_spans import ExpertSpans
+from expert_store.disk_cache.fill import Fill, FillProgress, Span
 from server.byte_sizes import format_bytes
 from server.model.checkpoint.remote.hub_cache import partial_folder
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
@@ -21,6 +22,7 @@ from server.settings import ServeSettings, SettingsError
 log = logging.getLogger(__name__)
 
 KEPT_FREE_SHARE = 1 / 20  # of a disk
+LEAST_MINUTES = 2  # that are not told in seconds
 
 
 def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | RemotePlace:
@@ -67,9 +69,19 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         SettingsError: the download is to be completed, and there is no room for it.
     """
     caches = {source.cache for source in store.catalog.sources if isinstance(source, CachedSource)}
-    if not caches or settings.complete_download == "off":
+    if not caches:
+        if not is_on_disk(store.catalog):
+            log.info("first answer possible; experts are read when requests need them, and are not kept on a disk")
         return None
     (cache,) = caches
+    spans = ExpertSpans(store.catalog)
+    spans.keep_the_rest(cache)
+    if settings.complete_download == "off":
+        share = spans.held_bytes / max(1, spans.total_bytes)
+        log.info(
+            "experts %.0f %% on the disk, first answer possible; others are read when requests need them", 100 * share
+        )
+        return None
     sources = [source for source in cache.sources if isinstance(source, CachedSource)]
     missing = sum(
         opened.identity.nbytes - opened.file.log.num_bytes
@@ -87,7 +99,22 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         _keep(fill)
         on_complete()
 
-    return Fill(sources, lambda: _hottest_first(store), end)
+    return Fill(sources, lambda: _hottest_first(store), end, lambda progress: log.info(describe(progress, spans)))
+
+
+def describe(progress: FillProgress, spans: ExpertSpans) -> str:
+    """Return how much of a model is on the disk, in one line."""
+    held = spans.held_bytes
+    trunk, unit = format_bytes(progress.total_bytes - spans.total_bytes).split()
+    held_trunk = format_bytes(progress.held_bytes - held).removesuffix(f" {unit}")
+    share = 100 * held / max(1, spans.total_bytes)
+    left = "" if progress.seconds_left is None else f", the rest in {_duration(progress.seconds_left)}"
+    return f"trunk {held_trunk} of {trunk} {unit}, experts {share:.0f} %, first answer possible{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if minutes < LEAST_MINUTES else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _hottest_first(store: ExpertStore) -> Iterator[Span]:

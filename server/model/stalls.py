@@ -14,4 +14,4 @@ class Stall:
     ended_at: float  # by ``time.monotonic``
     seconds: float  # time waited between the two; the rest went into experts that were there already
     num_misses: int  # experts that were in no tier
-    bytes_read: int  # from disk, for the misses
+    bytes_read: int  # for the misses

@@ -96,8 +96,9 @@ class ExpertCost:
     num_lookups: int = 0
     num_misses: int = 0  # lookups that had to be read from disk
     stall_seconds: float = 0.0  # time that compute waited for experts
-    bytes_read: int = 0  # from disk, for the misses
+    bytes_read: int = 0  # for the misses
     num_dropped: int = 0  # tokens that no expert took, once for each layer
+    remote_bytes: int = 0  # of the bytes read, those that were on no disk
 
     def add(self, other: ExpertCost) -> None:
         self.num_lookups += other.num_lookups
@@ -105,6 +106,7 @@ class ExpertCost:
         self.stall_seconds += other.stall_seconds
         self.bytes_read += other.bytes_read
         self.num_dropped += other.num_dropped
+        self.remote_bytes += other.remote_bytes
 
 
 RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): experts of a token, -1 for none

@@ -15,7 +15,7 @@ import { events } from "./sse.js";
  * @typedef {object} Usage
  * @property {number} completion_tokens
  * @property {{expert_requests: number, expert_misses: number, expert_bytes_read: number,
- *   expert_stall_seconds: number}} greenroom
+ *   expert_remote_bytes?: number, expert_stall_seconds: number}} greenroom
  * @typedef {{model: string, reason: string}} Choice of a router, and why
  * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string, weights?: Weights, choice?: Choice}} ChatEvent with
  *   the mean weights of adapters, if they were chosen for each token

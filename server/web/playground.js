@@ -265,9 +265,10 @@ class AnswerClock {
  * @returns {string[]} what the experts of a request cost
  */
 function costWords(cost) {
+  const remote = cost.expert_remote_bytes;
   return [
     `${count(cost.expert_misses)} of ${plural(cost.expert_requests, "expert request")} missed`,
-    `${size(cost.expert_bytes_read)} read`,
+    `${size(cost.expert_bytes_read)} read${remote ? `, ${size(remote)} of it over the network` : ""}`,
     `${cost.expert_stall_seconds.toFixed(2)} s stalled`,
   ];
 }

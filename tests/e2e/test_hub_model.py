@@ -51,6 +51,8 @@ def test_a_completed_download_is_served_again_without_network(tmp_path: Path) ->
             assert total(metrics, "expert_lookups_total", 'tier="remote"') == remote
             assert total(metrics, "expert_lookups_total", 'tier="disk"') > 0
             assert metrics["greenroom_download_bytes"] == metrics["greenroom_download_total_bytes"]
+            _, _, log = server.interrupt()
+            assert re.search(r"trunk (\S+) of \S+ MiB, experts \d+ %, first answer possible", log)
     with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
         assert complete(server, MODEL) == text
 

@@ -69,6 +69,9 @@ def test_a_folder_gives_the_text_of_the_same_files_on_a_disk_before_all_of_it_wa
 
 def test_misses_are_counted_as_remote(served: Server) -> None:
     complete(served)
+    usage = served.client().completions.create(model=BUNDLED_NAME, **{**PROMPT, "prompt": "ACT I. SCENE"}).usage
+    cost = usage.greenroom  # type: ignore[union-attr]
+    assert cost["expert_remote_bytes"] == cost["expert_bytes_read"] > 0
     text = httpx.get(f"{served.url}/metrics").text
     assert 'greenroom_expert_lookups_total{phase="decode",tier="remote"}' in text
     assert 'tier="disk"' not in text

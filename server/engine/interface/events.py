@@ -71,9 +71,10 @@ class ExpertUsage:
 
     num_requests: int = 0  # expert look-ups, each expert once a layer and step
     num_misses: int = 0  # look-ups of experts that were in no tier of memory
-    bytes_read: int = 0  # bytes of the misses, read from disk
+    bytes_read: int = 0  # bytes of the misses
     stall_seconds: float = 0.0  # waits in layers, including those for experts of other sequences in the batch
     num_dropped: int = 0  # tokens that no expert took, once for each layer
+    remote_bytes: int = 0  # of the bytes read, those that were on no disk
 
     def __add__(self, other: ExpertUsage) -> ExpertUsage:
         return ExpertUsage(
@@ -82,6 +83,7 @@ class ExpertUsage:
             self.bytes_read + other.bytes_read,
             self.stall_seconds + other.stall_seconds,
             self.num_dropped + other.num_dropped,
+            self.remote_bytes + other.remote_bytes,
         )
 
     def __sub__(self, other: ExpertUsage) -> ExpertUsage:
@@ -91,6 +93,7 @@ class ExpertUsage:
             self.bytes_read - other.bytes_read,
             self.stall_seconds - other.stall_seconds,
             self.num_dropped - other.num_dropped,
+            self.remote_bytes - other.remote_bytes,
         )
 
 

@@ -97,9 +97,12 @@ def _attribute_layer(run: LayerRun, owners: IntArray, costs: Sequence[ExpertCost
     uses[owners[:, None], np.minimum(run.chosen, run.num_experts)] = True
     missed = uses[:, list(run.missed)]  # (chunks, missed)
     num_lookups = uses[:, :-1].sum(1).tolist()
-    num_bytes = (missed @ np.fromiter(run.missed.values(), np.int64, len(run.missed))).tolist()
+    sizes = [(nbytes, nbytes if place in run.remote else 0) for place, nbytes in run.missed.items()]
+    num_bytes = (missed @ np.array(sizes, np.int64).reshape(-1, 2)).tolist()
     for owner in np.unique(owners).tolist():
-        cost = ExpertCost(num_lookups[owner], int(missed[owner].sum()), run.cost.stall_seconds, num_bytes[owner])
+        nbytes, remote_bytes = num_bytes[owner]
+        cost = ExpertCost(num_lookups[owner], int(missed[owner].sum()), run.cost.stall_seconds, nbytes)
+        cost.remote_bytes = remote_bytes
         costs[owner].add(cost)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ class LayerRun(NamedTuple):
     cost: ExpertCost
     missed: Mapping[int, int]  # places of experts that were in no tier, and the bytes read for each
     numbers: IntArray | None = None  # the expert's number of each place; None if they are the same
+    remote: Collection[int] = ()  # of the missed places, those whose experts were on no disk
 
 
 class StepRecord:
@@ -52,8 +53,10 @@ class StepRecord:
             numbers: see ``LayerRun``.
         """
         missed = {keys.index(key): catalog.read_bytes(key) for key in lease.missed}
+        remote = [keys.index(key) for key, is_far in lease.missed.items() if is_far]
         cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
-        self.runs.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers))
+        cost.remote_bytes = sum(missed[place] for place in remote)
+        self.runs.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers, remote))
         self.cost.add(cost)
         if cost.stall_seconds:
             self.stalls.append(

@@ -21,6 +21,11 @@ def test_rates_exclude_the_first_token() -> None:
     ]
 
 
+def test_bytes_from_elsewhere_are_told() -> None:
+    usage = Usage(3, 41, 44, ExpertUsage(10, 2, 3 << 20, 0.25, 2 << 20))
+    assert "3.0 MiB read, 2.0 MiB of it over the network" in footer(usage, Timing(sent=0.0))
+
+
 def test_one_token_has_no_rate() -> None:
     timing = Timing(sent=1.0)
     timing.count(1.25)

@@ -32,6 +32,7 @@ def main(path: str, folder: str, max_bytes: str = "0", num_reads: str = "0") -> 
         opened.read(pieces)
         for piece in pieces:
             assert np.array_equal(piece.target, content[piece.offset : piece.end]), (piece.offset, piece.end)
+    cache.writer.flush()
     print(cache.hit_bytes, cache.remote_bytes, flush=True)  # noqa: T201
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from expert_store.disk_cache import delayed_writer
+from expert_store.disk_cache.cache_file import CacheFile
 from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.errors import SourceUnreadableError
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
 
+SECONDS = 30.0
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8)
 
 
@@ -63,6 +67,7 @@ def opened(source: CountedSource, folder: Path, max_bytes: int | None = None) ->
 def read(opened: OpenCachedSource, *extents: tuple[int, int]) -> None:
     pieces = [Piece(begin, np.zeros(end - begin, np.uint8)) for begin, end in extents]
     opened.read(pieces)
+    opened.cache.writer.flush()
     for piece in pieces:
         assert np.array_equal(piece.target, CONTENT[piece.offset : piece.end])
 
@@ -126,6 +131,54 @@ def test_a_full_cache_drops_what_was_not_used_for_the_longest_time(source: Count
     assert cached.holds(0, 98_304)
     assert not cached.holds(100_000, 198_304)
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.data")) <= 420_000
+
+
+def test_a_full_cache_drops_what_is_to_be_kept_last(source: CountedSource, tmp_path: Path) -> None:
+    cached = opened(source, tmp_path, 300_000)
+    assert cached.file is not None
+    cached.file.is_kept = lambda _, end: end <= 98_304
+    for begin in (0, 100_000, 200_000, 300_000):
+        read(cached, (begin, begin + 98_304))
+    assert cached.holds(0, 98_304)
+    assert not cached.holds(100_000, 198_304)
+
+
+def test_a_read_returns_before_its_bytes_are_stored_and_the_next_has_them(
+    source: CountedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, disk = opened(source, tmp_path), threading.Event()
+    store = CacheFile.store
+    monkeypatch.setattr(CacheFile, "store", lambda *given: disk.wait(SECONDS) and store(*given))
+    target = np.empty(1000, np.uint8)
+    cached.read([Piece(500, target)])
+    source.is_away = True
+    cached.read([Piece(600, target[:100])])
+    assert np.array_equal(target[:100], CONTENT[600:700])
+    assert not opened(source, tmp_path).holds(500, 1500)
+    disk.set()
+    cached.close()
+    read(opened(source, tmp_path), (500, 1500))
+
+
+def test_who_reads_more_than_may_wait_to_be_stored_stores_it(
+    source: CountedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delayed_writer, "MAX_UNWRITTEN_BYTES", 1000)
+    cached, disk, stored_by = opened(source, tmp_path), threading.Event(), []
+    store = CacheFile.store
+
+    def slow_store(file: CacheFile, begin: int, data: Bytes) -> None:
+        stored_by.append(threading.current_thread().name)
+        if stored_by[-1] == "cache-writer":
+            disk.wait(SECONDS)
+        store(file, begin, data)
+
+    monkeypatch.setattr(CacheFile, "store", slow_store)
+    cached.read([Piece(0, np.empty(1000, np.uint8))])
+    cached.read([Piece(1000, np.empty(1000, np.uint8))])
+    assert threading.current_thread().name in stored_by
+    disk.set()
+    cached.close()
 
 
 def test_files_that_no_process_uses_make_room_first(source: CountedSource, tmp_path: Path) -> None:

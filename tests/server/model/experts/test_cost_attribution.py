@@ -30,7 +30,9 @@ def random_run(rng: random.Random, layer: int, num_rows: int) -> LayerRun:
     asked = sorted({int(expert) for expert in chosen.flat if expert < NUM_EXPERTS})
     missed = {expert: 100 + expert for expert in asked if rng.random() < 0.4} if rng.random() < 0.7 else {}
     cost = ExpertCost(len(asked), len(missed), rng.random(), sum(missed.values()))
-    return LayerRun(layer, chosen, NUM_EXPERTS, cost, missed)
+    remote = [expert for expert in missed if rng.random() < 0.5]
+    cost.remote_bytes = sum(missed[expert] for expert in remote)
+    return LayerRun(layer, chosen, NUM_EXPERTS, cost, missed, remote=remote)
 
 
 def experts_of(chosen: RoutedExperts | None) -> list[list[int]]:
@@ -54,6 +56,9 @@ def test_each_is_charged_for_the_experts_of_its_own_tokens(sizes: tuple[int, ...
         assert cost.num_lookups == sum(len(experts) for _, experts in asked)
         assert cost.num_misses == sum(len(experts & set(run.missed)) for run, experts in asked)
         assert cost.bytes_read == sum(run.missed.get(expert, 0) for run, experts in asked for expert in experts)
+        assert cost.remote_bytes == sum(
+            run.missed[expert] for run, experts in asked for expert in experts & {*run.remote}
+        )
         assert cost.stall_seconds == pytest.approx(sum(run.cost.stall_seconds for run in runs))
 
 
