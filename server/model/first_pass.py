@@ -87,6 +87,11 @@ class FirstPass:
         if varies:
             raise ModelError(f"{type(self._model).__name__} is not batch-invariant; remove `--deterministic`")
 
+    @torch.inference_mode()
+    def run_isolated(self) -> None:
+        """Run the tokens through the model once more; the hooks let each attend to itself alone."""
+        self._isolated_logits(self.tokens, range(len(self.tokens)))
+
     def _check_batches(self) -> None:
         """Raise unless experts can be paged, and tokens of different sequences don't mix."""
         name, probe = type(self._model).__name__, self.probe

@@ -28,6 +28,7 @@ from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
+from server.model.fused_heads import fuse_heads
 from server.model.fused_norms import fuse_norms
 from server.model.hooks import INDEXED_IMPLEMENTATION, use_hooks
 from server.model.linear import speed_up_linears
@@ -85,6 +86,8 @@ class Trunk(ResidentModel):
             set_implementations(model.config, INDEXED_IMPLEMENTATION)
         if is_deterministic and not program.is_native:
             first.check_invariance()
+        if special is None and not is_deterministic and not probe.choosing:
+            fuse_heads(model, self._pool.triton_device, first.run_isolated, self._recurrent)
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
@@ -325,3 +328,5 @@ class _StepHooks:
         self.attend, self.expand, self.run_experts = latents.attend, latents.expand, experts.run
         if isinstance(attention, StepAttention):
             self.choose_keys = attention.chosen.choose_keys
+            if attention.has_kernels:
+                self.attend_projected = attention.attend_projected

@@ -73,14 +73,14 @@ class PagedStep:
             tables[number, : end - first] = row.table[first:end]
         uploaded = upload(np.concatenate([np.asarray(slots, np.int32), numbers.ravel(), tables.ravel()]), device)
         first_table = len(slots) + numbers.size
-        self._slots, self._rows = uploaded[: len(slots)], uploaded[len(slots) : first_table]
+        self.slots, self._rows = uploaded[: len(slots)], uploaded[len(slots) : first_table]
         self._tables = uploaded[first_table:]
 
     def write(self, key: torch.Tensor, value: torch.Tensor, cache: PagedKeys) -> None:
         """Write the keys and values of all tokens of the step to the cache, ``(kv_heads, tokens, dim)`` each."""
         key, value = _with_rows(key), _with_rows(value)
-        kernels.write_tokens[len(self._slots), len(key)](
-            self._slots, key, value, cache.keys, cache.values, key.stride(0), key.stride(1), value.stride(0),
+        kernels.write_tokens[len(self.slots), len(key)](
+            self.slots, key, value, cache.keys, cache.values, key.stride(0), key.stride(1), value.stride(0),
             value.stride(1), cache.keys.stride(0), cache.keys.stride(1), cache.key_dim, cache.value_dim,
             IS_LATENT=cache.is_latent, BLOCK=triton.next_power_of_2(max(cache.key_dim, cache.value_dim)),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from server.model.step import SequenceChunk
 
 if TYPE_CHECKING:
     from server.kernels.triton.decode_attention import PagedKeys
+    from server.kernels.triton.head_preparation import ProjectedHeads
 
 
 class DecodeAttention:
@@ -40,6 +41,14 @@ class DecodeAttention:
     def write(self, cache: LayerCache, key: torch.Tensor, value: torch.Tensor) -> None:
         """See ``LayerCache.write``; the slots are the step's."""
         self._step.write(key, value, _paged_keys(cache))
+
+    def prepare(
+        self, cache: LayerCache, heads: ProjectedHeads, *, keeps_keys: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the step's keys and values to the cache; see ``head_preparation.prepare``."""
+        from server.kernels.triton.head_preparation import prepare  # noqa: PLC0415  may not be installed
+
+        return prepare(heads, self._step.slots, _paged_keys(cache), keeps_keys=keeps_keys)
 
     def attend(self, cache: LayerCache, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         """Return ``(tokens, heads, value_dim)``, of which the rows of single new tokens are computed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from server.model.attention.span_attention import attend_span, band_mask, merge
 from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
 
+if TYPE_CHECKING:
+    from server.kernels.triton.head_preparation import ProjectedHeads
+
 LEAST_SHARED_BYTES = 2 << 20  # least bytes of keys and values that are worth sharing among threads
 TASKS_PER_THREAD = 2  # if there are more spans than threads
 
@@ -30,6 +34,7 @@ class StepAttention:
 
     def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
         self._cache = cache
+        self.has_kernels = runs_on(pool.triton_device)
         self.chosen = ChosenAttention(chunks, cache)
         self._groups = [_GroupAttention(chunks, index, cache, pool) for index in range(len(cache.groups))]
 
@@ -45,6 +50,10 @@ class StepAttention:
         if isinstance(options.chosen, KeyChoice):
             return self.chosen.attend(layer, query, key, value, options)
         return self._groups[self._cache.group_of[layer]].attend(self._cache.layers[layer], query, key, value, options)
+
+    def attend_projected(self, layer: int, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
+        """Prepare the projections of the step's tokens, and attend as ``attend`` does; on a CUDA device alone."""
+        return self._groups[self._cache.group_of[layer]].attend_projected(self._cache.layers[layer], heads, options)
 
 
 class _GroupAttention:
@@ -75,6 +84,16 @@ class _GroupAttention:
         self._decodes.write(cache, key, value)
         output = self._decodes.attend(cache, query, options)
         if self._first_rows is not None:
+            output[self._first_rows] = self._attend_spans(cache, query, key, value, options)
+        return output
+
+    def attend_projected(self, cache: LayerCache, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
+        assert self._decodes is not None
+        has_spans = self._first_rows is not None
+        query, key = self._decodes.prepare(cache, heads, keeps_keys=has_spans)
+        output = self._decodes.attend(cache, query, options)
+        if has_spans:
+            value = heads.value.view(len(heads.value), cache.shape.kv_heads, -1).transpose(0, 1)
             output[self._first_rows] = self._attend_spans(cache, query, key, value, options)
         return output
 

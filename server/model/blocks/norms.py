@@ -68,8 +68,11 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
     factor = weight.detach().float().cpu()
     added = None if bias is None else bias.detach().float().cpu()
     sample = torch.linspace(-3, 2, len(factor)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
-    with torch.inference_mode():
-        found = deepcopy(module).to("cpu", torch.float32)(sample) - (0 if added is None else added)
+    try:
+        with torch.inference_mode():
+            found = deepcopy(module).to("cpu", torch.float32)(sample) - (0 if added is None else added)
+    except RuntimeError:
+        return None  # it takes rows of another shape, such as an image's
     candidates = []
     for kind in (NormKind.RMS, NormKind.LAYER):
         rows = sample if kind is NormKind.RMS else sample - sample.mean(1, keepdim=True)

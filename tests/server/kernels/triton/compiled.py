@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from server.kernels.native.backend import describe_experts
-from server.kernels.triton import attention, decode_attention, experts, norms
+from server.kernels.triton import attention, decode_attention, experts, head_preparation, heads, norms
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from server.kernels.triton.rms_norm import options_of
 from tests.server.kernels.triton.layers import KINDS, make_layer
@@ -39,6 +39,8 @@ POINTERS = {
     "rows": "*i32",
     "table": "*i32",
     **dict.fromkeys(("key", "value", "query", "keys", "values", "sinks"), "*bf16"),
+    **dict.fromkeys(("cosines", "sines", "rotated", "new_keys"), "*bf16"),
+    **dict.fromkeys(("query_norm", "key_norm"), "*fp32"),
     "parts": "*fp32",
     "weight": "*fp32",
     "y": "*bf16",
@@ -91,6 +93,8 @@ def attention_kernels(
         merged = {"HAS_SINKS": True, "BLOCK_P": decode_attention.MERGED}
         yield attention.merge_partitions, {**partition, **merged, "BLOCK_V": width}
         yield attention.write_tokens, {"IS_LATENT": is_latent, "BLOCK": width}
+        rules = {"HAS_NORMS": True, "ROTATION": heads.PAIRS.value, "STEP": 2, "KEEPS_KEYS": True}
+        yield heads.prepare_heads, {**rules, **head_preparation.options_of(key_dim, value_dim)}
 
 
 def compile_for(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2SamLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
@@ -26,6 +27,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a mean": lambda: nn.LayerNorm(SIZE),
     "a gate": lambda: MambaRMSNormGated(SIZE, SIZE),
     "a matrix": lambda: nn.Linear(SIZE, SIZE),
+    "channels of images": lambda: DeepseekOcr2SamLayerNorm(SIZE, data_format="channels_first"),
 }
 
 

@@ -1,0 +1,79 @@
+"""HeadRule: norms and rotation of an attention's heads, which one launch applies and writes to the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from server.kernels.triton import heads as kernels
+from server.kernels.triton.decode_attention import PagedKeys
+
+
+@dataclass(frozen=True)
+class HeadRule:
+    """The norms and the rotation of queries and keys.
+
+    Args:
+        rotation: ``NOT_ROTATED``, ``HALVES`` or ``PAIRS`` of the kernels.
+        step: numbers of the tables of cosines and sines from one angle to the next.
+        rotated_dim: numbers of a head that are rotated, the first ones.
+        query_norm, key_norm: float32 ``(key_dim,)`` weights of RMS norms; None for both if there are none.
+    """
+
+    rotation: int
+    step: int
+    rotated_dim: int
+    query_norm: torch.Tensor | None = None
+    key_norm: torch.Tensor | None = None
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProjectedHeads:
+    """The projections of a step's tokens, whose rows are contiguous.
+
+    Args:
+        query: ``(tokens, heads * key_dim)``.
+        key: ``(tokens, kv_heads * key_dim)``.
+        value: ``(tokens, kv_heads * value_dim)``.
+        cosines, sines: of the tokens' positions, ``(tokens, numbers)``.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    rule: HeadRule
+
+
+def prepare(
+    heads: ProjectedHeads, slots: torch.Tensor, cache: PagedKeys, *, keeps_keys: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write a step's keys and values to the cache; return queries and keys, ``(heads, tokens, key_dim)`` each.
+
+    Args:
+        slots: of the tokens, int32.
+        keeps_keys: False if the keys are not to be returned; what is returned then is not set.
+    """
+    rule, count, kv_heads = heads.rule, len(heads.query), len(cache.keys)
+    num_heads = heads.query.shape[1] // cache.key_dim
+    rotated = heads.query.new_empty(count, num_heads, cache.key_dim)
+    new_keys = heads.key.new_empty(count if keeps_keys else 0, kv_heads, cache.key_dim)
+    has_norms = rule.query_norm is not None
+    kernels.prepare_heads[count, num_heads + 2 * kv_heads](
+        slots, heads.query, heads.key, heads.value, rule.query_norm if has_norms else heads.cosines,
+        rule.key_norm if has_norms else heads.cosines, heads.cosines, heads.sines, rotated,
+        new_keys if keeps_keys else rotated, cache.keys, cache.values, heads.query.stride(0), heads.key.stride(0),
+        heads.value.stride(0), heads.cosines.stride(0), cache.keys.stride(0), cache.keys.stride(1), num_heads, kv_heads,
+        cache.key_dim, cache.value_dim, rule.rotated_dim // 2, rule.epsilon, HAS_NORMS=has_norms,
+        ROTATION=rule.rotation, STEP=rule.step, KEEPS_KEYS=keeps_keys, **options_of(cache.key_dim, cache.value_dim),
+    )  # fmt: skip
+    return rotated.transpose(0, 1), new_keys.transpose(0, 1)
+
+
+def options_of(key_dim: int, value_dim: int) -> dict[str, int]:
+    """Return the constants of the kernel for heads of so many numbers."""
+    return {"BLOCK": triton.next_power_of_2(max(key_dim, value_dim)), "num_warps": 1}

@@ -1,0 +1,282 @@
+"""Attention modules of a CUDA device that project, prepare their heads in one launch, and attend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from server.kernels.triton.available import runs_on
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.blocks.norms import Norm
+from server.model.hooks import AttentionOptions, current_hooks, use_hooks
+from server.model.linear import FastLinear
+from server.model.transformers_hooks.probe import IsolatedTokens
+
+if TYPE_CHECKING:
+    from server.kernels.triton.head_preparation import HeadRule, ProjectedHeads
+
+log = logging.getLogger(__name__)
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a result, relative to its largest
+PAIR = 2  # cosines and sines
+Attend = Callable[[int, "ProjectedHeads", AttentionOptions], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _AttentionCall:
+    """Arguments of a call of attention; queries are ``(heads, tokens, key_dim)``."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    options: AttentionOptions
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a module, and that of attention in it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+    attention: _AttentionCall
+
+    @property
+    def angles(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return _angles(self.args, self.kwargs)
+
+
+class FusedAttention:
+    """The call of an attention module with projections of queries, keys and values.
+
+    In a step whose hooks don't attend to projections, or whose adapters change one, the module runs as it is.
+
+    Args:
+        parts: of the module.
+        options: that the module calls attention with.
+        rule: of its heads.
+    """
+
+    def __init__(self, parts: GroupedAttentionParts, options: AttentionOptions, rule: HeadRule):
+        self._module, self._parts, self._options, self._rule = parts.module, parts, options, rule
+        self._original = parts.module.forward
+        self._linears = [linear for linear in (parts.query, parts.key, parts.value) if linear is not None]
+        self._joined: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def join(self) -> None:
+        """Let the projections be parts of one matrix, so that one product computes them."""
+        linears = self._linears
+        if any(type(each) not in {nn.Linear, FastLinear} for each in linears):
+            return
+        if len({each.weight.dtype for each in linears}) > 1 or len({each.bias is None for each in linears}) > 1:
+            return
+        sizes = [each.out_features for each in linears]
+        weight = torch.cat([each.weight.detach() for each in linears])
+        bias = None
+        for each, part in zip(linears, torch.split(weight, sizes), strict=True):
+            cast("nn.Linear", each).weight = nn.Parameter(part, requires_grad=False)
+        if linears[0].bias is not None:
+            bias = torch.cat([cast("torch.Tensor", each.bias).detach() for each in linears])
+        self._joined = weight, bias
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        attend: Attend | None = getattr(current_hooks(), "attend_projected", None)
+        if attend is None or any(map(_has_hooks, self._linears)):
+            return self._original(*args, **kwargs)
+        return self.run(attend, _hidden(args, kwargs), _angles(args, kwargs))
+
+    def run(self, attend: Attend, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> Any:
+        """Return what the module returns."""
+        from server.kernels.triton.head_preparation import ProjectedHeads  # noqa: PLC0415  may not be installed
+
+        query, key, value = self._project(hidden.flatten(0, -2))
+        cosines, sines = (query, query) if angles is None else (part[0] for part in angles)
+        heads = ProjectedHeads(query, key, value, cosines, sines, self._rule)
+        output = attend(self._module.layer_idx, heads, self._options)
+        return self._parts.output(output.view(*hidden.shape[:-1], -1)), None
+
+    def _project(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self._joined is None:
+            parts = [linear(rows) for linear in self._linears]
+        else:
+            sizes = [linear.out_features for linear in self._linears]
+            parts = list(torch.split(nn.functional.linear(rows, *self._joined), sizes, 1))
+        return [*parts, parts[-1]][:3]  # without a projection of their own, values are the keys
+
+
+class _Recorder(IsolatedTokens):
+    """Hooks that record what each layer calls attention with."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, _AttentionCall] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        self.seen[layer] = _AttentionCall(query, key, value, options)
+        return super().attend(layer, query, key, value, options)
+
+
+def fuse_heads(
+    model: nn.Module, device: torch.device | None, run: Callable[[], None], others: Collection[nn.Module] = ()
+) -> int:
+    """Let attention modules prepare their heads in one launch; return how many do.
+
+    A module does if it is grouped attention by its parts, and if what it calls attention with, and returns, is what
+    these parts give by one of the known rules.
+
+    Args:
+        device: where Triton's kernels run; None for nowhere.
+        run: runs some tokens through the model, each of which attends to itself alone.
+        others: modules that stay as they are.
+    """
+    if device is None or not runs_on(device):
+        return 0
+    found = [parts for module in model.modules() if module not in others if (parts := _parts_of(module)) is not None]
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[module] = args, kwargs, output[0] if isinstance(output, tuple) else output
+
+    handles = [parts.module.register_forward_hook(keep, with_kwargs=True) for parts in found]
+    recorder = _Recorder()
+    try:
+        with use_hooks(recorder):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    count = 0
+    for parts in found:
+        layer = parts.module.layer_idx
+        if parts.module not in calls or layer not in recorder.seen:
+            continue
+        fused = _fuse(parts, _Call(*calls[parts.module], recorder.seen[layer]))
+        if fused is not None:
+            fused.join()
+            parts.module.forward = fused
+            count += 1
+    log.info("%d attention layers prepare their heads in one launch", count)
+    return count
+
+
+def _parts_of(module: nn.Module) -> GroupedAttentionParts | None:
+    if not hasattr(module, "layer_idx"):
+        return None
+    try:
+        parts = GroupedAttentionParts.find(module, keeps_state=False)
+    except UnsupportedLayerError:
+        return None
+    if parts is None or parts.gate is not None or parts.gate_bias is not None or parts.value_norm is not None:
+        return None
+    return parts
+
+
+@torch.inference_mode()
+def _fuse(parts: GroupedAttentionParts, call: _Call) -> FusedAttention | None:
+    """Return the module with the rule by which it gives what it gave in a call; None if there is none."""
+    query, options = call.attention.query, call.attention.options
+    if options.chosen is not None or parts.query.out_features != len(query) * query.shape[-1]:
+        return None
+    for rule in _rules(parts, call):
+        fused = FusedAttention(parts, options, rule)
+        trial = _Trial(call.attention)
+        output, _ = fused.run(trial.attend, _hidden(call.args, call.kwargs), call.angles)
+        if trial.agrees and _is_near(output, call.output):
+            return fused
+    return None
+
+
+class _Trial:
+    """Attention of single tokens to themselves, which compares queries, keys and values with those of a call."""
+
+    def __init__(self, call: _AttentionCall):
+        self._call, self.agrees = call, False
+
+    def attend(self, layer: int, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
+        from server.kernels.triton.decode_attention import PagedKeys  # noqa: PLC0415  may not be installed
+        from server.kernels.triton.head_preparation import prepare  # noqa: PLC0415  as above
+
+        call = self._call
+        key_dim, value_dim, (kv_heads, count, _) = call.key.shape[-1], call.value.shape[-1], call.key.shape
+        keys, values = (call.key.new_zeros(kv_heads, count, max(key_dim, value_dim)) for _ in range(2))
+        cache = PagedKeys(keys, values, key_dim, value_dim, is_latent=False)
+        slots = torch.arange(count, dtype=torch.int32, device=keys.device)
+        query, key = prepare(heads, slots, cache, keeps_keys=True)
+        pairs = (
+            (query, call.query),
+            (key, call.key),
+            (keys[..., :key_dim], call.key),
+            (values[..., :value_dim], call.value),
+        )
+        self.agrees = all(_is_near(own, other) for own, other in pairs)
+        return IsolatedTokens().attend(layer, call.query, call.key, call.value, options).contiguous()
+
+
+def _rules(parts: GroupedAttentionParts, call: _Call) -> Iterator[HeadRule]:
+    """Yield the rules that a module may follow."""
+    from server.kernels.triton.head_preparation import HeadRule  # noqa: PLC0415  may not be installed
+    from server.kernels.triton.heads import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+
+    key_dim, device = call.attention.key.shape[-1], call.attention.key.device
+    if (parts.query_norm is None) != (parts.key_norm is None):
+        return
+    norms: tuple[torch.Tensor | None, torch.Tensor | None, float] = None, None, 0.0
+    if parts.query_norm is not None and parts.key_norm is not None:
+        query, key = parts.query_norm, parts.key_norm
+        if not _is_of_heads(query, key_dim) or not _is_of_heads(key, key_dim) or query.epsilon != key.epsilon:
+            return
+        norms = query.weight.to(device), key.weight.to(device), query.epsilon
+    angles = call.angles
+    if angles is not None and _suits(angles, call.attention.query.shape[1]):
+        width = angles[0].shape[-1]
+        kinds = [
+            (HALVES, 1, width),
+            (PAIRS, 1, width),
+            (PAIRS, 2, width),
+            (HALVES, 1, 2 * width),
+            (PAIRS, 1, 2 * width),
+        ]
+        for rotation, step, rotated_dim in kinds:
+            if rotated_dim <= key_dim and rotated_dim % 2 == 0:
+                yield HeadRule(rotation.value, step, rotated_dim, *norms)
+    yield HeadRule(NOT_ROTATED.value, 1, 0, *norms)
+
+
+def _is_of_heads(norm: Norm, size: int) -> bool:
+    return len(norm.weight) == size
+
+
+def _suits(angles: tuple[torch.Tensor, torch.Tensor], count: int) -> bool:
+    """Return whether tables are of so many tokens, with contiguous rows."""
+    return all(each.shape[:-1] == (1, count) and each.stride(-1) == 1 for each in angles)
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    hidden: torch.Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return hidden
+
+
+def _angles(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the cosines and sines that a module is called with."""
+    for value in (*kwargs.values(), *args):
+        if isinstance(value, tuple) and len(value) == PAIR and all(isinstance(each, torch.Tensor) for each in value):
+            return value
+    return None
+
+
+def _is_near(own: torch.Tensor, other: torch.Tensor) -> bool:
+    if own.shape != other.shape:
+        return False
+    error = (own.float() - other.float()).abs().max() / other.float().abs().max().clamp_min(1e-30)
+    return float(error) <= TOLERANCES[other.dtype]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks)  # noqa: SLF001  by which adapters add; torch has no public name
