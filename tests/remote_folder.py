@@ -19,7 +19,7 @@ import numpy as np
 from expert_store import LocalFolder
 from expert_store.errors import SourceGoneError
 from expert_store.io.metadata import read_metadata
-from expert_store.sources.base import Bytes, Piece, SourceIdentity
+from expert_store.sources.base import Bytes, Piece, SourceFolder, SourceIdentity
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class RemoteFolder:
     def folder(self, name: str) -> RemoteFolder:
         return RemoteFolder(f"{self.name}/{name}", self.listing / name, self.copies / name)
 
-    def local_copy(self, patterns: Collection[str]) -> Path:
+    def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:
+        del through
         self.copies.mkdir(parents=True, exist_ok=True)
         for name in self.names():
             if any(fnmatch(name, pattern) for pattern in patterns):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from expert_store.disk_cache.absent_source import AbsentSource
 from expert_store.disk_cache.cache_file import CacheFile
 from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.errors import SourceTimeoutError, SourceUnreadableError
 from expert_store.sources.base import Bytes, OpenSource, Piece, Source, SourceFolder, SourceIdentity
 from expert_store.sources.file import FileSource
 from expert_store.sources.runs import runs_of
@@ -32,8 +34,24 @@ class CachedSource:
 
     def open(self, *, is_direct: bool = True) -> OpenCachedSource:
         """Open the source and its file of the cache; see ``Source``."""
-        opened = OpenCachedSource(self.source.open(is_direct=is_direct), self.cache)
+        opened = OpenCachedSource(self._open(is_direct=is_direct), self.cache)
         self.cache.sources[self] = opened
+        return opened
+
+    def _open(self, *, is_direct: bool) -> OpenSource:
+        """Open the source, or what is remembered of it if it can't be reached."""
+        remembered = self.cache.remembered.identity(self.name)
+        if remembered is not None and self.cache.is_offline:
+            return AbsentSource(self.source, remembered)
+        try:
+            opened = self.source.open(is_direct=is_direct)
+        except (SourceTimeoutError, SourceUnreadableError) as error:
+            if remembered is None:
+                raise
+            self.cache.go_offline(error)
+            return AbsentSource(self.source, remembered)
+        if is_versioned(opened.identity) and opened.identity != remembered:
+            self.cache.remembered.keep_identity(self.name, opened.identity)
         return opened
 
     @property
@@ -64,7 +82,19 @@ class CachedFolder:
         return self.inner.short_name
 
     def names(self) -> Collection[str]:
-        return self.inner.names()
+        """Return the names of its files, as they are remembered if it can't be reached."""
+        remembered = self.cache.remembered.names(self.name)
+        if remembered is not None and self.cache.is_offline:
+            return remembered
+        try:
+            names = self.inner.names()
+        except (SourceTimeoutError, SourceUnreadableError) as error:
+            if remembered is None:
+                raise
+            self.cache.go_offline(error)
+            return remembered
+        self.cache.remembered.keep_names(self.name, names)
+        return names
 
     def source(self, name: str, *, is_own: bool = False) -> Source:
         """Return a source; one that is on a disk needs no cache."""
@@ -74,8 +104,8 @@ class CachedFolder:
     def folder(self, name: str) -> CachedFolder:
         return CachedFolder(self.inner.folder(name), self.cache)
 
-    def local_copy(self, patterns: Collection[str]) -> Path:
-        return self.inner.local_copy(patterns)
+    def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:
+        return self.inner.local_copy(patterns, through or self)
 
 
 class OpenCachedSource:
@@ -83,8 +113,7 @@ class OpenCachedSource:
 
     def __init__(self, inner: OpenSource, cache: DiskCache):
         self.inner, self.cache = inner, cache
-        identity = inner.identity  # without a version, another content could not be told
-        self.file: CacheFile | None = cache.file(identity) if all(map(str, identity.version)) else None
+        self.file: CacheFile | None = cache.file(inner.identity) if is_versioned(inner.identity) else None
 
     @property
     def identity(self) -> SourceIdentity:
@@ -139,6 +168,11 @@ class OpenCachedSource:
         if self.file is None:
             return [(begin, begin + len(memory))]
         return self.file.read(begin, memory, scratch)
+
+
+def is_versioned(identity: SourceIdentity) -> bool:
+    """Return True if another content could be told from this one."""
+    return all(map(str, identity.version))
 
 
 def _memory(run: Sequence[Piece]) -> Bytes:

@@ -14,6 +14,7 @@ from expert_store.disk_cache.cache_file import DATA, CacheFile, remove_unused
 from expert_store.disk_cache.delayed_writer import DelayedWriter
 from expert_store.disk_cache.extent_log import CachedExtent
 from expert_store.disk_cache.link_gate import LinkGate
+from expert_store.disk_cache.remembered import Remembered
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Bytes, Source, SourceIdentity
 
@@ -48,7 +49,8 @@ class DiskCache:
 
     def __init__(self, folder: Path, max_bytes: int | None = None):
         self.folder, self.max_bytes, self.gate = folder, max_bytes, LinkGate()
-        self.writer = DelayedWriter(self.store_all)
+        self.writer, self.remembered = DelayedWriter(self.store_all), Remembered(folder)
+        self.is_offline = False  # whether sources could not be reached at the start
         self._files: dict[str, CacheFile] = {}
         self._lock = threading.RLock()  # guards the files and the fields below
         self._measured_bytes, self._unmeasured_bytes = 0, 0
@@ -78,6 +80,12 @@ class DiskCache:
                     self._turn_off(error)
                     return None
             return self._files[key]
+
+    def go_offline(self, reason: Exception) -> None:
+        """Have sources opened by what is remembered of them from now on; reads still try to reach them."""
+        if not self.is_offline:
+            self.is_offline = True
+            log.warning("%s; what %s has of it is served until it answers", reason, self.folder)
 
     def count(self, hit_bytes: int, remote_bytes: int) -> None:
         """Count bytes of a read, by where they were found."""

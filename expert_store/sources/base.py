@@ -96,11 +96,12 @@ class SourceFolder(Protocol):
     def folder(self, name: str) -> SourceFolder:
         """Return a folder in it, which need not be there."""
 
-    def local_copy(self, patterns: Collection[str]) -> Path:
+    def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:
         """Return a folder on a disk with its small files, for libraries that read no sources.
 
         Args:
             patterns: of the files' names, as ``*.json``.
+            through: the same folder with a cache in front, to be read instead.
 
         Raises:
             SourceError: a file can't be read.

@@ -47,8 +47,9 @@ class LocalFolder:
         """Return a folder in it."""
         return LocalFolder(self.path / name)
 
-    def local_copy(self, _: Collection[str]) -> Path:
+    def local_copy(self, _: Collection[str], through: SourceFolder | None = None) -> Path:
         """Return the folder itself."""
+        del through
         return self.path
 
 

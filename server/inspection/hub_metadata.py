@@ -57,8 +57,9 @@ class HubHeaders:
         """Return a folder beside the config."""
         return self.config.folder(name)
 
-    def local_copy(self, _: Collection[str]) -> Path:
+    def local_copy(self, _: Collection[str], through: SourceFolder | None = None) -> Path:
         """Return the config's folder."""
+        del through
         return self.config.path
 
 

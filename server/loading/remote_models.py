@@ -14,7 +14,7 @@ from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
 from server.byte_sizes import format_bytes
-from server.model.checkpoint.remote.hub_cache import partial_folder
+from server.model.checkpoint.download import partial_folder, remember
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.settings import ServeSettings, SettingsError
@@ -35,7 +35,14 @@ def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | Rem
     if isinstance(place, Path):
         return place
     cache = _cache(place, settings)
-    return place if cache is None else replace(place, folder=CachedFolder(place.folder, cache))
+    if cache is None:
+        return place
+    if isinstance(place.folder, HubFolder):
+        try:
+            remember(place.folder.listing)
+        except OSError as error:
+            log.warning("a start without network will not find %s: %s", place.folder.name, error)
+    return replace(place, folder=CachedFolder(place.folder, cache))
 
 
 def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:

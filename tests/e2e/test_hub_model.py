@@ -7,12 +7,18 @@ from pathlib import Path
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub, wait_for
-from tests.e2e.processes import run_command, serving, total
+from tests.e2e.processes import Server, serving, total
 from tests.e2e.test_web_model import FEW, complete, failure_of
 
 MODEL = "somebody/some-model"
 TOKEN = "hf_" + "a" * 34
+OTHERS = ("ACT I. SCENE", "Boil the rice", '{"a": 1}')  # prompts whose experts are partly others
+UNREADABLE = r"expert \d+ of layer \d can't be read; see the log"
 ALONE = ("--complete-download", "off", "--prefetch", "off")
+
+
+def first_failure(server: Server) -> str:
+    return next(filter(None, (failure_of(server, MODEL, prompt) for prompt in OTHERS)), "")
 
 
 def test_the_first_answer_comes_before_all_of_it_was_sent_and_is_that_of_the_same_files_on_a_disk(
@@ -57,7 +63,7 @@ def test_a_completed_download_is_served_again_without_network(tmp_path: Path) ->
         assert complete(server, MODEL) == text
 
 
-def test_a_download_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_download_that_was_killed_is_served_offline_and_goes_on_where_it_was(tmp_path: Path) -> None:
     nbytes = (BUNDLED / "model.safetensors").stat().st_size
     with serving_hub(MODEL, BUNDLED) as hub:
         hub.seconds_per_byte = 2 / nbytes
@@ -65,12 +71,27 @@ def test_a_download_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None
         with serving(MODEL, *FEW, environment=environment) as server:
             wait_for(lambda: hub.sent["model.safetensors"] > 0.7 * nbytes)
             server.process.kill()
-        refused = run_command("serve", MODEL, "--port", "0", environment={**environment, "HF_HUB_OFFLINE": "1"})
+        with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
+            _, _, log = server.interrupt()
         with serving(MODEL, *FEW, environment=environment):
             wait_for(lambda: hub.is_in_cache(tmp_path, "model.safetensors"))
         assert hub.sent["model.safetensors"] < 1.5 * nbytes
-    assert refused.returncode == 1
-    assert "does not have all its files, and HF_HUB_OFFLINE is set" in refused.stderr.splitlines()[-1]
+    assert "model.safetensors: it is not on the disk, and HF_HUB_OFFLINE is set" in log
+
+
+def test_a_start_without_network_serves_a_part_and_the_rest_once_the_network_is_back(tmp_path: Path) -> None:
+    with serving_hub(MODEL, BUNDLED) as hub:
+        options = (*FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"))
+        environment = hub.environment(tmp_path)
+        with serving(MODEL, *options, environment=environment) as server:
+            text = complete(server, MODEL)
+            server.interrupt()
+        hub.is_away = True
+        with serving(MODEL, *options, environment=environment) as server:
+            assert complete(server, MODEL) == text
+            assert re.search(UNREADABLE, first_failure(server))
+            hub.is_away = False
+            assert [failure_of(server, MODEL, prompt) for prompt in OTHERS] == ["", "", ""]
 
 
 def test_without_network_what_is_on_the_disk_is_served_and_the_rest_fails_by_name(tmp_path: Path) -> None:
@@ -82,8 +103,7 @@ def test_without_network_what_is_on_the_disk_is_served_and_the_rest_fails_by_nam
         text = complete(server, MODEL)
         hub.is_away = True
         assert complete(server, MODEL) == text
-        failures = [failure_of(server, MODEL, prompt) for prompt in ("ACT I. SCENE", "Boil the rice", '{"a": 1}')]
-        assert any(re.search(r"expert \d+ of layer \d can't be read; see the log", each) for each in failures)
+        assert re.search(UNREADABLE, first_failure(server))
         assert complete(server, MODEL) == text
         hub.is_away = False
         assert [failure_of(server, MODEL, "ACT I. SCENE"), complete(server, MODEL)] == ["", text]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
@@ -167,13 +171,27 @@ def repository_folder(model: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model")
 
 
+def partial_folder(model: str) -> Path:
+    """Return the folder beside a repository's files in the cache for those that are not complete."""
+    return repository_folder(model) / "partial"
+
+
 def _list(model: str, revision: str | None) -> Listing | None:
-    """List the files of a model, of which a tag chooses a GGUF file; None if the hub does not answer."""
-    repository, tag = split_tag(model)
+    """List the files of a model; None if the hub does not answer, or refuses."""
     try:
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        return _ask(model, revision)
     except (HTTPError, OSError):  # the attempt to download raises the reason
         return None
+
+
+def _ask(model: str, revision: str | None) -> Listing:
+    """List the files of a model, of which a tag chooses a GGUF file.
+
+    Raises:
+        HTTPError, OSError: the hub does not answer, or refuses.
+    """
+    repository, tag = split_tag(model)
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     has_safetensors = any(name.endswith(".safetensors") for name in sizes)
     gguf = None if tag is None and (has_safetensors or not gguf_models(sizes)) else choose_gguf(repository, tag, sizes)
@@ -188,15 +206,50 @@ def _list(model: str, revision: str | None) -> Listing | None:
 
 
 def list_upload(model: str, revision: str | None) -> Listing | None:
-    """List the files of a hub model; None if the hub does not answer.
+    """List the files of a hub model, as they are remembered if the hub can't be reached; None if it refuses.
 
     Raises:
         ModelError: they are neither safetensors nor GGUF files, or the tag names none or several of these.
     """
-    listing = _list(model, revision)
-    if listing is not None:
-        _check_format(listing)
+    try:
+        listing = _ask(model, revision)
+    except (HTTPError, OSError) as error:  # the attempt to download raises the reason
+        return None if _is_refusal(error) else _remembered(model, revision)
+    _check_format(listing)
     return listing
+
+
+def remember(listing: Listing) -> None:
+    """Keep what is known of a model's files, so that a part of them can be served while the hub can't be reached.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    label = None if listing.gguf is None else gguf_label(listing.gguf)
+    for path in {_about(listing.model, listing.revision, each) for each in (None, label)}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(asdict(listing)), "utf-8")
+        new.replace(path)
+
+
+def _remembered(model: str, revision: str | None) -> Listing | None:
+    repository, tag = split_tag(model)
+    try:
+        return Listing(**json.loads(_about(repository, revision, tag).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _about(repository: str, revision: str | None, tag: str | None) -> Path:
+    asked = hashlib.blake2b(repr((revision, tag and tag.lower())).encode(), digest_size=20).hexdigest()
+    return partial_folder(repository) / f"{asked}.listing"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return True if the hub answers, and would not answer otherwise later."""
+    answer = getattr(error, "response", None)
+    return answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def cached_model(model: str, revision: str | None) -> Path:

@@ -13,7 +13,7 @@ from expert_store.disk_cache import delayed_writer
 from expert_store.disk_cache.cache_file import CacheFile
 from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
-from expert_store.errors import SourceUnreadableError
+from expert_store.errors import SourceChangedError, SourceUnreadableError
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
 
 SECONDS = 30.0
@@ -31,6 +31,8 @@ class CountedSource:
 
     def open(self, *, is_direct: bool = True) -> CountedSource:
         del is_direct
+        if self.is_away:
+            raise SourceUnreadableError(self.name, "it is away")
         return self
 
     @property
@@ -110,6 +112,27 @@ def test_a_part_of_a_record_at_the_end_of_the_log_is_cut_off(source: CountedSour
     read(opened(source, tmp_path), (200, 300))
     source.is_away = True
     read(opened(source, tmp_path), (0, 100), (200, 300))
+
+
+def test_a_source_that_was_away_at_the_start_is_read_once_it_is_back(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 100))
+    source.is_away = True
+    cached = opened(source, tmp_path)
+    read(cached, (0, 100))
+    with pytest.raises(SourceUnreadableError, match="it is away"):
+        read(cached, (0, 101))
+    source.is_away = False
+    read(cached, (0, 200))
+
+
+def test_a_source_that_comes_back_as_another_one_is_refused(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 100))
+    source.is_away = True
+    cached = opened(source, tmp_path)
+    source.is_away, source.version = False, "2"
+    with pytest.raises(SourceChangedError, match="is not the one that the cache has; restart this server"):
+        read(cached, (0, 200))
+    assert cached.has_changed()
 
 
 def test_another_version_has_a_file_of_its_own(source: CountedSource, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_store.errors import SourceChangedError, SourceGoneError, SourceUnreadableError
-from expert_store.sources.base import Bytes, Piece, SourceIdentity
+from expert_store.sources.base import Bytes, Piece, SourceFolder, SourceIdentity
 from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.errors import ModelError
@@ -199,9 +199,9 @@ class BucketFolder:
         """Return a folder in it."""
         return BucketFolder(self.client, f"{self.prefix}{name}/")
 
-    def local_copy(self, patterns: Collection[str]) -> Path:
+    def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:
         """Download the small files of some patterns into a folder that is deleted when the process ends."""
-        return self._copies.copy(self, patterns)
+        return self._copies.copy(through or self, patterns)
 
     @cached_property
     def _names(self) -> list[str]:

@@ -17,11 +17,6 @@ from server.model.checkpoint.download import Listing, repository_folder
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def partial_folder(model: str) -> Path:
-    """Return the folder beside a repository's files in the cache for those that are not complete."""
-    return repository_folder(model) / "partial"
-
-
 def keep_file(listing: Listing, path: str, complete: Path) -> None:
     """Move a complete file into the cache; once it is there, the hub's library takes it as downloaded.
 

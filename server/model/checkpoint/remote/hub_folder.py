@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -10,7 +10,8 @@ from urllib.parse import quote
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not exported
 
-from expert_store import CheckpointError, FileSource, Source
+from expert_store import CheckpointError, FileSource, Source, SourceFolder
+from expert_store.errors import SourceUnreadableError
 from server.model.checkpoint.download import Listing, download_small_files
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.web_client import Content, WebClient
@@ -43,9 +44,15 @@ class HubFile:
     def open(self, *, is_direct: bool = True) -> OpenWebSource:
         """Open the file, whose size the list of files tells."""
         del is_direct  # there is no cache to pass
-        address = self.client.address(self.url, build_hf_headers, self.listing.commit)
+        address = self.client.address(self.url, self._headers, self.listing.commit)
         checksum = self.listing.checksums.get(self.path, "")
         return OpenWebSource(address, self.client, Content(self.listing.sizes[self.path], checksum))
+
+    def _headers(self) -> Mapping[str, str]:
+        if constants.HF_HUB_OFFLINE:
+            raise SourceUnreadableError(self.name, "it is not on the disk, and HF_HUB_OFFLINE is set")
+        headers: Mapping[str, str] = build_hf_headers()
+        return headers
 
     def keep(self, complete: Path) -> None:
         """Move the complete file into the hub's cache, as if it had been downloaded.
@@ -103,10 +110,11 @@ class HubFolder:
         """Return a folder in it."""
         return HubFolder(self.listing, self.client, f"{self.path}/{name}".lstrip("/"))
 
-    def local_copy(self, _: Collection[str]) -> Path:
+    def local_copy(self, _: Collection[str], through: SourceFolder | None = None) -> Path:
         """Return the folder in the hub's cache, with config and tokenizer, which are downloaded.
 
         Raises:
             ModelError: the hub does not send one.
         """
+        del through  # the cache in front of it is the hub's own
         return download_small_files(self.listing.model, self.listing.commit, self.path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from expert_store import read_json_object
+from expert_store import SourceFolder, read_json_object
 from expert_store.errors import SourceGoneError
 from expert_store.io.safetensors_index import INDEX_NAME, SUFFIX
 from expert_store.packed.manifest import MANIFEST_NAME
@@ -68,9 +68,9 @@ class WebFolder:
         """Return a folder in it."""
         return WebFolder(f"{self.url}/{name}", self.client)
 
-    def local_copy(self, patterns: Collection[str]) -> Path:
+    def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:
         """Download the files of some patterns into a folder that is deleted when the process ends."""
-        return self._copies.copy(self, patterns)
+        return self._copies.copy(through or self, patterns)
 
     @cached_property
     def _names(self) -> list[str]:

@@ -15,9 +15,12 @@ import torch
 from expert_store import ExpertKey
 from expert_store.disk_cache.cached_source import CachedFolder
 from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.errors import SourceUnreadableError
+from expert_store.io.metadata import read_metadata
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.locate import find_served
 from server.model.checkpoint.open_checkpoint import open_checkpoint
+from server.model.checkpoint.remote import retries
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace, web_place
 from server.model.checkpoint.remote.web_folder import WebFolder
@@ -93,3 +96,20 @@ def test_the_bits_are_those_of_the_disk(family: str, put: Put, tmp_path: Path) -
         cached = replace(place, folder=CachedFolder(place.folder, DiskCache(tmp_path / "cache")))
         for where in (place, cached, cached):  # without a cache, with an empty and with a filled one
             check_equal(bits(open_checkpoint(where)), expected)
+
+
+def test_a_model_in_a_cache_is_opened_while_its_server_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
+    make_checkpoint("qwen3_moe", tmp_path / "tiny")
+    with file_server(tmp_path) as server:
+        address = f"{server.url}/tiny"
+        seen = bits(open_checkpoint(cached_place(address, tmp_path / "cache")))
+    away = cached_place(address, tmp_path / "cache")
+    check_equal(bits(open_checkpoint(away)), seen)
+    with pytest.raises(SourceUnreadableError, match="the connection failed"):
+        read_metadata(away.folder.source("vocab.json"))
+
+
+def cached_place(address: str, cache: Path) -> RemotePlace:
+    place = web_place(address)
+    return replace(place, folder=CachedFolder(place.folder, DiskCache(cache)))

@@ -1,0 +1,68 @@
+"""Names of files and versions of sources that a cache remembers for starts without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from expert_store.sources.base import SourceIdentity
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".about"
+
+
+class Remembered:
+    """What was known of folders and sources when they were seen last, in a folder that processes share.
+
+    A failure of the disk is no exception: nothing is remembered then.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def keep_names(self, folder: str, names: Collection[str]) -> None:
+        """Remember the names of the files in a folder."""
+        self._write(folder, {"names": sorted(names)})
+
+    def names(self, folder: str) -> list[str] | None:
+        """Return the names of the files in a folder; None if it is unknown."""
+        found = self._read(folder).get("names")
+        return found if isinstance(found, list) else None
+
+    def keep_identity(self, source: str, identity: SourceIdentity) -> None:
+        """Remember size and version of a source."""
+        self._write(source, identity._asdict())
+
+    def identity(self, source: str) -> SourceIdentity | None:
+        """Return size and version of a source; None if it is unknown."""
+        found = self._read(source)
+        try:
+            return SourceIdentity(str(found["kind"]), tuple(found["version"]), int(found["nbytes"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _write(self, name: str, about: dict[str, Any]) -> None:
+        path = self._path(name)
+        try:
+            if self._read(name) != json.loads(json.dumps(about)):
+                new = path.with_name(f"{path.name}.{os.getpid()}")
+                new.write_text(json.dumps(about), "utf-8")
+                new.replace(path)
+        except OSError as error:
+            log.warning("%s can't remember %s: %s", self._folder, name, error)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path(name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{hashlib.blake2b(name.encode(), digest_size=20).hexdigest()}{SUFFIX}"
