@@ -1,4 +1,4 @@
-"""Names of files and versions of sources that a cache remembers for starts without a network."""
+"""Remembered: names of files and versions of sources, for starts without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIX = ".about"
 
 
 class Remembered:
-    """What was known of folders and sources when they were seen last, in a folder that processes share.
+    """Keeps what is known of folders and sources, in a folder that processes share.
 
     A failure of the disk is no exception: nothing is remembered then.
     """
