@@ -304,7 +304,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
     names = ServeSettings.model_fields
     if config is None and (named := environment.get(ENVIRONMENT_PREFIX + "CONFIG")):
         config = Path(named)
-    from_file = _read_file(config) if config else {}
+    from_file = read_settings_file(config) if config else {}
     from_environment: dict[str, Any] = {
         name: environment[variable] for name in names if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
     }
@@ -339,7 +339,12 @@ def _meant(close: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Return what a TOML file of settings holds, unchecked.
+
+    Raises:
+        SettingsError: it can't be read, or is not TOML.
+    """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

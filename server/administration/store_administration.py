@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from expert_store import (
     BASE,
@@ -92,15 +93,32 @@ class StoreAdministration:
         except StoreClosedError as error:
             raise EngineUnavailableError("the server is stopping") from error
 
-    def sample(self) -> ExpertSample:
-        statistics = self._store.statistics()
-        residency = np.zeros(statistics.tokens.shape, dtype=np.uint8)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers, and experts of the widest one."""
+        return len(self._num_experts), max(self._num_experts.values(), default=0)
+
+    def residency(self) -> npt.NDArray[np.uint8]:
+        """Return the tier of each of the model's own experts, a value of ``RESIDENCY``, as ``(layers, experts)``."""
+        residency = np.zeros(self.shape, dtype=np.uint8)
         for key, tier in self._store.residents().items():
             if key.variant == BASE:
                 residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
+        return residency
+
+    def hottest(self) -> list[ExpertPlace]:
+        """Return the resident experts, those with the most tokens first."""
+        residency, tokens = self.residency(), self._store.statistics().tokens
+        layers = list(self._num_experts)
+        rows, experts = residency.nonzero()
+        order = np.argsort(-tokens[rows, experts], kind="stable")
+        return [(layers[row], int(expert)) for row, expert in zip(rows[order], experts[order], strict=True)]
+
+    def sample(self) -> ExpertSample:
+        statistics = self._store.statistics()
         return ExpertSample(
             self._num_experts,
-            residency,
+            self.residency(),
             statistics.tokens,
             pinned=self._store.pinned,
             balance=self._store.load_balance(statistics),

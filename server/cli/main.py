@@ -75,6 +75,12 @@ SUBCOMMANDS = (
         "Replay recorded routing against cache policies and sizes. The last row is Belady's optimum.",
     ),
     Subcommand(
+        "cluster",
+        "server.cli.cluster",
+        "serve replicas on Ray Serve",
+        "Serve replicas of a model on Ray Serve: on this machine, or on a cluster.",
+    ),
+    Subcommand(
         "key-digest",
         "server.cli.key_digest",
         "print the digest of an API key, for a policy file",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -123,6 +123,20 @@ class Fleet:
         self._replicas[name] = _Replica(state)
         for key in state.blocks | state.weights:
             self._holders.setdefault(key, set()).add(name)
+
+    def refresh(self, name: str, state: ReplicaState) -> None:
+        """Take what a known replica tells without its blocks; it still holds those that it had and got."""
+        known = self._replicas.get(name)
+        if known is not None:
+            self.update(name, replace(state, blocks=known.state.blocks | known.expected))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all replicas but these, and take those that are new."""
+        kept = set(names)
+        for name in [name for name in self._names if name not in kept]:
+            self.remove(name)
+        for name in kept.difference(self._replicas):
+            self.update(name, ReplicaState())
 
     def remove(self, name: str) -> None:
         """Forget a replica that has ended."""

@@ -64,6 +64,7 @@ class LoadedServer:
     variants: VariantRegistry
     directory: Directory
     fill: Fill | None
+    num_kv_blocks: int  # of the KV cache, in its smallest group
 
     def close(self) -> None:
         if self.memory_watcher is not None:
@@ -196,6 +197,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         variants=variants,
         directory=directory,
         fill=fill,
+        num_kv_blocks=min(plan.kv.num_blocks),
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from expert_store import ExpertKey, Lease
 from server.engine.interface import AdapterExamples, ChoiceByToken
@@ -50,6 +50,7 @@ class AdapterVersion:
     lora: LoraAdapter | None = None  # while it is used and loaded
     last: PlacedAdapter | None = None  # what it was when it was used last, of use while its pages stay there
     error: Exception | None = None  # the error of its last load, until a sequence has seen it
+    by_token: ClassVar[ChoiceByToken | None] = None  # it has no gate
 
     @property
     def variant(self) -> str:

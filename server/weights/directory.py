@@ -24,7 +24,6 @@ from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
-from server.weights.adapter_version import GateVersion
 from server.weights.expert_restrictions import ExpertRestrictions
 from server.weights.selection import CombinedSelection, RestrictedSelection, VariantSelection, restricted
 from server.weights.variant_registry import VariantRegistry, VariantVersion
@@ -208,9 +207,9 @@ class Directory:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         self._check_required(self._adapters, added, required)
         model = self._adapters.find(own[0][0]) if own else None
-        if isinstance(model, GateVersion):
+        if model is not None and model.by_token is not None:
             chosen, by_token = chosen[1:], model.by_token
-        mixture = next((each for each, _ in chosen if isinstance(self._adapters.find(each), GateVersion)), None)
+        mixture = next((each for each, _ in chosen if _is_mixture(self._adapters, each)), None)
         if mixture is not None:
             raise RequestRefusedError(f"{mixture!r} is a mixture with a gate; name it as the 'model'", "adapters")
         always = dict(required)
@@ -229,7 +228,7 @@ class Directory:
                 raise RequiredAdapterError(
                     f"the adapter {name!r}, which every request of this key uses, is not loaded; ask an administrator"
                 )
-            if isinstance(registry.find(name), GateVersion):
+            if _is_mixture(registry, name):
                 raise RequiredAdapterError(
                     f"the adapter {name!r}, which every request of this key uses, is a mixture with a gate; ask an "
                     "administrator for another one"
@@ -267,9 +266,15 @@ class Directory:
         return sorted(by_token.adapters)
 
 
+def _is_mixture(registry: AdapterRegistry, name: str) -> bool:
+    """Return True if a name is that of a mixture with a gate."""
+    version = registry.find(name)
+    return version is not None and version.by_token is not None
+
+
 def _none_by_token(registry: AdapterRegistry, names: Collection[str]) -> str:
     """Say why no adapter can be chosen by token, and which model chooses by token all the same."""
-    gates = [each for each in names if isinstance(registry.find(each), GateVersion)]
+    gates = [each for each in names if _is_mixture(registry, each)]
     reasons = {each: registry.reason_against_tokens(each) for each in names if each not in gates}
     first = next((f" {name!r} can't, since {reason};" for name, reason in reasons.items()), "")
     instead = f"ask for the model {gates[0]!r}, whose gate chooses by token, or " if gates else ""

@@ -26,7 +26,7 @@ ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONT
 MOUNTS: dict[str, str] = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
 
 
-OPTIONAL = {"podmonitor.yaml", "autoscaler.yaml", "adapter-values.yaml"}  # applied one by one
+OPTIONAL = {"podmonitor.yaml", "autoscaler.yaml", "adapter-values.yaml", "rayservice.yaml"}  # applied one by one
 RESOURCES: list[str] = read_manifest("base/kustomization.yaml")["resources"]
 
 

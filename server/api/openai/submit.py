@@ -208,10 +208,20 @@ async def submit_to(
 
     """
     try:
-        return await _submit_to(request, model, body, texts=texts, field=field, submitting=submitting, is_chat=is_chat)
+        generation = await _submit_to(
+            request, model, body, texts=texts, field=field, submitting=submitting, is_chat=is_chat
+        )
     except BaseException:
         admitted.reservation.release()
         raise
+    if generation.is_accepted:
+        return generation
+    try:
+        await unless_client_leaves(request.receive, generation.accepted())
+    except BaseException:
+        generation.cancel()
+        raise
+    return generation
 
 
 async def _submit_to(

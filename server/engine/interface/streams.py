@@ -139,6 +139,18 @@ class TokenStream:
     def cancel(self) -> None:
         self.is_cancelled = True
 
+    @property
+    def is_accepted(self) -> bool:
+        """True if the engine has taken the request; that of this process has when it returns the stream."""
+        return True
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken the request.
+
+        Raises:
+            EngineError: it does not take it, or not now.
+        """
+
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         while True:
             for _, event in await self._queue.take():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 from server.engine.image_memory import ImageMemory
@@ -29,6 +29,16 @@ from server.model.text.chat_template import ChatEnd
 from server.model.text.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
 
+class CodecParts(NamedTuple):
+    """Parts of a codec, of which another process may make one, too."""
+
+    tokenizer: Tokenizer
+    media: MediaProcessor | str
+    eos_token_ids: frozenset[int] | None
+    template_options: Mapping[str, Any]
+    image_inputs: ImageInputs | None
+
+
 class Codec:
     """A ``TextCodec`` over a tokenizer.
 
@@ -50,6 +60,7 @@ class Codec:
         *,
         image_inputs: ImageInputs | None = None,
     ):
+        self.parts = CodecParts(tokenizer, media, eos_token_ids, dict(template_options), image_inputs)
         self._image_inputs = image_inputs
         self._tokenizer, self._media = tokenizer, media
         self._template_options = dict(template_options)
@@ -61,6 +72,18 @@ class Codec:
             ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
             tokens = tokenizer.token_bytes.vocabulary()
             self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
+
+    @classmethod
+    def of(cls, parts: CodecParts, memory: RequestMemory | None = None) -> Self:
+        """Make a codec of the parts of another one."""
+        return cls(
+            parts.tokenizer,
+            parts.media,
+            parts.eos_token_ids,
+            memory,
+            parts.template_options,
+            image_inputs=parts.image_inputs,
+        )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         try:

@@ -66,6 +66,21 @@ class Generation:
             stream.cancel()
         self.reservation.release()
 
+    @property
+    def is_accepted(self) -> bool:
+        """True if the engine has taken all choices."""
+        return all(stream.is_accepted for stream in self.streams)
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken all choices.
+
+        Raises:
+            EngineError: it does not take one, or not now.
+
+        """
+        for stream in self.streams:
+            await stream.accepted()
+
     async def hold(self, nbytes: int) -> None:
         """Count so many more bytes of the reply as held until ``cancel``, and wait for them if they were not reserved.
 

@@ -1,0 +1,205 @@
+"""Administration of the experts, adapters and variants of all replicas, by the protocols of the engine's interface."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from server.administration.expert_snapshot import ExpertSample, snapshot, update
+from server.cluster.merged_json import merged
+from server.cluster.merged_metrics import merge_metrics
+from server.cluster.wire import Outcome
+from server.engine.interface import (
+    AccessPolicy,
+    AdapterExamples,
+    ChangedExperts,
+    EngineUnavailableError,
+    ExpertChange,
+    ExpertPlace,
+    JsonObject,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Callers(Protocol):
+    """Calls of replicas that block. Make them off the event loop."""
+
+    def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
+        """Call a method of every replica; one that does not answer has an error as its outcome."""
+
+
+class Administration:
+    """Asks all replicas, and makes one answer of theirs. Its methods may block.
+
+    Args:
+        after_change: called when weights have changed.
+    """
+
+    def __init__(self, replicas: Callers, after_change: Callable[[], None]):
+        self._replicas, self._after_change = replicas, after_change
+
+    def ask(self, part: str, method: str, *arguments: Any) -> list[Any]:
+        """Return what each replica that answers says.
+
+        Raises:
+            EngineError: they refuse, or none answers.
+        """
+        outcomes = self._replicas.call_all("call", part, method, *arguments)
+        errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+        if len(errors) == len(outcomes):
+            raise errors[0] if errors else EngineUnavailableError("no replica answers: try again later")
+        return [outcome.value for outcome in outcomes if outcome.error is None]
+
+    def ask_every(self, part: str, method: str, *arguments: Any) -> list[Any]:
+        """Return what each replica says.
+
+        Raises:
+            EngineError: one refuses, or does not answer.
+        """
+        outcomes = self._replicas.call_all("call", part, method, *arguments)
+        _raise_first(outcomes)
+        return [outcome.value for outcome in outcomes]
+
+    def change(self, part: str, method: str, *arguments: Any, **named: Any) -> Any:
+        """Change the weights of all replicas, or of none, and return what the first one says.
+
+        Raises:
+            EngineError: one can't; the others have undone the change.
+        """
+        change = uuid4().hex
+        outcomes = self._replicas.call_all("change_weights", change, part, method, arguments, named)
+        try:
+            _raise_first(outcomes)
+        except Exception:
+            if any(outcome.error is None for outcome in outcomes):
+                log.warning("%s.%s is undone, as not every replica could do it", part, method)
+                self._replicas.call_all("undo_change", change)
+            raise
+        finally:
+            self._after_change()
+        return outcomes[0].value
+
+    def metrics(self, *, hides_names: bool = False) -> bytes:
+        """Return the metrics of all replicas that answer."""
+        outcomes = self._replicas.call_all("render_metrics", hides_names)
+        return merge_metrics({outcome.replica: outcome.value for outcome in outcomes if outcome.error is None})
+
+    def prepare(self, policies: list[AccessPolicy]) -> None:
+        """Let all replicas check policies; see ``WeightsDirectory.prepare``."""
+        self.ask_every("directory", "prepare", policies)
+
+
+class RemoteExperts:
+    """An ``ExpertAdministration`` of all replicas: an expert is where the replica that has it fastest has it."""
+
+    def __init__(self, administration: Administration, model: str):
+        self._administration, self._model = administration, model
+
+    def overview(self) -> JsonObject:
+        views = self._administration.ask("experts", "overview")
+        return {**merged(views), "replicas": len(views)}
+
+    def find(self, layer: int, expert: int) -> JsonObject | None:
+        found: JsonObject | None = merged(self._administration.ask("experts", "find", layer, expert))
+        return found
+
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
+        changes: list[ChangedExperts] = self._administration.ask_every("experts", "change", action, list(places))
+        unchanged: dict[str, set[ExpertPlace]] = {}
+        for change in changes:
+            for reason, left in (change.unchanged or {}).items():
+                unchanged.setdefault(reason, set()).update(left)
+        is_eviction = any(change.unchanged is not None for change in changes)
+        return ChangedExperts(
+            max(change.num_changed for change in changes),
+            {reason: sorted(left) for reason, left in unchanged.items()} if is_eviction else None,
+        )
+
+    def sample(self) -> ExpertSample:
+        samples: list[ExpertSample] = self._administration.ask("experts", "sample")
+        first = samples[0]
+        return ExpertSample(
+            first.num_experts,
+            np.maximum.reduce([each.residency for each in samples]),
+            np.sum([each.tokens for each in samples], axis=0),
+            pinned=frozenset().union(*(each.pinned for each in samples)),
+            balance=first.balance,
+            totals=merged([each.totals for each in samples]),
+        )
+
+    def snapshot(self, sample: ExpertSample) -> JsonObject:
+        return {"model": self._model, **snapshot(sample)}
+
+    def update(self, before: ExpertSample, sample: ExpertSample) -> JsonObject:
+        return update(before, sample)
+
+    def totals(self) -> JsonObject:
+        """Return the totals of all replicas, as ``StoreAdministration.totals``."""
+        totals: JsonObject = merged(self._administration.ask("experts", "totals"))
+        return totals
+
+
+class RemoteAdapters:
+    """An ``AdapterAdministration`` of all replicas."""
+
+    def __init__(self, administration: Administration):
+        self._administration = administration
+
+    def load(self, name: str, path: str, *, replace: bool = False, examples: AdapterExamples | None = None) -> bool:
+        return bool(self._administration.change("adapters", "load", name, path, replace=replace, examples=examples))
+
+    def unload(self, name: str) -> None:
+        self._administration.change("adapters", "unload", name)
+
+    def folders(self) -> list[str] | None:
+        folders: list[str] | None = self._administration.ask("adapters", "folders")[0]
+        return folders
+
+    def overview(self) -> JsonObject:
+        overview: JsonObject = merged(self._administration.ask("adapters", "overview"))
+        return overview
+
+
+class RemoteAdapterLoader:
+    """An ``AdapterLoader`` that loads the adapters which requests name into all replicas."""
+
+    def __init__(self, administration: Administration):
+        self._administration = administration
+
+    def load(self, name: str) -> bool:
+        return bool(self._administration.change("adapters_on_request", "load", name))
+
+
+class RemoteVariants:
+    """A ``VariantAdministration`` of all replicas."""
+
+    def __init__(self, administration: Administration):
+        self._administration = administration
+
+    def load(self, name: str, path: str) -> JsonObject:
+        variant: JsonObject = self._administration.change("variants", "load", name, path)
+        return variant
+
+    def unload(self, name: str) -> None:
+        self._administration.change("variants", "unload", name)
+
+    def folders(self) -> list[str] | None:
+        folders: list[str] | None = self._administration.ask("variants", "folders")[0]
+        return folders
+
+    def overview(self) -> JsonObject:
+        overview: JsonObject = merged(self._administration.ask("variants", "overview"))
+        return overview
+
+
+def _raise_first(outcomes: Sequence[Outcome]) -> None:
+    if not outcomes:
+        raise EngineUnavailableError("no replica answers: try again later")
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error

@@ -1,0 +1,116 @@
+"""Options of a cluster: what ``args`` may hold in the file that Serve deploys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.settings import ServeSettings, SettingsError, load_settings
+
+RUNNING, QUEUED = "max_running_requests", "max_queued_requests"
+# Settings of the socket and of the whole process, which Serve has in a cluster.
+OTHERS = {"host": "http_options.host", "port": "http_options.port", "memory": "memory"}
+
+
+class ClusterOptions(BaseModel):
+    """Options of a cluster.
+
+    Attributes:
+        model: as on the command line of ``greenroom serve``; None for the bundled one.
+        memory: what each replica may take, such as ``12GiB``.
+        cpus: of each replica, which are its threads.
+        max_replicas: the most that autoscaling makes; None without autoscaling.
+        address: where Serve's proxies listen.
+        drain_seconds: time for running requests when a replica is stopped.
+        routing: what a replica is chosen by: all that it holds, cached prefixes or resident experts with its load, or
+            the load of two alone.
+        settings: further settings of ``greenroom serve``, by the names in its TOML file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    memory: str
+    replicas: int = Field(2, ge=1)
+    max_replicas: int | None = Field(None, ge=1)
+    cpus: float = Field(2, gt=0)
+    gpus: float = Field(0, ge=0)
+    ingresses: int = Field(1, ge=1)
+    ingress_cpus: float = Field(0, ge=0)
+    address: str = "127.0.0.1"
+    drain_seconds: float = Field(120.0, gt=0)
+    routing: Literal["holdings", "prefix", "signature", "two-choices"] = "holdings"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """Check the options of a file.
+
+        Raises:
+            SettingsError: one can't be used; the message names it.
+        """
+        try:
+            options = cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            hint = "; say what each replica may take, such as memory: 12GiB" if name == "memory" else ""
+            raise SettingsError(f"args.{name}: {first['msg'].removeprefix('Value error, ')}{hint}") from error
+        for name, place in OTHERS.items():
+            if name in options.settings:
+                raise SettingsError(f"args.settings.{name}: in a cluster, this is {place}; move it there")
+        if options.max_replicas is not None and options.max_replicas < options.replicas:
+            raise SettingsError(f"args.max_replicas: {options.max_replicas} is less than replicas, {options.replicas}")
+        if options.budget.memory.nbytes is None:
+            raise SettingsError(f"args.memory: {options.memory} is no number of bytes; write one such as 12GiB")
+        return options
+
+    @property
+    def budget(self) -> ServeSettings:
+        """The settings of a replica."""
+        return settings_of(self.engine_settings())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of each replica, which Ray places it by."""
+        return self.budget.memory.resolve(0, 0)
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """The most requests that a replica runs and queues."""
+        return self.budget.max_running_requests + self.budget.max_queued_requests
+
+    @property
+    def max_queued_requests(self) -> int:
+        """The most requests of an ingress that wait for a replica."""
+        return self.budget.max_queued_requests
+
+    def engine_settings(self) -> dict[str, Any]:
+        """Return the settings of a replica: its memory and its threads are those of its resources."""
+        return {"threads": max(1, int(self.cpus)), **self.settings, "memory": self.memory}
+
+    def replicas_of_engine(self) -> dict[str, Any]:
+        """Return the options of the engine's deployment that say how many replicas there are."""
+        if self.max_replicas is None:
+            return {"num_replicas": self.replicas}
+        return {
+            "autoscaling_config": {
+                "min_replicas": self.replicas,
+                "max_replicas": self.max_replicas,
+                "policy": {"policy_function": "server.cluster.autoscaling:decide"},
+            }
+        }
+
+
+def settings_of(values: Mapping[str, Any]) -> ServeSettings:
+    """Return the settings of a cluster's file, by the names of the server's TOML file.
+
+    Raises:
+        SettingsError: there is no such setting, or a value can't be used.
+    """
+    for name in values:
+        if name not in ServeSettings.model_fields:
+            raise SettingsError(f"args.settings.{name}: there is no such setting; see `greenroom serve --help`")
+    return load_settings(values, {}, None)

@@ -1,0 +1,338 @@
+"""Replica: one engine with its own memory, as the ingress asks it. It knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.cluster.held_prefixes import HeldPrefixes
+from server.cluster.scoring import ReplicaState
+from server.cluster.signatures import Signature
+from server.cluster.weight_changes import WeightChanges
+from server.cluster.wire import (
+    Answer,
+    Holdings,
+    ModelFacts,
+    Outcome,
+    ReplicaReport,
+    ServedWeights,
+    StreamEnd,
+    Submission,
+)
+from server.engine.interface import (
+    AccessPolicy,
+    EngineError,
+    EngineUnavailableError,
+    GenerationRequest,
+    Timeline,
+    TokenEvent,
+    TokenStream,
+    merge,
+)
+from server.loading.load import LoadedServer
+from server.memory.kv_cache_plan import BLOCK_SIZE
+
+MAX_TOLD_BLOCKS = 4096  # of the prefix cache, in one report
+SENDER_SECONDS = 30.0  # after which an ingress that is not heard of counts as dead
+WATCH_SECONDS = 2.0
+
+# What may be called by name: the interface of the engine for administrators.
+CALLS: Mapping[str, frozenset[str]] = {
+    "experts": frozenset({"overview", "find", "change", "sample", "snapshot", "totals"}),
+    "adapters": frozenset({"folders", "overview"}),
+    "variants": frozenset({"folders", "overview"}),
+    "directory": frozenset({"prepare", "note_routed"}),
+}
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """An engine that answers requests of ingresses in other processes. Use it on one event loop.
+
+    Args:
+        loaded: the model, whose engine runs.
+        name: under which the router knows this replica.
+    """
+
+    def __init__(self, loaded: LoadedServer, name: str):
+        self.name, self._loaded, self._engine = name, loaded, loaded.engine
+        self._changes = WeightChanges(loaded)
+        self._prefixes = HeldPrefixes(loaded.num_kv_blocks)
+        self._senders: dict[str, float] = {}  # when each was heard of last
+        self._streams: dict[TokenStream, str] = {}  # open streams, and their senders
+        self._prepared: set[object] = set()  # forbidden experts of policies
+        self._watch: asyncio.Task[None] | None = None
+
+    def facts(self) -> ModelFacts:
+        """Return what is the same for all replicas."""
+        loaded, engine = self._loaded, self._engine
+        return ModelFacts(
+            loaded.name,
+            engine.max_model_len,
+            engine.is_encoder_decoder,
+            engine.is_encoder,
+            engine.labels,
+            engine.hidden_size,
+            loaded.defaults,
+            replace(loaded.card, host_bytes=int, device_bytes=int),
+            loaded.codec.parts,
+            BLOCK_SIZE,
+            loads_adapters=loaded.adapters is not None,
+            loads_adapters_on_request=loaded.adapters is not None and loaded.adapters.on_request is not None,
+        )
+
+    async def generate(self, submission: Submission) -> AsyncGenerator[Answer, None]:
+        """Answer a request. The first item comes when the engine has taken it, or has refused it with an error.
+
+        Closing the generator, or cancelling its task, cancels the request.
+        """
+        self._hear(submission.sender)
+        request, collected = self._collecting(submission.request)
+        try:
+            grammar = await self._prepare(request)
+            stream = self._engine.submit(request)
+        except EngineError as error:
+            yield Answer(self.name, error=error, end=self._end(Timeline(time.monotonic()), collected))
+            return
+        queue = merge([stream])
+        self._streams[stream] = submission.sender
+        try:
+            yield Answer(self.name)
+            is_done = False
+            while not is_done:
+                try:
+                    arrived = [event for _, event in await queue.take()]
+                except EngineError as error:
+                    yield Answer(self.name, error=error, end=self._end(stream.timeline, collected))
+                    return
+                collected.note(arrived)
+                is_done = any(event.finish_reason is not None for event in arrived)
+                if is_done:
+                    self._prefixes.note(submission.routed.blocks)
+                events = arrived if submission.request.returns_experts else [_without_experts(each) for each in arrived]
+                yield Answer(self.name, events, end=self._end(stream.timeline, collected) if is_done else None)
+        finally:
+            stream.cancel()
+            del self._streams[stream], grammar
+
+    async def call(self, part: str, method: str, *arguments: Any, **named: Any) -> Outcome:
+        """Call a method of a part of the engine's interface for administrators, in a thread.
+
+        Returns:
+            Its value, or the error that it raised.
+        """
+        owner = self._part(part)
+        if owner is None or method not in CALLS[part]:
+            return Outcome(self.name, error=EngineUnavailableError(f"this replica has no {part}.{method}"))
+        try:
+            return Outcome(self.name, await asyncio.to_thread(getattr(owner, method), *arguments, **named))
+        except Exception as error:  # noqa: BLE001  it is raised where the call came from
+            return Outcome(self.name, error=error)
+
+    async def render_metrics(self, hides_names: bool) -> Outcome:
+        """Return the page of metrics."""
+        return Outcome(self.name, await asyncio.to_thread(self._loaded.metrics.render, hides_names=hides_names))
+
+    async def change_weights(
+        self, change: str, part: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Outcome:
+        """Load or unload an adapter or a variant, so that ``undo_change`` can undo it.
+
+        Args:
+            change: names the change.
+        """
+        try:
+            value = await asyncio.to_thread(self._changes.make, change, part, method, arguments, named)
+        except Exception as error:  # noqa: BLE001  it is raised where the call came from
+            return Outcome(self.name, error=error)
+        return Outcome(self.name, value)
+
+    async def undo_change(self, change: str) -> Outcome:
+        """Undo a change that other replicas could not make."""
+        try:
+            await asyncio.to_thread(self._changes.undo, change)
+        except EngineError as error:
+            log.exception("a change of weights that failed elsewhere can't be undone here")
+            return Outcome(self.name, error=error)
+        return Outcome(self.name)
+
+    async def report(self, sender: str = "") -> ReplicaReport:
+        """Return what the ingress and the router need to know now."""
+        if sender:
+            self._hear(sender)
+        return await asyncio.to_thread(self._report)
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the state of this replica as plain data, for Serve's controller to pass on."""
+        state = self._state(with_blocks=True)
+        resident = None if state.resident is None else state.resident.tolist()
+        return {
+            "num_requests": state.num_requests,
+            "blocks": [*state.blocks],
+            "weights": [*state.weights],
+            "resident": resident,
+        }
+
+    def autoscaling_statistics(self) -> dict[str, float]:
+        """Return what the number of replicas is decided by."""
+        statistics = self._engine.statistics
+        return {
+            "num_running": float(statistics.num_running),
+            "num_waiting": float(statistics.num_waiting),
+            "stall_share": float(statistics.stall_share),
+        }
+
+    def check_health(self) -> None:
+        """Raise RuntimeError if only a restart helps."""
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine has stopped; see the replica's log")
+        if self._loaded.store.health == "failing":
+            raise RuntimeError("experts can't be read; see the replica's log")
+
+    async def holdings(self) -> Holdings:
+        """Return what a new replica takes over from this one."""
+        return await asyncio.to_thread(self._holdings)
+
+    async def take_over(self, holdings: Holdings) -> None:
+        """Serve the weights of another replica, pin what it pins, and read its hottest experts.
+
+        Raises:
+            EngineError: an adapter or a variant can't be loaded here.
+        """
+        await asyncio.to_thread(self._changes.adopt, holdings.weights)
+        experts = self._loaded.experts
+        if holdings.pinned:
+            await asyncio.to_thread(experts.change, "pin", holdings.pinned)
+        if holdings.hottest:
+            await asyncio.to_thread(experts.change, "prefetch", holdings.hottest)
+
+    async def close(self) -> None:
+        """End all streams, and free the model."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._engine.halt()
+        await asyncio.to_thread(self._loaded.close)
+
+    def _part(self, part: str) -> object | None:
+        loaded, adapters = self._loaded, self._loaded.adapters
+        parts: dict[str, object | None] = {
+            "experts": loaded.experts,
+            "adapters": None if adapters is None else adapters.registry,
+            "variants": loaded.variants,
+            "directory": loaded.directory,
+        }
+        return parts.get(part)
+
+    def _collecting(self, request: GenerationRequest) -> tuple[GenerationRequest, _ExpertCounts]:
+        """Let the engine tell the experts of each token."""
+        counts = _ExpertCounts(self._loaded.experts.shape)
+        if request.pooling is not None:
+            return request, counts
+        return replace(request, returns_experts=True), counts
+
+    async def _prepare(self, request: GenerationRequest) -> object:
+        """Compile the grammar of a request, which is held by the result, and prepare what its policy demands."""
+        grammar, weights = request.sampling.grammar, request.weights
+        if weights is not None and weights.forbidden_experts and weights.forbidden_experts not in self._prepared:
+            policy = AccessPolicy("", forbidden_experts=weights.forbidden_experts)
+            await asyncio.to_thread(self._loaded.directory.prepare, [policy])
+            self._prepared.add(weights.forbidden_experts)
+        return None if grammar is None else await asyncio.to_thread(self._loaded.codec.grammar, grammar)
+
+    def _end(self, timeline: Timeline, collected: _ExpertCounts) -> StreamEnd:
+        return StreamEnd(_since_submission(timeline), self._state(with_blocks=False), collected.signature())
+
+    def _state(self, *, with_blocks: bool) -> ReplicaState:
+        statistics = self._engine.statistics
+        return ReplicaState(
+            num_requests=len(self._streams) or statistics.num_running + statistics.num_waiting,
+            blocks=self._prefixes.newest(MAX_TOLD_BLOCKS) if with_blocks else frozenset(),
+            weights=self._served().names,
+            resident=self._loaded.experts.residency() > 0,
+        )
+
+    def _served(self) -> ServedWeights:
+        return self._changes.served()
+
+    def _report(self) -> ReplicaReport:
+        card = self._loaded.card
+        return ReplicaReport(
+            self.name,
+            self._state(with_blocks=True),
+            self._served(),
+            self._loaded.store.health,
+            self._engine.is_alive,
+            card.host_bytes(),
+            card.device_bytes(),
+        )
+
+    def _holdings(self) -> Holdings:
+        experts = self._loaded.experts
+        pinned = sorted((key.layer, key.expert) for key in self._loaded.store.pinned)
+        return Holdings(self._served(), pinned, experts.hottest())
+
+    def _hear(self, sender: str) -> None:
+        self._senders[sender] = time.monotonic()
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._watch_senders())
+
+    async def _watch_senders(self) -> None:
+        """End the streams of ingresses that are gone, as nobody reads them."""
+        while self._senders:
+            await asyncio.sleep(WATCH_SECONDS)
+            oldest = time.monotonic() - SENDER_SECONDS
+            gone = {sender for sender, heard_at in self._senders.items() if heard_at < oldest}
+            for stream, sender in [*self._streams.items()]:
+                if sender in gone:
+                    stream.cancel()
+                    stream.receive(EngineUnavailableError("the ingress of this request is gone"))
+            for sender in gone:
+                del self._senders[sender]
+
+
+class _ExpertCounts:
+    """Counts the tokens of a request by expert."""
+
+    def __init__(self, shape: tuple[int, int]):
+        self._shape = shape
+        self._counts: npt.NDArray[np.int64] | None = None
+
+    def note(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            if event.experts is None or len(event.experts) != self._shape[0]:
+                continue
+            if self._counts is None:
+                self._counts = np.zeros(self._shape, dtype=np.int64)
+            rows, slots = np.nonzero(event.experts >= 0)
+            np.add.at(self._counts, (rows, event.experts[rows, slots]), 1)
+
+    def signature(self) -> Signature | None:
+        return None if self._counts is None else Signature.from_counts(self._counts)
+
+
+def _without_experts(event: TokenEvent) -> TokenEvent:
+    return event if event.experts is None else replace(event, experts=None)
+
+
+def _since_submission(timeline: Timeline) -> Timeline:
+    """Return a timeline whose times are counted from the submission, as another machine has another clock."""
+
+    def since(at: float | None) -> float | None:
+        return None if at is None else at - timeline.submitted_at
+
+    return replace(
+        timeline,
+        submitted_at=0.0,
+        started_at=since(timeline.started_at),
+        first_token_at=since(timeline.first_token_at),
+        last_token_at=since(timeline.last_token_at),
+        ended_at=since(timeline.ended_at),
+    )

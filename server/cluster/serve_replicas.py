@@ -1,0 +1,78 @@
+"""ServeReplicas: the way from an ingress to the replicas of the engine, by a handle of Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from grpc.aio import AioRpcError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from server.cluster.remote_engine import ReplicaLostError
+from server.cluster.wire import Answer, Outcome, Submission
+from server.engine.interface import EngineUnavailableError, QueueFullError
+
+CALL_SECONDS = 300.0  # longest time of an administrator's call: reading an adapter or a variant takes a while
+
+
+class ServeReplicas:
+    """Replicas behind a handle.
+
+    Args:
+        loop: the event loop of the ingress.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop):
+        self._handle, self._loop = handle, loop
+        self._generate = handle.options(method_name="generate", stream=True)
+
+    async def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
+        """Send a request to the replica that the router chooses, and yield its items.
+
+        Raises:
+            ReplicaLostError: the replica has died.
+            QueueFullError: too many requests wait for a replica.
+        """
+        answers = self._generate.remote(submission)
+        is_done = False
+        try:
+            async for answer in answers:
+                is_done = answer.end is not None
+                yield answer
+            is_done = True
+        except BackPressureError as error:
+            is_done = True
+            raise QueueFullError("too many requests wait for a replica: try again later") from error
+        except (ActorDiedError, ActorUnavailableError, AioRpcError) as error:
+            is_done = True
+            raise ReplicaLostError from error
+        except RayError as error:
+            raise EngineUnavailableError(f"the replica that answered this request failed: {error}") from error
+        finally:
+            if not is_done:
+                answers.cancel()
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of any replica."""
+        return await getattr(self._handle, method).remote(*arguments)
+
+    async def ask_all(self, method: str, *arguments: Any, seconds: float = CALL_SECONDS) -> list[Any]:
+        """Call a method of every replica, and return what it returned or raised at each."""
+        response = self._handle.broadcast(method, *arguments)
+        async with asyncio.timeout(seconds):
+            results: list[Any] = await response.results_async(return_exceptions=True)
+        return results
+
+    def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
+        """Call a method of every replica, and block until all have answered; off the event loop."""
+        calling = asyncio.run_coroutine_threadsafe(self.ask_all(method, *arguments), self._loop)
+        return [_outcome(each) for each in calling.result()]
+
+
+def _outcome(result: Any) -> Outcome:
+    if isinstance(result, Outcome):
+        return result
+    return Outcome("", error=EngineUnavailableError(f"a replica did not answer: {result}"))

@@ -1,0 +1,113 @@
+"""Changes of a replica's adapters and variants, which can be undone or taken over from another replica."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from server.cluster.wire import ServedAdapter, ServedWeights
+from server.engine.interface import EngineUnavailableError
+from server.loading.load import LoadedServer
+
+MAX_UNDOABLE = 16
+
+
+class WeightChanges:
+    """Loads and unloads adapters and variants of a replica. Its methods may block."""
+
+    def __init__(self, loaded: LoadedServer):
+        self._loaded = loaded
+        self._changed_at = 0.0
+        self._undoable: OrderedDict[str, Callable[[], None]] = OrderedDict()
+
+    def served(self) -> ServedWeights:
+        """Return the weights that are served now."""
+        registry = None if self._loaded.adapters is None else self._loaded.adapters.registry
+        adapters = {}
+        for version, _ in [] if registry is None else registry.versions():
+            reason = None if registry is None else registry.reason_against_tokens(version.name)
+            adapters[version.name] = ServedAdapter(version.name, version.folder, version.by_token, reason)
+        return ServedWeights(
+            self._changed_at,
+            adapters,
+            [] if registry is None else registry.candidates(),
+            self._variants(),
+        )
+
+    def make(self, change: str, part: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Call ``load`` or ``unload`` of the adapters or the variants; the first argument is a name.
+
+        Raises:
+            EngineError: it can't be done; nothing has changed.
+        """
+        if method not in {"load", "unload"}:
+            raise EngineUnavailableError(f"{method} is no change of weights")
+        name, before = str(arguments[0]), self._folder(part, str(arguments[0]))
+        value = getattr(self._changer(part), method)(*arguments, **named)
+        self._undoable[change] = lambda: self._restore(part, name, before)
+        while len(self._undoable) > MAX_UNDOABLE:
+            self._undoable.popitem(last=False)
+        self._changed_at = time.time()
+        return value
+
+    def undo(self, change: str) -> None:
+        """Undo a change, if it was made here.
+
+        Raises:
+            EngineError: it can't be undone.
+        """
+        undo = self._undoable.pop(change, None)
+        if undo is not None:
+            undo()
+
+    def adopt(self, other: ServedWeights) -> None:
+        """Serve what another replica serves, from the same folders.
+
+        Raises:
+            EngineError: one of the weights can't be loaded here.
+        """
+        mine = self.served()
+        adapters = {name: adapter.folder for name, adapter in other.adapters.items()}
+        for part, theirs, own in (
+            ("adapters", adapters, {name: adapter.folder for name, adapter in mine.adapters.items()}),
+            ("variants", dict(other.variants), dict(mine.variants)),
+        ):
+            for name in theirs.keys() | own.keys():
+                if theirs.get(name) != own.get(name):  # what is the same stays
+                    self._restore(part, name, theirs.get(name))
+        self._changed_at = other.changed_at
+
+    def _variants(self) -> dict[str, Path]:
+        found = {name: self._loaded.variants.find(name) for name in self._loaded.variants.names()}
+        return {name: version.folder for name, version in found.items() if version is not None}
+
+    def _changer(self, part: str) -> Any:
+        """Return what loads weights."""
+        adapters = self._loaded.adapters
+        is_on_request = part == "adapters_on_request" and adapters is not None
+        return adapters.on_request if is_on_request and adapters is not None else self._owner(part)
+
+    def _owner(self, part: str) -> Any:
+        """Return the registry of weights."""
+        if part == "variants":
+            return self._loaded.variants
+        if self._loaded.adapters is None:
+            raise EngineUnavailableError("this replica loads no adapters; set adapters_dir for all of them")
+        return self._loaded.adapters.registry
+
+    def _folder(self, part: str, name: str) -> Path | None:
+        version = self._owner(part).find(name)
+        return None if version is None else Path(version.folder)
+
+    def _restore(self, part: str, name: str, folder: Path | None) -> None:
+        """Serve what is in a folder under a name; None: nothing."""
+        owner = self._owner(part)
+        if self._folder(part, name) == folder:
+            return
+        if owner.find(name) is not None:
+            owner.unload(name)
+        if folder is not None:
+            owner.load_own(name, str(folder))

@@ -1,0 +1,159 @@
+"""Data that goes between the ingress and the replicas of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.cluster.scoring import ReplicaState
+from server.cluster.signatures import RoutedRequest, Signature
+from server.engine.interface import (
+    AdapterCandidate,
+    ChoiceByToken,
+    EngineError,
+    ExpertHealth,
+    GenerationRequest,
+    ModelCard,
+    SamplingDefaults,
+    Timeline,
+    TokenEvent,
+)
+
+if TYPE_CHECKING:
+    from server.engine.text.codec import CodecParts  # its module imports torch, which a router does without
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request on its way to a replica.
+
+    Args:
+        sender: the ingress that it comes from. A replica that does not hear of an ingress ends its requests.
+        routed: what the router chooses a replica by.
+    """
+
+    sender: str
+    request: GenerationRequest
+    routed: RoutedRequest
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """Facts that a replica tells with the last item of a stream.
+
+    Args:
+        times: the request's timeline, in seconds since it was submitted.
+        state: of the replica now; its blocks are left out.
+        signature: experts of the generated tokens; None without any.
+    """
+
+    times: Timeline
+    state: ReplicaState
+    signature: Signature | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An item of the stream that answers a request. The first one has no events: the engine has taken the request.
+
+    Args:
+        replica: the replica that answers.
+        error: the error that ended the request.
+        end: in the last item.
+    """
+
+    replica: str
+    events: Sequence[TokenEvent] = ()
+    error: EngineError | None = None
+    end: StreamEnd | None = None
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """A registered adapter or mixture, as the names in requests need it.
+
+    Args:
+        by_token: the choice of a mixture's gate.
+        reason_against_tokens: why a router can't choose it for each token.
+    """
+
+    name: str
+    folder: Path
+    by_token: ChoiceByToken | None = None
+    reason_against_tokens: str | None = None
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """The weights beside the base model's that a replica serves.
+
+    Args:
+        changed_at: Unix time of the last change while it ran; 0 if they are those of its start.
+        variants: names, and the folders that they were loaded from.
+    """
+
+    changed_at: float = 0.0
+    adapters: Mapping[str, ServedAdapter] = field(default_factory=dict)
+    candidates: Sequence[AdapterCandidate] = ()
+    variants: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset((*self.adapters, *self.variants))
+
+
+@dataclass(frozen=True)
+class ReplicaReport:
+    """State of a replica, which it tells when it is asked."""
+
+    replica: str
+    state: ReplicaState
+    weights: ServedWeights
+    health: ExpertHealth
+    is_alive: bool
+    host_bytes: int = 0
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about the model that are the same for all replicas, from which the ingress makes its own model.
+
+    Args:
+        card: without the bytes in memory, which each replica reports.
+        codec: what text is turned into tokens with.
+        block_size: tokens of a block of the KV cache.
+    """
+
+    name: str
+    max_model_len: int
+    is_encoder_decoder: bool
+    is_encoder: bool
+    labels: tuple[str, ...]
+    hidden_size: int
+    defaults: SamplingDefaults
+    card: ModelCard
+    codec: CodecParts
+    block_size: int
+    loads_adapters: bool
+    loads_adapters_on_request: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The value that a call to a replica returned, or the error that it raised."""
+
+    replica: str
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Weights of a replica, its pinned and its hottest experts, which a new one takes over."""
+
+    weights: ServedWeights
+    pinned: Sequence[tuple[int, int]] = ()
+    hottest: Sequence[tuple[int, int]] = ()

@@ -1,0 +1,69 @@
+"""Changes of all replicas' weights, or of none, and views of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.cluster.administration import Administration, RemoteAdapters, RemoteExperts
+from server.cluster.wire import Outcome
+from server.engine.interface import ChangedExperts, EngineUnavailableError, RequestRefusedError
+
+
+class Replicas:
+    """Replicas that answer a method with what a test wants."""
+
+    def __init__(self, **answers: list[Outcome]):
+        self._answers = answers
+        self.calls: list[tuple[Any, ...]] = []
+
+    def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
+        self.calls.append((method, *arguments))
+        return self._answers.get(method, [])
+
+
+def administration(replicas: Replicas) -> Administration:
+    return Administration(replicas, lambda: None)
+
+
+def test_an_adapter_that_one_replica_can_not_load_is_unloaded_by_the_others() -> None:
+    failed = RequestRefusedError("no room", "lora_path")
+    replicas = Replicas(change_weights=[Outcome("a", False), Outcome("b", error=failed)])
+    with pytest.raises(RequestRefusedError, match="no room"):
+        RemoteAdapters(administration(replicas)).load("pies", "recipes")
+    (changed, change, *_), undone = replicas.calls
+    assert changed == "change_weights"
+    assert undone == ("undo_change", change)
+
+
+def test_nothing_is_undone_where_no_replica_has_changed() -> None:
+    replicas = Replicas(change_weights=[Outcome("a", error=RequestRefusedError("no such folder", "lora_path"))])
+    with pytest.raises(RequestRefusedError):
+        RemoteAdapters(administration(replicas)).load("pies", "recipes")
+    assert [call[0] for call in replicas.calls] == ["change_weights"]
+
+
+def test_a_view_leaves_out_replicas_that_do_not_answer() -> None:
+    gone = Outcome("", error=EngineUnavailableError("gone"))
+    replicas = Replicas(call=[Outcome("a", {"stall_seconds": 2.0}), gone])
+    assert RemoteExperts(administration(replicas), "model").overview() == {"stall_seconds": 2.0, "replicas": 1}
+
+
+def test_no_answer_at_all_is_an_error() -> None:
+    with pytest.raises(EngineUnavailableError, match="no replica answers"):
+        RemoteExperts(administration(Replicas()), "model").overview()
+
+
+def test_experts_that_one_replica_could_not_evict_are_told() -> None:
+    changes = [ChangedExperts(2, {}), ChangedExperts(1, {"leased": [(0, 3)]})]
+    replicas = Replicas(call=[Outcome(str(number), change) for number, change in enumerate(changes)])
+    changed = RemoteExperts(administration(replicas), "model").change("evict", [(0, 2), (0, 3)])
+    assert changed == ChangedExperts(2, {"leased": [(0, 3)]})
+
+
+def test_pins_fail_if_a_replica_refuses_them() -> None:
+    refused = Outcome("b", error=RequestRefusedError("too few slots", "experts"))
+    replicas = Replicas(call=[Outcome("a", ChangedExperts(1)), refused])
+    with pytest.raises(RequestRefusedError, match="too few slots"):
+        RemoteExperts(administration(replicas), "model").change("pin", [(0, 2)])
