@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_store.errors import SourceChangedError, SourceGoneError, SourceUnreadableError
 from expert_store.sources.base import Bytes, Piece, SourceFolder, SourceIdentity
 from expert_store.sources.runs import runs_of
+from server.model.checkpoint.remote.retries import (
+    FIRST_WAIT_SECONDS,
+    MAX_WAIT_SECONDS,
+    NUM_TRIES,
+    wait_before_retry,
+)
 from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.errors import ModelError
 
@@ -25,13 +32,22 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 MAX_CONNECTIONS = 16
-PART_BYTES = 16 << 20  # larger reads are split, and their parts read at the same time
+PART_BYTES = 8 << 20  # larger reads are split, and their parts read at the same time
 CONNECTIONS: ClientConfig = {
-    "timeout": "60s",
     "connect_timeout": "10s",
+    "read_timeout": "30s",  # without a byte
+    "timeout": "600s",  # of a part over a slow link
     "allow_http": True,  # where an endpoint that the user gives says so
 }
-RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=120)}
+RETRIES: RetryConfig = {  # of requests that fail; parts that are cut are read again
+    "max_retries": NUM_TRIES - 1,
+    "retry_timeout": timedelta(seconds=120),
+    "backoff": {
+        "init_backoff": timedelta(seconds=FIRST_WAIT_SECONDS),
+        "max_backoff": timedelta(seconds=MAX_WAIT_SECONDS),
+        "base": 2,
+    },
+}
 QUERY = re.compile(r"\?[^\s\"')]*")  # of an address, which may hold a signature
 QUOTED_CHARACTERS = 300  # of the storage's own words, in an error
 
@@ -59,7 +75,13 @@ class BucketClient:
             self.store: ObjectStore = from_url(address, client_options=CONNECTIONS, retry_config=RETRIES)
         except (BaseError, ValueError) as error:
             raise ModelError(f"{address} is no address of object storage: {_words(error)}") from error
-        self.parallel = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="bucket-read")
+        self.slots = asyncio.Semaphore(MAX_CONNECTIONS)  # one for each connection
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="bucket-read", daemon=True).start()
+
+    def run(self, reads: Coroutine[Any, Any, None]) -> None:
+        """Run reads in the client's own thread, and return when they are done."""
+        asyncio.run_coroutine_threadsafe(reads, self._loop).result()
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
@@ -82,7 +104,7 @@ class BucketClient:
             raise SourceUnreadableError(name, _words(error)) from None  # the cause may hold a signature
 
     def close(self) -> None:
-        self.parallel.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,7 @@ class OpenBucketSource:
         import obstore  # noqa: PLC0415  an extra
 
         self._source, self._client, self._is_changed = source, source.client, False
-        self._get = obstore.get
+        self._get = obstore.get_async
         with self._client.errors(source.name):
             found = obstore.head(self._client.store, source.path)
         self._version, self._nbytes = found["e_tag"] or "", found["size"]
@@ -144,27 +166,47 @@ class OpenBucketSource:
             for piece in pieces
             for begin in range(0, len(piece.target), PART_BYTES)
         ]
-        reads = [self._client.parallel.submit(self._read_run, run) for run in runs_of(parts)]
-        errors = [error for read in reads if (error := read.exception()) is not None]
-        if errors:
-            self._is_changed = self._is_changed or any(isinstance(error, SourceChangedError) for error in errors)
-            raise errors[0]
+        self._client.run(self._read_all(list(runs_of(parts))))
 
     def close(self) -> None:
         """Do nothing: the client's connections serve other objects, too."""
 
-    def _read_run(self, run: Sequence[Piece]) -> None:
+    async def _read_all(self, runs: Sequence[Sequence[Piece]]) -> None:
+        results = await asyncio.gather(*map(self._read_run, runs), return_exceptions=True)
+        errors = [result for result in results if result is not None]
+        if errors:
+            self._is_changed = self._is_changed or any(isinstance(error, SourceChangedError) for error in errors)
+            raise errors[0]
+
+    async def _read_run(self, run: Sequence[Piece]) -> None:
         begin, end = run[0].offset, max(piece.end for piece in run)
+        content = await self._read_range(begin, end)
+        for piece in run:
+            np.copyto(piece.target, content[piece.offset - begin : piece.end - begin])
+
+    async def _read_range(self, begin: int, end: int) -> Bytes:
+        """Return a range, after further tries if its connection is cut."""
         options: GetOptions = {"range": (begin, end)}
         if self._version:
             options["if_match"] = self._version
-        with self._client.errors(self._source.name):
-            answer = self._get(self._client.store, self._source.path, options=options)
-            content = np.frombuffer(memoryview(answer.bytes()), np.uint8)
-        if len(content) != end - begin:
-            raise SourceUnreadableError(self._source.name, f"the storage sent {len(content)} of {end - begin} bytes")
-        for piece in run:
-            np.copyto(piece.target, content[piece.offset - begin : piece.end - begin])
+        failures = 0
+        while True:
+            async with self._client.slots:
+                with self._client.errors(self._source.name):
+                    answer = await self._get(self._client.store, self._source.path, options=options)
+                try:
+                    with self._client.errors(self._source.name):
+                        content = np.frombuffer(memoryview(await answer.bytes_async()), np.uint8)
+                    if len(content) == end - begin:
+                        return content
+                    reason = f"the storage sent {len(content)} of {end - begin} bytes"
+                    error = SourceUnreadableError(self._source.name, reason)
+                except SourceUnreadableError as cut:
+                    error = cut
+            failures += 1
+            if failures >= NUM_TRIES:
+                raise error
+            await asyncio.sleep(wait_before_retry(failures, {}))
 
 
 @dataclass(frozen=True)
