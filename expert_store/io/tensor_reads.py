@@ -21,6 +21,8 @@ from expert_store.sources.open_sources import OpenSources
 
 NUM_READERS = 6  # as in a store
 PART_BYTES = 4 << 20  # large tensors are read in parts, by several threads
+SMALL_BYTES = 256 << 10  # tensors that are read with others, where each read has to go to a server and back
+REFILL_BYTES = 8 << 20  # taken before more is begun, so that small tensors are begun together
 AHEAD_BYTES = 32 << 20  # of tensors that are read before they are taken; enough to keep all threads busy
 
 
@@ -107,23 +109,44 @@ class TensorReads:
         return as_tensor(read.target, source)
 
     def _read_ahead(self) -> None:
+        if self._begun and self._ahead_bytes > AHEAD_BYTES - REFILL_BYTES:
+            return
+        small: list[_TensorRead] = []
         while self._left and (not self._begun or self._ahead_bytes < AHEAD_BYTES):
             read = _TensorRead(self._left.popleft())
             self._begun.append(read)
             self._ahead_bytes += read.source.extent.nbytes
+            if len(read.target) < SMALL_BYTES:
+                read.num_left = 1
+                small = self._group(small, read)
+                continue
             pieces = list(_parts(read))
             read.num_left = len(pieces)
             for piece in pieces:
-                self._reader.submit(_PartRead(read.source, piece, self._open, self._ends(read)))
+                self._submit([read], [piece])
+        self._submit_small(small)
 
-    def _ends(self, read: _TensorRead) -> Done:
+    def _group(self, small: list[_TensorRead], read: _TensorRead) -> list[_TensorRead]:
+        """Return small tensors that are to be read together, after those that are enough for one read."""
+        source, nbytes = read.source.extent.source, sum(len(each.target) for each in small)
+        if small and (small[0].source.extent.source != source or nbytes > PART_BYTES):
+            self._submit_small(small)
+            small = []
+        return [*small, read]
+
+    def _submit_small(self, reads: list[_TensorRead]) -> None:
+        if reads:
+            self._submit(reads, [Piece(read.source.extent.offset, read.target) for read in reads])
+
+    def _submit(self, reads: list[_TensorRead], pieces: list[Piece]) -> None:
         def done(error: Exception | None) -> None:
             with self._changed:
-                read.num_left -= 1
-                read.error = read.error or error
+                for read in reads:
+                    read.num_left -= 1
+                    read.error = read.error or error
                 self._changed.notify_all()
 
-        return done
+        self._reader.submit(_PartRead(reads[0].source, pieces, self._open, done))
 
     def _fail(self, reason: str) -> None:
         with self._changed:
@@ -146,10 +169,10 @@ class _TensorRead:
 
 @dataclass(eq=False)
 class _PartRead:
-    """A part of a tensor to be read, as a ``ReadJob``."""
+    """A part of a tensor, or some small ones, to be read, as a ``ReadJob``."""
 
     source: TensorSource
-    piece: Piece
+    pieces: list[Piece]
     sources: OpenSources
     done: Done
     priority: Priority = Priority.DEMAND
@@ -158,7 +181,7 @@ class _PartRead:
         return self.source.name
 
     def read(self, scratch: Bytes) -> None:
-        self.sources[self.source.extent.source].read([self.piece], scratch)
+        self.sources[self.source.extent.source].read(self.pieces, scratch)
 
 
 def _parts(read: _TensorRead) -> Iterator[Piece]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from expert_store import TensorReads, TensorSource, read_index
 from expert_store.errors import ShortReadError, SourceUnreadableError, StoreFailedError
 from expert_store.io import tensor_reads
+from expert_store.sources.base import Bytes, Piece
 from expert_store.sources.file import DirectFile
 
 SHAPES = {"large": (700, 1000), "empty": (0, 4), "small": (3,), "odd": (1001,)}
@@ -92,3 +93,17 @@ def test_no_file_and_no_thread_is_left(sources: list[TensorSource]) -> None:
         reads.take(sources[0])
     assert len(list(Path("/proc/self/fd").iterdir())) == handles
     assert threading.active_count() == threads
+
+
+def test_small_tensors_are_read_together(monkeypatch: pytest.MonkeyPatch, sources: list[TensorSource]) -> None:
+    read, sizes = DirectFile.read, []
+
+    def count(self: DirectFile, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+        sizes.append(len(pieces))
+        read(self, pieces, scratch)
+
+    monkeypatch.setattr(DirectFile, "read", count)
+    with TensorReads([sources[2], sources[0], sources[3]]) as reads:
+        for source in (sources[2], sources[0], sources[3]):
+            reads.take(source)
+    assert sorted(sizes) == [1, 2]

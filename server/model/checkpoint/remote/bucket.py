@@ -97,9 +97,7 @@ class BucketClient:
         except (NotFoundError, FileNotFoundError) as error:
             raise SourceGoneError(name, "the storage has no such object") from error
         except PreconditionError as error:
-            raise SourceChangedError(name, "was changed in the storage while it is served; restart this server") from (
-                error
-            )
+            raise changed_error(name) from error
         except (BaseError, OSError) as error:
             raise SourceUnreadableError(name, _words(error)) from None  # the cause may hold a signature
 
@@ -156,7 +154,7 @@ class OpenBucketSource:
     def refuse_changed(self) -> None:
         """Raise SourceChangedError if a read met another version."""
         if self._is_changed:
-            raise SourceChangedError(self._source.name, "was changed in the storage while it is served; restart")
+            raise changed_error(self._source.name)
 
     def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         """Fill the targets of some pieces: one request for those that adjoin, all requests at the same time."""
@@ -194,6 +192,8 @@ class OpenBucketSource:
             async with self._client.slots:
                 with self._client.errors(self._source.name):
                     answer = await self._get(self._client.store, self._source.path, options=options)
+                if self._version not in {"", answer.meta["e_tag"]}:  # not every storage follows If-Match
+                    raise changed_error(self._source.name)
                 try:
                     with self._client.errors(self._source.name):
                         content = np.frombuffer(memoryview(await answer.bytes_async()), np.uint8)
@@ -279,6 +279,10 @@ def upload(folder: Path, address: str, last: str) -> None:
         with client.errors(f"{client.address}/{name}"):
             obstore.put(client.store, name, path)
     client.close()
+
+
+def changed_error(name: str) -> SourceChangedError:
+    return SourceChangedError(name, "was changed in the storage while it is served; restart this server")
 
 
 def _words(error: Exception) -> str:
