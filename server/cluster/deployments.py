@@ -135,6 +135,6 @@ class Ingress:
         from server.cluster.request_id import OneRequestId  # noqa: PLC0415
         from server.lifecycle.application import application_of  # noqa: PLC0415
 
-        application = application_of(self._frontend.service)
+        application = application_of(self._frontend.service, self._frontend.lifespan)
         application.add_middleware(OneRequestId)  # the outermost
         return application

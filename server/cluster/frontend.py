@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
+
+from fastapi import FastAPI
 
 from server.api.core.requests.auto_request import learn_examples
 from server.api.core.requests.loaded_model import LoadedModel
@@ -21,6 +24,7 @@ from server.cluster.administration import (
     RemoteExperts,
     RemoteVariants,
 )
+from server.cluster.measured_costs import mean_costs
 from server.cluster.remote_directory import RemoteDirectory, served_by_all
 from server.cluster.remote_engine import RemoteEngine, Submitter
 from server.cluster.shared_fleet import SharedFleet
@@ -52,7 +56,7 @@ class Replicas(Submitter, Protocol):
 
 
 class Frontend:
-    """The service of one ingress. Call ``connect`` before it answers, and ``close`` at the end.
+    """The service of one ingress. Call ``connect`` before it answers.
 
     Args:
         address: where the server listens.
@@ -125,8 +129,15 @@ class Frontend:
         if self._settings.serves_adapters:
             service.model.profiles.in_background(learn_examples(service.model))
 
-    async def close(self) -> None:
-        """End the work in the background."""
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncGenerator[None]:
+        """Close at the end of the application."""
+        try:
+            yield
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self.service.is_draining = True
         for task in self._tasks:
             task.cancel()
@@ -152,6 +163,7 @@ class Frontend:
         self._reports, self._heard_at = reports, time.monotonic()
         for report in reports:
             self._fleet.update(report.replica, report.state)
+        self._fleet.use_costs(mean_costs([report.costs for report in reports]))
         self._directory.mirror(served_by_all([report.weights for report in reports]))
 
     def _health(self) -> ExpertHealth:

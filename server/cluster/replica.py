@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.cluster.held_prefixes import HeldPrefixes
+from server.cluster.measured_costs import Work, measured_costs
 from server.cluster.scoring import ReplicaState
 from server.cluster.signatures import Signature
 from server.cluster.weight_changes import WeightChanges
@@ -270,8 +271,23 @@ class Replica:
             self._served(),
             self._loaded.store.health,
             self._engine.is_alive,
+            measured_costs(self._work()),
             card.host_bytes(),
             card.device_bytes(),
+        )
+
+    def _work(self) -> Work:
+        engine, store = self._engine.statistics, self._loaded.store.statistics()
+        lookups = {tier: count for (tier, phase), count in store.lookups.items() if phase == "decode"}
+        return Work(
+            prompt_tokens=engine.prompt_tokens,
+            generated_tokens=engine.generation_tokens,
+            ended_requests=sum(engine.finished.values()),
+            prefill_seconds=engine.step_seconds["prefill"],
+            decode_seconds=engine.step_seconds["decode"],
+            decode_lookups=sum(lookups.values()),
+            decode_misses=lookups.get("disk", 0),
+            decode_stall_seconds=store.stall_seconds["decode"],
         )
 
     def _holdings(self) -> Holdings:

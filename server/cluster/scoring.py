@@ -88,7 +88,7 @@ class Fleet:
     """The replicas, and the order in which a request should try them.
 
     Args:
-        costs: the same for all replicas.
+        costs: the same for all replicas; they may be replaced.
         block_size: tokens of a block.
         rng: chooses candidates.
         max_candidates: replicas that are compared for one request. With more replicas, those that hold the longest
@@ -102,7 +102,7 @@ class Fleet:
         rng: random.Random | None = None,
         max_candidates: int = MAX_CANDIDATES,
     ):
-        self._costs = costs or Costs()
+        self.costs = costs or Costs()
         self._block_size = block_size
         self._rng = rng or random.Random()  # noqa: S311  no secret
         self._max_candidates = max_candidates
@@ -210,7 +210,7 @@ class Fleet:
 
     def _estimate(self, replica: _Replica, request: RoutedRequest, signature: Signature | None) -> float:
         """Return the seconds that a request would wait at a replica beyond those that it waits anywhere."""
-        costs = self._costs
+        costs = self.costs
         new_tokens = request.num_tokens - replica.prefix_blocks(request.blocks) * self._block_size
         seconds = max(0, new_tokens) * costs.prompt_token + replica.num_requests * costs.request
         seconds += len(request.weights - replica.state.weights) * costs.weights

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from server.cluster.remote_engine import ReplicaLostError
-from server.cluster.wire import Answer, Outcome, Submission
+from server.cluster.wire import Answer, Outcome, Submission, outcome_of
 from server.engine.interface import EngineUnavailableError, QueueFullError
 
 CALL_SECONDS = 300.0  # longest time of an administrator's call: reading an adapter or a variant takes a while
@@ -69,10 +69,4 @@ class ServeReplicas:
     def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
         """Call a method of every replica, and block until all have answered; off the event loop."""
         calling = asyncio.run_coroutine_threadsafe(self.ask_all(method, *arguments), self._loop)
-        return [_outcome(each) for each in calling.result()]
-
-
-def _outcome(result: Any) -> Outcome:
-    if isinstance(result, Outcome):
-        return result
-    return Outcome("", error=EngineUnavailableError(f"a replica did not answer: {result}"))
+        return [outcome_of(each) for each in calling.result()]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
-from server.cluster.scoring import Fleet, ReplicaState
+from server.cluster.scoring import Costs, Fleet, ReplicaState
 from server.cluster.signatures import RoutedRequest, Signature, SignatureMemory
 
 
@@ -44,6 +44,11 @@ class SharedFleet:
             self._fleet.refresh(name, state)
             if signature is not None:
                 self._signatures.remember(request, signature)
+
+    def use_costs(self, costs: Costs) -> None:
+        """Compare replicas by other costs from now on."""
+        with self._lock:
+            self._fleet.costs = costs
 
     def update(self, name: str, state: ReplicaState) -> None:
         """Take all that a replica tells of itself."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.cluster.scoring import ReplicaState
+from server.cluster.scoring import Costs, ReplicaState
 from server.cluster.signatures import RoutedRequest, Signature
 from server.engine.interface import (
     AdapterCandidate,
     ChoiceByToken,
     EngineError,
+    EngineUnavailableError,
     ExpertHealth,
     GenerationRequest,
     ModelCard,
@@ -113,6 +114,7 @@ class ReplicaReport:
     weights: ServedWeights
     health: ExpertHealth
     is_alive: bool
+    costs: Costs
     host_bytes: int = 0
     device_bytes: int = 0
 
@@ -148,6 +150,13 @@ class Outcome:
     replica: str
     value: Any = None
     error: Exception | None = None
+
+
+def outcome_of(result: Any) -> Outcome:
+    """Return the outcome of a call to a replica, which may be what it raised."""
+    if isinstance(result, Outcome):
+        return result
+    return Outcome("", error=EngineUnavailableError(f"a replica did not answer: {result}"))
 
 
 @dataclass(frozen=True)

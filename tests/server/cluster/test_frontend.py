@@ -1,0 +1,230 @@
+"""An ingress over two replicas of the bundled model in this process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from server.cluster import replica as replica_module
+from server.cluster.frontend import Frontend
+from server.cluster.replica import Replica
+from server.cluster.shared_fleet import SharedFleet
+from server.cluster.signatures import RoutedRequest
+from server.cluster.wire import Answer, Outcome, Submission, outcome_of
+from server.engine.interface import (
+    AccessPolicy,
+    EngineUnavailableError,
+    ForbiddenExperts,
+    GenerationRequest,
+    SamplingParams,
+)
+from server.lifecycle.application import application_of
+from server.loading.bundled_weights import ADAPTERS
+from server.loading.load import load_server
+from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
+from server.settings import ServeSettings, load_settings
+
+pytestmark = pytest.mark.slow
+
+STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
+SETTINGS = {"memory": "700MiB", "threads": "1", "dtype": "float32", "adapters_dir": str(ADAPTERS)}
+
+
+class Direct:
+    """The way to replicas in this process; each request goes to the next one."""
+
+    def __init__(self, replicas: list[Replica], loop: asyncio.AbstractEventLoop):
+        self._replicas, self._loop = replicas, loop
+        self.num_sent = 0
+
+    async def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
+        self.num_sent += 1
+        answers = self._replicas[self.num_sent % 2].generate(submission)
+        try:
+            async for answer in answers:
+                yield answer
+        finally:
+            await answers.aclose()
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        return await _called(self._replicas[0], method, *arguments)
+
+    async def ask_all(self, method: str, *arguments: Any, seconds: float = 60) -> list[Any]:
+        del seconds
+        return [await _called(replica, method, *arguments) for replica in self._replicas]
+
+    def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
+        calling = asyncio.run_coroutine_threadsafe(self.ask_all(method, *arguments), self._loop)
+        return [outcome_of(each) for each in calling.result()]
+
+
+async def _called(replica: Replica, method: str, *arguments: Any) -> Any:
+    result = getattr(replica, method)(*arguments)
+    return await result if isinstance(result, Awaitable) else result
+
+
+@dataclass
+class Running:
+    """An ingress with its replicas, on an event loop that tests use."""
+
+    settings: ServeSettings
+    replicas: list[Replica]
+    runner: asyncio.Runner
+    frontend: Frontend | None = None
+
+    def ask(self, work: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
+        """Let a client of the ingress work."""
+
+        async def run() -> Any:
+            assert self.frontend is not None
+            transport = httpx.ASGITransport(application_of(self.frontend.service), client=("127.0.0.1", 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                return await work(client)
+
+        return self.runner.run(run())
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return self.ask(lambda client: client.post(path, json=body))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    settings = load_settings(SETTINGS, {}, None)
+    with asyncio.Runner() as runner:
+        replicas = [Replica(load_server(None, settings), name) for name in ("a", "b")]
+        found = Running(settings, replicas, runner)
+
+        async def connect() -> Frontend:
+            ways = Direct(replicas, asyncio.get_running_loop())
+            frontend = Frontend(
+                load_settings({"adapters_dir": str(ADAPTERS)}, {}, None), "127.0.0.1", ways, SharedFleet()
+            )
+            await frontend.connect()
+            return frontend
+
+        found.frontend = runner.run(connect())
+        yield found
+        for replica in replicas:
+            runner.run(replica.close())
+
+
+def test_both_replicas_give_the_same_text(running: Running) -> None:
+    choices = [running.post("/v1/completions", STORY).json()["choices"] for _ in range(2)]
+    assert choices[0] == choices[1]
+    assert choices[0][0]["text"]
+
+
+def test_a_refusal_of_the_replica_is_the_status_of_a_stream(running: Running) -> None:
+    reply = running.post("/v1/completions", {**STORY, "stream": True, "logit_bias": {"99999999": 1}})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "logit_bias"
+
+
+def test_a_grammar_is_followed_at_the_replica(running: Running) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "response_format": form}
+    text = running.post("/v1/chat/completions", {**body, "max_tokens": 64, "temperature": 0}).json()
+    assert text["choices"][0]["message"]["content"].replace(" ", "").startswith('{"a":')
+
+
+def test_an_embedding_comes_from_a_replica(running: Running) -> None:
+    reply = running.post("/v1/embeddings", {"model": MODEL, "input": ["apple pie", "a contract"]}).json()
+    assert [len(each["embedding"]) for each in reply["data"]] == [len(reply["data"][0]["embedding"])] * 2
+
+
+def test_an_adapter_is_served_by_all_replicas_and_unloaded_from_all(running: Running) -> None:
+    assert running.post("/v1/load_lora_adapter", {"lora_name": "pies", "lora_path": "recipes"}).is_success
+    replies = [running.post("/v1/completions", {**STORY, "model": "pies"}) for _ in range(2)]
+    assert replies[0].json()["choices"] == replies[1].json()["choices"]
+    assert running.post("/v1/unload_lora_adapter", {"lora_name": "pies"}).is_success
+    assert running.post("/v1/completions", {**STORY, "model": "pies"}).status_code == 404
+
+
+def test_an_adapter_that_one_replica_can_not_load_is_on_none(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineUnavailableError("no room here")
+
+    monkeypatch.setattr(running.replicas[1]._changes, "make", refuse)
+    reply = running.post("/v1/load_lora_adapter", {"lora_name": "cakes", "lora_path": "recipes"})
+    assert reply.status_code == 503
+    assert [replica._changes.served().names for replica in running.replicas] == [frozenset(), frozenset()]
+
+
+def test_a_variant_is_served_by_all_replicas(running: Running) -> None:
+    assert running.post("/v1/experts/load", {"name": "law", "path": "legal"}).is_success
+    replies = [running.post("/v1/completions", {**STORY, "model": f"{MODEL}:law"}) for _ in range(2)]
+    assert replies[0].json()["choices"] == replies[1].json()["choices"]
+    deleted = running.ask(lambda client: client.delete("/v1/experts/variants/law"))
+    assert deleted.is_success
+
+
+def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
+    first, second = running.replicas
+    running.runner.run(first.change_weights("x", "adapters", "load", ("mine", "recipes"), {}))
+    running.runner.run(first.call("experts", "change", "pin", [(0, 1)]))
+    holdings = running.runner.run(first.holdings())
+    assert (0, 1) in holdings.pinned
+    running.runner.run(second.take_over(holdings))
+    assert second._changes.served().adapters["mine"].folder == first._changes.served().adapters["mine"].folder
+    assert running.runner.run(second.holdings()).pinned == holdings.pinned
+    for replica in running.replicas:
+        running.runner.run(replica.change_weights("y", "adapters", "unload", ("mine",), {}))
+        running.runner.run(replica.call("experts", "change", "unpin", [(0, 1)]))
+
+
+def test_experts_that_a_policy_forbids_are_used_by_no_replica(running: Running) -> None:
+    assert running.frontend is not None
+    model = running.frontend.service.base_model
+    policy = AccessPolicy("strict", forbidden_experts=ForbiddenExperts(frozenset({0, 1, 2})))
+    assert model.directory is not None
+    running.runner.run(asyncio.to_thread(model.directory.prepare, [policy]))
+    weights = model.directory.resolve(None, policy=policy)
+    assert weights is not None
+
+    async def experts() -> set[int]:
+        request = GenerationRequest("r-0", (5, 6, 7), SamplingParams(6), returns_experts=True, weights=weights)
+        events = [event async for event in model.engine.submit(request)]
+        return {int(expert) for event in events if event.experts is not None for expert in event.experts.flat}
+
+    assert not {0, 1, 2} & running.runner.run(experts())
+
+
+def test_streams_of_an_ingress_that_is_gone_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "SENDER_SECONDS", 0.0)
+    monkeypatch.setattr(replica_module, "WATCH_SECONDS", 0.01)
+
+    async def read() -> Answer:
+        replica = running.replicas[0]
+        if replica._watch is not None:
+            replica._watch.cancel()
+            await asyncio.gather(replica._watch, return_exceptions=True)
+        request = GenerationRequest("r-1", (5, 6, 7), SamplingParams(2000, ignore_eos=True))
+        answers = replica.generate(Submission("gone", request, RoutedRequest(3)))
+        async for answer in answers:
+            last = answer
+        return last
+
+    answer = running.runner.run(read())
+    assert isinstance(answer.error, EngineUnavailableError)
+
+
+def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running) -> None:
+    async def read() -> Answer:
+        request = GenerationRequest("r-2", (5, 6, 7), SamplingParams(4, ignore_eos=True))
+        answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3, [b"1"])))
+        found = [answer async for answer in answers]
+        assert all(event.experts is None for answer in found for event in answer.events)
+        return found[-1]
+
+    end = running.runner.run(read()).end
+    assert end is not None
+    assert end.signature is not None
+    assert end.state.resident is not None
+    assert end.signature.shares.shape == end.state.resident.shape
+    assert end.signature.shares.sum(axis=1) == pytest.approx(1.0)

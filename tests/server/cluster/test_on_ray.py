@@ -1,0 +1,155 @@
+"""Two replicas of the bundled model on a Ray cluster of this machine, beside a plain server of the same model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import anthropic
+import httpx
+import ollama
+import pytest
+
+from server.loading.bundled_weights import ADAPTERS
+from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
+from tests.e2e.processes import Server, serving
+from tests.server.cluster.ray_cluster import Cluster, running, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
+NUM_TOKENS = 24
+STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    settings = {"dtype": "float32", "adapters_dir": str(ADAPTERS)}
+    with running(tmp_path_factory.mktemp("cluster"), replicas=2, settings=settings) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Server]:
+    arguments = ("--dtype", "float32", "--threads", "1", "--memory", "700MiB", "--adapters-dir", str(ADAPTERS))
+    with serving(*arguments) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def text(plain: Server) -> str:
+    """The reply of a plain server, which every dialect must equal."""
+    with plain.client() as client:
+        reply = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=NUM_TOKENS)
+    return reply.choices[0].message.content
+
+
+def test_openais_stream_equals_a_plain_servers_reply(cluster: Cluster, text: str) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": NUM_TOKENS}
+    with cluster.client() as client:
+        deltas = [chunk.choices[0].delta.content for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(filter(None, deltas)) == text
+
+
+def test_anthropics_stream_equals_a_plain_servers_reply(cluster: Cluster, text: str) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": NUM_TOKENS, "extra_body": {"temperature": 0}}
+    client = anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0)
+    with client, client.messages.stream(**asked) as stream:
+        assert "".join(stream.text_stream) == text
+
+
+def test_ollamas_stream_equals_a_plain_servers_reply(cluster: Cluster, text: str) -> None:
+    options = {"temperature": 0, "num_predict": NUM_TOKENS}
+    with ollama.Client(cluster.url) as client:
+        parts = client.chat(MODEL, messages=QUESTION, options=options, stream=True)
+        assert "".join(part.message.content for part in parts) == text
+
+
+def test_logprobs_are_bit_equal_to_a_plain_servers(cluster: Cluster, plain: Server) -> None:
+    asked = {**STORY, "max_tokens": 16, "logprobs": 3}
+    replies = [httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json() for url in (cluster.url, plain.url)]
+    assert replies[0]["choices"] == replies[1]["choices"]
+
+
+def test_a_request_that_is_refused_gets_its_status_before_a_stream_begins(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        reply = http.post("/v1/completions", json={**STORY, "stream": True, "logit_bias": {"9999999": 1}})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logit_bias")
+
+
+def test_a_request_keeps_its_id(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        reply = http.post("/v1/completions", json={**STORY, "max_tokens": 1}, headers={"X-Request-Id": "from-afar"})
+    assert reply.headers["x-request-id"] == "from-afar"
+
+
+def test_more_requests_than_twice_the_replicas_are_all_answered_by_both(cluster: Cluster) -> None:
+    before = cluster.metric("generation_tokens_total")
+
+    def ask(number: int) -> int:
+        with cluster.http() as http:
+            asked = {**STORY, "prompt": f"Story {number}:", "max_tokens": 16}
+            return http.post("/v1/completions", json=asked).json()["usage"]["completion_tokens"]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, range(24))) == [16] * 24
+    grown = {labels: value - before[labels] for labels, value in cluster.metric("generation_tokens_total").items()}
+    assert len(grown) == 2
+    assert min(grown.values()) >= 4 * 16
+
+
+def test_a_client_that_leaves_frees_its_slot(cluster: Cluster) -> None:
+    asked = {**STORY, "max_tokens": 2000, "stream": True}
+    with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
+        lines = reply.iter_lines()  # dropping it would close the connection
+        next(lines)
+        wait_until(lambda: cluster.total("num_requests_running") == 1, 5)
+    wait_until(lambda: not cluster.total("num_requests_running"), 5)
+
+
+def test_an_adapter_is_loaded_by_all_replicas_and_answers_as_a_plain_servers(cluster: Cluster, plain: Server) -> None:
+    body = {"lora_name": "pies", "lora_path": "recipes"}
+    asked = {**STORY, "model": "pies", "max_tokens": 16}
+    with cluster.http() as http:
+        assert http.post("/v1/load_lora_adapter", json=body).is_success
+        replies = [http.post("/v1/completions", json=asked).json()["choices"] for _ in range(4)]
+    assert len(cluster.metric("adapter_requests_total")) == 2
+    httpx.post(f"{plain.url}/v1/load_lora_adapter", json=body).raise_for_status()
+    expected = httpx.post(f"{plain.url}/v1/completions", json=asked, timeout=60).json()["choices"]
+    assert replies == [expected] * 4
+
+
+def test_an_adapter_that_can_not_be_loaded_is_refused_with_its_reason(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        reply = http.post("/v1/load_lora_adapter", json={"lora_name": "none", "lora_path": "no-such-folder"})
+        names = [model["id"] for model in http.get("/v1/models").json()["data"]]
+    assert reply.status_code == 400
+    assert "no-such-folder" in reply.json()["error"]["message"]
+    assert "none" not in names
+
+
+def test_experts_of_all_replicas_are_shown_as_one_model(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        view = http.get("/v1/experts").json()
+    assert (view["object"], view["replicas"]) == ("experts", 2)
+    assert {expert["residency"] for layer in view["layers"] for expert in layer["experts"]} <= {"host", "disk"}
+
+
+def test_a_replica_that_dies_in_a_stream_ends_it_with_an_error_that_says_to_retry(cluster: Cluster) -> None:
+    asked = {**STORY, "max_tokens": 2000, "stream": True}
+    with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        for process in cluster.processes():
+            process.kill()
+        *_, last, done = [line for line in lines if line.startswith("data: ")]
+    assert done == "data: [DONE]"
+    assert "send the request again" in json.loads(last.removeprefix("data: "))["error"]["message"]
+
+
+def test_replicas_that_died_are_replaced(cluster: Cluster) -> None:
+    wait_until(lambda: len(cluster.metric("num_requests_running")) == 2, 60)
+    with cluster.http() as http:
+        reply = http.post("/v1/completions", json={**STORY, "max_tokens": 4}).json()
+    assert reply["usage"]["completion_tokens"] == 4
