@@ -63,17 +63,19 @@ class LayoutPool(LayoutTiers):
         entry = self.load(key)
         if entry is not None:
             self.release(entry)
-        elif self.host.is_held:
+        elif self.top.is_held:
             self._late_pins.add(key)
 
     @property
     def evicts_at_end(self) -> bool:
         """True if the end of a hold may evict."""
-        return bool(self._late_pins) or self.host.excess > 0
+        return bool(self._late_pins) or self.top.excess > 0
 
     def end_hold(self) -> None:
-        """End one hold of the host tier's residents."""
-        self.host.end_hold()
+        """End one hold of the residents of the top tier, whose slots compute may have been queued to read."""
+        if self.has_device:
+            self._use_all(self.mark_use())
+        self.top.end_hold()
         late, self._late_pins = self._late_pins, set()
         for key in late:
             if self.top.is_pinned(key) and self.top.find(key) is None:
@@ -221,7 +223,7 @@ class LayoutPool(LayoutTiers):
             self.host.release(source)
 
         host, device = self.host_arena.tensor_of(source.slot), self.device_arena.tensor_of(entry.slot)
-        self._copies.submit(host, device, self._last_use.get(entry.slot), queued, done)
+        self._copies.submit(host, device, self._last_use_of(entry.slot), queued, done)
 
     def _write_back(self, victim: ExpertKey, device_slot: int) -> None:
         """Copy an evicted expert from device to host, before another one enters its slot."""
@@ -239,4 +241,4 @@ class LayoutPool(LayoutTiers):
             self._resources.device.pin(self.host_arena, target.slot)
 
         device, host = self.device_arena.tensor_of(device_slot), self.host_arena.tensor_of(target.slot)
-        self._copies.submit(device, host, self._last_use.get(device_slot), lambda _: None, done, prepare=pin)
+        self._copies.submit(device, host, self._last_use_of(device_slot), lambda _: None, done, prepare=pin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,7 @@ class LayoutTiers:
         self.host = Tier(host_slots, self._make_policy("host", host_slots), self._retire, self.host_arena.revive)
         self.top, self.top_name = self.host, "host"
         self._last_use: dict[int, Event] = {}  # by device slot: the event before which it is not overwritten
+        self._last_use_of_all: Event = None  # the same for slots without an event of their own
         if self.has_device:
             self.device = Tier(0, self._make_policy("device", 0))
             self.allocate_device(device_slots)
@@ -84,15 +85,29 @@ class LayoutTiers:
 
     def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
         """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
-        arena = self.device_arena if self.has_device else self.host_arena
-        return self.slots(entries).astype(np.uint64) * np.uint64(self.layout.slot_bytes) + np.uint64(arena.address)
+        self.order(entries)
+        return self.unordered_addresses(entries)
+
+    def unordered_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+        """Return the same addresses, for compute that waits for the entries by ``order``."""
+        slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
+        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(self.arena_address)
 
     def slots(self, entries: Sequence[Entry]) -> npt.NDArray[np.int64]:
         """Return the slots of ready entries of the top tier, in ``arena``."""
+        self.order(entries)
+        return np.fromiter((entry.slot for entry in entries), np.int64, len(entries))
+
+    def order(self, entries: Iterable[Entry]) -> None:
+        """Make compute that is queued from now on wait for the copies that fill the slots of ready entries."""
         if self.has_device:
             for entry in entries:
                 self._resources.device.order(entry.arrival)
-        return np.fromiter((entry.slot for entry in entries), np.int64, len(entries))
+
+    @property
+    def arena_address(self) -> int:
+        """The address of the first slot in ``arena``."""
+        return self.device_arena.address if self.has_device else self.host_arena.address
 
     @property
     def arena(self) -> torch.Tensor:
@@ -128,7 +143,14 @@ class LayoutTiers:
         self.device_arena = DeviceArena(self.layout, memory)
         self._make_device_tier(num_slots)
         # Compute that was queued before may still use what has had this memory until now.
-        self._last_use = dict.fromkeys(range(num_slots), self._resources.device.mark())
+        self._use_all(self._resources.device.mark())
+
+    def _use_all(self, last_use: Event) -> None:
+        """Note that no device slot may be overwritten before an event that comes after all earlier ones."""
+        self._last_use, self._last_use_of_all = {}, last_use
+
+    def _last_use_of(self, slot: int) -> Event:
+        return self._last_use.get(slot, self._last_use_of_all)
 
     def resize_host(self, num_slots: int) -> None:
         """Change the number of host slots; those in use are retired when their leases end."""

@@ -12,9 +12,11 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
+from expert_store.layout_pool import LayoutPool
 from expert_store.lease import Recorder
 from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
@@ -25,7 +27,7 @@ LayerKeys = Mapping[int, Sequence[ExpertKey]]
 
 
 class ResidentAddresses:
-    """The addresses of those of some experts that are in the host tier.
+    """The addresses of those of some experts that are in the tier that compute reads.
 
     The caller holds the store's lock.
 
@@ -53,8 +55,10 @@ class ResidentAddresses:
             )
             for pool in state.pools
         }
+        self._tiers = [pool.top for pool in state.pools]  # a device tier is replaced when it is resized
         self._num_changes: list[int] | None = None
         self._addresses = np.zeros((len(self._by_layer), max(map(len, self._by_layer.values()))), np.uint64)
+        self._arrived: dict[ExpertKey, tuple[LayoutPool, Entry]] = {}  # those that compute does not wait for yet
         self.num_resident = 0
         self.prefetched: list[Entry] = []  # entries that were prefetched and may not have been requested yet
 
@@ -93,18 +97,24 @@ class ResidentAddresses:
             needs_all: return None if one is not resident.
 
         Returns:
-            None, and no hold, if there is a device tier or another lease waits for a slot.
+            None, and no hold, if another lease waits for a slot, or a resize of the device tier for its turn.
         """
         pools = self._state.pools
-        if any(pool.top is not pool.host or pool.queue.has_waiters for pool in pools):
+        if self._state.next_device_slots is not None or any(pool.queue.has_waiters for pool in pools):
             return None
-        num_changes = [pool.host.num_changes for pool in pools]
+        tiers = [pool.top for pool in pools]
+        if any(one is not other for one, other in zip(tiers, self._tiers, strict=True)):
+            self._tiers, self._num_changes = tiers, None
+        num_changes = [tier.num_changes for tier in tiers]
         if num_changes != self._num_changes:
             self._update(num_changes)
         if needs_all and self.num_resident < len(self.keys):
             return None
         for pool in pools:
-            pool.host.hold(self._keys[pool])
+            pool.top.hold(self._keys[pool])
+        for pool, entry in self._arrived.values():
+            pool.order([entry])
+        self._arrived = {}
         return self._addresses
 
     def end_hold(self) -> None:
@@ -119,14 +129,17 @@ class ResidentAddresses:
         """Take over what has come and gone; arrays that were returned stay as they are."""
         addresses = self._addresses.copy()
         for pool, known in zip(self._state.pools, self._num_changes or [0] * len(num_changes), strict=True):
-            changed = None if self._num_changes is None else pool.host.changed_since(known)
+            changed = None if self._num_changes is None else pool.top.changed_since(known)
             keys = self._keys[pool] if changed is None else self._keys[pool].intersection(changed)
-            entries = [pool.host.find(key) for key in keys]
+            entries = [pool.top.find(key) for key in keys]
             ready = [entry for entry in entries if entry is not None and entry.state is EntryState.READY]
             for key in keys:
                 addresses[self._places[key]] = 0
-            for entry, address in zip(ready, pool.addresses(ready), strict=True):
+                self._arrived.pop(key, None)
+            for entry, address in zip(ready, pool.unordered_addresses(ready), strict=True):
                 addresses[self._places[entry.key]] = address
+            if pool.has_device:
+                self._arrived.update((entry.key, (pool, entry)) for entry in ready)
             self.prefetched += [entry for entry in ready if entry.is_prefetched]
         self.num_resident = int(np.count_nonzero(addresses))
         addresses.flags.writeable = False
@@ -159,6 +172,17 @@ class StepLease:
             self._is_open = False
             with self._state.lock:
                 self._residents.end_hold()
+
+    def arena(self, layer: int) -> torch.Tensor:
+        """Return all slots of a layer's experts, uint8 ``(slots, slot_bytes)``, in the memory that compute reads."""
+        return self._state.pool_of[layer].arena
+
+    def slots(self, layer: int) -> npt.NDArray[np.int64]:
+        """Return the slot of each place of a layer in ``arena``, ``(places,)``, -1 where no expert is resident."""
+        pool = self._state.pool_of[layer]
+        addresses = self.addresses[self.layers.index(layer)]
+        slots = (addresses - np.uint64(pool.arena_address)) // np.uint64(pool.layout.slot_bytes)
+        return np.where(addresses > 0, slots.astype(np.int64), -1)
 
     def close(self, rows: Mapping[int, Counts], phase: Phase = "decode") -> None:
         """End the lease of a step that succeeded, and count what it used as one lease of each layer.
@@ -213,7 +237,7 @@ class StepLease:
         if self._recorder is not None:
             self._recorder.record(layer, [key.expert for key in requested], phase)
         self._state.count_hits(pool, requested, phase)
-        pool.host.touch(requested)
+        pool.top.touch(requested)
 
     def _count_prefetches(self, requested: list[ExpertKey]) -> None:
         if not self._residents.prefetched:

@@ -126,12 +126,12 @@ class ExpertStore(StoreReports):
         return Lease(self._state, rows, phase, self._recorder)
 
     def hold_residents(self, keys: LayerKeys | None = None, *, needs_all: bool = False) -> StepLease | None:
-        """Lease the experts of all layers that are in the host's memory, for a step.
+        """Lease the experts of all layers that are in the memory that compute reads, for a step.
 
         The result is a context manager. The call takes microseconds, so it may be made at each step, and again after a
         lease of experts that were missing. Such a lease waits for the end of this one if it has to evict.
 
-        It is None with a device tier, and while another lease waits for a slot.
+        It is None while another lease waits for a slot, or a resize of the device tier for its turn.
 
         Args:
             keys: the experts of each layer, those of variants included; by default the model's own. Passing the same

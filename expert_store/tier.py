@@ -286,9 +286,11 @@ class Tier:
 
     @property
     def is_idle(self) -> bool:
-        """True while nothing is leased and nothing is loading."""
-        return not self._leaving and all(
-            entry.state is EntryState.READY and not entry.leases for entry in self._entries.values()
+        """True while nothing is leased, held or loading."""
+        return (
+            not self._leaving
+            and not self.is_held
+            and all(entry.state is EntryState.READY and not entry.leases for entry in self._entries.values())
         )
 
     def check_integrity(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,32 @@ class SortedRows:
     def num_run(self) -> int:
         """The number of choices that go to an expert; those after them in ``order`` add nothing."""
         return sum(end - start for start, end in self.spans.values())
+
+
+@runtime_checkable
+class ResidentBackend(Protocol):
+    """An ``ExpertBackend`` of a device that also runs layers all of whose experts are in their slots.
+
+    The host reads nothing of the device for it.
+    """
+
+    def run_residents(
+        self,
+        hidden_states: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        slots: torch.Tensor,
+        arena: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the same bits as ``run``.
+
+        Args:
+            hidden_states: ``(tokens, hidden)``.
+            chosen: ``(tokens, k)``; numbers beyond the last expert add nothing.
+            weights: of the router, ``(tokens, k)``.
+            slots: of each expert in ``arena``, int32 ``(experts,)``.
+            arena: uint8 ``(slots, slot_bytes)``.
+        """
 
 
 class ExpertBackend(Protocol):

@@ -43,7 +43,9 @@ def triton_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> 
         return reason
     from server.kernels.triton.backend import TritonBackend  # noqa: PLC0415  Triton may not be installed
 
-    return TritonBackend(shape, TorchBackend(pool, module, layout), scales_input=scales_input(module))
+    return TritonBackend(
+        shape, module.num_experts, TorchBackend(pool, module, layout), scales_input=scales_input(module)
+    )
 
 
 OFFERS: tuple[Offer, ...] = (native_backend, triton_backend)  # the fastest first; torch runs what none of them can

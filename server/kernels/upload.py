@@ -14,3 +14,9 @@ def upload(numbers: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # a pinned buffer is kept by torch until the copy has ended
         return host.pin_memory().to(device, non_blocking=True)
     return host
+
+
+def upload_into(numbers: npt.NDArray[Any], target: torch.Tensor) -> None:
+    """Copy an array over a tensor on a device, in the order of the current stream."""
+    host = torch.from_numpy(numbers)
+    target.copy_(host.pin_memory() if target.device.type == "cuda" else host, non_blocking=True)

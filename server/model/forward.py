@@ -74,18 +74,28 @@ class Forward:
         self._overlay, self._hidden_rows = overlay, hidden_rows
         parts = [np.asarray(part, np.int64) for part in (token_ids, positions, rows)]
         numbers = upload(np.concatenate(parts), self._device)  # one copy instead of three
-        ids, places, self._rows = torch.split(numbers, [len(part) for part in parts])
         try:
-            output = self._callee(
-                input_ids=ids.unsqueeze(0),
-                position_ids=places.unsqueeze(0),
-                logits_to_keep=self._rows,
-                **options,
-            )
+            logits, output = self._call(torch.split(numbers, [len(part) for part in parts]), options)
         finally:
             self._overlay = None
+        return logits.cpu(), output
+
+    def on_device(self, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the logits of some tokens, float32 on the device, without waiting for it.
+
+        Args:
+            numbers: tokens, positions and rows, int64 on the device.
+        """
+        self._hidden_rows = ()
+        return self._call(numbers, {"use_cache": False})[0]
+
+    def _call(self, numbers: Sequence[torch.Tensor], options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        ids, places, self._rows = numbers
+        output = self._callee(
+            input_ids=ids.unsqueeze(0), position_ids=places.unsqueeze(0), logits_to_keep=self._rows, **options
+        )
         logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu(), output
+        return logits.float(), output
 
     def _keep_hidden(self, _body: Any, _args: Any, output: Any) -> None:
         """Keep the wanted rows of the head's input."""

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
+from server.kernels.backend import ResidentBackend
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
@@ -26,6 +27,7 @@ from server.model.experts.cost_attribution import RowOwners, attribute_costs, la
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
+from server.model.experts.waitless_experts import SlotTables
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.fused_heads import fuse_heads
@@ -43,6 +45,7 @@ from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
+from server.model.step_graphs import StepGraphs
 from server.model.transformers_hooks.batching_checks import find_special_layers
 
 
@@ -102,6 +105,14 @@ class Trunk(ResidentModel):
             hidden_size=self._forward.hidden_size,
             is_by_sequence=self._is_by_sequence,
         )
+        has_waitless = self._native is None and all(
+            isinstance(layer.backend, ResidentBackend) for layer in self._layers.values()
+        )
+        self._tables = SlotTables(list(self._layers.values()), self.device) if has_waitless else None
+        self._graphs: StepGraphs | None = None
+        is_plain = special is None and not is_deterministic and not probe.choosing and not self._recurrent
+        if has_waitless and self.device.type == "cuda" and is_plain:
+            self._graphs = StepGraphs(self._pool, self.device, self._run_on_device)
         self.routers = find_routers(model, layers, probe.routed)
         self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))
         self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
@@ -236,25 +247,52 @@ class Trunk(ResidentModel):
         step_states = self._step_states(chunks, states)
         if isinstance(step_states, SequenceStepStates):
             step_states.add_pages(chunks, kv_cache)
-        attention = self._attention(chunks, kv_cache)
-        variants = experts.variants
-        with (
-            use_hooks(_StepHooks(attention, LatentAttention(attention, adapters), experts)),
-            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states, attention),
-            routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
-            batch_invariant() if self._is_deterministic else nullcontext(),
-        ):
-            logits = self._forward(
-                tokens.token_ids,
-                positions_of(chunks),
-                tokens.logit_rows,
-                step_states,
-                overlay=overlay,
-                hidden_rows=tokens.hidden_rows,
+        with experts.without_waits(self._tables) as waitless:
+            graphs = None if waitless is None or overlay is not None else self._graphs
+            if graphs is not None and waitless is not None and graphs.takes(chunks, tokens):
+                return graphs.run(chunks, tokens, kv_cache, experts, waitless).cpu(), torch.empty((0, 0))
+            logits = self._call_modules(
+                chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
             )
         if step_states is not None:
             step_states.commit()
         return logits, self._forward.hidden
+
+    def _call_modules(
+        self,
+        chunks: Sequence[SequenceChunk],
+        tokens: StepTokens,
+        kv_cache: KVCache,
+        *,
+        experts: StepExperts,
+        overlay: StepImages | None,
+        states: StepStates | None,
+        adapters: StepAdapters | None,
+    ) -> torch.Tensor:
+        """Call the modules with the hooks of a step; return logits of the wanted rows."""
+        attention = self._attention(chunks, kv_cache)
+        variants = experts.variants
+        with (
+            use_hooks(_StepHooks(attention, LatentAttention(attention, adapters), experts)),
+            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, states, attention),
+            routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
+            batch_invariant() if self._is_deterministic else nullcontext(),
+        ):
+            return self._forward(
+                tokens.token_ids,
+                positions_of(chunks),
+                tokens.logit_rows,
+                states,
+                overlay=overlay,
+                hidden_rows=tokens.hidden_rows,
+            )
+
+    def _run_on_device(
+        self, attention: StepAttention, experts: StepExperts, numbers: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Run a step of single new tokens without waiting for the device; see ``StepGraphs``."""
+        with use_hooks(_StepHooks(attention, LatentAttention(attention), experts)):
+            return self._forward.on_device(numbers)
 
     def _outside_of_native(self, linears: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
         """Return those linear layers that modules compute."""

@@ -6,8 +6,12 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import torch
 
 ROOT = f"{Path(__file__).parents[2]}/"
+NOT_PERMITTED = "operation not permitted when stream is capturing"
 CARD = f"{Path(__file__).parent}/"
 
 lock = threading.RLock()  # guards everything of the card
@@ -15,6 +19,7 @@ launches: Counter[str] = Counter()  # by operation
 launch_places: Counter[str] = Counter()
 syncs: Counter[str] = Counter()  # by operation and place
 races: Counter[str] = Counter()
+captures: list[Any] = []  # graphs that are being captured
 contexts: Counter[tuple[int, str]] = Counter()  # calls that open a context, by device and thread
 
 
@@ -29,7 +34,14 @@ def place() -> str:
     return "?"
 
 
+def refuse(operation: str) -> None:
+    """Raise what CUDA raises at something that the capture of a graph does not permit."""
+    if captures:
+        raise torch.AcceleratorError(f"CUDA error: {NOT_PERMITTED} ({operation} at {place()})")
+
+
 def count_sync(operation: str) -> None:
+    refuse(operation)
     with lock:
         syncs[f"{operation} at {place()}"] += 1
 

@@ -8,6 +8,7 @@ import hashlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from expert_store.io import pinned_memory
-from tests.card import tensors
-from tests.card.counts import count_sync, lock
+from tests.card import graphs, tensors
+from tests.card.counts import captures, count_sync, lock, refuse
+from tests.card.graphs import record
 from tests.card.streams import (
     Event,
     Stream,
@@ -103,6 +105,7 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
 
     replaced: dict[str, Any] = {  # no function twice, which torch._dynamo refuses
         "_lazy_init": lambda *_, **__: None,
+        "CUDAGraph": graphs.CUDAGraph,
         "Event": Event,
         "Stream": Stream,
         "cudart": lambda: runtime,
@@ -112,13 +115,15 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
         "device": _device,
         "device_count": lambda: num_devices,
         "empty_cache": lambda *_, **__: None,
+        "graph": graphs.graph,
+        "graph_pool_handle": lambda: (0, 0),
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_name": lambda device=None: Properties.name,
         "get_device_properties": lambda device=None: Properties(),
         "init": lambda *_, **__: None,
         "is_available": lambda: True,
         "is_bf16_supported": lambda *_, **__: True,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: bool(captures),
         "is_initialized": lambda: True,
         "manual_seed": lambda *_, **__: None,
         "manual_seed_all": lambda *_, **__: None,
@@ -138,10 +143,16 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
 
         triton_kernels.install()
     pinned_memory.clear_error = clear_error  # there is no library to take it from
-    torch.Tensor.pin_memory = lambda self, device=None: self.clone()  # type: ignore[method-assign, assignment]
+    torch.Tensor.pin_memory = _pin_memory  # type: ignore[method-assign, assignment]
     torch.Tensor.is_pinned = lambda self, device=None: False  # type: ignore[method-assign, assignment]
     torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
     return runtime
+
+
+def _pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
+    del device
+    refuse("pin_memory")
+    return tensor.clone()
 
 
 @contextlib.contextmanager
@@ -198,7 +209,9 @@ def _factory(function: Any) -> Callable[..., CardTensor]:
         kwargs.pop("pin_memory", None)
         index = index_of(device)
         tensors.launches[function.name().partition("::")[2]] += 1
-        inner = function(*args, device=torch.device("cpu"), **kwargs)
+        compute = partial(function, *args, device=torch.device("cpu"), **kwargs)
+        inner = compute()
+        record(lambda: [compute()], [inner])
         memory.check(inner.shape, inner.dtype, index)
         return on_card(inner, index)
 

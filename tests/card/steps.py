@@ -25,8 +25,8 @@ PROMPT, FEW, MANY = 3, 1, 3  # layers; the difference of both depths is the cost
 BLOCKS = 4  # of a sequence
 
 
-def decode_step(num_layers: int, num_sequences: int, *, with_triton: bool) -> dict[str, Counter[str]]:
-    """Return the launches and synchronisations, by place, of a step in which all experts are on the card."""
+def decode_step(num_layers: int, num_sequences: int, num_steps: int, *, with_triton: bool) -> dict[str, Counter[str]]:
+    """Return the launches and synchronisations, by place, of the last step; all experts are on the card."""
     config = make_config("qwen3_moe")
     config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
     if getattr(config, "layer_types", None):
@@ -42,7 +42,7 @@ def decode_step(num_layers: int, num_sequences: int, *, with_triton: bool) -> di
             with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
                 list(lease)
         wait_until_idle(store)
-        for first, length in ((0, PROMPT), (PROMPT, 1)):
+        for first, length in ((0, PROMPT), *((PROMPT + step, 1) for step in range(num_steps))):
             counts.clear()
             chunks = [
                 SequenceChunk([5] * length, first, [[BLOCKS * sequence + block for block in range(BLOCKS)]])
@@ -54,9 +54,9 @@ def decode_step(num_layers: int, num_sequences: int, *, with_triton: bool) -> di
     return found
 
 
-def cost(num_sequences: int, *, with_triton: bool) -> dict[str, float]:
+def cost(num_sequences: int, num_steps: int, *, with_triton: bool) -> dict[str, float]:
     """Return what a layer costs, and what all costs that is beside the layers."""
-    few, many = (decode_step(layers, num_sequences, with_triton=with_triton) for layers in (FEW, MANY))
+    few, many = (decode_step(layers, num_sequences, num_steps, with_triton=with_triton) for layers in (FEW, MANY))
     result = {}
     for name in few:
         layer = (many[name].total() - few[name].total()) / (MANY - FEW)
@@ -67,5 +67,5 @@ def cost(num_sequences: int, *, with_triton: bool) -> dict[str, float]:
 
 if __name__ == "__main__":
     install()
-    steps = {"torch, 1": (1, False), "Triton, 1": (1, True), "Triton, 4": (4, True)}
-    print(json.dumps({name: cost(count, with_triton=with_triton) for name, (count, with_triton) in steps.items()}))
+    steps = {"torch, 1": (1, 1, False), "Triton, 1": (1, 1, True), "Triton, 4": (4, 1, True), "graph, 4": (4, 3, True)}
+    print(json.dumps({name: cost(*numbers, with_triton=is_triton) for name, (*numbers, is_triton) in steps.items()}))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch.utils import _pytree as pytree
 
-from tests.card.counts import count_sync, launch_places, launches, lock, place
+from tests.card.counts import count_sync, launch_places, launches, lock, place, refuse
+from tests.card.graphs import record
 from tests.card.memory import Memory
 from tests.card.streams import Stream, current_stream, default_streams, index_of, local
 
@@ -125,7 +127,12 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
             memory.access(tensor.inner, stream, number, is_write=_writes(function, args, kwargs, tensor))
     by_inner = {id(tensor.inner): tensor for tensor in tensors}
     inner_args, inner_kwargs = pytree.tree_map(_inner, (tuple(args), kwargs))
-    result = _KERNELS.get(function, function)(*inner_args, **inner_kwargs)
+    compute = partial(_KERNELS.get(function, function), *inner_args, **inner_kwargs)
+    result = compute()
+    if not is_view and name not in ALLOCATES:
+        own = {id(leaf) for leaf in pytree.arg_tree_leaves(*inner_args, **inner_kwargs)}
+        writes = [(tensor.inner, _writes(function, args, kwargs, tensor)) for tensor in tensors]
+        record(partial(_again, compute, own, writes, stream), _new_tensors(result, own))
     if function is aten.copy_.default:
         return args[0]
     given = {id(leaf) for leaf in pytree.arg_tree_leaves(*args, **kwargs)}
@@ -137,6 +144,20 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
         return on_card(value, index, is_view=is_view) if known is None else known
 
     return pytree.tree_map(wrap, result)
+
+
+def _again(
+    compute: Callable[[], Any], given: set[int], writes: list[tuple[torch.Tensor, bool]], stream: Stream
+) -> list[torch.Tensor]:
+    """Run an operation of a graph; return what it made."""
+    number = stream.begin()
+    for inner, is_write in writes:
+        memory.access(inner, stream, number, is_write=is_write)
+    return _new_tensors(compute(), given)
+
+
+def _new_tensors(result: Any, given: set[int]) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and id(leaf) not in given]
 
 
 def launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
@@ -209,6 +230,7 @@ def _is_late_download(args: Any, kwargs: Any, stream: Stream) -> bool:
 def _upload(args: Any, kwargs: Any, stream: Stream) -> Any:
     """Copy from the host; late on a stream of its own."""
     target, source = args[0].inner, args[1]
+    refuse("copy_ from the host")
     launch("copy_ from the host", stream, has_kernel=False)
     if stream in default_streams or not _non_blocking(args, kwargs):
         if not _non_blocking(args, kwargs) and source.dim():
@@ -227,6 +249,7 @@ def _upload(args: Any, kwargs: Any, stream: Stream) -> Any:
 def _download(args: Any, stream: Stream) -> Any:
     """Copy to the host, late."""
     target, source = args[0], args[1].inner
+    refuse("copy_ to the host")
     launch("copy_ to the host", stream, has_kernel=False)
     memory.share(source)
     stream.catch_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from triton.runtime import interpreter
 from server.kernels.triton import available
 from server.kernels.triton.launch import Tiles
 from tests.card.counts import lock
+from tests.card.graphs import record
 from tests.card.memory import Allocation
-from tests.card.streams import current_stream
+from tests.card.streams import Stream, current_stream
 from tests.card.tensors import CardTensor, launch, memory
 
 WIDE = Tiles(128, 128, many_rows=64, first_outputs=128, second_outputs=128, many_inputs=128)  # fewer to interpret
@@ -50,14 +52,25 @@ def _run(kernel: Callable[[list[Any]], Any], name: str, args: tuple[Any, ...]) -
         found = [memory.find(tensor.inner) for tensor in tensors]
         shared = list({id(each): each for each in found if each is not None and each.is_shared}.values())
         given = [each.inner if isinstance(each, CardTensor) else each for each in args]
-        if not shared:
-            return kernel(given)
-        with _recorded() as seen:
-            result = kernel(given)
-        for is_write, addresses in seen.items():
-            for allocation in shared:
-                for first, last in _ranges(addresses, allocation):
-                    memory.touch(allocation, first, last, stream, number, is_write=is_write)
+
+        def again() -> list[torch.Tensor]:
+            _run_recorded(partial(kernel, given), shared, stream, stream.begin())
+            return []
+
+        record(again, [])
+        return _run_recorded(partial(kernel, given), shared, stream, number)
+
+
+def _run_recorded(kernel: Callable[[], Any], shared: list[Allocation], stream: Stream, number: int) -> Any:
+    """Run a kernel, and note what it accesses of memory that streams share."""
+    if not shared:
+        return kernel()
+    with _recorded() as seen:
+        result = kernel()
+    for is_write, addresses in seen.items():
+        for allocation in shared:
+            for first, last in _ranges(addresses, allocation):
+                memory.touch(allocation, first, last, stream, number, is_write=is_write)
     return result
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from expert_store import ExpertKey, ExpertStore, StepLease
 from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter, read_routing_log
@@ -176,8 +177,35 @@ def test_layers_are_counted_in_parts(make_store: MakeStore) -> None:
     assert (store.statistics().tokens - before).tolist() == wanted.tolist()
 
 
-def test_there_is_none_with_a_device_tier(make_store: MakeStore) -> None:
-    assert make_store(device_bytes=ALL * SLOT).hold_residents() is None
+def test_experts_are_held_in_the_device_tier_if_there_is_one(make_store: MakeStore) -> None:
+    store = make_store(device_bytes=ALL * SLOT)
+    hold = held(store)
+    slots = np.array([hold.slots(layer) for layer in range(LAYERS)])
+    assert sorted(slots.ravel().tolist()) == list(range(ALL))
+    found = [int(hold.arena(key.layer)[slots[key.layer, key.expert]].view(torch.int32)[0]) for key in KEYS]
+    assert found == [value_of(key) for key in KEYS]
+    assert store.evict(KEYS) == 0
+    hold.close(counts({0: ROWS[0]}))
+
+
+def test_a_slot_of_the_device_is_free_again_after_the_hold(make_store: MakeStore) -> None:
+    store = make_store(device_bytes=2 * SLOT, is_filled=False)
+    for first in range(0, EXPERTS, 2):
+        with store.lease(one_row_each(0, [first, first + 1])) as lease:
+            assert len(list(lease)) == 2
+        with held(store) as hold:
+            assert (hold.slots(0) >= 0).nonzero()[0].tolist() == [first, first + 1]
+
+
+def test_a_resize_of_the_device_goes_before_a_hold(make_store: MakeStore) -> None:
+    store = make_store(device_bytes=ALL * SLOT)
+    with held(store):
+        resize = threading.Thread(target=store.resize, kwargs={"device_bytes": ALL * SLOT // 2})
+        resize.start()
+        while store.hold_residents() is not None:
+            pass
+    resize.join()
+    assert held(store).slots(0).max() < ALL // 2
 
 
 def test_the_same_addresses_serve_until_something_moves(make_store: MakeStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +23,30 @@ FEW_ROWS = 4  # choices an expert, on average, up to which a program for each is
 
 
 class TritonBackend:
-    """See ``ExpertBackend``.
+    """See ``ExpertBackend`` and ``ResidentBackend``.
 
-    A step with few rows an expert reads an expert's weights once for each row, one with many rows once for each tile of
-    rows. Which of both it is depends on the number of rows; batch-invariant steps always are of the first kind.
+    A step with few choices for each expert of the layer reads an expert's weights once for each choice, one with many
+    once for each tile of choices. Which of both it is depends on the number of tokens alone; batch-invariant steps
+    always are of the first kind.
 
     Args:
         shape: the result of ``expert_shape`` for the layer, none of which ``unsupported`` names.
+        num_experts: of the layer.
         fallback: runs steps whose adapters add to products of experts.
         scales_input: the router's weights scale an expert's input rows instead of its results.
     """
 
     def __init__(
-        self, shape: ExpertShape, fallback: ExpertBackend, *, scales_input: bool = False, tiles: Tiles | None = None
+        self,
+        shape: ExpertShape,
+        num_experts: int,
+        fallback: ExpertBackend,
+        *,
+        scales_input: bool = False,
+        tiles: Tiles | None = None,
     ):
         self._launch = ExpertLaunch.of(shape, scales_input=scales_input)
-        self._fallback, self._tiles = fallback, tiles or Tiles.of(self._launch)
+        self._num_experts, self._fallback, self._tiles = num_experts, fallback, tiles or Tiles.of(self._launch)
 
     def run_unweighted(
         self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
@@ -49,8 +58,8 @@ class TritonBackend:
         """See ``ExpertBackend``. Launches of a batch run while further experts are loaded."""
         if rows.additions is not None:
             return self._fallback.run(rows, batches, between)
-        is_few = is_batch_invariant() or rows.num_run <= FEW_ROWS * len(rows.spans)
-        layer = (_FewRows if is_few else _ManyRows)(self._launch, self._tiles, rows)
+        layer = self._layer(rows.hidden_states, rows.weights, len(rows.spans))
+        layer.number(rows)
         for ready in batches:
             between()
             layer.run_first(ready)
@@ -58,26 +67,65 @@ class TritonBackend:
                 layer.run_second()
         return layer.finish()
 
+    def run_residents(
+        self,
+        hidden_states: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        slots: torch.Tensor,
+        arena: torch.Tensor,
+    ) -> torch.Tensor:
+        """See ``ResidentBackend``."""
+        layer = self._layer(hidden_states, weights, len(slots))
+        layer.run_residents(chosen.contiguous().view(-1), slots, arena)
+        return layer.finish()
+
+    def _layer(self, hidden_states: torch.Tensor, weights: torch.Tensor, num_experts: int) -> _Layer:
+        is_few = is_batch_invariant() or weights.numel() <= FEW_ROWS * self._num_experts
+        return (_FewRows if is_few else _ManyRows)(self._launch, self._tiles, hidden_states, weights, num_experts)
+
 
 class _Layer(ABC):
-    """One run of a layer: its buffers on the device, and what has been computed of it."""
+    """One run of a layer: its buffers on the device, and what has been computed of it.
 
-    def __init__(self, launch: ExpertLaunch, tiles: Tiles, rows: SortedRows):
-        self.launch, self.tiles = launch, tiles
-        self.x = rows.hidden_states.contiguous()
-        self.weights = rows.weights.contiguous()
-        self.top_k, self.num_tokens, self.num_choices = rows.top_k, rows.num_tokens, len(rows.order)
-        self._number_of = {key: number for number, key in enumerate(rows.spans)}
-        numbers = np.full(self.num_choices, -1, np.int32)
-        for number, (start, end) in enumerate(rows.spans.values()):
-            numbers[rows.order[start:end]] = number
-        self._numbers = numbers  # of each choice's expert in the layer
+    Args:
+        num_experts: that choices may be of.
+    """
+
+    def __init__(
+        self,
+        launch: ExpertLaunch,
+        tiles: Tiles,
+        hidden_states: torch.Tensor,
+        weights: torch.Tensor,
+        num_experts: int,
+    ):
+        self.launch, self.tiles, self.num_experts = launch, tiles, max(1, num_experts)
+        self.x = hidden_states.contiguous()
+        self.weights = weights.contiguous()
+        self.num_tokens, self.top_k = weights.shape
+        self.num_choices = weights.numel()
+        self._number_of: dict[Any, int] = {}
+        self._numbers = np.empty(0, np.int32)  # of each choice's expert
         self._experts: torch.Tensor | None = None  # the same on the device
         self.hidden = self.x.new_empty(self.num_choices, launch.intermediate)
         self._arena: tuple[torch.Tensor, int] | None = None
         self._pending: list[tuple[int, int]] = []  # expert and slot of those whose second product is to come
         self._pending_table: torch.Tensor | None = None  # their slots, if one batch has them all
         self._products: torch.Tensor | None = None
+
+    def number(self, rows: SortedRows) -> None:
+        """Number the experts that are chosen."""
+        self._number_of = {key: number for number, key in enumerate(rows.spans)}
+        self._numbers = np.full(self.num_choices, -1, np.int32)
+        for number, (start, end) in enumerate(rows.spans.values()):
+            self._numbers[rows.order[start:end]] = number
+
+    def run_residents(self, chosen: torch.Tensor, slots: torch.Tensor, arena: torch.Tensor) -> None:
+        """Run gate and up of all experts, which are in their slots."""
+        self._experts = self._own_choices(chosen)
+        self._arena, self._pending_table = (arena, arena.stride(0)), slots
+        self._launch_first(slots)
 
     def run_first(self, ready: ReadyExperts) -> None:
         """Run gate and up of a batch of experts."""
@@ -92,9 +140,9 @@ class _Layer(ABC):
         """Run down of the experts that have come, whose slots may then be overwritten."""
         if self._products is None:
             self._products = self._empty_products()
-        if self._pending:
+        if self.has_pending:
             self._launch_second(self.pending_table, self._products)
-            self._pending = []
+            self._pending, self._pending_table = [], None
 
     def finish(self) -> torch.Tensor:
         """Return the weighted sums, ``(tokens, hidden)``."""
@@ -109,6 +157,11 @@ class _Layer(ABC):
         return output
 
     @property
+    def has_pending(self) -> bool:
+        """True if the second product of some experts is to come."""
+        return bool(self._pending) or self._pending_table is not None
+
+    @property
     def arena(self) -> tuple[torch.Tensor, int]:
         """The first byte of the arena, and the bytes of a slot."""
         assert self._arena is not None
@@ -116,7 +169,7 @@ class _Layer(ABC):
 
     @property
     def experts(self) -> torch.Tensor:
-        """The expert of each choice, int32, -1 for none."""
+        """The expert of each choice, -1 or one that is too large for none."""
         if self._experts is None:
             self._experts = upload(self._numbers, self.x.device)
         return self._experts
@@ -128,7 +181,7 @@ class _Layer(ABC):
 
     def _table(self, found: list[tuple[int, int]]) -> torch.Tensor:
         """Return the slot of each expert of the layer, int32, -1 for those that are not to be run."""
-        table = np.full(max(1, len(self._number_of)), -1, np.int32)
+        table = np.full(self.num_experts, -1, np.int32)
         for number, slot in found:
             table[number] = slot
         if self._experts is not None:
@@ -136,6 +189,10 @@ class _Layer(ABC):
         both = upload(np.concatenate([self._numbers, table]), self.x.device)  # one copy instead of two
         self._experts = both[: self.num_choices]
         return both[self.num_choices :]
+
+    def _own_choices(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return choices of the router as ``experts``."""
+        return chosen
 
     @abstractmethod
     def _empty_products(self) -> torch.Tensor:
@@ -154,7 +211,7 @@ class _FewRows(_Layer):
     """A program for each choice and tile of outputs."""
 
     def finish(self) -> torch.Tensor:
-        if self._products is not None or not self._pending:
+        if self._products is not None or not self.has_pending:
             return super().finish()
         output = torch.empty_like(self.x)  # all experts are in their slots: weight and add in the same launch
         self._multiply_down(self.pending_table, output, self.num_tokens, adds=True)
@@ -167,7 +224,8 @@ class _FewRows(_Layer):
         launch, tiles = self.launch, self.tiles
         grid = (self.num_choices, triton.cdiv(launch.intermediate, tiles.few_outputs))
         kernels.first_few[grid](
-            *self.arena, slots, self.experts, self.x, self.weights, self.hidden, self.top_k, launch.hidden,
+            *self.arena, slots, self.num_experts, self.experts, self.x, self.weights, self.hidden,
+            self.top_k, launch.hidden,
             launch.intermediate, *launch.first, **launch.first_options, **self._blocks,
         )  # fmt: skip
 
@@ -178,7 +236,8 @@ class _FewRows(_Layer):
         launch = self.launch
         grid = (num_rows, triton.cdiv(launch.hidden, self.tiles.few_outputs))
         kernels.second_few[grid](
-            *self.arena, slots, self.experts, self.hidden, self.weights, output, self.top_k, launch.hidden,
+            *self.arena, slots, self.num_experts, self.experts, self.hidden, self.weights, output,
+            self.top_k, launch.hidden,
             launch.intermediate, *launch.second, **launch.second_options, ADDS=adds, **self._blocks,
         )  # fmt: skip
 
@@ -190,13 +249,12 @@ class _FewRows(_Layer):
 class _ManyRows(_Layer):
     """A program for each tile of choices of one expert and tile of outputs."""
 
-    def __init__(self, launch: ExpertLaunch, tiles: Tiles, rows: SortedRows):
-        super().__init__(launch, tiles, rows)
-        self._num_experts = len(rows.spans)
-
     @cached_property
     def _groups(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return group_choices(self.experts, self._num_experts, self.tiles.many_rows)
+        return group_choices(self.experts, self.num_experts, self.tiles.many_rows)
+
+    def _own_choices(self, chosen: torch.Tensor) -> torch.Tensor:
+        return torch.where(chosen < self.num_experts, chosen, -1).int()
 
     def _empty_products(self) -> torch.Tensor:
         return self.x.new_empty(self.num_choices, self.launch.hidden)
@@ -205,7 +263,8 @@ class _ManyRows(_Layer):
         launch = self.launch
         grid = (len(self._groups[0]), triton.cdiv(launch.intermediate, self.tiles.first_outputs))
         kernels.first_many[grid](
-            *self.arena, slots, *self._groups, self.x, self.weights, self.hidden, self.top_k, launch.hidden,
+            *self.arena, slots, self.num_experts, *self._groups, self.x, self.weights, self.hidden,
+            self.top_k, launch.hidden,
             launch.intermediate, *launch.first, **launch.first_options, **self._blocks(self.tiles.first_outputs),
         )  # fmt: skip
 
@@ -214,7 +273,8 @@ class _ManyRows(_Layer):
         options = {name: value for name, value in launch.second_options.items() if name != "SCALES_INPUT"}
         grid = (len(self._groups[0]), triton.cdiv(launch.hidden, self.tiles.second_outputs))
         kernels.second_many[grid](
-            *self.arena, slots, *self._groups, self.hidden, products, launch.hidden, launch.intermediate,
+            *self.arena, slots, self.num_experts, *self._groups, self.hidden, products,
+            launch.hidden, launch.intermediate,
             *launch.second, **options, **self._blocks(self.tiles.second_outputs),
         )  # fmt: skip
 

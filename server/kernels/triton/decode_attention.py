@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 
 from server.kernels.triton import attention as kernels
-from server.kernels.upload import upload
+from server.kernels.upload import upload, upload_into
 
 PARTITION = 128  # keys that a program reads; calculated: 128 programs for one sequence of 4,096 tokens and 4 key heads
 MERGED = 16  # partitions that are merged at once
@@ -52,6 +53,11 @@ class PagedKeys:
     is_latent: bool
 
 
+def most_partitions(rows: Sequence[DecodeRow]) -> int:
+    """Return the partitions of the row that has most."""
+    return max(((row.end - 1) // PARTITION - row.first // PARTITION + 1 for row in rows), default=0)
+
+
 class PagedStep:
     """A step's tokens and one group of layers' blocks.
 
@@ -59,22 +65,43 @@ class PagedStep:
         slots: of the cache for the keys of all tokens of the step.
         rows: tokens that attend by ``attend``; others may do so otherwise.
         block_size: tokens of a block.
+        num_partitions: room for the partitions of a row, which ``update`` may need; by default as many as there are.
     """
 
-    def __init__(self, slots: Sequence[int], rows: Sequence[DecodeRow], block_size: int, device: torch.device):
+    def __init__(
+        self,
+        slots: Sequence[int],
+        rows: Sequence[DecodeRow],
+        block_size: int,
+        device: torch.device,
+        num_partitions: int | None = None,
+    ):
         self._block_size, self._num_rows = block_size, len(rows)
-        spans = [(row.first // block_size, -(-row.end // block_size)) for row in rows]  # blocks
-        self._width = max((end - first for first, end in spans), default=0)
-        self._num_partitions = max(((row.end - 1) // PARTITION - row.first // PARTITION + 1 for row in rows), default=0)
+        self._num_partitions = num_partitions or most_partitions(rows)
+        self._width = self._num_partitions * -(-PARTITION // block_size) + 1
+        if num_partitions is None:
+            self._width = max((end - first for first, end in map(self._span, rows)), default=0)
+        self._numbers = upload(self._pack(slots, rows), device)
+        first_table = len(slots) + 3 * len(rows)
+        self.slots, self._rows = self._numbers[: len(slots)], self._numbers[len(slots) : first_table]
+        self._tables = self._numbers[first_table:]
+
+    def update(self, slots: Sequence[int], rows: Sequence[DecodeRow]) -> None:
+        """Take another step, of as many tokens and rows, at the same place in the device's memory."""
+        upload_into(self._pack(slots, rows), self._numbers)
+
+    def _pack(self, slots: Sequence[int], rows: Sequence[DecodeRow]) -> npt.NDArray[np.int32]:
         numbers = np.zeros((len(rows), 3), np.int32)
         tables = np.zeros((len(rows), self._width), np.int32)
-        for number, (row, (first, end)) in enumerate(zip(rows, spans, strict=True)):
+        for number, row in enumerate(rows):
+            first, end = self._span(row)
             numbers[number] = row.token, row.first, row.end
             tables[number, : end - first] = row.table[first:end]
-        uploaded = upload(np.concatenate([np.asarray(slots, np.int32), numbers.ravel(), tables.ravel()]), device)
-        first_table = len(slots) + numbers.size
-        self.slots, self._rows = uploaded[: len(slots)], uploaded[len(slots) : first_table]
-        self._tables = uploaded[first_table:]
+        return np.concatenate([np.asarray(slots, np.int32), numbers.ravel(), tables.ravel()])
+
+    def _span(self, row: DecodeRow) -> tuple[int, int]:
+        """Return the first and the end of a row's blocks."""
+        return row.first // self._block_size, -(-row.end // self._block_size)
 
     def write(self, key: torch.Tensor, value: torch.Tensor, cache: PagedKeys) -> None:
         """Write the keys and values of all tokens of the step to the cache, ``(kv_heads, tokens, dim)`` each."""

@@ -1,10 +1,10 @@
 """Kernels that run a layer's experts on the slots of a device's arena.
 
-The expert of choice ``token * k + place`` is ``experts[choice]``, -1 for none, and lies in ``slots[expert]``; -1 means
-that it is not to be run now: it is still being loaded, or has been run. Two kernels run a layer's few rows, a program
-for each choice or token and tile of outputs. Many rows are grouped by expert first (``grouping.py``); then a program
-multiplies a tile of rows, and a third kernel adds a token's results. Either way results are weighted and added in top-k
-order in float32, so that no bit depends on which experts were loaded first.
+The expert of choice ``token * k + place`` is ``experts[choice]``, -1 or at least ``num_experts`` for none, and lies in
+``slots[expert]``; -1 means that it is not to be run now: it is still being loaded, or has been run. Two kernels run a
+layer's few rows, a program for each choice or token and tile of outputs. Many rows are grouped by expert first
+(``grouping.py``); then a program multiplies a tile of rows, and a third kernel adds a token's results. Either way
+results are weighted and added in top-k order in float32, so that no bit depends on which experts were loaded first.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from server.kernels.triton.weights import load_numbers, load_weights
 
 
 @triton.jit
-def slot_of(arena, slot_bytes, slots, expert):
+def slot_of(arena, slot_bytes, slots, num_experts, expert):
     """Return a pointer to the slot of an expert, and whether it is there."""
-    slot = tl.load(slots + tl.maximum(expert, 0)).to(tl.int64)
-    is_there = (expert >= 0) & (slot >= 0)
+    is_expert = (expert >= 0) & (expert < num_experts)
+    slot = tl.load(slots + tl.where(is_expert, expert, 0)).to(tl.int64)
+    is_there = is_expert & (slot >= 0)
     return arena + tl.where(is_there, slot, 0) * slot_bytes, is_there
 
 
 @triton.jit
 def first_few(
-    arena, slot_bytes, slots, experts, x, weights, hidden, top_k, K, I,
+    arena, slot_bytes, slots, num_experts, experts, x, weights, hidden, top_k, K, I,
     gate_data, gate_scales, gate_divisor, up_data, up_scales, up_divisor, up_shift, N, bias, alpha, limit,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr,
@@ -43,7 +44,7 @@ def first_few(
         PARTS: 2 if gate and up are matrices of their own.
     """
     choice = tl.program_id(0).to(tl.int64)
-    slot, is_there = slot_of(arena, slot_bytes, slots, tl.load(experts + choice))
+    slot, is_there = slot_of(arena, slot_bytes, slots, num_experts, tl.load(experts + choice))
     if is_there:
         i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = i < I
@@ -82,7 +83,7 @@ def first_few(
 
 @triton.jit
 def second_few(
-    arena, slot_bytes, slots, experts, hidden, weights, output, top_k, N, K, data, scales, divisor, bias,
+    arena, slot_bytes, slots, num_experts, experts, hidden, weights, output, top_k, N, K, data, scales, divisor, bias,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr, BIAS_FORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     SCALES_INPUT: tl.constexpr, ADDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -102,7 +103,7 @@ def second_few(
         choice = row
         if ADDS:
             choice = row * top_k + place
-        slot, is_there = slot_of(arena, slot_bytes, slots, tl.load(experts + choice))
+        slot, is_there = slot_of(arena, slot_bytes, slots, num_experts, tl.load(experts + choice))
         if is_there:
             sums = tl.zeros((BLOCK_N,), tl.float32)
             for first in range(0, K, BLOCK_K):
@@ -144,7 +145,7 @@ def add_choices(products, experts, weights, output, top_k, N, SCALES_INPUT: tl.c
 
 @triton.jit
 def first_many(
-    arena, slot_bytes, slots, tile_experts, choices, x, weights, hidden, top_k, K, I,
+    arena, slot_bytes, slots, num_experts, tile_experts, choices, x, weights, hidden, top_k, K, I,
     gate_data, gate_scales, gate_divisor, up_data, up_scales, up_divisor, up_shift, N, bias, alpha, limit,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr,
@@ -154,7 +155,7 @@ def first_many(
 ):  # fmt: skip
     """The same as ``first_few`` for a tile of choices of one expert, ``choices[tile]``, -1 where it has none."""
     tile = tl.program_id(0).to(tl.int64)
-    slot, is_there = slot_of(arena, slot_bytes, slots, tl.load(tile_experts + tile))
+    slot, is_there = slot_of(arena, slot_bytes, slots, num_experts, tl.load(tile_experts + tile))
     if is_there:
         choice = tl.load(choices + tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         is_row = choice >= 0
@@ -194,14 +195,14 @@ def first_many(
 
 @triton.jit
 def second_many(
-    arena, slot_bytes, slots, tile_experts, choices, hidden, products, N, K, data, scales, divisor, bias,
+    arena, slot_bytes, slots, num_experts, tile_experts, choices, hidden, products, N, K, data, scales, divisor, bias,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr, BIAS_FORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Multiply a tile of choices of one expert by down: ``products[choice]``."""
     tile = tl.program_id(0).to(tl.int64)
-    slot, is_there = slot_of(arena, slot_bytes, slots, tl.load(tile_experts + tile))
+    slot, is_there = slot_of(arena, slot_bytes, slots, num_experts, tl.load(tile_experts + tile))
     if is_there:
         choice = tl.load(choices + tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         is_row = choice >= 0

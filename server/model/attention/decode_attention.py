@@ -13,7 +13,7 @@ from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
 
 if TYPE_CHECKING:
-    from server.kernels.triton.decode_attention import PagedKeys
+    from server.kernels.triton.decode_attention import DecodeRow, PagedKeys
     from server.kernels.triton.head_preparation import ProjectedHeads
 
 
@@ -23,20 +23,26 @@ class DecodeAttention:
     Args:
         group: of the layers.
         slots: of the cache for the keys of the step's tokens.
+        num_partitions: see ``PagedStep``.
     """
 
-    def __init__(self, chunks: Sequence[SequenceChunk], group: int, slots: Sequence[int], cache: KVCache):
-        from server.kernels.triton.decode_attention import DecodeRow, PagedStep  # noqa: PLC0415  may not be installed
+    def __init__(
+        self,
+        chunks: Sequence[SequenceChunk],
+        group: int,
+        slots: Sequence[int],
+        cache: KVCache,
+        num_partitions: int | None = None,
+    ):
+        from server.kernels.triton.decode_attention import PagedStep  # noqa: PLC0415  may not be installed
 
-        rule, rows, token = cache.groups[group], [], 0
-        for chunk in chunks:
-            if chunk.num_tokens == 1:
-                position = chunk.num_cached
-                oldest = 0 if rule.window is None else max(0, oldest_seen(position, rule.window, rule.is_chunked))
-                rows.append(DecodeRow(token, oldest, position + 1, chunk.block_tables[group]))
-            token += chunk.num_tokens
+        rows = decode_rows(chunks, group, cache)
         self.has_rows = bool(rows)
-        self._step = PagedStep(slots, rows, cache.block_size, cache.device)
+        self._step = PagedStep(slots, rows, cache.block_size, cache.device, num_partitions)
+
+    def update(self, chunks: Sequence[SequenceChunk], group: int, slots: Sequence[int], cache: KVCache) -> None:
+        """Take another step of as many sequences with a new token each; see ``PagedStep.update``."""
+        self._step.update(slots, decode_rows(chunks, group, cache))
 
     def write(self, cache: LayerCache, key: torch.Tensor, value: torch.Tensor) -> None:
         """See ``LayerCache.write``; the slots are the step's."""
@@ -63,6 +69,20 @@ class DecodeAttention:
                 sinks=options.sinks,
             )
         return output
+
+
+def decode_rows(chunks: Sequence[SequenceChunk], group: int, cache: KVCache) -> list[DecodeRow]:
+    """Return the single new tokens of a step, with what they see in a group of layers."""
+    from server.kernels.triton.decode_attention import DecodeRow  # noqa: PLC0415  may not be installed
+
+    rule, rows, token = cache.groups[group], [], 0
+    for chunk in chunks:
+        if chunk.num_tokens == 1:
+            position = chunk.num_cached
+            oldest = 0 if rule.window is None else max(0, oldest_seen(position, rule.window, rule.is_chunked))
+            rows.append(DecodeRow(token, oldest, position + 1, chunk.block_tables[group]))
+        token += chunk.num_tokens
+    return rows
 
 
 def _paged_keys(cache: LayerCache) -> PagedKeys:

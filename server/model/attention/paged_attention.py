@@ -30,13 +30,29 @@ TASKS_PER_THREAD = 2  # if there are more spans than threads
 
 
 class StepAttention:
-    """The attention of all layers in one step. The plan of a group of layers is made once."""
+    """The attention of all layers in one step. The plan of a group of layers is made once.
 
-    def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
+    Args:
+        num_partitions: of each group of layers, for steps that take the place of another (``update``).
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[SequenceChunk],
+        cache: KVCache,
+        pool: ComputePool,
+        num_partitions: Sequence[int] | None = None,
+    ):
         self._cache = cache
         self.has_kernels = runs_on(pool.triton_device)
         self.chosen = ChosenAttention(chunks, cache)
-        self._groups = [_GroupAttention(chunks, index, cache, pool) for index in range(len(cache.groups))]
+        partitions: Sequence[int | None] = num_partitions or [None] * len(cache.groups)
+        self._groups = [_GroupAttention(chunks, index, cache, pool, most) for index, most in enumerate(partitions)]
+
+    def update(self, chunks: Sequence[SequenceChunk]) -> None:
+        """Take another step of as many sequences with a new token each, at the same place in the device's memory."""
+        for group in self._groups:
+            group.update(chunks, self._cache)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -59,21 +75,34 @@ class StepAttention:
 class _GroupAttention:
     """The attention of a group of layers."""
 
-    def __init__(self, chunks: Sequence[SequenceChunk], group: int, cache: KVCache, pool: ComputePool):
-        self._device, self.pool, rule = cache.device, pool, cache.groups[group]
+    def __init__(
+        self,
+        chunks: Sequence[SequenceChunk],
+        group: int,
+        cache: KVCache,
+        pool: ComputePool,
+        num_partitions: int | None = None,
+    ):
+        self._device, self.pool, self._index, rule = cache.device, pool, group, cache.groups[group]
         has_kernels = runs_on(pool.triton_device)
         self._plan = plan_group(
             chunks, group, rule.window, cache.block_size, rule.is_chunked, has_decodes=not has_kernels
         )
         self._decodes, self._slots = None, torch.empty(0)
         if has_kernels:
-            self._decodes = DecodeAttention(chunks, group, self._plan.slots, cache)
+            self._decodes = DecodeAttention(chunks, group, self._plan.slots, cache, num_partitions)
         else:
             self._slots = torch.tensor(self._plan.slots, device=cache.device)
         first, *further = (_rows_of(spans) for spans in self._plan.rounds)
         self._first_rows = torch.from_numpy(first).to(cache.device) if has_kernels and len(first) else None
         self._further_rows = [torch.from_numpy(first.searchsorted(rows)).to(cache.device) for rows in further]
         self._masks: dict[tuple[Band, torch.dtype], torch.Tensor] = {}
+
+    def update(self, chunks: Sequence[SequenceChunk], cache: KVCache) -> None:
+        assert self._decodes is not None
+        rule = cache.groups[self._index]
+        plan = plan_group(chunks, self._index, rule.window, cache.block_size, rule.is_chunked, has_decodes=False)
+        self._decodes.update(chunks, self._index, plan.slots, cache)
 
     def attend(
         self, cache: LayerCache, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions

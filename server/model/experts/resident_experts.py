@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from expert_store import Phase, Prefetcher, StepLease
 from server.model.experts.expert_layer import ExpertLayer
@@ -50,6 +51,19 @@ class ResidentExperts:
         if lease.layers == layers:
             return lease.addresses
         return lease.addresses[[lease.layers.index(number) for number in layers]]
+
+    @property
+    def addresses(self) -> npt.NDArray[np.uint64]:
+        """The address of each place's slot; the same object until an expert has moved."""
+        return self._lease.addresses
+
+    def slots_of(self, layer: int) -> IntArray:
+        """Return the slot of each place of a layer in ``arena``, -1 where no expert is resident."""
+        return self._lease.slots(layer)
+
+    def arena(self, layer: int) -> torch.Tensor:
+        """Return the slots of a layer's experts, uint8 ``(slots, slot_bytes)``."""
+        return self._lease.arena(layer)
 
     def finish(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], rows: IntArray) -> None:
         """End the lease, and record what the layers used that ran under it.

@@ -20,6 +20,7 @@ from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
 from server.model.experts.step_variants import StepVariants
+from server.model.experts.waitless_experts import SlotTables, WaitlessExperts
 
 IntArray = npt.NDArray[np.int64]
 
@@ -70,6 +71,7 @@ class StepExperts:
         self._ahead = prefetcher or stream
         self._between = _nothing if self._ahead is None else self._ahead.request
         self.record = StepRecord()
+        self._waitless: WaitlessExperts | None = None
 
     def run(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -84,6 +86,8 @@ class StepExperts:
             top_k_weights: ``(tokens, k)``.
         """
         layer = self._layers[module]
+        if self._waitless is not None:
+            return self._waitless.run(layer, hidden_states, top_k_index, top_k_weights)
         chosen = top_k_index.cpu().numpy()
         if not len(chosen):  # the text's experts in a step that holds nothing but an image with experts of its own
             self.record.routing[layer.number] = chosen
@@ -113,6 +117,24 @@ class StepExperts:
         """
         with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
             return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
+
+    @contextmanager
+    def without_waits(self, tables: SlotTables | None) -> Iterator[WaitlessExperts | None]:
+        """Let layers run without waiting for the device, if all experts are there; yield None if they can't.
+
+        Args:
+            tables: of layers whose backends can do so; None if one can't.
+        """
+        lease = None
+        if tables is not None and self._adapters is None and self.variants is None:
+            lease = self._store.hold_residents(needs_all=True)
+        if lease is None or tables is None:
+            yield None
+            return
+        with ResidentExperts(lease, self._phase, self.record) as residents:
+            self._waitless = WaitlessExperts(residents, tables)
+            yield self._waitless
+            self._waitless.finish()
 
     def hold_residents(self) -> ResidentExperts | None:
         """Lease all experts that are in memory; None if each layer has to lease its own."""

@@ -11,8 +11,10 @@ from expert_store import ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.expert_store.waiting import wait_until_idle
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +23,7 @@ pytestmark = [
 
 
 WITH_TRITON = ("deepseek_v3", "gpt_oss")  # a latent; sinks, windows and biases
+DEVICE = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,60 @@ def test_a_cuda_device_has_the_logits_of_the_cpu(name: str, tmp_path: Path, *, w
     span = float(results[0].max() - results[0].min())
     assert float((results[1] - results[0]).abs().max()) < 1e-3 * span
     assert torch.equal(results[1], results[2])
+
+
+def decode(trunk: Trunk, num_steps: int = 6) -> torch.Tensor:
+    """Return the logits of steps of two sequences after their prompts; halfway some experts leave the device."""
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes, device_bytes=trunk.catalog.total_bytes, device=DEVICE)
+    groups = trunk.facts.kv_groups
+    cache, logits = KVCache(groups, [8] * len(groups), 4, DEVICE), []
+    for layer in trunk.catalog.layers:
+        with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
+            list(lease)
+    for step in range(num_steps):
+        wait_until_idle(store)
+        length = 1 if step else 3
+        chunks = [
+            SequenceChunk(
+                [(5 * step + row + i) % 120 for i in range(length)], step + 2 * bool(step), [table] * len(groups)
+            )
+            for row, table in enumerate(([3, 1], [5, 4]))
+        ]
+        logits.append(trunk.forward(chunks, cache, store).logits)
+        if step == num_steps // 2:
+            store.evict(store._state.keys[max(trunk.catalog.layers)][:5])
+    store.check_integrity()
+    store.close()
+    return torch.cat(logits)
+
+
+def load(name: str, folder: Path) -> Trunk:
+    model = make_checkpoint(name, folder)
+    trunk = load_trunk(model, torch.float32, DEVICE, pool=ComputePool(1, triton_device=DEVICE))
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", *WITH_TRITON])
+def test_steps_of_a_graph_have_the_logits_of_steps_without(name: str, tmp_path: Path) -> None:
+    trunk = load(name, tmp_path)
+    assert trunk._graphs is not None
+    found = decode(trunk)
+    assert [graph.is_captured for graph in trunk._graphs._graphs.values()] == [True]
+    trunk._graphs = None
+    assert torch.equal(found, decode(trunk))
+
+
+def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    graphs = trunk._graphs
+    assert graphs is not None
+
+    def read(*_: object) -> None:
+        torch.ones(1, device=DEVICE).cpu()
+
+    trunk._model.model.register_forward_hook(read)
+    found = decode(trunk)
+    assert graphs._is_off
+    trunk._graphs = None
+    assert torch.equal(found, decode(trunk))

@@ -32,17 +32,20 @@ FEW, MANY = 3, 40  # tokens
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}  # by the largest result
 
 
-def run(layer: Layer, rows: SortedRows, *groups: Sequence[int], gives_back: bool = False) -> torch.Tensor:
-    """Run a layer whose experts come in groups; all at once if there are none."""
+def make_backend(layer: Layer) -> TritonBackend:
     shape = describe_experts(layer.module, layer.layout)
     assert not isinstance(shape, str), shape
     assert unsupported(shape) is None
     fallback = TorchBackend(ComputePool(1), layer.module, layer.layout)
     tiles = TILES if layer.hidden < WIDE.few_inputs or DEVICE.type == "cuda" else WIDE
-    backend = TritonBackend(shape, fallback, scales_input=layer.module.scales_input, tiles=tiles)
+    return TritonBackend(shape, EXPERTS, fallback, scales_input=layer.module.scales_input, tiles=tiles)
+
+
+def run(layer: Layer, rows: SortedRows, *groups: Sequence[int], gives_back: bool = False) -> torch.Tensor:
+    """Run a layer whose experts come in groups; all at once if there are none."""
     there = SortedRows(rows.hidden_states.to(DEVICE), rows.weights.to(DEVICE), rows.order, rows.spans)
     batches = layer.to(DEVICE).batches(*(groups or [list(rows.spans)]), gives_back=gives_back)
-    return backend.run(there, batches, lambda: None).cpu()
+    return make_backend(layer).run(there, batches, lambda: None).cpu()
 
 
 def expected(layer: Layer, rows: SortedRows) -> torch.Tensor:
@@ -76,6 +79,19 @@ def test_the_order_in_which_experts_come_changes_no_bit(num_tokens: int, *, give
     rows = make_rows(layer, num_tokens, TOP_K)
     at_once, keys = run(layer, rows), list(rows.spans)
     assert torch.equal(run(layer, rows, keys[1:2], keys[:1], keys[2:], gives_back=gives_back), at_once)
+
+
+@pytest.mark.parametrize("num_tokens", [FEW, MANY])
+def test_the_choices_of_a_router_give_the_same_bits_if_all_experts_are_there(num_tokens: int) -> None:
+    layer = make_layer(KINDS["block_int8"], EXPERTS)
+    rows = make_rows(layer, num_tokens, TOP_K)
+    chosen = torch.full((num_tokens * TOP_K,), EXPERTS + 1)  # no expert
+    for expert, (start, end) in rows.spans.items():
+        chosen[torch.from_numpy(rows.order[start:end])] = expert
+    slots = torch.tensor([layer.slots[expert] for expert in range(EXPERTS)], dtype=torch.int32)
+    given = [rows.hidden_states, chosen.view(num_tokens, TOP_K), rows.weights, slots, layer.arena]
+    found = make_backend(layer).run_residents(*(each.to(DEVICE) for each in given)).cpu()
+    assert torch.equal(found, run(layer, rows))
 
 
 def test_company_changes_no_bit_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+"""StepGraphs: decode steps that a CUDA graph runs, so that a step is one launch.
+
+A graph is made of the second step of its kind: that many sequences, with room for that many partitions of keys. The
+first runs operation by operation, which compiles the kernels. What differs from step to step lies at fixed places in
+the device's memory: tokens, positions, blocks of the KV cache, and slots of experts. While a graph is captured nothing
+waits for the device, and nothing is copied from or to the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from server.kernels.compute_pool import ComputePool
+from server.kernels.upload import upload, upload_into
+from server.model.attention.decode_attention import decode_rows
+from server.model.attention.kv_cache import KVCache
+from server.model.attention.paged_attention import StepAttention
+from server.model.experts.step_experts import StepExperts
+from server.model.experts.waitless_experts import DeviceChoices, WaitlessExperts
+from server.model.step import SequenceChunk, StepTokens, positions_of
+
+log = logging.getLogger(__name__)
+
+MOST_GRAPHS = 64  # each takes memory for its launches
+Body = Callable[[StepAttention, StepExperts, Sequence[torch.Tensor]], torch.Tensor]
+Kind = tuple[int, ...]
+
+
+class StepGraphs:
+    """The graphs of a model.
+
+    Args:
+        body: runs a step, of its attention, its experts, and its tokens, positions and rows of logits on the device;
+            returns logits, float32 on the device.
+    """
+
+    def __init__(self, pool: ComputePool, device: torch.device, body: Body):
+        self._pool, self._device, self._body = pool, device, body
+        self._graphs: OrderedDict[Kind, _StepGraph] = OrderedDict()
+        self._places: tuple[Any, ...] = ()  # of the memory that graphs use
+        self._memory: Any = None  # that all graphs share
+        self._logits: dict[int, torch.Tensor] = {}  # of all graphs of about as many sequences, by a power of two
+        self._is_off = False  # this model can't be captured
+
+    def takes(self, chunks: Sequence[SequenceChunk], tokens: StepTokens) -> bool:
+        """Return whether a step has a new token of each sequence, and nothing else."""
+        return (
+            not self._is_off
+            and not tokens.hidden_rows
+            and all(chunk.num_tokens == 1 and chunk.num_logits == 1 for chunk in chunks)
+        )
+
+    def run(
+        self,
+        chunks: Sequence[SequenceChunk],
+        tokens: StepTokens,
+        cache: KVCache,
+        experts: StepExperts,
+        waitless: WaitlessExperts,
+    ) -> torch.Tensor:
+        """Run a step; return its logits, float32 on the device, valid until the next step.
+
+        Args:
+            waitless: of ``experts``.
+        """
+        places = (id(cache), *waitless.arenas)
+        if places != self._places:
+            self._graphs.clear()
+            self._places = places
+        partitions = [_room_of(chunks, group, cache) for group in range(len(cache.groups))]
+        kind = len(chunks), *partitions
+        graph = self._graphs.get(kind)
+        numbers = _numbers(chunks, tokens)
+        if graph is None:
+            attention = StepAttention(chunks, cache, self._pool, partitions)
+            graph = self._graphs[kind] = _StepGraph(self._body, attention, upload(numbers, self._device))
+            if len(self._graphs) > MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+            return graph.run(experts, waitless)
+        self._graphs.move_to_end(kind)
+        graph.update(chunks, numbers)
+        if graph.is_captured:
+            return graph.replay(waitless)
+        if self._memory is None:
+            self._memory = torch.cuda.graph_pool_handle()
+        try:
+            graph.capture(experts, waitless, self._memory, self._room_for_logits(len(chunks), graph.vocab_size))
+        except RuntimeError as error:
+            log.info("decode steps run without CUDA graphs, as one can't be captured: %s", error)
+            self._is_off = True
+            self._graphs.clear()
+            waitless.forget()
+            return graph.run(experts, waitless)
+        return graph.replay(waitless)
+
+    def _room_for_logits(self, count: int, vocab_size: int) -> torch.Tensor:
+        room = 1 << (count - 1).bit_length()
+        if room not in self._logits:
+            self._logits[room] = torch.empty(room, vocab_size, device=self._device)
+        return self._logits[room][:count]
+
+
+class _StepGraph:
+    """One graph, and the places that it reads and writes."""
+
+    def __init__(self, body: Body, attention: StepAttention, numbers: torch.Tensor):
+        self._body, self._attention, self._numbers = body, attention, numbers
+        self._graph: Any = None
+        self._logits = torch.empty(0)
+        self.vocab_size = 0  # known once the step has run
+        self._choices: DeviceChoices | None = None
+
+    @property
+    def is_captured(self) -> bool:
+        return self._graph is not None
+
+    def update(self, chunks: Sequence[SequenceChunk], numbers: npt.NDArray[np.int64]) -> None:
+        self._attention.update(chunks)
+        upload_into(numbers, self._numbers)
+
+    def run(self, experts: StepExperts, waitless: WaitlessExperts) -> torch.Tensor:
+        """Run the step operation by operation."""
+        logits = self._body(self._attention, experts, self._numbers.chunk(3))
+        waitless.gathered = waitless.gather()
+        self.vocab_size = logits.shape[-1]
+        return logits
+
+    def capture(self, experts: StepExperts, waitless: WaitlessExperts, memory: Any, logits: torch.Tensor) -> None:
+        """Record the step.
+
+        Args:
+            memory: that graphs share.
+            logits: where it writes them.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):  # readers pin meanwhile
+            logits.copy_(self.run(experts, waitless))
+        self._graph, self._choices, self._logits = graph, waitless.gathered, logits
+
+    def replay(self, waitless: WaitlessExperts) -> torch.Tensor:
+        """Run the step by its graph."""
+        self._graph.replay()
+        waitless.gathered = self._choices
+        return self._logits
+
+
+def _room_of(chunks: Sequence[SequenceChunk], group: int, cache: KVCache) -> int:
+    """Return a power of two of partitions that is enough for all rows of a group of layers."""
+    from server.kernels.triton.decode_attention import most_partitions  # noqa: PLC0415  may not be installed
+
+    return 1 << (most_partitions(decode_rows(chunks, group, cache)) - 1).bit_length()
+
+
+def _numbers(chunks: Sequence[SequenceChunk], tokens: StepTokens) -> npt.NDArray[np.int64]:
+    parts = [tokens.token_ids, positions_of(chunks), tokens.logit_rows]
+    return np.concatenate([np.asarray(part, np.int64) for part in parts])
