@@ -1,6 +1,7 @@
-"""A mirror of the hub with one model behind a slow link: ``python -m benchmarks.hub_mirror FOLDER MODEL MBIT``.
+"""A mirror of the hub with one model behind a slow link.
 
-All connections share one bucket of bytes. It prints its address; ``/statistics`` has what was sent and asked for.
+``python -m benchmarks.hub_mirror FOLDER MODEL MBIT [SECONDS]``: all connections share one bucket of bytes, and each
+answer begins after some seconds. It prints its address; ``/statistics`` has what was sent and asked for.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 import httpx
 
 COMMIT = "0" * 40
-CHUNK_BYTES = 32 << 10
-SEND_BUFFER_BYTES = 64 << 10  # so that little is on its way that nobody wants any more
+CHUNK_SECONDS = 0.002  # of the link, sent at once
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 32 << 10, 1 << 20
 LATE_SECONDS = 0.02  # that a thread which woke up late may catch up
 LARGE = (".safetensors", ".gguf")
 
@@ -33,8 +34,10 @@ LARGE = (".safetensors", ".gguf")
 class Link:
     """A link of some bytes a second, which all connections share."""
 
-    def __init__(self, bytes_per_second: float):
+    def __init__(self, bytes_per_second: float, latency_seconds: float = 0.0):
         self._rate, self._free_at, self._lock = bytes_per_second, 0.0, threading.Lock()
+        self.latency_seconds = latency_seconds
+        self.chunk_bytes = int(min(max(bytes_per_second * CHUNK_SECONDS, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES))
         self.sent_bytes = self.num_requests = self.num_resolves = 0
 
     def send(self, nbytes: int) -> None:
@@ -64,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Mirror
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        buffer = 2 * self.server.link.chunk_bytes  # so that little is on its way that nobody wants any more
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         super().setup()
 
     def do_HEAD(self) -> None:
@@ -72,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.link.num_requests += 1
+        time.sleep(self.server.link.latency_seconds)
         path = self.path.partition("?")[0]
         resolved = re.fullmatch(rf"/{re.escape(self.server.model)}/resolve/(?:main|{COMMIT})/([^/]+)", path)
         signed = re.fullmatch(r"/signed/([^/]+)", path)
@@ -116,10 +121,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         with path.open("rb") as file:
-            for position in range(begin, end, CHUNK_BYTES):
-                chunk = os.pread(file.fileno(), min(CHUNK_BYTES, end - position), position)
-                self.server.link.send(len(chunk))
-                self.wfile.write(chunk)
+            position, link = begin, self.server.link
+            while position < end:
+                link.send(min(link.chunk_bytes, end - position))
+                last = min(position + link.chunk_bytes, end)
+                while position < last:
+                    position += os.sendfile(self.connection.fileno(), file.fileno(), position, last - position)
 
     def _head(self, status: int, headers: dict[str, Any], nbytes: int = 0) -> None:
         self.send_response(status)
@@ -150,9 +157,9 @@ def pointer(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def mirror(folder: Path, model: str, mbit: float) -> Iterator[str]:
+def mirror(folder: Path, model: str, mbit: float, latency_seconds: float = 0.0) -> Iterator[str]:
     """Run a mirror in a process of its own, and yield its address."""
-    command = [sys.executable, "-m", "benchmarks.hub_mirror", str(folder), model, str(mbit)]
+    command = [sys.executable, "-m", "benchmarks.hub_mirror", str(folder), model, str(mbit), str(latency_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -168,11 +175,11 @@ def statistics(url: str) -> dict[str, int]:
 
 
 def main() -> None:
-    folder, model, mbit = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    folder, model, mbit, *latency = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:])
     for path in folder.iterdir():
         if path.is_file():
             checksum(path)
-    server = Mirror(folder, model, Link(mbit * 1e6 / 8))
+    server = Mirror(folder, model, Link(mbit * 1e6 / 8, *latency))
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 

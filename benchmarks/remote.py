@@ -1,5 +1,7 @@
 """Serving a model before its download ends: ``python -m benchmarks.remote [--checkpoint FOLDER] [--mbit 100 1000]``.
 
+``--skewed FOLDER`` serves a checkpoint of 2 GB with skewed routing, which is written first unless it is there.
+
 A mirror of the hub in a process of its own sends the model over a link that all connections share. For prompts of
 several lengths it measures the time from the start of the command to the first token, tokens/s, and what was sent until
 then, beside ``hf download`` followed by serving. Then, without a server: the part of the link that reads which
@@ -27,6 +29,7 @@ import numpy as np
 
 from benchmarks.hub_mirror import mirror, statistics
 from benchmarks.serving_processes import READY
+from benchmarks.skewed_checkpoint import topical_tokens, write_skewed_checkpoint
 from expert_store.disk_cache.cached_source import CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.fill import Fill
@@ -41,27 +44,33 @@ MODEL = "somebody/some-model"
 NUM_TOKENS = 32
 BURST_SECONDS = 0.25  # of the link, for the experts that some steps demand
 FILL_ALONE_SECONDS = 1.5
+TRUNK_SECONDS = 4.0  # of the link
+NUM_SKEWED_LAYERS = 10
 FILL_SECONDS = 0.3  # of the download before a burst
 EXPERT_BYTES = 216 << 10
 NUM_BURSTS = 9
 
 
-def measure_answer(url: str, cache: Path, prompt: Sequence[int], started: float) -> dict[str, float]:
-    """Return when the first token came, and how many came in a second, of a server that is yet to start."""
+def measure_answer(url: str, cache: Path, prompt: Sequence[int], started: float) -> dict[str, Any]:
+    """Return when the first token came, how many came in a second, and the tokens, of a server that is yet to start."""
     with serving(url, cache) as server:
         ready = time.monotonic() - started
         body = {"model": MODEL, "prompt": list(prompt), "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
-        times = []
+        times, ready_sent, texts = [], statistics(url), []
         with httpx.stream("POST", f"{server}/v1/completions", json={**body, "stream": True}, timeout=600.0) as reply:
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
                     times.append(time.monotonic())
+                    texts.append(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
                     if len(times) == 1:
                         sent = statistics(url)
         return {
             "ready_seconds": ready,
             "first_token_seconds": times[0] - started,
             "tokens_per_second": (NUM_TOKENS - 1) / (times[-1] - times[0]),
+            "text": "".join(texts),
+            "trunk_bytes": ready_sent["sent_bytes"],
+            "trunk_requests": ready_sent["num_requests"],
             "sent_bytes": sent["sent_bytes"],
             "num_requests": sent["num_requests"],
             "num_resolves": sent["num_resolves"],
@@ -94,20 +103,24 @@ def download(url: str, cache: Path) -> None:
     subprocess.run(command, check=True, env=environment(url, cache), stdout=subprocess.DEVNULL)
 
 
-def measure_first_tokens(checkpoint: Path, mbit: float, lengths: Sequence[int], scratch: Path) -> list[dict[str, Any]]:
+def measure_first_tokens(
+    checkpoint: Path, mbit: float, latency: float, lengths: Sequence[int], scratch: Path
+) -> list[dict[str, Any]]:
     """Serve a model from a mirror, and after a download from it, by turns."""
-    random, rows = np.random.default_rng(0), []
-    vocabulary = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    rows: list[dict[str, Any]] = []
     for length in lengths:
-        prompt = random.integers(3, min(vocabulary, 1000), length).tolist()
+        prompt = topical_tokens(length, seed=0)
         for how in ("served", "downloaded"):
-            with mirror(checkpoint, MODEL, mbit) as url, tempfile.TemporaryDirectory(dir=scratch) as cache:
+            with mirror(checkpoint, MODEL, mbit, latency) as url, tempfile.TemporaryDirectory(dir=scratch) as cache:
                 started = time.monotonic()
                 if how == "downloaded":
                     download(url, Path(cache))
                 rows.append({"how": how, "mbit": mbit, "prompt_tokens": length})
                 rows[-1] |= measure_answer(url, Path(cache), prompt, started)
             print(rows[-1], flush=True)
+        same = rows[-1]["text"] == rows[-2]["text"]
+        rows[-2]["is_that_of_the_disk"] = same
+        print("the text is that of the disk" if same else "THE TEXTS DIFFER", flush=True)
     return rows
 
 
@@ -116,7 +129,7 @@ def measure_shares(checkpoint: Path, mbit: float, scratch: Path) -> dict[str, fl
 
     Demand is bursts of reads of experts, six at a time, each burst of a quarter of a second of the link.
     """
-    weights = min(checkpoint.glob("*.safetensors"))
+    weights = max(checkpoint.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     rate = mbit * 1e6 / 8
     with mirror(checkpoint, MODEL, mbit) as url, tempfile.TemporaryDirectory(dir=scratch) as folder:
         client = WebClient()
@@ -136,7 +149,7 @@ def measure_shares(checkpoint: Path, mbit: float, scratch: Path) -> dict[str, fl
             shares[is_filling].append(rate_of(opened, begin, nbytes, EXPERT_BYTES) / rate)
             fill.stop()
         plain = source.open()
-        trunk = rate_of(plain, 0, min(plain.identity.nbytes, int(rate)), TRUNK_PART_BYTES) / rate
+        trunk = rate_of(plain, 0, min(plain.identity.nbytes, int(TRUNK_SECONDS * rate)), TRUNK_PART_BYTES) / rate
         fill_share = rate_of_fill(source, Path(folder) / "fill") / rate
     alone, beside = (float(np.median(shares[is_filling])) for is_filling in (False, True))
     return {
@@ -175,19 +188,25 @@ def rate_of(opened: OpenSource, begin: int, nbytes: int, part_bytes: int) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED)
+    parser.add_argument("--skewed", type=Path)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer begins")
     parser.add_argument("--mbit", type=float, nargs="+", default=[100.0, 1000.0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 32, 512])
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
-    shares = [measure_shares(arguments.checkpoint, mbit, arguments.scratch) for mbit in arguments.mbit]
+    checkpoint: Path = arguments.checkpoint
+    if arguments.skewed is not None:
+        checkpoint = arguments.skewed
+        write_skewed_checkpoint(checkpoint, NUM_SKEWED_LAYERS)
+    shares = [measure_shares(checkpoint, mbit, arguments.scratch) for mbit in arguments.mbit]
     for row in shares:
         print(row, flush=True)
     answers = [
         row
         for mbit in arguments.mbit
-        for row in measure_first_tokens(arguments.checkpoint, mbit, arguments.prompts, arguments.scratch)
+        for row in measure_first_tokens(checkpoint, mbit, arguments.latency, arguments.prompts, arguments.scratch)
     ]
-    print(json.dumps({"checkpoint": arguments.checkpoint.name, "shares": shares, "answers": answers}))
+    print(json.dumps({"checkpoint": checkpoint.name, "shares": shares, "answers": answers}))
 
 
 if __name__ == "__main__":

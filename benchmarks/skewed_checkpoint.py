@@ -42,10 +42,12 @@ UPDATE = 0.35  # approximate size of an update of the residual stream, whose siz
 TOPIC_STAYS = 0.98  # probability that the next token is of the same topic
 
 
-def write_skewed_checkpoint(folder: Path) -> None:
-    """Write the checkpoint, 3.3 GB in bfloat16, unless the folder has one."""
+def write_skewed_checkpoint(folder: Path, num_layers: int = CONFIG["num_hidden_layers"]) -> None:
+    """Write the checkpoint, 0.2 GB a layer in bfloat16, unless the folder has one."""
     random = torch.Generator().manual_seed(0)
-    config = Qwen3MoeConfig(**CONFIG, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16")
+    config = Qwen3MoeConfig(
+        **{**CONFIG, "num_hidden_layers": num_layers}, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16"
+    )
     write_checkpoint(folder, config, partial(non_layer_tensors, random), lambda _: layer(config, random))
 
 

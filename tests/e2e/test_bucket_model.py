@@ -6,14 +6,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
+import numpy as np
 import obstore
 import pytest
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
+from expert_store.errors import SourceChangedError
+from expert_store.sources.base import Piece
 from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.remote.bucket import BucketClient, BucketSource
 from tests.e2e.processes import run_command, serving
 from tests.e2e.test_web_model import FEW, complete
+from tests.fault_proxy import Fault, fault_proxy
 
 SECRET = "a-secret-that-nobody-may-see"
 
@@ -47,6 +52,32 @@ def test_a_pack_is_written_to_a_bucket_and_served_from_there(storage: Mapping[st
         assert server.total("expert_lookups_total", 'tier="remote"') > 0
         _, _, log = server.interrupt()
     assert SECRET not in log
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[{"status": 503}], [{"status": 429}], [{"cut": 1000}, {"cut": 0}], [{"seconds": 0.3}]],
+    ids=["503", "429", "cut", "latency"],
+)
+def test_a_passing_failure_of_the_storage_is_retried(
+    storage: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, faults: list[Fault]
+) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
+    with fault_proxy(storage["AWS_ENDPOINT_URL"]) as proxy:
+        for name, value in {**storage, "AWS_ENDPOINT_URL": proxy.url}.items():
+            monkeypatch.setenv(name, value)
+        client = BucketClient("s3://models")
+        obstore.put(client.store, "retried", content.tobytes())
+        opened = BucketSource(client, "retried").open()
+        proxy.inject(*faults)
+        target = np.empty(50_000, np.uint8)
+        opened.read([Piece(1000, target)])
+        assert np.array_equal(target, content[1000:51_000])
+        assert proxy.left == []
+        obstore.put(client.store, "retried", content[::-1].tobytes())
+        with pytest.raises(SourceChangedError, match="retried was changed in the storage while it is served"):
+            opened.read([Piece(1000, target)])
+        client.close()
 
 
 def test_a_folder_of_safetensors_in_a_bucket_is_inspected(storage: Mapping[str, str]) -> None:

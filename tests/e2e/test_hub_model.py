@@ -94,6 +94,18 @@ def test_a_start_without_network_serves_a_part_and_the_rest_once_the_network_is_
             assert [failure_of(server, MODEL, prompt) for prompt in OTHERS] == ["", "", ""]
 
 
+def test_two_servers_share_what_each_has_read(tmp_path: Path) -> None:
+    with serving_hub(MODEL, BUNDLED) as hub:
+        options = (MODEL, *FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"))
+        environment = hub.environment(tmp_path)
+        with serving(*options, environment=environment) as one, serving(*options, environment=environment) as other:
+            text = complete(one, MODEL)
+            before = hub.sent["model.safetensors"]
+            assert complete(other, MODEL) == text
+            assert other.total("expert_lookups_total", 'tier="disk"') > 0
+            assert hub.sent["model.safetensors"] == before
+
+
 def test_without_network_what_is_on_the_disk_is_served_and_the_rest_fails_by_name(tmp_path: Path) -> None:
     cache = ("--disk-cache", str(tmp_path / "experts"))
     with (

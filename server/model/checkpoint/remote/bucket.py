@@ -77,7 +77,8 @@ class BucketClient:
             raise ModelError(f"{address} is no address of object storage: {_words(error)}") from error
         self.slots = asyncio.Semaphore(MAX_CONNECTIONS)  # one for each connection
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="bucket-read", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bucket-read", daemon=True)
+        self._thread.start()
 
     def run(self, reads: Coroutine[Any, Any, None]) -> None:
         """Run reads in the client's own thread, and return when they are done."""
@@ -102,7 +103,10 @@ class BucketClient:
             raise SourceUnreadableError(name, _words(error)) from None  # the cause may hold a signature
 
     def close(self) -> None:
+        """Stop the thread; no reads are running."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 @dataclass(frozen=True)
