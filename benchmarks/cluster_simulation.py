@@ -34,6 +34,7 @@ CACHE_BLOCKS = 2000  # of a replica's prefix cache
 LANES = 4  # requests that a replica runs at a time
 TOKEN_SECONDS, MISS_SECONDS, PROMPT_SECONDS = 0.02, 0.002, 0.0005  # of a step, a miss, and a token of a prompt
 REQUEST_SECONDS = 0.2  # that a request is taken to add to the next one at its replica
+REPORT_SECONDS = 2.0  # between two reports of all replicas, which several ingresses get
 LOAD = 0.25  # of the lanes, if there were neither misses nor prompts
 
 Step = list[tuple[int, ...]]  # experts by layer
@@ -51,6 +52,7 @@ class _Job:
     request: RoutedRequest
     steps: list[Step]
     num_done: int = 0  # of its steps
+    ingress: int = 0  # that chose its replica
     first: float = 0.0  # when its prompt is computed
 
 
@@ -198,19 +200,30 @@ class _Choice:
             self._memory.remember(job.request, _signature(job, replica.num_layers, replica.num_experts))
             self._fleet.update(str(at), replica.state())
 
+    def take_reports(self) -> None:
+        """Take what all replicas tell of themselves."""
+        for at, replica in enumerate(self._replicas):
+            self._fleet.update(str(at), replica.state())
 
-def simulate(way: str, num_replicas: int, jobs: Sequence[_Job], share: float, seed: int) -> dict[str, float]:
+
+def simulate(
+    way: str, num_replicas: int, jobs: Sequence[_Job], share: float, *, seed: int, num_ingresses: int = 1
+) -> dict[str, float]:
     """Run all jobs on some replicas, and return means over the jobs.
 
     Args:
         way: ``round robin``, ``power of two``, ``prefix``, ``signature``, or ``both``.
         share: of the experts of a layer that a replica keeps.
+        num_ingresses: each chooses for a part of the requests, and knows of the others' only what replicas report.
     """
     num_layers = len(jobs[0].steps[0])
     num_experts = 1 + max(max(experts) for job in jobs for step in job.steps for experts in step)
     replicas = [_Replica(num_layers, num_experts, int(share * num_experts)) for _ in range(num_replicas)]
     experts_of_token = sum(map(len, jobs[0].steps[0]))
-    choice = _Choice(way, replicas, experts_of_token, random.Random(seed))  # noqa: S311  no secret
+    rng = random.Random(seed)  # noqa: S311  no secret
+    choices = [_Choice(way, replicas, experts_of_token, rng) for _ in range(num_ingresses)]
+    arrivals = random.Random(seed)  # noqa: S311
+    reported = 0.0
     steps: list[tuple[float, int]] = []  # when each busy replica begins its next step
     idle = dict.fromkeys(range(num_replicas), 0.0)  # the others, and when their last step ended
     waiting = decoding = 0.0
@@ -223,13 +236,18 @@ def simulate(way: str, num_replicas: int, jobs: Sequence[_Job], share: float, se
             for each in ended:
                 waiting += each.first - each.arrival
                 decoding += end - each.first
-                choice.end(each, at)
+                choices[each.ingress].end(each, at)
             if replicas[at].num_requests:
                 heapq.heappush(steps, (end, at))
             else:
                 idle[at] = end
+        if num_ingresses > 1 and now < math.inf and now - reported >= REPORT_SECONDS:
+            reported = now
+            for choice in choices:
+                choice.take_reports()
         if job is not None:
-            chosen = choice.choose(job.request)
+            job.ingress = arrivals.randrange(num_ingresses)
+            chosen = choices[job.ingress].choose(job.request)
             replicas[chosen].waiting.append(job)
             if chosen in idle:
                 heapq.heappush(steps, (max(job.arrival, idle.pop(chosen)), chosen))
@@ -238,7 +256,7 @@ def simulate(way: str, num_replicas: int, jobs: Sequence[_Job], share: float, se
         "hit_ratio": round(hits / (hits + misses), 4),
         "first_token_ms": round(1000 * waiting / len(jobs), 1),
         "token_ms": round(1000 * decoding / len(jobs) / COMPLETION, 2),
-        "choice_us": round(1e6 * choice.seconds / len(jobs), 1),
+        "choice_us": round(1e6 * sum(choice.seconds for choice in choices) / len(jobs), 1),
     }
 
 
@@ -252,6 +270,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the experts that a replica keeps")
     parser.add_argument("--jobs", type=int, default=100, help="requests for each replica, at most 20,000 in all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--ingresses", type=int, default=1, help="processes that choose, each for a part of the requests"
+    )
     arguments = parser.parse_args()
     domains = _read_domains()
     result: dict[str, dict[str, dict[str, float]]] = {}
@@ -262,7 +283,9 @@ def main() -> None:
         rate = LOAD * num_replicas * LANES / (COMPLETION * TOKEN_SECONDS)
         jobs = _make_jobs(domains, num_jobs, rate, random.Random(arguments.seed))  # noqa: S311  no secret
         for way in WAYS:
-            row = simulate(way, num_replicas, jobs, arguments.share, arguments.seed)
+            row = simulate(
+                way, num_replicas, jobs, arguments.share, seed=arguments.seed, num_ingresses=arguments.ingresses
+            )
             print(f"| {num_replicas} | {way} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
             result.setdefault(str(num_replicas), {})[way] = row
     print(json.dumps(result))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from server.cluster.options import settings_of
+from server.cluster.options import check_proxy, settings_of, uses_ha_proxy
 from server.cluster.shared_fleet import shared_fleet
 
 if TYPE_CHECKING:
@@ -126,9 +126,11 @@ class Ingress:
         from server.cluster.frontend import Frontend  # noqa: PLC0415
         from server.cluster.serve_replicas import ServeReplicas  # noqa: PLC0415
 
+        values = settings_of(settings)
+        check_proxy(values)
         replicas = ServeReplicas(engine, asyncio.get_running_loop())
         fleet = shared_fleet(serve.get_replica_context().app_name)
-        self._frontend = Frontend(settings_of(settings), address, replicas, fleet)
+        self._frontend = Frontend(values, address, replicas, fleet)
         await self._frontend.connect()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -136,5 +138,6 @@ class Ingress:
         from server.lifecycle.application import application_of  # noqa: PLC0415
 
         application = application_of(self._frontend.service, self._frontend.lifespan)
-        application.add_middleware(OneRequestId)  # the outermost
+        if not uses_ha_proxy():
+            application.add_middleware(OneRequestId)  # the outermost
         return application

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -114,3 +115,21 @@ def settings_of(values: Mapping[str, Any]) -> ServeSettings:
         if name not in ServeSettings.model_fields:
             raise SettingsError(f"args.settings.{name}: there is no such setting; see `greenroom serve --help`")
     return load_settings(values, {}, None)
+
+
+def uses_ha_proxy() -> bool:
+    """Return True if Serve runs HAProxy in place of its own proxies."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def check_proxy(settings: ServeSettings) -> None:
+    """Check that the ingress can tell who is an administrator.
+
+    Raises:
+        SettingsError: it can't.
+    """
+    if uses_ha_proxy() and not settings.admin_keys():
+        raise SettingsError(
+            "RAY_SERVE_ENABLE_HA_PROXY=1 hides the addresses of clients, so that any might be an administrator: set "
+            "args.settings.admin_api_key_file"
+        )

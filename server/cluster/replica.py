@@ -43,6 +43,8 @@ from server.memory.kv_cache_plan import BLOCK_SIZE
 MAX_TOLD_BLOCKS = 4096  # of the prefix cache, in one report
 SENDER_SECONDS = 30.0  # after which an ingress that is not heard of counts as dead
 WATCH_SECONDS = 2.0
+ITEM_SECONDS = 0.02  # between two items of a stream, at least
+POLL_SECONDS = 0.004
 
 # What may be called by name: the interface of the engine for administrators.
 CALLS: Mapping[str, frozenset[str]] = {
@@ -120,6 +122,8 @@ class Replica:
                     self._prefixes.note(submission.routed.blocks)
                 events = arrived if submission.request.returns_experts else [_without_experts(each) for each in arrived]
                 yield Answer(self.name, events, end=self._end(stream.timeline, collected) if is_done else None)
+                if not is_done:
+                    await _gather(stream)
         finally:
             stream.cancel()
             del self._streams[stream], grammar
@@ -332,6 +336,16 @@ class _ExpertCounts:
 
     def signature(self) -> Signature | None:
         return None if self._counts is None else Signature.from_counts(self._counts)
+
+
+async def _gather(stream: TokenStream) -> None:
+    """Let the next tokens of a fast stream come together: an item takes more processor time than a small model's token.
+
+    Tokens that take longer than ``ITEM_SECONDS`` each, the first one and the last one go at once.
+    """
+    ends_at = time.monotonic() + ITEM_SECONDS
+    while stream.timeline.ended_at is None and (left := ends_at - time.monotonic()) > 0:  # noqa: ASYNC110  a thread ends it
+        await asyncio.sleep(min(left, POLL_SECONDS))
 
 
 def _without_experts(event: TokenEvent) -> TokenEvent:

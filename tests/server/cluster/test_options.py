@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.cluster.options import ClusterOptions
+from server.cluster.options import ClusterOptions, check_proxy, settings_of
 from server.settings import SettingsError
 
 
@@ -34,3 +34,11 @@ def test_the_router_never_holds_a_request_that_the_queue_of_a_replica_has_room_f
 def test_options_that_can_not_be_used_are_named(values: dict[str, object], told: str) -> None:
     with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
         ClusterOptions.checked(values)
+
+
+def test_clients_behind_haproxy_are_no_administrators_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_proxy(settings_of({}))
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(SettingsError, match="admin_api_key_file"):
+        check_proxy(settings_of({}))
+    check_proxy(settings_of({"admin_api_key": ["secret"]}))
