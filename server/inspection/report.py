@@ -160,6 +160,8 @@ def _download(download: dict[str, Any]) -> Iterator[str]:
     for count, seconds in download["first_token_seconds"].items():
         yield _row("first token", f"after {duration(seconds)}, of a prompt of {count} tokens")
     yield _row("complete", f"after {duration(download['complete_seconds'])}")
+    requests = download["requests_per_miss"]
+    yield _row("a miss", f"{requests:g} request{'' if requests == 1 else 's, at the same time'}")
 
 
 def duration(seconds: float) -> str:
