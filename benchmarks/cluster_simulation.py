@@ -168,12 +168,15 @@ def _signature(job: _Job, num_layers: int, num_experts: int) -> Signature:
 class _Choice:
     """A way of choosing a replica."""
 
-    def __init__(self, way: str, replicas: Sequence[_Replica], experts_of_token: int, rng: random.Random):
+    def __init__(
+        self, way: str, replicas: Sequence[_Replica], experts_of_token: int, rng: random.Random, num_ingresses: int
+    ):
         self._way, self._replicas, self._rng = way, replicas, rng
         self._turns = count()
         self.seconds = 0.0
         costs = Costs(PROMPT_SECONDS, 0.0, MISS_SECONDS * experts_of_token, REQUEST_SECONDS, COMPLETION)
-        self._fleet, self._memory = Fleet(costs, BLOCK_TOKENS, rng), SignatureMemory()
+        self._fleet = Fleet(costs, BLOCK_TOKENS, rng, num_senders=num_ingresses)
+        self._memory = SignatureMemory()
         for at, replica in enumerate(replicas):
             self._fleet.update(str(at), replica.state())
 
@@ -221,7 +224,7 @@ def simulate(
     replicas = [_Replica(num_layers, num_experts, int(share * num_experts)) for _ in range(num_replicas)]
     experts_of_token = sum(map(len, jobs[0].steps[0]))
     rng = random.Random(seed)  # noqa: S311  no secret
-    choices = [_Choice(way, replicas, experts_of_token, rng) for _ in range(num_ingresses)]
+    choices = [_Choice(way, replicas, experts_of_token, rng, num_ingresses) for _ in range(num_ingresses)]
     arrivals = random.Random(seed)  # noqa: S311
     reported = 0.0
     steps: list[tuple[float, int]] = []  # when each busy replica begins its next step

@@ -50,4 +50,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
 def _router(options: ClusterOptions) -> dict[str, Any]:
     if options.routing == "two-choices":
         return {}  # Serve's own
-    return {"request_router_class": ROUTER, "request_router_kwargs": {"by": options.routing}}
+    return {
+        "request_router_class": ROUTER,
+        "request_router_kwargs": {"by": options.routing, "ingresses": options.ingresses},
+    }

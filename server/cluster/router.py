@@ -25,14 +25,16 @@ class HoldingsRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
     _fleet: SharedFleet
     _told: dict[str, Mapping[str, Any]]  # the statistics of each replica that were taken last
 
-    def initialize_state(self, by: str = "holdings", **_: Any) -> None:
+    def initialize_state(self, by: str = "holdings", ingresses: int = 1, **_: Any) -> None:
         """Begin without knowledge of the replicas.
 
         Args:
             by: ``routing`` of the cluster's options.
+            ingresses: processes that have a router.
         """
         self._fleet, self._told = shared_fleet(self.app_name), {}
         self._fleet.by = by
+        self._fleet.share_with(ingresses)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take the running replicas, and the statistics that the controller has got of them."""

@@ -63,10 +63,11 @@ class _Replica:
     state: ReplicaState
     sent: int = 0  # requests since the state was told, less those that have ended
     expected: set[bytes] = field(default_factory=set)  # blocks of prompts that were sent since
+    num_senders: int = 1
 
     @property
     def num_requests(self) -> int:
-        return max(0, self.state.num_requests + self.sent)
+        return max(0, self.state.num_requests + self.num_senders * self.sent)
 
     def prefix_blocks(self, blocks: Sequence[bytes]) -> int:
         """Return how many blocks at the start of a prompt it holds."""
@@ -91,6 +92,8 @@ class Fleet:
         costs: the same for all replicas; they may be replaced.
         block_size: tokens of a block.
         rng: chooses candidates.
+        num_senders: routers that send requests, this one included. The others are taken to send as many as this one
+            does, until replicas tell what they have got.
         max_candidates: replicas that are compared for one request. With more replicas, those that hold the longest
             prefix or the weights are compared with some random ones.
     """
@@ -101,7 +104,10 @@ class Fleet:
         block_size: int = 16,
         rng: random.Random | None = None,
         max_candidates: int = MAX_CANDIDATES,
+        *,
+        num_senders: int = 1,
     ):
+        self.num_senders = num_senders
         self.costs = costs or Costs()
         self._block_size = block_size
         self._rng = rng or random.Random()  # noqa: S311  no secret
@@ -120,7 +126,7 @@ class Fleet:
             self._names.append(name)
         else:
             self._forget_holder(name, known)
-        self._replicas[name] = _Replica(state)
+        self._replicas[name] = _Replica(state, num_senders=self.num_senders)
         for key in state.blocks | state.weights:
             self._holders.setdefault(key, set()).add(name)
 

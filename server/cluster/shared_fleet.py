@@ -45,6 +45,11 @@ class SharedFleet:
             if signature is not None:
                 self._signatures.remember(request, signature)
 
+    def share_with(self, num_senders: int) -> None:
+        """Expect so many processes to send requests, this one included."""
+        with self._lock:
+            self._fleet.num_senders = num_senders
+
     def use_costs(self, costs: Costs) -> None:
         """Compare replicas by other costs from now on."""
         with self._lock:

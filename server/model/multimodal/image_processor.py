@@ -43,6 +43,14 @@ class MediaProcessor:
         self._tensors = "pt" if self._processor.image_processor.backend == "torchvision" else "np"
         self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the lock, for a copy in another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
     def encode_chat(
         self,
         messages: Sequence[dict[str, Any]],

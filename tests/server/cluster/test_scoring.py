@@ -101,3 +101,15 @@ def test_what_a_replica_no_longer_holds_attracts_nothing() -> None:
     fleet.update("137", ReplicaState(blocks=frozenset(BLOCKS)))
     fleet.update("137", ReplicaState())
     assert len({fleet.order(PROMPT, None)[0] for _ in range(20)}) > 1
+
+
+def test_routers_of_other_ingresses_are_taken_to_send_as_many_requests() -> None:
+    states = (ReplicaState(num_requests=2), ReplicaState(blocks=frozenset(BLOCKS)))
+    alone, one_of_four = (Fleet(Costs(request=0.01), 16, random.Random(0), num_senders=count) for count in (1, 4))
+    for fleet in (alone, one_of_four):
+        for name, state in zip("ab", states, strict=True):
+            fleet.update(name, state)
+        for _ in range(4):
+            fleet.sent("b", PROMPT)
+    assert alone.order(PROMPT, None)[0] == "b"
+    assert one_of_four.order(PROMPT, None)[0] == "a"  # "b" is overloaded
