@@ -32,12 +32,12 @@ part() {  # NAME COMMAND...: runs a part with a log
 }
 
 stores=(tests/expert_store/test_device_tier.py)
-kernels=(tests/server/kernels/triton/test_{experts,decode_attention,fused_norms,superblocks}.py)
+kernels=(tests/server/kernels/triton/test_{experts,decode_attention,fused_norms,superblocks}.py tests/server/model/test_fused_heads.py)
 pytest=("$python" -m pytest -p no:cacheprovider -n0 -rs)
 part doctor "$python" -m greenroom doctor
 if [[ $device == cuda* ]]; then
     part driver nvidia-smi
-    part gpu_tests "${pytest[@]}" -m gpu tests/expert_store tests/server/model
+    part gpu_tests "${pytest[@]}" -m gpu tests/expert_store tests/server/model tests/server/engine/sampling
     part order env TORCH_CUDA_SANITIZER=1 "${pytest[@]}" -m gpu "${stores[@]}"
     if command -v compute-sanitizer >/dev/null; then
         part memory compute-sanitizer --error-exitcode 9 "${pytest[@]}" "${kernels[@]}" -k "block_int4 or MXFP4 or decodes or normed"

@@ -15,6 +15,7 @@ from expert_store import ExpertCatalog
 from server.device import find_device
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
+from server.kernels.current_device import current_device
 from server.kernels.native.available import OFF, describe_level, kernel_level
 from server.kernels.native.library import Kernels
 from server.loading.remote_models import with_cache
@@ -109,16 +110,17 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
             check_trunk(settings, trunk_bytes, catalog, dtype=dtype, device=device, budget_bytes=host_budget(settings))
             log.info("loading %s from %s", name, checkpoint.location)
 
-        return load_trunk(
-            checkpoint,
-            dtype,
-            device,
-            is_deterministic=settings.deterministic,
-            pool=pool,
-            max_model_len=settings.max_model_len,
-            switch_capacity=settings.switch_capacity,
-            check_memory=check_memory,
-        )
+        with current_device(device):
+            return load_trunk(
+                checkpoint,
+                dtype,
+                device,
+                is_deterministic=settings.deterministic,
+                pool=pool,
+                max_model_len=settings.max_model_len,
+                switch_capacity=settings.switch_capacity,
+                check_memory=check_memory,
+            )
 
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, if_native = dtype_of(), dtype_of(is_native=True)

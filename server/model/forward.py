@@ -49,8 +49,9 @@ class Forward:
         *,
         overlay: StepImages | None = None,
         hidden_rows: Sequence[int] = (),
+        stays_on_device: bool = False,
     ) -> torch.Tensor:
-        """Return logits of some of the tokens, float32 ``(rows, vocabulary)`` on the CPU.
+        """Return logits of some of the tokens, float32 ``(rows, vocabulary)`` on the CPU, or on the model's device.
 
         Args:
             cache: holds the states of recurrent layers; a model without them needs none.
@@ -58,8 +59,8 @@ class Forward:
             hidden_rows: tokens whose hidden states are kept in ``hidden``, float32 ``(rows, hidden)`` on the CPU.
         """
         options: dict[str, Any] = {} if cache is None else {"cache": cache}
-        logits, _ = self.run(token_ids, positions, rows, overlay, hidden_rows, use_cache=False, **options)
-        return logits
+        logits, _ = self._run(token_ids, positions, rows, overlay, hidden_rows, use_cache=False, **options)
+        return logits if stays_on_device else logits.cpu()
 
     def run(
         self,
@@ -70,15 +71,26 @@ class Forward:
         hidden_rows: Sequence[int] = (),
         **options: Any,
     ) -> tuple[torch.Tensor, Any]:
-        """Return the same logits, and the complete output of a call with further options."""
+        """Return the same logits on the CPU, and the complete output of a call with further options."""
+        logits, output = self._run(token_ids, positions, rows, overlay, hidden_rows, **options)
+        return logits.cpu(), output
+
+    def _run(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        overlay: StepImages | None,
+        hidden_rows: Sequence[int],
+        **options: Any,
+    ) -> tuple[torch.Tensor, Any]:
         self._overlay, self._hidden_rows = overlay, hidden_rows
         parts = [np.asarray(part, np.int64) for part in (token_ids, positions, rows)]
         numbers = upload(np.concatenate(parts), self._device)  # one copy instead of three
         try:
-            logits, output = self._call(torch.split(numbers, [len(part) for part in parts]), options)
+            return self._call(torch.split(numbers, [len(part) for part in parts]), options)
         finally:
             self._overlay = None
-        return logits.cpu(), output
 
     def on_device(self, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the logits of some tokens, float32 on the device, without waiting for it.

@@ -116,7 +116,9 @@ RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): exper
 class StepOutput:
     """The results of a step."""
 
-    logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
+    # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk. On a device the next step
+    # overwrites them.
+    logits: torch.Tensor
     routing: Mapping[int, npt.NDArray[np.int64]]  # experts (tokens, k), by MoE layer that all tokens go to
     experts: ExpertCost
     costs: Sequence[ExpertCost] = ()  # by chunk, for its own tokens (``cost_attribution.attribute_costs``)

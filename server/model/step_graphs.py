@@ -28,7 +28,7 @@ from server.model.step import SequenceChunk, StepTokens, positions_of
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 64  # each takes memory for its launches
+MOST_GRAPHS = 32  # each takes memory for its launches
 Body = Callable[[StepAttention, StepExperts, Sequence[torch.Tensor]], torch.Tensor]
 Kind = tuple[int, ...]
 

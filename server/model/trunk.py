@@ -250,7 +250,7 @@ class Trunk(ResidentModel):
         with experts.without_waits(self._tables) as waitless:
             graphs = None if waitless is None or overlay is not None else self._graphs
             if graphs is not None and waitless is not None and graphs.takes(chunks, tokens):
-                return graphs.run(chunks, tokens, kv_cache, experts, waitless).cpu(), torch.empty((0, 0))
+                return graphs.run(chunks, tokens, kv_cache, experts, waitless), torch.empty((0, 0))
             logits = self._call_modules(
                 chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
             )
@@ -285,6 +285,7 @@ class Trunk(ResidentModel):
                 states,
                 overlay=overlay,
                 hidden_rows=tokens.hidden_rows,
+                stays_on_device=True,
             )
 
     def _run_on_device(

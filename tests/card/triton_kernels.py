@@ -17,7 +17,7 @@ from server.kernels.triton.launch import Tiles
 from tests.card.counts import lock
 from tests.card.graphs import record
 from tests.card.memory import Allocation
-from tests.card.streams import Stream, current_stream
+from tests.card.streams import Stream, current_index, current_stream
 from tests.card.tensors import CardTensor, launch, memory
 
 WIDE = Tiles(128, 128, many_rows=64, first_outputs=128, second_outputs=128, many_inputs=128)  # fewer to interpret
@@ -45,6 +45,8 @@ def _run(kernel: Callable[[list[Any]], Any], name: str, args: tuple[Any, ...]) -
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(f"Pointer argument cannot be accessed from Triton ({name} on {sorted(map(str, devices))})")
+    if tensors[0].device.index != current_index():  # kernels are launched in the context of the current device
+        raise ValueError(f"Pointer argument cannot be accessed from Triton ({name} on {tensors[0].device})")
     with lock:
         stream = current_stream(tensors[0].device)
         launch(name, stream, has_kernel=True)

@@ -38,7 +38,7 @@ class BlockedLogits:
 
     def are_finite(self) -> list[bool]:
         """Return for each row whether its original logits and its current maximum are finite."""
-        extremes = zip(self._minima.tolist(), self.maxima.tolist(), strict=True)
+        extremes = torch.stack([self._minima, self.maxima], 1).tolist()  # one wait for a device
         return [math.isfinite(low) and math.isfinite(high) for low, high in extremes]
 
     def measure(self, rows: torch.Tensor) -> None:

@@ -38,6 +38,8 @@ def sample(
     position: a uniform number of that seed and position is looked up in the cumulative distribution over ascending
     token ids.
 
+    Logits on a CUDA device stay there, but for rows that ``needs_host``.
+
     Args:
         logits: float32 ``(rows, vocabulary)``; they are changed.
         states: the sampling state of each row.
@@ -48,10 +50,13 @@ def sample(
     Returns:
         The tokens; None for a row whose logits are not finite or allow no token.
     """
+    apart = [row for row, state in enumerate(states) if state.needs_host] if logits.is_cuda else []
+    if apart:
+        return _sample_apart(logits, states, apart, eos_token_ids)
     _mask(logits, states)
     if all(state.is_greedy for state in states):
         return _most_likely_of_all(logits)
-    if kernels is not None:
+    if kernels is not None and not logits.is_cuda:
         finite, adjusted = [True] * len(states), []
         if any(state.changes_logits for state in states):
             finite, adjusted = _are_finite(logits), adjust(logits, states, eos_token_ids)
@@ -67,6 +72,20 @@ def sample(
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen
+
+
+def _sample_apart(
+    logits: torch.Tensor, states: Sequence[SamplingState], apart: Sequence[int], eos_token_ids: frozenset[int]
+) -> list[int | None]:
+    """Sample some rows on the host, and the others where they are; so no row's token depends on other rows."""
+    tokens: list[int | None] = [None] * len(states)
+    others = [row for row in range(len(states)) if row not in set(apart)]
+    for rows, part in ((apart, logits[list(apart)].cpu()), (others, logits[others])):
+        if rows:
+            found = sample(part, [states[row] for row in rows], eos_token_ids)
+            for row, token in zip(rows, found, strict=True):
+                tokens[row] = token
+    return tokens
 
 
 def _mask(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
@@ -86,7 +105,12 @@ def _are_finite(logits: torch.Tensor) -> list[bool]:
 
 def _most_likely_of_all(logits: torch.Tensor) -> list[int | None]:
     """Return the most likely token of each row of unchanged logits; None for rows that are not finite."""
-    rows = logits.numpy(force=True)  # numpy's calls take a fraction of the time of torch's
+    if logits.is_cuda:
+        most, tokens = logits.max(-1)
+        is_finite = most.isfinite() & logits.amin(-1).isfinite()
+        found = torch.where(is_finite, tokens, -1).tolist()
+        return [token if token >= 0 else None for token in found]
+    rows = logits.numpy()  # numpy's calls take a fraction of the time of torch's
     tokens = rows.argmax(-1).tolist()  # of a row with a NaN, that of the NaN
     least = rows.min(-1).tolist()
     return [

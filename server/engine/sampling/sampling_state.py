@@ -90,6 +90,12 @@ class SamplingState:
             or self.is_too_short
         )
 
+    @property
+    def needs_host(self) -> bool:
+        """True if the choice of the next token takes what is in the host's memory alone: grammars, masks, biases."""
+        params = self.params
+        return self.grammar is not None or bool(params.logit_bias) or params.has_masks or bool(self.masked)
+
     @cached_property
     def divisor(self) -> float:
         """The divisor of logits, above 0."""

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from expert_store import ExpertStore, least_bytes
+from server.engine.runner import PagedModelRunner
 from server.kernels.compute_pool import ComputePool
+from server.kernels.current_device import current_device
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
@@ -46,7 +48,7 @@ def test_a_cuda_device_has_the_logits_of_the_cpu(name: str, tmp_path: Path, *, w
         logits = []
         for first, length in ((0, 6), (6, 1), (7, 1)):
             chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [[3, 1, 2]] * len(groups))
-            logits.append(trunk.forward([chunk], cache, store).logits)
+            logits.append(trunk.forward([chunk], cache, store).logits.cpu())
         results.append(torch.cat(logits))
         store.check_integrity()
         store.close()
@@ -55,11 +57,14 @@ def test_a_cuda_device_has_the_logits_of_the_cpu(name: str, tmp_path: Path, *, w
     assert torch.equal(results[1], results[2])
 
 
-def decode(trunk: Trunk, num_steps: int = 6) -> torch.Tensor:
-    """Return the logits of steps of two sequences after their prompts; halfway some experts leave the device."""
-    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes, device_bytes=trunk.catalog.total_bytes, device=DEVICE)
+def decode(trunk: Trunk, num_steps: int = 3, *, left_after: int | None = None) -> torch.Tensor:
+    """Return the logits of a step of two prompts and steps that follow; some experts leave the device after one."""
+    store = ExpertStore(
+        trunk.catalog, trunk.catalog.total_bytes, device_bytes=trunk.catalog.total_bytes, device=trunk.device
+    )
     groups = trunk.facts.kv_groups
-    cache, logits = KVCache(groups, [8] * len(groups), 4, DEVICE), []
+    cache, logits = KVCache(groups, [8] * len(groups), 4, trunk.device), []
+    runner = PagedModelRunner(trunk, cache, store)
     for layer in trunk.catalog.layers:
         with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
             list(lease)
@@ -72,29 +77,30 @@ def decode(trunk: Trunk, num_steps: int = 6) -> torch.Tensor:
             )
             for row, table in enumerate(([3, 1], [5, 4]))
         ]
-        logits.append(trunk.forward(chunks, cache, store).logits)
-        if step == num_steps // 2:
+        logits.append(runner.run(chunks).logits.cpu())
+        if step == left_after:
             store.evict(store._state.keys[max(trunk.catalog.layers)][:5])
     store.check_integrity()
     store.close()
     return torch.cat(logits)
 
 
-def load(name: str, folder: Path) -> Trunk:
+def load(name: str, folder: Path, device: torch.device = DEVICE) -> Trunk:
     model = make_checkpoint(name, folder)
-    trunk = load_trunk(model, torch.float32, DEVICE, pool=ComputePool(1, triton_device=DEVICE))
+    with current_device(device):
+        trunk = load_trunk(model, torch.float32, device, pool=ComputePool(1, triton_device=device))
     assert isinstance(trunk, Trunk)
     return trunk
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", *WITH_TRITON])
+@pytest.mark.parametrize("name", WITH_TRITON)
 def test_steps_of_a_graph_have_the_logits_of_steps_without(name: str, tmp_path: Path) -> None:
     trunk = load(name, tmp_path)
     assert trunk._graphs is not None
-    found = decode(trunk)
+    found = decode(trunk, 5, left_after=2)
     assert [graph.is_captured for graph in trunk._graphs._graphs.values()] == [True]
     trunk._graphs = None
-    assert torch.equal(found, decode(trunk))
+    assert torch.equal(found, decode(trunk, 5, left_after=2))
 
 
 def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: Path) -> None:
@@ -110,3 +116,10 @@ def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: P
     assert graphs._is_off
     trunk._graphs = None
     assert torch.equal(found, decode(trunk))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_second_device_has_the_logits_of_the_first(tmp_path: Path) -> None:
+    first, second = (load("qwen3_moe", tmp_path / str(n), torch.device("cuda", n)) for n in (0, 1))
+    assert second._graphs is not None
+    assert torch.equal(decode(first), decode(second))
