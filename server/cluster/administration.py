@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
@@ -12,7 +13,7 @@ import numpy as np
 from server.administration.expert_snapshot import ExpertSample, snapshot, update
 from server.cluster.merged_json import merged
 from server.cluster.merged_metrics import merge_metrics
-from server.cluster.wire import Outcome
+from server.cluster.wire import Outcome, WeightChange
 from server.engine.interface import (
     AccessPolicy,
     AdapterExamples,
@@ -71,14 +72,14 @@ class Administration:
         Raises:
             EngineError: one can't; the others have undone the change.
         """
-        change = uuid4().hex
-        outcomes = self._replicas.call_all("change_weights", change, part, method, arguments, named)
+        change = WeightChange(uuid4().hex, time.time(), part, method, arguments, named)
+        outcomes = self._replicas.call_all("change_weights", change)
         try:
             _raise_first(outcomes)
         except Exception:
             if any(outcome.error is None for outcome in outcomes):
                 log.warning("%s.%s is undone, as not every replica could do it", part, method)
-                self._replicas.call_all("undo_change", change)
+                self._replicas.call_all("undo_change", change.id)
             raise
         finally:
             self._after_change()

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
 
-    from server.cluster.wire import Answer, Holdings, ModelFacts, Outcome, ReplicaReport, Submission
+    from server.cluster.wire import (
+        Answer,
+        Holdings,
+        ModelFacts,
+        Outcome,
+        ReplicaReport,
+        ServedWeights,
+        Submission,
+        WeightChange,
+    )
 
 ENGINE, INGRESS = "engine", "ingress"  # names of the deployments
 NEIGHBOUR_SECONDS = 30.0  # in which another replica must tell what it holds
@@ -65,10 +74,11 @@ class EngineReplica:
     async def render_metrics(self, hides_names: bool) -> Outcome:
         return await self._replica.render_metrics(hides_names)
 
-    async def change_weights(
-        self, change: str, part: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> Outcome:
-        return await self._replica.change_weights(change, part, method, arguments, named)
+    async def change_weights(self, change: WeightChange) -> Outcome:
+        return await self._replica.change_weights(change)
+
+    async def adopt(self, weights: ServedWeights) -> Outcome:
+        return await self._replica.adopt(weights)
 
     async def undo_change(self, change: str) -> Outcome:
         return await self._replica.undo_change(change)

@@ -28,7 +28,7 @@ from server.cluster.measured_costs import mean_costs
 from server.cluster.remote_directory import RemoteDirectory, served_by_all
 from server.cluster.remote_engine import RemoteEngine, Submitter
 from server.cluster.shared_fleet import SharedFleet
-from server.cluster.wire import ModelFacts, Outcome, ReplicaReport
+from server.cluster.wire import ModelFacts, Outcome, ReplicaReport, ServedWeights
 from server.engine.interface import ExpertHealth, RequestMemory
 from server.engine.text.codec import Codec
 from server.lifecycle.access_policy_setup import add_policies
@@ -75,6 +75,7 @@ class Frontend:
         add_key_files(hooks, self.service, settings)
         self._policies = add_policies(settings, self.service, hooks)
         self._reports: list[ReplicaReport] = []
+        self._newest = ServedWeights()
         self._heard_at = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Future[Any]] = set()
@@ -164,7 +165,11 @@ class Frontend:
         for report in reports:
             self._fleet.update(report.replica, report.state)
         self._fleet.use_costs(mean_costs([report.costs for report in reports]))
-        self._directory.mirror(served_by_all([report.weights for report in reports]))
+        served = [report.weights for report in reports]
+        self._directory.mirror(served_by_all(served))
+        self._newest = max([self._newest, *served], key=lambda weights: weights.changed_at)
+        if any(weights.changed_at < self._newest.changed_at for weights in served):
+            await self._replicas.ask_all("adopt", self._newest)  # one that started meanwhile, or all after an update
 
     def _health(self) -> ExpertHealth:
         """Return the best health of a replica, as requests go to one that can answer them."""

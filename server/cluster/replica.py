@@ -26,6 +26,7 @@ from server.cluster.wire import (
     ServedWeights,
     StreamEnd,
     Submission,
+    WeightChange,
 )
 from server.engine.interface import (
     AccessPolicy,
@@ -146,16 +147,10 @@ class Replica:
         """Return the page of metrics."""
         return Outcome(self.name, await asyncio.to_thread(self._loaded.metrics.render, hides_names=hides_names))
 
-    async def change_weights(
-        self, change: str, part: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> Outcome:
-        """Load or unload an adapter or a variant, so that ``undo_change`` can undo it.
-
-        Args:
-            change: names the change.
-        """
+    async def change_weights(self, change: WeightChange) -> Outcome:
+        """Load or unload an adapter or a variant, so that ``undo_change`` can undo it."""
         try:
-            value = await asyncio.to_thread(self._changes.make, change, part, method, arguments, named)
+            value = await asyncio.to_thread(self._changes.make, change)
         except Exception as error:  # noqa: BLE001  it is raised where the call came from
             return Outcome(self.name, error=error)
         return Outcome(self.name, value)
@@ -166,6 +161,15 @@ class Replica:
             await asyncio.to_thread(self._changes.undo, change)
         except EngineError as error:
             log.exception("a change of weights that failed elsewhere can't be undone here")
+            return Outcome(self.name, error=error)
+        return Outcome(self.name)
+
+    async def adopt(self, weights: ServedWeights) -> Outcome:
+        """Serve what another replica serves, if this one has missed its last change."""
+        try:
+            await asyncio.to_thread(self._changes.adopt, weights)
+        except EngineError as error:
+            log.exception("this replica can't serve what others do")
             return Outcome(self.name, error=error)
         return Outcome(self.name)
 

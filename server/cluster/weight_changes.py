@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.cluster.wire import ServedAdapter, ServedWeights
+from server.cluster.wire import ServedAdapter, ServedWeights, WeightChange
 from server.engine.interface import EngineUnavailableError
 from server.loading.load import LoadedServer
 
@@ -20,7 +19,7 @@ class WeightChanges:
 
     def __init__(self, loaded: LoadedServer):
         self._loaded = loaded
-        self._changed_at = 0.0
+        self._changed_at = self._refused_at = 0.0
         self._undoable: OrderedDict[str, Callable[[], None]] = OrderedDict()
 
     def served(self) -> ServedWeights:
@@ -37,20 +36,26 @@ class WeightChanges:
             self._variants(),
         )
 
-    def make(self, change: str, part: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        """Call ``load`` or ``unload`` of the adapters or the variants; the first argument is a name.
+    def make(self, change: WeightChange) -> Any:
+        """Call ``load`` or ``unload`` of the adapters or the variants.
 
         Raises:
             EngineError: it can't be done; nothing has changed.
         """
+        part, name, method = change.part, str(change.arguments[0]), change.method
         if method not in {"load", "unload"}:
             raise EngineUnavailableError(f"{method} is no change of weights")
-        name, before = str(arguments[0]), self._folder(part, str(arguments[0]))
-        value = getattr(self._changer(part), method)(*arguments, **named)
-        self._undoable[change] = lambda: self._restore(part, name, before)
+        before, before_at = self._folder(part, name), self._changed_at
+        value = getattr(self._changer(part), method)(*change.arguments, **change.named)
+
+        def undo() -> None:
+            self._restore(part, name, before)
+            self._changed_at = before_at
+
+        self._undoable[change.id] = undo
         while len(self._undoable) > MAX_UNDOABLE:
             self._undoable.popitem(last=False)
-        self._changed_at = time.time()
+        self._changed_at = change.made_at
         return value
 
     def undo(self, change: str) -> None:
@@ -64,11 +69,14 @@ class WeightChanges:
             undo()
 
     def adopt(self, other: ServedWeights) -> None:
-        """Serve what another replica serves, from the same folders.
+        """Serve what another replica serves, from the same folders, if its last change is later than that of this one.
 
         Raises:
             EngineError: one of the weights can't be loaded here.
         """
+        if other.changed_at <= max(self._changed_at, self._refused_at):
+            return
+        self._refused_at = other.changed_at  # until it has succeeded
         mine = self.served()
         adapters = {name: adapter.folder for name, adapter in other.adapters.items()}
         for part, theirs, own in (

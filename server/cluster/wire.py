@@ -106,6 +106,24 @@ class ServedWeights:
 
 
 @dataclass(frozen=True)
+class WeightChange:
+    """A call of ``load`` or ``unload`` of the adapters or the variants, for all replicas.
+
+    Args:
+        made_at: Unix time of the ingress.
+        part: ``adapters``, ``adapters_on_request`` or ``variants``.
+        arguments: the first one is the name of the weights.
+    """
+
+    id: str
+    made_at: float
+    part: str
+    method: str
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ReplicaReport:
     """State of a replica, which it tells when it is asked."""
 

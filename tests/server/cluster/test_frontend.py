@@ -15,7 +15,7 @@ from server.cluster.frontend import Frontend
 from server.cluster.replica import Replica
 from server.cluster.shared_fleet import SharedFleet
 from server.cluster.signatures import RoutedRequest
-from server.cluster.wire import Answer, Outcome, Submission, outcome_of
+from server.cluster.wire import Answer, Outcome, Submission, WeightChange, outcome_of
 from server.engine.interface import (
     AccessPolicy,
     EngineUnavailableError,
@@ -166,7 +166,7 @@ def test_a_variant_is_served_by_all_replicas(running: Running) -> None:
 
 def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
     first, second = running.replicas
-    running.runner.run(first.change_weights("x", "adapters", "load", ("mine", "recipes"), {}))
+    running.runner.run(first.change_weights(WeightChange("x", 1e12, "adapters", "load", ("mine", "recipes"))))
     running.runner.run(first.call("experts", "change", "pin", [(0, 1)]))
     holdings = running.runner.run(first.holdings())
     assert (0, 1) in holdings.pinned
@@ -174,7 +174,7 @@ def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
     assert second._changes.served().adapters["mine"].folder == first._changes.served().adapters["mine"].folder
     assert running.runner.run(second.holdings()).pinned == holdings.pinned
     for replica in running.replicas:
-        running.runner.run(replica.change_weights("y", "adapters", "unload", ("mine",), {}))
+        running.runner.run(replica.change_weights(WeightChange("y", 2e12, "adapters", "unload", ("mine",))))
         running.runner.run(replica.call("experts", "change", "unpin", [(0, 1)]))
 
 
@@ -228,3 +228,13 @@ def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running)
     assert end.state.resident is not None
     assert end.signature.shares.shape == end.state.resident.shape
     assert end.signature.shares.sum(axis=1) == pytest.approx(1.0)
+
+
+def test_a_replica_that_missed_a_change_is_told_by_the_ingress(running: Running) -> None:
+    first, second = running.replicas
+    running.runner.run(first.change_weights(WeightChange("z", 3e12, "adapters", "load", ("missed", "recipes"))))
+    assert running.frontend is not None
+    running.runner.run(running.frontend._refresh())
+    assert "missed" in second._changes.served().adapters
+    running.runner.run(running.frontend._refresh())
+    assert running.post("/v1/completions", {**STORY, "model": "missed"}).is_success
