@@ -57,7 +57,8 @@ class GgmlType:
     @property
     def OUTPUTS(self) -> int:  # noqa: N802  as in modules of formats
         """The outputs in an element of the first dimension of its tensors, except that of the shape."""
-        return block_int8.OUTPUTS if self.format is block_int8 or isinstance(self.format, Superblocks) else 1
+        in_blocks = self.format is block_int8 or isinstance(self.format, Superblocks | FileBlocks)
+        return block_int8.OUTPUTS if in_blocks else 1
 
     def row_bytes(self, in_features: int) -> int:
         """The bytes of a row of a matrix.
@@ -87,7 +88,7 @@ class GgmlType:
         """Turn a matrix of a file into the tensors of ``specs``, by the native kernels if there are any.
 
         Args:
-            raw: uint8 ``(out, row bytes)``. Types that stay as they are become views of it.
+            raw: uint8 ``(out, row bytes)``. That of a plain type becomes a view.
             into: tensors to write, some or all by name, such as those of a slot; by default new ones.
 
         Raises:
@@ -99,14 +100,14 @@ class GgmlType:
         for key, dtype, shape in specs:
             if into and key in into and (into[key].dtype, tuple(into[key].shape)) != (dtype, shape):
                 raise ValueError(f"{key} must be {dtype} {list(shape)}")
-        if into is None and not self._is_repacked:
+        if into is None and self.dtype is not None:
             return {specs[0][0]: raw.view(specs[0][1])}
         if into is None:
             into = {key: torch.empty(shape, dtype=dtype) for key, dtype, shape in specs}
-        if self._is_repacked and ggml.is_available():
-            (codes, *_), (scales, *_), *_ = specs
-            ggml.repack(self._stored_as, raw, in_features, into.get(codes), into.get(scales))
-            made = {key: torch.tensor((len(raw), in_features), dtype=dtype) for key, dtype, _ in specs[2:]}
+        if self.dtype is None and ggml.is_available():
+            places, others = (specs[:1], specs[1:]) if isinstance(self.format, FileBlocks) else (specs[:2], specs[2:])
+            ggml.repack(self._stored_as, raw, in_features, [into.get(key) for key, *_ in places])
+            made = {key: torch.tensor((len(raw), in_features), dtype=dtype) for key, dtype, _ in others}
         else:
             made = self._repack(name, raw, in_features)
         for key, value in made.items():
@@ -115,21 +116,19 @@ class GgmlType:
         return dict(into)
 
     @property
-    def _is_repacked(self) -> bool:
-        return self.dtype is None and not isinstance(self.format, FileBlocks)
-
-    @property
     def _stored_as(self) -> Format:
-        if isinstance(self.format, Superblocks):
+        if isinstance(self.format, Superblocks | FileBlocks):
             return self.format.kind
         return {Q8_0: Format.Q8, MXFP4: Format.MXFP4, NVFP4: Format.FP4}[self.name]
 
     def _repack(self, name: str, raw: torch.Tensor, in_features: int) -> Tensors:
         """The tensors of ``specs`` by torch."""
-        if not self._is_repacked:
+        if self.dtype is not None:
             (key, dtype, _), *_ = self.specs(name, len(raw), in_features)
             return {key: raw.view(dtype)}
         layout = raw.view(len(raw), in_features // self.inputs, self.block_bytes)
+        if isinstance(self.format, FileBlocks):
+            return self.format.pack(name, layout)
         if isinstance(self.format, Superblocks):
             return self.format.pack(name, *ggml_layouts.SUPERBLOCKS[self.format.kind](layout))
         made = {Q8_0: ggml_layouts.q8_0, MXFP4: ggml_layouts.mxfp4, NVFP4: ggml_layouts.nvfp4}[self.name](layout)

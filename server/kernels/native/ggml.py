@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -21,19 +22,17 @@ def is_available() -> bool:
     return True
 
 
-def repack(
-    kind: Format, raw: torch.Tensor, in_features: int, codes: torch.Tensor | None, scales: torch.Tensor | None
-) -> None:
+def repack(kind: Format, raw: torch.Tensor, in_features: int, into: Sequence[torch.Tensor | None]) -> None:
     """Write the tensors of a matrix; the interpreter's lock is released.
 
     Args:
         kind: the format that a type of the file is stored in.
         raw: uint8 ``(out, row bytes)``.
-        codes: None if it is not wanted, as ``scales``. The caller knows that their sizes are right.
+        into: codes and scales, or codes alone; None for what is not wanted. The caller knows that sizes are right.
     """
     raw = raw.contiguous()
-    assert all(each is None or each.is_contiguous() for each in (codes, scales))
-    places = [None if each is None else each.data_ptr() for each in (codes, scales)]
+    assert all(each is None or each.is_contiguous() for each in into)
+    places = [None if each is None else each.data_ptr() for each in (*into, None)[:2]]
     if load().greenroom_repack(kind, raw.data_ptr(), len(raw), in_features, *places):
         raise ValueError(f"no type of a file is stored as {kind.name}")
 

@@ -111,7 +111,7 @@ Extents record_extents(const Matrix& matrix) {
 Extents file_extents(const Matrix& matrix) {
   constexpr int64_t kBlockBytes[] = {66, 74, 98, 50, 110, 82, 56, 54, 66};  // of kIq2Xxs and those after it
   const int64_t bytes = kBlockBytes[static_cast<int>(matrix.format) - static_cast<int>(Format::kIq2Xxs)];
-  return {matrix.outputs * (matrix.inputs / kSuperblock) * bytes, 0, 0, 0, 0, 0};
+  return {round_up(matrix.outputs, kBlock) * (matrix.inputs / kSuperblock) * bytes, 0, 0, 0, 0, 0};
 }
 
 }  // namespace greenroom
