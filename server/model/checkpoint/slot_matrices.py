@@ -8,6 +8,7 @@ from itertools import chain
 
 from expert_store import ExpertLayout, ParameterSpec
 from server.kernels.expert import PLAIN
+from server.kernels.formats import fp4
 from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
 from server.model.checkpoint.weight_formats import MATRIX_DIMENSIONS
 
@@ -21,11 +22,13 @@ class SlotMatrix:
     name: str
     kind: GgmlType
     shape: tuple[int, int]  # (out, in)
+    divisor: ParameterSpec | None = None  # of NVFP4
 
     @property
     def specs(self) -> list[ParameterSpec]:
         """Its tensors in the slot."""
-        return [ParameterSpec(*spec) for spec in self.kind.specs(self.name, *self.shape)]
+        found = [ParameterSpec(*spec) for spec in self.kind.specs(self.name, *self.shape)]
+        return found if self.divisor is None else [*found, self.divisor]
 
 
 def find_matrices(
@@ -58,7 +61,11 @@ def _matrices(specs: Mapping[str, ParameterSpec], name: str, outputs: int, input
     for parts in ((name,), (f"{name}.0", f"{name}.1")):
         shape = outputs // len(parts), inputs
         kinds = [_kind(specs, part, shape) for part in parts]
-        found = tuple(SlotMatrix(part, kind, shape) for part, kind in zip(parts, kinds, strict=True) if kind)
+        found = tuple(
+            SlotMatrix(part, kind, shape, specs.get(part + fp4.DIVISOR))
+            for part, kind in zip(parts, kinds, strict=True)
+            if kind
+        )
         if len(found) == len(parts):
             return found
     return ()

@@ -23,8 +23,9 @@ import torch
 
 from expert_store import CheckpointError, TensorSource
 from server.kernels.formats import fp4
+from server.model.quantised.divided import divisor_of
 from server.model.quantised.fp8 import BYTES, MICROSCALING, fp8_matrix, fp8_specs
-from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, expect, require
+from server.model.quantised.matrix import Specs, StoredMatrix, expect, require
 from server.model.quantised.mxfp4 import fp4_specs, packed_fp4_matrix
 
 WEIGHT = ".weight"
@@ -146,8 +147,7 @@ class ModelOpt:
         factor = parts[FACTOR]
         if factor.shape not in {(), (1,)}:
             expect(factor, (1,), codes)
-        divisor = SlotTensor(fp4.DIVISOR, torch.float32, (1,), (factor,), _reciprocal)
-        return replace(matrix, tensors=(*matrix.tensors, divisor))
+        return replace(matrix, tensors=(*matrix.tensors, divisor_of(factor)))
 
     def specs(self, out_features: int, in_features: int) -> Specs:
         return FORMATS[self._of_experts](out_features, in_features)
@@ -171,10 +171,6 @@ def _fp4_matrix(codes: TensorSource, scale: TensorSource, group: int) -> StoredM
 
 def _transpose(read: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
     return read[0].mT.contiguous().view(shape)
-
-
-def _reciprocal(read: Sequence[torch.Tensor]) -> torch.Tensor:
-    return read[0].double().reciprocal().float().view(1)
 
 
 def _without_ones(scale: TensorSource) -> TensorSource:

@@ -10,7 +10,9 @@ import torch
 from expert_store import BlockType, GgufTensor, PartOf, TensorSource
 from server.kernels.formats.ggml_types import GGML_TYPES
 from server.model.quantised.column_order import ORDER, OrderedColumns
+from server.model.quantised.divided import Divided, divisor_of
 from server.model.quantised.latent_expansion import KEYS, VALUES, LatentExpansion
+from server.model.quantised.linear import LinearFormat
 from server.model.quantised.matrix import SlotTensor, StoredMatrix
 from server.model.quantised.packed_matrix import PackedMatrix
 
@@ -18,13 +20,17 @@ Join = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
-def stored_matrix(block: BlockType, shape: tuple[int, int], source: TensorSource) -> StoredMatrix:
+def stored_matrix(
+    block: BlockType, shape: tuple[int, int], source: TensorSource, factor: TensorSource | None = None
+) -> StoredMatrix:
     """Return the matrix ``(out, in)`` of an expert; it is repacked while it is read, with nothing lost.
 
     Args:
         source: uint8 ``(out, row_bytes)``.
+        factor: a number that multiplies all weights, if there is one.
     """
-    return StoredMatrix(shape, _slot_tensors(block, shape, (source,), itemgetter(0)), is_out_in=True)
+    tensors = _slot_tensors(block, shape, (source,), itemgetter(0))
+    return StoredMatrix(shape, tensors if factor is None else (*tensors, divisor_of(factor)), is_out_in=True)
 
 
 def packed_matrix(
@@ -32,7 +38,9 @@ def packed_matrix(
     shape: tuple[int, int],
     sources: tuple[TensorSource, ...],
     join: Join,
+    *,
     order: torch.Tensor | None = None,
+    factor: TensorSource | None = None,
 ) -> PackedMatrix:
     """Return a matrix of the trunk that stays quantised.
 
@@ -40,8 +48,12 @@ def packed_matrix(
         sources: uint8 ``(rows, row_bytes)`` each.
         join: makes one matrix of their rows.
         order: the input that each column belongs to, if it is not that of its place.
+        factor: a number that multiplies all weights, if there is one.
     """
-    kind, tensors = KINDS[block.name], _slot_tensors(block, shape, sources, join)
+    kind: LinearFormat = KINDS[block.name]
+    tensors = _slot_tensors(block, shape, sources, join)
+    if factor is not None:
+        kind, tensors = Divided(kind), (*tensors, divisor_of(factor))
     if order is None:
         return PackedMatrix(kind, tensors)
     of_columns = SlotTensor(ORDER, torch.int32, tuple(order.shape), (), lambda _: order.to(torch.int32))

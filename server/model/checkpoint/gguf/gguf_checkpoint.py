@@ -27,6 +27,7 @@ from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesErr
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
 from server.model.quantised.column_order import OrderedColumns
+from server.model.quantised.divided import Divided
 from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import LinearFormat
 from server.model.quantised.scheme import forget_quantisation
@@ -230,4 +231,4 @@ def trunk_types(matrices: PackedMatrices) -> str:
 def _stored(form: LinearFormat) -> tuple[LinearFormat, ...]:
     if isinstance(form, LatentExpansion):
         return form.keys, form.values
-    return (form.stored if isinstance(form, OrderedColumns) else form,)
+    return _stored(form.stored) if isinstance(form, OrderedColumns | Divided) else (form,)

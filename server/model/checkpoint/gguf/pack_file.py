@@ -2,8 +2,8 @@
 
 ``weights`` is the name of the file's mixture of types, such as ``Q4_K_M``. ``trunk`` has each matrix of the trunk that
 stays quantised, by its hub name: the suffixes of its ``tensors`` in their order, and its ``type``. That is a name; two
-names of an expansion of latents with its sizes; or a name and ``true`` if the columns are in another order than the
-inputs.
+names of an expansion of latents with its sizes; or a type and ``ordered`` if the columns are in another order than the
+inputs, or ``divided`` if a number divides the scales.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from expert_store import CheckpointError, MadeTensors, ParameterSpec, TensorSour
 from server.model.checkpoint.gguf.block_matrices import KINDS
 from server.model.checkpoint.tensor_map import PackedMatrices
 from server.model.quantised.column_order import OrderedColumns
+from server.model.quantised.divided import Divided
 from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import LinearFormat
 from server.model.quantised.matrix import SlotTensor
@@ -23,6 +24,7 @@ from server.model.quantised.packed_matrix import PackedMatrix
 
 NAME, FORMAT = "gguf_types.json", "gguf"  # of the file, and of the trunk in the manifest
 WEIGHTS, TRUNK, TYPE, TENSORS = "weights", "trunk", "type", "tensors"
+ORDERED, DIVIDED = "ordered", "divided"
 Index = Mapping[str, TensorSource]
 
 
@@ -73,8 +75,8 @@ def _tensor(name: str, suffix: str, index: Index) -> SlotTensor:
 def _named(form: LinearFormat) -> Any:
     if isinstance(form, LatentExpansion):
         return [_named(form.keys), _named(form.values), form.heads, form.rank, form.nope_dim, form.value_dim]
-    if isinstance(form, OrderedColumns):
-        return [_named(form.stored), True]
+    if isinstance(form, OrderedColumns | Divided):
+        return [_named(form.stored), ORDERED if isinstance(form, OrderedColumns) else DIVIDED]
     return next(name for name, kind in KINDS.items() if kind == form)
 
 
@@ -82,7 +84,7 @@ def _format(value: Any) -> LinearFormat:
     if isinstance(value, str):
         return KINDS[value]
     kind, second, *sizes = value
-    if second is True:
-        return OrderedColumns(KINDS[kind])
+    if second in {ORDERED, DIVIDED}:
+        return OrderedColumns(_format(kind)) if second == ORDERED else Divided(_format(kind))
     heads, rank, nope_dim, value_dim = map(int, sizes)
     return LatentExpansion(KINDS[kind], KINDS[second], heads, rank, nope_dim, value_dim)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
@@ -38,6 +39,7 @@ STACKS = {  # of all experts of a layer, by leaf: the linear layers of each expe
     "ffn_gate_up_exps": ("gate_proj", "up_proj"),  # the outputs of gates first
 }
 STACK = re.compile(rf"({'|'.join(STACKS)})\.(weight|bias)")
+NVFP4, FACTOR, INPUT_FACTOR = "NVFP4", ".scale", ".input_scale"  # the type, and ends of names of what belongs to it
 Tensors = dict[str, TensorSource | StoredTensor]
 
 
@@ -48,6 +50,7 @@ class ConvertedTensor(StoredTensor):
     place: Place
     tensors: tuple[GgufTensor, ...]
     values: Mapping[str, Any]  # of the config
+    factors: tuple[TensorSource | None, ...] = ()  # of tensors whose weights a number multiplies; none at all if empty
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,22 +71,31 @@ class ConvertedTensor(StoredTensor):
     @property
     def reads(self) -> Iterator[TensorSource]:
         """The tensors of the file."""
-        return (each.source for each in self.tensors)
+        factors = self.factors or [None] * len(self.tensors)
+        for tensor, factor in zip(self.tensors, factors, strict=True):
+            yield tensor.source
+            if factor is not None:
+                yield factor
 
     def packed(self) -> PackedMatrix | None:
         """Return the matrix that stays quantised; None if it can't."""
         convert, kinds = self.place.convert, {each.type for each in self.tensors}
         if any(kind.dtype is not None for kind in kinds):
             return None
+        if len(self.factors) > 1:
+            return None
         if convert is expansion_of_latents:
             return packed_expansion(*self.tensors)
         if len(kinds) > 1 or convert not in (*OF_ROWS, *OF_COLUMNS):
             return None
         outputs, inputs = self.shape
+        [*_, factor] = self.factors or [None]
+        sources = tuple(each.source for each in self.tensors)
         if convert in OF_COLUMNS:
             join, order = partial(unchanged, self.values), column_order(convert, self.values, inputs)
-            return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, join, order)
-        return packed_matrix(self.tensors[0].type, (outputs, inputs), self.sources, partial(convert, self.values))
+            return packed_matrix(self.tensors[0].type, (outputs, inputs), sources, join, order=order, factor=factor)
+        join = partial(convert, self.values)
+        return packed_matrix(self.tensors[0].type, (outputs, inputs), sources, join, factor=factor)
 
     def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read and compute the parameter; matrices are rounded to the dtype, the rest stays float32."""
@@ -92,9 +104,11 @@ class ConvertedTensor(StoredTensor):
 
     def dequantise(self, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read and compute the parameter, in float32."""
-        return self.place.convert(
-            self.values, [dequantise_blocks(each.type, read(each.source)) for each in self.tensors]
-        )
+        found, factors = [], self.factors or [None] * len(self.tensors)
+        for tensor, factor in zip(self.tensors, factors, strict=True):
+            numbers = dequantise_blocks(tensor.type, read(tensor.source))
+            found.append(numbers if factor is None else numbers * read(factor))
+        return self.place.convert(self.values, found)
 
 
 def packed_matrices(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
@@ -109,8 +123,11 @@ def packed_matrices(model: PreTrainedModel, tensors: Tensors) -> PackedMatrices:
         *latent_linears(model),
         model.get_input_embeddings(),
     }
-    names = {f"{name}.{NAME}" for name, module in model.named_modules() if module in inside}
-    stored = {name: each for name, each in tensors.items() if name in names and isinstance(each, ConvertedTensor)}
+    modules = {f"{name}.{NAME}": module for name, module in model.named_modules() if module in inside}
+    stored = {name: each for name, each in tensors.items() if name in modules and isinstance(each, ConvertedTensor)}
+    stored = {  # rows of a table are looked up without a factor
+        name: each for name, each in stored.items() if not (each.factors and isinstance(modules[name], nn.Embedding))
+    }
     packed = {name: each.packed() for name, each in stored.items()}
     return {name: matrix for name, matrix in packed.items() if matrix is not None}
 
@@ -159,12 +176,13 @@ def named_tensors(file: GgufFile, architecture: Architecture, values: Mapping[st
         stack = STACK.fullmatch(leaf) if match else None
         if stack is not None:
             module = f"{prefix}{architecture.experts}"
-            for source in _experts(tensor, module, STACKS[stack[1]], stack[2]):
+            factors = file.tensors.get(tensor.name.replace(".weight", FACTOR)) if tensor.type.name == NVFP4 else None
+            for source in _experts(tensor, module, STACKS[stack[1]], stack[2], factors):
                 found[source.name] = source
             continue
         place = (architecture.layer if match else architecture.model).get(leaf)
         if place is None:
-            if leaf in others or leaf in FACTORS:
+            if leaf in others or leaf in FACTORS or _belongs_to_nvfp4(file, tensor.name):
                 continue
             raise ModelError(
                 f"{file.name} has {tensor.name}, which Greenroom does not know in {file.architecture}; give the "
@@ -187,11 +205,30 @@ def _trunk_tensor(
     if missing:
         raise CheckpointError(f"{file.name} has {tensor.name} but not {missing[0]}; download the file again")
     tensors = (tensor, *(file.tensors[each] for each in names))
-    return ConvertedTensor(name, tuple(each.source for each in tensors), (), False, place, tensors, values)
+    factors = tuple(_factor(file, each) for each in tensors)
+    sources = tuple(each.source for each in tensors) + tuple(each for each in factors if each is not None)
+    return ConvertedTensor(name, sources, (), False, place, tensors, values, factors if any(factors) else ())
+
+
+def _factor(file: GgufFile, tensor: GgufTensor) -> TensorSource | None:
+    """Return the number that multiplies the weights of an NVFP4 matrix, if there is one."""
+    found = file.tensors.get(tensor.name.removesuffix(".weight") + FACTOR) if tensor.type.name == NVFP4 else None
+    if found is None:
+        return None
+    if found.type.dtype != torch.float32 or found.shape != (1,):
+        raise CheckpointError(f"{found.name} of {file.name} is not one number; download the file again")
+    return found.source
+
+
+def _belongs_to_nvfp4(file: GgufFile, name: str) -> bool:
+    """Return True for a factor of an NVFP4 matrix, or of its inputs, which only arithmetic in NVFP4 needs."""
+    stem = next((name.removesuffix(suffix) for suffix in (INPUT_FACTOR, FACTOR) if name.endswith(suffix)), None)
+    matrix = file.tensors.get(f"{stem}.weight")
+    return matrix is not None and matrix.type.name == NVFP4
 
 
 def _experts(
-    tensor: GgufTensor, module: str, linears: Sequence[str], kind: str
+    tensor: GgufTensor, module: str, linears: Sequence[str], kind: str, factors: GgufTensor | None = None
 ) -> Iterator[TensorSource | StoredTensor]:
     """Yield the parts of a stack of all experts: a weight or a bias of one linear layer of one expert each."""
     dimensions = 3 if kind == "weight" else 2
@@ -200,6 +237,8 @@ def _experts(
             f"{tensor.name} has the shape {list(tensor.shape)}, not that of experts; download it again"
         )
     num_experts, outputs = tensor.shape[0], tensor.shape[1] // len(linears)
+    if factors is not None and (factors.type.dtype != torch.float32 or factors.shape != (num_experts,)):
+        raise CheckpointError(f"{factors.name} is not a number for each expert; download the file again")
     for expert in range(num_experts):
         part = tensor.source.leading_part(expert, num_experts)
         whole = TensorSource(part.name, part.dtype, part.shape[1:], part.extent)
@@ -210,5 +249,7 @@ def _experts(
             if tensor.type.dtype is not None:
                 yield source
             else:
-                matrix = stored_matrix(tensor.type, (outputs, tensor.shape[2]), source)
-                yield StoredTensor(name, (source,), (matrix,), is_of_experts=False)
+                factor = None if factors is None else factors.source.leading_part(expert, num_experts)
+                matrix = stored_matrix(tensor.type, (outputs, tensor.shape[2]), source, factor)
+                sources = (source,) if factor is None else (source, factor)
+                yield StoredTensor(name, sources, (matrix,), is_of_experts=False)
