@@ -199,20 +199,22 @@ class Scheduler:
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
         count = self._most_tokens(sequence, sequence.num_cached, budget, step)
-        while not self._blocks.can_allocate(sequence.blocks, sequence.num_cached + count):
-            last = self.running[-1]
-            self._preempt(last, step)
-            if last is sequence:
-                return 0
-        self._blocks.allocate(sequence.blocks, sequence.num_cached + count)
+        num_tokens = sequence.num_cached + count
+        if not self._blocks.has_allocated(sequence.blocks, num_tokens):  # as most decodes have
+            while not self._blocks.can_allocate(sequence.blocks, num_tokens):
+                last = self.running[-1]
+                self._preempt(last, step)
+                if last is sequence:
+                    return 0
+            self._blocks.allocate(sequence.blocks, num_tokens)
         step.append(Scheduled(sequence, count))
         return count
 
     def _most_tokens(self, sequence: Sequence, first: int, budget: int, step: list[Scheduled]) -> int:
         """Return how many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
-        if sequence.is_whole:
-            return num_tokens
+        if sequence.is_whole or num_tokens - first == 1:
+            return num_tokens if sequence.is_whole else 1
         if sequence.wants_prompt_logits:
             budget = min(budget, max(1, MAX_LOGITS_ROWS - sum(item.num_logits for item in step)))
         most = min(num_tokens - first, budget)

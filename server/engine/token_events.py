@@ -86,7 +86,8 @@ def _append(
 ) -> TokenEvent:
     """Append a token to a sequence and return its event."""
     params = sequence.sampling.params
-    is_first = sequence.num_generated == 0
+    num_generated = sequence.num_generated + 1
+    is_first = num_generated == 1
     prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
     if params.max_tokens == 0:
         return TokenEvent("", 0, FinishReason.LENGTH, (), prompt_logprobs, expert_usage=sequence.expert_usage)
@@ -98,18 +99,18 @@ def _append(
     is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
     ends = is_eos or token in params.stop_token_ids
     listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
-    text = "" if ends else sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
+    text = "" if ends else sequence.text.push(token, may_stop=num_generated > params.min_tokens)
     reason = None
     if ends or sequence.text.is_stopped or (matcher is not None and matcher.is_complete):
         reason = FinishReason.STOP
-    elif sequence.num_generated == params.max_tokens:
+    elif num_generated == params.max_tokens:
         reason = FinishReason.LENGTH
     if reason is not None:
         text += sequence.text.flush()
     usage = None if reason is None else sequence.expert_usage
     return TokenEvent(
         text,
-        sequence.num_generated,
+        num_generated,
         reason,
         logprobs=listed,
         prompt_logprobs=prompt_logprobs,

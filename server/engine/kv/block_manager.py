@@ -85,6 +85,7 @@ class BlockManager:
             for i, group in enumerate(groups)
         ]
         self._shares_prefixes, self._snapshots = shares_prefixes, snapshots
+        self._has_windows = any(group.window is not None for group in groups)
         self._pending: Counter[bytes] = Counter()  # number of running sequences about to fill a block
 
     @property
@@ -110,6 +111,11 @@ class BlockManager:
         """Return whether a running sequence is about to fill the block after the reusable ones."""
         index = num_reusable // self.block_size
         return index < len(blocks.hashes) and blocks.hashes[index] in self._pending
+
+    def has_allocated(self, blocks: SequenceBlocks, num_tokens: int) -> bool:
+        """Return whether a sequence has blocks for so many tokens already."""
+        num_blocks = -(-num_tokens // self.block_size)
+        return all(len(table) >= num_blocks for table in blocks.tables)
 
     def can_allocate(self, blocks: SequenceBlocks, num_tokens: int, num_reusable: int = 0) -> bool:
         """Return whether ``allocate`` can give a sequence blocks for so many tokens.
@@ -188,6 +194,9 @@ class BlockManager:
     def cache_full_blocks(self, blocks: SequenceBlocks, token_ids: Sequence[int], num_cached: int) -> None:
         """Make full blocks findable after a step, and release the blocks before a window."""
         num_full = num_cached // self.block_size
+        if num_full == blocks.num_cached_blocks and not self._has_windows:
+            self._keep_snapshot(blocks)
+            return
         hashes = self._hashes(blocks, token_ids, num_full)
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
             for index in range(blocks.num_cached_blocks, len(hashes)):

@@ -35,13 +35,15 @@ class TextAssembler:
 
     def _take(self, new: str, *, may_stop: bool, is_last: bool) -> str:
         self.num_characters += len(new)
+        if not self._stop:
+            return new
         text = self._held + new
         found = self._first_stop(text) if may_stop and new else None
         if found is not None:
             start, self.stopped_by = found
             self._held = ""
             return text[:start]
-        keep = 0 if is_last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        keep = 0 if is_last else max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

@@ -47,6 +47,15 @@ def test_a_prompt_with_a_cached_prefix_reuses_full_blocks_and_computes_at_least_
     blocks.check_integrity([first, again])
 
 
+def test_a_sequence_has_its_blocks_up_to_the_end_of_the_last_one_in_every_group() -> None:
+    blocks = manager((16, None), (16, 6))
+    sequence = fill(blocks, list(range(10)))
+    assert blocks.has_allocated(sequence, 12)
+    assert not blocks.has_allocated(sequence, 13)
+    sequence.tables[1].pop()
+    assert not blocks.has_allocated(sequence, 12)
+
+
 def test_equal_tokens_after_another_prefix_are_another_block() -> None:
     blocks = manager((16, None))
     fill(blocks, [1, 1, 1, 1, 5, 5, 5, 5, 0])
