@@ -9,13 +9,10 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from server.cluster.held_prefixes import HeldPrefixes
 from server.cluster.measured_costs import Work, measured_costs
+from server.cluster.outgoing import ExpertCounts, gather, since_submission, without_experts
 from server.cluster.scoring import ReplicaState
-from server.cluster.signatures import Signature
 from server.cluster.weight_changes import WeightChanges
 from server.cluster.wire import (
     Answer,
@@ -34,7 +31,6 @@ from server.engine.interface import (
     EngineUnavailableError,
     GenerationRequest,
     Timeline,
-    TokenEvent,
     TokenStream,
     merge,
 )
@@ -44,8 +40,6 @@ from server.memory.kv_cache_plan import BLOCK_SIZE
 MAX_TOLD_BLOCKS = 4096  # of the prefix cache, in one report
 SENDER_SECONDS = 30.0  # after which an ingress that is not heard of counts as dead
 WATCH_SECONDS = 2.0
-ITEM_SECONDS = 0.02  # between two items of a stream, at least
-POLL_SECONDS = 0.004
 
 # What may be called by name: the interface of the engine for administrators.
 CALLS: Mapping[str, frozenset[str]] = {
@@ -121,10 +115,10 @@ class Replica:
                 is_done = any(event.finish_reason is not None for event in arrived)
                 if is_done:
                     self._prefixes.note(submission.routed.blocks)
-                events = arrived if submission.request.returns_experts else [_without_experts(each) for each in arrived]
+                events = arrived if submission.request.returns_experts else [without_experts(each) for each in arrived]
                 yield Answer(self.name, events, end=self._end(stream.timeline, collected) if is_done else None)
                 if not is_done:
-                    await _gather(stream)
+                    await gather(stream)
         finally:
             stream.cancel()
             del self._streams[stream], grammar
@@ -240,9 +234,9 @@ class Replica:
         }
         return parts.get(part)
 
-    def _collecting(self, request: GenerationRequest) -> tuple[GenerationRequest, _ExpertCounts]:
+    def _collecting(self, request: GenerationRequest) -> tuple[GenerationRequest, ExpertCounts]:
         """Let the engine tell the experts of each token."""
-        counts = _ExpertCounts(self._loaded.experts.shape)
+        counts = ExpertCounts(self._loaded.experts.shape)
         if request.pooling is not None:
             return request, counts
         return replace(request, returns_experts=True), counts
@@ -256,13 +250,12 @@ class Replica:
             self._prepared.add(weights.forbidden_experts)
         return None if grammar is None else await asyncio.to_thread(self._loaded.codec.grammar, grammar)
 
-    def _end(self, timeline: Timeline, collected: _ExpertCounts) -> StreamEnd:
-        return StreamEnd(_since_submission(timeline), self._state(with_blocks=False), collected.signature())
+    def _end(self, timeline: Timeline, collected: ExpertCounts) -> StreamEnd:
+        return StreamEnd(since_submission(timeline), self._state(with_blocks=False), collected.signature())
 
     def _state(self, *, with_blocks: bool) -> ReplicaState:
-        statistics = self._engine.statistics
         return ReplicaState(
-            num_requests=len(self._streams) or statistics.num_running + statistics.num_waiting,
+            num_requests=len(self._streams),
             blocks=self._prefixes.newest(MAX_TOLD_BLOCKS) if with_blocks else frozenset(),
             weights=self._served().names,
             resident=self._loaded.experts.residency() > 0,
@@ -320,53 +313,3 @@ class Replica:
                     stream.receive(EngineUnavailableError("the ingress of this request is gone"))
             for sender in gone:
                 del self._senders[sender]
-
-
-class _ExpertCounts:
-    """Counts the tokens of a request by expert."""
-
-    def __init__(self, shape: tuple[int, int]):
-        self._shape = shape
-        self._counts: npt.NDArray[np.int64] | None = None
-
-    def note(self, events: list[TokenEvent]) -> None:
-        for event in events:
-            if event.experts is None or len(event.experts) != self._shape[0]:
-                continue
-            if self._counts is None:
-                self._counts = np.zeros(self._shape, dtype=np.int64)
-            rows, slots = np.nonzero(event.experts >= 0)
-            np.add.at(self._counts, (rows, event.experts[rows, slots]), 1)
-
-    def signature(self) -> Signature | None:
-        return None if self._counts is None else Signature.from_counts(self._counts)
-
-
-async def _gather(stream: TokenStream) -> None:
-    """Let the next tokens of a fast stream come together: an item takes more processor time than a small model's token.
-
-    Tokens that take longer than ``ITEM_SECONDS`` each, the first one and the last one go at once.
-    """
-    ends_at = time.monotonic() + ITEM_SECONDS
-    while stream.timeline.ended_at is None and (left := ends_at - time.monotonic()) > 0:  # noqa: ASYNC110  a thread ends it
-        await asyncio.sleep(min(left, POLL_SECONDS))
-
-
-def _without_experts(event: TokenEvent) -> TokenEvent:
-    return event if event.experts is None else replace(event, experts=None)
-
-
-def _since_submission(timeline: Timeline) -> Timeline:
-    """Return a timeline whose times are counted from the submission, as another machine has another clock."""
-
-    def since(at: float | None) -> float | None:
-        return None if at is None else at - timeline.submitted_at
-
-    return replace(
-        timeline,
-        submitted_at=0.0,
-        started_at=since(timeline.started_at),
-        first_token_at=since(timeline.first_token_at),
-        last_token_at=since(timeline.last_token_at),
-        ended_at=since(timeline.ended_at),
-    )
