@@ -27,7 +27,7 @@ from expert_store import (
 )
 from server.model.checkpoint.expert_parameters import ExpertParts, expert_parameters
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
-from server.model.checkpoint.local_files import find_gguf
+from server.model.checkpoint.local_files import find_gguf, local_files
 from server.model.checkpoint.tensor_map import CheckpointNames, experts_modules, layer_numbers, sort_tensors
 from server.model.checkpoint.variant_recipes import FLOATS, converted
 from server.model.checkpoint.variant_routers import REMOVED_FIELD, read_removed, variant_layer
@@ -74,20 +74,21 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
     the router. The metadata of a file may name the base's fingerprint, and experts to remove.
 
     Args:
+        folder: or a GGUF file.
         name: under which it is served.
         version: see ``ExpertVariant``.
 
     Raises:
         CheckpointError: a file is damaged, or a tensor does not fit the base; the message names it.
     """
-    file = find_gguf(str(folder), [path.name for path in folder.iterdir()])
+    file = find_gguf(str(folder), local_files(str(folder)) or ())
     index: Mapping[str, TensorSource | StoredTensor]
     if file is None:
         shards = find_shards(folder)
         index = read_index(shards)
         metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
     else:
-        index, metadata = GgufCheckpoint(folder, file.name).stored_tensors(), {}
+        index, metadata = GgufCheckpoint(file.parent, file.name).stored_tensors(), {}
     given = metadata.get(BASE_FIELD)
     if given is not None and given != base.fingerprint:
         raise CheckpointError(

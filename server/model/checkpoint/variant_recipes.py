@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def converted(key: ExpertKey, made: Made, module: Any, layout: ExpertLayout) -> 
         return {name: parameter.recipe for name, parameter in plain.items()}
     weights = format_of(layout, shapes, transposed)
     if weights is not None:
-        return _encoded(plain, layout, shapes, transposed_names(module), weights)
+        return _encoded(plain, layout, shapes, transposed, weights)
     matrices = find_matrices(layout, shapes, transposed)
     if matrices is None:
         raise CheckpointError(
@@ -77,7 +77,7 @@ def _encoded(
     plain: Mapping[str, _PlainParameter],
     layout: ExpertLayout,
     shapes: Mapping[str, tuple[int, ...]],
-    transposed: Sequence[str] | Any,
+    transposed: Collection[str],
     weights: WeightFormat,
 ) -> ExpertRecipe:
     recipes: dict[str, ParameterRecipe] = {}

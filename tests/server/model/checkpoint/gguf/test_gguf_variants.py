@@ -66,6 +66,7 @@ def test_the_experts_of_another_file_of_the_same_types_are_a_variant(name: str, 
     other = rewrite(tmp_path / "law" / "other.gguf", Q4_0, name=name, renamed=swapped(name))
     expected = logits_of(other)
     assert torch.equal(with_variant(base, other.parent), expected)
+    assert torch.equal(with_variant(base, other), expected)
     assert not torch.equal(logits_of(base), expected)
 
 
