@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.io.metadata import parse_json_object, read_bytes, read_json_object
 from expert_store.sources.base import Source
 from expert_store.sources.folder import Place, as_folder, as_source
+from expert_store.sources.parallel import map_sources
 
 LENGTH_BYTES = 8  # of the length of the header, before it
 MAX_HEADER_BYTES = 100_000_000
@@ -94,8 +96,9 @@ def read_index(files: Iterable[Path | Source], *, has_data: bool = True) -> dict
             source; the message names source and tensor.
     """
     tensors: dict[str, TensorSource] = {}
-    for source in map(as_source, files):
-        for tensor in _read_header(source, has_data):
+    sources = [as_source(file) for file in files]
+    for source, found in zip(sources, map_sources(partial(_read_header, has_data=has_data), sources), strict=True):
+        for tensor in found:
             if tensor.name in tensors:
                 raise CheckpointError(
                     f"{tensor.name} is in both {tensors[tensor.name].extent.source.name} and {source.name}"

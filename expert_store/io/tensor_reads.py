@@ -18,12 +18,15 @@ from expert_store.errors import SourceError, StoreFailedError
 from expert_store.io.reader import Done, Priority, SourceReader
 from expert_store.sources.base import Bytes, Piece
 from expert_store.sources.open_sources import OpenSources
+from expert_store.sources.parallel import are_files
 
 NUM_READERS = 6  # as in a store
-PART_BYTES = 4 << 20  # large tensors are read in parts, by several threads
-SMALL_BYTES = 256 << 10  # tensors that are read with others, where each read has to go to a server and back
+NUM_REMOTE_READERS = 12  # where each read goes to a server and back, which a link waits for less if there are more
+PART_BYTES = 4 << 20  # larger tensors are read in parts, by several threads
+SMALL_BYTES = 256 << 10  # of a file; smaller tensors are read together, up to a part; of a server all that are no part
 REFILL_BYTES = 8 << 20  # taken before more is begun, so that small tensors are begun together
 AHEAD_BYTES = 32 << 20  # of tensors that are read before they are taken; enough to keep all threads busy
+REMOTE_AHEAD_BYTES = 64 << 20  # the same, with more threads
 
 
 def read_tensor(source: TensorSource) -> torch.Tensor:
@@ -61,7 +64,10 @@ class TensorReads:
         BudgetError: there is no memory to read with.
     """
 
-    def __init__(self, sources: Sequence[TensorSource], num_readers: int = NUM_READERS):
+    def __init__(self, sources: Sequence[TensorSource], num_readers: int | None = None):
+        is_near = are_files(source.extent.source for source in sources)
+        self._small_bytes = SMALL_BYTES if is_near else PART_BYTES
+        self._max_ahead_bytes = AHEAD_BYTES if is_near else REMOTE_AHEAD_BYTES
         self._left = deque(sources)  # not begun
         self._begun: deque[_TensorRead] = deque()
         self._ahead_bytes = 0  # of those that are begun
@@ -69,7 +75,7 @@ class TensorReads:
         self._failure: str | None = None
         self._open = OpenSources({source.extent.source for source in sources})
         try:
-            self._reader = SourceReader(num_readers, self._fail)
+            self._reader = SourceReader(num_readers or (NUM_READERS if is_near else NUM_REMOTE_READERS), self._fail)
         except Exception:
             self._open.close()
             raise
@@ -109,14 +115,14 @@ class TensorReads:
         return as_tensor(read.target, source)
 
     def _read_ahead(self) -> None:
-        if self._begun and self._ahead_bytes > AHEAD_BYTES - REFILL_BYTES:
+        if self._begun and self._ahead_bytes > self._max_ahead_bytes - REFILL_BYTES:
             return
         small: list[_TensorRead] = []
-        while self._left and (not self._begun or self._ahead_bytes < AHEAD_BYTES):
+        while self._left and (not self._begun or self._ahead_bytes < self._max_ahead_bytes):
             read = _TensorRead(self._left.popleft())
             self._begun.append(read)
             self._ahead_bytes += read.source.extent.nbytes
-            if len(read.target) < SMALL_BYTES:
+            if len(read.target) < self._small_bytes:
                 read.num_left = 1
                 small = self._group(small, read)
                 continue
@@ -128,7 +134,7 @@ class TensorReads:
 
     def _group(self, small: list[_TensorRead], read: _TensorRead) -> list[_TensorRead]:
         """Return small tensors that are to be read together, after those that are enough for one read."""
-        source, nbytes = read.source.extent.source, sum(len(each.target) for each in small)
+        source, nbytes = read.source.extent.source, sum(len(each.target) for each in [*small, read])
         if small and (small[0].source.extent.source != source or nbytes > PART_BYTES):
             self._submit_small(small)
             small = []

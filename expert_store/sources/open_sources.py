@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from expert_store.errors import CheckpointError, SourceError
 from expert_store.sources.base import OpenSource, Source
+from expert_store.sources.parallel import map_sources
 
 
 class OpenSources:
@@ -23,8 +24,8 @@ class OpenSources:
         self._is_closed = False
         self._lock = threading.Lock()  # guards the two counters and the end of the sources
         try:
-            for source in sources:
-                self._open[source] = source.open()
+            for _ in map_sources(self._open_one, sources):
+                pass
         except CheckpointError:
             self.close()
             raise
@@ -62,6 +63,9 @@ class OpenSources:
         with self._lock:
             self._is_closed = True
             self._close_if_unused()
+
+    def _open_one(self, source: Source) -> None:
+        self._open[source] = source.open()
 
     def _close_if_unused(self) -> None:
         if self._is_closed and not self._num_readers:

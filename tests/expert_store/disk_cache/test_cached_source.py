@@ -135,6 +135,17 @@ def test_a_source_that_comes_back_as_another_one_is_refused(source: CountedSourc
     assert cached.has_changed()
 
 
+def test_a_damaged_note_about_a_source_counts_as_none(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 100))
+    (note,) = tmp_path.glob("*.about")
+    note.write_text('{"kind": "counted", "version"')
+    read(opened(source, tmp_path), (0, 100))
+    note.write_text("[1]")
+    source.is_away = True
+    with pytest.raises(SourceUnreadableError, match="it is away"):
+        opened(source, tmp_path)
+
+
 def test_another_version_has_a_file_of_its_own(source: CountedSource, tmp_path: Path) -> None:
     read(opened(source, tmp_path), (0, 100))
     source.version = "2"

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import save_file
 from expert_store import TensorReads, TensorSource, read_index
 from expert_store.errors import ShortReadError, SourceUnreadableError, StoreFailedError
 from expert_store.io import tensor_reads
-from expert_store.sources.base import Bytes, Piece
+from expert_store.sources.base import Bytes, OpenSource, Piece
 from expert_store.sources.file import DirectFile
+from expert_store.sources.memory import MemorySource
 
 SHAPES = {"large": (700, 1000), "empty": (0, 4), "small": (3,), "odd": (1001,)}
 
@@ -96,14 +98,27 @@ def test_no_file_and_no_thread_is_left(sources: list[TensorSource]) -> None:
 
 
 def test_small_tensors_are_read_together(monkeypatch: pytest.MonkeyPatch, sources: list[TensorSource]) -> None:
-    read, sizes = DirectFile.read, []
+    assert pieces_by_read(monkeypatch, DirectFile, [sources[2], sources[0], sources[3]]) == [1, 2]
 
-    def count(self: DirectFile, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+
+def test_all_tensors_of_a_server_that_are_no_part_are_read_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sources: list[TensorSource]
+) -> None:
+    content = MemorySource("far", (tmp_path / "a.safetensors").read_bytes())
+    far = [replace(each, extent=replace(each.extent, source=content)) for each in sources]
+    assert pieces_by_read(monkeypatch, MemorySource, far) == [4]
+
+
+def pieces_by_read(monkeypatch: pytest.MonkeyPatch, kind: type[Any], sources: list[TensorSource]) -> list[int]:
+    """Read some tensors, and return how many pieces each read had."""
+    read, sizes = kind.read, []
+
+    def count(self: OpenSource, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         sizes.append(len(pieces))
         read(self, pieces, scratch)
 
-    monkeypatch.setattr(DirectFile, "read", count)
-    with TensorReads([sources[2], sources[0], sources[3]]) as reads:
-        for source in (sources[2], sources[0], sources[3]):
+    monkeypatch.setattr(kind, "read", count)
+    with TensorReads(sources) as reads:
+        for source in sources:
             reads.take(source)
-    assert sorted(sizes) == [1, 2]
+    return sorted(sizes)
