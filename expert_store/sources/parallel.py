@@ -1,4 +1,4 @@
-"""Opens sources at the same time where each takes a way to a server and back."""
+"""Opens sources, at the same time where each takes a way to a server and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def map_sources(function: Callable[[Source], T], sources: Iterable[Source]) -> Iterable[T]:
-    """Return what a function makes of each source, in order: one after the other on a disk, else at the same time.
+    """Call a function for each source, for files one after the other, and return its results in order.
 
     Raises:
         Exception: of the first source whose call failed, once its result is taken.

@@ -1,4 +1,4 @@
-"""What is predicted of a model elsewhere."""
+"""Predictions about a model elsewhere: the requests that a miss takes."""
 
 from __future__ import annotations
 
