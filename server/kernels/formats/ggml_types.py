@@ -137,7 +137,7 @@ class GgmlType:
     @property
     def can_round(self) -> bool:
         """True if ``quantise`` rounds matrices to the type."""
-        return self.format is block_int8 or isinstance(self.format, Superblocks)
+        return self.format is block_int8 or isinstance(self.format, Superblocks) or self.name == MXFP4
 
     def quantise(self, name: str, matrix: torch.Tensor) -> Tensors:
         """Round a matrix ``(out, in)`` to the tensors of ``specs``.
@@ -147,6 +147,11 @@ class GgmlType:
         """
         if isinstance(self.format, Superblocks):
             return superblock_rounding.quantise(self.format, name, matrix)
+        if self.name == MXFP4:
+            from gguf import GGMLQuantizationType, quants  # noqa: PLC0415  it is slow to import, and seldom needed
+
+            raw = quants.quantize(matrix.float().numpy(), GGMLQuantizationType.MXFP4)
+            return self.repack(name, torch.from_numpy(raw), matrix.shape[1])
         assert self.format is block_int8
         if matrix.abs().max() > block_int8.LARGEST_WEIGHT:
             raise ValueError(f"{name} holds weights that are too large for {self.name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 
@@ -24,6 +23,7 @@ from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import (
     logits_of,
     rewrite,
 )
+from tests.server.model.checkpoint.gguf.test_nvfp4 import write as write_nvfp4
 from tests.server.model.test_parity import generate
 from tests.server.model.variants import save_variant
 
@@ -89,9 +89,8 @@ def test_a_variant_of_other_types_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_to_whose_type_nothing_is_rounded_refuses_plain_experts(tmp_path: Path) -> None:
-    base = rewrite(tmp_path / "base.gguf", gguf.GGMLQuantizationType.MXFP4)
-    floats = rewrite(tmp_path / "floats.gguf", stored_as=FLOAT32)
-    with pytest.raises(CheckpointError, match=r"not in MXFP4 .* give the variant as a GGUF file"):
+    base, floats = write_nvfp4(tmp_path / "base.gguf"), write_nvfp4(tmp_path / "floats.gguf", as_floats=True)
+    with pytest.raises(CheckpointError, match=r"not in NVFP4 .* give the variant as a GGUF file"):
         with_variant(base, as_safetensors(floats, tmp_path / "law"))
 
 
