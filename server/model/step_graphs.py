@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class _StepGraph:
             logits: where it writes them.
         """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):  # readers pin meanwhile
+        with _capture(graph, memory, logits.device):
             logits.copy_(self.run(experts, waitless))
         self._graph, self._choices, self._logits = graph, waitless.gathered, logits
 
@@ -149,6 +150,24 @@ class _StepGraph:
         self._graph.replay()
         waitless.gathered = self._choices
         return self._logits
+
+
+@contextmanager
+def _capture(graph: Any, memory: Any, device: torch.device) -> Iterator[None]:
+    """Record what is launched; torch's own context also collects garbage and empties caches, which takes long."""
+    current: Any = torch.cuda.current_stream(device)
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=memory, capture_error_mode="thread_local")  # other threads pin memory meanwhile
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):  # of a capture that has failed
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    current.wait_stream(stream)
 
 
 def _room_of(chunks: Sequence[SequenceChunk], group: int, cache: KVCache) -> int:

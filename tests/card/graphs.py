@@ -8,13 +8,12 @@ replay gives results.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from tests.card.counts import NOT_PERMITTED, captures, launch_places, launches, lock, place
-
-made: list[CUDAGraph] = []  # all graphs of the process
+from tests.card.streams import current_stream, default_streams
 
 
 class CUDAGraph:
@@ -23,37 +22,25 @@ class CUDAGraph:
     def __init__(self, *_: Any, **__: Any):
         self.operations: list[Callable[[], None]] = []
         self.results: list[torch.Tensor] = []
-        self.num_replays = 0
-        made.append(self)
 
     def replay(self) -> None:
         with lock:
             launches["graph"] += 1
             launch_places[place()] += 1
-            self.num_replays += 1
             for operation in self.operations:
                 operation()
 
-    def reset(self) -> None:
-        self.operations, self.results = [], []
-
-
-class graph:  # noqa: N801  torch's name
-    """A context in which operations are recorded; see ``torch.cuda.graph``."""
-
-    def __init__(self, cuda_graph: CUDAGraph, *_: Any, capture_error_mode: str = "global", **__: Any):
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        """Record the operations of this thread from now on."""
+        del pool
         assert capture_error_mode == "thread_local", "threads that pin memory would break a capture of all threads"
-        self._graph = cuda_graph
-
-    def __enter__(self) -> Self:
-        if captures:
+        if captures or current_stream() in default_streams:
             raise RuntimeError(NOT_PERMITTED)
-        captures.append(self._graph)
-        return self
+        captures.append(self)
 
-    def __exit__(self, *_: object) -> None:
+    def capture_end(self) -> None:
         captures.pop()
-        for result in self._graph.results:
+        for result in self.results:
             if result.is_contiguous() and result.numel():
                 result.view(torch.uint8 if result.dim() else result.dtype).fill_(255 if result.dim() else 0)
 

@@ -115,7 +115,6 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
         "device": _device,
         "device_count": lambda: num_devices,
         "empty_cache": lambda *_, **__: None,
-        "graph": graphs.graph,
         "graph_pool_handle": lambda: (0, 0),
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_name": lambda device=None: Properties.name,

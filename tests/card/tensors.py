@@ -132,7 +132,7 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
     if not is_view and name not in ALLOCATES:
         own = {id(leaf) for leaf in pytree.arg_tree_leaves(*inner_args, **inner_kwargs)}
         writes = [(tensor.inner, _writes(function, args, kwargs, tensor)) for tensor in tensors]
-        record(partial(_again, compute, own, writes, stream), _new_tensors(result, own))
+        record(partial(_again, compute, own, writes), _new_tensors(result, own))
     if function is aten.copy_.default:
         return args[0]
     given = {id(leaf) for leaf in pytree.arg_tree_leaves(*args, **kwargs)}
@@ -146,10 +146,9 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
     return pytree.tree_map(wrap, result)
 
 
-def _again(
-    compute: Callable[[], Any], given: set[int], writes: list[tuple[torch.Tensor, bool]], stream: Stream
-) -> list[torch.Tensor]:
+def _again(compute: Callable[[], Any], given: set[int], writes: list[tuple[torch.Tensor, bool]]) -> list[torch.Tensor]:
     """Run an operation of a graph; return what it made."""
+    stream = current_stream()
     number = stream.begin()
     for inner, is_write in writes:
         memory.access(inner, stream, number, is_write=is_write)

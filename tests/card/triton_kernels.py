@@ -56,7 +56,8 @@ def _run(kernel: Callable[[list[Any]], Any], name: str, args: tuple[Any, ...]) -
         given = [each.inner if isinstance(each, CardTensor) else each for each in args]
 
         def again() -> list[torch.Tensor]:
-            _run_recorded(partial(kernel, given), shared, stream, stream.begin())
+            now = current_stream()
+            _run_recorded(partial(kernel, given), shared, now, now.begin())
             return []
 
         record(again, [])

@@ -112,7 +112,9 @@ def _weights(
 
 
 def select_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return some rows in ascending order, without a copy if they are contiguous."""
+    """Return some rows in ascending order; on the CPU without a copy if they are contiguous."""
+    if values.is_cuda:  # looking at them would be a wait
+        return values.index_select(0, rows)
     first, last = int(rows[0]), int(rows[-1])
     return values[first : last + 1] if last - first + 1 == len(rows) else values.index_select(0, rows)
 

@@ -16,6 +16,7 @@ from server.engine.sampling.penalties import adjust
 from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampling_state import SamplingState
 from server.engine.sampling.top_p import Filters, lowest_scores
+from server.kernels.upload import upload
 
 if TYPE_CHECKING:
     from server.kernels.native.library import Kernels
@@ -142,7 +143,7 @@ def _sample_filtered(blocked: BlockedLogits, rows: torch.Tensor, states: Sequenc
     params = [state.params for state in states]
     filters = Filters(
         temperatures=_temperatures(rows, states),
-        top_k=torch.tensor([param.top_k for param in params], device=rows.device),
+        top_k=upload(np.array([param.top_k for param in params], np.int64), rows.device),
         top_p=_column(rows, [param.top_p if param.top_p < 1 else math.inf for param in params]),
         log_min_p=_column(rows, [state.log_min_p for state in states]),
     )
@@ -157,7 +158,7 @@ def _select(
     lowest: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the token that each row's random number selects: first its block, then its index in the block."""
-    draws = torch.from_numpy(_draws(states)).to(rows.device)
+    draws = upload(_draws(states), rows.device)
     masses = blocked.block_weights(rows, temperatures, lowest)  # (rows, blocks)
     block = _select_index(masses, draws)
     sums = masses.cumsum(-1)
@@ -186,7 +187,7 @@ def _select_index(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def _indices(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.long, device=logits.device)
+    return upload(np.array(rows, np.int64), logits.device)
 
 
 def _temperatures(rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
@@ -194,4 +195,4 @@ def _temperatures(rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.
 
 
 def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)
+    return upload(np.array(values, np.float32), like.device)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool, work_bytes
 from server.kernels.triton.available import runs_on
+from server.kernels.upload import upload
 from server.model.attention.attention_plan import Band, Span, plan_group
 from server.model.attention.chosen_attention import ChosenAttention
 from server.model.attention.decode_attention import DecodeAttention
@@ -94,8 +95,8 @@ class _GroupAttention:
         else:
             self._slots = torch.tensor(self._plan.slots, device=cache.device)
         first, *further = (_rows_of(spans) for spans in self._plan.rounds)
-        self._first_rows = torch.from_numpy(first).to(cache.device) if has_kernels and len(first) else None
-        self._further_rows = [torch.from_numpy(first.searchsorted(rows)).to(cache.device) for rows in further]
+        self._first_rows = upload(first, cache.device) if has_kernels and len(first) else None
+        self._further_rows = [upload(first.searchsorted(rows), cache.device) for rows in further]
         self._masks: dict[tuple[Band, torch.dtype], torch.Tensor] = {}
 
     def update(self, chunks: Sequence[SequenceChunk], cache: KVCache) -> None:
