@@ -14,6 +14,8 @@ NATIVE_FAMILIES = (  # by `model_type`
     "deepseek_v3",
     "deepseek_v32",
     "dots1",
+    "dots3_note",
+    "dots3_note_text",
     "ernie4_5_moe",
     "exaone_moe",
     "flex_olmo",
@@ -71,6 +73,7 @@ NATIVE_FAMILIES = (  # by `model_type`
 )
 
 NATIVE_VISIONS = (  # those of them that take images, but kimi_k25, whose random weights write a placeholder of images
+    "dots3_note",
     "gemma4",
     "glm46v",
     "glm4v_moe",

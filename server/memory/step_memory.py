@@ -73,6 +73,8 @@ class StepShape:
         layers = [shape for group in groups for shape in group.shapes.values()]
         dense = _largest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
         index_heads, index_dim = _largest(config, "index_n_heads"), _largest(config, "index_head_dim")
+        latent_groups = [group for group in groups if any(shape.is_latent for shape in group.shapes.values())]
+        chosen = _largest(config, "index_topk") + max((group.window or 0 for group in latent_groups), default=0)
         return cls(
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
@@ -88,7 +90,7 @@ class StepShape:
             itemsize=itemsize,
             has_native=has_native,
             has_modules=has_modules,
-            indexer=index_heads * (index_dim + 1) + index_dim + _largest(config, "index_topk"),
+            indexer=index_heads * (index_dim + 1) + index_dim + chosen,
         )
 
 

@@ -17,6 +17,8 @@ NORM = "k_norm"
 TOP_K = "index_topk"  # attribute: keys that a token attends to, at most
 QUERIES, LATENTS = ("q_a_proj", "q_a_layernorm", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 AROUND = (*QUERIES, *LATENTS, "o_proj", "indexer")  # the parts of such an attention
+ROPE_NORM = "k_rope_only_layernorm"
+BESIDES = ("g_proj", ROPE_NORM)  # parts that it may have
 
 
 def find_indexer(attention: Any) -> Any:
@@ -24,7 +26,7 @@ def find_indexer(attention: Any) -> Any:
     indexer = getattr(attention, "indexer", None)
     if not isinstance(indexer, nn.Module) or not isinstance(getattr(indexer, TOP_K, None), int):
         return None
-    is_known = _consists_of(indexer, {*LINEARS, NORM}) and _consists_of(attention, AROUND)
+    is_known = _consists_of(indexer, {*LINEARS, NORM}) and _consists_of(attention, AROUND, BESIDES)
     return indexer if is_known else None
 
 
@@ -34,9 +36,10 @@ def index_dim(attention: Any) -> int:
     return 0 if indexer is None else int(indexer.wk.out_features)
 
 
-def _consists_of(module: nn.Module, names: Collection[str]) -> bool:
-    """Return whether a module has these parts, and no parameters of its own."""
-    return {name for name, _ in module.named_children()} == set(names) and not [*module.parameters(recurse=False)]
+def _consists_of(module: nn.Module, names: Collection[str], besides: Collection[str] = ()) -> bool:
+    """Return whether a module has these parts, maybe some besides, and no parameters of its own."""
+    children = {name for name, _ in module.named_children()} - set(besides)
+    return children == set(names) and not [*module.parameters(recurse=False)]
 
 
 @contextmanager

@@ -212,7 +212,7 @@ struct Fields<Indexer> {
   using Type = Indexer;
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(chosen), FIELD(heads), FIELD(dim), FIELD(top_k),
-      FIELD(rope_kind), FIELD(chooses)};
+      FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(unused)};
 };
 
 template <>
@@ -221,10 +221,10 @@ struct Fields<LatentAttention> {
   static constexpr Field kAll[] = {
       FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
-      FIELD(query_norm), FIELD(latent_norm), FIELD(indexer), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim),
-      FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim), FIELD(value_dim), FIELD(rope),
-      FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon),
-      FIELD(latent_norm_epsilon), FIELD(scaling)};
+      FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(indexer), FIELD(cache), FIELD(cache_slots),
+      FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
+      FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format),
+      FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
 };
 
 template <>

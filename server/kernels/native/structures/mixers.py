@@ -98,6 +98,8 @@ class Indexer(Structure):
         ("top_k", c_int64),
         ("rope_kind", c_int32),
         ("chooses", c_int32),
+        ("is_window", c_int32),
+        ("unused", c_int32),
     ]
 
 
@@ -117,6 +119,7 @@ class LatentAttention(Structure):
         ("gate_bias", c_void_p),
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
+        ("rope_norm", c_void_p),
         ("indexer", c_void_p),
         ("cache", c_void_p),
         ("cache_slots", c_int64),

@@ -72,13 +72,11 @@ class LatentAttentionMixer(RotaryMixer):
         self._indexer = indexer_of(parts.indexer, captured, getattr(parts.module, "config", None))
         if self._indexer is not None:
             self._set_indexer(self._indexer)
+        if captured.options.sliding_window is not None:
+            self._set_window(captured.options.sliding_window, is_chunked=captured.options.is_chunked)
         self._set_sizes(parts)
         self._set_expansion(parts)
-        spec.latent_norm = self.keep(parts.latent_norm.weight * parts.latent_scale)
-        spec.latent_norm_epsilon = parts.latent_norm.epsilon
-        if parts.query_norm is not None:
-            spec.query_norm = self.keep(parts.query_norm.weight * parts.query_scale)
-            spec.query_norm_epsilon = parts.query_norm.epsilon
+        self._set_norms(parts)
         spec.scaling = captured.options.scaling
         spec.scales_queries = int(_temperature(parts.module) is not None)
 
@@ -146,6 +144,25 @@ class LatentAttentionMixer(RotaryMixer):
         for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
             self.add_target(linear, number)
 
+    def _set_window(self, window: int, *, is_chunked: bool) -> None:
+        """Let a token attend to the last latents alone."""
+        if self._indexer is not None or is_chunked:
+            raise UnsupportedLayerError("its latents are attended to with a window of another kind")
+        self._window = Indexer(top_k=window, is_window=1)
+        self.spec.indexer = addressof(self._window)
+
+    def _set_norms(self, parts: LatentAttentionParts) -> None:
+        spec = self.spec
+        spec.latent_norm = self.keep(parts.latent_norm.weight * parts.latent_scale)
+        spec.latent_norm_epsilon = parts.latent_norm.epsilon
+        if parts.rope_norm is not None:
+            if parts.rope_norm.epsilon != parts.latent_norm.epsilon:
+                raise UnsupportedLayerError("the norms of its latents and of its rotated keys have different epsilons")
+            spec.rope_norm = self.keep(parts.rope_norm.weight)
+        if parts.query_norm is not None:
+            spec.query_norm = self.keep(parts.query_norm.weight * parts.query_scale)
+            spec.query_norm_epsilon = parts.query_norm.epsilon
+
     def _set_sizes(self, parts: LatentAttentionParts) -> None:
         spec, expansion = self.spec, parts.expansion
         spec.rank, spec.nope_dim, spec.value_dim = expansion.rank, expansion.nope_dim, expansion.value_dim
@@ -195,7 +212,7 @@ class TrialLatents(LatentAttentionMixer):
         spec = self.spec = LatentAttention.from_buffer_copy(own)
         super(LatentAttentionMixer, self).__init__(module, index, spec)
         num_blocks, dim = -(-num_tokens // BLOCK), spec.rank + spec.rope_dim
-        if own.indexer:
+        if own.indexer and not Indexer.from_address(own.indexer).is_window:
             indexer = self._own_indexer = Indexer.from_buffer_copy(Indexer.from_address(own.indexer))
             self.chosen, indexer.top_k = chosen_of(captured)
             if chooses:
@@ -209,8 +226,8 @@ class TrialLatents(LatentAttentionMixer):
 
 
 def _check_options(options: AttentionOptions) -> None:
-    if options.sliding_window or options.softcap or options.sinks is not None:
-        raise UnsupportedLayerError("its latents are attended to with a window, a cap or sinks")
+    if options.softcap or options.sinks is not None:
+        raise UnsupportedLayerError("its latents are attended to with a cap or sinks")
 
 
 def _temperature(module: Any) -> tuple[float, int] | None:

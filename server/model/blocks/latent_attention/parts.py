@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from server.model.attention.indexer import ROPE_NORM
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.latent_attention.indexer import IndexerParts
@@ -28,6 +29,7 @@ class LatentAttentionParts(MixerParts):
     query: Linear
     latent: Linear
     latent_norm: Norm
+    rope_norm: Norm | None  # of the part of keys that may be rotated
     expansion: LatentProjection
     output: Linear
     gate: Linear | None
@@ -47,8 +49,8 @@ class LatentAttentionParts(MixerParts):
         norms = [None if (norm := getattr(of, name, None)) is None else norm_of(norm) for name in NORMS]
         if query is None or latent is None or output is None or norms[1] is None or (down and norms[0] is None):
             return None
-        parts = down, norms[0], query, latent, norms[1], expansion, output, gate
-        scales = [float(getattr(of, name, 1.0)) for name in SCALES]
+        parts = down, norms[0], query, latent, norms[1], norms[2], expansion, output, gate
+        scales = [next((float(getattr(of, name)) for name in names if hasattr(of, name)), 1.0) for names in SCALES]
         if down is None and scales[0] != 1:
             return None
         return cls(module, *parts, IndexerParts.find(of), *scales)
@@ -60,7 +62,7 @@ class LatentAttentionParts(MixerParts):
         return [linear for linear in found if linear is not None]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        norms = (norm.module for norm in (self.query_norm, self.latent_norm) if norm is not None)
+        norms = (norm.module for norm in (self.query_norm, self.latent_norm, self.rope_norm) if norm is not None)
         for module in (*self.linears, *norms, self.expansion):
             yield from module.parameters()
         if self.indexer is not None:
@@ -80,12 +82,14 @@ class LatentAttentionParts(MixerParts):
         """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations."""
         rank = self.expansion.rank
         latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
+        if self.rope_norm is not None:
+            rotated = self.rope_norm.module(rotated)
         queries = self.query(self.query_inputs(rows)) * self.query_scale
         return queries, torch.cat([self.latent_norm.module(latent) * self.latent_scale, rotated], -1)
 
 
-NORMS = ("q_a_layernorm", "kv_a_layernorm")
-SCALES = ("mla_scale_q_lora", "mla_scale_kv_lora")  # attributes
+NORMS = ("q_a_layernorm", "kv_a_layernorm", ROPE_NORM)
+SCALES = (("mla_scale_q_lora", "q_lora_scale"), ("mla_scale_kv_lora", "kv_lora_scale"))  # attributes
 
 
 def _linear(module: Any, name: str) -> Linear | None:

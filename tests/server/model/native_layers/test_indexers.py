@@ -87,3 +87,14 @@ def test_index_keys_lie_in_the_blocks_of_the_cache(tmp_path: Path, pool: Compute
     folder = save_checkpoint(make_config("glm_moe_dsa"), tmp_path)
     (group,) = load_trunk(folder, torch.float32, pool=pool).facts.kv_groups
     assert [shape.dim for shape in group.shapes.values()] == [16 + 8 + 16, 16 + 8, 16 + 8 + 16]
+
+
+def test_layers_with_a_window_attend_to_the_last_latents(tmp_path: Path, pool: ComputePool) -> None:
+    """They run beside layers with an indexer, and keep no index keys."""
+    folder = save_checkpoint(make_config("dots3_note_text"), tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    kept = {group.window: [shape.dim for shape in group.shapes.values()] for group in native.facts.kv_groups}
+    assert kept == {None: [16 + 8 + 16] * 2, 6: [1024 + 64]}
+    for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())

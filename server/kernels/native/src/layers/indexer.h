@@ -1,4 +1,5 @@
-// An indexer chooses the keys that each token attends to (DeepSeek Sparse Attention): those with the highest scores.
+// An indexer chooses the keys that each token attends to (DeepSeek Sparse Attention): those with the highest scores. A
+// sliding window is an indexer that chooses the last ones.
 #pragma once
 
 #include "formats/matrix.h"
@@ -19,6 +20,8 @@ struct Indexer {
   int64_t top_k;
   RopeKind rope_kind;  // of the first numbers of queries and keys, as many as the attention rotates
   int32_t chooses;     // otherwise `chosen` is given: null for what the last layer before it chose, and the rest is unused
+  int32_t is_window;   // it takes the last `top_k` keys, and the rest is unused
+  int32_t unused;
 };
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has". `rotary_dim` are the numbers that

@@ -14,6 +14,7 @@ struct Memory {
   Buffer rows;     // products of a step
   Buffer scores;   // of a pass, and scratch memory of threads
   Buffer chosen;   // kept for the layers behind
+  Buffer windows;
 };
 
 constexpr int64_t kPassScores = 4 << 20;
@@ -36,8 +37,10 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   auto& own = context.mixers.of<Memory>();
   if (is_sparse_) {
     const int64_t bytes = step.tokens * spec_->top_k * 4;
-    chosen_ = spec_->chosen ? spec_->chosen : own.chosen.reserve<int32_t>(bytes);
+    Buffer& memory = spec_->is_window ? own.windows : own.chosen;
+    chosen_ = spec_->chosen ? spec_->chosen : memory.reserve<int32_t>(bytes);
   }
+  if (spec_->is_window && is_sparse_) take_windows();
   if (!chooses_) return;
 
   const Matrix* matrices[] = {&spec_->key, &spec_->weights, &spec_->query};
@@ -74,6 +77,14 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   scratch_ = scores_ + pass_rows_ * stride;
   sorted_ = reinterpret_cast<Scored*>(memory + round_up(numbers * 4, 64));
   marks_ = reinterpret_cast<uint64_t*>(sorted_ + threads * stride);
+}
+
+void IndexerStep::take_windows() const {
+  for (int64_t token = 0; token < step_.tokens; ++token) {
+    const int64_t oldest = position_of(sequence_of(step_, token), token) - spec_->top_k + 1;
+    int32_t* chosen = chosen_ + token * spec_->top_k;
+    for (int64_t i = 0; oldest > 0 && i < spec_->top_k; ++i) chosen[i] = static_cast<int32_t>(oldest + i);
+  }
 }
 
 const int32_t* IndexerStep::chosen(int64_t token) const {
@@ -191,6 +202,7 @@ void IndexerStep::choose(int64_t row, int thread) const {
 
 const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t query_inputs, int64_t rotary_dim) {
   if (!is_count(spec.top_k)) return "an indexer that chooses no keys";
+  if (spec.chooses && spec.is_window) return "an indexer with a window";
   if (!spec.chooses) return nullptr;
   if (!is_count(spec.heads) || !is_count(spec.dim)) return "an indexer without a size";
   if (!is_shaped(spec.query, spec.heads * spec.dim, query_inputs) || !is_shaped(spec.key, spec.dim, hidden_size) ||

@@ -51,6 +51,7 @@ class IndexerStep {
   };
 
   void rotate(float* x, int64_t token, int64_t position) const;
+  void take_windows() const;
 
   const Level& level_;
   const LatentAttention& latents_;

@@ -179,7 +179,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "rotary positions that are larger than their part of a head";
   }
   if (spec.indexer) {
-    if (!query_rank) return "an indexer without its inputs";
+    if (!query_rank && spec.indexer->chooses) return "an indexer without its inputs";
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
     if (const char* reason = check_indexer(*spec.indexer, hidden_size, query_rank, rotary_dim)) return reason;
   }

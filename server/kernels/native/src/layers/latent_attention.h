@@ -23,6 +23,7 @@ struct LatentAttention {
   const float* gate_bias;
   const float* query_norm;   // (query_rank), or null
   const float* latent_norm;  // (rank)
+  const float* rope_norm;    // (rope_dim), of the part of keys that may be rotated; or null
   const Indexer* indexer;    // chooses the keys that a token attends to; or null
   void* cache;               // (slots, dim), in blocks; see levels/latents.h
   int64_t cache_slots;
@@ -39,7 +40,7 @@ struct LatentAttention {
   RopeKind rope_kind;
   Format cache_format;
   float query_norm_epsilon;
-  float latent_norm_epsilon;
+  float latent_norm_epsilon;  // of both norms
   float scaling;
 };
 

@@ -167,7 +167,9 @@ void LatentStep::place(int64_t token) {
   }
   float* latent = latents_ + token * latent_size_;
   level_.normalise(latent, spec_.latent_norm, spec_.latent_norm_epsilon, spec_.rank, latent);
-  rotate(latent + spec_.rank, token, position_of(sequence_of(step_, token), token));
+  float* rotated = latent + spec_.rank;
+  if (spec_.rope_norm) level_.normalise(rotated, spec_.rope_norm, spec_.latent_norm_epsilon, spec_.rope_dim, rotated);
+  rotate(rotated, token, position_of(sequence_of(step_, token), token));
   write_latent(level_, spec_, step_, token, 0, latent, latent_size_);
 }
 

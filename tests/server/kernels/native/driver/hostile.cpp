@@ -330,6 +330,7 @@ class AnyLatents {
       indexer_.top_k = maybe(between(1, 20));
       indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
       indexer_.chooses = 1;
+      indexer_.is_window = one_in(8);
       indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), query_rank, true);
       indexer_.key = any_matrix(indexer_.dim, hidden_, true);
       indexer_.weights = any_matrix(indexer_.heads, hidden_, true);
@@ -360,6 +361,7 @@ class AnyLatents {
     }
     if (one_in(2)) spec_.query_norm = floats(spec_.query_down.outputs);
     spec_.latent_norm = floats(std::clamp<int64_t>(spec_.rank, 0, kMostBytes));
+    if (one_in(2)) spec_.rope_norm = floats(std::clamp<int64_t>(spec_.rope_dim, 0, kMostBytes));
     indexer_.key_norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
                          static_cast<NormKind>(maybe32(between(0, 2)))};
     if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);

@@ -45,6 +45,7 @@ class Latents {
     if (has_gate) spec.gate = gate[0].matrix();
     spec.query_norm = has_down && one_in(2) ? keep(query_rank, 1.0f) : nullptr;
     spec.latent_norm = keep(rank, 1.0f);
+    if (one_in(3)) spec.rope_norm = keep(rope, 1.0f);
     if (has_down && one_in(2)) spec.query_down_bias = keep(query_rank, 0.0f);
     if (one_in(2)) spec.query_bias = keep(heads * (nope + rope), 0.0f);
     if (one_in(2)) spec.latent_bias = keep(rank + rope, 0.0f);
@@ -79,6 +80,10 @@ class Latents {
       indexer.chooses = 1;
       chosen.resize(static_cast<size_t>(plan.tokens * top_k));
       indexer.chosen = chosen.data();
+      spec.indexer = &indexer;
+    } else if (has_window) {
+      indexer.top_k = top_k;
+      indexer.is_window = 1;
       spec.indexer = &indexer;
     }
     set_cache();
@@ -129,6 +134,7 @@ class Latents {
                                const char* level) const {
     std::vector<int64_t> keys(static_cast<size_t>(position + 1));
     std::iota(keys.begin(), keys.end(), 0);
+    if (has_window && position >= top_k) keys.erase(keys.begin(), keys.end() - top_k);
     if (!has_indexer) return keys;
     Vector own = product(index[1], nullptr, x);
     const double mean = std::accumulate(own.begin(), own.end(), 0.0) / static_cast<double>(index_dim);
@@ -179,6 +185,7 @@ class Latents {
     normalise(x.data(), layer.input_norm.weight, kEpsilon, plan.hidden);
     Vector own = product(latent, spec.latent_bias, x);
     normalise(own.data(), spec.latent_norm, kHeadEpsilon, rank);
+    if (spec.rope_norm) normalise(own.data() + rank, spec.rope_norm, kHeadEpsilon, rope);
     rotate(own.data() + rank, position, spec.rope_kind);
     const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
     for (int64_t d = 0; d < rank + rope; ++d) {
@@ -231,6 +238,7 @@ class Latents {
   int64_t heads = one_in(3) ? between(9, 20) : between(1, 6), rank = one_in(4) ? between(60, 80) : between(1, 40);
   int64_t nope = between(1, 20), rope = between(1, 12), value = between(1, 24), query_rank = between(1, 30);
   bool has_down = one_in(2), has_gate = one_in(3), has_indexer = has_down && one_in(2);
+  bool has_window = !has_indexer && one_in(3);
   int64_t index_heads = between(1, 20), index_dim = between(1, 40), top_k = between(1, 20);
   std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(heads, plan.hidden)};
   Weights query = trunk_weights(heads * (nope + rope), has_down ? query_rank : plan.hidden);
