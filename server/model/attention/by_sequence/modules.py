@@ -18,6 +18,7 @@ from torch import nn
 from server.model.attention.attention_plan import slot_ranges
 from server.model.attention.by_sequence.attention import as_added
 from server.model.attention.by_sequence.sequence_cache import LayerStandIns, SequenceCache, TokensOf
+from server.model.attention.by_sequence.step_linears import StepLinears
 from server.model.attention.by_sequence.token_states import PagedTokens, ProbedTokens
 from server.model.attention.by_sequence.view import View
 from server.model.attention.kv_cache import KVCache, KVGroup, KVShape, group_layers
@@ -110,7 +111,7 @@ class SequenceModule:
         indexer = getattr(module, "indexer", None)
         self._wants_all_angles = indexer is not None and ANGLES in inspect.signature(indexer.forward).parameters
         self._layer = int(module.layer_idx)
-        self._periods = periods_of(module)
+        self._periods, self._linears = periods_of(module), StepLinears(module)
         mask = self._named(call.args, call.kwargs).get(MASK)
         rule: Mapping[str, Any] = getattr(mask, RULE, {})
         if rule.get("is_chunked"):
@@ -125,19 +126,27 @@ class SequenceModule:
         if step.returns_zeros:
             return zeros_like_output(self._sample, step.num_tokens)
         assert isinstance(step, SequenceStepStates)
-        arguments, outputs = self._named(args, kwargs), []
+        arguments = self._named(args, kwargs)
+        if len(step.sequences) == 1:
+            return join(self._run_sequences(arguments, step), step.num_tokens)
+        with self._linears.of_step(arguments[ROWS]):
+            outputs = self._run_sequences(arguments, step)
+        return self._linears.finish(join(outputs, step.num_tokens))
+
+    def _run_sequences(self, arguments: Mapping[str, Any], step: SequenceStepStates) -> list[RowsOutput]:
+        outputs = []
         for sequence in step.sequences:
             batch, chunk = sequence.batch, sequence.chunk
             cache = SequenceCache(step.reader(batch), self.view, self._periods)
             for first, last in _pieces(chunk.num_tokens, chunk.num_cached + chunk.num_tokens):
-                step.rows_now = batch.rows[first:last]
+                step.rows_now = self._linears.rows = batch.rows[first:last]
                 rows = Rows(step.num_tokens, step.rows_now, (1, last - first), cache)
                 num_cached = chunk.num_cached + first
                 cache.begin(sequence.tokens_of(self.view, num_cached, last - first), num_cached)
                 outputs.append(self._run(arguments, rows, num_cached, chunk.num_prompt))
             step.collect(batch, cache)
         step.rows_now = None
-        return join(outputs, step.num_tokens)
+        return outputs
 
     def probe(self, num_tokens: int) -> dict[int, KVShape]:
         """Run a first pass once more in two pieces; return the shapes of what it keeps of a token, by layer.
@@ -155,7 +164,9 @@ class SequenceModule:
             cache.begin(lambda layer: ProbedTokens(parts.setdefault(layer, {}), first), first)  # noqa: B023
             rows = Rows(num_tokens, all_rows[first:last], (1, last - first), cache)
             try:
-                outputs.append(self._run(arguments, rows, first, num_tokens))
+                with self._linears.watch(arguments[ROWS][:, first:last]) as results:
+                    outputs.append(self._run(arguments, rows, first, num_tokens))
+                    results.append(outputs[-1].output)
             except Exception as error:  # of a module that takes other arguments, of many kinds
                 name = type(self._call.module).__name__
                 raise NotBatchableError(f"{name} does not run on a part of a text: {error}") from error
