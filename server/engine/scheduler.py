@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.engine.interface import EngineError
@@ -21,28 +21,26 @@ class SchedulerLimits:
     max_batched_tokens: int  # in one step
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Scheduled:
-    """A sequence and the number of its tokens in the step."""
+    """A sequence and the number of its tokens in the step; the rest is as the sequence is when it is scheduled."""
 
     sequence: Sequence
     num_tokens: int
+    reaches_end: bool = field(init=False)  # whether it computes the last token, so that the next one can be sampled
+    num_logits: int = field(init=False)
+    num_hidden: int = field(init=False)
 
-    @property
-    def reaches_end(self) -> bool:
-        """True if the step computes the sequence's last token, so that its next one can be sampled."""
-        return self.num_tokens == self.sequence.num_uncached
-
-    @property
-    def num_logits(self) -> int:
-        if self.sequence.pooler is not None:
-            return 0
-        return self.num_tokens if self.sequence.wants_prompt_logits else int(self.reaches_end)
-
-    @property
-    def num_hidden(self) -> int:
-        pooler = self.sequence.pooler
-        return 0 if pooler is None else pooler.num_hidden(self.num_tokens, reaches_end=self.reaches_end)
+    def __post_init__(self) -> None:
+        sequence, pooler = self.sequence, self.sequence.pooler
+        self.reaches_end = self.num_tokens == sequence.num_uncached
+        self.num_logits = self.num_hidden = 0
+        if pooler is not None:
+            self.num_hidden = pooler.num_hidden(self.num_tokens, reaches_end=self.reaches_end)
+        elif sequence.wants_prompt_logits:
+            self.num_logits = self.num_tokens
+        else:
+            self.num_logits = int(self.reaches_end)
 
 
 class DecodeAdmission(Protocol):
