@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check ruff types layers bench fuzz soak clients lock clean
+.PHONY: run test check ruff types layers bench fuzz soak clients cluster lock clean
 
 # One more than cores: tests also wait, for files and for processes that they start.
 WORKERS ?= $(shell expr $$(nproc) + 1)
@@ -55,6 +55,10 @@ soak: $(VENV)/.installed-dev
 # Installs each client of tests/clients from PyPI or npm into an environment of its own; CLIENT=name runs one.
 clients: $(VENV)/.installed-dev
 	CLIENTS_DIR=$(CLIENTS_DIR) $(BIN)/python -m pytest tests/clients -m clients -rA -k "$(CLIENT)"
+
+# Replicas on Ray Serve that come and go under load: some minutes.
+cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/cluster -m cluster -n0 -rA
 
 # The versions that CI installs, for every architecture: the newest that pyproject.toml admits. `pip install --constraint
 # .ci/constraints.txt --editable '.[dev]'` installs the same.

@@ -35,11 +35,8 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
         ClusterError: the application can't be deployed.
         SettingsError: the file is not one that Serve takes.
     """
-    # Whoever reaches Ray's ports may run code, so each call needs a token, which Ray makes in ~/.ray if there is none.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine takes longer than Ray expects
-    import ray  # noqa: PLC0415  of the extra; it reads the variables
+    _set_variables()
+    import ray  # noqa: PLC0415  of the extra
     from pydantic import ValidationError  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
     from ray.serve.context import _get_global_client  # noqa: PLC0415
@@ -52,7 +49,7 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
         raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     num_cpus = options.replicas * options.cpus + options.ingresses * options.ingress_cpus
     try:
-        _start_ray(max(os.cpu_count() or 1, int(num_cpus) + 1))  # logical ones: nothing else is to run here
+        start_ray(max(os.cpu_count() or 1, int(num_cpus) + 1))  # logical ones: nothing else is to run here
         serve.start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
         # As `serve run FILE` does; Serve has no public function for it.
         _get_global_client().deploy_apps(schema)
@@ -72,8 +69,14 @@ def wait_for_signal() -> None:
     asked.wait()
 
 
-def _start_ray(num_cpus: int) -> None:
-    import ray  # noqa: PLC0415
+def start_ray(num_cpus: int) -> None:
+    """Start Ray on this machine alone, with so many logical cores.
+
+    Raises:
+        ClusterError: it can't be started.
+    """
+    _set_variables()
+    import ray  # noqa: PLC0415  of the extra
 
     for attempt in range(1, MAX_STARTS + 1):
         try:
@@ -92,6 +95,14 @@ def _start_ray(num_cpus: int) -> None:
             log.warning("Ray can't be started, trying again: %s", error)
         else:
             return
+
+
+def _set_variables() -> None:
+    """Set what Ray reads when it is imported, as far as the user has not."""
+    # Whoever reaches Ray's ports may run code, so each call needs a token, which Ray makes in ~/.ray if there is none.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine takes longer than Ray expects
 
 
 def _wait_until_it_runs(serve: Any) -> None:

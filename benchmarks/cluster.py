@@ -1,0 +1,216 @@
+"""Cost of a cluster's hops, and what the choice of a replica gains: ``python -m benchmarks.cluster hop|choice``.
+
+``hop`` streams from one replica on Ray Serve and from a plain server of the same model, by turns, and prints time to
+first token, tokens/s and their ratio by number of streams. ``choice`` sends requests of four domains, whose prompts
+begin alike within a domain, to two replicas that keep a part of the experts, with each way of choosing, and prints hit
+ratio, misses and tokens/s. Every process runs on this machine, so a machine with few cores shows the processor time of
+all hops and not only their latency. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+
+from server.cluster.deploy_file import describe, write
+from server.cluster.options import ClusterOptions
+
+COMMAND = str(Path(sys.executable).parent / "greenroom")
+DOMAINS = {
+    "recipes": "Recipe for a pie with apples and butter. Peel the apples, and then",
+    "legal": "The parties to this agreement shall indemnify each other, provided that",
+    "python": "def quicksort(items: list[int]) -> list[int]:\n    if len(items) < 2:\n        return",
+    "stories": "Once upon a time there was a king who had three daughters. The youngest",
+}
+WAYS = ("two-choices", "prefix", "signature", "holdings")
+
+
+class Stream(NamedTuple):
+    """Times of one streamed reply, in seconds of one clock."""
+
+    began: float
+    first: float
+    ended: float
+    num_tokens: int
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[str]:
+    """Start a command that prints a ready line, and yield its address."""
+    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"greenroom {arguments[0]} has not started")
+        yield line.split()[2]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+
+
+@contextmanager
+def cluster(model: str | None, **options: object) -> Iterator[str]:
+    """Start a cluster on this machine, and yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cluster.yaml"
+        checked = ClusterOptions.checked({"model": model, "drain_seconds": 5, **options})
+        file.write_text(write(describe(checked, "127.0.0.1", port)))
+        with started("cluster", "run", str(file)) as url:
+            yield url
+
+
+def stream(url: str, prompt: str, num_tokens: int) -> Stream:
+    """Stream a completion."""
+    asked = {"prompt": prompt, "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    began, first, count = time.perf_counter(), 0.0, 0
+    with httpx.Client(timeout=600) as client, client.stream("POST", f"{url}/v1/completions", json=asked) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                first = first or time.perf_counter()
+                count += 1
+    return Stream(began, first, time.perf_counter(), num_tokens)
+
+
+def together(url: str, prompts: Sequence[str], num_tokens: int) -> tuple[float, float]:
+    """Stream completions at once; return the median time to first token in ms, and tokens/s of all."""
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        streams = list(pool.map(lambda prompt: stream(url, prompt, num_tokens), prompts))
+    seconds = max(each.ended for each in streams) - min(each.began for each in streams)
+    first = statistics.median(each.first - each.began for each in streams)
+    return 1000 * first, sum(each.num_tokens for each in streams) / seconds
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all processes that this one has started and that run."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
+    """Compare one replica with a plain server."""
+    threads = str(arguments.cpus)
+    plain = ["serve", *([arguments.model] if arguments.model else []), "--port", "0", "--threads", threads]
+    plain += ["--memory", arguments.memory, "--log-level", "warning"]
+    result: dict[str, object] = {}
+    with (
+        started(*plain) as server,
+        cluster(arguments.model, replicas=1, cpus=arguments.cpus, memory=arguments.memory) as replicas,
+    ):
+        for url in (server, replicas):
+            together(url, ["Warm up"], 32)
+        print("| streams | first token, ms: plain, cluster | tokens/s: plain, cluster | ratio | processor ms a token |")
+        print("| --- | --- | --- | --- | --- |")
+        for num_streams in map(int, arguments.streams.split(",")):
+            rounds: dict[str, list[tuple[float, float, float]]] = {server: [], replicas: []}
+            for number in range(arguments.rounds):
+                for url, found in rounds.items():
+                    prompts = [f"Story {number}.{each}: once upon a time" for each in range(num_streams)]
+                    before = processor_seconds()
+                    first, speed = together(url, prompts, arguments.tokens)
+                    used = 1000 * (processor_seconds() - before) / (num_streams * arguments.tokens)
+                    found.append((first, speed, used))
+            firsts, speeds, costs = (
+                [pick(each[column] for each in rounds[url]) for url in (server, replicas)]
+                for column, pick in ((0, min), (1, max), (2, min))
+            )
+            ratio = speeds[1] / speeds[0]
+            print(
+                f"| {num_streams} | {firsts[0]:.1f}, {firsts[1]:.1f} | {speeds[0]:.0f}, {speeds[1]:.0f} | {ratio:.2f} "
+                f"| {costs[0]:.2f}, {costs[1]:.2f} |",
+                flush=True,
+            )
+            result[str(num_streams)] = {"first_ms": firsts, "tokens_per_second": speeds, "processor_ms": costs}
+    return result
+
+
+def measure_choice(arguments: argparse.Namespace) -> dict[str, object]:
+    """Compare the ways of choosing one of two replicas."""
+    result: dict[str, object] = {}
+    print("| way | hit ratio | misses a token | tokens/s |")
+    print("| --- | --- | --- | --- |")
+    for way in arguments.ways.split(","):
+        settings = {"host_expert_memory": arguments.share}
+        options = {"replicas": 2, "cpus": arguments.cpus, "memory": arguments.memory, "routing": way}
+        with cluster(arguments.model, settings=settings, **options) as url:
+            rng = random.Random(0)  # noqa: S311  no secret
+            prompts = [
+                f"{DOMAINS[name]} ({number})"
+                for number in range(arguments.requests // len(DOMAINS))
+                for name in DOMAINS
+            ]
+            rng.shuffle(prompts)
+            half = len(prompts) // 2
+            for prompt in prompts[:half]:  # what replicas and router learn from
+                stream(url, prompt, arguments.tokens)
+            before = lookups(url)
+            began = time.perf_counter()
+            with ThreadPoolExecutor(arguments.concurrent) as pool:
+                list(pool.map(lambda prompt: stream(url, prompt, arguments.tokens), prompts[half:]))
+            seconds = time.perf_counter() - began
+            found = {tier: count - before[tier] for tier, count in lookups(url).items()}
+        num_tokens = (len(prompts) - half) * arguments.tokens
+        hit_ratio = found["host"] / (found["host"] + found["disk"])
+        print(
+            f"| {way} | {hit_ratio:.3f} | {found['disk'] / num_tokens:.2f} | {num_tokens / seconds:.0f} |", flush=True
+        )
+        result[way] = {"hit_ratio": hit_ratio, "misses": found["disk"], "tokens_per_second": num_tokens / seconds}
+    return result
+
+
+def lookups(url: str) -> dict[str, float]:
+    """Return how many look-ups of experts ended in each tier, all replicas together."""
+    found = {"host": 0.0, "disk": 0.0}
+    for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines():
+        for tier in found:
+            if line.startswith("greenroom_expert_lookups_total{") and f'tier="{tier}"' in line:
+                found[tier] += float(line.rpartition(" ")[2])
+    return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["hop", "choice"])
+    parser.add_argument("--model", help="as for greenroom serve (default: the bundled model)")
+    parser.add_argument("--memory", default="700MiB", help="of each server and replica")
+    parser.add_argument("--cpus", type=int, default=1, help="threads of each")
+    parser.add_argument("--streams", default="1,8", help="hop: numbers of streams at once")
+    parser.add_argument("--rounds", type=int, default=3, help="hop: of which the best counts")
+    parser.add_argument("--tokens", type=int, default=128, help="of each reply")
+    parser.add_argument("--ways", default=",".join(WAYS), help="choice: ways to compare")
+    parser.add_argument("--share", default="50%", help="choice: experts that a replica keeps")
+    parser.add_argument("--requests", type=int, default=80, help="choice: half of them warm up")
+    parser.add_argument("--concurrent", type=int, default=4, help="choice: requests at a time")
+    arguments = parser.parse_args()
+    result = measure_hop(arguments) if arguments.what == "hop" else measure_choice(arguments)
+    print(json.dumps({arguments.what: result, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Long tests of replicas on Ray Serve."""

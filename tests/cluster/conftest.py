@@ -1,0 +1,78 @@
+"""These tests take minutes, so only ``-m cluster`` collects them (``make cluster``)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from server.cluster.local_cluster import start_ray
+from server.loading.bundled_weights import ADAPTERS
+from tests.server.cluster.ray_cluster import wait_until
+
+OPTIONS = {"memory": "700MiB", "cpus": 1, "drain_seconds": 20}
+ENGINE, INGRESS = "ray::ServeReplica:greenroom:engine", "ray::ServeReplica:greenroom:ingress"
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    return None if config.getoption("-m") == "cluster" else True
+
+
+@dataclass
+class Cluster:
+    """Serve on a Ray cluster of this process."""
+
+    url: str
+    port: int
+
+    def deploy(self, *, settings: dict[str, Any] | None = None, **options: Any) -> None:
+        """Deploy an application, or update the one that runs, and wait until it does."""
+        from ray import serve  # noqa: PLC0415
+
+        from server.cluster.application import build  # noqa: PLC0415
+
+        values = {"adapters_dir": str(ADAPTERS), **(settings or {})}
+        serve.run(build({**OPTIONS, **options, "settings": values}), name="greenroom", route_prefix="/")
+        wait_until(lambda: len(self.replicas()) == options.get("replicas", 2), 120)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120)
+
+    def replicas(self) -> set[str]:
+        """Return the names of the replicas that the ingress hears of."""
+        return {
+            line.split('"')[1] for line in self._lines() if line.startswith("greenroom_replica_kv_cache_usage_perc{")
+        }
+
+    def total(self, name: str) -> float:
+        lines = [line for line in self._lines() if line.startswith(f"greenroom_{name}")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        children = psutil.Process(os.getpid()).children(recursive=True)
+        return [each for each in children if each.is_running() and " ".join(each.cmdline()).startswith(title)]
+
+    def _lines(self) -> list[str]:
+        return httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    start_ray(4)
+    import ray  # noqa: PLC0415
+    from ray import serve  # noqa: PLC0415
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+        yield Cluster(f"http://127.0.0.1:{port}", port)
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,95 @@
+"""Replicas that are added, replaced and stopped while clients ask, with the bundled model."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
+from tests.cluster.conftest import INGRESS, Cluster
+from tests.server.cluster.ray_cluster import wait_until
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),  # of Ray and what it imports
+]
+
+STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "ignore_eos": True}
+
+
+def test_of_sixty_four_streams_a_fifth_leaves_and_the_others_are_complete(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2)
+
+    def read(number: int) -> int:
+        asked = {**STORY, "prompt": f"Story {number}:", "max_tokens": 40, "stream": True}
+        with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
+            events = 0
+            for line in reply.iter_lines():
+                events += line.startswith("data: {")
+                if number % 5 == 0 and events == 3:
+                    return 0
+        return events
+
+    with ThreadPoolExecutor(64) as pool:
+        counts = list(pool.map(read, range(64)))
+    assert all(count >= 20 for number, count in enumerate(counts) if number % 5)
+    wait_until(lambda: cluster.total("num_requests_running") == 0, 10)
+
+
+def test_a_new_replica_has_the_adapters_that_were_loaded_while_others_ran(cluster: Cluster) -> None:
+    cluster.deploy(replicas=1)
+    with cluster.http() as http:
+        assert http.post("/v1/load_lora_adapter", json={"lora_name": "late", "lora_path": "recipes"}).is_success
+        asked = {**STORY, "model": "late", "max_tokens": 8}
+        texts = [http.post("/v1/completions", json=asked).json()["choices"][0]["text"]]
+        cluster.deploy(replicas=2)
+        wait_until(lambda: http.get("/v1/models/late").is_success)
+        texts += [http.post("/v1/completions", json=asked).json()["choices"][0]["text"] for _ in range(8)]
+    assert len(set(texts)) == 1
+
+
+def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2)
+    before, statuses, ends = cluster.replicas(), Counter[int](), threading.Event()
+
+    def ask() -> None:
+        with cluster.http() as http:
+            while not ends.is_set():
+                statuses[http.post("/v1/completions", json={**STORY, "max_tokens": 24}).status_code] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            cluster.deploy(replicas=2, settings={"max_running_requests": 32})
+        finally:
+            ends.set()
+        for each in asking:
+            each.result()
+    assert not before & cluster.replicas()
+    assert set(statuses) == {200}
+
+
+def test_the_requests_of_an_ingress_that_died_end(cluster: Cluster) -> None:
+    cluster.deploy(replicas=1, settings={"max_model_len": 2048})
+    asked = {**STORY, "max_tokens": 2000, "stream": True}
+    with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        for process in cluster.processes(INGRESS):
+            process.kill()
+        with pytest.raises(httpx.HTTPError):
+            list(lines)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{cluster.url}/ready", timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+    wait_until(answers, 60)
+    wait_until(lambda: cluster.total("num_requests_running") == 0, 60)
