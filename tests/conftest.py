@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ try:
     ctypes.CDLL("libcuda.so.1")
 except OSError:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# An extra of jsonschema for IRIs, which nothing here has; its import builds a grammar for two seconds.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # Both workers and each command that a test starts import the same hundreds of modules: compile them once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -49,6 +53,16 @@ LONG = (
     "faults",
 )
 
+IS_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are slow as a whole without importing them, if `-m "not slow"` asks for the others."""
+    if config.option.markexpr != "not slow" or not collection_path.name.startswith("test_"):
+        return None
+    is_slow = any(_is_in(collection_path, folder) for folder, mark in MARKS.items() if mark.name == "slow")
+    return is_slow or IS_SLOW.search(collection_path.read_text()) is not None or None
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
@@ -63,13 +77,12 @@ def pytest_collection() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a folder, and sort them."""
-    root = f"{Path(__file__).parent}/"
-
-    def is_in(item: pytest.Item, place: str) -> bool:
-        return f"{item.path}/".startswith(f"{root}{place}/")
-
-    items.sort(key=lambda item: [not is_in(item, place) for place in LONG])
+    items.sort(key=lambda item: [not _is_in(item.path, place) for place in LONG])
     for item in items:
         for folder, mark in MARKS.items():
-            if is_in(item, folder):
+            if _is_in(item.path, folder):
                 item.add_marker(mark)
+
+
+def _is_in(path: Path, place: str) -> bool:
+    return f"{path}/".startswith(f"{Path(__file__).parent}/{place}/")

@@ -60,6 +60,17 @@ SIZES: dict[str, Any] = {  # a family takes those that its config has
 LATENT = {"num_key_value_heads": 4}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+DOTS3 = {
+    **LATENT,
+    "shared_experts_intermediate_size": 24,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 12,
+}
 LLAMA4 = {
     "intermediate_size_mlp": 48,
     "interleave_moe_layer_step": 2,
@@ -155,8 +166,8 @@ FAMILIES = {  # by the model type of its text
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
-    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}),
-    "dots3_note_text": Family(LATENT),
+    "dots3_note": Family({"text_config": DOTS3, "vision_config": {"pyramid_num_routed": [-1, 4]}}),
+    "dots3_note_text": Family(DOTS3),
     "ernie4_5_moe": Family(),
     "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
@@ -199,7 +210,7 @@ FAMILIES = {  # by the model type of its text
     "inkling2_loop": Family(by_sequence=RELATIVE),
     "inkling2_loop_text": Family(by_sequence=RELATIVE),
     "inkling2_text": Family(by_sequence=RELATIVE),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, by_sequence=RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12, "patch_size": 2}}, by_sequence=RELATIVE),
     "inkling_text": Family(by_sequence=RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),

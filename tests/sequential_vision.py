@@ -75,7 +75,7 @@ SOLO_VISIONS = {  # by model type
     "inkling2": INKLING2,
     "inkling2_loop": INKLING2,
     "inkling_mm_model": Vision(
-        lambda: transformers.InklingImageProcessor(size={"height": 4, "width": 4}),
+        lambda: transformers.InklingImageProcessor(size={"height": 2, "width": 2}),
         {
             "<|unused_200054|>": 100,
             "<|unused_200053|>": 102,

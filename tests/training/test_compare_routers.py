@@ -44,6 +44,7 @@ def test_the_z_loss_is_the_square_of_the_log_partition() -> None:
     assert z_loss(dispatch).item() == pytest.approx(math.log(4) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [SWITCH, VARIANTS[-1]], ids=lambda variant: variant.name)
 def test_an_encoder_learns_and_its_results_make_a_page(variant: Variant, task: Task, tmp_path: Path) -> None:
     _, result = train(variant, task, 16, steps=16)

@@ -99,6 +99,7 @@ def first_report(runs, corpus, tokenizer_file, short_samples):
     return runs / "first/results.json"
 
 
+@pytest.mark.slow
 def test_report_of_a_second_training_stands_beside_the_first(runs, chat_corpus, first_report):
     report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", before=first_report)
     before = json.loads(first_report.read_text())
@@ -114,6 +115,7 @@ def test_report_of_a_second_training_stands_beside_the_first(runs, chat_corpus, 
     assert "--before REPORT1/results.json" in readme
 
 
+@pytest.mark.slow
 def test_report_of_a_third_training_tells_of_all_three(runs, chat_corpus, first_report):
     report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "second", before=first_report)
     second = runs / "second/results.json"
@@ -126,6 +128,7 @@ def test_report_of_a_third_training_tells_of_all_three(runs, chat_corpus, first_
     assert "the MoE is better" in readme
 
 
+@pytest.mark.slow
 def test_readme_compares_means_over_the_domains_of_all_models(runs, chat_corpus, first_report):
     report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", before=first_report)
     results = json.loads((runs / "out/results.json").read_text())

@@ -85,6 +85,7 @@ def test_training_ends_at_its_time(base: Path, law: Any, tmp_path: Path) -> None
     assert tuned.steps == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_seed_trains_as_well_and_the_server_can_read_the_adapter(
     base: Path, law: Any, tmp_path: Path, dtype: torch.dtype

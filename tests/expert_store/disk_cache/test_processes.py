@@ -17,6 +17,8 @@ from tests.needs import need_mounts
 READER = [sys.executable, "-m", "tests.expert_store.disk_cache.random_reader"]
 NUM_BYTES = 8_000_000
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

@@ -28,6 +28,11 @@ def needs(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
     return make_needs(tmp_path_factory.mktemp("experts"))
 
 
+@pytest.fixture(scope="module")
+def needs_of_many(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
+    return make_needs(tmp_path_factory.mktemp("many"), num_experts=1024)  # 8 MiB
+
+
 @pytest.mark.slow
 @given(
     spare=st.integers(0, 1 << 32),
@@ -110,12 +115,12 @@ def test_a_kv_cache_budget_is_used_and_experts_get_the_rest(needs: ModelNeeds) -
     assert free.kv.nbytes > plan.kv.nbytes
 
 
-def test_an_expert_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
+@pytest.mark.slow
+def test_an_expert_budget_that_does_not_fit_is_refused_with_one_that_does(needs_of_many: ModelNeeds) -> None:
     settings = ServeSettings(host_expert_memory="100%")
-    budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
+    budget = least_budget(settings, needs_of_many, CPU, PROCESS) + 3 * MIB
     with pytest.raises(SettingsError, match=r"set --host-expert-memory to \dMiB at most, or to auto"):
-        check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
+        check_plan(settings, plan_memory(settings, needs_of_many, CPU, budget, PROCESS))
 
 
 @pytest.mark.parametrize("tier", ["host", "device"])
@@ -130,12 +135,13 @@ def test_a_fixed_budget_of_experts_has_room_for_variants_where_these_may_be_load
 
 
 @pytest.mark.slow
-def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
+def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(
+    needs_of_many: ModelNeeds,
+) -> None:
     settings = ServeSettings(device_expert_memory="100%")
-    budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
+    budget = least_budget(settings, needs_of_many, CPU, PROCESS) + 3 * MIB
     with pytest.raises(SettingsError, match=r"set --device-expert-memory to \dMiB at most, or to auto"):
-        check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
+        check_plan(settings, plan_memory(settings, needs_of_many, CPU, budget, PROCESS))
 
 
 def test_a_trunk_on_the_device_is_not_counted_a_second_time(needs: ModelNeeds, monkeypatch: pytest.MonkeyPatch) -> None:

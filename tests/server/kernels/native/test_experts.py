@@ -168,6 +168,7 @@ def cancelling_layer() -> Layer:
     return Layer([Expert([first], second, None, None)], gate, x, torch.zeros((1, 1), dtype=torch.long), False)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @example(layer=cancelling_layer())
 @given(layer=layers())
@@ -190,6 +191,7 @@ def test_a_choice_has_the_same_bits_whatever_experts_share_the_call(
     assert bool(later[~is_run].isnan().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MAKERS if name.endswith("transposed")])
 def test_few_rows_of_wide_experts_stored_inputs_first_have_the_bits_of_many(kernels: Kernels, name: str) -> None:
     random = torch.Generator().manual_seed(0)

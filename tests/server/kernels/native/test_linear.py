@@ -105,6 +105,7 @@ def test_a_wide_transposed_matrix_gives_the_same_results_for_each_number_of_rows
         assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[:rows])), together[:rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_exact", [True, False])
 @pytest.mark.parametrize("name", OF_FILES)
 def test_products_with_each_type_of_files_are_as_precise_as_it_allows(
@@ -118,6 +119,7 @@ def test_products_with_each_type_of_files_are_as_precise_as_it_allows(
     assert bool((error <= most_error(weights, call, wanted)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_exact", [True, False])
 @pytest.mark.parametrize("name", OF_FILES)
 def test_a_row_gives_the_same_bits_in_company_with_each_type_of_files(
@@ -131,6 +133,7 @@ def test_a_row_gives_the_same_bits_in_company_with_each_type_of_files(
         assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[:rows])), together[:rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_number_of_threads_changes_no_bit(kernels: Kernels, name: str) -> None:
     random = torch.Generator().manual_seed(0)

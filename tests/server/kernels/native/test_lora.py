@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from server.kernels.native.lora import PartsTable, addresses
 from server.kernels.native.structures.adapters import LoraExperts
 from tests.server.kernels.native.matrices import PLAIN
 from tests.server.kernels.native.test_experts import Expert, Layer, expected, layers, run
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

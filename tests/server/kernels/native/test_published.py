@@ -71,6 +71,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_products_equal_those_with_the_dequantised_matrix(kernels: Kernels, case: str) -> None:
     kind, shape, make = CASES[case]
@@ -89,6 +90,7 @@ def test_products_with_rounded_rows_are_near(kernels: Kernels, case: str) -> Non
     assert float((found - wanted).norm() / wanted.norm()) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("is_exact", [True, False])
 def test_a_row_gives_the_same_bits_in_any_batch(kernels: Kernels, case: str, is_exact: bool) -> None:
@@ -122,6 +124,7 @@ def any_kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     made.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000), rows=st.integers(1, 20))
 @pytest.mark.parametrize("kind", DEQUANTISE)

@@ -29,7 +29,10 @@ FAMILIES = (
 )
 CHUNKS = (1, 2, 5)  # shorter and longer than what a convolution keeps
 
-pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
+]
 
 
 def write_in_chunks(trunk: Trunk, chunk: int) -> Written:

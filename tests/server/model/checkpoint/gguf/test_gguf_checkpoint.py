@@ -37,6 +37,7 @@ QUANTISED = "qwen3moe"  # the file whose experts are quantised
 PROMPT = [5, 17, 99, 3, 42, 8, 64, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_logits_are_those_of_transformers(name: str) -> None:
     model = make_model(name).float()
@@ -50,6 +51,7 @@ def test_the_logits_are_those_of_transformers(name: str) -> None:
     assert float((logits[0] - expected).abs().max()) < 1e-4 * span
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_native_layers_run_a_file_as_far_as_they_run_its_checkpoint(name: str, tmp_path: Path) -> None:
     pool = ComputePool(1, Kernels(1))
@@ -148,6 +150,7 @@ def test_quantised_experts_have_the_logits_of_what_they_stand_for(tmp_path: Path
     assert float((quantised - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_linear_layers_stay_quantised_with_the_logits_of_what_they_stand_for(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +172,7 @@ def values_of(name: str, tensor: str) -> np.ndarray:
     return values
 
 
+@pytest.mark.slow
 def test_older_files_have_the_expansion_of_latents_as_one_matrix(tmp_path: Path) -> None:
     name, renamed, added = "deepseek-v3", dict[str, str | None](), dict[str, np.ndarray]()
     for layer in range(2):
@@ -188,6 +192,7 @@ def test_older_files_have_the_expansion_of_latents_as_one_matrix(tmp_path: Path)
     assert torch.equal(logits_of(path), logits_of(FILES / f"{name}.gguf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen35moe", "glm4moe", "nemotron_h_moe"])
 def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path, name: str) -> None:
     layers = make_config(name).get_text_config().num_hidden_layers
@@ -201,6 +206,7 @@ def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path, name: s
     assert torch.equal(logits_of(path), logits_of(FILES / f"{name}.gguf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [

@@ -17,6 +17,7 @@ from tests.packed_models import pack_model
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import Q4_0, Q8_0, TEXT, logits_of, rewrite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3moe", "qwen35moe", "gpt-oss", "gemma4"])
 def test_a_bfloat16_pack_has_the_logits_of_the_file(name: str, tmp_path: Path) -> None:
     found = logits_of(pack_model(FILES / f"{name}.gguf", tmp_path / "out"))

@@ -32,6 +32,7 @@ def tokenizer_of(folder: Path, kind: str, pre: str | None = None, **values: Any)
     return make_tokenizer(GgufFile.open(folder, path.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_tokens_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
     case, texts = CASES[name], stored()["texts"]

@@ -35,6 +35,7 @@ def logits_of(checkpoint: GgufCheckpoint) -> torch.Tensor:
     return logits[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixtral", "qwen35moe", "gpt-oss", "nemotron_h_moe", "qwen3vlmoe"])
 def test_tensors_are_converted_by_the_config_of_a_quantised_original(name: str, tmp_path: Path) -> None:
     make_checkpoint(name, tmp_path)
