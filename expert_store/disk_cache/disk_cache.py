@@ -16,12 +16,12 @@ from expert_store.disk_cache.extent_log import CachedExtent
 from expert_store.disk_cache.link_gate import LinkGate
 from expert_store.disk_cache.remembered import Remembered
 from expert_store.errors import CheckpointError
+from expert_store.io.disk_bytes import disk_bytes
 from expert_store.sources.base import Bytes, Source, SourceIdentity
 
 log = logging.getLogger(__name__)
 
 EXTENT_BYTES = 4 << 20  # larger reads are stored in parts
-BLOCK_BYTES = 512  # unit of st_blocks
 FREED_SHARE = 1 / 32  # of the size, freed at once
 MEASURE_SHARE = 1 / 64  # of the size, written between two measurements of what all processes have stored
 OFF_SECONDS = 60.0  # without an attempt to store after the disk failed
@@ -132,7 +132,7 @@ class DiskCache:
         return self._measured_bytes + self._unmeasured_bytes
 
     def _measure(self) -> None:
-        self._measured_bytes, self._unmeasured_bytes = sum(map(_disk_bytes, self.folder.glob(f"*{DATA}"))), 0
+        self._measured_bytes, self._unmeasured_bytes = sum(map(disk_bytes, self.folder.glob(f"*{DATA}"))), 0
 
     def _free(self, nbytes: int) -> None:
         """Remove what was not used for the longest time until so many bytes have room."""
@@ -141,9 +141,9 @@ class DiskCache:
         ours = {file.path for file in self._files.values()}
         for path in sorted(set(self.folder.glob(f"*{DATA}")) - ours, key=_last_written):
             if to_free > 0:
-                size = _disk_bytes(path)
+                size = disk_bytes(path)
                 remove_unused(path)
-                to_free -= size - _disk_bytes(path)
+                to_free -= size - disk_bytes(path)
         oldest = sorted((age, key, extent) for key, file in self._files.items() for age, extent in file.by_age())
         dropped: dict[str, list[CachedExtent]] = {}
         for _, key, extent in oldest:
@@ -175,13 +175,6 @@ class DiskCache:
     def _turn_off(self, error: Exception) -> None:
         self._off_until = time.monotonic() + OFF_SECONDS
         log.warning("the cache in %s is off for a minute: %s", self.folder, error)
-
-
-def _disk_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_blocks * BLOCK_BYTES
-    except OSError:
-        return 0
 
 
 def _last_written(path: Path) -> float:

@@ -21,6 +21,7 @@ import xxhash
 from expert_store.arena import Weights, slot_views
 from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
 from expert_store.errors import CheckpointError, PackError
+from expert_store.io.disk_bytes import disk_bytes
 from expert_store.keys import ExpertKey
 from expert_store.packed.fingerprint import source_fingerprint
 from expert_store.packed.folder import PARTIAL_SUFFIX, DataFolder, PackFolder
@@ -44,7 +45,6 @@ from expert_store.sources.base import Bytes, Source
 MAX_FILE_BYTES = 4 << 30
 SPARE_BYTES = 16 << 20  # for metadata of the file system
 FULL = {errno.ENOSPC, errno.EDQUOT}
-BLOCK_BYTES = 512  # the unit of st_blocks
 Report = Callable[[int], None]
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class _Writer:
             return all(self._map(is_intact))
 
     def _check_space(self, partial: Path) -> None:
-        there = sum(path.stat().st_blocks * BLOCK_BYTES for path in partial.iterdir())
+        there = sum(map(disk_bytes, partial.iterdir()))
         if shutil.disk_usage(partial).free + there < self._source.total_bytes + SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
 

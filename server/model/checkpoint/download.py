@@ -26,6 +26,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, not exported
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from expert_store.io.disk_bytes import disk_bytes
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
@@ -39,7 +40,6 @@ WEIGHTS = (".safetensors", GGUF, ".pack")  # suffixes of files with weights
 HUB_FILES = ["*.safetensors", "*.pack", *SMALL_FILES]
 MLX = "mlx"  # the name of the library on the hub
 NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
-BLOCK_BYTES = 512  # unit of st_blocks
 
 
 def download(model: str, revision: str | None) -> Path:
@@ -155,11 +155,11 @@ class Listing:
             for name, size in self.sizes.items()
             if not isinstance(try_to_load_from_cache(self.model, name, revision=self.commit), str)
         ]
-        return max(0, sum(missing) - sum(map(_disk_bytes, self._blobs.glob("*.incomplete"))))
+        return max(0, sum(missing) - sum(map(disk_bytes, self._blobs.glob("*.incomplete"))))
 
     def stored_bytes(self) -> int:
         """Bytes of the model in the cache, over all its revisions."""
-        return sum(map(_disk_bytes, self._blobs.glob("*")))
+        return sum(map(disk_bytes, self._blobs.glob("*")))
 
     @property
     def _blobs(self) -> Path:
@@ -287,14 +287,6 @@ def _check(listing: Listing) -> int:
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk of a folder, which need not be there."""
     return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free
-
-
-def _disk_bytes(path: Path) -> int:
-    """Bytes written so far, since files may be filled in any order; 0 for a file that has just been renamed."""
-    try:
-        return path.stat().st_blocks * BLOCK_BYTES
-    except OSError:
-        return 0
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from expert_store import is_pack, read_manifest
@@ -26,11 +26,7 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path | Rem
         ModelError: there is no such folder or repository, or the hub can't be reached.
         CheckpointError: the folder is packed, and its manifest is damaged.
     """
-    found = find_local(model)
-    if found is not None:
-        return found
-    assert model is not None
-    return download(model, revision), model
+    return _find_local_or(model, lambda name: download(name, revision))
 
 
 def find_served(model: str | None, revision: str | None) -> tuple[Path | RemotePlace, str]:
@@ -40,16 +36,26 @@ def find_served(model: str | None, revision: str | None) -> tuple[Path | RemoteP
         ModelError: there is no such folder or repository, or the hub can't be reached.
         CheckpointError: the folder is packed, and its manifest is damaged.
     """
+    return _find_local_or(model, lambda name: _hub_or_cache(name, revision))
+
+
+def _find_local_or(
+    model: str | None, find_elsewhere: Callable[[str], Path | RemotePlace]
+) -> tuple[Path | RemotePlace, str]:
     found = find_local(model)
     if found is not None:
         return found
     assert model is not None
+    return find_elsewhere(model), model
+
+
+def _hub_or_cache(model: str, revision: str | None) -> Path | RemotePlace:
     listing = list_upload(model, revision)
     if listing is None:
-        return download(model, revision), model  # as the cache has it, or else why the hub does not answer
+        return download(model, revision)  # as the cache has it, or else why the hub does not answer
     if all(listing.cached(path) is not None for path in listing.weights):
-        return cached_place(listing), model
-    return hub_place(listing), model
+        return cached_place(listing)
+    return hub_place(listing)
 
 
 def find_local(model: str | None) -> tuple[Path | RemotePlace, str] | None:
