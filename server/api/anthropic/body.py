@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
 from server.api.anthropic.errors import ThreadError
 from server.api.anthropic.tools import ClientTool, ToolChoice, Tools
 from server.api.core.bodies.conversation import Conversation
 from server.api.core.bodies.fields import MAX_INT32, Stops, Text, only
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.bodies.translation import CONTINUATION, split_extra
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, TranslatedChat
@@ -65,7 +66,7 @@ class OutputConfig(BaseModel):
     format: JsonFormat | None = None
 
 
-class PromptBody(BaseModel):
+class PromptBody(NullableBody, BaseModel):
     """The fields that make the prompt; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -84,11 +85,6 @@ class PromptBody(BaseModel):
     ] = None
     container: Annotated[Any, only(why=NO_TOOLS)] = None
     mcp_servers: Annotated[Any, only([], why=NO_TOOLS)] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @property
     def unknown_fields(self) -> list[str]:

@@ -3,9 +3,10 @@
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from server.api.core.bodies.fields import Text
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.service.body import JSON_TYPES, JsonBody
 from server.api.core.service.service import Service
@@ -16,15 +17,10 @@ KEEPS_MODEL = "the model stays in memory until the server stops"
 OllamaBody = partial(JsonBody, types=JSON_TYPES | {"application/x-www-form-urlencoded", ""})
 
 
-class OllamaModel(BaseModel):
+class OllamaModel(NullableBody, BaseModel):
     """A body or a part of one; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, value: object) -> object:
-        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
 class RequestBody(OllamaModel):

@@ -3,9 +3,10 @@
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from server.api.core.bodies.fields import MAX_INT32, Stops, Text, is_encodable, only
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.choice.auto_choice import RoutingOptions
 from server.api.core.errors.validation import quote
@@ -46,7 +47,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class GenerationBody(Constraints, BaseModel):
+class GenerationBody(Constraints, NullableBody, BaseModel):
     """Fields that completions and chat completions share; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -99,11 +100,6 @@ class GenerationBody(Constraints, BaseModel):
     return_experts: bool = False
     return_adapters: bool = False
     return_token_ids: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @field_validator("prompt_logprobs")
     @classmethod

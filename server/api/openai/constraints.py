@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from server.api.core.bodies.fields import Text
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.grammars.json_schema import check_schema, schema_text
 from server.engine.interface import GrammarSpec
 
@@ -72,7 +73,7 @@ Choices = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length
 Grammar = Annotated[Text, Field(min_length=1, max_length=MAX_GRAMMAR), AfterValidator(lark_of)]
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(NullableBody, BaseModel):
     """vLLM's ``structured_outputs``: exactly one constraint."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -86,11 +87,6 @@ class StructuredOutputs(BaseModel):
     disable_fallback: Any = None
     disable_any_whitespace: Any = None
     disable_additional_properties: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, value: object) -> object:
-        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def need_one(self) -> "StructuredOutputs":

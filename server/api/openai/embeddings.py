@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server.api.core.bodies.fields import MAX_INT32, Text
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.errors.api_errors import ContextLengthError, InvalidRequestError
 from server.api.core.json_text.encoding import encode_json
@@ -36,7 +37,7 @@ Vector = npt.NDArray[np.float32]
 router = APIRouter(tags=["embeddings"], dependencies=[UserDep])
 
 
-class InputsBody(BaseModel):
+class InputsBody(NullableBody, BaseModel):
     """Fields of a request for something of each input; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -46,11 +47,6 @@ class InputsBody(BaseModel):
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     timeout: float | None = Field(None, gt=0)  # seconds
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @field_validator("input")
     @classmethod

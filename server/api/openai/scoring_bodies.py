@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from server.api.core.bodies.fields import MAX_INT32, Text, is_encodable
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.embeddings import MAX_INPUTS
@@ -37,7 +38,7 @@ TokensToKeep = Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(not_zer
 Limit = Annotated[int, Field(ge=0, le=MAX_INT32)]  # 0: no limit
 
 
-class ScoringBody(BaseModel):
+class ScoringBody(NullableBody, BaseModel):
     """Fields that scores and reranking share; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -55,11 +56,6 @@ class ScoringBody(BaseModel):
     # Without effect on the cosine of two embeddings.
     user: Any = None
     use_activation: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     def max_tokens(self, own_limit: int, max_model_len: int) -> int | None:
         """Return the tokens to which a text is cut; None if it is not cut.

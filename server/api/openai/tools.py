@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from server.api.core.bodies.fields import Text, is_encodable
+from server.api.core.bodies.nulls import without_nulls
 from server.api.core.errors.validation import quote
 from server.api.core.grammars.json_schema import check_schema, check_strict
 
@@ -52,10 +53,6 @@ class Function(BaseModel):
         if self.strict:
             check_strict(self.parameters, self.name)
         return self
-
-
-def without_nulls(value: object) -> object:
-    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
 class Tool(BaseModel):

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.core.bodies.conversation import Conversation, text_part
 from server.api.core.bodies.fields import Stops, Text, only
+from server.api.core.bodies.nulls import NullableBody
 from server.api.core.bodies.translation import CONTINUATION, split_extra
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import ChatBody, TranslatedChat
@@ -33,7 +34,7 @@ NAMES = {
 }
 
 
-class ResponsesBody(BaseModel):
+class ResponsesBody(NullableBody, BaseModel):
     """OpenAI's body; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -78,11 +79,6 @@ class ResponsesBody(BaseModel):
         Any, only(False, why="must be false, because this server answers while the client waits: use 'stream' instead")
     ] = False
     prompt: Annotated[Any, only(why="can't be used, because this server stores no prompts: send it as 'input'")] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, body: object) -> object:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @property
     def has_logprobs(self) -> bool:
