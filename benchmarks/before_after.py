@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.load_generator import Completion
 from benchmarks.serving_processes import engine_alone
+from benchmarks.store import parse_flags
 
 SIDES = ("before", "after")
 PROMPT_TOKENS, DECODED_TOKENS = 32, 64
@@ -121,6 +122,7 @@ def main() -> None:
     if arguments.benchmark == "engine":
         result = compare_engines(pythons, flags, arguments.streams, arguments.turns or 9)
     else:
+        parse_flags(flags)  # an older checkout may not say what is wrong with them
         result = compare_stores(pythons, flags, arguments.turns or 3)
     print(json.dumps({"benchmark": arguments.benchmark, "flags": flags, **result}))
 

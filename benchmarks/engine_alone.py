@@ -1,9 +1,9 @@
 """Runs the engine without a server, to measure its steps when no event loop shares its cores.
 
-``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{}`` once the model is loaded. For
-each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, it generates all completions in one batch and
-prints the number of decode steps, their seconds, and the total CPU time: ``{"steps": ..., "seconds": ...,
-"cpu_seconds": ...}``. ``benchmarks.before_after engine`` measures it beside another checkout's.
+``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{"ready": true}`` once the model
+is loaded. For each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, it generates all completions in
+one batch and prints the number of decode steps, their seconds, and the total CPU time: ``{"steps": ..., "seconds":
+..., "cpu_seconds": ...}``. ``benchmarks.before_after engine`` measures it beside another checkout's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     if sys.stdin.isatty():
         parser.error("standard input has no batches; write lines such as [[[5, 17, 300], 64]] there, or --help")
     loaded = load_server(arguments.model, load_settings(vars(arguments), os.environ, arguments.config))
-    print("{}", flush=True)
+    print(json.dumps({"ready": True}), flush=True)
     line = None
     for line in sys.stdin:
         print(json.dumps(asyncio.run(run(loaded, json.loads(line)))), flush=True)

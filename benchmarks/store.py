@@ -224,11 +224,19 @@ def memory(folder: Path) -> Iterator[dict[str, int]]:
         store.close()
 
 
-def main() -> None:
+def parse_flags(flags: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line, or of some flags; bad ones end the process with a sentence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(flags)
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"--folder {options.folder} is no folder; make it first, on the disk to measure")
+    return options
+
+
+def main() -> None:
+    options = parse_flags()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
