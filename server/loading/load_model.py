@@ -12,7 +12,7 @@ import jinja2
 import torch
 
 from expert_store import ExpertCatalog
-from server.device import find_device
+from server.device import find_device, is_gpu
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
 from server.kernels.current_device import current_device
@@ -22,6 +22,7 @@ from server.loading.remote_models import with_cache
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.architecture import find_model_class, packs_sequences
+from server.model.attention.key_choice import indexers_of
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
@@ -31,6 +32,7 @@ from server.model.checkpoint.processor_files import NoImagesError
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.encoders.image_inputs import ImageInputs
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.program import ModelProgram
 from server.model.program_trial import find_program
 from server.model.resident_model import TrunkFacts
 from server.model.text.chat_template import check_template
@@ -98,12 +100,18 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
     check_chat_settings(settings)
     model_config = checkpoint.read_config()
-    level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
+    level, pool_threads = kernel_level(settings, device), 1 if is_gpu(device) else num_threads
     # Such a model is in float32 only where bfloat16 is slow, so its results need not be better than those in bfloat16.
     rounds_float32 = settings.dtype == "auto" and suits_bfloat16(model_config)
     kernels = None if level is None else Kernels(num_threads, level, rounds_float32=rounds_float32)
-    triton_device = device if device.type == "cuda" and settings.kernels != OFF else None
+    triton_device = device if is_gpu(device) and settings.kernels != OFF else None
     pool = ComputePool(pool_threads, kernels, triton_device)
+
+    def try_layers(dtype: torch.dtype) -> ModelProgram:
+        catalog = checkpoint.map(build_model(model_config, dtype)).catalog
+        return find_program(
+            model_config, dtype, kernels, catalog, settings.max_model_len, is_deterministic=settings.deterministic
+        )
 
     def load(dtype: torch.dtype) -> AnyTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
@@ -120,14 +128,16 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
                 max_model_len=settings.max_model_len,
                 switch_capacity=settings.switch_capacity,
                 check_memory=check_memory,
+                sequential_reason=try_layers(dtype).sequential_reason if is_undecided else None,
             )
 
+    # The names of other models tell whether their results are the same in any company.
+    is_undecided = settings.deterministic and bool(indexers_of(build_model(model_config, torch.bfloat16)))
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, if_native = dtype_of(), dtype_of(is_native=True)
-    if dtype != if_native and kernels is not None and not packs_sequences(find_model_class(model_config)):
-        catalog = checkpoint.map(build_model(model_config, if_native)).catalog
-        if find_program(model_config, if_native, kernels, catalog, settings.max_model_len).is_native:
-            dtype = if_native
+    has_choice = dtype != if_native and kernels is not None and not packs_sequences(find_model_class(model_config))
+    if has_choice and try_layers(if_native).is_native:
+        dtype = if_native
     trunk = load(dtype)
     check_model_type(settings, name, trunk.facts)
     tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)

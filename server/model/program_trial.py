@@ -17,7 +17,7 @@ from server.model.architecture import packs_sequences, text_body
 from server.model.checkpoint.config_checks import config_errors
 from server.model.errors import NotBatchableError
 from server.model.program import ENCODER_REASON, NO_KERNELS, ModelProgram, Target
-from server.model.transformers_hooks.batching_checks import check_batchable
+from server.model.transformers_hooks.batching_checks import check_batchable, check_indexers
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, empty_experts, load_trunk_weights
 
@@ -32,6 +32,8 @@ def find_program(
     kernels: Kernels | None,
     catalog: ExpertCatalog,
     max_model_len: int | None = None,
+    *,
+    is_deterministic: bool = False,
 ) -> ModelProgram:
     """Return what serving a model runs where, without its weights.
 
@@ -43,6 +45,7 @@ def find_program(
         kernels: the native ones; None if there are none.
         catalog: the model's experts.
         max_model_len: the requested length.
+        is_deterministic: whether each sequence must have the same results in any company.
 
     Raises:
         ModelError: the model can't be served.
@@ -56,11 +59,15 @@ def find_program(
     if packs_sequences(type(model)):
         return ModelProgram.uniform(model, Target.MODULES, ENCODER_REASON)
     try:
-        check_batchable(model)
+        check_batchable(model, is_deterministic=is_deterministic)
         if kernels is None:
+            if is_deterministic:
+                check_indexers(model, NO_KERNELS)
             return ModelProgram.uniform(model, Target.MODULES, NO_KERNELS)
         kinds = _keep_one_of_each_kind(model)
         trunk = _try(model, dtype, kernels, catalog, max_model_len)
+        if is_deterministic and not trunk.facts.program.is_native:
+            check_indexers(model, trunk.facts.program.reason)
     except NotBatchableError as error:
         return ModelProgram.uniform(build_model(config, dtype, None), Target.TRANSFORMERS, str(error))
     program = trunk.facts.program

@@ -76,6 +76,7 @@ def load_trunk(
     max_model_len: int | None = None,
     switch_capacity: float | None = None,
     check_memory: MemoryCheck = lambda *_: None,
+    sequential_reason: str | None = None,
 ) -> AnyTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
@@ -88,6 +89,7 @@ def load_trunk(
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
         switch_capacity: factor of Switch routers, instead of the model's own.
         check_memory: called with the trunk's bytes and the experts before any weight is read; may raise.
+        sequential_reason: why sequences run one at a time, if that is known before.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
@@ -101,21 +103,28 @@ def load_trunk(
         "switch_capacity": switch_capacity,
         "is_deterministic": is_deterministic,
     }
-    try:
-        loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, **options)
-        with config_errors(loaded.model.config):
-            trunk = _trunk_class(loaded.model)(
-                loaded.model, loaded.catalog, loaded.layers, is_deterministic, pool=pool, max_model_len=max_model_len
-            )
-    except NotBatchableError as error:
-        reason = str(error)
+    if sequential_reason is None:
+        try:
+            loaded = _load(checkpoint, dtype, device, IMPLEMENTATION, **options)
+            with config_errors(loaded.model.config):
+                trunk = _trunk_class(loaded.model)(
+                    loaded.model,
+                    loaded.catalog,
+                    loaded.layers,
+                    is_deterministic,
+                    pool=pool,
+                    max_model_len=max_model_len,
+                )
+        except NotBatchableError as error:
+            sequential_reason = str(error)
+    if sequential_reason is not None:
         loaded = _load(checkpoint, dtype, device, None, **options)
         with config_errors(loaded.model.config):
             trunk = SequentialTrunk(
                 loaded.model,
                 loaded.catalog,
                 loaded.layers,
-                reason=reason,
+                reason=sequential_reason,
                 is_deterministic=is_deterministic,
                 pool=pool,
                 max_model_len=max_model_len,

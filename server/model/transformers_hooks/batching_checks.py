@@ -64,6 +64,19 @@ def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False) -
         raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
 
 
+def check_indexers(model: PreTrainedModel, reason: str | None) -> None:
+    """Check a model that must have the same results in any company, and does not run natively.
+
+    Args:
+        reason: why it does not; None if that is not known.
+
+    Raises:
+        NotBatchableError: it has indexers.
+    """
+    if indexers_of(model):
+        raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {reason or 'modules'}")
+
+
 def find_special_layers(model: PreTrainedModel) -> str | None:
     """Return which layers of a model need their attention run sequence by sequence, by their names; None if none do."""
     are_known = all(map(can_be_hooked, indexers_of(model)))

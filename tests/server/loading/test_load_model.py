@@ -13,12 +13,14 @@ from server.kernels.native import available
 from server.kernels.native.available import Availability, kernel_level
 from server.loading.load_model import check_aliases, load_media_processor, load_model
 from server.model import trunk as trunk_module
+from server.model import trunk_loader
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.program import Block, ModelProgram, Target
 from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
 from server.settings import ServeSettings, SettingsError
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 from tests.vision import save_vision
@@ -59,6 +61,7 @@ def test_a_text_model_refuses_images(facts: TrunkFacts, tmp_path: Path) -> None:
     assert load_media_processor(FolderCheckpoint(folder), facts) == "the model takes no images"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available.availability().runnable, reason="the native kernels were not built")
 @pytest.mark.parametrize("is_native", [True, False])
 def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
@@ -77,6 +80,21 @@ def test_only_a_model_that_was_asked_for_in_float32_has_exact_products(dtype: Li
     kernels = load_model(None, ServeSettings(dtype=dtype)).trunk._pool.kernels
     assert kernels is not None
     assert kernels.rounds_float32 == (dtype == "auto")
+
+
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_a_deterministic_model_with_indexers_is_read_once(
+    kernels: Literal["auto", "off"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = list[str]()
+    load = trunk_loader.load_trunk_weights
+    monkeypatch.setattr(trunk_loader, "load_trunk_weights", lambda *given: (reads.append(given[-1]), load(*given)))
+    settings = ServeSettings(deterministic=True, kernels=kernels, dtype="float32")
+    save_checkpoint(make_config("deepseek_v32"), tmp_path)
+    save_byte_tokenizer(tmp_path)
+    parts = load_model(str(tmp_path), settings)
+    assert parts.trunk.facts.program.is_sequential == (parts.kernels is None)
+    assert len(reads) == 1
 
 
 def test_kernels_that_can_not_run_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
