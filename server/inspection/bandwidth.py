@@ -28,6 +28,7 @@ from expert_store import (
     least_bytes,
 )
 from expert_store.arena import page_aligned
+from server.device import wait_for
 
 DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.05  # duration of a measurement
 LEAST_MATRIX_BYTES, MOST_MATRIX_BYTES = 128 << 20, 256 << 20
@@ -148,14 +149,9 @@ def _best(work: Callable[[], object], nbytes: int, device: torch.device) -> floa
     work()
     fastest, end = float("inf"), time.perf_counter() + MEMORY_SECONDS
     while fastest == float("inf") or time.perf_counter() < end:
-        _wait_for(device)
+        wait_for(device)
         begun = time.perf_counter()
         work()
-        _wait_for(device)
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - begun)
     return nbytes / fastest
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

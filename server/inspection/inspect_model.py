@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from expert_store import is_on_disk
-from server.device import find_device
+from server.device import find_device, is_gpu
 from server.inspection.bandwidth import begin_matrix, measure_copy, measure_disk, measure_memory, temporary_experts
 from server.inspection.download_time import predict_download
 from server.inspection.memory_fit import fit_memory
@@ -39,7 +39,7 @@ def inspect_model(model: str | None, settings: ServeSettings, link: float | None
     else:
         with temporary_experts(next(iter(summary.catalog.layouts))) as catalog:
             disk = measure_disk(catalog)
-    copy = measure_copy(device) if device.type == "cuda" else None
+    copy = measure_copy(device) if is_gpu(device) else None
     memory = measure_memory(device, matrix.result())
     report = as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)
     return report | {"download": None if link is None else predict_download(summary, link)}

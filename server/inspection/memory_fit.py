@@ -27,8 +27,8 @@ class MemoryFit:
     refusal: str | None = None  # the error of `greenroom serve`
 
     @property
-    def is_cuda(self) -> bool:
-        return self.memory.free.is_cuda
+    def has_gpu(self) -> bool:
+        return self.memory.free.has_gpu
 
     @property
     def holds_trunk(self) -> bool:

@@ -35,7 +35,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
     shape, catalog = summary.outline, summary.catalog
     traffic = Traffic(shape.active_trunk_bytes, summary.active_expert_bytes)
     uniform = min(1.0, (plan.host_slots + plan.device_slots) / summary.num_experts)
-    on_device = plan.device_slots / summary.num_experts if plan.is_cuda else 1.0
+    on_device = plan.device_slots / summary.num_experts if plan.has_gpu else 1.0
     missing = int((1 - uniform) * catalog.total_bytes)
     return {
         "model": summary.name,

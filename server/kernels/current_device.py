@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from server.device import is_gpu
+
 
 @contextmanager
 def current_device(device: torch.device) -> Iterator[None]:
     """Launch Triton's kernels and graphs of this thread on a CUDA device; torch's own operations know theirs."""
-    if device.type != "cuda":
+    if not is_gpu(device):
         yield
         return
     with torch.cuda.device(device):

@@ -7,11 +7,13 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from server.device import is_gpu
+
 
 def upload(numbers: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """Return an array as a tensor on a device; the copy is in the order of the current stream."""
     host = torch.from_numpy(numbers)
-    if device.type == "cuda":  # a pinned buffer is kept by torch until the copy has ended
+    if is_gpu(device):  # a pinned buffer is kept by torch until the copy has ended
         return host.pin_memory().to(device, non_blocking=True)
     return host
 
@@ -19,4 +21,4 @@ def upload(numbers: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 def upload_into(numbers: npt.NDArray[Any], target: torch.Tensor) -> None:
     """Copy an array over a tensor on a device, in the order of the current stream."""
     host = torch.from_numpy(numbers)
-    target.copy_(host.pin_memory() if target.device.type == "cuda" else host, non_blocking=True)
+    target.copy_(host.pin_memory() if is_gpu(target.device) else host, non_blocking=True)

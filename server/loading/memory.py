@@ -9,6 +9,7 @@ import torch
 
 from expert_store import ExpertCatalog, ExpertStore, is_on_disk
 from server.byte_sizes import format_bytes
+from server.device import is_gpu, tensor_bytes
 from server.engine.interface import ModelCard, RequestMemory
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
 from server.memory.elastic_budget import REQUESTS_IN_GROWTH, ElasticBudget
@@ -34,7 +35,7 @@ def plan_beside_trunk(trunk: AnyTrunk, settings: ServeSettings, device: torch.de
         SettingsError: a budget or limit does not suit the model, or does not fit.
     """
     wait_for_counters()
-    budget_bytes, trunk_bytes = host_budget(settings), 0 if device.type == "cuda" else trunk.nbytes
+    budget_bytes, trunk_bytes = host_budget(settings), 0 if is_gpu(device) else trunk.nbytes
     warn_if_lowered(settings, budget_bytes)
     needs = needs_of_trunk(trunk)
     plan_that_fits(settings, needs, device, budget_bytes, PROCESS_BYTES)
@@ -105,7 +106,7 @@ def memory_usage(
         adapters: returns the bytes of adapters in memory.
         requests: returns the bytes that requests hold.
     """
-    states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
+    states = 0 if plan.free.has_gpu else plan.kv.fixed_bytes
     return MemoryUsage(
         budget_bytes=plan.budget_bytes,
         trunk_bytes=plan.trunk_bytes,
@@ -129,7 +130,7 @@ def describe_model(trunk: AnyTrunk, description: ModelDescription, usage: Memory
         return usage.trunk_bytes + usage.experts() + usage.kv_cache()
 
     def device_bytes() -> int:
-        return torch.cuda.memory_allocated(trunk.device) if trunk.device.type == "cuda" else 0
+        return tensor_bytes(trunk.device)
 
     return ModelCard(
         description.architecture,

@@ -8,6 +8,7 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import format_bytes
+from server.device import free_and_total_bytes, is_gpu
 from server.setting_values import Budget
 from server.settings import ServeSettings
 
@@ -29,7 +30,7 @@ class FreeMemory:
 
     host: int
     device: int  # memory that compute reads; equal to ``host`` on a CPU
-    is_cuda: bool
+    has_gpu: bool
 
     @classmethod
     def beside(
@@ -42,13 +43,12 @@ class FreeMemory:
             unloaded_trunk_bytes: bytes of a trunk that is yet to be loaded onto the device.
         """
         host_bytes = max(0, host_bytes)
-        if device.type != "cuda":
-            return cls(host_bytes, host_bytes, is_cuda=False)
-        torch.cuda.empty_cache()  # what loading the trunk left behind counts as free
-        free, total = torch.cuda.mem_get_info(device)
+        if not is_gpu(device):
+            return cls(host_bytes, host_bytes, has_gpu=False)
+        free, total = free_and_total_bytes(device)
         limit = settings.device_memory.resolve(total, total)
         left = min(free, limit - (total - free)) - unloaded_trunk_bytes - DEVICE_RESERVE_BYTES
-        return cls(host_bytes, max(0, left), is_cuda=True)
+        return cls(host_bytes, max(0, left), has_gpu=True)
 
 
 def host_bytes(settings: ServeSettings, catalog: ExpertCatalog, auto: int) -> int:
@@ -76,11 +76,11 @@ def plan_experts(
         kv_bytes: initial size of the KV cache, in the memory that compute reads.
     """
     total, least = catalog.total_bytes, least_bytes(catalog, top_k)
-    auto = min(total, max(0, free.device - kv_bytes)) if free.is_cuda else 0
+    auto = min(total, max(0, free.device - kv_bytes)) if free.has_gpu else 0
     asked = _tier_bytes(settings, settings.device_expert_memory, catalog, auto)
-    has_device = free.is_cuda or asked > 0
+    has_device = free.has_gpu or asked > 0
     device = max(asked, least) if has_device else 0
-    taken = 0 if free.is_cuda else kv_bytes + device
+    taken = 0 if free.has_gpu else kv_bytes + device
     auto = min(total, max(0, free.host - taken))
     host = host_bytes(settings, catalog, auto)
     tiers = [("--host-expert-memory", settings.host_expert_memory, host)]

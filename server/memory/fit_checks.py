@@ -63,7 +63,7 @@ def check_trunk(
     short = free.device if trunk_bytes + least > free.device else free.host
     if trunk_bytes + least <= short:
         return
-    advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.is_cuda else MORE_MEMORY
+    advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.has_gpu else MORE_MEMORY
     if not settings.memory.is_auto and short == free.host:
         enough = PROCESS_BYTES + GROWTH_BYTES + trunk_bytes + least + USUAL_STEP_BYTES
         advice = f"set --memory to {as_flag(enough, rounds_up=True)} or more"
@@ -79,10 +79,10 @@ def check_plan(settings: ServeSettings, plan: MemoryPlan) -> None:
     Raises:
         SettingsError: they do not fit; the message names the flag to change and a value that fits.
     """
-    if not (plan.free.is_cuda or plan.has_kv_budget or plan.has_expert_budget or plan.device_bytes):
+    if not (plan.free.has_gpu or plan.has_kv_budget or plan.has_expert_budget or plan.device_bytes):
         return  # the planner chose all budgets, so they fit
-    kv_bytes = plan.kv.nbytes if plan.free.is_cuda or plan.has_kv_budget else plan.kv.first_bytes
-    host_bytes = plan.host_bytes if plan.has_expert_budget or plan.free.is_cuda else plan.least_host_bytes
+    kv_bytes = plan.kv.nbytes if plan.free.has_gpu or plan.has_kv_budget else plan.kv.first_bytes
+    host_bytes = plan.host_bytes if plan.has_expert_budget or plan.free.has_gpu else plan.least_host_bytes
     needs = plan.needs
     check_budgets(
         settings,
@@ -114,7 +114,7 @@ def check_budgets(
         SettingsError: they do not fit; the message names the flag to change and a value that fits.
     """
     least, device, host = least_bytes(catalog, top_k), settings.device_expert_memory, settings.host_expert_memory
-    if free.is_cuda:
+    if free.has_gpu:
         _check("--device-expert-memory", device, device_bytes, least=least, free=free.device, kv_bytes=kv_bytes)
         _check("--host-expert-memory", host, host_bytes, least=least, free=free.host, kv_bytes=0)
         return

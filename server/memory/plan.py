@@ -13,6 +13,7 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
+from server.device import is_gpu
 from server.engine.step_limits import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
 from server.memory.expert_plan import FreeMemory, host_bytes, plan_experts
@@ -81,15 +82,15 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the budget that are neither for steps nor for host experts nor for the KV cache."""
-        device_bytes = 0 if self.free.is_cuda else self.device_bytes
+        device_bytes = 0 if self.free.has_gpu else self.device_bytes
         return self.process_bytes + GROWTH_BYTES + self.trunk_bytes + device_bytes + self.adapter_bytes
 
 
 def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.device, process_bytes: int) -> int:
     """Return the smallest budget of host memory in which a model can be served."""
-    is_cuda = device.type == "cuda"
+    has_gpu = is_gpu(device)
     largest, _ = _steps(settings, needs)
-    beside = 0 if is_cuda else needs.trunk_bytes + largest + _first_kv_bytes(settings, needs)
+    beside = 0 if has_gpu else needs.trunk_bytes + largest + _first_kv_bytes(settings, needs)
     experts = least_bytes(needs.catalog, needs.top_k)
     return process_bytes + GROWTH_BYTES + beside + experts + asked_adapter_bytes(settings)
 
@@ -97,7 +98,7 @@ def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.devic
 def nothing_fits(needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
     """Return the plan of a budget that is too small for the model."""
     kv = KVPlan(needs.kv_groups, [0] * len(needs.kv_groups), 0, 0)
-    free = FreeMemory(0, 0, is_cuda=False)
+    free = FreeMemory(0, 0, has_gpu=False)
     return MemoryPlan(
         needs,
         budget_bytes,
@@ -126,22 +127,22 @@ def plan_memory(
     Raises:
         SettingsError: a budget or limit does not suit the model.
     """
-    is_cuda = device.type == "cuda"
+    has_gpu = is_gpu(device)
     largest, first = _steps(settings, needs)
     _refuse_too_little(settings, needs, device, budget_bytes, process_bytes)
-    trunk_bytes = 0 if is_cuda else needs.trunk_bytes
+    trunk_bytes = 0 if has_gpu else needs.trunk_bytes
     spare = budget_bytes - least_budget(settings, needs, device, process_bytes)
     adapters = adapter_bytes(settings, budget_bytes, spare)
     beside = process_bytes + GROWTH_BYTES + trunk_bytes + adapters
     free = FreeMemory.beside(
         settings,
         device,
-        budget_bytes - beside - (0 if is_cuda else largest),
+        budget_bytes - beside - (0 if has_gpu else largest),
         (0 if needs.is_loaded else needs.trunk_bytes) + adapters,  # those in use are copied to a device
     )
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
-    experts = 0 if is_cuda else max(least, host_bytes(settings, needs.catalog, least))
+    experts = 0 if has_gpu else max(least, host_bytes(settings, needs.catalog, least))
     first_kv = _first_kv_bytes(settings, needs)
     kv = plan_kv_cache(
         settings,
@@ -151,11 +152,11 @@ def plan_memory(
         state_bytes=needs.state_bytes,
         state_rows=needs.state_rows,
         shares_prefixes=needs.shares_prefixes,
-        share=KV_SHARE if is_cuda else 1 if has_expert_budget else ELASTIC_SHARE,
-        most_bytes=0 if is_cuda else max(first_kv, free.device - experts),
+        share=KV_SHARE if has_gpu else 1 if has_expert_budget else ELASTIC_SHARE,
+        most_bytes=0 if has_gpu else max(first_kv, free.device - experts),
     )
-    free_at_first = FreeMemory(free.host + (0 if is_cuda else largest - first), free.device, is_cuda)
-    kv_at_first = kv.nbytes if is_cuda or not settings.kv_cache_memory.is_auto else kv.first_bytes
+    free_at_first = FreeMemory(free.host + (0 if has_gpu else largest - first), free.device, has_gpu)
+    kv_at_first = kv.nbytes if has_gpu or not settings.kv_cache_memory.is_auto else kv.first_bytes
     budgets = plan_experts(settings, needs.catalog, needs.top_k, free_at_first, kv_at_first)
     return MemoryPlan(
         needs,
@@ -189,7 +190,7 @@ def _refuse_too_little(
     if least <= budget_bytes:
         return
     largest, _ = _steps(settings, needs)
-    trunk = "" if device.type == "cuda" else f"{format_bytes(needs.trunk_bytes)} for the trunk, "
+    trunk = "" if is_gpu(device) else f"{format_bytes(needs.trunk_bytes)} for the trunk, "
     asked = asked_adapter_bytes(settings)
     adapters = f"{format_bytes(asked)} for adapters, " if asked else ""
     raise SettingsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
+from server.device import is_gpu
 from server.model.quantised.scheme import quantisation_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -24,7 +25,7 @@ def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device, *, 
     """
     if name != "auto":
         return DTYPES[name]
-    if device.type == "cuda":
+    if is_gpu(device):
         return stored_dtype(config)
     is_fast = is_native or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if suits_bfloat16(config) and is_fast else torch.float32

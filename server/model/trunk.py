@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
+from server.device import is_gpu
 from server.kernels.backend import ResidentBackend
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
@@ -111,7 +112,7 @@ class Trunk(ResidentModel):
         self._tables = SlotTables(list(self._layers.values()), self.device) if has_waitless else None
         self._graphs: StepGraphs | None = None
         is_plain = special is None and not is_deterministic and not probe.choosing and not self._recurrent
-        if has_waitless and self.device.type == "cuda" and is_plain:
+        if has_waitless and is_gpu(self.device) and is_plain:
             self._graphs = StepGraphs(self._pool, self.device, self._run_on_device)
         self.routers = find_routers(model, layers, probe.routed)
         self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))

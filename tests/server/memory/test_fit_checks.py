@@ -48,11 +48,11 @@ def advised(message: str) -> str:
 def test_automatic_budgets_fit_if_the_minimum_does(catalog: ExpertCatalog) -> None:
     least = least_bytes(catalog, TOP_K)
     for host in (least, least + 1000, catalog.total_bytes, 1 << 40):
-        fit(catalog, FreeMemory(host, host, is_cuda=False))
+        fit(catalog, FreeMemory(host, host, has_gpu=False))
 
 
 def test_the_advised_budget_fits(catalog: ExpertCatalog) -> None:
-    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    free = FreeMemory(10 << 20, 10 << 20, has_gpu=False)
     with pytest.raises(
         SettingsError, match=r"--host-expert-memory 90% is 18\.2 MiB beside 1\.0 MiB of KV cache, but only"
     ) as bad:
@@ -61,14 +61,14 @@ def test_the_advised_budget_fits(catalog: ExpertCatalog) -> None:
 
 
 def test_a_budget_larger_than_all_experts_is_cut(catalog: ExpertCatalog) -> None:
-    free = FreeMemory(30 << 20, 30 << 20, is_cuda=False)
+    free = FreeMemory(30 << 20, 30 << 20, has_gpu=False)
     fit(catalog, free, host_expert_memory="1000GiB")
     asked = ServeSettings.model_validate({"host_expert_memory": "1000GiB", "device_expert_memory": "1000GiB"})
     assert plan_experts(asked, catalog, TOP_K, free, 0) == ExpertBudgets(catalog.total_bytes, catalog.total_bytes)
 
 
 def test_a_kv_cache_that_leaves_no_memory_for_experts_is_refused(catalog: ExpertCatalog) -> None:
-    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    free = FreeMemory(10 << 20, 10 << 20, has_gpu=False)
     with pytest.raises(SettingsError, match=r"set --kv-cache-memory to .*MiB at most, or lower --max-model-len") as bad:
         fit(catalog, free, 20 << 20)
     fit(catalog, free, parse_budget(advised(str(bad.value))).resolve(0, 0))
@@ -76,14 +76,14 @@ def test_a_kv_cache_that_leaves_no_memory_for_experts_is_refused(catalog: Expert
 
 def test_host_and_device_memory_are_checked_on_cuda(catalog: ExpertCatalog) -> None:
     with pytest.raises(SettingsError, match="set --device-expert-memory to 9MiB at most, or to auto"):
-        fit(catalog, FreeMemory(1 << 40, 10 << 20, is_cuda=True), 1 << 20, device_expert_memory="100%")
+        fit(catalog, FreeMemory(1 << 40, 10 << 20, has_gpu=True), 1 << 20, device_expert_memory="100%")
     with pytest.raises(SettingsError, match="set --host-expert-memory to 10MiB at most, or to auto"):
-        fit(catalog, FreeMemory(10 << 20, 1 << 40, is_cuda=True), 1 << 20, host_expert_memory="100%")
+        fit(catalog, FreeMemory(10 << 20, 1 << 40, has_gpu=True), 1 << 20, host_expert_memory="100%")
 
 
 def test_experts_of_a_token_that_fit_nowhere_are_refused(catalog: ExpertCatalog) -> None:
     with pytest.raises(SettingsError, match=r"need 432\.0 KiB, but only 400\.0 KiB are available beside"):
-        fit(catalog, FreeMemory(400 << 10, 400 << 10, is_cuda=False))
+        fit(catalog, FreeMemory(400 << 10, 400 << 10, has_gpu=False))
 
 
 @pytest.mark.parametrize(
