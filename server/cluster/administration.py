@@ -81,6 +81,8 @@ class Administration:
                 log.warning("%s.%s is undone, as not every replica could do it", part, method)
                 self._replicas.call_all("undo_change", change.id)
             raise
+        else:
+            self._replicas.call_all("confirm_change", change)
         finally:
             self._after_change()
         return outcomes[0].value

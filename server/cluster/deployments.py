@@ -77,6 +77,9 @@ class EngineReplica:
     async def change_weights(self, change: WeightChange) -> Outcome:
         return await self._replica.change_weights(change)
 
+    async def confirm_change(self, change: WeightChange) -> Outcome:
+        return self._replica.confirm_change(change)
+
     async def adopt(self, weights: ServedWeights) -> Outcome:
         return await self._replica.adopt(weights)
 

@@ -149,6 +149,11 @@ class Replica:
             return Outcome(self.name, error=error)
         return Outcome(self.name, value)
 
+    def confirm_change(self, change: WeightChange) -> Outcome:
+        """Note that all replicas have made a change."""
+        self._changes.confirm(change)
+        return Outcome(self.name)
+
     async def undo_change(self, change: str) -> Outcome:
         """Undo a change that other replicas could not make."""
         try:

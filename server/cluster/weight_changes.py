@@ -45,18 +45,17 @@ class WeightChanges:
         part, name, method = change.part, str(change.arguments[0]), change.method
         if method not in {"load", "unload"}:
             raise EngineUnavailableError(f"{method} is no change of weights")
-        before, before_at = self._folder(part, name), self._changed_at
+        before = self._folder(part, name)
         value = getattr(self._changer(part), method)(*change.arguments, **change.named)
-
-        def undo() -> None:
-            self._restore(part, name, before)
-            self._changed_at = before_at
-
-        self._undoable[change.id] = undo
+        self._undoable[change.id] = lambda: self._restore(part, name, before)
         while len(self._undoable) > MAX_UNDOABLE:
             self._undoable.popitem(last=False)
-        self._changed_at = change.made_at
         return value
+
+    def confirm(self, change: WeightChange) -> None:
+        """Count a change that all replicas have made as the last one, which those that start later take over."""
+        self._undoable.pop(change.id, None)
+        self._changed_at = max(self._changed_at, change.made_at)
 
     def undo(self, change: str) -> None:
         """Undo a change, if it was made here.

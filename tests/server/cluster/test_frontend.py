@@ -166,15 +166,19 @@ def test_a_variant_is_served_by_all_replicas(running: Running) -> None:
 
 def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
     first, second = running.replicas
-    running.runner.run(first.change_weights(WeightChange("x", 1e12, "adapters", "load", ("mine", "recipes"))))
+    change = WeightChange("x", 1e12, "adapters", "load", ("mine", "recipes"))
+    running.runner.run(first.change_weights(change))
+    first.confirm_change(change)
     running.runner.run(first.call("experts", "change", "pin", [(0, 1)]))
     holdings = running.runner.run(first.holdings())
     assert (0, 1) in holdings.pinned
     running.runner.run(second.take_over(holdings))
     assert second._changes.served().adapters["mine"].folder == first._changes.served().adapters["mine"].folder
     assert running.runner.run(second.holdings()).pinned == holdings.pinned
+    change = WeightChange("y", 2e12, "adapters", "unload", ("mine",))
     for replica in running.replicas:
-        running.runner.run(replica.change_weights(WeightChange("y", 2e12, "adapters", "unload", ("mine",))))
+        running.runner.run(replica.change_weights(change))
+        replica.confirm_change(change)
         running.runner.run(replica.call("experts", "change", "unpin", [(0, 1)]))
 
 
@@ -232,8 +236,12 @@ def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running)
 
 def test_a_replica_that_missed_a_change_is_told_by_the_ingress(running: Running) -> None:
     first, second = running.replicas
-    running.runner.run(first.change_weights(WeightChange("z", 3e12, "adapters", "load", ("missed", "recipes"))))
     assert running.frontend is not None
+    change = WeightChange("z", 3e12, "adapters", "load", ("missed", "recipes"))
+    running.runner.run(first.change_weights(change))
+    running.runner.run(running.frontend._refresh())
+    assert "missed" not in second._changes.served().adapters  # it may still be undone
+    first.confirm_change(change)
     running.runner.run(running.frontend._refresh())
     assert "missed" in second._changes.served().adapters
     running.runner.run(running.frontend._refresh())
