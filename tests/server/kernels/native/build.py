@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 
 from server.kernels.native.available import availability
-from server.kernels.native.library import LEVELS, best_level
 
 ROOT = Path(__file__).resolve().parents[4]
 DRIVER = Path(__file__).with_name("driver")  # folder of its sources
@@ -41,8 +40,7 @@ def build_sanitized_driver(setup: ModuleType, folder: Path, *, has_reports: bool
         setup.BuildFailure: nothing can be compiled with sanitizers.
     """
     sources, compiler = ROOT / setup.SOURCES, setup.Compiler(FLAGS if has_reports else (*FLAGS, TRAPS))
-    runnable = LEVELS[: LEVELS.index(best_level(LEVELS[-1])) + 1] if availability().runnable else LEVELS
-    for level in set(compiler.levels) - set(runnable):
+    for level in set(compiler.levels) - set(availability().runnable or compiler.levels):
         del compiler.levels[level]
         compiler.flags.append(f"-DGREENROOM_NO_{level.upper()}")
     (folder / "empty.cpp").write_text("int main() {}\n")

@@ -7,19 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore
 from server.model import trunk_loader
 from server.model.attention.by_sequence import modules
 from server.model.attention.by_sequence.view import View
-from server.model.attention.kv_cache import KVCache
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
-from tests.server.model.test_parity import generate
+from tests.server.model.attention.step_checks import check_blocks_of_another, check_company_and_chunks
 
-BLOCK = 16
 CPU = torch.device("cpu")
 
 
@@ -40,29 +36,13 @@ def load(family: str, folder: Path) -> Trunk:
     "family", ["deepseek_v4", "glm5_next", "inkling2_loop_text", "inkling_text", "qwen4_exp_text", "unlimited_ocr"]
 )
 def test_company_and_chunks_change_only_rounding(family: str, tmp_path: Path) -> None:
-    trunk = load(family, tmp_path)
-    prompts = [[index % 113 + 3 for index in range(70)], [7, 3], [5, 17, 99, 3, 42, 8, 64, 23, 11, 90]]
-    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    together = generate(trunk, store, 9, 3, prompts=prompts)
-    for prompt, (tokens, logits) in zip(prompts, together, strict=True):
-        ((alone_tokens, alone),) = generate(trunk, store, 128, 3, prompts=[prompt])
-        assert tokens == alone_tokens
-        assert float((logits - alone).abs().max()) < 1e-5 * float(alone.max() - alone.min())
-    store.close()
+    check_company_and_chunks(load(family, tmp_path))
 
 
 @pytest.mark.slow
 def test_a_sequence_continues_from_blocks_of_another(tmp_path: Path) -> None:
     """Blocks also hold what DeepSeek-V4 compresses."""
-    trunk = load("deepseek_v4", tmp_path)
-    prompt = [index % 113 + 3 for index in range(40)]
-    store, groups = ExpertStore(trunk.catalog, trunk.catalog.total_bytes), trunk.facts.kv_groups
-    cache = KVCache(groups, [6] * len(groups), BLOCK)
-    whole = trunk.forward([SequenceChunk(prompt, 0, [[0, 1, 2]] * len(groups))], cache, store)
-    other = trunk.forward([SequenceChunk(prompt[32:], 32, [[0, 1, 5]] * len(groups))], cache, store)
-    store.close()
-    span = float(whole.logits.max() - whole.logits.min())
-    assert float((whole.logits - other.logits).abs().max()) < 1e-5 * span
+    check_blocks_of_another(load("deepseek_v4", tmp_path))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore
 from server.model.attention import chosen_attention
 from server.model.attention.chosen_attention import ChosenAttention
 from server.model.attention.key_choice import KeyChoice, causal_mask
@@ -19,7 +18,7 @@ from server.model.transformers_hooks.probe import attend_sequence
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
-from tests.server.model.test_parity import generate
+from tests.server.model.attention.step_checks import check_blocks_of_another, check_company_and_chunks
 
 BLOCK, LAYER, HEADS, KV_HEADS, DIM = 16, 0, 4, 2, 8
 LENGTHS = 84, 5  # tokens of each sequence
@@ -73,25 +72,12 @@ def test_a_sequence_continues_from_blocks_of_another(family: str, tmp_path: Path
     trunk = load_trunk(make_checkpoint(family, tmp_path), torch.float32)
     assert isinstance(trunk, Trunk)
     assert trunk.facts.program.sequential_reason is None
-    prompt = [index % 113 + 3 for index in range(40)]
-    store, groups = ExpertStore(trunk.catalog, trunk.catalog.total_bytes), trunk.facts.kv_groups
-    cache = KVCache(groups, [6] * len(groups), BLOCK)
-    whole = trunk.forward([SequenceChunk(prompt, 0, [[0, 1, 2]] * len(groups))], cache, store)
-    other = trunk.forward([SequenceChunk(prompt[32:], 32, [[0, 1, 5]] * len(groups))], cache, store)
-    store.close()
-    span = float(whole.logits.max() - whole.logits.min())
-    assert float((whole.logits - other.logits).abs().max()) < 1e-5 * span
+    check_blocks_of_another(trunk)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["axk2", "minimax_m3_vl_text", "mistral_large4"])
 def test_company_and_chunks_change_only_rounding(family: str, tmp_path: Path) -> None:
     trunk = load_trunk(make_checkpoint(family, tmp_path), torch.float32)
-    prompts = [[index % 113 + 3 for index in range(70)], [7, 3], [5, 17, 99, 3, 42, 8, 64, 23, 11, 90]]
-    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    together = generate(trunk, store, 9, 3, prompts=prompts)
-    for prompt, (tokens, logits) in zip(prompts, together, strict=True):
-        ((alone_tokens, alone),) = generate(trunk, store, 128, 3, prompts=[prompt])
-        assert tokens == alone_tokens
-        assert float((logits - alone).abs().max()) < 1e-5 * float(alone.max() - alone.min())
-    store.close()
+    assert isinstance(trunk, Trunk)
+    check_company_and_chunks(trunk)
