@@ -26,9 +26,7 @@ def describe(options: ClusterOptions, host: str, port: int) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS},
-        "logging_config": {
-            "enable_access_log": False
-        },  # the server writes one of its own, without addresses of queries
+        "logging_config": {"enable_access_log": False},  # the server writes one of its own, without queries
         "applications": [
             {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": given | {"address": host}}
         ],
@@ -57,13 +55,17 @@ def read(path: Path) -> tuple[dict[str, Any], ClusterOptions]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     applications = content.get("applications") if isinstance(content, dict) else None
-    found = [each for each in applications or () if isinstance(each, dict) and each.get("import_path") == IMPORT_PATH]
+    listed = applications if isinstance(applications, list) else []
+    found = [each for each in listed if isinstance(each, dict) and each.get("import_path") == IMPORT_PATH]
     if len(found) != 1:
         raise SettingsError(
             f"{path} has no application with import_path {IMPORT_PATH}; `greenroom cluster config` prints such a file"
         )
+    args = found[0].get("args") or {}
+    if not isinstance(args, dict):
+        raise SettingsError(f"{path}: args must be names with values, such as memory: 12GiB")
     try:
-        options = ClusterOptions.checked(found[0].get("args") or {})
+        options = ClusterOptions.checked(args)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     return content, options

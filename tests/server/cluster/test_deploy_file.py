@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cluster.deploy_file import describe, read, write
+from server.cluster.deploy_file import IMPORT_PATH, describe, read, write
 from server.cluster.options import ClusterOptions
 from server.settings import SettingsError
 
@@ -31,7 +31,9 @@ def test_proxies_listen_where_host_rules_expect_them() -> None:
         (None, "No such file"),
         ("a: [", "is no YAML"),
         ("applications: []", "has no application with import_path"),
+        ("applications: 5", "has no application with import_path"),
         ("- 1", "has no application with import_path"),
+        (f"applications: [{{import_path: '{IMPORT_PATH}', args: [1]}}]", "args must be names with values"),
     ],
 )
 def test_a_file_that_can_not_be_used_is_refused_by_name(tmp_path: Path, text: str | None, told: str) -> None:
