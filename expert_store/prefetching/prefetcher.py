@@ -30,6 +30,16 @@ Gate = Callable[[Any], IntArray]
 KeysOf = Callable[[int, IntArray], list[ExpertKey]]
 
 
+class ReadAhead(Protocol):
+    """Asks the store for the next layer's experts, once a layer's own reads are under way."""
+
+    def observe(self, layer: int, top_k_index: IntArray, gate_input: Any, keys_of: KeysOf | None = None) -> None:
+        """Learn what a layer has chosen."""
+
+    def request(self) -> None:
+        """Ask for experts of the next layer; called between experts."""
+
+
 class PrefetchTarget(Protocol):
     """The part of a store that a prefetcher needs."""
 
@@ -107,6 +117,7 @@ class Prefetcher:
         governor: Governor,
     ):
         self._store, self._gates, self._coactivation, self._governor = store, gates, coactivation, governor
+        self.for_prompts: ReadAhead | None = None  # takes part in pieces of prompts instead, if anything does
         layers = list(experts_per_layer)
         self._keys = {
             layer: tuple(ExpertKey(layer, expert) for expert in range(count))

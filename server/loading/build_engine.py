@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import ExpertStore, Prefetcher, SourceError, make_prefetcher
+from expert_store import ExpertStore, Prefetcher, SourceError, is_on_disk, make_prefetcher
 from expert_store.policies import STREAM
+from expert_store.prefetching.prompt_stream import PromptStream
 from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
@@ -68,6 +69,8 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
     except SourceError as error:
         raise ModelError(f"{error.source} can't be opened: {error.reason}") from error
     prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates)
+    if prefetcher is not None and not is_on_disk(trunk.catalog):
+        prefetcher.for_prompts = PromptStream(store, model.experts_per_layer, trunk.gates)
     return ExpertPaging(store, prefetcher, recorder)
 
 

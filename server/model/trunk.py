@@ -155,7 +155,8 @@ class Trunk(ResidentModel):
     ) -> StepOutput:
         """Run one ragged step. A step that failed changed nothing, and can be run again.
 
-        The prefetcher takes part in steps of decodes only; a piece of a prompt asks for most experts anyway.
+        The prefetcher takes part in steps of decodes only; a piece of a prompt asks for most experts anyway. It may
+        have another one for these, which keeps a slow source busy.
 
         Args:
             states: the result of ``new_states``; a model without recurrent layers needs none.
@@ -164,8 +165,9 @@ class Trunk(ResidentModel):
             ExpertLoadError: an expert that the step needs can't be read.
         """
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
+        ahead = None
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
-            prefetcher = None
+            ahead, prefetcher = None if prefetcher is None else prefetcher.for_prompts, None
         with prefetched_step(prefetcher):
             tokens, adapters = StepTokens.of(chunks), StepAdapters.of(chunks)
             overlay = None
@@ -173,7 +175,9 @@ class Trunk(ResidentModel):
                 overlay = StepImages.of(self._model, chunks)
             rows = self._rows(chunks, tokens, overlay)
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants=variants, adapters=adapters)
+            experts = StepExperts(
+                store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
+            )
             if self._native is not None:
                 logits, hidden = self._run_native(
                     self._native,

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertKey, ExpertStore, KeysOf, Lease, Phase, Prefetcher
+from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
+from expert_store.prefetching.prefetcher import ReadAhead
 from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
@@ -32,16 +33,6 @@ class ExpertAdapters(Protocol):
         """Return what they add to the experts of a layer of so many rows; None if that is nothing."""
 
 
-class ReadAhead(Protocol):
-    """Asks the store for the next layer's experts, once a layer's own reads are under way."""
-
-    def observe(self, layer: int, top_k_index: IntArray, gate_input: GateInput, keys_of: KeysOf | None = None) -> None:
-        """Learn what a layer has chosen."""
-
-    def request(self) -> None:
-        """Ask for experts of the next layer; called between experts."""
-
-
 class StepExperts:
     """Runs the experts of all layers in one step, and records what they cost.
 
@@ -49,7 +40,7 @@ class StepExperts:
         layers: the result of ``expert_layers``.
         prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
             again for the next layer's experts, if the disk has time for them.
-        stream: the same, for a model that uses every expert, so that nothing is learnt.
+        stream: the same, where nothing is learnt: for a model that uses every expert, or a piece of a prompt.
         variants: the variants that sequences use; None if none does.
         adapters: of the step, if it has any.
     """

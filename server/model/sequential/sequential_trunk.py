@@ -142,12 +142,15 @@ class SequentialTrunk(ResidentModel):
         phase: Phase,
         prefetcher: Prefetcher | None,
     ) -> StepOutput:
+        ahead = None
         if phase == "prefill" or chunk.shows_images:
-            prefetcher = None
+            ahead, prefetcher = None if prefetcher is None else prefetcher.for_prompts, None
         with prefetched_step(prefetcher):
             adapters = SequenceAdapters.of([chunk])
             variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants=variants, adapters=adapters)
+            experts = StepExperts(
+                store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
+            )
             self._drops.take()
             with (
                 use_hooks(_StepHooks(experts)),
