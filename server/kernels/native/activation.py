@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 
 import torch
@@ -34,6 +34,7 @@ NAMES: dict[str, Activation] = {  # by the class of a module's `act_fn`, in tran
     "ReLUSquaredActivation": Activation.RELU_SQUARED,
     "QuickGELUActivation": Activation.QUICK_GELU,
 }
+SETTINGS = (("alpha", "swiglu_alpha"), ("limit", "swiglu_limit"))  # attributes
 CURVED = 8.0  # activations differ from straight lines below this magnitude
 LARGEST = 1e4  # magnitude of a sample number, above any limit that clamps an activation
 ROUNDING = 1e-5  # of float32, relative to gate * up; any two of `FUNCTIONS` differ by at least 2e-4
@@ -85,11 +86,18 @@ def _candidates(
 ) -> Iterator[tuple[Activation, float, float, torch.Tensor]]:
     for kind, function in FUNCTIONS.items():
         yield kind, 0.0, 0.0, function(gate) * up
-    alpha, limit = (getattr(module, name, None) for name in ("alpha", "limit"))
-    if isinstance(alpha, float) and isinstance(limit, int | float):
-        clamped = gate.clamp(max=limit)
-        swish = clamped * torch.sigmoid(alpha * clamped)
-        yield Activation.CLAMPED_SWISH, alpha, float(limit), swish * (up.clamp(-limit, limit) + 1)
+    alpha, limit = (_setting(module, names) for names in SETTINGS)
+    if not isinstance(limit, int | float) or limit <= 0:
+        return
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    for kind, function in FUNCTIONS.items():
+        yield kind, 0.0, float(limit), function(gate) * up
+    if isinstance(alpha, float):
+        yield Activation.CLAMPED_SWISH, alpha, float(limit), gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+def _setting(module: ExpertsModule, names: Iterable[str]) -> object:
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _error(wanted: torch.Tensor, found: torch.Tensor, scale: torch.Tensor) -> float:

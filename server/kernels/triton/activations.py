@@ -16,10 +16,12 @@ QUICK_GELU: tl.constexpr = tl.constexpr(6)
 
 @triton.jit
 def activate(gate, up, alpha, limit, KIND: tl.constexpr, HAS_GATE: tl.constexpr):
-    """Activate ``gate``, and multiply by ``up`` if there is a gate."""
+    """Activate ``gate``, and multiply by ``up`` if there is a gate; a limit above zero clamps both."""
+    if HAS_GATE:
+        gate = tl.where(limit > 0.0, tl.minimum(gate, limit), gate)
+        up = tl.where(limit > 0.0, tl.minimum(tl.maximum(up, -limit), limit), up)
     if KIND == CLAMPED_SWISH:
-        clamped = tl.minimum(gate, limit)
-        return clamped * tl.sigmoid(alpha * clamped) * (tl.minimum(tl.maximum(up, -limit), limit) + 1.0)
+        return gate * tl.sigmoid(alpha * gate) * (up + 1.0)
     if KIND == SILU:
         value = gate * tl.sigmoid(gate)
     elif KIND == GELU:

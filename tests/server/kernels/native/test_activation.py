@@ -13,6 +13,8 @@ from transformers.activations import ACT2CLS, ACT2FN
 
 from server.kernels.native.activation import NAMES, recognise_gate
 from server.kernels.native.structures.experts import Activation, Gate
+from server.model.trunk_loader import build_model
+from tests.families import make_config
 
 KINDS = {
     "silu": Activation.SILU,
@@ -61,6 +63,30 @@ def test_an_activation_with_a_limit_is_not_one_without(limit: float, has_gate: b
     assert recognise_gate(module) is None
 
 
+@pytest.mark.parametrize("name", ["limit", "swiglu_limit"])
+def test_a_limit_of_both_projections_that_the_module_names_is_known(name: str) -> None:
+    def apply(rows: torch.Tensor) -> torch.Tensor:
+        gate, up = rows.chunk(2, dim=-1)
+        return F.silu(gate.clamp(max=10)) * up.clamp(-10, 10)
+
+    module: Any = SimpleNamespace(has_gate=True, act_fn=F.silu, _apply_gate=apply, **{name: 10.0})
+    found = recognise_gate(module)
+    assert found is not None
+    assert (found.activation, found.limit) == (Activation.SILU, 10.0)
+
+
+def test_a_clamped_swish_is_known_by_the_names_of_minimax_m3() -> None:
+    def apply(rows: torch.Tensor) -> torch.Tensor:
+        gate, up = rows.chunk(2, dim=-1)
+        gate = gate.clamp(max=7)
+        return gate * torch.sigmoid(1.702 * gate) * (up.clamp(-7, 7) + 1)
+
+    module: Any = SimpleNamespace(has_gate=True, _apply_gate=apply, swiglu_alpha=1.702, swiglu_limit=7.0)
+    found = recognise_gate(module)
+    assert found is not None
+    assert (found.activation, found.is_interleaved) == (Activation.CLAMPED_SWISH, 0)
+
+
 def test_a_limit_of_the_up_projection_is_seen() -> None:
     def apply(rows: torch.Tensor) -> torch.Tensor:
         gate, up = rows.chunk(2, dim=-1)
@@ -88,3 +114,12 @@ def test_a_clamped_swish_of_a_slightly_different_slope_is_not_recognised(differe
     assert kind_of(recognise_gate(module)) is Activation.CLAMPED_SWISH
     module.alpha += difference
     assert recognise_gate(module) is None
+
+
+@pytest.mark.parametrize("family", ["deepseek_v4", "glm5_next", "gpt_oss", "hy_v4", "minimax_m3_vl_text"])
+def test_experts_of_families_that_clamp_are_known(family: str) -> None:
+    model = build_model(make_config(family), torch.float32)
+    experts: Any = next(module for module in model.modules() if hasattr(module, "_apply_gate"))
+    found = recognise_gate(experts)
+    assert found is not None
+    assert found.limit > 0

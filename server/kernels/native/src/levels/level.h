@@ -21,7 +21,7 @@ enum class Activation : int32_t {
   kGeluTanh = 2,
   kRelu = 3,
   kReluSquared = 4,
-  kClampedSwish = 5,  // gpt-oss: gate and up interleaved, clamped to `limit`; gate * sigmoid(alpha * gate) * (up + 1)
+  kClampedSwish = 5,  // gpt-oss: gate * sigmoid(alpha * gate) * (up + 1)
   kQuickGelu = 6,     // x * sigmoid(1.702 * x)
 };
 
@@ -30,7 +30,7 @@ struct Gate {
   int32_t has_gate;        // there are a gate and an up projection, the gate first
   int32_t is_interleaved;  // outputs of gate and up alternate
   float alpha;
-  float limit;
+  float limit;             // of the gate and of the magnitude of up, which are clamped to it; 0 if they are not
 };
 
 // Rows of blocks of a GGUF file, in the order of the outputs, to be stored as a matrix of a format.

@@ -7,6 +7,10 @@ namespace {
 
 double activated(const Gate& gate, double x, double up) {
   const auto sigmoid = [](double a) { return 1 / (1 + std::exp(-a)); };
+  if (gate.has_gate && gate.limit > 0) {
+    x = std::fmin(x, gate.limit);
+    up = std::fmax(std::fmin(up, gate.limit), -gate.limit);
+  }
   const double by = gate.has_gate ? up : 1;
   switch (gate.activation) {
     case Activation::kGelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))) * by;
@@ -14,10 +18,7 @@ double activated(const Gate& gate, double x, double up) {
     case Activation::kRelu: return std::fmax(x, 0) * by;
     case Activation::kReluSquared: return std::fmax(x, 0) * std::fmax(x, 0) * by;
     case Activation::kQuickGelu: return x * sigmoid(1.702 * x) * by;
-    case Activation::kClampedSwish: {
-      const double clamped = std::fmin(x, gate.limit);
-      return clamped * sigmoid(gate.alpha * clamped) * (std::fmax(std::fmin(up, gate.limit), -gate.limit) + 1);
-    }
+    case Activation::kClampedSwish: return x * sigmoid(gate.alpha * x) * (up + 1);
     default: return x * sigmoid(x) * by;
   }
 }
@@ -28,7 +29,7 @@ Gate random_gate() {
   gate.has_gate = gate.activation == Activation::kClampedSwish || between(0, 1);
   gate.is_interleaved = gate.has_gate && between(0, 1);
   gate.alpha = 1.5f;
-  gate.limit = 2.5f;
+  gate.limit = between(0, 2) ? 2.5f : 0.0f;
   return gate;
 }
 
