@@ -58,9 +58,9 @@ def gate_error(gate: Gate, rows: torch.Tensor, error: torch.Tensor) -> torch.Ten
 def _split(gate: Gate, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of a gate before the activation."""
     left, up = (rows[:, ::2], rows[:, 1::2]) if gate.is_interleaved else rows.chunk(2, 1)
-    if gate.activation == Activation.CLAMPED_SWISH:
-        return left.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit) + 1
-    return left, up
+    if gate.limit > 0:
+        left, up = left.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
+    return left, up + 1 if gate.activation == Activation.CLAMPED_SWISH else up
 
 
 def _activate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
