@@ -75,7 +75,7 @@ def weights_of(path: Path, config: dict[str, Any]) -> Weights:
         is_expert, embedding, head = HUB_EXPERT, "model.embed_tokens.weight", "lm_head.weight"
     of_experts = {name: size for name, size in sizes.items() if is_expert.search(name)}
     trunk = sum(sizes.values()) - sum(of_experts.values())
-    if head in sizes:
+    if any(name.startswith(head) for name in sizes):  # a pack's quantised head has further letters
         trunk -= sizes.get(embedding, 0)
     expert_bytes = sum(of_experts.values())
     num_layers = len({number for name in of_experts for number in re.findall(r"\.(\d+)\.", name)[:1]})

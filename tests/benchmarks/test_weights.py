@@ -55,6 +55,13 @@ def test_checkpoint_with_a_tied_head_reads_the_embedding(tmp_path: Path) -> None
     assert weights_of(tmp_path, CONFIG) == Weights(40, 16, 2, 1, 1)
 
 
+def test_a_quantised_head_leaves_out_the_embedding(tmp_path: Path) -> None:
+    sizes = {"model.embed_tokens.weight": 10, "lm_head.weight_q8": 3, "lm_head.weight_q8_scale": 1}
+    sizes |= {f"model.layers.0.mlp.experts.{expert}.up_proj.weight": 4 for expert in range(2)}
+    save_file({name: torch.zeros(size) for name, size in sizes.items()}, tmp_path / "model.safetensors")
+    assert weights_of(tmp_path, CONFIG).trunk_bytes == 16
+
+
 def test_streams_share_experts() -> None:
     weights = Weights(trunk_bytes=100, expert_bytes=10, num_experts=4, top_k=2, num_layers=3)
     assert weights.step_bytes(1) == 100 + 3 * 2 * 10
