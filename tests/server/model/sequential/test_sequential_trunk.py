@@ -135,6 +135,8 @@ def test_steps_of_many_sequences_give_what_each_gives_alone(rig: Rig) -> None:
 class PrefetchLog:
     """Records the calls of a prefetcher."""
 
+    for_prompts = None
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
