@@ -54,7 +54,6 @@ from benchmarks.families import FAMILIES
 STOPPED = "all further measurements: the run was stopped"
 FAMILY_ENGINES = ("greenroom", "llama.cpp")
 FAMILY_PEER_FORMATS = {"bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0", "mxfp4": "MXFP4"}  # others are GGUF files
-FAMILY_PACK_FLAGS = ("--trunk", "int8")  # as llama.cpp quantises nearly all matrices
 PROMPTS, TOKENS = [64, 512, 4096], 64
 FAMILY_PROMPTS, FAMILY_TOKENS = [64, 512, 2048], 32
 
@@ -138,7 +137,7 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                 except EngineError as error:
                     skipped.append(str(error))
                     continue
-                setup = replace(make_setup(options, files.folder), pack_flags=FAMILY_PACK_FLAGS)
+                setup = replace(make_setup(options, files.folder), packs_trunk=True)  # as llama.cpp does
                 engines = FAMILY_ENGINES if FAMILIES[name].has_peer else FAMILY_ENGINES[:1]
                 formats = FAMILIES[name].compared_formats(options.only)
                 peers = [FAMILY_PEER_FORMATS.get(weights, weights) for weights in formats]

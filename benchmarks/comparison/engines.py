@@ -61,7 +61,7 @@ class Setup:
     niceness: int = 0
     interpreters: Mapping[str, str] = field(default_factory=dict)  # by engine name
     converter: str | None = None  # interpreter that makes GGUF files
-    pack_flags: tuple[str, ...] = ()
+    packs_trunk: bool = False  # in the format of the experts
 
     @property
     def gguf_files(self) -> GgufFiles:
@@ -137,7 +137,7 @@ class Setup:
                 str(folder),
                 "--weights",
                 weights,
-                *self.pack_flags,
+                *(("--trunk", weights) if self.packs_trunk else ()),
             ]
             subprocess.run(command, check=True, cwd=variant.folder)
         return folder

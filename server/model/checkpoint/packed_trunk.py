@@ -54,8 +54,7 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
     """Find the linear layers to quantise, by the names of their weights.
 
     These are the large ones in the text part's layers, and the head. Not included are routers, whose choices are
-    sensitive to small changes; shared matrices, such as a head that is also the embedding table; and the projections
-    that multi-head latent attention splits.
+    sensitive to small changes; shared matrices; and the projections that multi-head latent attention splits.
 
     Args:
         model: the model on the meta device; this ties its weights.
@@ -77,6 +76,20 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
     }
 
 
+def tied_head(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Find the head whose matrix is the embedding table and nothing else, by the name of the table.
+
+    Args:
+        model: the model on the meta device, with tied weights.
+    """
+    head, embedding = head_of(model), model.get_input_embeddings()
+    if type(head) is not nn.Linear or not isinstance(embedding, nn.Embedding) or head.weight is not embedding.weight:
+        return {}
+    shared = [name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is head.weight]
+    tables = [f"{name}.{NAME}" for name, module in model.named_modules() if module is embedding]
+    return {tables[0]: head} if len(shared) == 2 else {}  # noqa: PLR2004  the table's and the head's
+
+
 def quantised_linears(
     model: PreTrainedModel, trunk: Mapping[str, TensorSource | StoredTensor], weights: QuantisedWeights
 ) -> dict[str, MadeTensors]:
@@ -84,9 +97,10 @@ def quantised_linears(
 
     Args:
         model: the model on the meta device.
-        weights: the format of all layers except the head, which has ``HEAD_FORMAT``.
+        weights: the format of all layers except the head, which has ``HEAD_FORMAT``, as has the embedding table if it
+            is the head's matrix.
     """
-    layers, head = linear_layers(model), head_of(model)
+    layers, head = linear_layers(model) | tied_head(model), head_of(model)
     return {
         hub_name: _made(hub_name, trunk[hub_name], layers[name], HEAD_FORMAT if layers[name] is head else weights)
         for hub_name, name in renamed(model, trunk).items()

@@ -33,7 +33,7 @@ from tests.server.model.checkpoint.test_packing import logits_of
 NAMES = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "jamba")
 CASES: list[tuple[str, QuantisedWeights]] = [
     *((name, "int8") for name in NAMES),
-    *((name, "int4") for name in ("qwen3_moe", "gpt_oss", "deepseek_v3")),
+    *((name, "int4") for name in ("qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4")),
 ]
 ERRORS = {"int8": 0.01, "int4": 0.1}  # relative, per matrix
 CPU = torch.device("cpu")
@@ -131,9 +131,14 @@ def test_projections_that_latent_attention_splits_are_not_quantised(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_head_is_int8_unless_it_is_the_embedding_table(packed: Path, tmp_path: Path) -> None:
-    assert "lm_head.weight" in stored(packed)
-    assert "lm_head.weight" not in stored(pack(BUNDLED, tmp_path / "tied"))
+def test_a_tied_head_and_its_table_are_one_int8_matrix(tmp_path: Path) -> None:
+    tied = shutil.copytree(BUNDLED, tmp_path / "tied")
+    tensors = load_file(tied / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tied / "model.safetensors")
+    once, twice = pack(BUNDLED, tmp_path / "once", "int4"), pack(tied, tmp_path / "twice", "int4")
+    assert stored(once) == stored(twice) == {"model.embed_tokens.weight"}
+    for one, other in zip(*(logits_of(load_trunk(out, torch.float32)) for out in (once, twice)), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.slow
