@@ -213,7 +213,10 @@ inline Integers operator|(Integers a, Integers b) {
   return each_int([&](int i) { return a.v[i] | b.v[i]; });
 }
 inline Integers operator-(Integers a, Integers b) {
-  return each_int([&](int i) { return a.v[i] - b.v[i]; });
+  // Wraps around, as the instructions of the other levels do: four bytes of a lane may be numbers of their own.
+  return each_int([&](int i) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]));
+  });
 }
 inline Vector to_float(Integers a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
