@@ -95,6 +95,6 @@ def test_layers_with_a_window_attend_to_the_last_latents(tmp_path: Path, pool: C
     native = load_trunk(folder, torch.float32, pool=pool)
     assert native.facts.program.is_native
     kept = {group.window: [shape.dim for shape in group.shapes.values()] for group in native.facts.kv_groups}
-    assert kept == {None: [16 + 8 + 16] * 2, 6: [1024 + 64]}
+    assert kept == {None: [16 + 8 + 16] * 2, 6: [16 + 8]}
     for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
