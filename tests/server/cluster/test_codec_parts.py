@@ -26,7 +26,7 @@ def copied(value: Any) -> Any:
 
 def both_codecs(model: Path) -> tuple[Codec, Codec]:
     """Return the codec of a server, and that of an ingress."""
-    server = load_server(str(model), load_settings({"memory": "1200MiB", "threads": "1"}, {}, None))
+    server = load_server(str(model), load_settings({"host_expert_memory": "100%", "threads": "1"}, {}, None))
     try:
         return server.codec, Codec.of(copied(server.codec.parts))
     finally:

@@ -32,7 +32,7 @@ from server.settings import ServeSettings, load_settings
 pytestmark = pytest.mark.slow
 
 STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
-SETTINGS = {"memory": "700MiB", "threads": "1", "dtype": "float32", "adapters_dir": str(ADAPTERS)}
+SETTINGS = {"host_expert_memory": "100%", "threads": "1", "dtype": "float32", "adapters_dir": str(ADAPTERS)}
 
 
 class Direct:
