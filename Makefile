@@ -9,8 +9,8 @@ SHELL := bash
 
 .PHONY: run test check ruff types layers bench fuzz soak clients cluster lock clean
 
-# One more than cores: tests also wait, for files and for processes that they start.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Two more than cores: tests also wait, for files and for processes that they start.
+WORKERS ?= $(shell expr $$(nproc) + 2)
 SECONDS ?= 300
 SEED ?= 0
 MINUTES ?= 60
