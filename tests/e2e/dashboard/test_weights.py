@@ -136,7 +136,7 @@ def test_tokens_show_the_weights_of_adapters_that_were_chosen_for_each(
     expect(page.locator("#token-adapters")).to_have_text(f"Adapters, by their mean weight over the layers: {titles[0]}")
     expect(page.locator("#cursor-live")).to_contain_text(f"adapters: {titles[0]}, top expert of each layer")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    expect(row(page, "code").locator("td").nth(4)).to_have_text(re.compile(r"^[1-9]\d*$"))
+    expect(row(page, "code").locator("td").nth(4)).to_have_text(re.compile(r"^[1-9]\d*$"), timeout=15_000)
     assert page_log.errors == []
 
 
