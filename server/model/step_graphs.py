@@ -71,7 +71,7 @@ class StepGraphs:
         Args:
             waitless: of ``experts``.
         """
-        places = (id(cache), *waitless.arenas)
+        places = (cache, *waitless.arenas)
         if places != self._places:
             self._graphs.clear()
             self._places = places

@@ -253,8 +253,8 @@ class Trunk(ResidentModel):
         if isinstance(step_states, SequenceStepStates):
             step_states.add_pages(chunks, kv_cache)
         with experts.without_waits(self._tables) as waitless:
-            graphs = None if waitless is None or overlay is not None else self._graphs
-            if graphs is not None and waitless is not None and graphs.takes(chunks, tokens):
+            graphs = self._graphs
+            if waitless is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
                 return graphs.run(chunks, tokens, kv_cache, experts, waitless), torch.empty((0, 0))
             logits = self._call_modules(
                 chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
