@@ -19,6 +19,7 @@ from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.service import Service
 from server.cluster.administration import (
     Administration,
+    Callers,
     RemoteAdapterLoader,
     RemoteAdapters,
     RemoteExperts,
@@ -28,7 +29,7 @@ from server.cluster.measured_costs import mean_costs
 from server.cluster.remote_directory import RemoteDirectory, served_by_all
 from server.cluster.remote_engine import RemoteEngine, Submitter
 from server.cluster.shared_fleet import SharedFleet
-from server.cluster.wire import ModelFacts, Outcome, ReplicaReport, ServedWeights
+from server.cluster.wire import ModelFacts, ReplicaReport, ServedWeights
 from server.engine.interface import ExpertHealth, RequestMemory
 from server.engine.text.codec import Codec
 from server.lifecycle.access_policy_setup import add_policies
@@ -45,14 +46,12 @@ GONE_SECONDS = 10.0  # without an answer of any replica, after which the server 
 log = logging.getLogger(__name__)
 
 
-class Replicas(Submitter, Protocol):
+class Replicas(Submitter, Callers, Protocol):
     """All that an ingress asks of the replicas."""
 
     async def ask(self, method: str, *arguments: Any) -> Any: ...
 
     async def ask_all(self, method: str, *arguments: Any, seconds: float = ...) -> list[Any]: ...
-
-    def call_all(self, method: str, *arguments: Any) -> list[Outcome]: ...
 
 
 class Frontend:

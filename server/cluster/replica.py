@@ -123,7 +123,7 @@ class Replica:
             stream.cancel()
             del self._streams[stream], grammar
 
-    async def call(self, part: str, method: str, *arguments: Any, **named: Any) -> Outcome:
+    async def call(self, part: str, method: str, *arguments: Any) -> Outcome:
         """Call a method of a part of the engine's interface for administrators, in a thread.
 
         Returns:
@@ -133,7 +133,7 @@ class Replica:
         if owner is None or method not in CALLS[part]:
             return Outcome(self.name, error=EngineUnavailableError(f"this replica has no {part}.{method}"))
         try:
-            return Outcome(self.name, await asyncio.to_thread(getattr(owner, method), *arguments, **named))
+            return Outcome(self.name, await asyncio.to_thread(getattr(owner, method), *arguments))
         except Exception as error:  # noqa: BLE001  it is raised where the call came from
             return Outcome(self.name, error=error)
 
@@ -262,19 +262,16 @@ class Replica:
         return ReplicaState(
             num_requests=len(self._streams),
             blocks=self._prefixes.newest(MAX_TOLD_BLOCKS) if with_blocks else frozenset(),
-            weights=self._served().names,
+            weights=self._changes.names(),
             resident=self._loaded.experts.residency() > 0,
         )
-
-    def _served(self) -> ServedWeights:
-        return self._changes.served()
 
     def _report(self) -> ReplicaReport:
         card = self._loaded.card
         return ReplicaReport(
             self.name,
             self._state(with_blocks=True),
-            self._served(),
+            self._changes.served(),
             self._loaded.store.health,
             self._engine.is_alive,
             measured_costs(self._work()),
@@ -299,7 +296,7 @@ class Replica:
     def _holdings(self) -> Holdings:
         experts = self._loaded.experts
         pinned = sorted((key.layer, key.expert) for key in self._loaded.store.pinned)
-        return Holdings(self._served(), pinned, experts.hottest())
+        return Holdings(self._changes.served(), pinned, experts.hottest())
 
     def _hear(self, sender: str) -> None:
         self._senders[sender] = time.monotonic()

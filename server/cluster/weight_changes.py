@@ -36,6 +36,11 @@ class WeightChanges:
             self._variants(),
         )
 
+    def names(self) -> frozenset[str]:
+        """Return the names of what ``served`` returns, without looking at each."""
+        adapters = [] if self._loaded.adapters is None else self._loaded.adapters.registry.names()
+        return frozenset((*adapters, *self._loaded.variants.names()))
+
     def make(self, change: WeightChange) -> Any:
         """Call ``load`` or ``unload`` of the adapters or the variants.
 
@@ -94,8 +99,9 @@ class WeightChanges:
     def _changer(self, part: str) -> Any:
         """Return what loads weights."""
         adapters = self._loaded.adapters
-        is_on_request = part == "adapters_on_request" and adapters is not None
-        return adapters.on_request if is_on_request and adapters is not None else self._owner(part)
+        if part == "adapters_on_request" and adapters is not None:
+            return adapters.on_request
+        return self._owner(part)
 
     def _owner(self, part: str) -> Any:
         """Return the registry of weights."""

@@ -100,10 +100,6 @@ class ServedWeights:
     candidates: Sequence[AdapterCandidate] = ()
     variants: Mapping[str, Path] = field(default_factory=dict)
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset((*self.adapters, *self.variants))
-
 
 @dataclass(frozen=True)
 class WeightChange:

@@ -153,7 +153,7 @@ def test_an_adapter_that_one_replica_can_not_load_is_on_none(running: Running, m
     monkeypatch.setattr(running.replicas[1]._changes, "make", refuse)
     reply = running.post("/v1/load_lora_adapter", {"lora_name": "cakes", "lora_path": "recipes"})
     assert reply.status_code == 503
-    assert [replica._changes.served().names for replica in running.replicas] == [frozenset(), frozenset()]
+    assert [replica._changes.names() for replica in running.replicas] == [frozenset(), frozenset()]
 
 
 def test_a_variant_is_served_by_all_replicas(running: Running) -> None:
