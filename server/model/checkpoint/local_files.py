@@ -42,7 +42,8 @@ def local_files(model: str) -> list[str] | None:
             f"{model} is a file; give a .gguf file, or the folder that holds config.json and the .safetensors files"
         )
     if not HUB_ID.fullmatch(model):
-        raise ModelError(f"there is no folder {model}; give a local folder, or a hub model as OWNER/NAME")
+        kind = "file" if folder.suffix == GGUF else "folder"
+        raise ModelError(f"there is no {kind} {model}; give a local folder, a GGUF file, or a hub model as OWNER/NAME")
     return None
 
 

@@ -199,6 +199,7 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
     ("model", "message"),
     [
         ("./nowhere", "there is no folder ./nowhere"),
+        ("./nowhere.gguf", "there is no file ./nowhere.gguf"),
         ("one/two/three", "there is no folder"),
         ("owner/absent-model", "the hub cache .* does not have all its files, and HF_HUB_OFFLINE is set"),
         ("owner/a--b", "it is not a valid hub name"),
