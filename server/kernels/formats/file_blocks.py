@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
@@ -123,16 +124,25 @@ class FileBlocks:
 @cache
 def _set_grid(kind: Format) -> None:
     """Give the native kernels the table of a type, if it has one."""
-    from gguf import quants  # noqa: PLC0415
+    codebook = codebook_of(kind)
+    if codebook is not None:
+        ggml.set_grid(kind, codebook)
+
+
+def codebook_of(kind: Format) -> npt.NDArray[np.uint8] | None:
+    """Return the codebook of a format, ``(entries, numbers)``, that of IQ1 times 8 plus 128; None if it has none."""
+    if kind not in {form.kind for form in FORMATS}:
+        return None
+    from gguf import quants  # noqa: PLC0415  it is slow to import, and seldom needed
 
     own = getattr(quants, kind.name)
     own.init_grid()
     if own.grid is None:
-        return
+        return None
     numbers = own.grid[0, 0]
     if kind in {Format.IQ1_S, Format.IQ1_M}:
         numbers = 8 * numbers + 128
-    ggml.set_grid(kind, np.ascontiguousarray(numbers, dtype=np.uint8))
+    return np.ascontiguousarray(numbers, dtype=np.uint8)
 
 
 FORMATS = (

@@ -15,6 +15,7 @@ from server.kernels.backend import ExpertBackend, ReadyExperts, SortedRows
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
+from server.kernels.triton.codebooks import codebook_on
 from server.kernels.triton.grouping import group_choices
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from server.kernels.upload import upload
@@ -167,6 +168,11 @@ class _Layer(ABC):
         assert self._arena is not None
         return self._arena
 
+    def _codebook(self, options: dict[str, Any]) -> torch.Tensor:
+        """The codebook of a product's format; any memory if it has none."""
+        codebook = codebook_on(self.x.device, options["FORM"])
+        return self.arena[0] if codebook is None else codebook
+
     @property
     def experts(self) -> torch.Tensor:
         """The expert of each choice, -1 or one that is too large for none."""
@@ -224,9 +230,9 @@ class _FewRows(_Layer):
         launch, tiles = self.launch, self.tiles
         grid = (self.num_choices, triton.cdiv(launch.intermediate, tiles.few_outputs))
         kernels.first_few[grid](
-            *self.arena, slots, self.num_experts, self.experts, self.x, self.weights, self.hidden,
-            self.top_k, launch.hidden,
-            launch.intermediate, *launch.first, **launch.first_options, **self._blocks,
+            *self.arena, self._codebook(launch.first_options), slots, self.num_experts, self.experts, self.x,
+            self.weights, self.hidden, self.top_k, launch.hidden, launch.intermediate, *launch.first,
+            **launch.first_options, **self._blocks,
         )  # fmt: skip
 
     def _launch_second(self, slots: torch.Tensor, products: torch.Tensor) -> None:
@@ -236,9 +242,9 @@ class _FewRows(_Layer):
         launch = self.launch
         grid = (num_rows, triton.cdiv(launch.hidden, self.tiles.few_outputs))
         kernels.second_few[grid](
-            *self.arena, slots, self.num_experts, self.experts, self.hidden, self.weights, output,
-            self.top_k, launch.hidden,
-            launch.intermediate, *launch.second, **launch.second_options, ADDS=adds, **self._blocks,
+            *self.arena, self._codebook(launch.second_options), slots, self.num_experts, self.experts, self.hidden,
+            self.weights, output, self.top_k, launch.hidden, launch.intermediate, *launch.second,
+            **launch.second_options, ADDS=adds, **self._blocks,
         )  # fmt: skip
 
     @property
@@ -263,9 +269,9 @@ class _ManyRows(_Layer):
         launch = self.launch
         grid = (len(self._groups[0]), triton.cdiv(launch.intermediate, self.tiles.first_outputs))
         kernels.first_many[grid](
-            *self.arena, slots, self.num_experts, *self._groups, self.x, self.weights, self.hidden,
-            self.top_k, launch.hidden,
-            launch.intermediate, *launch.first, **launch.first_options, **self._blocks(self.tiles.first_outputs),
+            *self.arena, self._codebook(launch.first_options), slots, self.num_experts, *self._groups, self.x,
+            self.weights, self.hidden, self.top_k, launch.hidden, launch.intermediate, *launch.first,
+            **launch.first_options, **self._blocks(self.tiles.first_outputs),
         )  # fmt: skip
 
     def _launch_second(self, slots: torch.Tensor, products: torch.Tensor) -> None:
@@ -273,9 +279,9 @@ class _ManyRows(_Layer):
         options = {name: value for name, value in launch.second_options.items() if name != "SCALES_INPUT"}
         grid = (len(self._groups[0]), triton.cdiv(launch.hidden, self.tiles.second_outputs))
         kernels.second_many[grid](
-            *self.arena, slots, self.num_experts, *self._groups, self.hidden, products,
-            launch.hidden, launch.intermediate,
-            *launch.second, **options, **self._blocks(self.tiles.second_outputs),
+            *self.arena, self._codebook(launch.second_options), slots, self.num_experts, *self._groups, self.hidden,
+            products, launch.hidden, launch.intermediate, *launch.second,
+            **options, **self._blocks(self.tiles.second_outputs),
         )  # fmt: skip
 
     def _blocks(self, outputs: int) -> dict[str, int]:

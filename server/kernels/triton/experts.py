@@ -27,7 +27,7 @@ def slot_of(arena, slot_bytes, slots, num_experts, expert):
 
 @triton.jit
 def first_few(
-    arena, slot_bytes, slots, num_experts, experts, x, weights, hidden, top_k, K, I,
+    arena, slot_bytes, codebook, slots, num_experts, experts, x, weights, hidden, top_k, K, I,
     gate_data, gate_scales, gate_divisor, up_data, up_scales, up_divisor, up_shift, N, bias, alpha, limit,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr,
@@ -62,13 +62,13 @@ def first_few(
             if SCALES_INPUT:
                 a = a * factor
             w = load_weights(
-                slot, gate_data, gate_scales, gate_divisor, gate_row[:, None], k[None, :], N, K,
+                slot, codebook, gate_data, gate_scales, gate_divisor, gate_row[:, None], k[None, :], N, K,
                 FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
             )  # fmt: skip
             gate += tl.sum(w * a[None, :], axis=1)
             if HAS_GATE:
                 w = load_weights(
-                    slot, up_data, up_scales, up_divisor, up_row[:, None], k[None, :], N, K,
+                    slot, codebook, up_data, up_scales, up_divisor, up_row[:, None], k[None, :], N, K,
                     FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
                 )  # fmt: skip
                 up += tl.sum(w * a[None, :], axis=1)
@@ -83,7 +83,8 @@ def first_few(
 
 @triton.jit
 def second_few(
-    arena, slot_bytes, slots, num_experts, experts, hidden, weights, output, top_k, N, K, data, scales, divisor, bias,
+    arena, slot_bytes, codebook, slots, num_experts, experts, hidden, weights, output, top_k, N, K,
+    data, scales, divisor, bias,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr, BIAS_FORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     SCALES_INPUT: tl.constexpr, ADDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -110,7 +111,7 @@ def second_few(
                 k = first + tl.arange(0, BLOCK_K)
                 a = tl.load(hidden + choice * K + k, mask=k < K, other=0.0).to(tl.float32)
                 w = load_weights(
-                    slot, data, scales, divisor, n[:, None], k[None, :], N, K,
+                    slot, codebook, data, scales, divisor, n[:, None], k[None, :], N, K,
                     FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
                 )  # fmt: skip
                 sums += tl.sum(w * a[None, :], axis=1)
@@ -145,7 +146,7 @@ def add_choices(products, experts, weights, output, top_k, N, SCALES_INPUT: tl.c
 
 @triton.jit
 def first_many(
-    arena, slot_bytes, slots, num_experts, tile_experts, choices, x, weights, hidden, top_k, K, I,
+    arena, slot_bytes, codebook, slots, num_experts, tile_experts, choices, x, weights, hidden, top_k, K, I,
     gate_data, gate_scales, gate_divisor, up_data, up_scales, up_divisor, up_shift, N, bias, alpha, limit,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr,
@@ -173,13 +174,13 @@ def first_many(
                 factor = tl.load(weights + tl.maximum(choice, 0), mask=is_row, other=0.0).to(tl.float32)
                 a = (a.to(tl.float32) * factor[:, None]).to(x.dtype.element_ty)
             w = load_weights(
-                slot, gate_data, gate_scales, gate_divisor, gate_row[None, :], k[:, None], N, K,
+                slot, codebook, gate_data, gate_scales, gate_divisor, gate_row[None, :], k[:, None], N, K,
                 FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
             )  # fmt: skip
             gate = tl.dot(a, w.to(x.dtype.element_ty), gate, input_precision="ieee")
             if HAS_GATE:
                 w = load_weights(
-                    slot, up_data, up_scales, up_divisor, up_row[None, :], k[:, None], N, K,
+                    slot, codebook, up_data, up_scales, up_divisor, up_row[None, :], k[:, None], N, K,
                     FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
                 )  # fmt: skip
                 up = tl.dot(a, w.to(x.dtype.element_ty), up, input_precision="ieee")
@@ -195,7 +196,8 @@ def first_many(
 
 @triton.jit
 def second_many(
-    arena, slot_bytes, slots, num_experts, tile_experts, choices, hidden, products, N, K, data, scales, divisor, bias,
+    arena, slot_bytes, codebook, slots, num_experts, tile_experts, choices, hidden, products, N, K,
+    data, scales, divisor, bias,
     FORM: tl.constexpr, IS_TRANSPOSED: tl.constexpr, ROW_BLOCK: tl.constexpr, COLUMN_BLOCK: tl.constexpr,
     SCALE_FORM: tl.constexpr, HAS_DIVISOR: tl.constexpr, BIAS_FORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -213,7 +215,7 @@ def second_many(
             k = first + tl.arange(0, BLOCK_K)
             a = tl.load(hidden + row * K + k[None, :], mask=is_row[:, None] & (k[None, :] < K), other=0.0)
             w = load_weights(
-                slot, data, scales, divisor, n[None, :], k[:, None], N, K,
+                slot, codebook, data, scales, divisor, n[None, :], k[:, None], N, K,
                 FORM, IS_TRANSPOSED, ROW_BLOCK, COLUMN_BLOCK, SCALE_FORM, HAS_DIVISOR,
             )  # fmt: skip
             sums = tl.dot(a, w.to(hidden.dtype.element_ty), sums, input_precision="ieee")

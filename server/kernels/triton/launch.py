@@ -10,7 +10,8 @@ from server.kernels.native.structures.matrices import Format, Matrix
 
 PLAIN = {Format.FLOAT32, Format.BFLOAT16, Format.FLOAT16}
 SUPERBLOCKS = {form for form in Format if Format.Q4_0 <= form <= Format.IQ4_XS}
-FORMATS = PLAIN | SUPERBLOCKS | {Format.Q8, Format.Q4, Format.MXFP4, Format.FP8, Format.FP4}
+FILE_BLOCKS = {form for form in Format if Format.IQ2_XXS <= form <= Format.TQ2_0}
+FORMATS = PLAIN | SUPERBLOCKS | FILE_BLOCKS | {Format.Q8, Format.Q4, Format.MXFP4, Format.FP8, Format.FP4}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Tiles:
     @classmethod
     def of(cls, launch: ExpertLaunch) -> Tiles:
         """Return the tiles of a layer; decoding takes registers, and so do matrices that are stored inputs first."""
-        if SUPERBLOCKS & {launch.first_options["FORM"], launch.second_options["FORM"]}:
+        forms = {launch.first_options["FORM"], launch.second_options["FORM"]}
+        if FILE_BLOCKS & forms:
+            return cls(few_inputs=32, many_rows=16, first_outputs=16, second_outputs=32, many_inputs=32)
+        if SUPERBLOCKS & forms:
             return cls(few_inputs=64, many_rows=16, first_outputs=16, second_outputs=32, many_inputs=32)
         if launch.second_options["FORM"] not in PLAIN:
             return cls(few_inputs=64, first_outputs=16, many_inputs=32)

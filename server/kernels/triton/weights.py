@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from server.kernels.triton.file_blocks import IQ2_XXS, TQ2_0, load_file_blocks
 from server.kernels.triton.superblocks import IQ4_XS, Q4_0, load_superblocks
 
 FLOAT32: tl.constexpr = tl.constexpr(0)
@@ -77,7 +78,8 @@ def decode_table(codes):
 
 @triton.jit
 def load_weights(
-    slot,  # pointer to the slot's first byte
+    slot,  # pointers to the slot's first byte, and to the codebook of a format that has one
+    codebook,
     data,  # offsets in the slot, of codes or numbers, scales, and a divisor of the scales
     scales,
     divisor,
@@ -120,6 +122,8 @@ def load_weights(
         return decode_e2m1(code) * load_numbers(slot + scales, n * (K // GROUP) + k // GROUP, mask, E8M0)
     elif (FORM >= Q4_0) & (FORM <= IQ4_XS):
         return load_superblocks(codes, slot + scales, n, k, K, mask, FORM)
+    elif (FORM >= IQ2_XXS) & (FORM <= TQ2_0):
+        return load_file_blocks(codes, codebook, n, k, K, mask, FORM)
     else:
         at = (n // ROW_BLOCK) * ((K + COLUMN_BLOCK - 1) // COLUMN_BLOCK) + k // COLUMN_BLOCK
         scale = load_numbers(slot + scales, at, mask, SCALE_FORM)

@@ -28,6 +28,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 POINTERS = {
     "arena": "*u8",
     "slots": "*i32",
+    "codebook": "*u8",
     "experts": "*i32",
     "tile_experts": "*i32",
     "choices": "*i32",

@@ -102,6 +102,8 @@ KINDS = {
     "MXFP8": Kind(_fp8(1, 32, torch.uint8)),
     "Q4_K in parts": Kind(_gguf("Q4_K"), has_superblocks=True, num_parts=2),
     "Q6_K": Kind(_gguf("Q6_K"), has_superblocks=True),
+    "IQ2_XXS in parts": Kind(_gguf("IQ2_XXS"), has_superblocks=True, num_parts=2),
+    "IQ1_M": Kind(_gguf("IQ1_M"), has_superblocks=True),
 }
 
 
