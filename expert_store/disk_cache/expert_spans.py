@@ -41,14 +41,13 @@ class ExpertSpans:
         """Have a cache drop experts before the rest, without which no server starts."""
         for source in cache.sources:
             if isinstance(source, CachedSource) and source.opened.file is not None:
-                source.opened.file.is_kept = partial(_is_apart, self.by_source.get(source, ()))
+                source.opened.file.is_kept = partial(_has_others, self.by_source.get(source, ()))
 
 
-def _is_apart(spans: Spans, begin: int, end: int) -> bool:
-    """Return True if a range has no bytes of some spans."""
-    place = bisect_right(spans, (begin, end))
-    is_before = place == 0 or spans[place - 1][1] <= begin
-    return is_before and (place == len(spans) or spans[place][0] >= end)
+def _has_others(spans: Spans, begin: int, end: int) -> bool:
+    """Return True if a range has bytes that are in none of some spans."""
+    place = bisect_right(spans, begin, key=lambda span: span[0]) - 1
+    return place < 0 or spans[place][1] < end
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

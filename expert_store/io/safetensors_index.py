@@ -24,6 +24,7 @@ from expert_store.sources.folder import Place, as_folder, as_source
 from expert_store.sources.parallel import map_sources
 
 LENGTH_BYTES = 8  # of the length of the header, before it
+BEGIN_BYTES = 128 << 10  # of a file, read at once, as most headers are shorter and a server may be far away
 MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
@@ -145,10 +146,12 @@ def _read_json(source: Source) -> tuple[dict[str, Any], int, int]:
         if nbytes < LENGTH_BYTES:
             raise CheckpointError(f"{source.name} is {nbytes} bytes long, too short for a safetensors file")
         try:
-            (length,) = struct.unpack("<Q", read_bytes(opened, 0, LENGTH_BYTES))
+            begin = read_bytes(opened, 0, min(nbytes, BEGIN_BYTES))
+            (length,) = struct.unpack_from("<Q", begin)
             if length > min(MAX_HEADER_BYTES, nbytes - LENGTH_BYTES):
                 raise CheckpointError(f"{name} claims to be {length} bytes long, more than it can be")
-            raw = read_bytes(opened, LENGTH_BYTES, length)
+            raw = begin[LENGTH_BYTES : LENGTH_BYTES + length]
+            raw += read_bytes(opened, LENGTH_BYTES + len(raw), length - len(raw)) if len(raw) < length else b""
         except SourceError as error:
             raise error.naming(name) from error
     return parse_json_object(raw, name), LENGTH_BYTES + length, nbytes - LENGTH_BYTES - length

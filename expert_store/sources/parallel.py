@@ -9,7 +9,7 @@ from typing import TypeVar
 from expert_store.sources.base import Source
 from expert_store.sources.file import FileSource
 
-NUM_THREADS = 8
+NUM_THREADS = 16
 
 T = TypeVar("T")
 

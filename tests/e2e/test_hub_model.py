@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub, wait_for
@@ -15,6 +19,19 @@ TOKEN = "hf_" + "a" * 34
 OTHERS = ("ACT I. SCENE", "Boil the rice", '{"a": 1}')  # prompts whose experts are partly others
 UNREADABLE = r"expert \d+ of layer \d can't be read; see the log"
 ALONE = ("--complete-download", "off", "--prefetch", "off")
+
+
+def write_shards(folder: Path) -> list[str]:
+    """Write the bundled model in two files with an index, and return their names."""
+    shutil.copytree(BUNDLED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = sorted(load_file(BUNDLED / "model.safetensors").items())
+    names = [f"model-{number}-of-2.safetensors" for number in (1, 2)]
+    parts = dict(zip(names, (dict(tensors[::2]), dict(tensors[1::2])), strict=True))
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    weight_map = {tensor: name for name, part in parts.items() for tensor in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return names
 
 
 def first_failure(server: Server) -> str:
@@ -45,12 +62,13 @@ def test_an_expired_link_is_asked_for_once_more(tmp_path: Path) -> None:
         assert hub.resolved == ["model.safetensors"] * 2
 
 
-def test_a_completed_download_is_served_again_without_network(tmp_path: Path) -> None:
-    with serving_hub(MODEL, BUNDLED) as hub:
+def test_a_completed_download_of_several_files_is_served_again_without_network(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards")
+    with serving_hub(MODEL, tmp_path / "shards") as hub:
         environment = hub.environment(tmp_path)
         with serving(MODEL, *FEW, environment=environment) as server:
             text = complete(server, MODEL)
-            wait_for(lambda: hub.is_in_cache(tmp_path, "model.safetensors"))
+            wait_for(lambda: all(hub.is_in_cache(tmp_path, shard) for shard in shards))
             remote = server.total("expert_lookups_total", 'tier="remote"')
             assert complete(server, MODEL) == text
             metrics = server.metrics()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # for HTTPError
     GatedRepoError,
     HfHubHTTPError,
@@ -80,6 +80,17 @@ def download_small_files(model: str, revision: str | None = None, folder: str = 
         wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in SMALL_FILES]
         others = ["*.index.json", f"{folder}/*/*" if folder else "*/*"]
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=others)) / folder
+
+
+def download_small_file(listing: Listing, path: str) -> Path:
+    """Download one file without weights of a hub model, and return where it is in the cache.
+
+    Raises:
+        ModelError: the hub does not send it.
+    """
+    disable_progress_bars()
+    with hub_errors(listing.model, listing.commit, "downloading"):
+        return Path(hf_hub_download(listing.model, path, revision=listing.commit))
 
 
 def cached_place(listing: Listing) -> Path:

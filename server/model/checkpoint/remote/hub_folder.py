@@ -12,7 +12,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from expert_store import CheckpointError, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
-from server.model.checkpoint.download import Listing, download_small_files
+from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.web_client import Content, WebClient
 from server.model.checkpoint.remote.web_source import OpenWebSource
@@ -68,7 +68,7 @@ class HubFile:
 class HubFolder:
     """The folder of a model's files in a repository; see ``SourceFolder``.
 
-    Files that are in the hub's cache are read there.
+    Files that are in the hub's cache are read there, and those without weights are downloaded to it.
 
     Attributes:
         path: of the folder in the repository; empty for its root.
@@ -95,6 +95,7 @@ class HubFolder:
 
         Raises:
             CheckpointError: there is no such file.
+            ModelError: it has no weights, and the hub does not send it.
         """
         del is_own  # a repository has no links
         path = self.listing.files_in(self.path).get(name)
@@ -103,6 +104,8 @@ class HubFolder:
         cached = self.listing.cached(path)
         if cached is not None:
             return FileSource(cached)
+        if not path.endswith(WEIGHTS):  # the hub tells no checksum of its content
+            return FileSource(download_small_file(self.listing, path))
         url = f"{constants.ENDPOINT}/{self.listing.model}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -141,13 +141,10 @@ class WebClient:
 
         def once(link: Link) -> None:
             nonlocal done
-            before = done
-            if link.version is None:
-                link = self._first_link(address, content)
+            before, begin, end = done, offset + done, offset + len(target)
             try:
-                with self._answer(address, link.url, offset + done, offset + len(target)) as answer:
-                    opened = Content(content.nbytes, link.version or "")
-                    _check_range(address, answer, offset + done, offset + len(target), opened)
+                with self._opened(address, link, begin, end, content) as (answer, version):
+                    _check_range(address, answer, begin, end, Content(content.nbytes, version))
                     for chunk in answer.iter_raw():
                         _check_room(address, chunk, target[done:])
                         target[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
@@ -201,12 +198,25 @@ class WebClient:
                 if failures >= NUM_TRIES or self._is_closed.wait(wait_before_retry(failures, failed.headers)):
                     raise failed.error from None
 
-    def _first_link(self, address: Address, content: Content) -> Link:
-        """Return the link of a file that was opened without a look at it."""
-        with address.asking:
-            if address.link.version is None:
-                self._check(address, self.look(address), content)
-            return address.link
+    @contextmanager
+    def _opened(
+        self, address: Address, link: Link, begin: int, end: int, content: Content
+    ) -> Iterator[tuple[httpx.Response, str]]:
+        """Ask for a range, and yield the answer and the version that the link's server tells.
+
+        The first answer about a file that was opened without a look at it has the link for all later ones.
+        """
+        with ExitStack() as asking, ExitStack() as answering:
+            if link.version is None:
+                asking.enter_context(address.asking)
+                link = address.link
+            answer = answering.enter_context(self._answer(address, link.url, begin, end))
+            if link.version is None:
+                found = _content(address, answer)
+                link = address.link = Link(str(answer.url), found.version)
+                self._check(address, _linked_content(address, answer, found), content)
+            asking.close()
+            yield answer, link.version or ""
 
     def _renew(self, address: Address, expired: Link, content: Content | None) -> None:
         """Ask for another link, unless another thread has done so."""

@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
+from expert_store import FileSource
 from expert_store.errors import CheckpointError, SourceChangedError, SourceUnreadableError
 from expert_store.sources.base import Piece
 from server.model.checkpoint.download import Listing, list_upload
@@ -32,7 +33,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (folder / "config.json").write_text("{}")
     with serving_hub(MODEL, folder) as hub:
         cache = str(tmp_path / "hub")
-        for name, value in (("ENDPOINT", hub.url), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", False)):
+        files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, value in (
+            ("ENDPOINT", hub.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", files),
+            ("HF_HUB_CACHE", cache),
+            ("HF_HUB_OFFLINE", False),
+        ):
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
         yield hub
@@ -66,6 +73,17 @@ def test_nothing_is_asked_for_before_the_first_read_and_one_link_for_all(hub: Hu
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: read(opened, number, 1000), range(8)))
     assert hub.resolved == [NAME]
+
+
+def test_the_first_read_looks_for_the_file_by_its_own_range(hub: Hub, opened: OpenWebSource) -> None:
+    read(opened, 10, 1000)
+    assert hub.sent[NAME] == 990
+
+
+def test_a_file_without_weights_comes_into_the_hubs_cache(listing: Listing) -> None:
+    source = HubFolder(listing).source("config.json")
+    assert isinstance(source, FileSource)
+    assert source.path == listing.cached("config.json")
 
 
 def test_an_expired_link_is_asked_for_once_for_all_who_wait(hub: Hub, opened: OpenWebSource) -> None:
