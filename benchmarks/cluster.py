@@ -1,10 +1,11 @@
 """Cost of a cluster's hops, and what the choice of a replica gains: ``python -m benchmarks.cluster hop|choice``.
 
 ``hop`` streams from one replica on Ray Serve and from a plain server of the same model, by turns, and prints time to
-first token, tokens/s and their ratio by number of streams. ``choice`` sends requests of four domains, whose prompts
-begin alike within a domain, to two replicas that keep a part of the experts, with each way of choosing, and prints hit
-ratio, misses and tokens/s. Every process runs on this machine, so a machine with few cores shows the processor time of
-all hops and not only their latency. The last line is one JSON object.
+first token, tokens/s and their ratio by number of streams, of the best round and of the median one, and the processor
+time of a token in microseconds, by part of the cluster and of the plain server. ``choice`` sends requests of four
+domains, whose prompts begin alike within a domain, to two replicas that keep a part of the experts, with each way of
+choosing, and prints medians of hit ratio, misses and tokens/s. Every process runs on this machine, so a machine with
+few cores shows the processor time of all hops and not only their latency. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ DOMAINS = {
     "python": "def quicksort(items: list[int]) -> list[int]:\n    if len(items) < 2:\n        return",
     "stories": "Once upon a time there was a king who had three daughters. The youngest",
 }
-WAYS = ("two-choices", "prefix", "signature", "holdings")
+PARTS = {  # of a cluster, by a part of the command that only they have
+    "replica": "ServeReplica:greenroom:engine",
+    "ingress": "ServeReplica:greenroom:ingress",
+    "proxy": "ray::ProxyActor",
+    "haproxy": "haproxy -",
+    "controller": "ray::ServeController",
+    "plain": "greenroom serve",
+}
+WAYS = ("round-robin", "two-choices", "prefix", "signature", "holdings")
 
 
 class Stream(NamedTuple):
@@ -54,16 +63,18 @@ class Stream(NamedTuple):
 @contextmanager
 def started(*arguments: str) -> Iterator[str]:
     """Start a command that prints a ready line, and yield its address."""
-    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"greenroom {arguments[0]} has not started")
-        yield line.split()[2]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                raise RuntimeError(f"greenroom {arguments[0]} has not started: {log.read()[-2000:]}")
+            yield line.split()[2]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
 
 
 @contextmanager
@@ -100,16 +111,17 @@ def together(url: str, prompts: Sequence[str], num_tokens: int) -> tuple[float, 
     return 1000 * first, sum(each.num_tokens for each in streams) / seconds
 
 
-def processor_seconds() -> float:
-    """Return the processor time of all processes that this one has started and that run."""
-    total = 0.0
+def processor_seconds() -> dict[str, float]:
+    """Return the processor time of all processes that this one has started and that run, by part."""
+    found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            times = process.cpu_times()
+            times, command = process.cpu_times(), " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
-    return total
+        part = next((part for part, title in PARTS.items() if title in command), "Ray")
+        found[part] = found.get(part, 0.0) + times.user + times.system
+    return found
 
 
 def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
@@ -117,70 +129,91 @@ def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
     threads = str(arguments.cpus)
     plain = ["serve", *([arguments.model] if arguments.model else []), "--port", "0", "--threads", threads]
     plain += ["--memory", arguments.memory, "--log-level", "warning"]
+    options: dict[str, object] = {"replicas": 1, "cpus": arguments.cpus, "memory": arguments.memory}
+    if arguments.haproxy:
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        options["settings"] = {"admin_api_key": ["benchmark"]}
     result: dict[str, object] = {}
-    with (
-        started(*plain) as server,
-        cluster(arguments.model, replicas=1, cpus=arguments.cpus, memory=arguments.memory) as replicas,
-    ):
+    with started(*plain) as server, cluster(arguments.model, **options) as replicas:
         for url in (server, replicas):
             together(url, ["Warm up"], 32)
-        print("| streams | first token, ms: plain, cluster | tokens/s: plain, cluster | ratio | processor ms a token |")
-        print("| --- | --- | --- | --- | --- |")
+        print("| streams | first token, ms: plain, cluster | tokens/s: plain, cluster | ratio | medians | by part |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for num_streams in map(int, arguments.streams.split(",")):
-            rounds: dict[str, list[tuple[float, float, float]]] = {server: [], replicas: []}
+            rounds: dict[str, list[tuple[float, float]]] = {server: [], replicas: []}
+            used: dict[str, list[dict[str, float]]] = {server: [], replicas: []}
             for number in range(arguments.rounds):
                 for url, found in rounds.items():
                     prompts = [f"Story {number}.{each}: once upon a time" for each in range(num_streams)]
                     before = processor_seconds()
-                    first, speed = together(url, prompts, arguments.tokens)
-                    used = 1000 * (processor_seconds() - before) / (num_streams * arguments.tokens)
-                    found.append((first, speed, used))
-            firsts, speeds, costs = (
+                    found.append(together(url, prompts, arguments.tokens))
+                    after = processor_seconds()
+                    num_tokens = num_streams * arguments.tokens
+                    used[url].append({part: 1e6 * (after[part] - before.get(part, 0.0)) / num_tokens for part in after})
+            firsts, speeds = (
                 [pick(each[column] for each in rounds[url]) for url in (server, replicas)]
-                for column, pick in ((0, min), (1, max), (2, min))
+                for column, pick in ((0, min), (1, max))
             )
-            ratio = speeds[1] / speeds[0]
+            medians = [statistics.median(speed for _, speed in rounds[url]) for url in (server, replicas)]
+            parts = {part: round(statistics.median(each.get(part, 0.0) for each in used[replicas])) for part in PARTS}
+            parts["plain"] = round(statistics.median(each["plain"] for each in used[server]))
+            told = ", ".join(f"{part} {cost}" for part, cost in parts.items() if cost)
             print(
-                f"| {num_streams} | {firsts[0]:.1f}, {firsts[1]:.1f} | {speeds[0]:.0f}, {speeds[1]:.0f} | {ratio:.2f} "
-                f"| {costs[0]:.2f}, {costs[1]:.2f} |",
+                f"| {num_streams} | {firsts[0]:.1f}, {firsts[1]:.1f} | {speeds[0]:.0f}, {speeds[1]:.0f} "
+                f"| {speeds[1] / speeds[0]:.2f} | {medians[0]:.0f}, {medians[1]:.0f}: {medians[1] / medians[0]:.2f} "
+                f"| {told} |",
                 flush=True,
             )
-            result[str(num_streams)] = {"first_ms": firsts, "tokens_per_second": speeds, "processor_ms": costs}
+            result[str(num_streams)] = {
+                "first_ms": firsts,
+                "tokens_per_second": speeds,
+                "medians": medians,
+                "processor_us": parts,
+            }
     return result
 
 
 def measure_choice(arguments: argparse.Namespace) -> dict[str, object]:
-    """Compare the ways of choosing one of two replicas."""
+    """Compare the ways of choosing one of two replicas: medians of several rounds."""
+    found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in arguments.ways.split(",")}
+    for seed in range(arguments.rounds):
+        for way, rounds in found.items():
+            rounds.append(choose(arguments, way, seed))
     result: dict[str, object] = {}
-    print("| way | hit ratio | misses a token | tokens/s |")
+    print("| way | hit ratio | misses a token: median, lowest, highest | tokens/s |")
     print("| --- | --- | --- | --- |")
-    for way in arguments.ways.split(","):
-        settings = {"host_expert_memory": arguments.share}
-        options = {"replicas": 2, "cpus": arguments.cpus, "memory": arguments.memory, "routing": way}
-        with cluster(arguments.model, settings=settings, **options) as url:
-            rng = random.Random(0)  # noqa: S311  no secret
-            prompts = [
-                f"{DOMAINS[name]} ({number})"
-                for number in range(arguments.requests // len(DOMAINS))
-                for name in DOMAINS
-            ]
-            rng.shuffle(prompts)
-            half = len(prompts) // 2
-            for prompt in prompts[:half]:  # what replicas and router learn from
-                stream(url, prompt, arguments.tokens)
-            before = lookups(url)
-            began = time.perf_counter()
-            with ThreadPoolExecutor(arguments.concurrent) as pool:
-                list(pool.map(lambda prompt: stream(url, prompt, arguments.tokens), prompts[half:]))
-            seconds = time.perf_counter() - began
-            found = {tier: count - before[tier] for tier, count in lookups(url).items()}
-        num_tokens = (len(prompts) - half) * arguments.tokens
-        hit_ratio = found["host"] / (found["host"] + found["disk"])
+    for way, rounds in found.items():
+        hits, misses, speeds = zip(*rounds, strict=True)
+        middle = [statistics.median(values) for values in (hits, misses, speeds)]
         print(
-            f"| {way} | {hit_ratio:.3f} | {found['disk'] / num_tokens:.2f} | {num_tokens / seconds:.0f} |", flush=True
+            f"| {way} | {middle[0]:.3f} | {middle[1]:.2f}, {min(misses):.2f}, {max(misses):.2f} | {middle[2]:.0f} |",
+            flush=True,
         )
-        result[way] = {"hit_ratio": hit_ratio, "misses": found["disk"], "tokens_per_second": num_tokens / seconds}
+        result[way] = {"hit_ratio": hits, "misses": misses, "tokens_per_second": speeds}
     return result
+
+
+def choose(arguments: argparse.Namespace, way: str, seed: int) -> tuple[float, float, float]:
+    """Send the requests to two new replicas; return the hit ratio, misses a token and tokens/s of their second half."""
+    settings = {"host_expert_memory": arguments.share}
+    options = {"replicas": 2, "cpus": arguments.cpus, "memory": arguments.memory, "routing": way}
+    with cluster(arguments.model, settings=settings, **options) as url:
+        rng = random.Random(seed)  # noqa: S311  no secret
+        prompts = [
+            f"{DOMAINS[name]} ({number})" for number in range(arguments.requests // len(DOMAINS)) for name in DOMAINS
+        ]
+        rng.shuffle(prompts)
+        half = len(prompts) // 2
+        for prompt in prompts[:half]:  # what replicas and router learn from
+            stream(url, prompt, arguments.tokens)
+        before = lookups(url)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(arguments.concurrent) as pool:
+            list(pool.map(lambda prompt: stream(url, prompt, arguments.tokens), prompts[half:]))
+        seconds = time.perf_counter() - began
+        found = {tier: count - before[tier] for tier, count in lookups(url).items()}
+    num_tokens = (len(prompts) - half) * arguments.tokens
+    return found["host"] / (found["host"] + found["disk"]), found["disk"] / num_tokens, num_tokens / seconds
 
 
 def lookups(url: str) -> dict[str, float]:
@@ -201,8 +234,11 @@ def main() -> None:
     parser.add_argument("--memory", default="700MiB", help="of each server and replica")
     parser.add_argument("--cpus", type=int, default=1, help="threads of each")
     parser.add_argument("--streams", default="1,8", help="hop: numbers of streams at once")
-    parser.add_argument("--rounds", type=int, default=3, help="hop: of which the best counts")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of which the best counts for hop, and the median for choice"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="of each reply")
+    parser.add_argument("--haproxy", action="store_true", help="hop: HAProxy in place of Serve's own proxy")
     parser.add_argument("--ways", default=",".join(WAYS), help="choice: ways to compare")
     parser.add_argument("--share", default="50%", help="choice: experts that a replica keeps")
     parser.add_argument("--requests", type=int, default=80, help="choice: half of them warm up")

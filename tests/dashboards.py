@@ -7,6 +7,8 @@ from typing import Any
 
 DOCKER = Path(__file__).parents[1] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
+OF_REPLICAS = DOCKER / "grafana/dashboards/replicas.json"
+OF_SERVERS = [path for path in DASHBOARDS if path != OF_REPLICAS]
 
 
 def query_panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:

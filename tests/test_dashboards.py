@@ -67,10 +67,11 @@ def assert_selects_servers(expression: str) -> None:
 
 
 def test_servers_are_selected_by_model_and_address(dashboard: dict[str, Any]) -> None:
-    source, model, instance = dashboard["templating"]["list"]
+    source, model, instance, *others = dashboard["templating"]["list"]
     assert [source["name"], model["name"], instance["name"]] == ["datasource", "model", "instance"]
     assert model["query"]["query"] == "label_values(greenroom_model_info, model)"
     assert instance["query"]["query"] == 'label_values(greenroom_model_info{model=~"$model"}, instance)'
+    assert [each["name"] for each in others] == (["replica"] if dashboard["uid"] == "greenroom-replicas" else [])
 
 
 def test_alerts_are_marked_in_every_graph(dashboard: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from server.cluster.deployments import ENGINE, INGRESS, EngineReplica, Ingress
 from server.cluster.options import ClusterOptions
 
 ROUTER = "server.cluster.router:HoldingsRouter"
+ROUND_ROBIN = "ray.serve.experimental.round_robin_router:RoundRobinRouter"
 STATS_SECONDS = 10.0
 
 
@@ -38,7 +39,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
     ingress = serve.deployment(Ingress).options(
         name=INGRESS,
         num_replicas=options.ingresses,
-        max_ongoing_requests=options.max_ongoing_requests * max(options.replicas, options.max_replicas or 0),
+        max_ongoing_requests=options.max_ongoing_requests * options.most_replicas,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
         ray_actor_options={"num_cpus": options.ingress_cpus},
@@ -50,6 +51,8 @@ def build(arguments: Mapping[str, Any]) -> Application:
 def _router(options: ClusterOptions) -> dict[str, Any]:
     if options.routing == "two-choices":
         return {}  # Serve's own
+    if options.routing == "round-robin":
+        return {"request_router_class": ROUND_ROBIN}
     return {
         "request_router_class": ROUTER,
         "request_router_kwargs": {"by": options.routing, "ingresses": options.ingresses},

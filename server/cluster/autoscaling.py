@@ -10,7 +10,6 @@ WAITING_EACH = 4.0  # waiting requests of a replica from which on another one is
 STALLED = 0.5  # share of decode time from which on more replicas help: each then has fewer kinds of requests
 IDLE_EACH = 1.0  # running requests of the remaining replicas below which one of them is stopped
 WARM_UP_SECONDS = 120.0  # in which a new replica reads its experts: it stalls, and that says nothing of the load
-UP_SECONDS, DOWN_SECONDS = 30.0, 600.0  # for which the reason must last
 
 
 class Load(NamedTuple):
@@ -19,13 +18,6 @@ class Load(NamedTuple):
     num_running: float
     num_waiting: float
     stall_share: float
-
-
-class Reason(NamedTuple):
-    """A wish for another number of replicas, and when it arose."""
-
-    direction: int
-    since: float
 
 
 def wish(loads: Mapping[str, Load], warm: frozenset[str]) -> int:
@@ -46,20 +38,21 @@ def wish(loads: Mapping[str, Load], warm: frozenset[str]) -> int:
 
 
 def decide(context: Any) -> tuple[int, dict[str, Any]]:
-    """Decide as Serve asks a policy: returns the number of replicas, and what to remember until the next call."""
+    """Return the number of replicas wished for, and what to remember until the next call, as Serve asks a policy.
+
+    Serve follows a wish that lasts for the deployment's ``upscale_delay_s`` or ``downscale_delay_s``.
+    """
     now, state = float(context.current_time), dict(context.policy_state or {})
     names = [replica.unique_id for replica in context.running_replicas]
     since = {name: state.get("since", {}).get(name, now) for name in names}
-    warm = frozenset(name for name in names if now - since[name] >= WARM_UP_SECONDS)
-    loads = loads_of(context.aggregated_metrics or {})
-    target, reason = context.target_num_replicas, state.get("reason") or Reason(0, now)
-    direction = wish({name: load for name, load in loads.items() if name in since}, warm)
-    if len(names) < target or direction != reason[0]:
-        reason = Reason(direction, now)  # none while a replica starts
-    elif direction and now - reason[1] >= (UP_SECONDS if direction > 0 else DOWN_SECONDS):
-        target, reason = target + _step(direction, loads), Reason(0, now)
+    target = context.target_num_replicas
+    if len(names) >= target:  # else one starts
+        warm = frozenset(name for name in names if now - since[name] >= WARM_UP_SECONDS)
+        loads = {name: load for name, load in loads_of(context.aggregated_metrics or {}).items() if name in since}
+        direction = wish(loads, warm)
+        target += direction and _step(direction, loads)
     least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    return max(least, min(target, most)), {"since": since, "reason": tuple(reason)}
+    return max(least, min(target, most)), {"since": since}
 
 
 def loads_of(metrics: Mapping[str, Mapping[Any, float]]) -> dict[str, Load]:

@@ -17,6 +17,7 @@ HEADER = """\
 # greenroom cluster run FILE.yaml      a cluster on this machine, to try it
 # serve deploy FILE.yaml               a Ray cluster that runs; whoever reaches its dashboard may run code, so set
 #                                      RAY_AUTH_MODE=token for all its commands, and --dashboard-host=127.0.0.1
+# docs/scaling.md has the variables that make streams cheaper
 """
 
 

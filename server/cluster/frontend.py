@@ -25,6 +25,7 @@ from server.cluster.administration import (
     RemoteExperts,
     RemoteVariants,
 )
+from server.cluster.changed_files import ChangedFiles
 from server.cluster.measured_costs import mean_costs
 from server.cluster.remote_directory import RemoteDirectory, served_by_all
 from server.cluster.remote_engine import RemoteEngine, Submitter
@@ -41,6 +42,7 @@ from server.settings import ServeSettings
 
 REPORT_SECONDS = 2.0  # between two reports of all replicas
 REPORTS_PER_SECOND = 50.0  # at most; more replicas are asked less often
+FILES_SECONDS = 5.0  # between two looks at the files of keys and policies
 GONE_SECONDS = 10.0  # without an answer of any replica, after which the server is not ready
 
 log = logging.getLogger(__name__)
@@ -70,9 +72,11 @@ class Frontend:
         self._tracing = open_tracing(settings)
         self.service: Service = make_service(settings, address)
         self.service.tracer = self._tracing
-        hooks = ReloadHooks()
-        add_key_files(hooks, self.service, settings)
-        self._policies = add_policies(settings, self.service, hooks)
+        self._hooks = ReloadHooks()
+        files = (settings.api_key_file, settings.admin_api_key_file, settings.policy_file)
+        self._files = ChangedFiles(files)
+        add_key_files(self._hooks, self.service, settings)
+        self._policies = add_policies(settings, self.service, self._hooks)
         self._reports: list[ReplicaReport] = []
         self._newest = ServedWeights()
         self._heard_at = time.monotonic()
@@ -124,6 +128,7 @@ class Frontend:
             await asyncio.to_thread(self._policies.use_model, directory.prepare)
         self._tasks = [
             asyncio.create_task(self._follow()),
+            asyncio.create_task(self._watch_files()),
             asyncio.create_task(record_history(service, experts.totals)),
         ]
         if self._settings.serves_adapters:
@@ -154,6 +159,13 @@ class Frontend:
                 await self._refresh()
             except Exception:
                 log.exception("the replicas' reports can't be had; asking again")
+
+    async def _watch_files(self) -> None:
+        """Read the files of keys and policies again when they have changed."""
+        while True:
+            await asyncio.sleep(FILES_SECONDS)
+            if await asyncio.to_thread(self._files.are_changed):
+                await self._hooks.run()
 
     async def _refresh(self) -> None:
         answers = await self._replicas.ask_all("report", self._sender, seconds=GONE_SECONDS)

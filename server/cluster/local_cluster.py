@@ -19,6 +19,8 @@ OBJECT_STORE_BYTES = 200 << 20  # requests and tokens are small, and go from pro
 POLL_SECONDS = 0.5
 MAX_STARTS = 3  # Ray gives its processes 30 seconds to start, which a busy machine may not keep
 STARTED, FAILED = "RUNNING", frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+# Else each item of a stream passes more threads of a process. Neither the ingress nor a replica blocks its event loop.
+SERVE_VARIABLES = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    num_cpus = options.replicas * options.cpus + options.ingresses * options.ingress_cpus
+    num_cpus = options.most_replicas * options.cpus + options.ingresses * options.ingress_cpus
     try:
         start_ray(max(os.cpu_count() or 1, int(num_cpus) + 1))  # logical ones: nothing else is to run here
         serve.start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
@@ -103,6 +105,8 @@ def _set_variables() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine takes longer than Ray expects
+    for name, value in SERVE_VARIABLES.items():
+        os.environ.setdefault(name, value)
 
 
 def _wait_until_it_runs(serve: Any) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server.settings import ServeSettings, SettingsError, load_settings
 
 RUNNING, QUEUED = "max_running_requests", "max_queued_requests"
+LOOK_BACK = 0.4  # of ``scale_up_seconds``: loads are means over it
 # Settings of the socket and of the whole process, which Serve has in a cluster.
 OTHERS = {"host": "http_options.host", "port": "http_options.port", "memory": "memory"}
 
@@ -23,10 +24,12 @@ class ClusterOptions(BaseModel):
         memory: what each replica may take, such as ``12GiB``.
         cpus: of each replica, which are its threads.
         max_replicas: the most that autoscaling makes; None without autoscaling.
+        scale_up_seconds: for which there must be too few replicas before one is added, and ``scale_down_seconds`` too
+            many before one is stopped.
         address: where Serve's proxies listen.
         drain_seconds: time for running requests when a replica is stopped.
         routing: what a replica is chosen by: all that it holds, cached prefixes or resident experts with its load, or
-            the load of two alone.
+            the load of two alone; ``round-robin`` for comparison.
         settings: further settings of ``greenroom serve``, by the names in its TOML file.
     """
 
@@ -36,13 +39,15 @@ class ClusterOptions(BaseModel):
     memory: str
     replicas: int = Field(2, ge=1)
     max_replicas: int | None = Field(None, ge=1)
+    scale_up_seconds: float = Field(30.0, ge=0)
+    scale_down_seconds: float = Field(600.0, ge=0)
     cpus: float = Field(2, gt=0)
     gpus: float = Field(0, ge=0)
     ingresses: int = Field(1, ge=1)
     ingress_cpus: float = Field(0, ge=0)
     address: str = "127.0.0.1"
     drain_seconds: float = Field(120.0, gt=0)
-    routing: Literal["holdings", "prefix", "signature", "two-choices"] = "holdings"
+    routing: Literal["holdings", "prefix", "signature", "two-choices", "round-robin"] = "holdings"
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -79,6 +84,11 @@ class ClusterOptions(BaseModel):
         return self.budget.memory.resolve(0, 0)
 
     @property
+    def most_replicas(self) -> int:
+        """The most replicas that there may be."""
+        return self.max_replicas or self.replicas
+
+    @property
     def max_ongoing_requests(self) -> int:
         """The most requests that a replica runs and queues."""
         return self.budget.max_running_requests + self.budget.max_queued_requests
@@ -96,10 +106,15 @@ class ClusterOptions(BaseModel):
         """Return the options of the engine's deployment that say how many replicas there are."""
         if self.max_replicas is None:
             return {"num_replicas": self.replicas}
+        look_back = max(1.0, LOOK_BACK * self.scale_up_seconds)
         return {
             "autoscaling_config": {
                 "min_replicas": self.replicas,
                 "max_replicas": self.max_replicas,
+                "metrics_interval_s": look_back / 2,
+                "look_back_period_s": look_back,
+                "upscale_delay_s": self.scale_up_seconds,
+                "downscale_delay_s": self.scale_down_seconds,
                 "policy": {"policy_function": "server.cluster.autoscaling:decide"},
             }
         }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from server.cluster.signatures import Signature
-from server.engine.interface import Timeline, TokenEvent, TokenStream
+from server.engine.interface import Timeline, TokenEvent
 
-ITEM_SECONDS = 0.02  # between two items of a stream, at least
-POLL_SECONDS = 0.004
+ITEM_SECONDS, MAX_ITEM_SECONDS = 0.02, 0.1  # between two items of a fast stream
+ITEMS_PER_SECOND = 100.0  # of a replica, for each of which three processes take some 0.3 ms
+FAST_SECONDS = 0.02  # tokens that take longer go one by one
 
 
 class ExpertCounts:
@@ -21,29 +22,42 @@ class ExpertCounts:
 
     def __init__(self, shape: tuple[int, int]):
         self._shape = shape
+        self._firsts = np.arange(shape[0])[:, np.newaxis] * shape[1]  # of each layer, among all experts
         self._counts: npt.NDArray[np.int64] | None = None
 
-    def note(self, events: list[TokenEvent]) -> None:
-        for event in events:
-            if event.experts is None or len(event.experts) != self._shape[0]:
-                continue
-            if self._counts is None:
-                self._counts = np.zeros(self._shape, dtype=np.int64)
-            rows, slots = np.nonzero(event.experts >= 0)
-            np.add.at(self._counts, (rows, event.experts[rows, slots]), 1)
+    def note(self, events: Sequence[TokenEvent]) -> None:
+        chosen = [event.experts for event in events if event.experts is not None]
+        chosen = [experts for experts in chosen if len(experts) == self._shape[0]]
+        if chosen:
+            experts = np.stack(chosen)
+            counts = np.bincount((experts + self._firsts)[experts >= 0], minlength=self._shape[0] * self._shape[1])
+            self._counts = counts if self._counts is None else self._counts + counts
 
     def signature(self) -> Signature | None:
-        return None if self._counts is None else Signature.from_counts(self._counts)
+        return None if self._counts is None else Signature.from_counts(self._counts.reshape(self._shape))
 
 
-async def gather(stream: TokenStream) -> None:
-    """Let the next tokens of a fast stream come together: an item takes more processor time than a small model's token.
+class Pace:
+    """Decides for how long the tokens of a stream come together: an item costs more than a small model's token."""
 
-    Tokens that take longer than ``ITEM_SECONDS`` each, the first one and the last one go at once.
-    """
-    ends_at = time.monotonic() + ITEM_SECONDS
-    while stream.timeline.ended_at is None and (left := ends_at - time.monotonic()) > 0:  # noqa: ASYNC110  a thread ends it
-        await asyncio.sleep(min(left, POLL_SECONDS))
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sent_at: float | None = None
+
+    def seconds(self, num_tokens: int, num_streams: int) -> float:
+        """Return for how long to wait after an item.
+
+        Args:
+            num_tokens: in the item.
+            num_streams: that the replica sends.
+        """
+        now, before = self._clock(), self._sent_at
+        self._sent_at = now
+        if before is None:
+            return ITEM_SECONDS  # as nothing is known yet
+        if now - before > FAST_SECONDS * num_tokens:
+            return 0.0
+        return min(MAX_ITEM_SECONDS, max(ITEM_SECONDS, num_streams / ITEMS_PER_SECOND))
 
 
 def without_experts(event: TokenEvent) -> TokenEvent:
@@ -52,15 +66,24 @@ def without_experts(event: TokenEvent) -> TokenEvent:
 
 def since_submission(timeline: Timeline) -> Timeline:
     """Return a timeline whose times are counted from the submission, as another machine has another clock."""
+    return moved(timeline, -timeline.submitted_at)
 
-    def since(at: float | None) -> float | None:
-        return None if at is None else at - timeline.submitted_at
+
+def moved(timeline: Timeline, seconds: float) -> Timeline:
+    """Return a timeline in which all is so many seconds later."""
+
+    def later(at: float | None) -> float | None:
+        return None if at is None else at + seconds
 
     return replace(
         timeline,
-        submitted_at=0.0,
-        started_at=since(timeline.started_at),
-        first_token_at=since(timeline.first_token_at),
-        last_token_at=since(timeline.last_token_at),
-        ended_at=since(timeline.ended_at),
+        submitted_at=timeline.submitted_at + seconds,
+        started_at=later(timeline.started_at),
+        first_token_at=later(timeline.first_token_at),
+        last_token_at=later(timeline.last_token_at),
+        ended_at=later(timeline.ended_at),
+        stalls=[
+            replace(stall, started_at=stall.started_at + seconds, ended_at=stall.ended_at + seconds)
+            for stall in timeline.stalls
+        ],
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from server.cluster.held_prefixes import routed_request
+from server.cluster.outgoing import moved
 from server.cluster.shared_fleet import SharedFleet
 from server.cluster.wire import Answer, ModelFacts, StreamEnd, Submission
 from server.engine.interface import (
@@ -25,6 +26,8 @@ from server.engine.interface import (
 
 ROUTING_SECONDS = 30.0  # in which a replica must take a request
 MAX_ATTEMPTS = 3  # of a request, each with another replica
+# Fields of a timeline that a replica tells.
+TOLD_TIMES = tuple({each.name for each in fields(Timeline)} - {"submitted_at", "replica", "received_at"})
 STOPPING = "the server is shutting down"
 LOST = "the replica that answered this request is gone: send the request again"
 NONE_TOOK = f"no replica took the request within {ROUTING_SECONDS:g} seconds: try again later"
@@ -74,7 +77,8 @@ class RemoteStream(TokenStream):
         self._task = task
 
     def take(self) -> None:
-        """Note that a replica has taken the request."""
+        """Note that a replica has taken the request: half of the time there and back after it was submitted."""
+        self.timeline.received_at = (self.timeline.submitted_at + time.monotonic()) / 2
         self._taken.set()
 
     def fail(self, error: EngineError) -> None:
@@ -196,11 +200,11 @@ class RemoteEngine:
     def _note_end(self, stream: RemoteStream, submission: Submission, replica: str, end: StreamEnd) -> None:
         self._fleet.finished(replica, end.state, submission.routed, end.signature)
         mine, times = stream.timeline, end.times
-        for name in ("started_at", "first_token_at", "last_token_at", "ended_at"):
-            seconds = getattr(times, name)
-            setattr(mine, name, None if seconds is None else mine.submitted_at + seconds)
-        mine.num_cached_tokens, mine.num_preemptions = times.num_cached_tokens, times.num_preemptions
-        mine.first_usage, mine.last_usage, mine.stalls = times.first_usage, times.last_usage, times.stalls
+        mine.replica = replica
+        received_at = mine.submitted_at if mine.received_at is None else mine.received_at
+        times = moved(times, received_at)
+        for name in TOLD_TIMES:
+            setattr(mine, name, getattr(times, name))
 
 
 def _status(stream: RemoteStream) -> RequestStatus:

@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from server.cluster.held_prefixes import HeldPrefixes
 from server.cluster.measured_costs import Work, measured_costs
-from server.cluster.outgoing import ExpertCounts, gather, since_submission, without_experts
+from server.cluster.outgoing import ExpertCounts, Pace, since_submission, without_experts
 from server.cluster.scoring import ReplicaState
 from server.cluster.weight_changes import WeightChanges
 from server.cluster.wire import (
@@ -68,6 +69,7 @@ class Replica:
         self._streams: dict[TokenStream, str] = {}  # open streams, and their senders
         self._prepared: set[object] = set()  # forbidden experts of policies
         self._watch: asyncio.Task[None] | None = None
+        self._numbers = count(1)  # of the states that are told
 
     def facts(self) -> ModelFacts:
         """Return what is the same for all replicas."""
@@ -104,7 +106,7 @@ class Replica:
         self._streams[stream] = submission.sender
         try:
             yield Answer(self.name)
-            is_done = False
+            is_done, pace = False, Pace()
             while not is_done:
                 try:
                     arrived = [event for _, event in await queue.take()]
@@ -118,7 +120,7 @@ class Replica:
                 events = arrived if submission.request.returns_experts else [without_experts(each) for each in arrived]
                 yield Answer(self.name, events, end=self._end(stream.timeline, collected) if is_done else None)
                 if not is_done:
-                    await gather(stream)
+                    await queue.gather(pace.seconds(len(arrived), len(self._streams)))
         finally:
             stream.cancel()
             del self._streams[stream], grammar
@@ -187,6 +189,7 @@ class Replica:
             "blocks": [*state.blocks],
             "weights": [*state.weights],
             "resident": resident,
+            "number": state.number,
         }
 
     def autoscaling_statistics(self) -> dict[str, float]:
@@ -259,7 +262,9 @@ class Replica:
         return StreamEnd(since_submission(timeline), self._state(with_blocks=False), collected.signature())
 
     def _state(self, *, with_blocks: bool) -> ReplicaState:
+        number = next(self._numbers)  # before the state is looked at
         return ReplicaState(
+            number=number,
             num_requests=len(self._streams),
             blocks=self._prefixes.newest(MAX_TOLD_BLOCKS) if with_blocks else frozenset(),
             weights=self._changes.names(),

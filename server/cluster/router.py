@@ -87,4 +87,5 @@ def state_of(statistics: Mapping[str, Any]) -> ReplicaState:
         blocks=frozenset(statistics["blocks"]),
         weights=frozenset(statistics["weights"]),
         resident=None if resident is None else np.asarray(resident, dtype=bool),
+        number=int(statistics["number"]),
     )

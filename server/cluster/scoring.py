@@ -50,12 +50,14 @@ class ReplicaState:
         blocks: hashes of the blocks in its prefix cache.
         weights: names of the loaded adapters and variants.
         resident: ``(layers, experts)``, bool; None if it has not told yet.
+        number: of this state among all that the replica has told: they come by several ways, not in order.
     """
 
     num_requests: int = 0
     blocks: frozenset[bytes] = frozenset()
     weights: frozenset[str] = frozenset()
     resident: npt.NDArray[np.bool_] | None = None
+    number: int = 0
 
 
 @dataclass
@@ -120,10 +122,12 @@ class Fleet:
         return len(self._replicas)
 
     def update(self, name: str, state: ReplicaState) -> None:
-        """Take what a replica tells; a new one joins."""
+        """Take what a replica tells; a new one joins. A state that is older than the known one is left out."""
         known = self._replicas.get(name)
         if known is None:
             self._names.append(name)
+        elif state.number < known.state.number:
+            return
         else:
             self._forget_holder(name, known)
         self._replicas[name] = _Replica(state, num_senders=self.num_senders)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,29 @@ class Answer:
     events: Sequence[TokenEvent] = ()
     error: EngineError | None = None
     end: StreamEnd | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Answer], tuple[Any, ...]]:
+        return _answer, (self.replica, [_packed(event) for event in self.events], self.error, self.end)
+
+
+_OTHERS = attrgetter(
+    *(each.name for each in fields(TokenEvent) if each.name not in {"text", "num_generated", "token_id"})
+)
+_NOTHING = _OTHERS(TokenEvent("", 0))  # as most events have it
+
+
+def _packed(event: TokenEvent) -> Any:
+    """Return an event in the form that is pickled: a tuple for one with nothing but a token and its text."""
+    is_short = all(one is other for one, other in zip(_OTHERS(event), _NOTHING, strict=True))
+    return (event.text, event.num_generated, event.token_id) if is_short else event
+
+
+def _unpacked(packed: Any) -> TokenEvent:
+    return TokenEvent(packed[0], packed[1], token_id=packed[2]) if isinstance(packed, tuple) else packed
+
+
+def _answer(replica: str, events: Sequence[Any], error: EngineError | None, end: StreamEnd | None) -> Answer:
+    return Answer(replica, [_unpacked(event) for event in events], error, end)
 
 
 @dataclass(frozen=True)

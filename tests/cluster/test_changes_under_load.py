@@ -41,18 +41,6 @@ def test_of_sixty_four_streams_a_fifth_leaves_and_the_others_are_complete(cluste
     wait_until(lambda: cluster.total("num_requests_running") == 0, 10)
 
 
-def test_a_new_replica_has_the_adapters_that_were_loaded_while_others_ran(cluster: Cluster) -> None:
-    cluster.deploy(replicas=1)
-    with cluster.http() as http:
-        assert http.post("/v1/load_lora_adapter", json={"lora_name": "late", "lora_path": "recipes"}).is_success
-        asked = {**STORY, "model": "late", "max_tokens": 8}
-        texts = [http.post("/v1/completions", json=asked).json()["choices"][0]["text"]]
-        cluster.deploy(replicas=2)
-        wait_until(lambda: http.get("/v1/models/late").is_success)
-        texts += [http.post("/v1/completions", json=asked).json()["choices"][0]["text"] for _ in range(8)]
-    assert len(set(texts)) == 1
-
-
 def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
     cluster.deploy(replicas=2)
     before, statuses, ends = cluster.replicas(), Counter[int](), threading.Event()

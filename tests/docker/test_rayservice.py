@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from server.cluster.deploy_file import IMPORT_PATH
+from server.cluster.local_cluster import SERVE_VARIABLES
 from server.cluster.options import ClusterOptions
 from tests.docker.files import PROJECT, read_image, read_manifest
 from tests.docker.test_kubernetes import validate
@@ -49,6 +50,12 @@ def test_versions_are_those_of_the_project() -> None:
     (pinned,) = PROJECT["optional-dependencies"]["ray"]
     assert f">={CLUSTER['rayVersion'].removesuffix('.0')}," in pinned
     assert {pod["containers"][0]["image"] for pod in PODS} == {f"greenroom:{PROJECT['version']}-ray"}
+
+
+def test_serve_has_the_variables_of_a_local_cluster() -> None:
+    for pod in PODS:
+        variables = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+        assert variables == SERVE_VARIABLES
 
 
 def test_user_is_that_of_the_image() -> None:

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from client import Client
-from tests.dashboards import DASHBOARDS, DOCKER, queries
+from tests.dashboards import DASHBOARDS, DOCKER, OF_SERVERS, queries
 from tests.e2e.processes import Server, serving
 from tests.e2e.weights import make_weights
 
@@ -173,7 +173,7 @@ def test_rules_evaluate_and_a_server_that_is_well_raises_no_alert(prometheus: Pr
     assert prometheus.query(f'up{{instance="{server.url.removeprefix("http://")}"}}') == [1]
 
 
-@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("dashboard", OF_SERVERS, ids=lambda path: path.stem)
 def test_every_query_of_the_dashboards_has_data(prometheus: Prometheus, dashboard: Path) -> None:
     """Variables as they are at first, and times as they are soon after the first start."""
     (server,) = prometheus.get("label/instance/values", **{"match[]": "greenroom_engine_alive"})

@@ -141,11 +141,12 @@ def _phases(stream: TokenStream, ended_at: float, stalls: Sequence[Stall]) -> li
     """Return the spans of a choice: in the queue, up to its first token, and up to its last, as far as it came."""
     timeline = stream.timeline
     end = ended_at if timeline.ended_at is None else timeline.ended_at
+    queued_at = timeline.submitted_at if timeline.received_at is None else timeline.received_at
     if timeline.started_at is None:
-        return [Span("queue", timeline.submitted_at, end, {})]
+        return [Span("queue", queued_at, end, {})]
     first = end if timeline.first_token_at is None else timeline.first_token_at
     phases = [
-        Span("queue", timeline.submitted_at, timeline.started_at, {}),
+        Span("queue", queued_at, timeline.started_at, {}),
         Span("prefill", timeline.started_at, first, _usage_attributes(timeline.first_usage or timeline.last_usage)),
     ]
     if timeline.first_token_at is not None:
@@ -155,6 +156,8 @@ def _phases(stream: TokenStream, ended_at: float, stalls: Sequence[Stall]) -> li
     for stall in stalls:
         phase = phases[-1] if stall.started_at >= first else phases[1]
         phase.children.append(_stall_span(stall))
+    if timeline.replica is not None:
+        return [Span("replica", queued_at, end, {"greenroom.replica": timeline.replica}, phases)]
     return phases
 
 

@@ -36,12 +36,15 @@ class EventQueue:
         self._error: EngineError | None = None
         self._is_woken = False
         self._reader: asyncio.Future[None] | None = None  # done when the waiting reader has something to take
+        self._end: asyncio.Future[None] | None = None  # done when a reader that lets events gather should take them
 
     def put(self, index: int, item: TokenEvent | EngineError) -> bool:
         """Add an event or error of a stream; return False if nobody will read it."""
         if self._error is not None:
             return False
         self.wake()
+        if isinstance(item, EngineError) or item.finish_reason is not None:
+            _complete(self._end)
         if isinstance(item, EngineError):
             self._error = item
             return True
@@ -60,8 +63,19 @@ class EventQueue:
     def wake(self) -> None:
         """Make ``take`` return at once, with no events if none have arrived."""
         self._is_woken = True
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        _complete(self._reader)
+
+    async def gather(self, seconds: float) -> None:
+        """Let events come together for some seconds, at most until the next stream ends."""
+        if self._error is not None or any(event.finish_reason is not None for _, event in self._events):
+            return
+        loop = asyncio.get_running_loop()
+        self._end = loop.create_future()
+        timer = loop.call_later(seconds, _complete, self._end)
+        try:
+            await self._end
+        finally:
+            timer.cancel()
 
     async def take(self) -> list[tuple[int, TokenEvent]]:
         """Wait for events and return all of them, each with the index of its stream.
@@ -98,6 +112,11 @@ class EventQueue:
             self._reservation.give_back(self._counted_bytes)
         self._unread_bytes = self._counted_bytes = 0
         return events
+
+
+def _complete(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Timeline:
     first_usage: ExpertUsage | None = None  # cost of its experts up to its first token
     last_usage: ExpertUsage | None = None  # and up to its end
     stalls: Sequence[Stall] = ()  # the longest ones, if requested, in no order
+    replica: str | None = None  # of a cluster, that computed it
+    received_at: float | None = None  # when that replica had got it
 
     @property
     def queue_seconds(self) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,12 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Cluster]:
-    """Start a cluster with the options of its file, and stop it afterwards in any case."""
+def running(folder: Path, environment: Mapping[str, str] | None = None, **options: Any) -> Iterator[Cluster]:
+    """Start a cluster with the options of its file, and stop it afterwards in any case.
+
+    Args:
+        environment: additional variables.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     file = folder / "cluster.yaml"
@@ -82,6 +87,7 @@ def running(folder: Path, **options: Any) -> Iterator[Cluster]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
         children: list[psutil.Process] = []

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from server.cluster.autoscaling import DOWN_SECONDS, UP_SECONDS, WARM_UP_SECONDS, Load, decide, wish
+from server.cluster.autoscaling import WARM_UP_SECONDS, Load, decide, wish
 
 BUSY, IDLE, STALLED = Load(4, 20, 0.0), Load(0, 0, 0.0), Load(4, 0, 0.9)
 BOTH = frozenset({"a", "b"})
@@ -33,7 +33,7 @@ class Replica(NamedTuple):
     unique_id: str
 
 
-def run(loads: dict[str, Load], seconds: float, target: int | None = None) -> int:
+def run(loads: dict[str, Load], seconds: float = 0.0, target: int | None = None) -> int:
     """Decide twice, so many seconds apart, and return the number of replicas."""
     replicas = {name: Replica(name) for name in loads}
     metrics = {field: {replicas[name]: getattr(load, field) for name, load in loads.items()} for field in Load._fields}
@@ -53,20 +53,20 @@ def run(loads: dict[str, Load], seconds: float, target: int | None = None) -> in
     return number
 
 
-def test_one_replica_becomes_more_when_the_queue_stays_long() -> None:
-    assert run({"a": BUSY}, UP_SECONDS / 2) == 1
-    assert run({"a": BUSY}, UP_SECONDS) == 2
+def test_a_long_queue_asks_for_as_many_replicas_as_it_needs() -> None:
+    assert run({"a": BUSY}) == 2
+    assert run({"a": Load(4, 100, 0.0), "b": BUSY}) == 4
 
 
-def test_two_replicas_become_one_when_they_stay_idle() -> None:
-    assert run({"a": IDLE, "b": IDLE}, DOWN_SECONDS / 2) == 2
-    assert run({"a": IDLE, "b": IDLE}, DOWN_SECONDS) == 1
+def test_two_idle_replicas_become_one() -> None:
+    assert run({"a": IDLE, "b": IDLE}) == 1
 
 
 def test_no_further_replica_is_asked_for_while_one_starts() -> None:
-    assert run({"a": BUSY}, UP_SECONDS, target=2) == 2
+    assert run({"a": BUSY}, target=2) == 2
 
 
 def test_replicas_that_stall_are_scaled_only_when_they_are_warm() -> None:
     loads = {"a": STALLED, "b": STALLED}
     assert run(loads, WARM_UP_SECONDS - 1) == 2
+    assert run(loads, WARM_UP_SECONDS) == 3

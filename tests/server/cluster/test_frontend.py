@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.cluster import frontend as frontend_module
 from server.cluster import replica as replica_module
 from server.cluster.frontend import Frontend
 from server.cluster.replica import Replica
@@ -180,6 +182,31 @@ def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
         running.runner.run(replica.change_weights(change))
         replica.confirm_change(change)
         running.runner.run(replica.call("experts", "change", "unpin", [(0, 1)]))
+
+
+def test_a_key_that_is_added_to_the_file_is_known_soon(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend_module, "FILES_SECONDS", 0.01)
+    file = tmp_path / "keys"
+    file.write_text("old-key-of-many-letters\n")
+    file.chmod(0o600)
+
+    async def ask() -> None:
+        ways = Direct(running.replicas, asyncio.get_running_loop())
+        frontend = Frontend(load_settings({"api_key_file": str(file)}, {}, None), "127.0.0.1", ways, SharedFleet())
+        await frontend.connect()
+        try:
+            before = frontend.service.keys
+            file.write_text("old-key-of-many-letters\nnew-key-of-many-letters\n")
+            async with asyncio.timeout(10):
+                while frontend.service.keys is before:
+                    await asyncio.sleep(0.01)
+            assert len(frontend.service.keys.users) == 2
+        finally:
+            await frontend._close()
+
+    running.runner.run(ask())
 
 
 def test_experts_that_a_policy_forbids_are_used_by_no_replica(running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,9 +11,12 @@ import anthropic
 import httpx
 import ollama
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from server.loading.bundled_weights import ADAPTERS
 from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
+from tests.collector import Collector, collecting
+from tests.dashboards import OF_REPLICAS, queries
 from tests.e2e.processes import Server, serving
 from tests.server.cluster.ray_cluster import Cluster, running, wait_until
 
@@ -24,9 +28,16 @@ STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "ignore
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    settings = {"dtype": "float32", "adapters_dir": str(ADAPTERS)}
-    with running(tmp_path_factory.mktemp("cluster"), replicas=2, settings=settings) as started:
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
+    settings = {"dtype": "float32", "adapters_dir": str(ADAPTERS), "otlp_endpoint": collector.url}
+    environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # milliseconds
+    with running(tmp_path_factory.mktemp("cluster"), environment, replicas=2, settings=settings) as started:
         yield started
 
 
@@ -84,6 +95,26 @@ def test_a_request_keeps_its_id(cluster: Cluster) -> None:
     assert reply.headers["x-request-id"] == "from-afar"
 
 
+def test_the_phases_in_a_replica_are_in_the_trace_of_the_request(cluster: Cluster, collector: Collector) -> None:
+    trace_id = bytes(range(16))
+    with cluster.http() as http:
+        headers = {"traceparent": f"00-{trace_id.hex()}-00f067aa0ba902b7-01"}
+        http.post("/v1/completions", json={**STORY, "max_tokens": 4}, headers=headers).raise_for_status()
+
+    def spans() -> list[Span]:
+        return [span for span in collector.spans if span.trace_id == trace_id]
+
+    wait_until(lambda: any(span.name == "replica" for span in spans()), 10)
+    by_id = {span.span_id: span for span in spans()}
+    (replica,) = [span for span in spans() if span.name == "replica"]
+    work = by_id[replica.parent_span_id]
+    phases = [span for span in spans() if span.parent_span_id == replica.span_id]
+    assert work.name == f"text_completion {MODEL}"
+    assert [span.name for span in phases] == ["queue", "prefill", "decode"]
+    times = [work.start_time_unix_nano, *(span.start_time_unix_nano for span in phases), work.end_time_unix_nano]
+    assert times == sorted(times)
+
+
 def test_more_requests_than_twice_the_replicas_are_all_answered_by_both(cluster: Cluster) -> None:
     before = cluster.metric("generation_tokens_total")
 
@@ -127,6 +158,15 @@ def test_an_adapter_that_can_not_be_loaded_is_refused_with_its_reason(cluster: C
     assert reply.status_code == 400
     assert "no-such-folder" in reply.json()["error"]["message"]
     assert "none" not in names
+
+
+def test_every_metric_of_the_dashboard_of_replicas_is_there_by_replica(cluster: Cluster) -> None:
+    page = httpx.get(f"{cluster.url}/metrics", timeout=60).text
+    dashboard = json.loads(OF_REPLICAS.read_text())
+    asked = {name for _, query in queries(dashboard) for name in re.findall(r"greenroom_replica_\w+", query)}
+    told = {name: set(re.findall(rf'^{name}{{replica="(\w+)"', page, re.MULTILINE)) for name in asked}
+    assert asked
+    assert {name: len(replicas) for name, replicas in told.items()} == dict.fromkeys(asked, 2)
 
 
 def test_experts_of_all_replicas_are_shown_as_one_model(cluster: Cluster) -> None:

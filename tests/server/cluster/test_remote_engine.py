@@ -164,7 +164,13 @@ def test_times_are_counted_on_this_machines_clock() -> None:
 
     timeline = run(Scripted([TAKEN, FIRST, LAST]), work)
     assert isinstance(timeline, Timeline)
-    assert (timeline.queue_seconds, timeline.first_token_seconds) == (pytest.approx(0.5), pytest.approx(1.0))
+    received_at, started_at, first_at = timeline.received_at, timeline.started_at, timeline.first_token_at
+    assert received_at is not None
+    assert started_at is not None
+    assert first_at is not None
+    assert received_at >= timeline.submitted_at
+    assert (started_at - received_at, first_at - received_at) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert timeline.replica == "a"
 
 
 def test_halting_ends_every_stream_and_takes_no_request() -> None:

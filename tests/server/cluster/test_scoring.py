@@ -80,6 +80,12 @@ def test_a_request_counts_until_it_ends(is_ended: bool) -> None:
     assert fleet.order(PROMPT, None)[0] == ("0" if is_ended else "1")
 
 
+def test_a_state_that_comes_late_does_not_replace_a_newer_one() -> None:
+    fleet = make_fleet(ReplicaState(blocks=frozenset(BLOCKS), number=2), ReplicaState())
+    fleet.update("0", ReplicaState(num_requests=100, number=1))
+    assert fleet.order(PROMPT, None)[0] == "0"
+
+
 def test_a_removed_replica_is_chosen_no_more() -> None:
     fleet = make_fleet(ReplicaState(blocks=frozenset(BLOCKS)), ReplicaState())
     fleet.remove("0")

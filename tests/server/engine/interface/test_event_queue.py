@@ -129,3 +129,38 @@ def test_a_reader_that_keeps_up_gets_the_next_event_without_memory_for_it() -> N
     for event in EVENTS:
         assert queue.put(0, event)
         assert asyncio.run(queue.take()) == [(0, event)]
+
+
+def test_events_that_gather_are_taken_after_a_time() -> None:
+    async def scenario() -> None:
+        (stream,) = make_streams(1)
+        queue = merge([stream])
+        stream.receive(EVENTS[0])
+        await queue.gather(0.01)
+        assert await queue.take() == [(0, EVENTS[0])]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("item", [EVENTS[1], GenerationFailedError("broken")])
+def test_the_end_of_a_stream_ends_the_gathering(item: TokenEvent | GenerationFailedError) -> None:
+    async def scenario() -> None:
+        (stream,) = make_streams(1)
+        queue = merge([stream])
+        gathering = asyncio.create_task(queue.gather(3600))
+        await asyncio.sleep(0)
+        stream.receive(item)
+        await gathering
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("item", [EVENTS[1], GenerationFailedError("broken")])
+def test_nothing_gathers_when_a_stream_has_ended(item: TokenEvent | GenerationFailedError) -> None:
+    async def scenario() -> None:
+        (stream,) = make_streams(1)
+        queue = merge([stream])
+        stream.receive(item)
+        await queue.gather(3600)
+
+    run(scenario)
