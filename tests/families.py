@@ -101,7 +101,12 @@ QWEN4 = {
     "ngram_vocab_size_base": 50,
     "split_ngram_parts": 1,
 }
-MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 2}
+MINIMAX_M3 = {
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+    "index_n_heads": 2,
+    "index_block_size": 16,
+    "index_topk_blocks": 2,
+}
 
 RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"

@@ -18,6 +18,7 @@ WORKSPACE_GROWTH = 1.5  # ``blocks.workspace`` allocates so much more, too
 LOGIT_COPIES = 3  # logits, log probabilities, and the sampler's copy
 TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tensor at each operation
 RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made of the row in between, by channels
+CACHE_BLOCK = 16  # tokens of a block in the native kernels
 INDEX_SCORE_BYTES = 20 << 20  # of the keys of some tokens at a time, by an indexer
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 
@@ -74,7 +75,9 @@ class StepShape:
         dense = _largest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
         index_heads, index_dim = _largest(config, "index_n_heads"), _largest(config, "index_head_dim")
         latent_groups = [group for group in groups if any(shape.is_latent for shape in group.shapes.values())]
-        chosen = _largest(config, "index_topk") + max((group.window or 0 for group in latent_groups), default=0)
+        block_keys = _largest(config, "index_topk_blocks") * _largest(config, "index_block_size")
+        window = max((group.window or 0 for group in latent_groups), default=0)
+        chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + window
         return cls(
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),

@@ -1,7 +1,7 @@
-"""Indexers of sparse attention (DeepSeek Sparse Attention), by the names of their parts.
+"""Indexers of sparse attention, by the names of their parts.
 
-An indexer scores the keys that a token sees, and the token attends to the best ones alone. It keeps a key of its own
-for each token, which lies in the KV cache behind the latent of the token.
+An indexer scores the keys that a token sees, and the token attends to the best ones alone (DeepSeek Sparse Attention),
+or to the blocks that hold the best ones (MiniMax M3). It keeps a key of its own for each token in the KV cache.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from torch import nn
 LINEARS = ("wq_b", "wk", "weights_proj")  # of queries, of the key, and of the heads' weights
 NORM = "k_norm"
 TOP_K = "index_topk"  # attribute: keys that a token attends to, at most
-QUERIES, LATENTS = ("q_a_proj", "q_a_layernorm", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
-AROUND = (*QUERIES, *LATENTS, "o_proj", "indexer")  # the parts of such an attention
+QUERIES, LATENTS = ("q_a_proj", "q_a_layernorm", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_a_layernorm")
+AROUND = ("kv_b_proj", "o_proj", "indexer")  # the parts of such an attention
 ROPE_NORM = "k_rope_only_layernorm"
 BESIDES = ("g_proj", ROPE_NORM)  # parts that it may have
+HEAD_SCALES = "softmax_scaling"  # of queries, by head and position
+INPUT_NORM = "q_input_norm"  # of the attention's rows, which an indexer's queries take then
+KINDS = (  # the parts of an attention, those that it may have, and those of its indexer besides the usual ones
+    ((*QUERIES, *LATENTS, *AROUND), BESIDES, ()),
+    (("q_proj", HEAD_SCALES, *AROUND), LATENTS, (INPUT_NORM, HEAD_SCALES)),
+)
+BLOCK_PARTS = ("q_proj", "k_proj", "q_norm", "k_norm")  # of an indexer that chooses blocks of keys
+BLOCK_SIZE, TOP_BLOCKS, LOCAL_BLOCKS = "block_size", "topk_blocks", "local_blocks"  # its attributes
+ALL = 1 << 30  # more blocks than there are
 
 
 def find_indexer(attention: Any) -> Any:
@@ -26,7 +35,20 @@ def find_indexer(attention: Any) -> Any:
     indexer = getattr(attention, "indexer", None)
     if not isinstance(indexer, nn.Module) or not isinstance(getattr(indexer, TOP_K, None), int):
         return None
-    is_known = _consists_of(indexer, {*LINEARS, NORM}) and _consists_of(attention, AROUND, BESIDES)
+    is_known = any(
+        _consists_of(attention, parts, besides) and _consists_of(indexer, {*LINEARS, NORM, *more})
+        for parts, besides, more in KINDS
+    )
+    return indexer if is_known else None
+
+
+def find_block_indexer(attention: Any) -> Any:
+    """Return the indexer of a layer's attention that chooses blocks of keys; None if it has none."""
+    indexer = getattr(attention, "indexer", None)
+    if not isinstance(indexer, nn.Module):
+        return None
+    counts = [getattr(indexer, name, None) for name in (BLOCK_SIZE, TOP_BLOCKS, LOCAL_BLOCKS)]
+    is_known = all(isinstance(count, int) for count in counts) and _consists_of(indexer, BLOCK_PARTS)
     return indexer if is_known else None
 
 
@@ -46,15 +68,22 @@ def _consists_of(module: nn.Module, names: Collection[str], besides: Collection[
 def few_chosen(model: nn.Module, count: int) -> Iterator[None]:
     """Have the indexers of a model choose so few keys, so that a short sequence shows which.
 
+    Those that choose blocks rank single keys and choose all of them, which shows the scores.
+
     Args:
         count: of keys, at most.
     """
-    found = [indexer for module in model.modules() if (indexer := find_indexer(module)) is not None]
-    wanted = [getattr(indexer, TOP_K) for indexer in found]
-    for indexer, top_k in zip(found, wanted, strict=True):
-        setattr(indexer, TOP_K, min(top_k, count))
+    changes: list[tuple[Any, str, int]] = []
+    for module in model.modules():
+        if (indexer := find_indexer(module)) is not None:
+            changes.append((indexer, TOP_K, min(getattr(indexer, TOP_K), count)))
+        if (indexer := find_block_indexer(module)) is not None:
+            changes += [(indexer, BLOCK_SIZE, 1), (indexer, TOP_BLOCKS, ALL)]
+    wanted = [getattr(indexer, name) for indexer, name, _ in changes]
+    for indexer, name, value in changes:
+        setattr(indexer, name, value)
     try:
         yield
     finally:
-        for indexer, top_k in zip(found, wanted, strict=True):
-            setattr(indexer, TOP_K, top_k)
+        for (indexer, name, _), value in zip(changes, wanted, strict=True):
+            setattr(indexer, name, value)

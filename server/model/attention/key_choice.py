@@ -16,12 +16,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
+from server.model.attention.indexer import BLOCK_SIZE
 from server.model.errors import NotBatchableError
 from server.model.hooks import current_hooks
 
 INDEXED = "sparse-attention layers with an indexer"
-ROWS, CACHE, MASK = "hidden_states", "cache", "attention_mask"  # arguments of an indexer
-BLOCK_SIZE = "block_size"  # attribute of an indexer that chooses blocks of keys
+ROWS, CACHE, MASK, POSITIONS = "hidden_states", "cache", "attention_mask", "position_ids"  # arguments of an indexer
 POOLED = ("index_kpool", "compress_ratio")  # attributes of indexers that score means of keys
 
 
@@ -151,8 +151,14 @@ class WholeSequence:
 
 
 def choose_of_sequence(call: IndexerCall, states: WholeSequence) -> Any:
-    """Return what an indexer chooses for the rows of one complete sequence: blocks as a ``KeyChoice``."""
-    chosen = call.run(states)
+    """Return what an indexer chooses for the rows of one complete sequence: blocks as a ``KeyChoice``.
+
+    The positions may begin anywhere. An indexer of blocks takes the numbers of its blocks from them, and nothing else.
+    """
+    changes = {}
+    if hasattr(call.indexer, BLOCK_SIZE) and POSITIONS in call.arguments:
+        changes[POSITIONS] = torch.arange(call.num_tokens, device=call.arguments[ROWS].device).unsqueeze(0)
+    chosen = call.run(states, changes)
     if not call.chooses_blocks(chosen):
         return chosen
     return KeyChoice([call.mask_of(chosen, 0, call.num_tokens)])

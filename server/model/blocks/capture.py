@@ -107,10 +107,15 @@ class LayerCapture:
     routing: Routing | None
     calls: Sequence[ChildCall] = ()  # in order
     mixer: ModuleCall | None = None  # the one of its mixer, once that is known
-    is_latent: bool = False  # its keys and values are made from one latent a token (MLA)
+    latents: torch.Tensor | None = None  # float32 (tokens, numbers) with the rotated part of keys behind (MLA)
     index_scores: torch.Tensor | None = None  # float32 (tokens, keys), by which an indexer chose keys
     layer: Any = None  # the model's
     module: Any = None  # the same, or the one of several blocks of it that this is the call of
+
+    @property
+    def is_latent(self) -> bool:
+        """True if its keys and values are made from one latent a token."""
+        return self.latents is not None
 
     def with_mixer(self, module: nn.Module | None) -> LayerCapture:
         """Return the capture once the module of its mixer is known."""
@@ -157,7 +162,7 @@ class _Probe(Probe):
         self.queries = self.keys = torch.empty(0)
         self.routing: Routing | None = None
         self.calls: list[ChildCall] = []
-        self.is_latent = False
+        self.latents: torch.Tensor | None = None
         self.ranked: torch.Tensor | None = None  # what the latest call of `topk` got
         self.index_scores: torch.Tensor | None = None
 
@@ -168,7 +173,9 @@ class _Probe(Probe):
         if options.chosen is not None and self.ranked is not None:
             self.index_scores = self.ranked.float().reshape(-1, self.ranked.shape[-1]).clone()
         output = super().attend(layer, query, key, value, options)
-        self.is_latent = layer in self.latent_layers
+        if layer in self.latent_layers:
+            projection, latent = self._latents[layer]
+            self.latents = projection.row(latent, key)[0].float()
         return output
 
     def run_experts(
@@ -244,7 +251,7 @@ class _LayerHooks:
         probe, recorder = self._probe, self._recorder
         seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
         block = LayerCapture(recorder.given, output[0].float().clone(), recorder.positions, *seen, layer=layer)
-        self.layers.append(replace(block, is_latent=probe.is_latent, index_scores=probe.index_scores))
+        self.layers.append(replace(block, latents=probe.latents, index_scores=probe.index_scores))
         probe.begin_layer()
 
 

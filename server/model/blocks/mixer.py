@@ -156,6 +156,10 @@ class Mixer(ABC):
         del position
         return 1.0
 
+    def query_scales(self, positions: Sequence[int]) -> torch.Tensor:
+        """Return the factors of the queries at positions, ``(1 or heads, positions)``."""
+        return torch.tensor([[self.query_scale(position) for position in positions]])
+
     def fit(self, trial: MixerTrial) -> None:  # noqa: B027  a kind that shows all by its structure has nothing to find
         """Find what the structure does not show, by trials.
 

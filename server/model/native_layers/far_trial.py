@@ -61,8 +61,9 @@ def check_far(
         if layer.mixer.target is not Target.NATIVE or not before.queries.numel():
             continue
         far = longest - len(tokens)
-        growth = [layer.mixer.query_scale(far + i) / layer.mixer.query_scale(i) for i in range(len(tokens))]
-        for name, known in (("queries", torch.tensor(growth)), ("keys", torch.ones(len(tokens)))):
+        scales = [layer.mixer.query_scales(range(begin, begin + len(tokens))) for begin in (far, 0)]
+        growth = (scales[0] / scales[1]).abs()
+        for name, known in (("queries", growth), ("keys", torch.ones(len(tokens)))):
             norms = getattr(before, name).norm(dim=-1), getattr(after, name).norm(dim=-1)  # (heads, tokens)
             ratio = float((norms[1] / (norms[0] * known).clamp_min(1e-20)).median())
             if not abs(ratio - 1) < TOLERANCE:

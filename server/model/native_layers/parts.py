@@ -24,6 +24,7 @@ DENSE_NAMES = (  # gate, up and down; where there are two, the first may be both
     ("gate_proj", "up_proj", "down_proj"),
     ("w1", "w3", "w2"),
     ("input_linear", "output_linear"),
+    ("gate_up_proj", "down_proj"),
     ("up_proj", "down_proj"),
 )
 ACTIVATIONS = ("act_fn", "activation_fn", "activation")
@@ -36,6 +37,7 @@ SCALE = "layer_scalar"
 class Dense:
     """An MLP that every token goes to."""
 
+    module: Any
     gate: Linear  # or both gate and up, or the first of one without a gate
     up: Linear | None
     down: Linear
@@ -176,7 +178,7 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     weighting = next((getattr(block, WEIGHTING) for block in blocks if hasattr(block, WEIGHTING)), None)
     norms = places.dense_input_norm, places.dense_norm
     averages = [getattr(block, COMBINATION, None) == "average" for block in blocks]
-    return Dense(gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
+    return Dense(module, gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
 
 
 def _block_norm(places: Places, experts: nn.Module | None, size: int) -> Norm | None:

@@ -40,7 +40,7 @@ class LayerPositions:
         self._by_layer: dict[int, int] = {}
         groups: list[tuple[Any, list[RotaryLayer]]] = []
         for layer, each in zip(layers, captured.layers, strict=True):
-            if not isinstance(layer.mixer, RotaryMixer) or each.positions is None:
+            if not isinstance(layer.mixer, RotaryMixer) or each.positions is None or not layer.mixer.most_rotated:
                 continue
             index = next((index for index, (angles, _) in enumerate(groups) if angles is each.positions), len(groups))
             if index == len(groups):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from ctypes import addressof
-from types import SimpleNamespace
-from typing import Any
 
 from torch import nn
 
@@ -21,6 +19,8 @@ from server.model.blocks.layer import NativeLayer
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
+from server.model.native_layers.dense_gate import DenseGate
+from server.model.native_layers.depth_scales import DepthScales
 from server.model.native_layers.own_router import OwnRouter
 from server.model.native_layers.parts import Dense, Parts
 
@@ -43,9 +43,15 @@ def build_layer(
     spec = layer.spec
     spec.input_norm, spec.mixer_norm = layer.norm(parts.input_norm), layer.norm(parts.mixer_norm)
     spec.inner_norm, spec.output_norm = layer.norm(parts.inner_norm), layer.norm(parts.output_norm)
+    spec.output_scale = 1.0 if parts.scale is None else float(parts.scale)
+    depth = DepthScales.of(module)
+    if depth is not None:
+        spec.mixer_norm = layer.norm(depth.mixer_norm(parts.mixer_norm))
+        spec.inner_norm = layer.norm(depth.inner_norm(parts.inner_norm))
+        spec.output_norm = layer.norm(depth.output_norm(parts.output_norm))
+        spec.output_scale *= depth.output_scale
     spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
-    spec.output_scale = 1.0 if parts.scale is None else float(parts.scale)
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)
     if parts.experts is not None:
         layer.feed_forward = _mixture(layer, parts, router, mlp)
@@ -69,11 +75,7 @@ def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
     linears = [linear for linear in (dense.gate, dense.up, dense.down) if linear is not None]
     if any(linear.bias is not None for linear in linears):
         raise UnsupportedLayerError("its dense MLP has biases")
-    act_fn = dense.act_fn
-    like: Any = SimpleNamespace(
-        has_gate=dense.has_gate, act_fn=act_fn, _apply_gate=lambda x: act_fn(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
-    )
-    gate = recognise_gate(like)
+    gate = recognise_gate(DenseGate(dense))
     if gate is None:
         raise UnsupportedLayerError("its dense MLP has an unknown activation")
     parts = (Matrix * 2)(*map(matrix_of, linears[:-1]))

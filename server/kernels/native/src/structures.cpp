@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "formats/table.h"
+#include "layers/block_indexer.h"
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
@@ -194,7 +195,7 @@ struct Fields<GroupedAttention> {
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(output), FIELD(value), FIELD(gate), FIELD(query_bias), FIELD(key_bias),
       FIELD(value_bias), FIELD(output_bias), FIELD(gate_bias), FIELD(query_norm), FIELD(key_norm),
-      FIELD(value_norm), FIELD(sinks), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
       FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
       FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
       FIELD(has_gates_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind), FIELD(cache_format),
@@ -208,11 +209,25 @@ struct Fields<Norm> {
 };
 
 template <>
+struct Fields<HeadScales> {
+  using Type = HeadScales;
+  static constexpr Field kAll[] = {FIELD(scales), FIELD(offsets)};
+};
+
+template <>
+struct Fields<BlockIndexer> {
+  using Type = BlockIndexer;
+  static constexpr Field kAll[] = {
+      FIELD(query), FIELD(key), FIELD(query_norm), FIELD(key_norm), FIELD(cache), FIELD(chosen), FIELD(heads), FIELD(dim),
+      FIELD(block_size), FIELD(top_k), FIELD(num_local), FIELD(rope_kind), FIELD(unused)};
+};
+
+template <>
 struct Fields<Indexer> {
   using Type = Indexer;
   static constexpr Field kAll[] = {
-      FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(chosen), FIELD(heads), FIELD(dim), FIELD(top_k),
-      FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(unused)};
+      FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(query_input_norm), FIELD(head_scales), FIELD(chosen),
+      FIELD(heads), FIELD(dim), FIELD(top_k), FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(takes_hidden)};
 };
 
 template <>
@@ -221,8 +236,8 @@ struct Fields<LatentAttention> {
   static constexpr Field kAll[] = {
       FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
-      FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(indexer), FIELD(cache), FIELD(cache_slots),
-      FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
+      FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(head_scales), FIELD(indexer), FIELD(cache),
+      FIELD(source), FIELD(source_dim), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
       FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format),
       FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
 };
@@ -431,7 +446,7 @@ constexpr Layout kLayouts[] = {
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
-    layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
+    layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"), layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),

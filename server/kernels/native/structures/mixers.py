@@ -56,6 +56,7 @@ class GroupedAttention(Structure):
         ("key_norm", c_void_p),
         ("value_norm", c_void_p),
         ("sinks", c_void_p),
+        ("indexer", c_void_p),
         ("key_cache", c_void_p),
         ("value_cache", c_void_p),
         ("cache_slots", c_int64),
@@ -84,6 +85,32 @@ class GroupedAttention(Structure):
     ]
 
 
+class HeadScales(Structure):
+    """Factors of queries by their position and head; without scales there are none."""
+
+    _fields_ = [("scales", c_void_p), ("offsets", c_void_p)]
+
+
+class BlockIndexer(Structure):
+    """An indexer that chooses blocks of keys for each head of keys."""
+
+    _fields_ = [
+        ("query", Matrix),
+        ("key", Matrix),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("cache", c_void_p),
+        ("chosen", c_void_p),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("block_size", c_int64),
+        ("top_k", c_int64),
+        ("num_local", c_int64),
+        ("rope_kind", c_int32),
+        ("unused", c_int32),
+    ]
+
+
 class Indexer(Structure):
     """An indexer, which chooses the keys that each token attends to."""
 
@@ -92,6 +119,8 @@ class Indexer(Structure):
         ("key", Matrix),
         ("weights", Matrix),
         ("key_norm", Norm),
+        ("query_input_norm", Norm),
+        ("head_scales", HeadScales),
         ("chosen", c_void_p),
         ("heads", c_int64),
         ("dim", c_int64),
@@ -99,7 +128,7 @@ class Indexer(Structure):
         ("rope_kind", c_int32),
         ("chooses", c_int32),
         ("is_window", c_int32),
-        ("unused", c_int32),
+        ("takes_hidden", c_int32),
     ]
 
 
@@ -120,8 +149,11 @@ class LatentAttention(Structure):
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
         ("rope_norm", c_void_p),
+        ("head_scales", HeadScales),
         ("indexer", c_void_p),
         ("cache", c_void_p),
+        ("source", c_void_p),
+        ("source_dim", c_int64),
         ("cache_slots", c_int64),
         ("cache_dim", c_int64),
         ("heads", c_int64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from server.kernels.native.structures.mixers import GateKind, GroupedAttention, 
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer
+from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
 from server.model.blocks.linears import matrix_of, no_matrix
-from server.model.blocks.mixer import MixerTrial, RotaryMixer
+from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
-TEMPERATURE = "attn_temperature_tuning"  # attribute: layers without rotary positions scale queries by their positions
 
 
 class GroupedAttentionMixer(RotaryMixer):
@@ -35,7 +36,7 @@ class GroupedAttentionMixer(RotaryMixer):
 
     Args:
         parts: of the family's module.
-        options: that the module calls attention with.
+        captured: a call of the layer.
         index: of the layer.
 
     Raises:
@@ -44,9 +45,10 @@ class GroupedAttentionMixer(RotaryMixer):
 
     kind = MixerKind.GROUPED_ATTENTION
 
-    def __init__(self, parts: GroupedAttentionParts, options: AttentionOptions | None, index: int):
+    def __init__(self, parts: GroupedAttentionParts, captured: LayerCapture, index: int):
         self.spec = GroupedAttention()
         super().__init__(parts.module, index, self.spec)
+        options = captured.options
         if options is None:
             raise UnsupportedLayerError("a layer has no attention")
         spec = self.spec
@@ -62,17 +64,26 @@ class GroupedAttentionMixer(RotaryMixer):
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)
         self._set_values(parts)
-        spec.scales_queries = int(getattr(parts.module, TEMPERATURE, False) and not parts.module.use_rope)
+        self._scale_of = query_scale_of(parts.module, captured)
+        spec.scales_queries = int(self._scale_of is not None)
         spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
         spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
         spec.looks_ahead = int(spec.window and not spec.is_chunked)  # within an image
         if options.sinks is not None and options.sinks.numel() != spec.heads:
             raise UnsupportedLayerError("its sinks are not one for each head")
         spec.sinks = self.keep(options.sinks)
+        self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
+        if self._indexer is not None:
+            self._set_indexer(self._indexer, options)
 
     @property
     def name(self) -> str:
         return "attention"
+
+    @property
+    def chosen_keys(self) -> ChosenKeys | None:
+        indexer = self._indexer
+        return None if indexer is None else ChosenKeys(int(indexer.spec.top_k * indexer.spec.block_size), are_own=True)
 
     @property
     def attention_layer(self) -> int:
@@ -87,15 +98,15 @@ class GroupedAttentionMixer(RotaryMixer):
         return bool(self.spec.scales_queries)
 
     def query_scale(self, position: int) -> float:
-        if not self.reads_query_scales:
-            return 1.0
-        return 1.0 + float(self.module.attn_scale) * math.log1p((position + 1) // self.module.floor_scale)
+        return 1.0 if self._scale_of is None else self._scale_of(position)
 
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
         return rotations(self, trial)[0].as_pair()
 
     def fit(self, trial: MixerTrial) -> None:
         fit_rotation(self, trial)
+        if self._indexer is not None:
+            self._indexer.fit(self, trial)
         if self.spec.gate_kind == GateKind.NONE:
             return
         errors = {}
@@ -106,7 +117,15 @@ class GroupedAttentionMixer(RotaryMixer):
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
         del captured
-        return TrialAttention(self.module, self.index, self.spec, num_tokens)
+        return self._trial(num_tokens)
+
+    def for_choice(self, num_tokens: int, top_k: int) -> TrialAttention:
+        """Return the same, whose indexer chooses so many single keys."""
+        return self._trial(num_tokens, top_k)
+
+    def _trial(self, num_tokens: int, top_k: int | None = None) -> TrialAttention:
+        own = self.module, self.index, self.spec, num_tokens
+        return TrialAttention(*own, scale_of=self._scale_of, indexer=self._indexer, top_k=top_k)
 
     def for_queries(self, num_tokens: int) -> TrialAttention:
         """Return an attention for a trial whose keys are the queries of this one."""
@@ -120,6 +139,15 @@ class GroupedAttentionMixer(RotaryMixer):
         spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
         spec.cache_format = PLAIN[cache.shape.dtype]
         spec.group = kv_cache.group_of[layer]
+        if self._indexer is not None and cache.index is not None:
+            self._indexer.bind(cache.index)
+
+    def _set_indexer(self, indexer: NativeBlockIndexer, options: AttentionOptions) -> None:
+        if options.chosen is None:
+            raise UnsupportedLayerError("it has an indexer that chooses no keys")
+        self.spec.indexer = indexer.address
+        for number, linear in enumerate(indexer.parts.linears, len(MATRICES)):
+            self.add_target(linear, number)
 
     def _set_heads(self, parts: GroupedAttentionParts) -> None:
         spec = self.spec
@@ -179,11 +207,27 @@ class TrialAttention(GroupedAttentionMixer):
     Args:
         own: its structure.
         num_tokens: of the one sequence.
+        scale_of: returns the factor of the queries at a position.
+        indexer: of the attention, whose tokens attend to all keys here.
+        top_k: single keys that it chooses; None for blocks.
     """
 
-    def __init__(self, module: Any, index: int, own: GroupedAttention, num_tokens: int):
+    def __init__(
+        self,
+        module: Any,
+        index: int,
+        own: GroupedAttention,
+        num_tokens: int,
+        *,
+        scale_of: Callable[[int], float] | None = None,
+        indexer: NativeBlockIndexer | None = None,
+        top_k: int | None = None,
+    ):
         spec = self.spec = GroupedAttention.from_buffer_copy(own)
         super(GroupedAttentionMixer, self).__init__(module, index, spec)
+        self._scale_of = scale_of
+        self.indexer = None if indexer is None else indexer.for_trial(num_tokens, top_k)
+        spec.indexer = None if self.indexer is None else self.indexer.address
         self._num_tokens, num_blocks = num_tokens, -(-num_tokens // BLOCK)
         shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
         self._keys, self._values = (
@@ -206,7 +250,7 @@ class TrialAttention(GroupedAttentionMixer):
         trial.value, trial.value_bias, trial.value_norm = own.query, own.query_bias, None
         trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
         trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.data_ptr())
-        found = cls(mixer.module, mixer.index, trial, num_tokens)
+        found = cls(mixer.module, mixer.index, trial, num_tokens, scale_of=mixer._scale_of)  # noqa: SLF001
         found.keeps.append(nothing)
         return found
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.grouped_attention.indexer import BlockIndexerParts
 from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -38,6 +39,7 @@ class GroupedAttentionParts(MixerParts):
     query_norm: Norm | None
     key_norm: Norm | None
     value_norm: Norm | None
+    indexer: BlockIndexerParts | None = None
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -55,7 +57,8 @@ class GroupedAttentionParts(MixerParts):
         if value_norm is not None:
             value_norm = find_norm(value_norm, int(own.head_dim))
         gate_bias = getattr(module, "gate_bias", None)
-        return cls(module, query, key, value, output, gate, gate_bias, query_norm, key_norm, value_norm)
+        norms = query_norm, key_norm, value_norm
+        return cls(module, query, key, value, output, gate, gate_bias, *norms, BlockIndexerParts.find(module))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for linear in (self.query, self.key, self.value, self.output, self.gate):
@@ -66,6 +69,8 @@ class GroupedAttentionParts(MixerParts):
                 yield from norm.module.parameters()
         if isinstance(self.gate_bias, nn.Parameter):
             yield self.gate_bias
+        if self.indexer is not None:
+            yield from self.indexer.parameters()
         yield from (value for name, value in self.module.named_parameters(recurse=False) if "sink" in name)
 
     @property
@@ -74,7 +79,7 @@ class GroupedAttentionParts(MixerParts):
         return None if self.key_norm is None else self.key_norm.epsilon
 
     def build(self, captured: LayerCapture, place: LayerPlace) -> GroupedAttentionMixer:
-        return GroupedAttentionMixer(self, captured.options, place.index)
+        return GroupedAttentionMixer(self, captured, place.index)
 
 
 def _head_norm(attention: Any, names: Iterable[str]) -> Norm | None:

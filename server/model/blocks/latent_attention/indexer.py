@@ -12,22 +12,21 @@ import torch
 from torch import nn
 
 from server.kernels.native.structures.layers import Norm as NormSpec
-from server.kernels.native.structures.mixers import Indexer, RopeKind
-from server.model.attention.indexer import LINEARS, NORM, TOP_K, find_indexer
+from server.kernels.native.structures.mixers import HeadScales, Indexer, RopeKind
+from server.model.attention.indexer import HEAD_SCALES, INPUT_NORM, LINEARS, NORM, TOP_K, find_indexer
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.latent_attention.rotation import WAYS, rotated
+from server.model.blocks.index_scores import find_index_rotation
+from server.model.blocks.latent_attention.head_scales import HeadScalesParts
 from server.model.blocks.linears import LINEARS as LINEAR_LAYERS
 from server.model.blocks.linears import Linear, matrix_of
-from server.model.blocks.mixer import MixerTrial, relative_error
+from server.model.blocks.mixer import MixerTrial
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.rotated_rows import rotated
 from server.model.blocks.workspace import Positions
 
 if TYPE_CHECKING:
     from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
-
-LEAST_MARGIN = 3.0  # of the error of other ways to rotate keys, by that of the best
-SAME = 1e-5  # scores that differ no more, relative to their norm, were made in the same way
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class IndexerParts:
     key: Linear
     weights: Linear
     key_norm: Norm
+    input_norm: Norm | None = None  # of the attention's rows, which queries take then
+    head_scales: HeadScalesParts | None = None  # of queries
 
     @classmethod
     def find(cls, attention: Any) -> Self | None:
@@ -50,8 +51,13 @@ class IndexerParts:
         norm = norm_of(getattr(indexer, NORM))
         if norm is None or not all(isinstance(linear, LINEAR_LAYERS) and linear.bias is None for linear in linears):
             return None
+        has_inputs = hasattr(indexer, INPUT_NORM)
+        input_norm = norm_of(getattr(indexer, INPUT_NORM)) if has_inputs else None
+        head_scales = HeadScalesParts.find(indexer)
+        if (has_inputs and input_norm is None) or (hasattr(indexer, HEAD_SCALES) and head_scales is None):
+            return None
         query, key, weights = linears
-        return cls(indexer, query, key, weights, norm)
+        return cls(indexer, query, key, weights, norm, input_norm, head_scales)
 
     @property
     def linears(self) -> tuple[Linear, Linear, Linear]:
@@ -66,6 +72,10 @@ class IndexerParts:
     def parameters(self) -> Iterator[nn.Parameter]:
         for module in (*self.linears, self.key_norm.module):
             yield from module.parameters()
+        if self.input_norm is not None:
+            yield from self.input_norm.module.parameters()
+        if self.head_scales is not None:
+            yield from self.head_scales.parameters()
 
     def scores(
         self, rows: torch.Tensor, query_inputs: torch.Tensor, positions: Positions, kind: RopeKind
@@ -74,15 +84,19 @@ class IndexerParts:
 
         Args:
             rows: of the attention, ``(tokens, hidden)``.
-            query_inputs: of the queries.
+            query_inputs: of the attention's queries.
             kind: of the rotary positions.
         """
         heads, dim = self.weights.out_features, self.key.out_features
         with torch.inference_mode():
+            if self.input_norm is not None:
+                query_inputs = self.input_norm.module(rows)
             queries = self.query(query_inputs).float().view(len(rows), heads, dim).transpose(0, 1)
             key = self.key_norm.module(self.key(rows)).float()
             weight = getattr(self.weights, "weight", rows)  # quantised layers have none, and take any rows
             weights = self.weights(rows.to(weight.dtype)).float()  # (tokens, heads)
+        if self.head_scales is not None:
+            queries = queries * self.head_scales.at(range(len(rows))).unsqueeze(-1)
         products = rotated(queries, kind, positions) @ rotated(key, kind, positions).T
         return torch.einsum("th,hts->ts", weights, products.relu())
 
@@ -103,9 +117,11 @@ class NativeIndexer:
             return
         spec.query, spec.key, spec.weights = (matrix_of(linear) for linear in parts.linears)
         spec.heads, spec.dim = parts.weights.out_features, parts.key.out_features
-        norm = parts.key_norm
-        addresses = [None if each is None else self._keep(each) for each in (norm.weight, norm.bias)]
-        spec.key_norm = NormSpec(*addresses, norm.epsilon, norm.kind)
+        spec.key_norm = self._norm(parts.key_norm)
+        if parts.input_norm is not None:
+            spec.query_input_norm, spec.takes_hidden = self._norm(parts.input_norm), 1
+        if parts.head_scales is not None:
+            spec.head_scales = HeadScales(self._keep(parts.head_scales.scales), self._keep(parts.head_scales.offsets))
 
     @property
     def chooses(self) -> bool:
@@ -135,19 +151,12 @@ class NativeIndexer:
         if wanted is None or wanted.shape != (trial.num_tokens, trial.num_tokens):
             raise UnsupportedLayerError("its indexer chooses by other scores than one of each token and key")
         seen = torch.ones_like(wanted, dtype=torch.bool).tril()
-        found = []
-        for kind in dict.fromkeys(kind for kind, _ in WAYS):
-            if kind is not RopeKind.NONE and trial.positions.rotary_dim > self.spec.dim:
-                continue
-            scores = self.parts.scores(rows, query_inputs, trial.positions, kind)[seen]
-            factor = float((scores * wanted[seen]).sum() / scores.square().sum().clamp_min(1e-30))
-            found.append((relative_error(scores * abs(factor), wanted[seen]), kind, scores))
-        (error, self.spec.rope_kind, scores), *others = sorted(found, key=lambda each: each[0])
-        if not error < trial.tolerance:
-            raise UnsupportedLayerError(f"its indexer scores keys in another way, off by {error:.1e}")
-        near = min(trial.tolerance, LEAST_MARGIN * error)
-        if any(other < near and relative_error(each, scores) > SAME for other, _, each in others):
-            raise UnsupportedLayerError("its index keys are rotated too little to show how")
+
+        def scores_of(kind: RopeKind) -> torch.Tensor:
+            assert self.parts is not None
+            return self.parts.scores(rows, query_inputs, trial.positions, kind)[seen]
+
+        self.spec.rope_kind = find_index_rotation(trial, self.spec.dim, scores_of, wanted[seen])
         self._check_choices(mixer, trial, wanted.masked_fill(~seen, -torch.inf))
 
     def _check_choices(self, mixer: LatentAttentionMixer, trial: MixerTrial, scores: torch.Tensor) -> None:
@@ -161,6 +170,10 @@ class NativeIndexer:
             is_steady = ranked[top_k - 1] - ranked[top_k] > trial.tolerance * ranked.abs().max()
             if is_steady and not np.array_equal(own.chosen[token], wanted[token]):
                 raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
+
+    def _norm(self, norm: Norm) -> NormSpec:
+        addresses = [None if each is None else self._keep(each) for each in (norm.weight, norm.bias)]
+        return NormSpec(*addresses, norm.epsilon, norm.kind)
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._keeps.append(tensor.detach().float().contiguous())

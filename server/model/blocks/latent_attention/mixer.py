@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from ctypes import addressof
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,16 @@ from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraPlace
 from server.kernels.native.structures.matrices import Format, Matrix
-from server.kernels.native.structures.mixers import Indexer, LatentAttention, MixerKind, RopeKind
+from server.kernels.native.structures.mixers import HeadScales, Indexer, LatentAttention, MixerKind, RopeKind
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.latent_attention.indexer import NativeIndexer, chosen_of, indexer_of
-from server.model.blocks.latent_attention.rotation import Rotations, rotations, rows_of
+from server.model.blocks.latent_attention.rotation import Rotations, rotations
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
+from server.model.blocks.rotated_rows import rows_of
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
 from server.model.quantised.latent_expansion import LatentExpansion
@@ -79,6 +81,11 @@ class LatentAttentionMixer(RotaryMixer):
         self._set_norms(parts)
         spec.scaling = captured.options.scaling
         spec.scales_queries = int(_temperature(parts.module) is not None)
+        if parts.head_scales is not None:
+            spec.head_scales = HeadScales(self.keep(parts.head_scales.scales), self.keep(parts.head_scales.offsets))
+        self._is_sorted = (
+            False  # the rotated part of captured keys has the first numbers of all pairs before the others
+        )
 
     @property
     def name(self) -> str:
@@ -108,6 +115,10 @@ class LatentAttentionMixer(RotaryMixer):
         factor, length = found
         return 1.0 + factor * math.log(1 + position // length)
 
+    def query_scales(self, positions: Sequence[int]) -> torch.Tensor:
+        scales, by_head = super().query_scales(positions), self._parts.head_scales
+        return scales if by_head is None else scales * by_head.at(positions)
+
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:
         best = self._rotations(trial).best
         return best.error, best.kind != RopeKind.NONE
@@ -115,18 +126,19 @@ class LatentAttentionMixer(RotaryMixer):
     def fit(self, trial: MixerTrial) -> None:
         found = self._rotations(trial)
         found.check(trial.tolerance)
-        self.spec.rope_kind = found.best.kind
+        self.spec.rope_kind, self._is_sorted = found.best.kind, found.best.is_sorted
         if self._indexer is not None:
             rows = rows_of(trial)
             with torch.inference_mode():
                 self._indexer.fit(self, trial, rows, self._parts.query_inputs(rows))
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
-        return TrialLatents(self.module, self.index, self.spec, captured, num_tokens)
+        return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, is_sorted=self._is_sorted)
 
     def for_choice(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
         """Return the same, which chooses keys instead of taking those of the capture."""
-        return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, chooses=True)
+        own = self.module, self.index, self.spec, captured, num_tokens
+        return TrialLatents(*own, is_sorted=self._is_sorted, chooses=True)
 
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         del states
@@ -134,10 +146,13 @@ class LatentAttentionMixer(RotaryMixer):
         cache = kv_cache.layers[layer]
         spec.cache, spec.cache_slots, spec.cache_dim = cache.keys.data_ptr(), cache.keys.shape[2], cache.shape.dim
         spec.cache_format, spec.group = PLAIN[cache.shape.dtype], kv_cache.group_of[layer]
+        if self._parts.latent is None:
+            source = kv_cache.layers[self._parts.source]
+            spec.source, spec.source_dim = source.keys.data_ptr(), source.shape.dim
 
     def _rotations(self, trial: MixerTrial) -> Rotations:
         self.spec.rotary_dim = trial.positions.rotary_dim
-        return rotations(self._parts, trial, [self.query_scale(position) for position in range(trial.num_tokens)])
+        return rotations(self._parts, trial, self.query_scales(range(trial.num_tokens)))
 
     def _set_indexer(self, indexer: NativeIndexer) -> None:
         self.spec.indexer = indexer.address
@@ -153,10 +168,11 @@ class LatentAttentionMixer(RotaryMixer):
 
     def _set_norms(self, parts: LatentAttentionParts) -> None:
         spec = self.spec
-        spec.latent_norm = self.keep(parts.latent_norm.weight * parts.latent_scale)
-        spec.latent_norm_epsilon = parts.latent_norm.epsilon
+        if parts.latent_norm is not None:
+            spec.latent_norm = self.keep(parts.latent_norm.weight * parts.latent_scale)
+            spec.latent_norm_epsilon = parts.latent_norm.epsilon
         if parts.rope_norm is not None:
-            if parts.rope_norm.epsilon != parts.latent_norm.epsilon:
+            if parts.latent_norm is None or parts.rope_norm.epsilon != parts.latent_norm.epsilon:
                 raise UnsupportedLayerError("the norms of its latents and of its rotated keys have different epsilons")
             spec.rope_norm = self.keep(parts.rope_norm.weight)
         if parts.query_norm is not None:
@@ -166,8 +182,7 @@ class LatentAttentionMixer(RotaryMixer):
     def _set_sizes(self, parts: LatentAttentionParts) -> None:
         spec, expansion = self.spec, parts.expansion
         spec.rank, spec.nope_dim, spec.value_dim = expansion.rank, expansion.nope_dim, expansion.value_dim
-        spec.rope_dim = parts.latent.out_features - spec.rank
-        spec.heads = expansion.expanded_dim // (spec.nope_dim + spec.value_dim)
+        spec.rope_dim, spec.heads = parts.rope_dim, parts.heads
 
     def _set_expansion(self, parts: LatentAttentionParts) -> None:
         """Take the expansion's two matrices, or copy its weights in the order in which it is absorbed."""
@@ -196,6 +211,7 @@ class TrialLatents(LatentAttentionMixer):
         own: its structure.
         captured: a call of the layer.
         num_tokens: of the one sequence.
+        is_sorted: whether the rotated part of captured keys has the first numbers of all pairs before the others.
         chooses: whether its indexer chooses keys, as many as that of the capture.
     """
 
@@ -207,6 +223,7 @@ class TrialLatents(LatentAttentionMixer):
         captured: LayerCapture,
         num_tokens: int,
         *,
+        is_sorted: bool = False,
         chooses: bool = False,
     ):
         spec = self.spec = LatentAttention.from_buffer_copy(own)
@@ -223,6 +240,22 @@ class TrialLatents(LatentAttentionMixer):
         self._latents = np.zeros((num_blocks, dim, BLOCK), dtype=np.float32)
         spec.cache, spec.cache_slots, spec.cache_dim = self._latents.ctypes.data, num_blocks * BLOCK, dim
         spec.cache_format, spec.group = Format.FLOAT32, 0
+        if not spec.latent.outputs:
+            assert captured.latents is not None
+            self._source = _blocks_of(captured.latents, spec.rank, num_blocks, is_sorted=is_sorted)
+            spec.source, spec.source_dim = self._source.ctypes.data, self._source.shape[1]
+
+
+def _blocks_of(
+    latents: torch.Tensor, rank: int, num_blocks: int, *, is_sorted: bool
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return captured latents with the rotated part of keys as the kernels keep them."""
+    rotated = latents[:, rank:]
+    if is_sorted:
+        rotated = rotated.reshape(len(rotated), 2, -1).transpose(1, 2).flatten(1)
+    rows = torch.zeros((num_blocks * BLOCK, latents.shape[1]))
+    rows[: len(latents)] = torch.cat([latents[:, :rank], rotated], 1)
+    return np.ascontiguousarray(rows.view(num_blocks, BLOCK, -1).transpose(1, 2).numpy())
 
 
 def _check_options(options: AttentionOptions) -> None:

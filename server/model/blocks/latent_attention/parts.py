@@ -12,6 +12,7 @@ from torch import nn
 from server.model.attention.indexer import ROPE_NORM
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.latent_attention.head_scales import HeadScalesParts
 from server.model.blocks.latent_attention.indexer import IndexerParts
 from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
 from server.model.blocks.linears import LINEARS, Linear
@@ -27,8 +28,8 @@ class LatentAttentionParts(MixerParts):
     query_down: Linear | None
     query_norm: Norm | None  # after it
     query: Linear
-    latent: Linear
-    latent_norm: Norm
+    latent: Linear | None  # none: it takes the latents of an earlier layer
+    latent_norm: Norm | None
     rope_norm: Norm | None  # of the part of keys that may be rotated
     expansion: LatentProjection
     output: Linear
@@ -36,6 +37,8 @@ class LatentAttentionParts(MixerParts):
     indexer: IndexerParts | None = None
     query_scale: float = 1.0  # factor of the normed rows that queries are made from
     latent_scale: float = 1.0  # of the normed latents
+    head_scales: HeadScalesParts | None = None  # of queries
+    source: int = -1  # the layer in the KV cache whose latents it takes
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -47,13 +50,25 @@ class LatentAttentionParts(MixerParts):
         query = _linear(of, "q_proj" if down is None else "q_b_proj")
         latent, output = (_linear(of, name) for name in ("kv_a_proj_with_mqa", "o_proj"))
         norms = [None if (norm := getattr(of, name, None)) is None else norm_of(norm) for name in NORMS]
-        if query is None or latent is None or output is None or norms[1] is None or (down and norms[0] is None):
+        source = _source_of(of) if latent is None else -1
+        if query is None or output is None or (down and norms[0] is None):
+            return None
+        if (norms[1] is None or latent is None) and source < 0:
             return None
         parts = down, norms[0], query, latent, norms[1], norms[2], expansion, output, gate
         scales = [next((float(getattr(of, name)) for name in names if hasattr(of, name)), 1.0) for names in SCALES]
         if down is None and scales[0] != 1:
             return None
-        return cls(module, *parts, IndexerParts.find(of), *scales)
+        query_scale, latent_scale = scales
+        return cls(
+            module,
+            *parts,
+            indexer=IndexerParts.find(of),
+            query_scale=query_scale,
+            latent_scale=latent_scale,
+            head_scales=HeadScalesParts.find(of),
+            source=source,
+        )
 
     @property
     def linears(self) -> list[Linear]:
@@ -65,8 +80,9 @@ class LatentAttentionParts(MixerParts):
         norms = (norm.module for norm in (self.query_norm, self.latent_norm, self.rope_norm) if norm is not None)
         for module in (*self.linears, *norms, self.expansion):
             yield from module.parameters()
-        if self.indexer is not None:
-            yield from self.indexer.parameters()
+        for parts in (self.indexer, self.head_scales):
+            if parts is not None:
+                yield from parts.parameters()
 
     def build(self, captured: LayerCapture, place: LayerPlace) -> LatentAttentionMixer:
         return LatentAttentionMixer(self, captured, place.index)
@@ -78,8 +94,23 @@ class LatentAttentionParts(MixerParts):
         normed: torch.Tensor = self.query_norm.module(self.query_down(rows))
         return normed
 
-    def projected(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations."""
+    @property
+    def heads(self) -> int:
+        return self.expansion.expanded_dim // (self.expansion.nope_dim + self.expansion.value_dim)
+
+    @property
+    def rope_dim(self) -> int:
+        """The numbers of a head's query that may be rotated."""
+        return self.query.out_features // self.heads - self.expansion.nope_dim
+
+    def projected(self, rows: torch.Tensor, captured: LayerCapture) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations.
+
+        The latents of an earlier layer are those of the capture, after rotations.
+        """
+        if self.latent is None or self.latent_norm is None:
+            assert captured.latents is not None
+            return self.query(self.query_inputs(rows)) * self.query_scale, captured.latents
         rank = self.expansion.rank
         latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
         if self.rope_norm is not None:
@@ -88,8 +119,17 @@ class LatentAttentionParts(MixerParts):
         return queries, torch.cat([self.latent_norm.module(latent) * self.latent_scale, rotated], -1)
 
 
+SOURCES = "kv_source_layers"  # setting: for each layer, the one whose latents it takes
 NORMS = ("q_a_layernorm", "kv_a_layernorm", ROPE_NORM)
 SCALES = (("mla_scale_q_lora", "q_lora_scale"), ("mla_scale_kv_lora", "kv_lora_scale"))  # attributes
+
+
+def _source_of(attention: Any) -> int:
+    """Return the layer whose latents an attention without a projection of latents takes; -1 if that is not known."""
+    sources = getattr(attention.config, SOURCES, None) or ()
+    layer = int(attention.layer_idx)
+    source = sources[layer] if layer < len(sources) else layer
+    return int(source) if source < layer else -1
 
 
 def _linear(module: Any, name: str) -> Linear | None:

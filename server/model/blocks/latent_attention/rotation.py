@@ -14,7 +14,7 @@ import torch
 from server.kernels.native.structures.mixers import RopeKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import MixerTrial, relative_error
-from server.model.blocks.workspace import Positions
+from server.model.blocks.rotated_rows import rotated, rows_of
 
 if TYPE_CHECKING:
     from server.model.blocks.latent_attention.parts import LatentAttentionParts
@@ -33,9 +33,10 @@ class Rotation:
     """The result of one kind of rotary positions."""
 
     kind: RopeKind
-    error: float  # of the shared key
-    key: torch.Tensor  # (tokens, rope_dim)
+    error: float  # of the shared key, or of queries where that is another layer's
+    key: torch.Tensor  # (tokens, rope_dim), or queries
     query_error: float
+    is_sorted: bool  # the first numbers of all pairs come before the second ones
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Rotations:
             raise UnsupportedLayerError("its keys are rotated too little to show how")
 
 
-def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[float]) -> Rotations:
+def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: torch.Tensor) -> Rotations:
     """Compare queries and keys of a call of the modules with those of each kind of rotary positions.
 
     Args:
-        scales: of the queries of each token.
+        scales: of the queries of each token, ``(1 or heads, tokens)``.
 
     Raises:
         UnsupportedLayerError: the module was called in an unknown way.
@@ -80,52 +81,25 @@ def rotations(parts: LatentAttentionParts, trial: MixerTrial, scales: Sequence[f
     captured, nope, rank = trial.captured, parts.expansion.nope_dim, parts.expansion.rank
     rows = rows_of(trial)
     with torch.inference_mode():
-        queries, latents = parts.projected(rows)
+        queries, latents = parts.projected(rows, captured)
         keys = parts.expansion.expand(latents[:, :rank]).view(len(rows), len(captured.keys), -1)[..., :nope]
     if captured.queries.shape[0] * captured.queries.shape[2] != queries.shape[1]:
         raise UnsupportedLayerError("its attention has another number of queries than its projections give")
     query = queries.float().view(len(rows), len(captured.queries), -1).transpose(0, 1)  # (heads, tokens, dim)
-    query = query * torch.tensor(scales, dtype=torch.float32).unsqueeze(1)
+    query = query * scales.unsqueeze(-1)
     latent_error = max(
         relative_error(keys.float().transpose(0, 1), captured.keys[..., :nope]),
         relative_error(query[..., :nope], captured.queries[..., :nope]),
     )
     wanted_queries, wanted_keys, found = captured.queries[..., nope:], captured.keys[..., nope:], []
-    for kind, is_sorted in WAYS if captured.positions is not None else [(RopeKind.NONE, False)]:
-        key, turned = (
-            rotated(x, kind, trial.positions, is_sorted=is_sorted)
-            for x in (latents[:, rank:].float(), query[..., nope:])
-        )
-        errors = relative_error(key.expand_as(wanted_keys), wanted_keys), relative_error(turned, wanted_queries)
-        found.append(Rotation(kind, errors[0], key, errors[1]))
+    has_positions = captured.positions is not None and parts.rope_dim > 0
+    for kind, is_sorted in WAYS if has_positions else [(RopeKind.NONE, False)]:
+        turned = rotated(query[..., nope:], kind, trial.positions, is_sorted=is_sorted)
+        error = relative_error(turned, wanted_queries)
+        if parts.latent is None or not parts.rope_dim:  # its keys are rotated elsewhere, or not at all
+            found.append(Rotation(kind, error, turned if parts.rope_dim else query, error, is_sorted))
+            continue
+        key = rotated(latents[:, rank:].float(), kind, trial.positions, is_sorted=is_sorted)
+        key_error = relative_error(key.expand_as(wanted_keys), wanted_keys)
+        found.append(Rotation(kind, key_error, key, error, is_sorted))
     return Rotations(sorted(found, key=lambda each: each.error), latent_error)
-
-
-def rows_of(trial: MixerTrial) -> torch.Tensor:
-    """Return the rows that the module got, ``(tokens, hidden)``."""
-    call = trial.captured.mixer
-    values = () if call is None else (*call.args, *call.kwargs.values())
-    wanted = (1, *trial.captured.given.shape)
-    rows = [value for value in values if isinstance(value, torch.Tensor) and value.shape == wanted]
-    if len(rows) != 1:
-        raise UnsupportedLayerError("its attention takes other inputs than one of rows")
-    return rows[0][0]
-
-
-def rotated(x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool = False) -> torch.Tensor:
-    """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``levels/attention.inc`` does.
-
-    Args:
-        is_sorted: whether the first numbers of all pairs come before the second ones in the result.
-    """
-    if kind is RopeKind.NONE:
-        return x
-    cosines, sines = positions.angles(x.shape[-2])
-    x, pairs = x.clone(), cosines.shape[1]
-    step = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
-    one, other = step if kind is RopeKind.INTERLEAVED else (slice(0, pairs), slice(pairs, 2 * pairs))
-    first, second = x[..., one].clone(), x[..., other].clone()
-    if is_sorted:
-        one, other = slice(0, pairs), slice(pairs, 2 * pairs)
-    x[..., one], x[..., other] = first * cosines - second * sines, second * cosines + first * sines
-    return x

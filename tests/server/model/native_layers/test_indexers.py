@@ -30,10 +30,12 @@ pytestmark = [
 ]
 
 
-def written(trunk: Trunk | SequentialTrunk, chunk: int = 64) -> list[tuple[list[int], torch.Tensor]]:
+def written(
+    trunk: Trunk | SequentialTrunk, chunk: int = 64, prompts: list[list[int]] = PROMPTS
+) -> list[tuple[list[int], torch.Tensor]]:
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     try:
-        return generate(trunk, store, chunk, steps=3, block_size=16, prompts=PROMPTS)
+        return generate(trunk, store, chunk, steps=3, block_size=16, prompts=prompts)
     finally:
         store.close()
 
@@ -96,5 +98,59 @@ def test_layers_with_a_window_attend_to_the_last_latents(tmp_path: Path, pool: C
     assert native.facts.program.is_native
     kept = {group.window: [shape.dim for shape in group.shapes.values()] for group in native.facts.kv_groups}
     assert kept == {None: [16 + 8 + 16] * 2, 6: [16 + 8]}
+    for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("num_local", [0, 1, 2])
+def test_heads_attend_to_the_blocks_of_keys_that_transformers_chooses(
+    num_local: int, tmp_path: Path, pool: ComputePool
+) -> None:
+    config = make_config("minimax_m3_vl_text")
+    config.index_local_blocks = num_local
+    folder = save_checkpoint(config, tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for prompt, (tokens, logits) in zip(PROMPTS, written(native), strict=True):
+        expected = read_by_token(model, [*prompt, *tokens[:-1]])[-len(tokens) :]
+        assert tokens == expected.argmax(-1).tolist()
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_company_and_chunks_change_no_bit_of_attention_to_blocks(tmp_path: Path, pool: ComputePool) -> None:
+    native = load_trunk(save_checkpoint(make_config("minimax_m3_vl_text"), tmp_path), torch.float32, pool=pool)
+    ((_, alone),) = written(native, prompts=PROMPTS[2:])
+    for chunk in (5, 64):
+        assert torch.equal(written(native, chunk)[2][1], alone)
+
+
+def test_index_keys_of_blocks_have_rows_of_their_own(tmp_path: Path, pool: ComputePool) -> None:
+    folder = save_checkpoint(make_config("minimax_m3_vl_text"), tmp_path)
+    (group,) = load_trunk(folder, torch.float32, pool=pool).facts.kv_groups
+    assert [shape.index_dim for shape in group.shapes.values()] == [0, 16, 16]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"no_rope_layers": [1, 0, 1]},
+        {"kv_source_layers": [0, 0, 0]},
+        {"kv_source_layers": [0, 0, 0], "indexer_types": ["full", "shared", "full"]},
+        {"kv_source_layers": [0, 0, 0], "no_rope_layers": [0, 0, 0]},
+    ],
+    ids=["rotary", "one without positions", "shared latents", "shared choice", "none with positions"],
+)
+def test_layers_that_share_latents_give_what_the_modules_give(
+    settings: dict[str, Any], tmp_path: Path, pool: ComputePool
+) -> None:
+    """Their queries have a factor for each head, which grows with the position."""
+    config = make_config("mistral_large4")
+    for name, value in settings.items():
+        setattr(config.text_config, name, value)
+    folder = save_checkpoint(config, tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
     for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())

@@ -6,6 +6,7 @@
 
 #include "formats/checks.h"
 #include "layers/attention_parts.h"
+#include "layers/block_indexer_step.h"
 #include "layers/layer_adapters.h"
 #include "layers/sides.h"
 
@@ -18,9 +19,14 @@ struct AttentionScratch {
   Buffer attended;  // results of attention, and its scratch memory
   Buffer parts;     // sums of parts of the keys
   LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora;
+  LoraSums index_query_lora, index_key_lora;
 };
 
-constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention
+constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention, unless they see chosen keys
+
+// The matrices that adapters may add to, in the order of their places.
+enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey };
+constexpr int kMostSides = 6;  // products with the normed rows
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
 void place_token(const Level& level, const GroupedAttention& attention, const StepCall& step, const StepSequence& sequence,
@@ -101,6 +107,7 @@ class LayerAttention {
         keys_(spec.kv_heads * spec.key_dim),
         width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
         attended_size_(spec.heads * spec.value_dim),
+        token_tile_(is_sparse(spec, step) ? 1 : kTokenTile),
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
     for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate}) {  // they share the panel: all take float32 rows
@@ -119,14 +126,15 @@ class LayerAttention {
     scratch_ = attended + step.tokens * attended_size_;
     int64_t most_parts = 1, most_tokens = 1;
     for (const StepSequence* sequence = step.sequences; sequence < step.sequences + step.num_sequences; ++sequence) {
-      const int64_t tiles = divide_up(sequence->num_tokens, kTokenTile);
+      const int64_t tiles = divide_up(sequence->num_tokens, token_tile_);
       token_tiles_ += tiles;
-      most_tokens = std::max(most_tokens, std::min<int64_t>(sequence->num_tokens, kTokenTile));
+      most_tokens = std::max(most_tokens, std::min<int64_t>(sequence->num_tokens, token_tile_));
       for (int64_t place = 0; place < tiles; ++place) {
         const PartRange range = parts_of(attention_of(tile_of(*sequence, place, 0)));
         most_parts = std::max(most_parts, range.last - range.first + 1);
       }
     }
+    if (token_tile_ == 1) most_parts = std::min(most_parts, divide_up(first_sparse(*spec.indexer), kPartKeys));
     parts_.plan(own.parts, context.pool.num_threads(), token_tiles_ * spec.kv_heads, most_parts,
                 most_tokens * spec.heads / spec.kv_heads, spec.value_dim);
   }
@@ -136,6 +144,7 @@ class LayerAttention {
   int64_t first_gate() const { return queries_; }
   int64_t first_key() const { return queries_ + gates_; }
   int64_t first_value() const { return first_key() + keys_; }
+  int64_t width() const { return width_; }
   int64_t attended_size() const { return attended_size_; }
 
   void norm(int64_t token) {
@@ -168,18 +177,18 @@ class LayerAttention {
     place_token(level_, spec_, step_, *sequence, token, row, row + first_key(), row + first_value());
   }
 
-  void attend(int64_t number, int thread) const {
+  void attend(const BlockIndexerStep& indexer, int64_t number, int thread) const {
     const Tile tile = tile_of(parts_.tile_of(number));
-    Attention attention = attention_of(tile);
+    Attention attention = attention_of(indexer, tile);
     attention.scratch = scratch_ + thread * kAttentionScratch;
     parts_.run(level_, number, thread, parts_of(attention), target_of(tile),
                [&](int64_t part, const PartSums& sums) { level_.attend(attention, part, sums); });
     if (gates_ && !num_joins()) apply_gates(tile);
   }
 
-  void join(int64_t number) const {
+  void join(const BlockIndexerStep& indexer, int64_t number) const {
     const Tile tile = tile_of(number);
-    parts_.join(level_, number, parts_of(attention_of(tile)), target_of(tile));
+    parts_.join(level_, number, parts_of(attention_of(indexer, tile)), target_of(tile));
     if (gates_) apply_gates(tile);
   }
 
@@ -204,19 +213,34 @@ class LayerAttention {
     int64_t kv_head;
   };
 
+  // Returns true if some token of a step attends to chosen keys.
+  static bool is_sparse(const GroupedAttention& spec, const StepCall& step) {
+    return spec.indexer && !spec.indexer->chosen && most_keys(step) > first_sparse(*spec.indexer);
+  }
+
   static PartRange parts_of(const Attention& a) { return {oldest_seen(a, 0) / kPartKeys, last_seen(a) / kPartKeys}; }
 
   // The tiles of all sequences. The last tokens of a sequence attend to the most keys, so they are taken first.
   Tile tile_of(int64_t number) const {
     int64_t place = token_tiles_ - 1 - number / spec_.kv_heads;
     const StepSequence* sequence = step_.sequences;
-    for (int64_t count; place >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) place -= count;
+    for (int64_t count; place >= (count = divide_up(sequence->num_tokens, token_tile_)); ++sequence) place -= count;
     return tile_of(*sequence, place, number % spec_.kv_heads);
   }
 
-  static Tile tile_of(const StepSequence& sequence, int64_t place, int64_t kv_head) {
-    const int64_t first = place * kTokenTile;
-    return {&sequence, sequence.first_row + first, std::min<int64_t>(kTokenTile, sequence.num_tokens - first), kv_head};
+  Tile tile_of(const StepSequence& sequence, int64_t place, int64_t kv_head) const {
+    const int64_t first = place * token_tile_;
+    return {&sequence, sequence.first_row + first, std::min<int64_t>(token_tile_, sequence.num_tokens - first), kv_head};
+  }
+
+  // The attention of a tile to all keys that its tokens see, or of one token to chosen blocks, as if there were no others.
+  Attention attention_of(const BlockIndexerStep& indexer, const Tile& tile) const {
+    Attention attention = attention_of(tile);
+    if (indexer.is_chosen(attention.first_position)) {
+      attention.blocks = indexer.blocks(tile.row, tile.kv_head);
+      attention.first_position = indexer.last_place(tile.row, tile.kv_head);
+    }
+    return attention;
   }
 
   Attention attention_of(const Tile& tile) const {
@@ -272,6 +296,7 @@ class LayerAttention {
   const int64_t queries_, gates_, keys_;  // numbers of a token's queries, gates and keys
   const int64_t width_;                   // of queries, gates, keys and values together
   const int64_t attended_size_;
+  const int64_t token_tile_;              // tokens of one sequence per tile
   const MixerResults results_;
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
@@ -283,33 +308,51 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GroupedAttention*>(layer.mixer);
   const Level& level = context.level;
   LayerAttention attention(context, layer, spec, step);
+  BlockIndexerStep indexer(context, spec, step, attention.panel);
   auto& own = context.mixers.of<AttentionScratch>();
-  LoraSums* const lora[] = {&own.query_lora, &own.key_lora, &own.value_lora, &own.gate_lora};
+  LoraSums* const lora[kMostSides] = {&own.query_lora, &own.key_lora,       &own.value_lora,
+                                      &own.gate_lora,  &own.index_key_lora, &own.index_query_lora};
   LoraSums& output_lora = own.output_lora;
-  for (LoraSums* sums : {lora[0], lora[1], lora[2], lora[3], &output_lora}) sums->clear();
-  const LoraSite sites[] = {{*lora[0], mixer_place(0), step.normed, step.hidden_size},
-                            {*lora[1], mixer_place(1), step.normed, step.hidden_size},
-                            {*lora[2], mixer_place(2), step.normed, step.hidden_size},
-                            {*lora[3], mixer_place(4), step.normed, step.hidden_size}};
-  const LoraSite output_site{output_lora, mixer_place(3), attention.attended, attention.attended_size()};
-  const Side sides[] = {{&spec.query, spec.query_bias, 0, lora[0]},
-                        {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
-                        {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
-                        {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]}};
+  for (LoraSums* sums : lora) sums->clear();
+  output_lora.clear();
+  const int num_sides = 4 + indexer.num_sides();
+  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kIndexKey, kIndexQuery};
+  const auto site = [&](int i) { return LoraSite{*lora[i], mixer_place(places[i]), step.normed, step.hidden_size}; };
+  const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5)};
+  const LoraSite output_site{output_lora, mixer_place(kOutput), attention.attended, attention.attended_size()};
+  Side sides[kMostSides] = {{&spec.query, spec.query_bias, 0, lora[0]},
+                            {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
+                            {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
+                            {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]}};
+  for (int i = 4; i < num_sides; ++i) {
+    sides[i] = indexer.side(i - 4, attention.width());
+    sides[i].lora = lora[i];
+  }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
-  auto norm = [&](int64_t token, int) { attention.norm(token); };
+  auto norm = [&](int64_t token, int) {
+    attention.norm(token);
+    indexer.prepare(token);
+  };
   auto multiply_down = [&](int64_t tile, int thread) {
     for (LoraSums* sums : lora) {
       if (tile < sums->num_tiles()) return sums->multiply_down(level, tile, thread);
       tile -= sums->num_tiles();
     }
   };
-  const auto take_heads = [&](auto... results) { attention.take_heads(results...); };
-  auto project = multiply_sides(context, attention.panel, sides, 4, kOutputTile, take_heads);
-  auto place = [&](int64_t token, int) { attention.place(token); };
-  auto attend = [&](int64_t tile, int thread) { attention.attend(tile, thread); };
-  auto join = [&](int64_t tile, int) { attention.join(tile); };
+  const auto take_heads = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+    if (output >= attention.width()) return indexer.take(row, output - attention.width(), sums, count);
+    attention.take_heads(row, output, sums, count);
+  };
+  auto project = multiply_sides(context, attention.panel, sides, num_sides, kOutputTile, take_heads);
+  auto place = [&](int64_t token, int) {
+    attention.place(token);
+    indexer.place(token);
+  };
+  auto score = [&](int64_t tile, int thread) { indexer.score(tile, thread); };
+  auto choose = [&](int64_t choice, int thread) { indexer.choose(choice, thread); };
+  auto attend = [&](int64_t tile, int thread) { attention.attend(indexer, tile, thread); };
+  auto join = [&](int64_t tile, int) { attention.join(indexer, tile); };
   auto prepare_output = [&](int64_t token, int thread) {
     if (token >= step.tokens) return output_lora.multiply_down(level, token - step.tokens, thread);
     attention.prepare_output(token);
@@ -319,12 +362,17 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
 
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
-  plan_sites(phases, sites, 4, context, layer, step);
+  plan_sites(phases, sites, num_sides, context, layer, step);
   int64_t num_down = 0;
   for (const LoraSums* sums : lora) num_down += sums->num_tiles();
   phases.add(num_down, multiply_down);
-  phases.add(num_tiles(sides, 4, step.tokens, kOutputTile), project);
+  phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
+  while (indexer.begin_pass()) {
+    phases.add(indexer.num_score_tiles(), score);
+    phases.add(indexer.num_choices(), choose);
+    phases.run();  // since the next pass changes what these refer to
+  }
   phases.add(attention.num_tiles(), attend);
   phases.add(attention.num_joins(), join);
   plan_sites(phases, &output_site, 1, context, layer, step);
@@ -360,6 +408,12 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "rotary positions that are larger than a head";
   }
   if (spec.window < 0) return "a negative window";
+  if (spec.indexer) {
+    if (spec.window) return "an indexer with a window";
+    const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
+    if (const char* reason = check_block_indexer(*spec.indexer, hidden_size, spec.kv_heads, rotary_dim)) return reason;
+    if (spec.key_cache && !spec.indexer->cache) return "an indexer without a cache";
+  }
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.key_cache) return nullptr;
   const bool has_room = spec.cache_dim >= spec.key_dim && spec.cache_dim >= spec.value_dim && spec.cache_slots >= 0;

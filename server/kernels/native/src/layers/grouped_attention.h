@@ -2,6 +2,7 @@
 // its results, output projection.
 #pragma once
 
+#include "layers/block_indexer.h"
 #include "layers/layer.h"
 
 namespace greenroom {
@@ -24,6 +25,7 @@ struct GroupedAttention {
   const float* key_norm;
   const float* value_norm;   // (value_dim) or null
   const float* sinks;        // (heads) or null
+  const BlockIndexer* indexer;  // chooses blocks of the keys that a token sees; or null
   void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see levels/attention.h
   void* value_cache;
   int64_t cache_slots;

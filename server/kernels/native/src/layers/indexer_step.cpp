@@ -1,7 +1,6 @@
 #include "layers/indexer_step.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "formats/checks.h"
@@ -21,7 +20,6 @@ constexpr int64_t kPassScores = 4 << 20;
 constexpr int64_t kLeastRows = 8;
 constexpr int64_t kMostRows = kIsTight ? kLeastRows : 256;
 constexpr int64_t kSpanOfBlocks = 64;  // blocks of keys in a tile of scores
-constexpr int64_t kSmallShare = 64;    // of which a heap finds the best
 
 }  // namespace
 
@@ -30,9 +28,7 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
     : level_(context.level), latents_(latents), spec_(latents.indexer), step_(step),
       chooses_(spec_ && spec_->chooses) {
   if (!spec_) return;
-  for (const StepSequence* each = step.sequences; each < step.sequences + step.num_sequences; ++each) {
-    most_keys_ = std::max<int64_t>(most_keys_, each->first_position + each->num_tokens);
-  }
+  most_keys_ = most_keys(step);
   is_sparse_ = most_keys_ > spec_->top_k;
   auto& own = context.mixers.of<Memory>();
   if (is_sparse_) {
@@ -44,12 +40,14 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   if (!chooses_) return;
 
   const Matrix* matrices[] = {&spec_->key, &spec_->weights, &spec_->query};
-  num_sides_ = is_sparse_ ? 2 : 1;
+  num_sides_ = is_sparse_ ? 2 + (spec_->takes_hidden != 0) : 1;
   const int count = is_sparse_ ? 3 : 1;
+  const bool has_query_rows = spec_->takes_hidden && spec_->query_input_norm.kind != NormKind::kNone;
   int64_t places[3] = {}, bytes = 0;
   for (int i = 0; i < count; ++i) {
     panels_[i].kind = level_.panel_kind(*matrices[i], step.is_exact);
-    has_own_[i] = panels_[i].kind != (i < 2 ? panel : query_panel).kind;
+    const bool takes_queries = i == 2 && !spec_->takes_hidden;
+    has_own_[i] = panels_[i].kind != (takes_queries ? query_panel : panel).kind || (i == 2 && has_query_rows);
     places[i] = bytes;
     if (has_own_[i]) bytes += round_up(panel_bytes(panels_[i].kind, step.tokens, matrices[i]->inputs), 64);
   }
@@ -60,10 +58,12 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
 
   const int64_t keys = round_up(step.tokens * spec_->dim, 16);
   const int64_t weights = is_sparse_ ? round_up(step.tokens * spec_->heads, 16) : 0;
-  const int64_t queries = is_sparse_ ? step.tokens * spec_->heads * spec_->dim : 0;
-  keys_ = own.rows.reserve<float>((keys + weights + queries) * 4);
+  const int64_t queries = is_sparse_ ? round_up(step.tokens * spec_->heads * spec_->dim, 16) : 0;
+  const int64_t rows = is_sparse_ && has_query_rows ? step.tokens * step.hidden_size : 0;
+  keys_ = own.rows.reserve<float>((keys + weights + queries + rows) * 4);
   weights_ = keys_ + keys;
   queries_ = weights_ + weights;
+  query_rows_ = has_query_rows ? queries_ + queries : step.normed;
   if (!is_sparse_) return;
 
   const int64_t threads = context.pool.num_threads(), stride = round_up(most_keys_, kCacheBlock);
@@ -93,7 +93,9 @@ const int32_t* IndexerStep::chosen(int64_t token) const {
 }
 
 void IndexerStep::take(int64_t row, int64_t output, const float* sums, int64_t count) const {
-  float* to = output < spec_->dim ? keys_ + row * spec_->dim + output : weights_ + row * spec_->heads + output - spec_->dim;
+  const int64_t weight = output - spec_->dim, query = weight - spec_->heads;
+  if (query >= 0) return take_query(row, query, sums, count);
+  float* to = weight < 0 ? keys_ + row * spec_->dim + output : weights_ + row * spec_->heads + weight;
   std::memcpy(to, sums, static_cast<size_t>(count) * 4);
 }
 
@@ -104,7 +106,8 @@ void IndexerStep::take_query(int64_t row, int64_t output, const float* sums, int
 Side IndexerStep::side(int number, int64_t offset) const {
   const Panel* panel = has_own_[number] ? panels_ + number : nullptr;
   if (number == 0) return {&spec_->key, nullptr, offset, nullptr, panel};
-  return {&spec_->weights, nullptr, offset + spec_->dim, nullptr, panel};
+  if (number == 1) return {&spec_->weights, nullptr, offset + spec_->dim, nullptr, panel};
+  return {&spec_->query, nullptr, offset + spec_->dim + spec_->heads, nullptr, panel};
 }
 
 Side IndexerStep::query_side(int64_t offset) const {
@@ -112,9 +115,13 @@ Side IndexerStep::query_side(int64_t offset) const {
 }
 
 void IndexerStep::prepare(int64_t token) {
+  const int64_t size = step_.hidden_size;
+  if (num_sides_ > 2 && query_rows_ != step_.normed) {
+    apply_norm(level_, spec_->query_input_norm, step_.normed + token * size, size, query_rows_ + token * size);
+  }
   for (int i = 0; i < num_sides_; ++i) {
     if (!has_own_[i]) continue;
-    level_.prepare(panels_[i], step_.normed, Format::kFloat32, step_.hidden_size, nullptr, token, token + 1);
+    level_.prepare(panels_[i], i < 2 ? step_.normed : query_rows_, Format::kFloat32, size, nullptr, token, token + 1);
   }
 }
 
@@ -127,7 +134,7 @@ void IndexerStep::rotate(float* x, int64_t token, int64_t position) const {
 
 void IndexerStep::place(int64_t token, const float* query_inputs) {
   if (!chooses_) return;
-  if (has_own_[2]) {
+  if (has_own_[2] && !spec_->takes_hidden) {
     level_.prepare(panels_[2], query_inputs, Format::kFloat32, spec_->query.inputs, nullptr, token, token + 1);
   }
   const int64_t position = position_of(sequence_of(step_, token), token);
@@ -148,7 +155,10 @@ void IndexerStep::turn(int64_t row) const {
   const int64_t token = first_ + row, position = position_of(sequence_of(step_, token), token);
   if (position < spec_->top_k) return;
   float* queries = queries_ + token * spec_->heads * spec_->dim;
-  for (int64_t head = 0; head < spec_->heads; ++head) rotate(queries + head * spec_->dim, token, position);
+  for (int64_t head = 0; head < spec_->heads; ++head) {
+    rotate(queries + head * spec_->dim, token, position);
+    scale_head(spec_->head_scales, head, position, queries + head * spec_->dim, spec_->dim);
+  }
 }
 
 void IndexerStep::score(int64_t tile, int thread) const {
@@ -173,7 +183,6 @@ void IndexerStep::score(int64_t tile, int thread) const {
   level_.score_keys(scores);
 }
 
-// Which of equal scores are chosen follows from the algorithm: it is the one of torch.topk on as many scores.
 void IndexerStep::choose(int64_t row, int thread) const {
   const int64_t token = first_ + row, stride = round_up(most_keys_, kCacheBlock), top_k = spec_->top_k;
   const int64_t keys = position_of(sequence_of(step_, token), token) + 1;
@@ -181,14 +190,7 @@ void IndexerStep::choose(int64_t row, int thread) const {
   Scored* sorted = sorted_ + thread * stride;
   const float* scores = scores_ + row * stride;
   for (int64_t i = 0; i < keys; ++i) sorted[i] = {scores[i], static_cast<int32_t>(i)};
-  const auto is_better = [](const Scored& one, const Scored& other) {
-    return (std::isnan(one.score) && !std::isnan(other.score)) || one.score > other.score;
-  };
-  if (top_k * kSmallShare <= keys) {
-    std::partial_sort(sorted, sorted + top_k, sorted + keys, is_better);
-  } else {
-    std::nth_element(sorted, sorted + top_k - 1, sorted + keys, is_better);
-  }
+  choose_best(sorted, keys, top_k);
   uint64_t* marks = marks_ + thread * divide_up(most_keys_, 64);
   std::fill(marks, marks + divide_up(keys, 64), uint64_t{0});
   for (int64_t i = 0; i < top_k; ++i) marks[sorted[i].position / 64] |= uint64_t{1} << sorted[i].position % 64;
@@ -205,7 +207,9 @@ const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t quer
   if (spec.chooses && spec.is_window) return "an indexer with a window";
   if (!spec.chooses) return nullptr;
   if (!is_count(spec.heads) || !is_count(spec.dim)) return "an indexer without a size";
-  if (!is_shaped(spec.query, spec.heads * spec.dim, query_inputs) || !is_shaped(spec.key, spec.dim, hidden_size) ||
+  if (!query_inputs && !spec.takes_hidden) return "an indexer without its inputs";
+  const int64_t inputs = spec.takes_hidden ? hidden_size : query_inputs;
+  if (!is_shaped(spec.query, spec.heads * spec.dim, inputs) || !is_shaped(spec.key, spec.dim, hidden_size) ||
       !is_shaped(spec.weights, spec.heads, hidden_size)) {
     return "an indexer whose projections don't fit its heads";
   }
@@ -213,6 +217,8 @@ const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t quer
   if (spec.rope_kind != RopeKind::kNone && (rotary_dim <= 0 || rotary_dim > spec.dim)) {
     return "rotary positions that don't fit an index key";
   }
+  if (spec.head_scales.scales && !spec.head_scales.offsets) return "queries that are scaled without offsets";
+  if (const char* reason = check_norm(spec.query_input_norm)) return reason;
   return check_norm(spec.key_norm);
 }
 

@@ -1,6 +1,7 @@
 // What an indexer does in a step.
 #pragma once
 
+#include "layers/best_scores.h"
 #include "layers/latent_attention.h"
 #include "layers/sides.h"
 
@@ -23,9 +24,11 @@ class IndexerStep {
   int64_t top_k() const { return spec_->top_k; }
 
   // The products with the normed rows, and the one with the attention's inputs of queries, whose outputs begin at `offset`.
+  // The third product with the rows is that of queries, if they take these.
   int num_sides() const { return num_sides_; }
   Side side(int number, int64_t offset) const;
-  bool has_queries() const { return chooses_ && is_sparse_; }
+  bool has_queries() const { return chooses_ && is_sparse_ && !spec_->takes_hidden; }
+  const float* query_rows() const { return query_rows_; }  // (tokens, hidden) that queries take
   Side query_side(int64_t offset) const;
   void take(int64_t row, int64_t output, const float* sums, int64_t count) const;
   void take_query(int64_t row, int64_t output, const float* sums, int64_t count) const;
@@ -45,11 +48,6 @@ class IndexerStep {
   void choose(int64_t row, int thread) const;
 
  private:
-  struct Scored {
-    float score;
-    int32_t position;
-  };
-
   void rotate(float* x, int64_t token, int64_t position) const;
   void take_windows() const;
 
@@ -65,6 +63,7 @@ class IndexerStep {
   Panel panels_[3]{};
   int32_t* chosen_ = nullptr;
   float *keys_ = nullptr, *weights_ = nullptr, *queries_ = nullptr;  // by token
+  float* query_rows_ = nullptr;  // by token
   float* scores_ = nullptr;                                         // by row of the pass
   float* scratch_ = nullptr;                                        // of threads
   Scored* sorted_ = nullptr;

@@ -17,6 +17,8 @@ struct Memory {
   LoraSums index_query_lora, index_key_lora, index_weights_lora;
 };
 
+constexpr int kMostSides = 6;  // products with the normed rows
+
 // The matrices that adapters may add to, in the order of their places.
 enum Place { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kIndexQuery, kIndexKey, kIndexWeights };
 
@@ -34,9 +36,9 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     sums->clear();
   }
 
-  Side sides[5];
-  LoraSums* lora[5];
-  LoraPlace places[5];
+  Side sides[kMostSides];
+  LoraSums* lora[kMostSides];
+  LoraPlace places[kMostSides];
   int num_sides = 0;
   const auto add_side = [&](const Side& side, LoraSums& sums, Place place) {
     sides[num_sides] = side;
@@ -51,9 +53,9 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   add_side({&spec.latent, spec.latent_bias, latents.first_latent()}, own.latent_lora, kLatent);
   if (spec.gate.outputs) add_side({&spec.gate, spec.gate_bias, latents.first_gate()}, own.gate_lora, kGate);
   const int64_t first_index = latents.first_gate() + spec.gate.outputs;
-  for (int i = 0; i < indexer.num_sides(); ++i) {
-    add_side(indexer.side(i, first_index), i ? own.index_weights_lora : own.index_key_lora, i ? kIndexWeights : kIndexKey);
-  }
+  LoraSums* const index_lora[] = {&own.index_key_lora, &own.index_weights_lora, &own.index_query_lora};
+  const Place index_places[] = {kIndexKey, kIndexWeights, kIndexQuery};
+  for (int i = 0; i < indexer.num_sides(); ++i) add_side(indexer.side(i, first_index), *index_lora[i], index_places[i]);
   Side query_sides[2] = {{&spec.query, spec.query_bias, 0, &query_lora}};
   const int num_query_sides = 1 + indexer.has_queries();
   const int64_t first_index_query = spec.query.outputs;
@@ -62,9 +64,12 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     query_sides[1].lora = &own.index_query_lora;
   }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
-  const auto site = [&](int i) { return LoraSite{*lora[i], places[i], step.normed, step.hidden_size}; };
-  const LoraSite sites[] = {site(0), site(1), site(std::min(2, num_sides - 1)), site(std::min(3, num_sides - 1)),
-                            site(num_sides - 1)};
+  const auto site = [&](int i) {
+    const bool is_index_query = lora[i] == &own.index_query_lora;
+    return LoraSite{*lora[i], places[i], is_index_query ? indexer.query_rows() : step.normed, step.hidden_size};
+  };
+  const auto last = [&](int i) { return site(std::min(i, num_sides - 1)); };
+  const LoraSite sites[kMostSides] = {last(0), last(1), last(2), last(3), last(4), last(5)};
   const LoraSite query_sites[] = {
       {query_lora, mixer_place(kQuery), latents.downs, latents.query_rank()},
       {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, latents.query_rank()}};
@@ -125,7 +130,8 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   phases.add(step.tokens, place);
   if (has_down) {
     plan_sites(phases, query_sites, num_query_sides, context, layer, step);
-    phases.add(query_lora.num_tiles() + own.index_query_lora.num_tiles(), multiply_query_down);
+    const int64_t index_tiles = indexer.has_queries() ? own.index_query_lora.num_tiles() : 0;
+    phases.add(query_lora.num_tiles() + index_tiles, multiply_query_down);
     phases.add(num_tiles(query_sides, num_query_sides, step.tokens, kOutputTile), project_queries);
   }
   while (indexer.begin_pass()) {
@@ -158,13 +164,14 @@ bool is_of_heads(const Matrix& matrix, int64_t heads, int64_t outputs, int64_t i
 
 const char* check(const void* mixer, int64_t hidden_size) {
   const auto& spec = *static_cast<const LatentAttention*>(mixer);
-  for (const int64_t count : {spec.heads, spec.rank, spec.nope_dim, spec.rope_dim, spec.value_dim}) {
+  for (const int64_t count : {spec.heads, spec.rank, spec.nope_dim, spec.value_dim}) {
     if (!is_count(count)) return "heads or latents without a size";
   }
+  if (spec.rope_dim && !is_count(spec.rope_dim)) return "heads or latents without a size";
   const int64_t query_rank = spec.query_down.outputs;
   if (query_rank && !is_shaped(spec.query_down, query_rank, hidden_size)) return "queries of an impossible rank";
   if (!is_shaped(spec.query, spec.heads * (spec.nope_dim + spec.rope_dim), query_rank ? query_rank : hidden_size) ||
-      !is_shaped(spec.latent, spec.rank + spec.rope_dim, hidden_size) ||
+      (spec.latent.outputs && !is_shaped(spec.latent, spec.rank + spec.rope_dim, hidden_size)) ||
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
     return "projections that don't fit its heads";
   }
@@ -173,18 +180,19 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "an expansion that doesn't fit its heads";
   }
   if (spec.gate.outputs && !is_shaped(spec.gate, spec.heads, hidden_size)) return "gates that don't fit its heads";
-  if (!spec.latent_norm) return "latents without a norm";
+  if (spec.latent.outputs ? !spec.latent_norm : spec.cache && !spec.source) return "latents without a norm or a source";
+  if (spec.head_scales.scales && !spec.head_scales.offsets) return "queries that are scaled without offsets";
   if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
   if (spec.rope_kind != RopeKind::kNone && (spec.rotary_dim < 0 || spec.rotary_dim > spec.rope_dim)) {
     return "rotary positions that are larger than their part of a head";
   }
   if (spec.indexer) {
-    if (!query_rank && spec.indexer->chooses) return "an indexer without its inputs";
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
     if (const char* reason = check_indexer(*spec.indexer, hidden_size, query_rank, rotary_dim)) return reason;
   }
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.cache) return nullptr;
+  if (!spec.latent.outputs && spec.source_dim < spec.rank + spec.rope_dim) return "a source that its latents don't fit";
   const bool fits = spec.cache_dim >= spec.rank + spec.rope_dim + index_key_size(spec.indexer) && spec.cache_slots >= 0;
   return fits ? nullptr : "a cache that its latents don't fit";
 }

@@ -11,7 +11,8 @@ namespace greenroom {
 struct LatentAttention {
   Matrix query_down;         // (query_rank, hidden); without outputs if `query` takes the hidden states
   Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden)
-  Matrix latent;             // (rank + rope_dim, hidden); the last numbers are the part of keys that may be rotated
+  Matrix latent;             // (rank + rope_dim, hidden); the last numbers are the part of keys that may be rotated;
+                             // without outputs if it takes the latents of `source`
   Matrix to_keys;            // (heads * rank, nope_dim), plain, or with complete blocks of outputs
   Matrix to_values;          // (heads * value_dim, rank), the same
   Matrix output;             // (hidden, heads * value_dim)
@@ -24,14 +25,17 @@ struct LatentAttention {
   const float* query_norm;   // (query_rank), or null
   const float* latent_norm;  // (rank)
   const float* rope_norm;    // (rope_dim), of the part of keys that may be rotated; or null
+  HeadScales head_scales;    // of queries
   const Indexer* indexer;    // chooses the keys that a token attends to; or null
   void* cache;               // (slots, dim), in blocks; see levels/latents.h
+  const void* source;        // cache of the layer before it whose latents it takes, in the same blocks; or null
+  int64_t source_dim;        // numbers of a token there
   int64_t cache_slots;
   int64_t cache_dim;
   int64_t heads;
   int64_t rank;
   int64_t nope_dim;          // numbers of a head's query that are not rotated
-  int64_t rope_dim;          // those after them
+  int64_t rope_dim;          // those after them; may be 0
   int64_t rotary_dim;        // the first of these, if there are rotary positions
   int64_t value_dim;
   int32_t rope;              // index of the step's cosines and sines

@@ -165,12 +165,25 @@ void LatentStep::place(int64_t token) {
     if (spec_.query_norm) level_.normalise(down, spec_.query_norm, spec_.query_norm_epsilon, query_rank_, down);
     level_.prepare(query_panel, downs, Format::kFloat32, query_rank_, nullptr, token, token + 1);
   }
+  if (!spec_.latent.outputs) return copy_latent(token);
   float* latent = latents_ + token * latent_size_;
   level_.normalise(latent, spec_.latent_norm, spec_.latent_norm_epsilon, spec_.rank, latent);
   float* rotated = latent + spec_.rank;
   if (spec_.rope_norm) level_.normalise(rotated, spec_.rope_norm, spec_.latent_norm_epsilon, spec_.rope_dim, rotated);
   rotate(rotated, token, position_of(sequence_of(step_, token), token));
   write_latent(level_, spec_, step_, token, 0, latent, latent_size_);
+}
+
+void LatentStep::copy_latent(int64_t token) const {
+  const StepSequence& sequence = sequence_of(step_, token);
+  const int64_t position = position_of(sequence, token);
+  const int64_t block = step_.block_tables[spec_.group][sequence.first_block + position / kCacheBlock];
+  const int64_t bytes = bytes_of(spec_.cache_format), place = position % kCacheBlock;
+  const char* from = static_cast<const char*>(spec_.source) + (block * spec_.source_dim * kCacheBlock + place) * bytes;
+  char* to = static_cast<char*>(spec_.cache) + (block * spec_.cache_dim * kCacheBlock + place) * bytes;
+  for (int64_t d = 0; d < latent_size_ * kCacheBlock; d += kCacheBlock) {
+    std::memcpy(to + d * bytes, from + d * bytes, static_cast<size_t>(bytes));
+  }
 }
 
 bool LatentStep::begin_pass(const IndexerStep& indexer) {
@@ -191,6 +204,7 @@ void LatentStep::turn(int64_t row) {
     float* query = queries + head * dim;
     rotate(query + spec_.nope_dim, token, position);
     for (int64_t d = 0; scale != 1.0f && d < dim; ++d) query[d] *= scale;
+    scale_head(spec_.head_scales, head, position, query, dim);
     float* absorbed = absorbed_ + (row * spec_.heads + head) * latent_size_;
     std::memcpy(absorbed + spec_.rank, query + spec_.nope_dim, static_cast<size_t>(spec_.rope_dim) * 4);
   }

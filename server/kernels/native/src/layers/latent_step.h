@@ -76,6 +76,7 @@ class LatentStep {
   }
 
   void rotate(float* x, int64_t token, int64_t position) const;
+  void copy_latent(int64_t token) const;  // from the layer that has it
 
   // Multiplies some rows of a panel of all heads by a tile of one head's `size` outputs.
   template <typename Target>

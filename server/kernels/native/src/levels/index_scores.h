@@ -5,11 +5,13 @@
 
 namespace greenroom {
 
-// A key's score is the sum over heads of a head's weight times its product with the key, or zero if that is negative.
+// A key's score is the sum over heads of a head's weight times its product with the key, or zero if that is negative; or
+// heads have scores of their own.
 struct IndexScores {
   const float* query;     // (heads, dim)
-  const float* weights;   // (heads)
+  const float* weights;   // (heads), unused if heads have scores of their own
   float* scores;          // (blocks * kCacheBlock), of the blocks from the first on
+  int64_t head_stride;    // if not 0, each head has scores of its own, so far apart, which are its products with keys
   const void* keys;       // in blocks like those of latents, whose tokens are `stride` numbers: its first one of block 0
   const int32_t* blocks;  // the sequence's block table, from the first block on
   float* scratch;         // `index_scratch` floats, aligned to 64 bytes

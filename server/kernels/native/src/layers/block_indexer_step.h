@@ -1,0 +1,64 @@
+// What an indexer of blocks does in a step.
+#pragma once
+
+#include "layers/best_scores.h"
+#include "layers/grouped_attention.h"
+#include "layers/sides.h"
+
+namespace greenroom {
+
+// Writes the index keys of a step's tokens to their blocks, scores the keys that a token sees, and chooses the blocks that
+// each head of keys attends to: as a table of its own of blocks of the cache, by which attention sees no other keys. Where
+// a token sees no more blocks than are chosen, nothing is scored. Scores are computed in passes over some tokens.
+class BlockIndexerStep {
+ public:
+  // `attention` may have no indexer: then nothing has tiles. `panel` is the attention's.
+  BlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step, const Panel& panel);
+
+  // Returns true if a token at a position attends to chosen keys.
+  bool is_chosen(int64_t position) const { return attends_ && position >= first_sparse(*spec_); }
+
+  // The chosen blocks of the cache, and the place of the token's last key among theirs.
+  const int32_t* blocks(int64_t token, int64_t head) const { return tables_ + (token * spec_->heads + head) * table_size_; }
+  int64_t last_place(int64_t token, int64_t head) const { return last_places_[token * spec_->heads + head]; }
+
+  // The products with the normed rows, whose outputs begin at `offset`: index keys, and queries if some are scored.
+  int num_sides() const { return num_sides_; }
+  Side side(int number, int64_t offset) const;
+  void take(int64_t row, int64_t output, const float* sums, int64_t count) const;
+
+  // Prepares a token's normed row.
+  void prepare(int64_t token);
+
+  // Norms and rotates the index key of a token and its queries, and writes the key to the cache.
+  void place(int64_t token) const;
+
+  // Begins the next pass; returns false if there is none.
+  bool begin_pass();
+  int64_t num_score_tiles() const { return rows_ * spans_; }
+  int64_t num_choices() const { return rows_ * spec_->heads; }
+  void score(int64_t tile, int thread) const;
+  void choose(int64_t choice, int thread) const;
+
+ private:
+  void rotate(float* x, int64_t token, int64_t position) const;
+  void write_key(int64_t token, int64_t position, const float* key) const;
+
+  const Level& level_;
+  const GroupedAttention& attention_;
+  const BlockIndexer* spec_;
+  const StepCall& step_;
+  bool is_sparse_ = false, attends_ = false;
+  int num_sides_ = 0;
+  bool has_own_[2]{};  // key, query: the kind of rows that it takes is not the attention's
+  Panel panels_[2]{};
+  float *keys_ = nullptr, *queries_ = nullptr;  // by token
+  float* scores_ = nullptr;                     // (rows of the pass, heads, stride)
+  float* scratch_ = nullptr;                    // of threads
+  Scored* scored_ = nullptr;                    // of threads
+  int32_t *tables_ = nullptr, *last_places_ = nullptr;
+  int64_t stride_ = 0, scratch_size_ = 0, most_blocks_ = 0, table_size_ = 0;
+  int64_t pass_rows_ = 0, spans_ = 0, first_ = 0, rows_ = 0;
+};
+
+}  // namespace greenroom
