@@ -13,6 +13,7 @@ from typing import Any
 from server.cluster.held_prefixes import HeldPrefixes
 from server.cluster.measured_costs import Work, measured_costs
 from server.cluster.outgoing import ExpertCounts, Pace, since_submission, without_experts
+from server.cluster.routing_statistics import statistics_of
 from server.cluster.scoring import ReplicaState
 from server.cluster.weight_changes import WeightChanges
 from server.cluster.wire import (
@@ -181,16 +182,12 @@ class Replica:
         return await asyncio.to_thread(self._report)
 
     def statistics(self) -> dict[str, Any]:
-        """Return the state of this replica as plain data, for Serve's controller to pass on."""
-        state = self._state(with_blocks=True)
-        resident = None if state.resident is None else state.resident.tolist()
-        return {
-            "num_requests": state.num_requests,
-            "blocks": [*state.blocks],
-            "weights": [*state.weights],
-            "resident": resident,
-            "number": state.number,
-        }
+        """Return the state of this replica as plain data, for Serve's controller to pass on.
+
+        It is short: the controller sends that of all replicas to each ingress whenever one has changed. Blocks are
+        only in reports.
+        """
+        return statistics_of(self._state(with_blocks=False))
 
     def autoscaling_statistics(self) -> dict[str, float]:
         """Return what the number of replicas is decided by."""

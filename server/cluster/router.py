@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from server.cluster.scoring import ReplicaState
+from server.cluster.routing_statistics import state_of
 from server.cluster.shared_fleet import SharedFleet, shared_fleet
 from server.cluster.signatures import RoutedRequest
 
@@ -43,7 +42,7 @@ class HoldingsRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         told = {replica.replica_id.unique_id: replica.routing_stats or {} for replica in replicas}
         for name, statistics in told.items():
             if statistics and statistics != self._told.get(name):
-                self._fleet.update(name, state_of(statistics))
+                self._fleet.refresh(name, state_of(statistics))
         self._told = told
 
     async def choose_replicas(
@@ -77,15 +76,3 @@ def routed_of(arguments: Sequence[Any]) -> RoutedRequest | None:
     """Return what a call's replica is chosen by; None if any will do."""
     routed = getattr(arguments[0], "routed", None) if arguments else None
     return routed if isinstance(routed, RoutedRequest) else None
-
-
-def state_of(statistics: Mapping[str, Any]) -> ReplicaState:
-    """Return the state of a replica from the statistics that Serve's controller passes on."""
-    resident = statistics["resident"]
-    return ReplicaState(
-        num_requests=int(statistics["num_requests"]),
-        blocks=frozenset(statistics["blocks"]),
-        weights=frozenset(statistics["weights"]),
-        resident=None if resident is None else np.asarray(resident, dtype=bool),
-        number=int(statistics["number"]),
-    )

@@ -60,6 +60,11 @@ class SharedFleet:
         with self._lock:
             self._fleet.update(name, state)
 
+    def refresh(self, name: str, state: ReplicaState) -> None:
+        """Take what a replica tells of itself without its blocks."""
+        with self._lock:
+            self._fleet.refresh(name, state)
+
     def keep(self, names: Iterable[str]) -> None:
         """Forget all replicas but these."""
         with self._lock:

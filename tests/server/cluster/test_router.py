@@ -49,9 +49,10 @@ def choose(router: Any, request: Any) -> list[list[Any]]:
 
 
 def test_the_replica_that_holds_the_prefix_comes_first_and_no_replica_is_left_out(module: Any) -> None:
+    from server.cluster.scoring import ReplicaState  # noqa: PLC0415
+
     router, request = make(module), pending(submission(64, b"1", b"2", b"3", b"4"))
-    statistics = {"num_requests": 0, "blocks": [b"1", b"2", b"3", b"4"], "weights": [], "resident": None, "number": 1}
-    router._fleet.update("b", module.state_of(statistics))
+    router._fleet.update("b", ReplicaState(blocks=frozenset([b"1", b"2", b"3", b"4"])))
     assert choose(router, request) == [[B], [A]]
     assert request.routing_context.should_backoff
 
