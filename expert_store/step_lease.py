@@ -39,7 +39,9 @@ class ResidentAddresses:
         self._state = state
         self._by_layer: LayerKeys = state.keys if keys is None else keys
         self.keys = [key for keys in self._by_layer.values() for key in keys]  # of all layers, in their order
-        self._bounds = np.cumsum([0, *map(len, self._by_layer.values())])  # the first of ``keys`` of each layer
+        self._sizes = [*map(len, self._by_layer.values())]  # experts of each layer
+        self._is_even = len({*self._sizes}) == 1
+        self._bounds = np.cumsum([0, *self._sizes])  # the first of ``keys`` of each layer
         self._layers = list(self._by_layer)
         self._places = {
             key: (row, place) for row, keys in enumerate(self._by_layer.values()) for place, key in enumerate(keys)
@@ -70,8 +72,11 @@ class ResidentAddresses:
         """Return True if these are the addresses of the same object of keys."""
         return self._by_layer is keys
 
-    def counts_of(self, rows: Mapping[int, Counts]) -> tuple[int, Counts, npt.NDArray[np.intp]]:
+    def counts_of(self, layers: list[int], rows: Counts) -> tuple[int, Counts, npt.NDArray[np.intp]]:
         """Return the counts of layers in the order of ``keys``, without a gap.
+
+        Args:
+            rows: counts of the experts of each layer, ``(layers, places)``.
 
         Returns:
             The place in ``keys`` of the first count, the counts, and the bounds of each layer among them.
@@ -79,16 +84,21 @@ class ResidentAddresses:
         Raises:
             ValueError: counts are not of all experts of a layer.
         """
-        layers = list(rows)
         row = self._layers.index(layers[0]) if layers else 0
-        if self._layers[row : row + len(layers)] != layers:  # in another order, or with gaps
-            nothing = {layer: np.zeros(len(keys), np.int64) for layer, keys in self._by_layer.items()}
-            return self.counts_of({layer: rows.get(layer, none) for layer, none in nothing.items()})
-        counts = np.concatenate([*rows.values()]) if rows else np.zeros(0, np.int64)
-        first, bounds = int(self._bounds[row]), self._bounds[row : row + len(layers) + 1] - self._bounds[row]
-        if len(counts) != bounds[-1]:
-            raise ValueError(f"{len(counts)} counts for the {bounds[-1]} experts of these layers")
-        return first, counts, bounds
+        end = row + len(layers)
+        if self._layers[row:end] != layers:  # in another order, or with gaps
+            spread = np.zeros((len(self._layers), rows.shape[1]), np.int64)
+            spread[[self._layers.index(layer) for layer in layers]] = rows
+            return self.counts_of(self._layers, spread)
+        sizes = self._sizes[row:end]
+        width = max(sizes, default=0)
+        if rows.shape[1] < width:
+            raise ValueError(f"{rows.shape[1]} counts for the {width} experts of these layers")
+        if self._is_even or not layers:
+            counts = rows[:, :width].reshape(-1)
+        else:
+            counts = np.concatenate([each[:size] for each, size in zip(rows, sizes, strict=True)])
+        return int(self._bounds[row]), counts, self._bounds[row : end + 1] - self._bounds[row]
 
     def hold(self, *, needs_all: bool = False) -> Addresses | None:
         """Hold the resident experts in their slots.
@@ -184,20 +194,22 @@ class StepLease:
         slots = (addresses - np.uint64(pool.arena_address)) // np.uint64(pool.layout.slot_bytes)
         return np.where(addresses > 0, slots.astype(np.int64), -1)
 
-    def close(self, rows: Mapping[int, Counts], phase: Phase = "decode") -> None:
+    def close(self, layers: list[int], rows: Counts, phase: Phase = "decode") -> None:
         """End the lease of a step that succeeded, and count what it used as one lease of each layer.
 
         A step that fails leaves the context without this call; nothing is counted then.
 
         Args:
-            rows: by layer, the rows that each place was run on, ``(places,)``.
+            layers: that have run.
+            rows: that each place of these layers was run on, ``(layers, places)``; 0 where a layer has fewer places.
+                They are kept.
 
         Raises:
             ValueError: the lease has ended, or counts are not of all experts of a layer.
         """
         if not self._is_open:
             raise ValueError("the lease of this step is closed already")
-        first, counts, bounds = self._residents.counts_of(rows)
+        first, counts, bounds = self._residents.counts_of(layers, rows)
         lock = self._state.lock
         lock.acquire()
         try:

@@ -239,7 +239,7 @@ class Engine:
             record_start(step, self.clock(), self.statistics.latencies)
             for part, result in self._executor.execute(step):
                 self._postprocess(part, result)
-            is_decode = all(item.num_tokens == 1 for item in step)
+            is_decode = sum(item.num_tokens for item in step) == len(step)  # one token of each
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._update_statistics()
 
@@ -248,7 +248,7 @@ class Engine:
         if isinstance(result, Exception):
             self._publisher.fail_step(step, result)
             return
-        self.statistics.prompt_tokens += sum(item.num_tokens for item in step if item.sequence.num_generated == 0)
+        self.statistics.prompt_tokens += sum(item.num_tokens for item in step if not item.sequence.num_generated)
         try:
             with panics_as_errors():
                 events = postprocess(step, result, self._blocks, self._eos_token_ids, self._kernels)

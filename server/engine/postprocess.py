@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from server.engine.embedding_events import embedding_events
@@ -42,8 +41,10 @@ def postprocess(
     """
     items: list[SequenceEvent] = [*embedding_events(step, output)]
     ready, rows = [], []  # sequences whose next token can be sampled, and the rows of their logits
-    for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
+    end = 0
+    for item in step:
         sequence = item.sequence
+        end += item.num_logits
         try:
             if sequence.wants_prompt_logits:
                 collect_prompt_logprobs(sequence, output.logits[end - item.num_logits : end])
@@ -55,7 +56,7 @@ def postprocess(
             rows.append(end - 1)
         sequence.num_cached += item.num_tokens
         blocks.cache_full_blocks(sequence.blocks, sequence.prefix_cache_ids, sequence.num_cached)
-    are_all = len(rows) == len(output.logits)
+    are_all = len(rows) == output.logits.shape[0]
     events = token_events(ready, output.logits if are_all else output.logits[rows], eos_token_ids, kernels)
     items += zip(ready, events, strict=True)
     return items

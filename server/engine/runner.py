@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from expert_store import ExpertStore, Prefetcher
+from server.device import is_gpu
 from server.kernels.current_device import current_device
 from server.model.attention.kv_cache import KVCache
 from server.model.recurrent.states import StateCache
@@ -70,7 +71,7 @@ class PagedModelRunner:
         before_step: Callable[[int, int], None] | None = None,
     ):
         self._facts, self._states, self._before_step = trunk.facts, states, before_step
-        self._device = kv_cache.device
+        self._gpu = kv_cache.device if is_gpu(kv_cache.device) else None
         self._forward: Callable[[Sequence[SequenceChunk]], StepOutput] = partial(
             trunk.forward, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
         )
@@ -102,7 +103,9 @@ class PagedModelRunner:
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         if self._before_step is not None:
             self._before_step(sum(chunk.num_tokens for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
-        with current_device(self._device):
+        if self._gpu is None:
+            return self._forward(chunks)
+        with current_device(self._gpu):
             return self._forward(chunks)
 
     def release(self, slot: int) -> None:

@@ -56,15 +56,17 @@ class StepExecutor:
         chunks = [self._chunk(item) for item in step]
         started = time.perf_counter()
         output = self._runner.run(chunks)
-        for item, cost, experts in zip(step, output.costs, output.chosen, strict=True):
-            item.sequence.expert_cost.add(cost)
-            item.sequence.last_experts = experts
-        for item, chunk, routed in zip(step, chunks, output.routed or [None] * len(step), strict=True):
-            if item.sequence.weights is not None:
-                item.sequence.weights.note_tokens(item.num_tokens, routed)
-                item.sequence.note_adapters(routed)
+        of_adapters = output.routed or [None] * len(step)
+        found = zip(step, chunks, output.costs, output.chosen, of_adapters, strict=True)
+        for item, chunk, cost, experts, routed in found:
+            sequence = item.sequence
+            sequence.expert_cost.add(cost)
+            sequence.last_experts = experts
+            if sequence.weights is not None:
+                sequence.weights.note_tokens(item.num_tokens, routed)
+                sequence.note_adapters(routed)
             if chunk.wants_adapters:
-                item.sequence.last_adapters = {} if chunk.weights is None else chunk.weights.adapters_of_last(routed)
+                sequence.last_adapters = {} if chunk.weights is None else chunk.weights.adapters_of_last(routed)
         record_stalls(step, output.stalls)
         if self._admission is not None:
             self._admission.record_step(step, output, time.perf_counter() - started)
@@ -72,7 +74,7 @@ class StepExecutor:
 
     def _chunk(self, item: Scheduled) -> SequenceChunk:
         """Describe the scheduled tokens of a sequence to the model."""
-        sequence, blocks = item.sequence, item.sequence.blocks
+        sequence, request, blocks = item.sequence, item.sequence.request, item.sequence.blocks
         first, last = sequence.num_cached, sequence.num_cached + item.num_tokens
         return SequenceChunk(
             sequence.token_ids[first:last],
@@ -82,10 +84,10 @@ class StepExecutor:
             slot=sequence.slot,
             resumes=blocks.resumes,
             snapshot=self._blocks.plan_snapshot(blocks, sequence.prefix_cache_ids, first, last),
-            media=None if sequence.request.media is None else sequence.request.media.inputs,
-            num_prompt=len(sequence.request.prompt_ids),
+            media=None if request.media is None else request.media.inputs,
+            num_prompt=len(request.prompt_ids),
             num_hidden=item.num_hidden,
-            wants_experts=sequence.request.returns_experts and item.reaches_end,
-            wants_adapters=sequence.request.returns_adapters and item.reaches_end,
+            wants_experts=request.returns_experts and item.reaches_end,
+            wants_adapters=request.returns_adapters and item.reaches_end,
             weights=None if sequence.weights is None else sequence.weights.chunk_weights,
         )

@@ -85,39 +85,39 @@ def _append(
     sequence: Sequence, token: int, logprobs: TokenLogprobs | None, eos_token_ids: frozenset[int]
 ) -> TokenEvent:
     """Append a token to a sequence and return its event."""
-    params = sequence.sampling.params
+    sampling, text = sequence.sampling, sequence.text
+    params, matcher = sampling.params, sampling.matcher
     num_generated = sequence.num_generated + 1
     is_first = num_generated == 1
     prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
     if params.max_tokens == 0:
         return TokenEvent("", 0, FinishReason.LENGTH, (), prompt_logprobs, expert_usage=sequence.expert_usage)
     sequence.append(token)
-    matcher = sequence.sampling.matcher
     if matcher is not None:
         matcher.accept(token)
     # A grammar allows an end token only where its text may end, so it also ends a sequence that ignores end tokens.
     is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
     ends = is_eos or token in params.stop_token_ids
-    listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
-    text = "" if ends else sequence.text.push(token, may_stop=num_generated > params.min_tokens)
-    reason = None
-    if ends or sequence.text.is_stopped or (matcher is not None and matcher.is_complete):
+    listed = () if logprobs is None else (replace(logprobs, text_offset=text.num_characters),)
+    new = "" if ends else text.push(token, may_stop=num_generated > params.min_tokens)
+    reason = usage = None
+    if ends or text.stopped_by is not None or (matcher is not None and matcher.is_complete):
         reason = FinishReason.STOP
     elif num_generated == params.max_tokens:
         reason = FinishReason.LENGTH
     if reason is not None:
-        text += sequence.text.flush()
-    usage = None if reason is None else sequence.expert_usage
+        new += text.flush()
+        usage = sequence.expert_usage
     return TokenEvent(
-        text,
+        new,
         num_generated,
         reason,
         logprobs=listed,
         prompt_logprobs=prompt_logprobs,
-        stop=sequence.text.stopped_by,
+        stop=text.stopped_by,
         experts=sequence.last_experts,
         expert_usage=usage,
         token_id=token,
         adapters=sequence.last_adapters,
-        adapter_shares=sequence.take_adapter_shares(),
+        adapter_shares=None if sequence.weights is None else sequence.take_adapter_shares(),
     )

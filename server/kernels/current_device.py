@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from server.device import is_gpu
 
 
-@contextmanager
-def current_device(device: torch.device) -> Iterator[None]:
+def current_device(device: torch.device) -> AbstractContextManager[None]:
     """Launch Triton's kernels and graphs of this thread on a CUDA device; torch's own operations know theirs."""
-    if not is_gpu(device):
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
+    return torch.cuda.device(device) if is_gpu(device) else nullcontext()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from server.model.prompt_media import PromptMedia
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SequenceChunk:
-    """Some new tokens of one sequence; its earlier ones are in the cache."""
+    """Some new tokens of one sequence; its earlier ones are in the cache.
+
+    Nobody changes a chunk. It is not frozen because each sequence has one in each step, and a frozen one takes far
+    longer to make.
+    """
 
     token_ids: Sequence[int]
     num_cached: int
@@ -70,7 +74,7 @@ def positions_of(chunks: Sequence[SequenceChunk]) -> list[int]:
     return [chunk.num_cached + i for chunk in chunks for i in range(chunk.num_tokens)]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepTokens:
     """The tokens of all chunks of a step in one row, as the model takes them."""
 
@@ -81,12 +85,15 @@ class StepTokens:
     @classmethod
     def of(cls, chunks: Sequence[SequenceChunk]) -> StepTokens:
         """Flatten the chunks of a step."""
-        ends = list(accumulate(chunk.num_tokens for chunk in chunks))
-        return cls(
-            [token for chunk in chunks for token in chunk.token_ids],
-            [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)],
-            [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)],
-        )
+        token_ids: list[int] = []
+        logit_rows: list[int] = []
+        hidden_rows: list[int] = []
+        for chunk in chunks:
+            token_ids += chunk.token_ids
+            end = len(token_ids)
+            logit_rows += range(end - chunk.num_logits, end)
+            hidden_rows += range(end - chunk.num_hidden, end)
+        return cls(token_ids, logit_rows, hidden_rows)
 
 
 @dataclass
@@ -112,7 +119,7 @@ class ExpertCost:
 RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): experts of a token, -1 for none
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepOutput:
     """The results of a step."""
 

@@ -27,6 +27,7 @@ from server.model.errors import NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
+from server.model.experts.step_record import StepRouting
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.experts.waitless_experts import SlotTables
 from server.model.first_pass import FirstPass
@@ -164,12 +165,13 @@ class Trunk(ResidentModel):
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
         """
-        phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
+        tokens = StepTokens.of(chunks)
+        phase: Phase = "decode" if len(tokens.token_ids) == len(chunks) else "prefill"
         ahead = None
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             ahead, prefetcher = None if prefetcher is None else prefetcher.for_prompts, None
         with prefetched_step(prefetcher):
-            tokens, adapters = StepTokens.of(chunks), StepAdapters.of(chunks)
+            adapters = StepAdapters.of(chunks)
             overlay = None
             if any(chunk.media for chunk in chunks):
                 overlay = StepImages.of(self._model, chunks)
@@ -198,10 +200,10 @@ class Trunk(ResidentModel):
         record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
         return StepOutput(
             logits,
-            {layer: chosen for layer, chosen in record.routing.items() if len(chosen) == num_tokens},
+            StepRouting(record, num_tokens),
             record.cost,
-            attribute_costs(record.runs, rows),
-            last_choices_of_chunks(record.runs, rows, text_layers),
+            attribute_costs(record.parts, rows),
+            last_choices_of_chunks(record.parts, rows, text_layers),
             hidden,
             record.stalls,
             () if adapters is None or adapters.choices is None else adapters.choices.chosen(chunks),

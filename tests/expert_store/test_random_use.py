@@ -172,7 +172,7 @@ class StoreMachine(RuleBasedStateMachine):
             for layer, addresses in enumerate(hold.addresses):
                 found = [np.frombuffer(ctypes.string_at(int(address), 4), np.int32)[0] for address in addresses]
                 assert found == [value_of(ExpertKey(layer, expert)) for expert in range(EXPERTS)]
-            hold.close(dict.fromkeys(range(LAYERS), np.isin(np.arange(EXPERTS), list(rows)).astype(np.int64)))
+            hold.close([*range(LAYERS)], np.tile(np.isin(np.arange(EXPERTS), list(rows)), (LAYERS, 1)).astype(np.int64))
 
     @precondition(lambda self: not self.leases)
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))

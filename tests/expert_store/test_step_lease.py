@@ -61,8 +61,8 @@ def held(store: ExpertStore) -> StepLease:
     return hold
 
 
-def counts(rows: dict[int, list[int]]) -> dict[int, npt.NDArray[np.int64]]:
-    return {layer: np.array(numbers) for layer, numbers in rows.items()}
+def counts(rows: dict[int, list[int]]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    return [*rows], np.array([*rows.values()], np.int64).reshape(len(rows), max(map(len, rows.values()), default=0))
 
 
 def are_in_place(hold: StepLease) -> bool:
@@ -106,7 +106,7 @@ def test_experts_that_come_and_go_are_followed(make_store: MakeStore) -> None:
 def test_more_changes_than_are_remembered_are_followed(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("expert_store.tier.RECENT_CHANGES", 3)
     store = make_store()
-    held(store).close({})
+    held(store).close(*counts({}))
     store.evict(KEYS[:5])
     with held(store) as hold:
         assert missing(hold) == set(KEYS[:5])
@@ -163,16 +163,16 @@ def test_many_steps_are_counted_without_anybody_asking(make_store: MakeStore) ->
     counter = store._state.statistics.lookups
     before = counter["host", "decode"]
     for _ in range(MOST_DEFERRED):
-        held(store).close(counts(ROWS))
+        held(store).close(*counts(ROWS))
     assert counter["host", "decode"] - before == MOST_DEFERRED * 4
 
 
 def test_layers_are_counted_in_parts(make_store: MakeStore) -> None:
     store = make_store()
     before = store.statistics().tokens.copy()
-    held(store).close(counts({0: ROWS[0]}))
-    held(store).close(counts({1: ROWS[1], 2: ROWS[2]}))
-    held(store).close(counts({2: ROWS[1], 0: ROWS[0]}))
+    held(store).close(*counts({0: ROWS[0]}))
+    held(store).close(*counts({1: ROWS[1], 2: ROWS[2]}))
+    held(store).close(*counts({2: ROWS[1], 0: ROWS[0]}))
     wanted = np.array(list(ROWS.values())) + np.array([ROWS[0], ROWS[2], ROWS[1]])
     assert (store.statistics().tokens - before).tolist() == wanted.tolist()
 
@@ -185,7 +185,7 @@ def test_experts_are_held_in_the_device_tier_if_there_is_one(make_store: MakeSto
     found = [int(hold.arena(key.layer)[slots[key.layer, key.expert]].view(torch.int32)[0]) for key in KEYS]
     assert found == [value_of(key) for key in KEYS]
     assert store.evict(KEYS) == 0
-    hold.close(counts({0: ROWS[0]}))
+    hold.close(*counts({0: ROWS[0]}))
 
 
 def test_a_slot_of_the_device_is_free_again_after_the_hold(make_store: MakeStore) -> None:
@@ -213,8 +213,8 @@ def test_the_same_addresses_serve_until_something_moves(make_store: MakeStore) -
     first, second = held(store), held(store)
     assert first.addresses is second.addresses
     assert not first.addresses.flags.writeable
-    first.close({})
-    second.close({})
+    first.close(*counts({}))
+    second.close(*counts({}))
     store.evict(KEYS)
     fill(store)
     with held(store) as hold:
@@ -263,7 +263,7 @@ def test_pins_come_and_go_meanwhile(make_store: MakeStore) -> None:
     with held(store) as hold:
         assert store.pin([ExpertKey(0, 3), ExpertKey(1, 6)]) == 2
         assert store.unpin([ExpertKey(0, 0)]) == 1
-        hold.close(counts(ROWS))
+        hold.close(*counts(ROWS))
     assert store.evict(KEYS) == ALL - 2
 
 
@@ -294,7 +294,7 @@ def test_a_store_that_closes_leaves_what_is_held_in_place(make_store: MakeStore)
     with held(store) as hold:
         store.close()
         assert are_in_place(hold)
-        hold.close(counts(ROWS))
+        hold.close(*counts(ROWS))
     assert store.statistics().tokens.sum() == ALL + 8
 
 
@@ -307,7 +307,7 @@ def test_it_counts_what_a_lease_of_each_layer_would(make_store: MakeStore, tmp_p
             for _ in range(3):
                 if path is paths[0]:
                     with held(store) as hold:
-                        hold.close(counts(ROWS), "decode")
+                        hold.close(*counts(ROWS), "decode")
                     continue
                 for layer, numbers in ROWS.items():
                     asked = {ExpertKey(layer, expert): number for expert, number in enumerate(numbers) if number}
@@ -323,7 +323,7 @@ def test_it_counts_what_a_lease_of_each_layer_would(make_store: MakeStore, tmp_p
 def test_what_it_used_is_what_stays_when_others_have_to_go(make_store: MakeStore, policy: str) -> None:
     store = make_store(policy=policy)
     for _ in range(3):
-        held(store).close({0: np.array([1, 0, 0, 1, 0, 0, 0, 1]), 1: np.ones(8, np.int64), 2: np.ones(8, np.int64)})
+        held(store).close(*counts({0: [1, 0, 0, 1, 0, 0, 0, 1], 1: [1] * EXPERTS, 2: [1] * EXPERTS}))
     store.resize(host_bytes=9 * SLOT)
     assert {key.expert for key in store.residents() if key.layer == 0} <= {0, 3, 7}
 
@@ -334,7 +334,7 @@ def test_what_was_prefetched_counts_as_used_once_it_is(make_store: MakeStore) ->
     assert store.preload([ExpertKey(0, 0), ExpertKey(0, 1)], timeout_seconds=30) == 2
     wait_until_idle(store)
     for _ in range(2):
-        held(store).close(counts(ROWS))
+        held(store).close(*counts(ROWS))
     assert store.statistics().prefetches["used"] == 1
     store.evict([ExpertKey(0, 1)])
     assert dict(store.statistics().prefetches) == {"used": 1, "wasted": 1}
@@ -352,15 +352,15 @@ def test_a_step_that_failed_counts_nothing_and_ends_its_hold(make_store: MakeSto
 def test_counts_that_do_not_fit_the_layers_are_refused(make_store: MakeStore) -> None:
     store = make_store()
     with pytest.raises(ValueError, match="7 counts for the 8 experts of these layers"), held(store) as hold:
-        hold.close({1: np.ones(7, np.int64)})
+        hold.close(*counts({1: [1] * 7}))
     assert store.evict(KEYS) == ALL
 
 
 def test_a_second_end_is_refused(make_store: MakeStore) -> None:
     store = make_store()
     with held(store) as hold:
-        hold.close(counts(ROWS))
+        hold.close(*counts(ROWS))
         with pytest.raises(ValueError, match="closed already"):
-            hold.close(counts(ROWS))
+            hold.close(*counts(ROWS))
     with held(store):
         assert store.evict(KEYS) == 0

@@ -127,9 +127,12 @@ def logprobs_bytes(num_tokens: int, num_top: int) -> int:
     return num_tokens * (LOGPROBS_BYTES + num_top * TOP_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
-    """One step of a stream: new text, which is empty while a character or stop string is incomplete."""
+    """One step of a stream: new text, which is empty while a character or stop string is incomplete.
+
+    Nobody changes an event. It is not frozen because each token has one, and a frozen one takes far longer to make.
+    """
 
     text: str
     num_generated: int  # tokens so far, including one that stops the sequence

@@ -115,7 +115,7 @@ class BlockManager:
     def has_allocated(self, blocks: SequenceBlocks, num_tokens: int) -> bool:
         """Return whether a sequence has blocks for so many tokens already."""
         num_blocks = -(-num_tokens // self.block_size)
-        return all(len(table) >= num_blocks for table in blocks.tables)
+        return min(map(len, blocks.tables), default=num_blocks) >= num_blocks
 
     def can_allocate(self, blocks: SequenceBlocks, num_tokens: int, num_reusable: int = 0) -> bool:
         """Return whether ``allocate`` can give a sequence blocks for so many tokens.
@@ -195,7 +195,8 @@ class BlockManager:
         """Make full blocks findable after a step, and release the blocks before a window."""
         num_full = num_cached // self.block_size
         if num_full == blocks.num_cached_blocks and not self._has_windows:
-            self._keep_snapshot(blocks)
+            if self._snapshots is not None:
+                self._keep_snapshot(blocks)
             return
         hashes = self._hashes(blocks, token_ids, num_full)
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):

@@ -23,33 +23,21 @@ def choose_natively(
     logits: torch.Tensor,
     states: Sequence[SamplingState],
     draws: npt.NDArray[np.float64],
-    *,
-    finite: Sequence[bool],
-    adjusted: Sequence[int],
+    adjusted: Sequence[int] = (),
 ) -> list[int | None]:
     """Choose the token of each row, by the filters and the order of ``sampler.sample``.
 
     Args:
         logits: float32 ``(rows, vocabulary)`` after all changes, the numbers of a row next to each other.
         draws: the random number of each row, in ``[0, 1)``.
-        finite: whether a row's logits were finite before the changes.
         adjusted: rows that were changed, so that some of their logits may be ``-inf``.
     """
     count, size = logits.shape
-    masked = frozenset(adjusted)
-    rows = (RowSampling * count)(
-        *[
-            RowSampling(
-                draw,
-                state.params.top_p,
-                state.divisor if state.params.temperature else 0.0,
-                state.log_min_p,
-                state.params.top_k,
-                row in masked,
-            )
-            for row, (state, draw) in enumerate(zip(states, draws.tolist(), strict=True))
-        ]
-    )
+    rows = (RowSampling * count)(*[state.row for state in states])
+    for row, draw in zip(rows, draws.tolist(), strict=True):
+        row.draw = draw
+    for index in adjusted:
+        rows[index].has_masks = True
     tokens = (c_int32 * count)()
     kernels.sample(SamplingCall(logits.data_ptr(), rows, tokens, count, size, logits.stride(0)))
-    return [token if token >= 0 and is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
+    return [token if token >= 0 else None for token in tokens]

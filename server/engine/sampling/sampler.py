@@ -25,7 +25,6 @@ MASKED = -1e30  # a logit of no weight at any temperature, but finite: others th
 Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
 
 
-@torch.inference_mode()
 def sample(
     logits: torch.Tensor,
     states: Sequence[SamplingState],
@@ -51,6 +50,22 @@ def sample(
     Returns:
         The tokens; None for a row whose logits are not finite or allow no token.
     """
+    if not logits.is_cuda and all(state.is_plain for state in states):  # as in most steps
+        if not any(state.params.temperature for state in states):
+            return _most_likely_of_all(logits)
+        if kernels is not None:
+            return choose_natively(kernels, logits, states, _draws(states))
+    return _sample_changed(logits, states, eos_token_ids, kernels)
+
+
+@torch.inference_mode()
+def _sample_changed(
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    eos_token_ids: frozenset[int] = frozenset(),
+    kernels: Kernels | None = None,
+) -> list[int | None]:
+    """Sample rows of which some are changed, or which torch samples."""
     apart = [row for row, state in enumerate(states) if state.needs_host] if logits.is_cuda else []
     if apart:
         return _sample_apart(logits, states, apart, eos_token_ids)
@@ -58,10 +73,12 @@ def sample(
     if all(state.is_greedy for state in states):
         return _most_likely_of_all(logits)
     if kernels is not None and not logits.is_cuda:
-        finite, adjusted = [True] * len(states), []
-        if any(state.changes_logits for state in states):
-            finite, adjusted = _are_finite(logits), adjust(logits, states, eos_token_ids)
-        return choose_natively(kernels, logits, states, _draws(states), finite=finite, adjusted=adjusted)
+        if not any(state.changes_logits for state in states):
+            return choose_natively(kernels, logits, states, _draws(states))
+        finite = _are_finite(logits)  # before the changes
+        adjusted = adjust(logits, states, eos_token_ids)
+        natively = choose_natively(kernels, logits, states, _draws(states), adjusted)
+        return [token if is_finite else None for token, is_finite in zip(natively, finite, strict=True)]
     blocked = BlockedLogits(logits)
     adjusted = adjust(blocked.logits, states, eos_token_ids)
     if adjusted:
@@ -83,7 +100,7 @@ def _sample_apart(
     others = [row for row in range(len(states)) if row not in set(apart)]
     for rows, part in ((apart, logits[list(apart)].cpu()), (others, logits[others])):
         if rows:
-            found = sample(part, [states[row] for row in rows], eos_token_ids)
+            found = _sample_changed(part, [states[row] for row in rows], eos_token_ids)
             for row, token in zip(rows, found, strict=True):
                 tokens[row] = token
     return tokens

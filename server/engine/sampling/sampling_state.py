@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from server.engine.interface import Grammar, SamplingParams
 from server.engine.sampling.grammar import GrammarMatcher
+from server.kernels.native.structures.sampling import RowSampling
 
 MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
 
@@ -78,17 +79,21 @@ class SamplingState:
         """True if the next token is the argmax of the unchanged logits."""
         return not self.params.temperature and not self.changes_logits
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """True if no token depends on more than the logits and temperature, top-k, top-p and min-p."""
+        params = self.params
+        return not (self._always_changes or params.min_tokens or params.masked_tokens or params.masked_first_tokens)
+
     @property
     def changes_logits(self) -> bool:
-        """True if the next token depends on more than the logits and temperature, top-k, top-p and min-p."""
+        """True if the next token depends on more, masked tokens aside."""
+        return self._always_changes or self.is_too_short
+
+    @cached_property
+    def _always_changes(self) -> bool:
         params = self.params
-        return (
-            self.grammar is not None
-            or params.has_penalties
-            or bool(params.logit_bias)
-            or params.has_masks
-            or self.is_too_short
-        )
+        return self.grammar is not None or params.has_penalties or bool(params.logit_bias) or params.has_masks
 
     @property
     def needs_host(self) -> bool:
@@ -105,6 +110,12 @@ class SamplingState:
     def log_min_p(self) -> float:
         """The logarithm of ``min_p``."""
         return math.log(self.params.min_p) if self.params.min_p > 0 else -math.inf
+
+    @cached_property
+    def row(self) -> RowSampling:
+        """Its parameters as the native kernels take them, without what belongs to one token; kernels get a copy."""
+        params = self.params
+        return RowSampling(0.0, params.top_p, self.divisor if params.temperature else 0.0, self.log_min_p, params.top_k)
 
     @cached_property
     def matcher(self) -> GrammarMatcher | None:

@@ -55,8 +55,8 @@ class ByteDetokenizer:
             self._start(token_id)
 
     def push(self, token_id: int) -> str:
-        data = self._start(token_id) if self._is_at_start else self._bytes_of(token_id)
-        return self._own(self._utf8.decode(data))
+        text = self._utf8.decode(self._start(token_id) if self._is_at_start else self._bytes_of(token_id))
+        return self._own(text) if self._incomplete else text
 
     def flush(self) -> str:
         return self._own(self._utf8.decode(b"", final=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_void_p
 from enum import Enum
@@ -61,8 +62,8 @@ class Workspace:
             for chunk in chunks:
                 numbers += chunk.block_tables[group]
             bounds.append(len(numbers))
-        self._numbers = np.array(numbers, dtype=np.int32)
-        address = int(self._numbers.ctypes.data)
+        self._numbers = array("i", numbers)
+        address, _ = self._numbers.buffer_info()
         self._tables = (c_void_p * num_groups)(*[address + self._numbers.itemsize * bound for bound in bounds[:-1]])
         call = self.call
         call.tokens, call.num_sequences = num_tokens, len(chunks)
@@ -88,13 +89,21 @@ class Workspace:
         start = index * self.call.tokens * self._top_k
         return self._chosen[start : start + self.call.tokens * top_k].reshape(-1, top_k)
 
-    def all_chosen(self, top_ks: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """Return a copy of the experts that the last call chose, ``(tokens, k)`` for each layer."""
-        size = self.call.tokens * self._top_k
-        chosen = self._chosen[: len(top_ks) * size].astype(np.int64).reshape(-1, size)
-        return [
-            layer[: self.call.tokens * top_k].reshape(-1, top_k) for layer, top_k in zip(chosen, top_ks, strict=True)
-        ]
+    def all_chosen(self, first: int, top_ks: Sequence[int]) -> Callable[[], list[npt.NDArray[np.int64]]]:
+        """Return a function that returns the experts that the last call chose, ``(tokens, k)`` for each layer.
+
+        Args:
+            first: index of the first layer among those with experts.
+            top_ks: experts a token in this layer and each that follows.
+        """
+        num_tokens, size = self.call.tokens, self.call.tokens * self._top_k
+        chosen = self._chosen[first * size : (first + len(top_ks)) * size].copy()  # the next step overwrites them
+
+        def by_layer() -> list[npt.NDArray[np.int64]]:
+            layers = chosen.astype(np.int64).reshape(-1, size)
+            return [layer[: num_tokens * top_k].reshape(-1, top_k) for layer, top_k in zip(layers, top_ks, strict=True)]
+
+        return by_layer
 
     def weights(self, index: int, top_k: int) -> npt.NDArray[np.float32]:
         """Return the router's weights of ``chosen``."""

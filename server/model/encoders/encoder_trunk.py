@@ -101,7 +101,7 @@ class EncoderTrunk(ResidentModel):
             hidden: torch.Tensor = output.last_hidden_state[0]
             labels = self._encoder.label_logits(hidden, lengths)
         record = experts.record
-        costs = attribute_costs(record.runs, _Rows(chunks, self._routed))
+        costs = attribute_costs(record.parts, _Rows(chunks, self._routed))
         for cost, num_dropped in zip(costs, self._routed.num_dropped(), strict=True):
             cost.num_dropped = num_dropped
         return StepOutput(

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.model.experts.step_record import LayerRun
+from server.model.experts.step_record import LayerRun, ResidentRuns, runs_of
 from server.model.step import ExpertCost, RoutedExperts, SequenceChunk
 
 IntArray = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class RowOwners:
     @property
     def is_decode(self) -> bool:
         """True if each row is the only token of its chunk."""
-        return self.are_images is None and all(chunk.num_tokens == 1 for chunk in self.chunks)
+        return self.are_images is None and sum(len(chunk.token_ids) for chunk in self.chunks) == len(self.chunks)
 
     def last_row(self, layer: int, chunk: int) -> int | None:
         """Return a layer's row for the last token of a chunk; None if that token goes to other layers."""
@@ -69,7 +69,7 @@ class Owners(Protocol):
         """Return the index of the chunk of each of a layer's rows."""
 
 
-def attribute_costs(runs: Sequence[LayerRun], rows: Owners) -> list[ExpertCost]:
+def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> list[ExpertCost]:
     """Return the cost of each chunk's tokens.
 
     A chunk is charged lookups, misses and bytes of the experts that its own tokens went to, each expert once a layer.
@@ -78,14 +78,22 @@ def attribute_costs(runs: Sequence[LayerRun], rows: Owners) -> list[ExpertCost]:
     costs = [ExpertCost() for _ in rows.chunks]
     is_decode = rows.is_decode
     num_each, seconds_each = 0, 0.0  # equal for all chunks
-    for run in runs:
-        if len(costs) == 1:
-            costs[0].add(run.cost)
-        elif is_decode and not run.missed and run.chosen.max() < run.num_experts:  # a token's choices are distinct
-            num_each += run.chosen.shape[1]
-            seconds_each += run.cost.stall_seconds
+    for part in parts:
+        if isinstance(part, ResidentRuns):
+            if len(costs) == 1:
+                num_each += part.num_lookups
+            elif is_decode and part.num_run == part.num_choices * len(costs):  # a token's choices are distinct
+                num_each += part.num_choices
+            else:
+                for run in part.runs:
+                    _attribute_layer(run, rows.owners(run.layer), costs)
+        elif len(costs) == 1:
+            costs[0].add(part.cost)
+        elif is_decode and not part.missed and part.chosen.max() < part.num_experts:
+            num_each += part.chosen.shape[1]
+            seconds_each += part.cost.stall_seconds
         else:
-            _attribute_layer(run, rows.owners(run.layer), costs)
+            _attribute_layer(part, rows.owners(part.layer), costs)
     for cost in costs:
         cost.num_lookups += num_each
         cost.stall_seconds += seconds_each
@@ -107,12 +115,12 @@ def _attribute_layer(run: LayerRun, owners: IntArray, costs: Sequence[ExpertCost
 
 
 def last_choices_of_chunks(
-    runs: Sequence[LayerRun], rows: RowOwners, layers: Sequence[int]
+    parts: Sequence[LayerRun | ResidentRuns], rows: RowOwners, layers: Sequence[int]
 ) -> list[RoutedExperts | None]:
     """Return the experts of each chunk's last token, by layer; None for a chunk that does not want them."""
     if not any(chunk.wants_experts for chunk in rows.chunks):
         return [None] * len(rows.chunks)
-    latest = {run.layer: run for run in runs}
+    latest = {run.layer: run for run in runs_of(parts)}
     return [
         _stack([_choices(latest[layer], rows.last_row(layer, index)) for layer in layers if layer in latest])
         if chunk.wants_experts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +12,7 @@ import torch
 
 from expert_store import Phase, Prefetcher, StepLease
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.step_record import StepRecord
+from server.model.experts.step_record import ResidentRuns, StepRecord
 from server.model.experts.step_variants import StepVariants
 
 IntArray = npt.NDArray[np.int64]
@@ -65,25 +65,40 @@ class ResidentExperts:
         """Return the slots of a layer's experts, uint8 ``(slots, slot_bytes)``."""
         return self._lease.arena(layer)
 
-    def finish(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], rows: IntArray) -> None:
+    def finish(
+        self,
+        layers: Sequence[ExpertLayer],
+        chosen: Callable[[], Sequence[IntArray]],
+        num_choices: int,
+        rows: IntArray,
+    ) -> None:
         """End the lease, and record what the layers used that ran under it.
 
         Args:
             layers: in the order in which they ran.
-            chosen: of each layer, ``(tokens, k)``, each a row of the token's router.
-            rows: tokens that each place ran on, ``(layers, places)``; 0 where a layer has fewer places.
+            chosen: returns the choices of each layer, ``(tokens, k)``, each a row of the token's router.
+            num_choices: choices of a token in all layers.
+            rows: tokens that each place ran on, ``(layers, places)``; 0 where a layer has fewer places. They are kept.
         """
-        variants = self._variants
-        if variants is None:
-            self._record.add_residents([(layer.number, len(layer.keys)) for layer in layers], chosen, rows)
-            counts = {layer.number: row[: len(layer.keys)] for layer, row in zip(layers, rows, strict=True)}
-        else:
-            places = [variants.places(layer) for layer in layers]
-            sets = [variants.sets_of_rows(layer.number, len(rows)) for layer, rows in zip(layers, chosen, strict=True)]
-            placed = [each.place(rows, of) for each, rows, of in zip(places, chosen, sets, strict=True)]
-            sizes = [(layer.number, len(each.keys)) for layer, each in zip(layers, places, strict=True)]
-            self._record.add_residents(sizes, placed, rows, [each.numbers for each in places])
-            counts = {number: row[:size] for (number, size), row in zip(sizes, rows, strict=True)}
+        self._record.add_residents(self._runs(layers, chosen, num_choices, rows))
         if self._prefetcher is not None and not self._lease.holds_all:
             self._prefetcher.count_lookups(int(np.count_nonzero(rows)))
-        self._lease.close(counts, self._phase)
+        self._lease.close([layer.number for layer in layers], rows, self._phase)
+
+    def _runs(
+        self,
+        layers: Sequence[ExpertLayer],
+        chosen: Callable[[], Sequence[IntArray]],
+        num_choices: int,
+        rows: IntArray,
+    ) -> ResidentRuns:
+        variants = self._variants
+        if variants is None:
+            return ResidentRuns(
+                lambda: [(layer.number, len(layer.keys)) for layer in layers], chosen, num_choices, rows
+            )
+        places, own = [variants.places(layer) for layer in layers], chosen()
+        sets = [variants.sets_of_rows(layer.number, len(rows)) for layer, rows in zip(layers, own, strict=True)]
+        placed = [each.place(rows, of) for each, rows, of in zip(places, own, sets, strict=True)]
+        sizes = [(layer.number, len(each.keys)) for layer, each in zip(layers, places, strict=True)]
+        return ResidentRuns(lambda: sizes, lambda: placed, num_choices, rows, [each.numbers for each in places])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -81,7 +81,7 @@ class StepExperts:
             return self._waitless.run(layer, hidden_states, top_k_index, top_k_weights)
         chosen = top_k_index.cpu().numpy()
         if not len(chosen):  # the text's experts in a step that holds nothing but an image with experts of its own
-            self.record.routing[layer.number] = chosen
+            self.record.note_chosen(layer.number, chosen)
             return torch.zeros_like(hidden_states)
         with self._leased(layer, chosen, hidden_states, top_k_weights) as (rows, lease):
             return layer.backend.run(rows, lease.batches(), self._between)
@@ -149,7 +149,8 @@ class StepExperts:
                 places.keys,
                 places.numbers,
             )
-        self.record.routing[layer.number] = chosen if numbers is None else numbers[chosen]
+        routed = chosen if numbers is None else numbers[chosen]
+        self.record.note_chosen(layer.number, routed)
         order, spans = sort_choices(chosen, keys)
         additions = None if self._adapters is None else self._adapters.for_experts(layer, len(chosen))
         rows = SortedRows(hidden_states, weights, order, spans, additions)
@@ -158,17 +159,18 @@ class StepExperts:
             if self._ahead is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
                 given = GateInput(hidden_states, self.variants)
-                self._ahead.observe(layer.number, self.record.routing[layer.number], given, keys_of)
+                self._ahead.observe(layer.number, routed, given, keys_of)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 
 
-@contextmanager
-def prefetched_step(prefetcher: Prefetcher | None) -> Iterator[None]:
+def prefetched_step(prefetcher: Prefetcher | None) -> AbstractContextManager[None]:
     """Report the beginning of a step to the prefetcher, and its duration once the step has succeeded."""
-    if prefetcher is None:
-        yield
-        return
+    return nullcontext() if prefetcher is None else _prefetched_step(prefetcher)
+
+
+@contextmanager
+def _prefetched_step(prefetcher: Prefetcher) -> Iterator[None]:
     started = time.perf_counter()
     prefetcher.begin_step()
     yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +28,83 @@ class LayerRun(NamedTuple):
     remote: Collection[int] = ()  # of the missed places, those whose experts were on no disk
 
 
+class ResidentRuns:
+    """Layers of a step whose experts were all resident, so that nothing was missed.
+
+    Most steps need no more of them than two sums, so the layers are told apart on demand.
+
+    Args:
+        layers: number and number of places of each.
+        chosen: returns the choices of each layer, ``(tokens, k)``, each a place.
+        num_choices: choices of a token in all of these layers.
+        rows: tokens that each place ran on, ``(layers, places)``.
+        numbers: see ``LayerRun``, of each layer.
+    """
+
+    def __init__(
+        self,
+        layers: Callable[[], Sequence[tuple[int, int]]],
+        chosen: Callable[[], Sequence[IntArray]],
+        num_choices: int,
+        rows: IntArray,
+        numbers: Sequence[IntArray] | None = None,
+    ):
+        self._layers, self._chosen, self._rows, self._numbers = layers, chosen, rows, numbers
+        self.num_choices = num_choices
+        self.num_lookups = int(np.count_nonzero(rows))
+
+    @property
+    def num_run(self) -> int:
+        """Choices of all tokens that are experts."""
+        return int(self._rows.sum())
+
+    @cached_property
+    def runs(self) -> Sequence[LayerRun]:
+        """Each layer."""
+        layers = self._layers()
+        num_lookups = np.count_nonzero(self._rows, axis=1).tolist()
+        of_layers = [None] * len(layers) if self._numbers is None else self._numbers
+        return [
+            LayerRun(layer, choices, size, ExpertCost(count), {}, own)
+            for (layer, size), choices, count, own in zip(layers, self._chosen(), num_lookups, of_layers, strict=True)
+        ]
+
+
+def runs_of(parts: Sequence[LayerRun | ResidentRuns]) -> list[LayerRun]:
+    """Return each layer of the parts of a step."""
+    return [run for part in parts for run in (part.runs if isinstance(part, ResidentRuns) else (part,))]
+
+
 class StepRecord:
     """Choices, costs and stalls of all layers of experts in a step, in the order in which the layers ran."""
 
     def __init__(self) -> None:
-        self.routing: dict[int, IntArray] = {}  # by layer (tokens, k)
-        self.runs: list[LayerRun] = []
+        self.parts: list[LayerRun | ResidentRuns] = []
         self.cost = ExpertCost()
         self.stalls: list[Stall] = []
+        self._chosen: list[tuple[int, IntArray] | ResidentRuns] = []
+
+    @property
+    def runs(self) -> list[LayerRun]:
+        """Each layer that has run."""
+        return runs_of(self.parts)
+
+    @property
+    def routing(self) -> dict[int, IntArray]:
+        """The experts that each layer has chosen, ``(tokens, k)``."""
+        found: dict[int, IntArray] = {}
+        for part in self._chosen:
+            if isinstance(part, ResidentRuns):
+                found |= {
+                    run.layer: run.chosen if run.numbers is None else run.numbers[run.chosen] for run in part.runs
+                }
+            else:
+                found[part[0]] = part[1]
+        return found
+
+    def note_chosen(self, layer: int, chosen: IntArray) -> None:
+        """Record the experts that a layer has chosen, before it runs under a lease of its own."""
+        self._chosen.append((layer, chosen))
 
     def add(
         self,
@@ -56,7 +126,7 @@ class StepRecord:
         remote = [keys.index(key) for key, is_far in lease.missed.items() if is_far]
         cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
         cost.remote_bytes = sum(missed[place] for place in remote)
-        self.runs.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers, remote))
+        self.parts.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers, remote))
         self.cost.add(cost)
         if cost.stall_seconds:
             self.stalls.append(
@@ -70,24 +140,32 @@ class StepRecord:
                 )
             )
 
-    def add_residents(
-        self,
-        layers: Sequence[tuple[int, int]],
-        chosen: Sequence[IntArray],
-        rows: IntArray,
-        numbers: Sequence[IntArray] | None = None,
-    ) -> None:
-        """Record layers whose experts were all resident, so that nothing was missed.
+    def add_residents(self, residents: ResidentRuns) -> None:
+        """Record layers whose experts were all resident."""
+        self.parts.append(residents)
+        self._chosen.append(residents)
+        self.cost.num_lookups += residents.num_lookups
 
-        Args:
-            layers: number and number of places of each.
-            chosen: of each layer, ``(tokens, k)``, each a place.
-            rows: tokens that each place ran on, ``(layers, places)``.
-            numbers: see ``LayerRun``, of each layer.
-        """
-        num_lookups = np.count_nonzero(rows, axis=1).tolist()
-        of_layers = [None] * len(layers) if numbers is None else numbers
-        for (layer, size), choices, count, own in zip(layers, chosen, num_lookups, of_layers, strict=True):
-            self.routing[layer] = choices if own is None else own[choices]
-            self.runs.append(LayerRun(layer, choices, size, ExpertCost(count), {}, own))
-        self.cost.num_lookups += sum(num_lookups)
+
+class StepRouting(Mapping[int, IntArray]):
+    """The experts that layers have chosen, ``(tokens, k)``, of those that all tokens of a step went to.
+
+    They are looked up in the step's record when somebody asks for them.
+    """
+
+    def __init__(self, record: StepRecord, num_tokens: int):
+        self._record, self._num_tokens = record, num_tokens
+
+    @cached_property
+    def _by_layer(self) -> dict[int, IntArray]:
+        routing = self._record.routing.items()
+        return {layer: chosen for layer, chosen in routing if len(chosen) == self._num_tokens}
+
+    def __getitem__(self, layer: int) -> IntArray:
+        return self._by_layer[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_layer)
+
+    def __len__(self) -> int:
+        return len(self._by_layer)

@@ -110,4 +110,4 @@ class WaitlessExperts:
         rows = np.zeros((len(layers), max(len(layer.keys) for layer in layers)), np.int64)
         for row, layer, part in zip(rows, layers, parts, strict=True):
             row[: len(layer.keys)] = np.bincount(part, minlength=len(layer.keys))[: len(layer.keys)]
-        self._residents.finish(layers, chosen, rows)
+        self._residents.finish(layers, lambda: chosen, sum(each.shape[1] for each in chosen), rows)

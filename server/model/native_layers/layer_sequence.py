@@ -43,6 +43,8 @@ class LayerSequence:
         self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
         self._segments = self._split(())
         self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
+        self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
+        self._slots_address = self._counts_address = 0
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
@@ -71,10 +73,12 @@ class LayerSequence:
         held, call = experts.hold_residents(), self._workspace.call
         if held is not None:
             holds.enter_context(held)
-            self._slots = held.slots(self._numbers)
-            if self._counts.shape != self._slots.shape:
-                self._counts = np.zeros(self._slots.shape, np.int64)
-            call.slots, call.counts = self._slots.ctypes.data, self._counts.ctypes.data
+            if held.addresses is not self._addresses:  # experts have moved
+                self._addresses, self._slots = held.addresses, held.slots(self._numbers)
+                if self._counts.shape != self._slots.shape:
+                    self._counts = np.zeros(self._slots.shape, np.int64)
+                self._slots_address, self._counts_address = self._slots.ctypes.data, self._counts.ctypes.data
+            call.slots, call.counts = self._slots_address, self._counts_address
             call.most_experts = self._slots.shape[1]
         return held
 
@@ -111,8 +115,9 @@ class LayerSequence:
     def _record(self, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
         if held is not None:
-            chosen = self._workspace.all_chosen(self._top_ks)[first:end]
-            held.finish(self._routed[first:end], chosen, self._counts[first:end])
+            top_ks = self._top_ks[first:end]
+            chosen = self._workspace.all_chosen(first, top_ks)
+            held.finish(self._routed[first:end], chosen, sum(top_ks), self._counts[first:end].copy())
 
     def _split(self, more: Collection[int]) -> list[_Segment]:
         """Return the segments; the layers in ``more`` begin one, too."""

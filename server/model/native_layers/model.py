@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,8 @@ class NativeModel:
         self._embedding, self._head, self._keeps = embedding, head, keeps
         self._sequence = LayerSequence(kernels, layers, workspace)
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
+        self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
+        self._no_states = torch.from_numpy(self._normed)
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
     @property
@@ -153,16 +156,19 @@ class NativeModel:
 
     def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size
-        indices = {row: index for index, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))}
-        wanted = np.array(list(indices), dtype=np.int32)
-        logits = np.empty((len(rows), call.matrix.outputs), dtype=np.float32)
-        normed = np.empty((len(wanted), size), dtype=np.float32)
-        call.hidden, call.rows = self._workspace.call.hidden, wanted.ctypes.data
-        call.normed, call.logits = normed.ctypes.data, logits.ctypes.data
-        call.num_rows, call.num_logits = len(wanted), len(rows)
+        indices = {row: index for index, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))} if hidden_rows else {}
+        wanted = list(indices) if hidden_rows else rows
+        numbers = array("i", wanted)
+        if len(wanted) > len(self._normed):
+            self._normed = np.empty((len(wanted), size), dtype=np.float32)
+            call.normed = self._normed.ctypes.data
+        logits = torch.from_numpy(np.empty((len(rows), call.matrix.outputs), dtype=np.float32))
+        call.hidden, call.rows = self._workspace.call.hidden, numbers.buffer_info()[0]
+        call.logits, call.num_rows, call.num_logits = logits.data_ptr(), len(wanted), len(rows)
         self._kernels.head(call)
-        hidden = normed[[indices[row] for row in hidden_rows]] if hidden_rows else normed[:0]
-        return torch.from_numpy(logits), torch.from_numpy(hidden)
+        if not hidden_rows:
+            return logits, self._no_states
+        return logits, torch.from_numpy(self._normed[[indices[row] for row in hidden_rows]])
 
     def _bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         """Set the addresses of keys, values and states in the specs of the layers' mixers."""

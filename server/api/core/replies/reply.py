@@ -176,7 +176,12 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
 
 def _are_short(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> bool:
     """Return True if events can be encoded at once: nearly always, as a batch is one token of each choice."""
-    return len(arrived) <= FEW_EVENTS and not any(encoder.is_long(index, event) for index, event in arrived)
+    if len(arrived) > FEW_EVENTS:
+        return False
+    for index, event in arrived:  # noqa: SIM110  a generator would take longer than the checks
+        if encoder.is_long(index, event):
+            return False
+    return True
 
 
 async def _encode_long(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> AsyncGenerator[bytes, None]:

@@ -12,7 +12,7 @@ import torch
 from expert_store import ExpertStore, least_bytes
 from server.model.attention.kv_cache import KVCache
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
-from server.model.experts.step_record import LayerRun
+from server.model.experts.step_record import LayerRun, ResidentRuns
 from server.model.step import ExpertCost, RoutedExperts, SequenceChunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
@@ -60,6 +60,17 @@ def test_each_is_charged_for_the_experts_of_its_own_tokens(sizes: tuple[int, ...
             run.missed[expert] for run, experts in asked for expert in experts & {*run.remote}
         )
         assert cost.stall_seconds == pytest.approx(sum(run.cost.stall_seconds for run in runs))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 1), (4, 1, 7)])
+@pytest.mark.parametrize("num_choices", [NUM_EXPERTS, NUM_EXPERTS + 2], ids=["experts", "experts or none"])
+def test_layers_that_ran_under_one_hold_cost_what_each_of_them_does(sizes: tuple[int, ...], num_choices: int) -> None:
+    rng = np.random.default_rng(0)
+    chosen = [rng.permuted(np.tile(np.arange(num_choices), (sum(sizes), 1)), axis=1)[:, :TOP_K] for _ in range(3)]
+    rows = np.array([np.bincount(each.ravel(), minlength=num_choices)[:NUM_EXPERTS] for each in chosen])
+    held = ResidentRuns(lambda: [(layer, NUM_EXPERTS) for layer in range(3)], lambda: chosen, 3 * TOP_K, rows)
+    owners = RowOwners(chunks_of(*sizes))
+    assert attribute_costs([held], owners) == attribute_costs(held.runs, owners)
 
 
 def test_images_with_experts_of_their_own_are_charged_to_who_shows_them() -> None:
