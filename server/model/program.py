@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Self
 
@@ -70,12 +71,12 @@ class ModelProgram:
         """The runs of neighbouring parts with one target: one if a target runs everything."""
         return tuple(Segment(target, len(list(parts))) for target, parts in groupby(self._parts()))
 
-    @property
+    @cached_property
     def is_native(self) -> bool:
         """True if the native kernels run everything."""
         return bool(self.blocks) and all(part is Target.NATIVE for part in self._parts())
 
-    @property
+    @cached_property
     def has_native(self) -> bool:
         """True if the native kernels run some parts."""
         return Target.NATIVE in self._parts()
@@ -90,7 +91,7 @@ class ModelProgram:
         """True if the native kernels run everything around modules as mixers."""
         return self.has_native and not self.is_native
 
-    @property
+    @cached_property
     def is_sequential(self) -> bool:
         """True if one sequence runs after the other."""
         return Target.TRANSFORMERS in self._parts()

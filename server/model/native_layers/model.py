@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,12 @@ class NativeModel:
         self._no_states = torch.from_numpy(self._normed)
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
-    @property
+    @cached_property
     def program(self) -> ModelProgram:
         """The target of each part."""
         return ModelProgram(tuple(map(_block, self._layers)))
 
-    @property
+    @cached_property
     def outside(self) -> Sequence[Mixer]:
         """The mixers that run outside of the kernels."""
         return [layer.mixer for layer in self._layers if layer.mixer.target is not Target.NATIVE]

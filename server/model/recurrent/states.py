@@ -69,7 +69,7 @@ class StateCache:
 
     def __init__(self, shapes: StateShapes, num_slots: int, device: torch.device = CPU, *, is_double: bool = False):
         self._stride = 2 if is_double else 1
-        self._rows = torch.arange(num_slots) * self._stride  # the current one of each slot
+        self._rows = [slot * self._stride for slot in range(num_slots)]  # the current one of each slot
         self._tensors = {
             key: torch.zeros((self._stride * num_slots, *shape.shape), dtype=shape.dtype, device=device)
             for key, shape in shapes.items()
@@ -84,13 +84,13 @@ class StateCache:
         if not self._tensors:
             return NO_ROWS
         before = chunk.slot if chunk.resumes is None else chunk.resumes
-        after = int(self._rows[chunk.slot]) ^ 1
-        return int(self._rows[before]) if chunk.num_cached else -1, after
+        return self._rows[before] if chunk.num_cached else -1, self._rows[chunk.slot] ^ 1
 
     def advance(self, slots: Sequence[int]) -> None:
         """Make the rows that were written in a step the current ones of some slots."""
         if self._stride > 1:
-            self._rows[list(slots)] ^= 1
+            for slot in slots:
+                self._rows[slot] ^= 1
 
     def read(self, key: StateKey, slots: torch.Tensor) -> torch.Tensor:
         """Return a copy of some states, ``(slots, ...)``."""
@@ -98,7 +98,7 @@ class StateCache:
 
     def copy(self, source: int, target: int) -> None:
         """Copy all states of one slot to another."""
-        to, of = int(self._rows[target]), int(self._rows[source])
+        to, of = self._rows[target], self._rows[source]
         for tensor in self._tensors.values():
             tensor[to] = tensor[of]
 
@@ -110,7 +110,7 @@ class StateCache:
         tensor.index_copy_(0, self._places(slots), states.to(tensor.dtype))
 
     def _places(self, slots: torch.Tensor) -> torch.Tensor:
-        return slots if self._stride == 1 else self._rows[slots]
+        return slots if self._stride == 1 else torch.tensor([self._rows[slot] for slot in slots.tolist()])
 
 
 StateReader = Callable[[StateKey], torch.Tensor | None]  # None at the beginning of sequences
