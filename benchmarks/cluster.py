@@ -90,11 +90,12 @@ def cluster(model: str | None, **options: object) -> Iterator[str]:
             yield url
 
 
-def stream(url: str, prompt: str, num_tokens: int) -> Stream:
-    """Stream a completion."""
+def stream(url: str, prompt: str | list[int], num_tokens: int) -> Stream:
+    """Stream the completion of a text or of token ids."""
     asked = {"prompt": prompt, "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
     began, first, count = time.perf_counter(), 0.0, 0
     with httpx.Client(timeout=600) as client, client.stream("POST", f"{url}/v1/completions", json=asked) as reply:
+        reply.raise_for_status()
         for line in reply.iter_lines():
             if line.startswith("data: {"):
                 first = first or time.perf_counter()
@@ -102,7 +103,13 @@ def stream(url: str, prompt: str, num_tokens: int) -> Stream:
     return Stream(began, first, time.perf_counter(), num_tokens)
 
 
-def together(url: str, prompts: Sequence[str], num_tokens: int) -> tuple[float, float]:
+def token_ids(*numbers: int) -> list[int]:
+    """Return a prompt that any vocabulary has, another one for other numbers."""
+    rng = random.Random(repr(numbers))  # noqa: S311  no secret
+    return [rng.randrange(100, 900) for _ in range(16)]
+
+
+def together(url: str, prompts: Sequence[list[int]], num_tokens: int) -> tuple[float, float]:
     """Stream completions at once; return the median time to first token in ms, and tokens/s of all."""
     with ThreadPoolExecutor(len(prompts)) as pool:
         streams = list(pool.map(lambda prompt: stream(url, prompt, num_tokens), prompts))
@@ -136,7 +143,7 @@ def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {}
     with started(*plain) as server, cluster(arguments.model, **options) as replicas:
         for url in (server, replicas):
-            together(url, ["Warm up"], 32)
+            together(url, [token_ids(0)], 32)
         print("| streams | first token, ms: plain, cluster | tokens/s: plain, cluster | ratio | medians | by part |")
         print("| --- | --- | --- | --- | --- | --- |")
         for num_streams in map(int, arguments.streams.split(",")):
@@ -144,7 +151,7 @@ def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
             used: dict[str, list[dict[str, float]]] = {server: [], replicas: []}
             for number in range(arguments.rounds):
                 for url, found in rounds.items():
-                    prompts = [f"Story {number}.{each}: once upon a time" for each in range(num_streams)]
+                    prompts = [token_ids(number, each) for each in range(num_streams)]
                     before = processor_seconds()
                     found.append(together(url, prompts, arguments.tokens))
                     after = processor_seconds()

@@ -240,9 +240,9 @@ class Replica:
         return parts.get(part)
 
     def _collecting(self, request: GenerationRequest) -> tuple[GenerationRequest, ExpertCounts]:
-        """Let the engine tell the experts of each token."""
+        """Let the engine tell the experts of each token, unless all are here: no replica is better then."""
         counts = ExpertCounts(self._loaded.experts.shape)
-        if request.pooling is not None:
+        if request.pooling is not None or bool((self._loaded.experts.residency() > 0).all()):
             return request, counts
         return replace(request, returns_experts=True), counts
 

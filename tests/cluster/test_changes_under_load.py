@@ -81,3 +81,34 @@ def test_the_requests_of_an_ingress_that_died_end(cluster: Cluster) -> None:
 
     wait_until(answers, 60)
     wait_until(lambda: cluster.total("num_requests_running") == 0, 60)
+
+
+def test_of_two_ingresses_one_dies_and_the_streams_of_the_other_are_complete(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2, ingresses=2)
+    wait_until(lambda: len(cluster.processes(INGRESS)) == 2, 60)
+    reading, is_killed = threading.Barrier(17), threading.Event()
+
+    def read(number: int) -> int:
+        asked = {**STORY, "prompt": f"Story {number}:", "max_tokens": 1000, "stream": True}
+        with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
+            lines, events = reply.iter_lines(), 0
+            next(lines)
+            reading.wait(60)
+            is_killed.wait(60)
+            try:
+                for line in lines:
+                    events += line.startswith("data: {")
+            except httpx.HTTPError:
+                return 0
+        return events
+
+    with ThreadPoolExecutor(16) as pool:
+        streams = [pool.submit(read, number) for number in range(16)]
+        reading.wait(60)
+        cluster.processes(INGRESS)[0].kill()
+        is_killed.set()
+        counts = [each.result() for each in streams]
+    complete = sum(count >= 500 for count in counts)
+    assert 0 < complete < 16
+    with cluster.http() as http:
+        wait_until(lambda: http.post("/v1/completions", json={**STORY, "max_tokens": 4}).is_success, 10)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from server.cluster import frontend as frontend_module
@@ -34,7 +35,7 @@ from server.settings import ServeSettings, load_settings
 pytestmark = pytest.mark.slow
 
 STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
-SETTINGS = {"host_expert_memory": "100%", "threads": "1", "dtype": "float32", "adapters_dir": str(ADAPTERS)}
+SETTINGS = {"host_expert_memory": "50%", "threads": "1", "dtype": "float32", "adapters_dir": str(ADAPTERS)}
 
 
 class Direct:
@@ -259,6 +260,19 @@ def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running)
     assert end.state.resident is not None
     assert end.signature.shares.shape == end.state.resident.shape
     assert end.signature.shares.sum(axis=1) == pytest.approx(1.0)
+
+
+def test_a_replica_with_all_experts_tells_no_signature(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = running.replicas[0]
+    monkeypatch.setattr(replica._loaded.experts, "residency", lambda: np.ones(replica._loaded.experts.shape))
+
+    async def read() -> Answer:
+        request = GenerationRequest("r-3", (5, 6, 7), SamplingParams(4, ignore_eos=True))
+        return [answer async for answer in replica.generate(Submission("me", request, RoutedRequest(3)))][-1]
+
+    end = running.runner.run(read()).end
+    assert end is not None
+    assert end.signature is None
 
 
 def test_a_replica_that_missed_a_change_is_told_by_the_ingress(running: Running) -> None:
