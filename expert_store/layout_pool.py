@@ -71,9 +71,13 @@ class LayoutPool(LayoutTiers):
         """True if the end of a hold may evict."""
         return bool(self._late_pins) or self.top.excess > 0
 
-    def end_hold(self) -> None:
-        """End one hold of the residents of the top tier, whose slots compute may have been queued to read."""
-        if self.has_device:
+    def end_hold(self, *, is_used: bool = True) -> None:
+        """End one hold of the residents of the top tier.
+
+        Args:
+            is_used: compute may have been queued that reads the slots, but for those that are leased.
+        """
+        if self.has_device and is_used:
             self._use_all(self.mark_use())
         self.top.end_hold()
         late, self._late_pins = self._late_pins, set()
@@ -212,7 +216,7 @@ class LayoutPool(LayoutTiers):
         def queued(event: Event) -> None:
             entry.arrival = event
             self.device.finish_load(entry)
-            self._note_slot(entry.key, entry.slot)
+            self._note_slot(entry.key, entry)
 
         def done(error: Exception | None, seconds: float) -> None:
             if error is None:

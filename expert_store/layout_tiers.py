@@ -51,6 +51,8 @@ class LayoutTiers:
         self._num_own = {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout}
         self._policies: dict[TierName, FairPolicy] = {}
         self._rows = {layer: row for row, layer in enumerate(catalog.layers)}  # rows of the slot table
+        # By layer and expert, those on the device whose copies may still go on.
+        self._arriving: dict[int, dict[int, Entry]] = {layer: {} for layer in self._num_own}
         capacity = max(sum(self._num_own.values()), machine_bytes() // layout.slot_bytes)
         self.host_arena = HostArena(layout, host_slots, capacity)
         self.host = Tier(host_slots, self._make_policy("host", host_slots), self._retire, self.host_arena.revive)
@@ -194,10 +196,26 @@ class LayoutTiers:
     def _update_shares(self) -> None:
         self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer())
 
-    def _note_slot(self, key: ExpertKey, slot: int | None) -> None:
+    def slots_of_layer(self, layer: int) -> npt.NDArray[np.int32]:
+        """Return the slot of each expert of a layer on the device, -1 for those whose copies have not ended."""
+        slots = self._resources.slot_table[self._rows[layer], : self._num_own[layer]].copy()
+        arriving = self._arriving[layer]
+        for expert, entry in list(arriving.items()):
+            if self._resources.device.has_ended(entry.arrival):
+                del arriving[expert]
+            else:
+                slots[expert] = -1
+        return slots
+
+    def _note_slot(self, key: ExpertKey, entry: Entry | None) -> None:
         """Enter an expert's slot in the device tier into the slot table; None if it has left the tier."""
-        if key.variant == BASE:
-            self._resources.slot_table[self._rows[key.layer], key.expert] = -1 if slot is None else slot
+        if key.variant != BASE:
+            return
+        self._resources.slot_table[self._rows[key.layer], key.expert] = -1 if entry is None else entry.slot
+        if entry is None:
+            self._arriving[key.layer].pop(key.expert, None)
+        else:
+            self._arriving[key.layer][key.expert] = entry
 
     def _retire(self, slot: int) -> None:
         self._resources.device.unpin(self.host_arena, slot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -16,6 +16,7 @@ from expert_store.arena import Weights
 from expert_store.entry import Entry, EntryState, TierName
 from expert_store.errors import ExpertLoadError
 from expert_store.keys import ExpertKey
+from expert_store.layer_hold import LayerHold
 from expert_store.layout_pool import LayoutPool
 from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
@@ -39,6 +40,11 @@ class ReadyExperts:
     def __init__(self, lease: Lease, pool: LayoutPool, entries: Sequence[Entry], keys: Sequence[ExpertKey]):
         self._lease, self._pool, self._entries = lease, pool, entries
         self.keys = keys
+
+    def without(self, keys: Collection[ExpertKey]) -> ReadyExperts:
+        """Return the experts but for some."""
+        left = [(entry, key) for entry, key in zip(self._entries, self.keys, strict=True) if key not in keys]
+        return ReadyExperts(self._lease, self._pool, [entry for entry, _ in left], [key for _, key in left])
 
     def weights(self, index: int) -> Weights:
         """Return the tensors of ``keys[index]`` by parameter name: views of its slot."""
@@ -82,9 +88,16 @@ class Lease:
         ValueError: the model has no such expert, or they are of several layers; nothing is leased then.
     """
 
-    def __init__(self, state: StoreState, rows: Mapping[ExpertKey, int], phase: Phase, recorder: Recorder | None):
+    def __init__(
+        self,
+        state: StoreState,
+        rows: Mapping[ExpertKey, int],
+        phase: Phase,
+        recorder: Recorder | None,
+        after: LayerHold | None = None,
+    ):
         self._state, self._rows, self._phase = state, rows, phase
-        self._recorder = recorder
+        self._recorder, self._after = recorder, after
         self._held: list[Entry] = []
         self._ready: list[Entry] = []  # held, and not yielded yet
         self._loading: list[Entry] = []
@@ -113,7 +126,7 @@ class Lease:
         if self._recorder is not None:
             self._recorder.record(layer, dict.fromkeys(key.expert for key in requested), self._phase)
         with state.lock:
-            if state.next_device_slots is not None:
+            if state.next_device_slots is not None and self._after is None:
                 self._wait_for_resize()
             state.refuse_quarantined(requested)
             found = pool.top.lease_ready(requested)
@@ -121,6 +134,8 @@ class Lease:
                 self._lease_some(layer, requested)
             else:
                 self._held, self._ready = found, found
+                if self._after is not None:
+                    self._after.give_way()
                 for entry in found:
                     if entry.is_prefetched:
                         pool.count_prefetch(entry, "used")
@@ -147,6 +162,8 @@ class Lease:
         self.missed, self._uncounted = state.count_lookups(pool, requested, self._ready, waiting, self._phase)
         self._found = frozenset(self._held)
         self._max_held = pool.max_held(layer, len(requested), len(self._held))
+        if self._after is not None:
+            self._after.give_way()
         self._load_wanted()
 
     def __exit__(

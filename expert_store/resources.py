@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from expert_store.catalog import ExpertCatalog, sources_of
@@ -29,7 +30,7 @@ class StoreResources:
     device: Device
     copier: Copier | None  # None without a device tier
     statistics: StoreStatistics
-    slot_table: torch.Tensor  # int32 (layers, experts) on the device: slots in the device tier, or -1
+    slot_table: npt.NDArray[np.int32]  # (layers, experts): slots in the device tier, or -1
     quarantined: dict[ExpertKey, str] = field(default_factory=dict)  # damaged experts, and what is wrong with each
 
     def count_failure(self, key: ExpertKey, error: Exception) -> None:
@@ -58,7 +59,7 @@ def open_resources(
         SourceError: a file can't be opened.
     """
     shape = len(catalog.layers), catalog.num_experts
-    slot_table = torch.full(shape, -1, dtype=torch.int32, device=device)
+    slot_table = np.full(shape, -1, np.int32)
     sources = {BASE: OpenSources(catalog.sources)}
     for variant, recipes in catalog.variants.items():
         sources[variant] = OpenSources(sources_of(recipes.values()))

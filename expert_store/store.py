@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from expert_store.catalog import ExpertCatalog, Variant, sources_of
@@ -14,6 +16,7 @@ from expert_store.entry import EvictObstacle
 from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
 from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
+from expert_store.layer_hold import LayerHold
 from expert_store.lease import Lease, Recorder
 from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import Phase
@@ -121,9 +124,30 @@ class ExpertStore(StoreReports):
             self._state.lock.wake_waiters()
         return num_tokens
 
-    def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
-        """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
-        return Lease(self._state, rows, phase, self._recorder)
+    def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode", after: LayerHold | None = None) -> Lease:
+        """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it.
+
+        Args:
+            after: of the same layer; it ends when the lease is entered.
+        """
+        return Lease(self._state, rows, phase, self._recorder, after)
+
+    def hold_layer(self, layer: int) -> LayerHold | None:
+        """Hold the experts of a layer that are on the device, before it is known which are needed.
+
+        It is None while another lease waits for a slot, or a resize of the device tier for its turn.
+        """
+        state = self._state
+        with state.lock:
+            pool = state.pool_of[layer]
+            if state.next_device_slots is not None or pool.queue.has_waiters:
+                return None
+            return LayerHold(state, layer, pool.slots_of_layer(layer))
+
+    def arena(self, layer: int) -> torch.Tensor:
+        """Return all slots of a layer's experts in the fastest tier, uint8 ``(slots, slot_bytes)``, as they are now."""
+        with self._state.lock:
+            return self._state.pool_of[layer].arena
 
     def hold_residents(self, keys: LayerKeys | None = None, *, needs_all: bool = False) -> StepLease | None:
         """Lease the experts of all layers that are in the memory that compute reads, for a step.
@@ -297,8 +321,8 @@ class ExpertStore(StoreReports):
             ]
 
     @property
-    def slot_table(self) -> torch.Tensor:
-        """int32 ``(layers, experts)`` on the device: the slot of each expert in the arena of its layout, or -1."""
+    def slot_table(self) -> npt.NDArray[np.int32]:
+        """The slot of each expert in the device's arena of its layout, ``(layers, experts)``, or -1."""
         return self._state.slot_table
 
     @property

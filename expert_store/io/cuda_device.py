@@ -44,6 +44,9 @@ class CudaDevice:
     def wait(self, event: Event) -> None:
         event.synchronize()
 
+    def has_ended(self, event: Event) -> bool:
+        return event is None or bool(event.query())
+
     def order(self, event: Event) -> None:
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)

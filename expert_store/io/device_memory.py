@@ -28,6 +28,9 @@ class Device(Protocol):
     def wait(self, event: Event) -> None:
         """Wait for an event on this thread."""
 
+    def has_ended(self, event: Event) -> bool:
+        """Return whether an event has happened, without waiting for it."""
+
     def order(self, event: Event) -> None:
         """Make compute that this thread queues from now on wait for an event."""
 
@@ -62,6 +65,10 @@ class EmulatedDevice:
 
     def wait(self, event: Event) -> None:
         """Do nothing, as copies have ended when they return."""
+
+    def has_ended(self, event: Event) -> bool:
+        del event
+        return True
 
     def order(self, event: Event) -> None:
         """Do nothing, as copies have ended when they return."""

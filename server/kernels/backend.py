@@ -106,12 +106,32 @@ class SortedRows:
         return sum(end - start for start, end in self.spans.values())
 
 
+class PartialRun(Protocol):
+    """A run of a layer whose experts come in parts, in any order."""
+
+    def run_slots(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
+        """Run the choices of those experts that have a slot; each expert that is chosen has one in one call.
+
+        Args:
+            slots: of each expert in ``arena``, int32 ``(experts,)``; -1 for those that are not to be run now.
+            arena: uint8 ``(slots, slot_bytes)``.
+        """
+
+    def finish(self) -> torch.Tensor:
+        """Return the weighted sums, ``(tokens, hidden)``."""
+
+
 @runtime_checkable
 class ResidentBackend(Protocol):
-    """An ``ExpertBackend`` of a device that also runs layers all of whose experts are in their slots.
+    """An ``ExpertBackend`` of a device that also runs layers by a table of slots.
 
     The host reads nothing of the device for it.
     """
+
+    def begin(
+        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, num_experts: int
+    ) -> PartialRun:
+        """Begin a run that has the same bits as ``run``; arguments are those of ``run_residents``."""
 
     def run_residents(
         self,

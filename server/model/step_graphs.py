@@ -1,6 +1,10 @@
-"""StepGraphs: decode steps that a CUDA graph runs, so that a step is one launch.
+"""StepGraphs: decode steps that CUDA graphs run, so that a step is one launch, or a few in each layer.
 
-A graph is made of the second step of its kind: that many sequences, with room for that many partitions of keys. The
+Where all experts are on the device, one graph is the whole step. Where some may be missing, the step is cut at its
+layers of experts: a graph ends with a layer's router, another runs the experts that are there, and between both and the
+next the host brings the others (``HitsFirst``).
+
+Graphs are made of the second step of its kind: that many sequences, with room for that many partitions of keys. The
 first runs operation by operation, which compiles the kernels. What differs from step to step lies at fixed places in
 the device's memory: tokens, positions, blocks of the KV cache, and slots of experts. While a graph is captured nothing
 waits for the device, and nothing is copied from or to the host.
@@ -9,10 +13,11 @@ waits for the device, and nothing is copied from or to the host.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +28,7 @@ from server.kernels.upload import upload, upload_into
 from server.model.attention.decode_attention import decode_rows
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.paged_attention import StepAttention
+from server.model.experts.hits_first import HitsFirst, Segment
 from server.model.experts.step_experts import StepExperts
 from server.model.experts.waitless_experts import DeviceChoices, WaitlessExperts
 from server.model.step import SequenceChunk, StepTokens, positions_of
@@ -32,6 +38,7 @@ log = logging.getLogger(__name__)
 MOST_GRAPHS = 32  # each takes memory for its launches
 Body = Callable[[StepAttention, StepExperts, Sequence[torch.Tensor]], torch.Tensor]
 Kind = tuple[int, ...]
+ByTable = TypeVar("ByTable", WaitlessExperts, HitsFirst)  # what runs the layers of experts
 
 
 class StepGraphs:
@@ -44,7 +51,7 @@ class StepGraphs:
 
     def __init__(self, pool: ComputePool, device: torch.device, body: Body):
         self._pool, self._device, self._body = pool, device, body
-        self._graphs: OrderedDict[Kind, _StepGraph] = OrderedDict()
+        self._graphs: OrderedDict[Kind, _Graph[Any]] = OrderedDict()
         self._places: tuple[Any, ...] = ()  # of the memory that graphs use
         self._memory: Any = None  # that all graphs share
         self._logits: dict[int, torch.Tensor] = {}  # of all graphs of about as many sequences, by a power of two
@@ -64,42 +71,43 @@ class StepGraphs:
         tokens: StepTokens,
         cache: KVCache,
         experts: StepExperts,
-        waitless: WaitlessExperts,
+        by_table: WaitlessExperts | HitsFirst,
     ) -> torch.Tensor:
         """Run a step; return its logits, float32 on the device, valid until the next step.
 
         Args:
-            waitless: of ``experts``.
+            by_table: runs the layers of ``experts``.
         """
-        places = (cache, *waitless.arenas)
+        places = (cache, *by_table.arenas)
         if places != self._places:
             self._graphs.clear()
             self._places = places
         partitions = [_room_of(chunks, group, cache) for group in range(len(cache.groups))]
-        kind = len(chunks), *partitions
+        kind = isinstance(by_table, HitsFirst), len(chunks), *partitions
         graph = self._graphs.get(kind)
         numbers = _numbers(chunks, tokens)
         if graph is None:
             attention = StepAttention(chunks, cache, self._pool, partitions)
-            graph = self._graphs[kind] = _StepGraph(self._body, attention, upload(numbers, self._device))
+            kind_of_graph: type[_Graph[Any]] = _CutGraph if isinstance(by_table, HitsFirst) else _StepGraph
+            graph = self._graphs[kind] = kind_of_graph(self._body, attention, upload(numbers, self._device))
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
-            return graph.run(experts, waitless)
+            return graph.run(experts, by_table)
         self._graphs.move_to_end(kind)
         graph.update(chunks, numbers)
         if graph.is_captured:
-            return graph.replay(waitless)
+            return graph.replay(by_table)
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         try:
-            graph.capture(experts, waitless, self._memory, self._room_for_logits(len(chunks), graph.vocab_size))
+            graph.capture(experts, by_table, self._memory, self._room_for_logits(len(chunks), graph.vocab_size))
         except RuntimeError as error:
             log.info("decode steps run without CUDA graphs, as one can't be captured: %s", error)
             self._is_off = True
             self._graphs.clear()
-            waitless.forget()
-            return graph.run(experts, waitless)
-        return graph.replay(waitless)
+            by_table.forget()
+            return graph.run(experts, by_table)
+        return graph.replay(by_table)
 
     def _room_for_logits(self, count: int, vocab_size: int) -> torch.Tensor:
         room = 1 << (count - 1).bit_length()
@@ -108,15 +116,14 @@ class StepGraphs:
         return self._logits[room][:count]
 
 
-class _StepGraph:
-    """One graph, and the places that it reads and writes."""
+class _Graph(ABC, Generic[ByTable]):
+    """A step of one kind, and the places that it reads and writes."""
 
     def __init__(self, body: Body, attention: StepAttention, numbers: torch.Tensor):
         self._body, self._attention, self._numbers = body, attention, numbers
-        self._graph: Any = None
+        self._graph: Any = None  # the last one
         self._logits = torch.empty(0)
         self.vocab_size = 0  # known once the step has run
-        self._choices: DeviceChoices | None = None
 
     @property
     def is_captured(self) -> bool:
@@ -126,47 +133,101 @@ class _StepGraph:
         self._attention.update(chunks)
         upload_into(numbers, self._numbers)
 
-    def run(self, experts: StepExperts, waitless: WaitlessExperts) -> torch.Tensor:
+    def run(self, experts: StepExperts, by_table: ByTable) -> torch.Tensor:
         """Run the step operation by operation."""
+        del by_table
         logits = self._body(self._attention, experts, self._numbers.chunk(3))
-        waitless.gathered = waitless.gather()
         self.vocab_size = logits.shape[-1]
         return logits
 
-    def capture(self, experts: StepExperts, waitless: WaitlessExperts, memory: Any, logits: torch.Tensor) -> None:
+    @abstractmethod
+    def capture(self, experts: StepExperts, by_table: ByTable, memory: Any, logits: torch.Tensor) -> None:
         """Record the step.
 
         Args:
             memory: that graphs share.
             logits: where it writes them.
         """
-        graph = torch.cuda.CUDAGraph()
-        with _capture(graph, memory, logits.device):
-            logits.copy_(self.run(experts, waitless))
-        self._graph, self._choices, self._logits = graph, waitless.gathered, logits
 
-    def replay(self, waitless: WaitlessExperts) -> torch.Tensor:
-        """Run the step by its graph."""
+    @abstractmethod
+    def replay(self, by_table: ByTable) -> torch.Tensor:
+        """Run the step as it was recorded."""
+
+
+class _StepGraph(_Graph[WaitlessExperts]):
+    """One graph for all of a step."""
+
+    _choices: DeviceChoices | None = None
+
+    def run(self, experts: StepExperts, by_table: WaitlessExperts) -> torch.Tensor:
+        logits = super().run(experts, by_table)
+        by_table.gathered = by_table.gather()
+        return logits
+
+    def capture(self, experts: StepExperts, by_table: WaitlessExperts, memory: Any, logits: torch.Tensor) -> None:
+        with _capture(memory, logits.device) as capture:
+            logits.copy_(self.run(experts, by_table))
+        self._graph, self._choices, self._logits = capture.graph, by_table.gathered, logits
+
+    def replay(self, by_table: WaitlessExperts) -> torch.Tensor:
         self._graph.replay()
-        waitless.gathered = self._choices
+        by_table.gathered = self._choices
         return self._logits
 
 
+class _CutGraph(_Graph[HitsFirst]):
+    """Two graphs for each layer of experts and what comes before it, and one for the end."""
+
+    _segments: Sequence[Segment] = ()
+
+    def capture(self, experts: StepExperts, by_table: HitsFirst, memory: Any, logits: torch.Tensor) -> None:
+        with _capture(memory, logits.device) as capture, by_table.captured(capture.cut) as segments:
+            logits.copy_(self.run(experts, by_table))
+        self._graph, self._segments, self._logits = capture.graph, segments, logits
+
+    def replay(self, by_table: HitsFirst) -> torch.Tensor:
+        for segment in self._segments:
+            by_table.replay(segment)
+        self._graph.replay()
+        return self._logits
+
+
+class _Capture:
+    """A recording of graphs; torch's own context also collects garbage and empties caches, which takes long."""
+
+    def __init__(self, memory: Any):
+        self._memory = memory
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a graph, in the memory that all share."""
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads pin memory meanwhile.
+        self.graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+
+    def cut(self) -> Any:
+        """End the graph and begin another; return the one that has ended."""
+        ended = self.graph
+        ended.capture_end()
+        self.begin()
+        return ended
+
+
 @contextmanager
-def _capture(graph: Any, memory: Any, device: torch.device) -> Iterator[None]:
-    """Record what is launched; torch's own context also collects garbage and empties caches, which takes long."""
+def _capture(memory: Any, device: torch.device) -> Iterator[_Capture]:
+    """Record what is launched."""
     current: Any = torch.cuda.current_stream(device)
     stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        graph.capture_begin(pool=memory, capture_error_mode="thread_local")  # other threads pin memory meanwhile
+        capture = _Capture(memory)
         try:
-            yield
+            yield capture
         except BaseException:
             with suppress(RuntimeError):  # of a capture that has failed
-                graph.capture_end()
+                capture.graph.capture_end()
             raise
-        graph.capture_end()
+        capture.graph.capture_end()
     current.wait_stream(stream)
 
 

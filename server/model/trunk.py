@@ -25,6 +25,7 @@ from server.model.attention.mla import LatentAttention, replace_projections, res
 from server.model.attention.paged_attention import StepAttention
 from server.model.errors import NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
+from server.model.experts.hits_first import ChoiceReader
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_record import StepRouting
@@ -111,6 +112,7 @@ class Trunk(ResidentModel):
             isinstance(layer.backend, ResidentBackend) for layer in self._layers.values()
         )
         self._tables = SlotTables(list(self._layers.values()), self.device) if has_waitless else None
+        self._reader = ChoiceReader(self.device) if has_waitless and is_gpu(self.device) else None
         self._graphs: StepGraphs | None = None
         is_plain = special is None and not is_deterministic and not probe.choosing and not self._recurrent
         if has_waitless and is_gpu(self.device) and is_plain:
@@ -256,8 +258,9 @@ class Trunk(ResidentModel):
             step_states.add_pages(chunks, kv_cache)
         with experts.without_waits(self._tables) as waitless:
             graphs = self._graphs
-            if waitless is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
-                return graphs.run(chunks, tokens, kv_cache, experts, waitless), torch.empty((0, 0))
+            by_table = waitless or experts.with_hits_first(self._tables, self._reader)
+            if by_table is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
+                return graphs.run(chunks, tokens, kv_cache, experts, by_table), torch.empty((0, 0))
             logits = self._call_modules(
                 chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from expert_store import ExpertStore
+from expert_store import ExpertKey, ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
@@ -25,8 +25,14 @@ PROMPT, FEW, MANY = 3, 1, 3  # layers; the difference of both depths is the cost
 BLOCKS = 4  # of a sequence
 
 
-def decode_step(num_layers: int, num_sequences: int, num_steps: int, *, with_triton: bool) -> dict[str, Counter[str]]:
-    """Return the launches and synchronisations, by place, of the last step; all experts are on the card."""
+def decode_step(
+    num_layers: int, num_sequences: int, num_steps: int, *, with_triton: bool, has_misses: bool = False
+) -> dict[str, Counter[str]]:
+    """Return the launches and synchronisations, by place, of the last step.
+
+    All experts are on the card, or all but one of those that the last step needs of each layer; then the step is run
+    three times, and what the store launches is left out, as that depends on what it finds where.
+    """
     config = make_config("qwen3_moe")
     config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
     if getattr(config, "layer_types", None):
@@ -48,15 +54,27 @@ def decode_step(num_layers: int, num_sequences: int, num_steps: int, *, with_tri
                 SequenceChunk([5] * length, first, [[BLOCKS * sequence + block for block in range(BLOCKS)]])
                 for sequence in range(num_sequences)
             ]
-            trunk.forward(chunks, cache, store)
+            output = trunk.forward(chunks, cache, store)
+        for _ in range(3 * has_misses):
+            wait_until_idle(store)
+            gone = [ExpertKey(layer, int(chosen[0, 0])) for layer, chosen in output.routing.items()]
+            assert store.evict(gone) == num_layers
+            counts.clear()
+            output = trunk.forward(chunks, cache, store)
+            assert output.experts.num_misses == num_layers
         found = {"launches": Counter(counts.launch_places), "syncs": Counter(counts.syncs)}
+        if has_misses:
+            found = {
+                name: Counter({place: count for place, count in each.items() if "expert_store/" not in place})
+                for name, each in found.items()
+            }
         store.close()
     return found
 
 
-def cost(num_sequences: int, num_steps: int, *, with_triton: bool) -> dict[str, float]:
+def cost(num_sequences: int, num_steps: int, **options: bool) -> dict[str, float]:
     """Return what a layer costs, and what all costs that is beside the layers."""
-    few, many = (decode_step(layers, num_sequences, num_steps, with_triton=with_triton) for layers in (FEW, MANY))
+    few, many = (decode_step(layers, num_sequences, num_steps, **options) for layers in (FEW, MANY))
     result = {}
     for name in few:
         layer = (many[name].total() - few[name].total()) / (MANY - FEW)
@@ -67,5 +85,10 @@ def cost(num_sequences: int, num_steps: int, *, with_triton: bool) -> dict[str, 
 
 if __name__ == "__main__":
     install()
-    steps = {"torch, 1": (1, 1, False), "Triton, 1": (1, 1, True), "Triton, 4": (4, 1, True), "graph, 4": (4, 3, True)}
-    print(json.dumps({name: cost(*numbers, with_triton=is_triton) for name, (*numbers, is_triton) in steps.items()}))
+    steps = {
+        "torch, 1": cost(1, 1, with_triton=False),
+        "Triton, 4": cost(4, 1, with_triton=True),
+        "graph, 4": cost(4, 3, with_triton=True),
+        "graphs and a miss in each layer, 4": cost(4, 1, with_triton=True, has_misses=True),
+    }
+    print(json.dumps(steps))

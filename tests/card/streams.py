@@ -87,6 +87,10 @@ class Stream:
         while self._late and self._late[0][0] <= count:
             self._late.popleft()[1]()
 
+    def has_run(self, count: int) -> bool:
+        """Return whether nothing up to an operation is still to happen."""
+        return not self._late or self._late[0][0] > count
+
     def wait_event(self, event: Event) -> None:
         with lock:
             merge(self.clock, event.clock)
@@ -145,8 +149,11 @@ class Event:
         (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
-        self.synchronize()
-        return True
+        with lock:
+            has_ended = all(stream.has_run(count) for stream, count in self.clock.items())
+            if has_ended:
+                merge(host_clock(), self.clock)
+        return has_ended
 
     def elapsed_time(self, other: Event) -> float:
         del other

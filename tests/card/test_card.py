@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 # Of a decode step of a Qwen3-MoE with 8 experts a token, by backend and sequences: of a layer, and beside the layers.
 # Lower one with each launch that is saved.
-MOST_LAUNCHES = {"torch, 1": (106, 24), "Triton, 1": (15, 18), "Triton, 4": (15, 18), "graph, 4": (0, 4)}
-MOST_SYNCS = {"torch, 1": (2, 1), "Triton, 1": (0, 1), "Triton, 4": (0, 1), "graph, 4": (0, 1)}
+MISSES = "graphs and a miss in each layer, 4"
+MOST_LAUNCHES = {"torch, 1": (106, 24), "Triton, 4": (15, 18), "graph, 4": (0, 4), MISSES: (6, 3)}
+MOST_SYNCS = {"torch, 1": (2, 1), "Triton, 4": (0, 1), "graph, 4": (0, 1), MISSES: (1, 0)}  # that one for the choices
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

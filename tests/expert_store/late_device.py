@@ -87,6 +87,10 @@ class LateDevice(EmulatedDevice):
                 self._changed.wait_for(lambda: event.is_over, MAX_DELAY)
             self._run_until(event)
 
+    def has_ended(self, event: LateCopy) -> bool:
+        with self._changed:
+            return event.is_over
+
     def order(self, event: LateCopy) -> None:
         with self._changed:
             self._run_until(event)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,7 +150,7 @@ def test_the_table_of_slots_follows_every_move(stores: Any) -> None:
     wait_until_idle(store)
     table = store.slot_table
     on_device = {key for key, tier in store.residents().items() if tier == "device"}
-    assert {ExpertKey(*place) for place in (table >= 0).nonzero().tolist()} == on_device
+    assert {ExpertKey(*place) for place in np.argwhere(table >= 0).tolist()} == on_device
     pool = store._state.pools[0]
     for key in on_device:
         weights = pool.device_arena.weights(int(table[key.layer, key.expert]))

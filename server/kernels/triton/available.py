@@ -54,7 +54,7 @@ def _adds(device: torch.device) -> bool:
     chosen = torch.zeros(TOKENS * TOP_K, dtype=torch.int32, device=device)
     output = torch.zeros((TOKENS, HIDDEN), device=device)
     options = {"SCALES_INPUT": False, "BLOCK_N": 64}
-    experts.add_choices[(TOKENS, 1)](products, chosen, weights, output, TOP_K, HIDDEN, **options)
+    experts.add_choices[(TOKENS, 1)](products, chosen, 1, weights, output, TOP_K, HIDDEN, **options)
     return torch.equal(output, products.sum(1) * 0.5)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import triton
 
-from server.kernels.backend import ExpertBackend, ReadyExperts, SortedRows
+from server.kernels.backend import ExpertBackend, PartialRun, ReadyExperts, SortedRows
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
@@ -68,6 +68,14 @@ class TritonBackend:
                 layer.run_second()
         return layer.finish()
 
+    def begin(
+        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, num_experts: int
+    ) -> PartialRun:
+        """See ``ResidentBackend``."""
+        layer = self._layer(hidden_states, weights, num_experts)
+        layer.choose(chosen.contiguous().view(-1))
+        return layer
+
     def run_residents(
         self,
         hidden_states: torch.Tensor,
@@ -78,7 +86,8 @@ class TritonBackend:
     ) -> torch.Tensor:
         """See ``ResidentBackend``."""
         layer = self._layer(hidden_states, weights, len(slots))
-        layer.run_residents(chosen.contiguous().view(-1), slots, arena)
+        layer.choose(chosen.contiguous().view(-1))
+        layer.run_residents(slots, arena)
         return layer.finish()
 
     def _layer(self, hidden_states: torch.Tensor, weights: torch.Tensor, num_experts: int) -> _Layer:
@@ -122,9 +131,17 @@ class _Layer(ABC):
         for number, (start, end) in enumerate(rows.spans.values()):
             self._numbers[rows.order[start:end]] = number
 
-    def run_residents(self, chosen: torch.Tensor, slots: torch.Tensor, arena: torch.Tensor) -> None:
-        """Run gate and up of all experts, which are in their slots."""
+    def choose(self, chosen: torch.Tensor) -> None:
+        """Take the router's choices from the device."""
         self._experts = self._own_choices(chosen)
+
+    def run_slots(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
+        """See ``PartialRun``."""
+        self.run_residents(slots, arena)
+        self.run_second()
+
+    def run_residents(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
+        """Run gate and up of all experts that have a slot."""
         self._arena, self._pending_table = (arena, arena.stride(0)), slots
         self._launch_first(slots)
 
@@ -153,8 +170,9 @@ class _Layer(ABC):
         options = {"SCALES_INPUT": self.launch.second_options["SCALES_INPUT"], "BLOCK_N": 256}
         grid = (self.num_tokens, triton.cdiv(self.launch.hidden, 256))
         kernels.add_choices[grid](
-            self._products, self.experts, self.weights, output, self.top_k, self.launch.hidden, **options
-        )
+            self._products, self.experts, self.num_experts, self.weights, output,
+            self.top_k, self.launch.hidden, **options,
+        )  # fmt: skip
         return output
 
     @property

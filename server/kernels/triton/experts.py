@@ -129,14 +129,17 @@ def second_few(
 
 
 @triton.jit
-def add_choices(products, experts, weights, output, top_k, N, SCALES_INPUT: tl.constexpr, BLOCK_N: tl.constexpr):
+def add_choices(
+    products, experts, num_experts, weights, output, top_k, N, SCALES_INPUT: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
     """Add the weighted products of a token's choices: ``output[token]``, a tile of it."""
     row = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for place in range(top_k):
         choice = row * top_k + place
-        if tl.load(experts + choice) >= 0:
+        expert = tl.load(experts + choice)
+        if (expert >= 0) & (expert < num_experts):
             factor = 1.0
             if not SCALES_INPUT:
                 factor = tl.load(weights + choice).to(tl.float32)

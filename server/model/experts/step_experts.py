@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 
 from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
+from expert_store.layer_hold import LayerHold
 from expert_store.prefetching.prefetcher import ReadAhead
 from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
 from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.hits_first import ChoiceReader, HitsFirst
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
@@ -63,6 +65,8 @@ class StepExperts:
         self._between = _nothing if self._ahead is None else self._ahead.request
         self.record = StepRecord()
         self._waitless: WaitlessExperts | None = None
+        self._hits_first: HitsFirst | None = None
+        self._reader: ChoiceReader | None = None
 
     def run(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -79,6 +83,8 @@ class StepExperts:
         layer = self._layers[module]
         if self._waitless is not None:
             return self._waitless.run(layer, hidden_states, top_k_index, top_k_weights)
+        if self._hits_first is not None and len(top_k_index):
+            return self._hits_first.run(layer, hidden_states, top_k_index, top_k_weights)
         chosen = top_k_index.cpu().numpy()
         if not len(chosen):  # the text's experts in a step that holds nothing but an image with experts of its own
             self.record.note_chosen(layer.number, chosen)
@@ -127,6 +133,20 @@ class StepExperts:
             yield self._waitless
             self._waitless.finish()
 
+    def with_hits_first(self, tables: SlotTables | None, reader: ChoiceReader | None) -> HitsFirst | None:
+        """Run the experts of a layer that are on a device before it is known which are missing, from now on.
+
+        Args:
+            tables: of layers whose backends can do so; None if one can't.
+
+        Returns:
+            What runs the layers; None if they can't run so.
+        """
+        if tables is not None and reader is not None and self._adapters is None and self.variants is None:
+            self._reader = reader
+            self._hits_first = HitsFirst(self._store, tables, reader, self._leased, self._between)
+        return self._hits_first
+
     def hold_residents(self) -> ResidentExperts | None:
         """Lease all experts that are in memory; None if each layer has to lease its own."""
         keys = None if self.variants is None else self.variants.keys
@@ -138,9 +158,18 @@ class StepExperts:
 
     @contextmanager
     def _leased(
-        self, layer: ExpertLayer, chosen: IntArray, hidden_states: torch.Tensor, weights: torch.Tensor
+        self,
+        layer: ExpertLayer,
+        chosen: IntArray,
+        hidden_states: torch.Tensor,
+        weights: torch.Tensor,
+        after: LayerHold | None = None,
     ) -> Iterator[tuple[SortedRows, Lease]]:
-        """Sort a layer's rows by expert and lease the experts; record the layer after it has run."""
+        """Sort a layer's rows by expert and lease the experts; record the layer after it has run.
+
+        Args:
+            after: see ``ExpertStore.lease``.
+        """
         keys, numbers = layer.keys, None
         if self.variants is not None:
             places = self.variants.places(layer)
@@ -155,11 +184,12 @@ class StepExperts:
         additions = None if self._adapters is None else self._adapters.for_experts(layer, len(chosen))
         rows = SortedRows(hidden_states, weights, order, spans, additions)
         wanted = {key: end - start for key, (start, end) in spans.items()}
-        with self._store.lease(wanted, self._phase) as lease:
+        with self._store.lease(wanted, self._phase, after) as lease:
             if self._ahead is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
                 given = GateInput(hidden_states, self.variants)
-                self._ahead.observe(layer.number, routed, given, keys_of)
+                with nullcontext() if self._reader is None else self._reader.in_stream():
+                    self._ahead.observe(layer.number, routed, given, keys_of)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 

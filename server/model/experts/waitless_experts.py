@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ class SlotTables:
         self._table = upload(np.full(sum(sizes), -1, np.int32), device)
         parts = torch.split(self._table, sizes)
         self._of_layer = {layer.number: part for layer, part in zip(layers, parts, strict=True)}
+        bounds = np.cumsum([0, *sizes])
+        self._host = np.full(bounds[-1], -1, np.int32)  # what the table holds
+        self._parts = {layer.number: slice(*pair) for layer, pair in zip(layers, pairwise(bounds), strict=True)}
         self._known: npt.NDArray[np.uint64] | None = None  # the addresses that are in the table
 
     def of(self, layer: int) -> torch.Tensor:
@@ -39,8 +43,17 @@ class SlotTables:
         """Take over where experts are now, if they have moved."""
         if residents.addresses is not self._known:
             slots = [residents.slots_of(layer.number).astype(np.int32) for layer in self.layers]
-            upload_into(np.concatenate(slots), self._table)
+            self._host[:] = np.concatenate(slots)
+            upload_into(self._host, self._table)
             self._known = residents.addresses
+
+    def update_layer(self, layer: int, slots: npt.NDArray[np.int32]) -> None:
+        """Take over where the experts of one layer are now, if they have moved."""
+        known = self._host[self._parts[layer]]
+        if not np.array_equal(known, slots):
+            known[:] = slots
+            upload_into(slots, self._of_layer[layer])
+            self._known = None
 
 
 @dataclass(frozen=True)
