@@ -15,8 +15,9 @@ All values are medians over the rounds. ``step_ms`` is the engine's time for a d
 is the time between tokens over HTTP. ``overhead_percent`` compares ``seen_step_ms`` with ``alone_step_ms``. Of this
 overhead, ``outside_percent`` is spent between steps; the rest is slower steps, because the event loop and the load
 generator share the cores and the interpreter. ``cpu_overhead_percent`` is the additional CPU time of the server for a
-burst, compared with the engine alone; it is the more reliable value on a busy machine. ``loop_us_per_token`` is CPU
-time of the event loop's thread, including the cost per request; ``generator_us_per_token`` is CPU time of this process.
+burst, compared with the engine alone; it is the more reliable value on a busy machine. ``server_us_per_token`` is CPU
+time of the whole server, and ``loop_us_per_token`` that of its event loop's thread, including the cost per request;
+``generator_us_per_token`` is CPU time of this process, which takes its share of the same cores.
 The last line is one JSON object.
 
 Prompts are the beginnings of held-out documents of ``--corpus``, or else random token ids.
@@ -31,7 +32,6 @@ GuideLLM 0.8 can measure a running server independently:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import statistics
@@ -44,6 +44,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import uvloop
 
 from benchmarks.load_generator import Completion, Timing, burst, poisson
 from benchmarks.serving_processes import EngineAlone, Server, engine_alone, serving
@@ -65,6 +66,7 @@ SHOWN = (
     "outside_percent",
     "overhead_percent",
     "cpu_overhead_percent",
+    "server_us_per_token",
     "loop_us_per_token",
     "generator_us_per_token",
 )
@@ -133,7 +135,7 @@ def latencies(timings: Sequence[Timing]) -> dict[str, float]:
 def run_burst(server: Server, alone: EngineAlone | None, work: Sequence[Completion]) -> dict[str, float]:
     """Generate completions in one batch, over HTTP and in the engine alone."""
     before, cpu, generator = server.decode_steps(), server.cpu_seconds(), time.process_time()
-    timings = asyncio.run(burst(server.url, work))
+    timings = uvloop.run(burst(server.url, work))
     generator = time.process_time() - generator
     loop, total_cpu = (now - then for now, then in zip(server.cpu_seconds(), cpu, strict=True))
     steps, seconds = (now - then for now, then in zip(server.decode_steps(), before, strict=True))
@@ -148,6 +150,7 @@ def run_burst(server: Server, alone: EngineAlone | None, work: Sequence[Completi
         "outside_percent": 100 * (seen - step) / step,
         "overhead_percent": 100 * (seen / alone_step - 1),
         "cpu_overhead_percent": 100 * (total_cpu / alone_cpu - 1),
+        "server_us_per_token": 1e6 * total_cpu / num_tokens,
         "loop_us_per_token": 1e6 * loop / num_tokens,
         "generator_us_per_token": 1e6 * generator / num_tokens,
     }
@@ -176,7 +179,7 @@ class ServingBenchmark:
                 step_seconds = max(step_seconds, found["seen_step_ms"] / 1e3)
         rate = self._arguments.rate or BUSY_STREAMS / (step_seconds * self._arguments.max_tokens)
         work = self._completions(self._arguments.requests)
-        rounds.add("poisson", {"rate": rate, **latencies(asyncio.run(poisson(self._server.url, work, rate, number)))})
+        rounds.add("poisson", {"rate": rate, **latencies(uvloop.run(poisson(self._server.url, work, rate, number)))})
         rounds.add("prompt of 1,000 tokens", self._repeat_prompt())
 
     def _completions(self, count: int) -> list[Completion]:
@@ -185,7 +188,7 @@ class ServingBenchmark:
 
     def _repeat_prompt(self) -> dict[str, float]:
         work = [Completion(self._prompts.draw(LONG_PROMPT_TOKENS), 2)]
-        first, again = (1e3 * asyncio.run(burst(self._server.url, work))[0].first_token_seconds for _ in range(2))
+        first, again = (1e3 * uvloop.run(burst(self._server.url, work))[0].first_token_seconds for _ in range(2))
         return {"first_ttft_ms": first, "again_ttft_ms": again, "ratio": first / again}
 
 

@@ -185,12 +185,11 @@ async def create_completion(
             "This model is an encoder-decoder, which answers prompts instead of continuing them: leave out 'echo'.",
             "echo",
         )
-    prompts = await asyncio.to_thread(prompts_of, body, model)
+    prompts, spec = await asyncio.to_thread(lambda: (prompts_of(body, model), body.grammar_spec))
     # The text of a prompt that was cut is that of the tokens that are left.
     written = body.prompt if body.truncate_prompt_tokens is None else prompts
     echoes = await asyncio.to_thread(echoes_of, written, prompts, model.codec) if body.echo else None
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
-    spec = await asyncio.to_thread(lambda: body.grammar_spec)
     service.unenforced.note([] if spec is None else await asyncio.to_thread(lambda: body.unenforced))
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
     admitted = await admit(request, model, body, prompts=prompts, prompt_field="prompt", form=COMPLETION_FORM)

@@ -76,7 +76,7 @@ def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> l
     An expert that two chunks share counts for both. Each chunk of a layer is charged the layer's stall in full.
     """
     costs = [ExpertCost() for _ in rows.chunks]
-    is_decode = rows.is_decode
+    is_decode = len(costs) > 1 and rows.is_decode
     num_each, seconds_each = 0, 0.0  # equal for all chunks
     for part in parts:
         if isinstance(part, ResidentRuns):

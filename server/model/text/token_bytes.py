@@ -109,10 +109,11 @@ class TokenBytes:
 
     def visible(self, token_id: int) -> bytes:
         """Return a token's bytes in a text without special tokens."""
-        if token_id not in self._visible:
+        found = self._visible.get(token_id)
+        if found is None:
             is_special = self._tokenizer.id_to_token(token_id) in self._special
-            self._visible[token_id] = b"" if is_special else self.of_token(token_id)
-        return self._visible[token_id]
+            found = self._visible[token_id] = b"" if is_special else self.of_token(token_id)
+        return found
 
     def at_start(self, token_id: int) -> bytes:
         """Return a token's bytes at the start of a text, before spaces are removed."""
