@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from server.kernels.native.library import Kernels
+from server.model.attention.indexer import TOP_K
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.read_config import read_config
 from server.model.model_shapes import infer_shapes
@@ -27,7 +28,7 @@ class FamilyProgram:
     program: ModelProgram
 
     def __str__(self) -> str:
-        return f"| `{self.model_type}` | {self._native} | {self._why} |".replace("|  |", "| |")
+        return f"| `{self.model_type}` | {self._native} | {self._attention} | {self._why} |".replace("|  |", "| |")
 
     @property
     def _native(self) -> str:
@@ -35,6 +36,15 @@ class FamilyProgram:
             return "experts and linear layers"
         outside = {block.name for block in self.program.blocks if block.mixer is not Target.NATIVE}
         return "all but " + ", ".join(f"`{name}`" for name in sorted(outside)) if outside else "all"
+
+    @property
+    def _attention(self) -> str:
+        if FAMILIES[self.model_type].by_sequence is not None:
+            return "one sequence after the other"
+        config = make_config(self.model_type).get_text_config()
+        if not self.program.has_native and hasattr(config, TOP_K):
+            return "all sequences, but for indexers"
+        return "all sequences"
 
     @property
     def _why(self) -> str:

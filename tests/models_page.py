@@ -248,10 +248,16 @@ and the activation are supported; the log lists those that do not.
 
 The table is what a trial of the config that the tests take finds in float32. Sizes and settings of a checkpoint may
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
-this section alone.
+this section alone. All families of the table share steps; the third column tells what attention computes at once.
 
-| model type | runs natively | why not all |
-| --- | --- | --- |
+What the kernels lack for the others: a residual stream of several rows a token (DeepSeek-V4, GLM-5 Next, Hunyuan V4,
+Qwen4), compressed keys (DeepSeek-V4, GLM-5 Next, Qwen4), biases by relative positions (Inkling), attention to a prompt
+and a window behind it (Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys (ZAYA), experts
+for tokens of images alone (ERNIE-4.5-VL), gates of the residual stream (Muse Spark), and queries, keys and values from
+one matrix whose results are clipped (DBRX).
+
+| model type | runs natively | attention at once | why not all |
+| --- | --- | --- | --- |
 {rows}
 """
 )

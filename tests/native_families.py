@@ -7,6 +7,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "aria",
     "aria_text",
     "axk1",
+    "axk2",
     "bailing_hybrid",
     "beam",
     "cohere2_moe",

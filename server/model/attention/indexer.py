@@ -21,8 +21,10 @@ ROPE_NORM = "k_rope_only_layernorm"
 BESIDES = ("g_proj", ROPE_NORM)  # parts that it may have
 HEAD_SCALES = "softmax_scaling"  # of queries, by head and position
 INPUT_NORM = "q_input_norm"  # of the attention's rows, which an indexer's queries take then
+GATED_QUERIES = ("q_a_proj", "q_a_layernorm", "q_gate_proj")
 KINDS = (  # the parts of an attention, those that it may have, and those of its indexer besides the usual ones
     ((*QUERIES, *LATENTS, *AROUND), BESIDES, ()),
+    ((*GATED_QUERIES, *LATENTS, *AROUND), (), ()),
     (("q_proj", HEAD_SCALES, *AROUND), LATENTS, (INPUT_NORM, HEAD_SCALES)),
 )
 BLOCK_PARTS = ("q_proj", "k_proj", "q_norm", "k_norm")  # of an indexer that chooses blocks of keys

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ctypes import addressof
 from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp
+from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.adapter_places import NativeTarget
-from server.model.blocks.linears import Linear
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.linears import Linear, matrix_of
 from server.model.blocks.mixer import Mixer
 from server.model.blocks.norms import Norm
 from server.model.experts.expert_layer import ExpertLayer
@@ -33,6 +35,7 @@ class NativeLayer:
         self.router: RouterWeights | None = None
         self._mixer: Mixer | None = None
         self._keeps: list[torch.Tensor] = []  # tensors whose memory the spec refers to
+        self._gates: list[NormGate] = []
         self._linears: dict[Any, NativeTarget] = {}
 
     @property
@@ -65,11 +68,20 @@ class NativeLayer:
         """Keep a float32 copy of a tensor, and return its address."""
         return None if tensor is None else self.keep(tensor.detach().float().contiguous()).data_ptr()
 
-    def norm(self, norm: Norm | None) -> NormSpec:
-        """Describe a norm to the kernels; None leaves rows as they are."""
+    def norm(self, norm: Norm | None, *, can_be_gated: bool = False) -> NormSpec:
+        """Describe a norm to the kernels, but for gates; None leaves rows as they are."""
         if norm is None:
             return NormSpec()
+        if norm.gates is not None and not can_be_gated:
+            raise UnsupportedLayerError("it has a gated norm in another place than before a mixer or experts")
         return NormSpec(self.address(norm.weight), self.address(norm.bias), norm.epsilon, norm.kind)
+
+    def gates(self, norm: Norm | None) -> int | None:
+        """Return the address of what describes the gates of a norm; None if it has none."""
+        if norm is None or norm.gates is None:
+            return None
+        self._gates.append(NormGate(matrix_of(norm.gates.down), matrix_of(norm.gates.up)))
+        return addressof(self._gates[-1])
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

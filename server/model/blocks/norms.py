@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from server.kernels.native.structures.layers import NormKind
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.linears import LINEARS, Linear
 
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
 TOLERANCE = 1e-5  # error of a norm in float32, relative to its largest weight
+GATED = ("norm", "mlp")  # parts of a norm with gates
 SIZES = (1.0, 1e-2, 1e-3)  # of samples for norms: the smaller ones show how the epsilon is added
+
+
+@dataclass(frozen=True)
+class NormGates:
+    """The linear layers whose result, with a SiLU between them, gives gates of a norm's results by a sigmoid."""
+
+    down: Linear
+    up: Linear
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Norm:
     epsilon: float
     kind: NormKind = NormKind.RMS
     bias: torch.Tensor | None = None  # float32 (size,)
+    gates: NormGates | None = None
 
 
 def find_norm(module: nn.Module, size: int | None = None) -> Norm:
@@ -55,11 +67,13 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
         module: of the model.
         size: of its rows, for one without weights, which is no norm otherwise.
     """
+    if any(module.children()):
+        return _gated_norm_of(module)
     own = dict(module.named_parameters())
     weight: torch.Tensor | None = own.pop("weight", None)
     bias = own.pop("bias", None)
     epsilon = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if epsilon is None or own or any(module.children()):
+    if epsilon is None or own:
         return None
     if weight is None and size is not None and bias is None:
         weight = torch.ones(size)
@@ -84,3 +98,23 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
     if not error <= TOLERANCE:
         return None
     return Norm(module, by.contiguous(), epsilon, kind, None if added is None else added.contiguous())
+
+
+def _gated_norm_of(module: nn.Module) -> Norm | None:
+    """Return a module of a norm and an MLP that gates its results (A.X K2); None if it computes something else."""
+    norm, mlp = (getattr(module, name, None) for name in GATED)
+    if not isinstance(norm, nn.Module) or not isinstance(mlp, nn.Module) or len([*module.children()]) != len(GATED):
+        return None
+    found = norm_of(norm)
+    linears = [each for each in mlp.children() if isinstance(each, LINEARS)]
+    if found is None or len(linears) != 2 or any(each.bias is not None for each in linears):  # noqa: PLR2004
+        return None
+    down, up = linears
+    rows = torch.linspace(-3, 2, down.in_features).expand(2, -1).to(next(module.parameters()).dtype)
+    with torch.inference_mode():
+        normed = found.module(rows)
+        wanted = normed * torch.sigmoid(up(F.silu(down(normed))).float())
+        error = float((module(rows) - wanted).float().norm() / wanted.float().norm().clamp_min(1e-30))
+    if not error <= torch.finfo(rows.dtype).eps:
+        return None
+    return replace(found, module=module, gates=NormGates(down, up))

@@ -41,8 +41,11 @@ def build_layer(
     """
     layer = NativeLayer(index, experts)
     spec = layer.spec
-    spec.input_norm, spec.mixer_norm = layer.norm(parts.input_norm), layer.norm(parts.mixer_norm)
-    spec.inner_norm, spec.output_norm = layer.norm(parts.inner_norm), layer.norm(parts.output_norm)
+    spec.input_norm, spec.inner_norm = (
+        layer.norm(norm, can_be_gated=True) for norm in (parts.input_norm, parts.inner_norm)
+    )
+    spec.input_gate, spec.inner_gate = layer.gates(parts.input_norm), layer.gates(parts.inner_norm)
+    spec.mixer_norm, spec.output_norm = layer.norm(parts.mixer_norm), layer.norm(parts.output_norm)
     spec.output_scale = 1.0 if parts.scale is None else float(parts.scale)
     depth = DepthScales.of(module)
     if depth is not None:

@@ -111,7 +111,8 @@ struct Fields<GateKind> {
 template <>
 struct Fields<NormKind> {
   static constexpr Field kAll[] = {
-      number("NONE", NormKind::kNone), number("RMS", NormKind::kRms), number("LAYER", NormKind::kLayer)};
+      number("NONE", NormKind::kNone), number("RMS", NormKind::kRms), number("LAYER", NormKind::kLayer),
+      number("READY", NormKind::kReady)};
 };
 
 template <>
@@ -238,8 +239,8 @@ struct Fields<LatentAttention> {
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
       FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(head_scales), FIELD(indexer), FIELD(cache),
       FIELD(source), FIELD(source_dim), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
-      FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(rope_kind), FIELD(cache_format),
-      FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
+      FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(takes_raw), FIELD(has_gates_in_query),
+      FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
 };
 
 template <>
@@ -319,11 +320,17 @@ struct Fields<Mixture> {
 };
 
 template <>
+struct Fields<NormGate> {
+  using Type = NormGate;
+  static constexpr Field kAll[] = {FIELD(down), FIELD(up)};
+};
+
+template <>
 struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
-      FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(mixer),
-      FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
+      FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(input_gate), FIELD(inner_gate),
+      FIELD(mixer), FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
       FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
       FIELD(adds_deferred)};
 };
@@ -451,7 +458,7 @@ constexpr Layout kLayouts[] = {
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),
     layout<ShortConvolution>("ShortConvolution"), layout<Mamba1>("Mamba1"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
-    layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
+    layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),

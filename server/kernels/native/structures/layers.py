@@ -25,6 +25,7 @@ class NormKind(IntEnum):
     NONE = 0
     RMS = 1
     LAYER = 2
+    READY = 3
 
 
 class FeedForwardKind(IntEnum):
@@ -84,6 +85,12 @@ class Mixture(Structure):
     ]
 
 
+class NormGate(Structure):
+    """The gates of a norm's results, which are made from them."""
+
+    _fields_ = [("down", Matrix), ("up", Matrix)]
+
+
 class LayerSpec(Structure):
     """A decoder layer, which refers to the specs of its parts; their owner keeps them in memory."""
 
@@ -92,6 +99,8 @@ class LayerSpec(Structure):
         ("mixer_norm", Norm),
         ("inner_norm", Norm),
         ("output_norm", Norm),
+        ("input_gate", c_void_p),
+        ("inner_gate", c_void_p),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
         ("mixer_kind", c_int32),

@@ -165,6 +165,8 @@ class LatentAttention(Structure):
         ("rope", c_int32),
         ("group", c_int32),
         ("scales_queries", c_int32),
+        ("takes_raw", c_int32),
+        ("has_gates_in_query", c_int32),
         ("rope_kind", c_int32),
         ("cache_format", c_int32),
         ("query_norm_epsilon", c_float),

@@ -71,6 +71,7 @@ class LatentAttentionMixer(RotaryMixer):
                 if linear is not None:
                     setattr(spec, f"{name}_bias", self.keep(linear.bias))
                     self.add_target(linear, number)
+        spec.takes_raw, spec.has_gates_in_query = int(parts.takes_raw), int(parts.has_gates_in_query)
         self._indexer = indexer_of(parts.indexer, captured, getattr(parts.module, "config", None))
         if self._indexer is not None:
             self._set_indexer(self._indexer)
@@ -130,7 +131,8 @@ class LatentAttentionMixer(RotaryMixer):
         if self._indexer is not None:
             rows = rows_of(trial)
             with torch.inference_mode():
-                self._indexer.fit(self, trial, rows, self._parts.query_inputs(rows))
+                inputs = self._parts.query_inputs(rows)
+                self._indexer.fit(self, trial, rows, inputs[..., : inputs.shape[-1] // (1 + self._parts.takes_raw)])
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
         return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, is_sorted=self._is_sorted)
@@ -157,7 +159,8 @@ class LatentAttentionMixer(RotaryMixer):
     def _set_indexer(self, indexer: NativeIndexer) -> None:
         self.spec.indexer = indexer.address
         for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
-            self.add_target(linear, number)
+            if number > len(MATRICES) or not self._parts.takes_raw:  # adapters would read the raw rows as inputs
+                self.add_target(linear, number)
 
     def _set_window(self, window: int, *, is_chunked: bool) -> None:
         """Let a token attend to the last latents alone."""

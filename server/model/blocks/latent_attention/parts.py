@@ -47,7 +47,8 @@ class LatentAttentionParts(MixerParts):
         if keeps_state or not isinstance(expansion, LatentProjection):
             return None
         down, gate = (_linear(of, name) for name in ("q_a_proj", "g_proj"))
-        query = _linear(of, "q_proj" if down is None else "q_b_proj")
+        names = ("q_proj",) if down is None else ("q_b_proj", "q_gate_proj")
+        query = next((found for name in names if (found := _linear(of, name)) is not None), None)
         latent, output = (_linear(of, name) for name in ("kv_a_proj_with_mqa", "o_proj"))
         norms = [None if (norm := getattr(of, name, None)) is None else norm_of(norm) for name in NORMS]
         source = _source_of(of) if latent is None else -1
@@ -91,8 +92,15 @@ class LatentAttentionParts(MixerParts):
         """Return what queries are made from."""
         if self.query_down is None or self.query_norm is None:
             return rows
-        normed: torch.Tensor = self.query_norm.module(self.query_down(rows))
-        return normed
+        down = self.query_down(rows)
+        normed: torch.Tensor = self.query_norm.module(down)
+        return torch.cat([normed, down], -1) if self.takes_raw else normed
+
+    def _queries(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.query(self.query_inputs(rows)) * self.query_scale
+        if not self.has_gates_in_query:
+            return found
+        return found.view(len(rows), self.heads, -1)[..., : self.expansion.nope_dim + self.rope_dim].flatten(1)
 
     @property
     def heads(self) -> int:
@@ -101,7 +109,20 @@ class LatentAttentionParts(MixerParts):
     @property
     def rope_dim(self) -> int:
         """The numbers of a head's query that may be rotated."""
+        if self.latent is not None:
+            return self.latent.out_features - self.expansion.rank
         return self.query.out_features // self.heads - self.expansion.nope_dim
+
+    @property
+    def takes_raw(self) -> bool:
+        """True if queries are made from what their norm takes, too, which follows what it returns."""
+        return self.query_down is not None and self.query.in_features == 2 * self.query_down.out_features
+
+    @property
+    def has_gates_in_query(self) -> bool:
+        """True if gates of a head's results follow each head's query."""
+        dim = self.expansion.nope_dim + self.rope_dim + self.expansion.value_dim
+        return self.query_down is not None and self.query.out_features == self.heads * dim
 
     def projected(self, rows: torch.Tensor, captured: LayerCapture) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the queries of rows and their latents with the part of keys that may be rotated, before rotations.
@@ -110,12 +131,12 @@ class LatentAttentionParts(MixerParts):
         """
         if self.latent is None or self.latent_norm is None:
             assert captured.latents is not None
-            return self.query(self.query_inputs(rows)) * self.query_scale, captured.latents
+            return self._queries(rows), captured.latents
         rank = self.expansion.rank
         latent, rotated = self.latent(rows).split([rank, self.latent.out_features - rank], -1)
         if self.rope_norm is not None:
             rotated = self.rope_norm.module(rotated)
-        queries = self.query(self.query_inputs(rows)) * self.query_scale
+        queries = self._queries(rows)
         return queries, torch.cat([self.latent_norm.module(latent) * self.latent_scale, rotated], -1)
 
 

@@ -74,6 +74,15 @@ def test_layers_share_the_keys_that_one_before_them_chose(types: str, tmp_path: 
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
 
 
+def test_queries_with_gates_behind_them_attend_to_chosen_keys(tmp_path: Path, pool: ComputePool) -> None:
+    """Queries take the rows before their norm, too; the indexer's do not."""
+    folder = save_checkpoint(make_config("axk2"), tmp_path)
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    for (_, logits), (_, expected) in zip(written(native, 5), written(load_trunk(folder, torch.float32)), strict=True):
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
 def test_an_indexer_that_scores_in_another_way_is_left_to_its_module(
     tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.norms import find_norm
+from server.model.blocks.norms import find_norm, norm_of
 
 SIZE, EPSILON = 48, 1e-6
 Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -52,3 +52,25 @@ def test_a_weight_to_which_one_is_added_is_told_from_one_that_is_not(
 def test_a_norm_that_only_resembles_an_rms_norm_is_none(compute: Compute) -> None:
     with pytest.raises(UnsupportedLayerError, match="SomeNorm is not an RMS norm"):
         find_norm(SomeNorm(torch.ones(SIZE, dtype=torch.bfloat16), compute))
+
+
+class GatedNorm(nn.Module):
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.norm, self._activation = nn.RMSNorm(SIZE, eps=EPSILON), activation
+        self.mlp = nn.Sequential(nn.Linear(SIZE, 8, bias=False), nn.SiLU(), nn.Linear(8, SIZE, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(x)
+        return y * self._activation(self.mlp(y))
+
+
+def test_gates_that_are_made_from_a_norms_results_are_known() -> None:
+    norm = norm_of(GatedNorm(torch.sigmoid))
+    assert norm is not None
+    assert norm.gates is not None
+    assert norm.gates.down.out_features == 8
+
+
+def test_gates_by_another_function_are_no_part_of_a_norm() -> None:
+    assert norm_of(GatedNorm(torch.tanh)) is None

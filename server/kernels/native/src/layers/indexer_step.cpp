@@ -47,7 +47,8 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   for (int i = 0; i < count; ++i) {
     panels_[i].kind = level_.panel_kind(*matrices[i], step.is_exact);
     const bool takes_queries = i == 2 && !spec_->takes_hidden;
-    has_own_[i] = panels_[i].kind != (takes_queries ? query_panel : panel).kind || (i == 2 && has_query_rows);
+    has_own_[i] = panels_[i].kind != (takes_queries ? query_panel : panel).kind || (i == 2 && has_query_rows) ||
+                  (takes_queries && latents.takes_raw);
     places[i] = bytes;
     if (has_own_[i]) bytes += round_up(panel_bytes(panels_[i].kind, step.tokens, matrices[i]->inputs), 64);
   }
@@ -135,7 +136,8 @@ void IndexerStep::rotate(float* x, int64_t token, int64_t position) const {
 void IndexerStep::place(int64_t token, const float* query_inputs) {
   if (!chooses_) return;
   if (has_own_[2] && !spec_->takes_hidden) {
-    level_.prepare(panels_[2], query_inputs, Format::kFloat32, spec_->query.inputs, nullptr, token, token + 1);
+    const int64_t stride = spec_->query.inputs * (latents_.takes_raw ? 2 : 1);
+    level_.prepare(panels_[2], query_inputs, Format::kFloat32, stride, nullptr, token, token + 1);
   }
   const int64_t position = position_of(sequence_of(step_, token), token);
   float* key = keys_ + token * spec_->dim;

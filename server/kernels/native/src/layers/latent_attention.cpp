@@ -71,7 +71,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto last = [&](int i) { return site(std::min(i, num_sides - 1)); };
   const LoraSite sites[kMostSides] = {last(0), last(1), last(2), last(3), last(4), last(5)};
   const LoraSite query_sites[] = {
-      {query_lora, mixer_place(kQuery), latents.downs, latents.query_rank()},
+      {query_lora, mixer_place(kQuery), latents.downs, latents.downs_size()},
       {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, latents.query_rank()}};
   const LoraSite output_site{output_lora, mixer_place(kOutput), latents.attended, latents.attended_size()};
 
@@ -146,7 +146,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     phases.add(latents.num_attend_tiles(), attend);
     phases.add(latents.num_joins(), join);
     phases.add(latents.num_value_tiles(), expand);
-    if (spec.gate.outputs || !expansion.is_empty()) phases.add(latents.pass_rows(), finish_heads);
+    if (latents.has_gates() || !expansion.is_empty()) phases.add(latents.pass_rows(), finish_heads);
     if (latents.is_last_pass()) break;
     phases.run();  // since the next pass changes what these refer to
   }
@@ -168,9 +168,11 @@ const char* check(const void* mixer, int64_t hidden_size) {
     if (!is_count(count)) return "heads or latents without a size";
   }
   if (spec.rope_dim && !is_count(spec.rope_dim)) return "heads or latents without a size";
-  const int64_t query_rank = spec.query_down.outputs;
+  const int64_t query_rank = spec.query_down.outputs, value_gates = spec.has_gates_in_query ? spec.value_dim : 0;
+  const int64_t query_inputs = query_rank ? query_rank * (spec.takes_raw ? 2 : 1) : hidden_size;
   if (query_rank && !is_shaped(spec.query_down, query_rank, hidden_size)) return "queries of an impossible rank";
-  if (!is_shaped(spec.query, spec.heads * (spec.nope_dim + spec.rope_dim), query_rank ? query_rank : hidden_size) ||
+  if (!query_rank && (spec.takes_raw || spec.has_gates_in_query)) return "queries without a rank";
+  if (!is_shaped(spec.query, spec.heads * (spec.nope_dim + spec.rope_dim + value_gates), query_inputs) ||
       (spec.latent.outputs && !is_shaped(spec.latent, spec.rank + spec.rope_dim, hidden_size)) ||
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
     return "projections that don't fit its heads";
@@ -179,7 +181,9 @@ const char* check(const void* mixer, int64_t hidden_size) {
       !is_of_heads(spec.to_values, spec.heads, spec.value_dim, spec.rank)) {
     return "an expansion that doesn't fit its heads";
   }
-  if (spec.gate.outputs && !is_shaped(spec.gate, spec.heads, hidden_size)) return "gates that don't fit its heads";
+  const bool fits_gates = is_shaped(spec.gate, spec.heads, hidden_size) ||
+                          is_shaped(spec.gate, spec.heads * spec.value_dim, hidden_size);
+  if (spec.gate.outputs && (spec.has_gates_in_query || !fits_gates)) return "gates that don't fit its heads";
   if (spec.latent.outputs ? !spec.latent_norm : spec.cache && !spec.source) return "latents without a norm or a source";
   if (spec.head_scales.scales && !spec.head_scales.offsets) return "queries that are scaled without offsets";
   if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";

@@ -10,13 +10,14 @@ namespace greenroom {
 
 struct LatentAttention {
   Matrix query_down;         // (query_rank, hidden); without outputs if `query` takes the hidden states
-  Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden)
+  Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden); or more of both, see below
   Matrix latent;             // (rank + rope_dim, hidden); the last numbers are the part of keys that may be rotated;
                              // without outputs if it takes the latents of `source`
   Matrix to_keys;            // (heads * rank, nope_dim), plain, or with complete blocks of outputs
   Matrix to_values;          // (heads * value_dim, rank), the same
   Matrix output;             // (hidden, heads * value_dim)
-  Matrix gate;               // (heads, hidden): the sigmoid of each multiplies a head's result; or without outputs
+  Matrix gate;               // (heads or heads * value_dim, hidden): the sigmoid of each multiplies a head's result, or a
+                             // number of it; or without outputs
   const float* query_down_bias;  // each of the five may be null
   const float* query_bias;
   const float* latent_bias;
@@ -41,6 +42,8 @@ struct LatentAttention {
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
   int32_t scales_queries;    // by the step's factor of their position
+  int32_t takes_raw;         // behind its normed rows, `query` takes the outputs of `query_down` as they are
+  int32_t has_gates_in_query;  // `query` has value_dim gates behind the query of each head
   RopeKind rope_kind;
   Format cache_format;
   float query_norm_epsilon;

@@ -79,6 +79,8 @@ LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAtt
       spec_(spec),
       step_(step),
       query_rank_(spec.query_down.outputs),
+      downs_size_(query_rank_ * (spec.takes_raw ? 2 : 1)),
+      gates_size_(spec.has_gates_in_query ? spec.heads * spec.value_dim : spec.gate.outputs),
       queries_size_(spec.heads * (spec.nope_dim + spec.rope_dim)),
       latent_size_(spec.rank + spec.rope_dim),
       attended_size_(spec.heads * spec.value_dim),
@@ -100,21 +102,21 @@ LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAtt
   const int64_t rows = pass_rows_ * spec.heads;
   Pieces panels;
   const int64_t at[] = {panels.add(panel_bytes(kind, step.tokens, step.hidden_size)),
-                        panels.add(query_rank_ ? panel_bytes(query_kind, step.tokens, query_rank_) : 0),
+                        panels.add(query_rank_ ? panel_bytes(query_kind, step.tokens, downs_size_) : 0),
                         panels.add(panel_bytes(output_kind, step.tokens, attended_size_)),
                         panels.add(panel_bytes(keys_kind, rows, spec.nope_dim)),
                         panels.add(panel_bytes(values_kind, rows, spec.rank))};
   char* memory = context.rows.reserve(panels.bytes);
   panel = place_panel(kind, step.tokens, step.hidden_size, memory + at[0]);
-  query_panel = place_panel(query_kind, step.tokens, query_rank_, memory + at[1]);
+  query_panel = place_panel(query_kind, step.tokens, downs_size_, memory + at[1]);
   output_panel = place_panel(output_kind, step.tokens, attended_size_, memory + at[2]);
   keys_panel_ = place_panel(keys_kind, rows, spec.nope_dim, memory + at[3]);
   values_panel_ = place_panel(values_kind, rows, spec.rank, memory + at[4]);
 
   const int64_t tokens = step.tokens;
   Pieces heads;
-  const int64_t parts[] = {heads.add(tokens * query_rank_ * 4), heads.add(tokens * queries_size_ * 4),
-                           heads.add(tokens * latent_size_ * 4), heads.add(tokens * spec.gate.outputs * 4)};
+  const int64_t parts[] = {heads.add(tokens * downs_size_ * 4), heads.add(tokens * queries_size_ * 4),
+                           heads.add(tokens * latent_size_ * 4), heads.add(tokens * gates_size_ * 4)};
   auto& own = context.mixers.of<Memory>();
   memory = own.heads.reserve(heads.bytes);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(memory + offset); };
@@ -146,24 +148,37 @@ void LatentStep::norm(int64_t token) {
 void LatentStep::take_first(int64_t row, int64_t output, const float* sums, int64_t count) const {
   float* to;
   if (output >= first_gate()) {
-    to = gates_ + row * spec_.gate.outputs + output - first_gate();
+    to = gates_ + row * gates_size_ + output - first_gate();
   } else if (output >= first_latent()) {
     to = latents_ + row * latent_size_ + output - first_latent();
   } else {
-    to = query_rank_ ? downs + row * query_rank_ + output : queries_ + row * queries_size_ + output;
+    to = query_rank_ ? downs + (row + 1) * downs_size_ - query_rank_ + output : queries_ + row * queries_size_ + output;
   }
   std::memcpy(to, sums, static_cast<size_t>(count) * 4);
 }
 
 void LatentStep::take_query(int64_t row, int64_t output, const float* sums, int64_t count) const {
-  std::memcpy(queries_ + row * queries_size_ + output, sums, static_cast<size_t>(count) * 4);
+  if (!spec_.has_gates_in_query) {
+    std::memcpy(queries_ + row * queries_size_ + output, sums, static_cast<size_t>(count) * 4);
+    return;
+  }
+  const int64_t dim = spec_.nope_dim + spec_.rope_dim, width = dim + spec_.value_dim;
+  for (int64_t i = 0, size; i < count; i += size) {
+    const int64_t head = (output + i) / width, place = (output + i) % width;
+    const bool is_gate = place >= dim;
+    size = std::min(count - i, (is_gate ? width : dim) - place);
+    float* to = is_gate ? gates_ + row * gates_size_ + head * spec_.value_dim + place - dim
+                        : queries_ + row * queries_size_ + head * dim + place;
+    std::memcpy(to, sums + i, static_cast<size_t>(size) * 4);
+  }
 }
 
 void LatentStep::place(int64_t token) {
   if (query_rank_) {
-    float* down = downs + token * query_rank_;
+    float* down = downs + token * downs_size_;
+    if (spec_.takes_raw) std::memcpy(down, down + query_rank_, static_cast<size_t>(query_rank_) * 4);
     if (spec_.query_norm) level_.normalise(down, spec_.query_norm, spec_.query_norm_epsilon, query_rank_, down);
-    level_.prepare(query_panel, downs, Format::kFloat32, query_rank_, nullptr, token, token + 1);
+    level_.prepare(query_panel, downs, Format::kFloat32, downs_size_, nullptr, token, token + 1);
   }
   if (!spec_.latent.outputs) return copy_latent(token);
   float* latent = latents_ + token * latent_size_;
@@ -255,15 +270,18 @@ void LatentStep::expand(int64_t tile) const {
 
 void LatentStep::finish_heads(int64_t row, int thread) const {
   float* values = attended + (first_ + row) * attended_size_;
-  float* gates = gates_ + (first_ + row) * spec_.gate.outputs;
-  if (spec_.gate.outputs) level_.sigmoid(gates, spec_.gate.outputs);
+  float* gates = gates_ + (first_ + row) * gates_size_;
+  if (gates_size_) level_.sigmoid(gates, gates_size_);
+  const bool is_by_head = gates_size_ == spec_.heads;
   float* scratch = scratch_ + thread * scratch_size_ + places_.size;
   for (int64_t head = 0; head < spec_.heads; ++head) {
     float* own = values + head * spec_.value_dim;
     if (!expansion_.is_empty()) {
       expansion_.add_to_values(first_ + row, head, weighted_ + (row * spec_.heads + head) * spec_.rank, own, scratch);
     }
-    for (int64_t d = 0; spec_.gate.outputs && d < spec_.value_dim; ++d) own[d] *= gates[head];
+    for (int64_t d = 0; gates_size_ && d < spec_.value_dim; ++d) {
+      own[d] *= gates[is_by_head ? head : head * spec_.value_dim + d];
+    }
   }
 }
 

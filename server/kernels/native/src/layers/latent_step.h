@@ -17,10 +17,12 @@ class LatentStep {
 
   int64_t attended_size() const { return attended_size_; }
   int64_t query_rank() const { return query_rank_; }
+  int64_t downs_size() const { return downs_size_; }  // numbers of a token that queries take
 
   // Offsets of the outputs of the first matrices among those of all.
   int64_t first_latent() const { return query_rank_ ? query_rank_ : queries_size_; }
   int64_t first_gate() const { return first_latent() + latent_size_; }
+  bool has_gates() const { return gates_size_ > 0; }
 
   void norm(int64_t token);
   void take_first(int64_t row, int64_t output, const float* sums, int64_t count) const;
@@ -55,9 +57,9 @@ class LatentStep {
   void take_output(int64_t row, int64_t output, const float* sums, int64_t count) const;
 
   Panel panel{};         // (tokens, hidden)
-  Panel query_panel{};   // (tokens, query_rank)
+  Panel query_panel{};   // (tokens, downs_size)
   Panel output_panel{};  // (tokens, heads * value_dim)
-  float* downs;          // (tokens, query_rank)
+  float* downs;          // (tokens, downs_size)
   float* attended;       // (tokens, heads * value_dim)
 
  private:
@@ -103,7 +105,7 @@ class LatentStep {
   const LayerSpec& layer_;
   const LatentAttention& spec_;
   const StepCall& step_;
-  const int64_t query_rank_;
+  const int64_t query_rank_, downs_size_, gates_size_;
   const int64_t queries_size_, latent_size_, attended_size_;  // numbers of a token
   const int64_t absorbed_size_, weighted_size_;
   const int64_t pass_rows_;  // of a pass, at most

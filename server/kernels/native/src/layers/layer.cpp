@@ -88,6 +88,12 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   for (const Norm& norm : {layer.input_norm, layer.mixer_norm, layer.inner_norm, layer.output_norm}) {
     if (const char* reason = check_norm(norm)) return reason;
   }
+  for (const NormGate* gate : {layer.input_gate, layer.inner_gate}) {
+    const char* reason = gate ? check_norm_gate(*gate, hidden_size) : nullptr;
+    if (reason) return reason;
+  }
+  if (layer.input_gate && layer.mixer_residual != 0.0f) return "gated rows in the place of the hidden states";
+  if (layer.inner_gate && (layer.inner_residual != 0.0f || layer.is_parallel)) return "gated rows in another place";
   const MixerOperations* mixer = operations_of(layer.mixer_kind);
   const FeedForwardOperations* feed_forward = operations_of(layer.feed_forward_kind);
   if (!mixer || !feed_forward) return "parts of no known kind";
@@ -100,6 +106,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 }
 
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
+  if (layer.input_gate) return run_gated_norm(context, layer.input_norm, *layer.input_gate, step);
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
     norm_hidden(context.level, layer.input_norm, layer.mixer_residual, step.hidden + token * size, size,
@@ -110,9 +117,19 @@ void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) 
 }
 
 void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
-  operations_of(layer.mixer_kind)->run(context, layer, step);
-  add_normed_results(context, layer, step);
-  operations_of(layer.feed_forward_kind)->begin(context, layer, step, place);
+  LayerSpec own = layer;  // whose gated norms are ready
+  const bool has_mixer = layer.mixer_kind != MixerKind::kExternal && layer.mixer_kind != MixerKind::kNone;
+  if (own.input_gate && has_mixer) {
+    run_gated_norm(context, own.input_norm, *own.input_gate, step);
+    own.input_norm.kind = NormKind::kReady;
+  }
+  operations_of(own.mixer_kind)->run(context, own, step);
+  add_normed_results(context, own, step);
+  if (own.inner_gate) {
+    run_gated_norm(context, own.inner_norm, *own.inner_gate, step);
+    own.inner_norm.kind = NormKind::kReady;
+  }
+  operations_of(own.feed_forward_kind)->begin(context, own, step, place);
 }
 
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {

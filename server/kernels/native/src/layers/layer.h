@@ -3,6 +3,7 @@
 // and a row in layer.cpp, and a mirror in `structures/mixers.py` or `layers.py` there.
 #pragma once
 
+#include "layers/gated_norm.h"
 #include "layers/norm.h"
 #include "layers/step.h"
 
@@ -32,6 +33,8 @@ struct LayerSpec {
   Norm mixer_norm;          // of its results
   Norm inner_norm;          // before the feed-forward part
   Norm output_norm;         // of its results
+  const NormGate* input_gate;  // of the two norms before the mixer and the feed-forward part; or null
+  const NormGate* inner_gate;
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   MixerKind mixer_kind;

@@ -11,6 +11,7 @@ enum class NormKind : int32_t {
   kNone = 0,   // leaves rows as they are
   kRms = 1,    // x * weight / sqrt(mean(x * x) + epsilon)
   kLayer = 2,  // the same of x - mean(x), plus a bias if there is one
+  kReady = 3,  // its results are there; within the kernels alone
 };
 
 struct Norm {
@@ -22,6 +23,7 @@ struct Norm {
 
 // Computes `y (size)` from `x (size)`, which may be the same.
 inline void apply_norm(const Level& level, const Norm& norm, const float* x, int64_t size, float* y) {
+  if (norm.kind == NormKind::kReady) return;
   if (norm.kind == NormKind::kNone) {
     if (x != y) level.widen(x, Format::kFloat32, y, size);
     return;

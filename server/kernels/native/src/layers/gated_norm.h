@@ -1,0 +1,21 @@
+// Norms whose results are multiplied by gates that are made from them (A.X K2).
+#pragma once
+
+#include "layers/norm.h"
+#include "layers/step.h"
+
+namespace greenroom {
+
+// The gates of a normed row `y` are sigmoid(up * silu(down * y)).
+struct NormGate {
+  Matrix down;  // (rank, hidden)
+  Matrix up;    // (hidden, rank)
+};
+
+// Returns null, or what is impossible: the rest of a sentence that begins with "it has".
+const char* check_norm_gate(const NormGate& gate, int64_t hidden_size);
+
+// Writes the gated norm of the hidden states to `step.normed`.
+void run_gated_norm(Context& context, const Norm& norm, const NormGate& gate, const StepCall& step);
+
+}  // namespace greenroom
