@@ -28,6 +28,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         name=ENGINE,
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
+        max_surge_percent=options.surge_percent,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
         health_check_period_s=10.0,
@@ -39,6 +40,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
     ingress = serve.deployment(Ingress).options(
         name=INGRESS,
         num_replicas=options.ingresses,
+        max_surge_percent=options.surge_percent,
         max_ongoing_requests=options.max_ongoing_requests * options.most_replicas,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,

@@ -49,7 +49,8 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    num_cpus = options.most_replicas * options.cpus + options.ingresses * options.ingress_cpus
+    num_replicas = options.most_replicas + options.surging_replicas
+    num_cpus = num_replicas * options.cpus + 2 * options.ingresses * options.ingress_cpus
     try:
         start_ray(max(os.cpu_count() or 1, int(num_cpus) + 1))  # logical ones: nothing else is to run here
         serve.start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)

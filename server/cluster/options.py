@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -26,6 +27,8 @@ class ClusterOptions(BaseModel):
         max_replicas: the most that autoscaling makes; None without autoscaling.
         scale_up_seconds: for which there must be too few replicas before one is added, and ``scale_down_seconds`` too
             many before one is stopped.
+        surge_percent: replicas that an update may add while it runs, in percent, rounded up: a new one then starts
+            before an old one is stopped.
         address: where Serve's proxies listen.
         drain_seconds: time for running requests when a replica is stopped.
         routing: what a replica is chosen by: all that it holds, cached prefixes or resident experts with its load, or
@@ -45,6 +48,7 @@ class ClusterOptions(BaseModel):
     gpus: float = Field(0, ge=0)
     ingresses: int = Field(1, ge=1)
     ingress_cpus: float = Field(0, ge=0)
+    surge_percent: int = Field(0, ge=0, le=100)
     address: str = "127.0.0.1"
     drain_seconds: float = Field(120.0, gt=0)
     routing: Literal["holdings", "prefix", "signature", "two-choices", "round-robin"] = "holdings"
@@ -85,8 +89,13 @@ class ClusterOptions(BaseModel):
 
     @property
     def most_replicas(self) -> int:
-        """The most replicas that there may be."""
+        """The most replicas that there may be, those of an update aside."""
         return self.max_replicas or self.replicas
+
+    @property
+    def surging_replicas(self) -> int:
+        """Replicas that an update may add while it runs."""
+        return math.ceil(self.most_replicas * self.surge_percent / 100)
 
     @property
     def max_ongoing_requests(self) -> int:

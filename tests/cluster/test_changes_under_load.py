@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -41,8 +42,8 @@ def test_of_sixty_four_streams_a_fifth_leaves_and_the_others_are_complete(cluste
     wait_until(lambda: cluster.total("num_requests_running") == 0, 10)
 
 
-def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
-    cluster.deploy(replicas=2)
+def update(cluster: Cluster, **options: Any) -> Counter[int]:
+    """Update the application while four clients ask; return the statuses of their requests."""
     before, statuses, ends = cluster.replicas(), Counter[int](), threading.Event()
 
     def ask() -> None:
@@ -53,13 +54,26 @@ def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask) for _ in range(4)]
         try:
-            cluster.deploy(replicas=2, settings={"max_running_requests": 32})
+            cluster.deploy(**options, settings={"max_running_requests": 32})
+            wait_until(lambda: not before & cluster.replicas(), 60)
         finally:
             ends.set()
         for each in asking:
             each.result()
-    assert not before & cluster.replicas()
-    assert set(statuses) == {200}
+    return statuses
+
+
+def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2)
+    assert set(update(cluster, replicas=2)) == {200}
+
+
+def test_the_only_replica_hands_over_to_a_new_one_with_what_was_loaded(cluster: Cluster) -> None:
+    cluster.deploy(replicas=1, surge_percent=100)
+    with cluster.http() as http:
+        http.post("/v1/load_lora_adapter", json={"lora_name": "late", "lora_path": "recipes"}).raise_for_status()
+        assert set(update(cluster, replicas=1, surge_percent=100)) == {200}
+        assert http.get("/v1/models/late").is_success
 
 
 def test_the_requests_of_an_ingress_that_died_end(cluster: Cluster) -> None:
