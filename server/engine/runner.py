@@ -102,7 +102,7 @@ class PagedModelRunner:
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         if self._before_step is not None:
-            self._before_step(sum(chunk.num_tokens for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
+            self._before_step(sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
         if self._gpu is None:
             return self._forward(chunks)
         with current_device(self._gpu):

@@ -115,7 +115,10 @@ class BlockManager:
     def has_allocated(self, blocks: SequenceBlocks, num_tokens: int) -> bool:
         """Return whether a sequence has blocks for so many tokens already."""
         num_blocks = -(-num_tokens // self.block_size)
-        return min(map(len, blocks.tables), default=num_blocks) >= num_blocks
+        for table in blocks.tables:  # noqa: SIM110  a generator takes longer, for each sequence in each step
+            if len(table) < num_blocks:
+                return False
+        return True
 
     def can_allocate(self, blocks: SequenceBlocks, num_tokens: int, num_reusable: int = 0) -> bool:
         """Return whether ``allocate`` can give a sequence blocks for so many tokens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import c_int32
+from ctypes import c_int32, sizeof
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from server.engine.sampling.sampling_state import SamplingState
     from server.kernels.native.library import Kernels
+
+_ROW = np.dtype(  # the random number of a row, in place
+    {"names": ["draw"], "formats": ["f8"], "offsets": [RowSampling.draw.offset], "itemsize": sizeof(RowSampling)}
+)
 
 
 def choose_natively(
@@ -34,8 +38,7 @@ def choose_natively(
     """
     count, size = logits.shape
     rows = (RowSampling * count)(*[state.row for state in states])
-    for row, draw in zip(rows, draws.tolist(), strict=True):
-        row.draw = draw
+    np.frombuffer(memoryview(rows), _ROW)["draw"] = draws
     for index in adjusted:
         rows[index].has_masks = True
     tokens = (c_int32 * count)()

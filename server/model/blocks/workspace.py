@@ -40,23 +40,27 @@ class Workspace:
 
     def begin(
         self, chunks: Sequence[SequenceChunk], num_groups: int, states: Sequence[tuple[int, int]] | None = None
-    ) -> None:
+    ) -> int:
         """Prepare a step: its sequences, their block tables and the rows of their states.
 
         Args:
             chunks: of the sequences.
             num_groups: of layers with attention.
             states: the rows with states before and after the step (``StateCache.rows_of``); None if there are none.
+
+        Returns:
+            The furthest position of a token.
         """
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        self._reserve(num_tokens)
         numbers: list[int] = []  # a ``StepSequence`` of each chunk, then the tables of each group
-        row = block = 0
+        row = block = end = 0
         for index, chunk in enumerate(chunks):
+            num_tokens, num_cached = len(chunk.token_ids), chunk.num_cached
             rows = NO_ROWS if states is None else states[index]
-            numbers += (row, chunk.num_tokens, chunk.num_cached, block, *rows)
-            row += chunk.num_tokens
+            numbers += (row, num_tokens, num_cached, block, *rows)
+            row += num_tokens
             block += len(chunk.block_tables[0])
+            end = max(end, num_cached + num_tokens)
+        self._reserve(row)
         bounds = [len(numbers)]
         for group in range(num_groups):
             for chunk in chunks:
@@ -66,9 +70,10 @@ class Workspace:
         address, _ = self._numbers.buffer_info()
         self._tables = (c_void_p * num_groups)(*[address + self._numbers.itemsize * bound for bound in bounds[:-1]])
         call = self.call
-        call.tokens, call.num_sequences = num_tokens, len(chunks)
+        call.tokens, call.num_sequences = row, len(chunks)
         call.sequences, call.block_tables = address, addressof(self._tables)
         call.slots = None
+        return end - 1
 
     @property
     def hidden(self) -> npt.NDArray[np.float32]:

@@ -130,11 +130,10 @@ class NativeModel:
         self._bind(kv_cache, cache)
         workspace = self._workspace
         rows = None if cache is None else [cache.rows_of(chunk) for chunk in chunks]
-        workspace.begin(chunks, len(kv_cache.groups), rows)
+        last = workspace.begin(chunks, len(kv_cache.groups), rows)
         described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
         workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embedding.write(tokens.token_ids, workspace.hidden)
-        last = max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1
         self._positions.update(workspace.call, last)
         self._query_scales.update(workspace.call, last)
         image_rows = None if images is None else self._insert_images(images, chunks)
