@@ -53,7 +53,7 @@ class LayoutPool(LayoutTiers):
         """
         if not self.queue.is_turn(lease):
             return None
-        entry = self._load_to_device(key, priority) if self.has_device else self._load_to_host(key, priority)
+        entry = self._load_to_device(key, priority) if self.has_device else self.load_to_host(key, priority)
         if entry is not None:
             entry.is_prefetched = priority is not Priority.DEMAND
         return entry
@@ -146,7 +146,8 @@ class LayoutPool(LayoutTiers):
         """True while nothing in the device tier is leased, loading or being copied."""
         return self.device.is_idle and self._copies.is_idle
 
-    def _load_to_host(self, key: ExpertKey, priority: Priority) -> Entry | None:
+    def load_to_host(self, key: ExpertKey, priority: Priority) -> Entry | None:
+        """Start to read an expert that the host tier lacks; return its leased entry there, None if no slot is free."""
         recipe, sources = self._resources.catalog.recipe(key), self._resources.sources[key.variant]
         entry = self.host.reserve(key)
         if entry is None:
@@ -170,7 +171,7 @@ class LayoutPool(LayoutTiers):
         if victim is not None:  # before the host looks for a slot: its copy of the victim is no longer redundant
             self._note_slot(victim, None)
             self.host.mark_redundant(victim, is_redundant=False)
-        source = self.host.lease(key) or self._load_to_host(key, priority)
+        source = self.host.lease(key) or self.load_to_host(key, priority)
         if victim is not None and self.host.find(victim) is None:
             self._write_back(victim, entry.slot)
         if source is None:

@@ -95,6 +95,11 @@ class LayoutTiers:
         slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
         return slots * np.uint64(self.layout.slot_bytes) + np.uint64(self.arena_address)
 
+    def host_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+        """Return the addresses of the slots of entries of the host tier."""
+        slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
+        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(self.host_arena.address)
+
     def slots(self, entries: Sequence[Entry]) -> npt.NDArray[np.int64]:
         """Return the slots of ready entries of the top tier, in ``arena``."""
         self.order(entries)

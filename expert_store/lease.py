@@ -15,6 +15,7 @@ import torch
 from expert_store.arena import Weights
 from expert_store.entry import Entry, EntryState, TierName
 from expert_store.errors import ExpertLoadError
+from expert_store.host_part import HostPart
 from expert_store.keys import ExpertKey
 from expert_store.layer_hold import LayerHold
 from expert_store.layout_pool import LayoutPool
@@ -23,6 +24,7 @@ from expert_store.store_state import StoreState
 
 WAIT_SECONDS = 1.0  # between two looks at whether anything may still come
 STUCK_SECONDS = 60.0  # a lease does not wait longer for its next expert
+TOO_LONG = "it has not come for too long; the disk or the network storage does not answer"
 RESIZE_SECONDS = 2.0  # a new lease lets a resize go first no longer; its own thread may hold a lease that has to end
 
 
@@ -95,9 +97,12 @@ class Lease:
         phase: Phase,
         recorder: Recorder | None,
         after: LayerHold | None = None,
+        *,
+        uses_host: bool = False,
     ):
         self._state, self._rows, self._phase = state, rows, phase
-        self._recorder, self._after = recorder, after
+        self._recorder, self._after, self._uses_host = recorder, after, uses_host
+        self._host: HostPart | None = None
         self._held: list[Entry] = []
         self._ready: list[Entry] = []  # held, and not yielded yet
         self._loading: list[Entry] = []
@@ -148,16 +153,22 @@ class Lease:
         state, pool = self._state, self._pool
         state.refuse_unknown(requested)
         # Everything that is here is leased before anything is evicted, or one of these experts would evict another.
+        absent = []
         for key in requested:
             entry = pool.top.lease(key)
             if entry is None:
-                self._wanted.append(key)
+                absent.append(key)
                 continue
             self._held.append(entry)
             is_ready = entry.state is EntryState.READY
             (self._ready if is_ready else self._loading).append(entry)
             if entry.is_prefetched:
                 pool.count_prefetch(entry, "used" if is_ready else "late")
+        if self._uses_host and pool.has_device:
+            self._host = HostPart(pool)
+            absent = self._host.take(absent)
+            state.statistics.host_computed += len(self._host.keys)
+        self._wanted.extend(absent)
         waiting = set(self._wanted)
         self.missed, self._uncounted = state.count_lookups(pool, requested, self._ready, waiting, self._phase)
         self._found = frozenset(self._held)
@@ -178,6 +189,8 @@ class Lease:
                 if entry.state is EntryState.LOADING and not entry.leases:
                     pool.cancel_load(entry)
             self._held = []
+            if self._host is not None:
+                self._host.release()
             for key in self._wanted:
                 self._count(key, pool.where(key))
             self._wanted.clear()
@@ -202,6 +215,22 @@ class Lease:
             yield ReadyExperts(self, self._pool, entries, [entry.key for entry in entries])
             if self._wanted:
                 self._release([entry for entry in entries if entry not in self._found])
+
+    def on_host(self) -> HostPart | None:
+        """Wait for the experts that are to be computed from host memory; None if there are none.
+
+        Raises:
+            ExpertLoadError: one could not be read, or its read does not return.
+        """
+        if self._host is None or not self._host.keys:
+            return None
+        began = time.monotonic()
+        with self._state.lock:
+            while loading := self._host.loading:
+                if time.monotonic() - began > STUCK_SECONDS:
+                    raise ExpertLoadError(loading[0].key, TOO_LONG)
+                self._sleep(WAIT_SECONDS)
+        return self._host
 
     def __iter__(self) -> Iterator[tuple[ExpertKey, Weights]]:
         """Yield the experts one by one, each with its tensors."""
@@ -263,7 +292,7 @@ class Lease:
         reader = self._state.reader
         stuck = [entry.key for entry in self._loading if entry.read is not None and reader.is_stuck(entry.read)]
         key = [*stuck, *(entry.key for entry in self._loading), *self._wanted][0]
-        raise ExpertLoadError(key, "it has not come for too long; the disk or the network storage does not answer")
+        raise ExpertLoadError(key, TOO_LONG)
 
     def _sort_loading(self) -> None:
         """Move entries whose load has ended from ``_loading`` to ``_ready``; the lock is held."""

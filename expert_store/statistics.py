@@ -56,6 +56,7 @@ class StoreStatistics:
     stall_seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     loads: dict[Transfer, LoadStatistics] = field(default_factory=dict)
     load_failures: int = 0
+    host_computed: int = 0  # look-ups whose experts were computed from host memory, for lack of a slot on the device
     evictions: dict[str, int] = field(default_factory=dict)  # by tier
     prefetches: Counter[str] = field(default_factory=Counter)  # by outcome
     variant_tokens: Counter[str] = field(default_factory=Counter)  # rows that the experts of a variant were run on

@@ -124,13 +124,21 @@ class ExpertStore(StoreReports):
             self._state.lock.wake_waiters()
         return num_tokens
 
-    def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode", after: LayerHold | None = None) -> Lease:
+    def lease(
+        self,
+        rows: Mapping[ExpertKey, int],
+        phase: Phase = "decode",
+        after: LayerHold | None = None,
+        *,
+        uses_host: bool = False,
+    ) -> Lease:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it.
 
         Args:
             after: of the same layer; it ends when the lease is entered.
+            uses_host: experts for which a device tier has no free slot stay in host memory (``Lease.on_host``).
         """
-        return Lease(self._state, rows, phase, self._recorder, after)
+        return Lease(self._state, rows, phase, self._recorder, after, uses_host=uses_host)
 
     def hold_layer(self, layer: int) -> LayerHold | None:
         """Hold the experts of a layer that are on the device, before it is known which are needed.

@@ -128,6 +128,11 @@ class ServeSettings(BaseModel):
         "auto",
         description="auto: requests whose experts do not fit in memory together decode alternately if that is faster",
     )
+    miss_compute: Literal["copy", "cpu", "auto"] = Field(
+        "copy",
+        description="where experts are computed that a GPU lacks in a decode step: copied to it, which never changes a "
+        "result, or by the CPU (cpu); auto measures whole steps of both",
+    )
     switch_capacity: float | None = Field(
         None,
         gt=0,

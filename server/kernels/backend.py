@@ -6,6 +6,7 @@ A backend depends on neither store nor model: the protocols here describe what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -106,6 +107,20 @@ class SortedRows:
         return sum(end - start for start, end in self.spans.values())
 
 
+class Rooms:
+    """Memory on a device that runs of layers use one after the other, so that graphs of many layers need it once."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def take(self, name: str, like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor on the device of another; the next one of this name and dtype lies at the same place."""
+        count, room = math.prod(shape), self._rooms.get((name, dtype))
+        if room is None or room.numel() < count:
+            room = self._rooms[name, dtype] = like.new_empty(count, dtype=dtype)
+        return room[:count].view(shape)
+
+
 class PartialRun(Protocol):
     """A run of a layer whose experts come in parts, in any order."""
 
@@ -115,6 +130,14 @@ class PartialRun(Protocol):
         Args:
             slots: of each expert in ``arena``, int32 ``(experts,)``; -1 for those that are not to be run now.
             arena: uint8 ``(slots, slot_bytes)``.
+        """
+
+    def put(self, choices: torch.Tensor, products: torch.Tensor) -> None:
+        """Take the results of choices whose experts were computed elsewhere.
+
+        Args:
+            choices: ``token * k + place`` of each, int64.
+            products: float32 ``(choices, hidden)``, not weighted.
         """
 
     def finish(self) -> torch.Tensor:
@@ -129,9 +152,20 @@ class ResidentBackend(Protocol):
     """
 
     def begin(
-        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, num_experts: int
+        self,
+        hidden_states: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        num_experts: int,
+        *,
+        rooms: Rooms | None = None,
     ) -> PartialRun:
-        """Begin a run that has the same bits as ``run``; arguments are those of ``run_residents``."""
+        """Begin a run that has the same bits as ``run``.
+
+        Args:
+            hidden_states, chosen, weights: see ``run_residents``.
+            rooms: for what is kept until the end of the run; memory of its own by default.
+        """
 
     def run_residents(
         self,

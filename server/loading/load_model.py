@@ -18,6 +18,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.current_device import current_device
 from server.kernels.native.available import OFF, describe_level, kernel_level
 from server.kernels.native.library import Kernels
+from server.loading.miss_compute import check_miss_compute, place_misses
 from server.loading.remote_models import with_cache
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
@@ -95,6 +96,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     """Load everything but the experts of a checkpoint; see ``load_model``."""
     num_threads = settings.threads or torch.get_num_threads()
     device = find_device(settings.device)
+    check_miss_compute(settings)
     for note in checkpoint.notes():
         log.info("%s: %s", name, note)
     generation = read_generation_config(checkpoint, settings.generation_config, settings.override_generation_config)
@@ -139,6 +141,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     if has_choice and try_layers(if_native).is_native:
         dtype = if_native
     trunk = load(dtype)
+    place_misses(trunk, settings, num_threads)
     check_model_type(settings, name, trunk.facts)
     tokenizer = Tokenizer(checkpoint, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()

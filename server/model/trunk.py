@@ -15,6 +15,7 @@ from server.kernels.backend import ResidentBackend
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
+from server.kernels.native.library import Kernels
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.architecture import head_of, set_implementations
 from server.model.attention.by_sequence.modules import SequenceStepStates
@@ -23,9 +24,10 @@ from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.mla import LatentAttention, replace_projections, resolve_projections
 from server.model.attention.paged_attention import StepAttention
-from server.model.errors import NotBatchableError
+from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.hits_first import ChoiceReader
+from server.model.experts.host_compute import HostCompute, MissCompute, MissPlacement
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_record import StepRouting
@@ -113,6 +115,7 @@ class Trunk(ResidentModel):
         )
         self._tables = SlotTables(list(self._layers.values()), self.device) if has_waitless else None
         self._reader = ChoiceReader(self.device) if has_waitless and is_gpu(self.device) else None
+        self._misses = MissPlacement("copy")
         self._graphs: StepGraphs | None = None
         is_plain = special is None and not is_deterministic and not probe.choosing and not self._recurrent
         if has_waitless and is_gpu(self.device) and is_plain:
@@ -120,6 +123,22 @@ class Trunk(ResidentModel):
         self.routers = find_routers(model, layers, probe.routed)
         self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))
         self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
+
+    def place_misses(self, mode: MissCompute, kernels: Kernels) -> None:
+        """Let the CPU compute missed experts in steps of decodes.
+
+        Args:
+            mode: ``auto`` for wherever whole steps are faster.
+
+        Raises:
+            ModelError: the CPU can't compute them, or the device has no kernels that run the others meanwhile.
+        """
+        if self._reader is None:
+            raise ModelError(
+                f"--miss-compute {mode}: experts of {type(self._model).__name__} do not run by Triton's kernels; "
+                "use --miss-compute copy"
+            )
+        self._misses = MissPlacement(mode, HostCompute(self._layers, kernels))
 
     @property
     def adaptable(self) -> Mapping[str, tuple[int, int]]:
@@ -258,12 +277,14 @@ class Trunk(ResidentModel):
             step_states.add_pages(chunks, kv_cache)
         with experts.without_waits(self._tables) as waitless:
             graphs = self._graphs
-            by_table = waitless or experts.with_hits_first(self._tables, self._reader)
-            if by_table is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
-                return graphs.run(chunks, tokens, kv_cache, experts, by_table), torch.empty((0, 0))
-            logits = self._call_modules(
-                chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
-            )
+            by_table = waitless or experts.with_hits_first(self._tables, self._reader, self._misses.now)
+            has_choice = waitless is None and by_table is not None and experts.phase == "decode"
+            with self._misses.measured(experts.record) if has_choice else nullcontext():
+                if by_table is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
+                    return graphs.run(chunks, tokens, kv_cache, experts, by_table), torch.empty((0, 0))
+                logits = self._call_modules(
+                    chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
+                )
         if step_states is not None:
             step_states.commit()
         return logits, self._forward.hidden

@@ -171,6 +171,8 @@ def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metr
         ["tier", "phase"],
         lookups,
     )
+    text = "Look-ups of experts that the CPU computed, for lack of a slot on the device."
+    yield counter("expert_cpu_computed", text, [], [((), statistics.host_computed)])
     stalls = [((phase,), statistics.stall_seconds[phase]) for phase in PHASES]
     yield counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
     prefetches = [((outcome,), statistics.prefetches[outcome]) for outcome in PREFETCH_OUTCOMES]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import triton
 
-from server.kernels.backend import ExpertBackend, PartialRun, ReadyExperts, SortedRows
+from server.kernels.backend import ExpertBackend, PartialRun, ReadyExperts, Rooms, SortedRows
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
@@ -69,10 +69,16 @@ class TritonBackend:
         return layer.finish()
 
     def begin(
-        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, num_experts: int
+        self,
+        hidden_states: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        num_experts: int,
+        *,
+        rooms: Rooms | None = None,
     ) -> PartialRun:
         """See ``ResidentBackend``."""
-        layer = self._layer(hidden_states, weights, num_experts)
+        layer = self._layer(hidden_states, weights, num_experts, rooms)
         layer.choose(chosen.contiguous().view(-1))
         return layer
 
@@ -90,9 +96,12 @@ class TritonBackend:
         layer.run_residents(slots, arena)
         return layer.finish()
 
-    def _layer(self, hidden_states: torch.Tensor, weights: torch.Tensor, num_experts: int) -> _Layer:
+    def _layer(
+        self, hidden_states: torch.Tensor, weights: torch.Tensor, num_experts: int, rooms: Rooms | None = None
+    ) -> _Layer:
         is_few = is_batch_invariant() or weights.numel() <= FEW_ROWS * self._num_experts
-        return (_FewRows if is_few else _ManyRows)(self._launch, self._tiles, hidden_states, weights, num_experts)
+        kind = _FewRows if is_few else _ManyRows
+        return kind(self._launch, self._tiles, hidden_states, weights, num_experts=num_experts, rooms=rooms or Rooms())
 
 
 class _Layer(ABC):
@@ -100,6 +109,7 @@ class _Layer(ABC):
 
     Args:
         num_experts: that choices may be of.
+        rooms: for what is kept until the end of the run.
     """
 
     def __init__(
@@ -108,9 +118,11 @@ class _Layer(ABC):
         tiles: Tiles,
         hidden_states: torch.Tensor,
         weights: torch.Tensor,
+        *,
         num_experts: int,
+        rooms: Rooms,
     ):
-        self.launch, self.tiles, self.num_experts = launch, tiles, max(1, num_experts)
+        self.launch, self.tiles, self.num_experts, self._rooms = launch, tiles, max(1, num_experts), rooms
         self.x = hidden_states.contiguous()
         self.weights = weights.contiguous()
         self.num_tokens, self.top_k = weights.shape
@@ -118,7 +130,7 @@ class _Layer(ABC):
         self._number_of: dict[Any, int] = {}
         self._numbers = np.empty(0, np.int32)  # of each choice's expert
         self._experts: torch.Tensor | None = None  # the same on the device
-        self.hidden = self.x.new_empty(self.num_choices, launch.intermediate)
+        self.hidden = rooms.take("hidden", self.x, (self.num_choices, launch.intermediate), self.x.dtype)
         self._arena: tuple[torch.Tensor, int] | None = None
         self._pending: list[tuple[int, int]] = []  # expert and slot of those whose second product is to come
         self._pending_table: torch.Tensor | None = None  # their slots, if one batch has them all
@@ -139,6 +151,12 @@ class _Layer(ABC):
         """See ``PartialRun``."""
         self.run_residents(slots, arena)
         self.run_second()
+
+    def put(self, choices: torch.Tensor, products: torch.Tensor) -> None:
+        """See ``PartialRun``."""
+        if self._products is None:
+            self._products = self._empty_products()
+        self._products.index_copy_(0, choices, products.to(self._products.dtype))
 
     def run_residents(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
         """Run gate and up of all experts that have a slot."""
@@ -242,7 +260,7 @@ class _FewRows(_Layer):
         return output
 
     def _empty_products(self) -> torch.Tensor:
-        return self.x.new_empty(self.num_choices, self.launch.hidden, dtype=torch.float32)
+        return self._rooms.take("products", self.x, (self.num_choices, self.launch.hidden), torch.float32)
 
     def _launch_first(self, slots: torch.Tensor) -> None:
         launch, tiles = self.launch, self.tiles
@@ -281,7 +299,7 @@ class _ManyRows(_Layer):
         return torch.where(chosen < self.num_experts, chosen, -1).int()
 
     def _empty_products(self) -> torch.Tensor:
-        return self.x.new_empty(self.num_choices, self.launch.hidden)
+        return self._rooms.take("products", self.x, (self.num_choices, self.launch.hidden), self.x.dtype)
 
     def _launch_first(self, slots: torch.Tensor) -> None:
         launch = self.launch

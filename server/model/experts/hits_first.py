@@ -19,12 +19,16 @@ import torch
 
 from expert_store import ExpertStore, Lease
 from expert_store.layer_hold import LayerHold
-from server.kernels.backend import PartialRun, ResidentBackend, SortedRows
+from server.kernels.backend import PartialRun, ResidentBackend, Rooms, SortedRows
 from server.kernels.upload import upload
 from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.host_compute import HostCompute
 from server.model.experts.waitless_experts import SlotTables
 
 IntArray = npt.NDArray[np.int64]
+
+
+MOST_KEPT_ROWS = 256  # of steps whose buffers are kept; beyond them only pieces of prompts go
 
 
 class ChoiceReader:
@@ -34,28 +38,34 @@ class ChoiceReader:
         self._device = device
         self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
         self._ended: Any = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-        self._host = torch.empty(0)
-        self._found = self._host
+        self.rooms = Rooms()  # on the device, of one layer after the other
+        self._host: dict[int, torch.Tensor] = {}  # pinned memory, by the place of a tensor
+        self._found: list[torch.Tensor] = []
 
-    def begin(self, tensor: torch.Tensor) -> None:
-        """Begin to copy a contiguous tensor, after the compute that has been queued; it has to stay until ``end``."""
-        if self._host.dtype != tensor.dtype or self._host.numel() < tensor.numel():
-            self._host = torch.empty(tensor.numel(), dtype=tensor.dtype).pin_memory()
-        self._found = self._host[: tensor.numel()].view(tensor.shape)
+    def begin(self, *tensors: torch.Tensor) -> None:
+        """Begin to copy contiguous tensors, after the compute that has been queued; they have to stay until ``end``."""
+        self._found = [self._room(place, tensor) for place, tensor in enumerate(tensors)]
         self.stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self.stream):
-            self._found.copy_(tensor, non_blocking=True)
+            for host, tensor in zip(self._found, tensors, strict=True):
+                host.copy_(tensor, non_blocking=True)
             self._ended.record(self.stream)
+
+    def _room(self, place: int, tensor: torch.Tensor) -> torch.Tensor:
+        known = self._host.get(place)
+        if known is None or known.dtype != tensor.dtype or known.numel() < tensor.numel():
+            known = self._host[place] = torch.empty(tensor.numel(), dtype=tensor.dtype).pin_memory()
+        return known[: tensor.numel()].view(tensor.shape)
 
     def in_stream(self) -> AbstractContextManager[Any]:
         """Return the context in which torch computes on this stream, which waits for the router alone."""
         context: AbstractContextManager[Any] = torch.cuda.stream(self.stream)
         return context
 
-    def end(self) -> npt.NDArray[Any]:
-        """Wait for the copy alone; return what it brought."""
+    def end(self) -> list[torch.Tensor]:
+        """Wait for the copies alone; return what they brought, valid until the next ``begin``."""
         self._ended.synchronize()
-        return self._found.numpy().copy()
+        return self._found
 
 
 class Leased(Protocol):
@@ -68,6 +78,8 @@ class Leased(Protocol):
         hidden_states: torch.Tensor,
         weights: torch.Tensor,
         after: LayerHold | None,
+        *,
+        uses_host: bool,
     ) -> AbstractContextManager[tuple[SortedRows, Lease]]: ...
 
 
@@ -98,6 +110,7 @@ class HitsFirst:
         tables: of the layers, all of whose backends are ``ResidentBackend``.
         leased: leases what a layer has chosen, and records it.
         between: see ``ExpertBackend.run``.
+        host: computes missed experts for which the device has no slot; None if all are copied there.
     """
 
     def __init__(
@@ -106,10 +119,12 @@ class HitsFirst:
         tables: SlotTables,
         reader: ChoiceReader,
         leased: Leased,
+        *,
         between: Callable[[], None],
+        host: HostCompute | None = None,
     ):
         self._store, self._tables, self._reader = store, tables, reader
-        self._leased, self._between = leased, between
+        self._leased, self._between, self._host = leased, between, host
         self._cut: Callable[[], Any] | None = None
         self._segments: list[Segment] = []
 
@@ -144,10 +159,15 @@ class HitsFirst:
         """Run a layer; see ``StepExperts.run``."""
         assert isinstance(layer.backend, ResidentBackend)
         chosen, arena = top_k_index.contiguous(), self._store.arena(layer.number)
-        before = None if self._cut is None else self._cut()
-        if before is None:
-            self._reader.begin(chosen)
-        part = layer.backend.begin(hidden_states, chosen, top_k_weights, len(layer.keys))
+        rooms = self._reader.rooms if len(chosen) <= MOST_KEPT_ROWS else Rooms()
+        rows = rooms.take("rows", hidden_states, hidden_states.shape, hidden_states.dtype)
+        before = None
+        if self._cut is None:
+            self._read(hidden_states, chosen, top_k_weights)
+        else:
+            hidden_states = rows.copy_(hidden_states)
+            before = self._cut()
+        part = layer.backend.begin(hidden_states, chosen, top_k_weights, len(layer.keys), rooms=rooms)
         segment = Segment(layer, hidden_states, chosen, top_k_weights, arena, part)
         if self._cut is None:
             self._run(segment)
@@ -159,8 +179,12 @@ class HitsFirst:
     def replay(self, segment: Segment) -> None:
         """Run a recorded layer, and what comes before it."""
         segment.before.replay()
-        self._reader.begin(segment.chosen)
+        self._read(segment.hidden_states, segment.chosen, segment.weights)
         self._run(segment)
+
+    def _read(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+        """Begin to read what the host needs to know of a layer."""
+        self._reader.begin(chosen, *(() if self._host is None else (hidden_states, weights)))
 
     def _run(self, segment: Segment) -> None:
         """Run the experts that are there, wait for the choices, and run the others."""
@@ -175,9 +199,16 @@ class HitsFirst:
                 part.run_slots(self._tables.of(layer.number), arena)
             else:
                 segment.hits.replay()
-            chosen = self._reader.end()
+            found, *rows = self._reader.end()
+            chosen: IntArray = found.numpy().copy()
             are_run = {layer.keys[expert] for expert in np.flatnonzero(slots >= 0).tolist()}
-            with self._leased(layer, chosen, segment.hidden_states, segment.weights, hold) as (_, lease):
+            with self._leased(
+                layer, chosen, segment.hidden_states, segment.weights, hold, uses_host=self._host is not None
+            ) as (_, lease):
+                on_host = lease.on_host()
+                if self._host is not None and on_host is not None:
+                    choices, products = self._host.run(layer, on_host, chosen, *rows)
+                    part.put(upload(choices, arena.device), upload(products, arena.device))
                 for ready in lease.batches():
                     self._between()
                     missing = ready.without(are_run)

@@ -19,6 +19,7 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.hits_first import ChoiceReader, HitsFirst
+from server.model.experts.host_compute import HostCompute
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
@@ -59,7 +60,7 @@ class StepExperts:
         adapters: ExpertAdapters | None = None,
     ):
         self._adapters = adapters
-        self._store, self._layers, self._phase = store, layers, phase
+        self._store, self._layers, self.phase = store, layers, phase
         self._prefetcher, self.variants = prefetcher, variants
         self._ahead = prefetcher or stream
         self._between = _nothing if self._ahead is None else self._ahead.request
@@ -128,23 +129,33 @@ class StepExperts:
         if lease is None or tables is None:
             yield None
             return
-        with ResidentExperts(lease, self._phase, self.record) as residents:
+        with ResidentExperts(lease, self.phase, self.record) as residents:
             self._waitless = WaitlessExperts(residents, tables)
             yield self._waitless
             self._waitless.finish()
 
-    def with_hits_first(self, tables: SlotTables | None, reader: ChoiceReader | None) -> HitsFirst | None:
+    def with_hits_first(
+        self, tables: SlotTables | None, reader: ChoiceReader | None, host: HostCompute | None = None
+    ) -> HitsFirst | None:
         """Run the experts of a layer that are on a device before it is known which are missing, from now on.
 
         Args:
             tables: of layers whose backends can do so; None if one can't.
+            host: see ``HitsFirst``; in steps of decodes.
 
         Returns:
             What runs the layers; None if they can't run so.
         """
         if tables is not None and reader is not None and self._adapters is None and self.variants is None:
             self._reader = reader
-            self._hits_first = HitsFirst(self._store, tables, reader, self._leased, self._between)
+            self._hits_first = HitsFirst(
+                self._store,
+                tables,
+                reader,
+                self._leased,
+                between=self._between,
+                host=host if self.phase == "decode" else None,
+            )
         return self._hits_first
 
     def hold_residents(self) -> ResidentExperts | None:
@@ -154,7 +165,7 @@ class StepExperts:
         lease = self._store.hold_residents(keys, needs_all=observes)
         if lease is None:
             return None
-        return ResidentExperts(lease, self._phase, self.record, self.variants, self._prefetcher)
+        return ResidentExperts(lease, self.phase, self.record, self.variants, self._prefetcher)
 
     @contextmanager
     def _leased(
@@ -164,11 +175,13 @@ class StepExperts:
         hidden_states: torch.Tensor,
         weights: torch.Tensor,
         after: LayerHold | None = None,
+        *,
+        uses_host: bool = False,
     ) -> Iterator[tuple[SortedRows, Lease]]:
         """Sort a layer's rows by expert and lease the experts; record the layer after it has run.
 
         Args:
-            after: see ``ExpertStore.lease``.
+            after, uses_host: see ``ExpertStore.lease``.
         """
         keys, numbers = layer.keys, None
         if self.variants is not None:
@@ -184,7 +197,7 @@ class StepExperts:
         additions = None if self._adapters is None else self._adapters.for_experts(layer, len(chosen))
         rows = SortedRows(hidden_states, weights, order, spans, additions)
         wanted = {key: end - start for key, (start, end) in spans.items()}
-        with self._store.lease(wanted, self._phase, after) as lease:
+        with self._store.lease(wanted, self.phase, after, uses_host=uses_host) as lease:
             if self._ahead is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
                 given = GateInput(hidden_states, self.variants)

@@ -11,8 +11,10 @@ from expert_store import ExpertStore, least_bytes
 from server.engine.runner import PagedModelRunner
 from server.kernels.compute_pool import ComputePool
 from server.kernels.current_device import current_device
+from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
+from server.model.step_graphs import _CutGraph
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
@@ -108,6 +110,16 @@ def test_steps_of_graphs_have_the_logits_of_steps_without(name: str, slots: int 
     assert ("_StepGraph" if slots is None else "_CutGraph", True) in kinds
     trunk._graphs = None
     assert torch.equal(found, decode(trunk, 5, left_after=2))
+
+
+def test_missed_experts_that_the_cpu_computes_are_near_those_of_the_device(tmp_path: Path) -> None:
+    trunk = load("gpt_oss", tmp_path)
+    expected = decode(trunk)
+    trunk.place_misses("cpu", Kernels(1))
+    assert trunk._graphs is not None
+    found = decode(trunk, slots=5)
+    assert any(isinstance(graph, _CutGraph) and graph.is_captured for graph in trunk._graphs._graphs.values())
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: Path) -> None:
