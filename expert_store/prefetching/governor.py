@@ -85,10 +85,13 @@ class Governor:
     seconds per look-up; the better choice is kept until the next trial. Times are per look-up because batches change in
     size, and of neighbouring windows because everything else changes too. The only cost is the losing half of a trial:
     some 100 steps in 1,000 to 4,000 at most, 36 where the loss is clear.
+
+    Args:
+        begins_active: prefetch before the first trial.
     """
 
-    def __init__(self) -> None:
-        self._choice = False
+    def __init__(self, *, begins_active: bool = False) -> None:
+        self._choice = begins_active
         self._interval = INTERVAL
         self._left = STEPS_BEFORE_FIRST_TRIAL  # steps until the next trial
         self._trial: _Trial | None = None

@@ -232,10 +232,20 @@ class Prefetcher:
 
 
 def make_prefetcher(
-    mode: PrefetchMode, store: PrefetchTarget, experts_per_layer: Mapping[int, int], gates: Mapping[int, Gate]
+    mode: PrefetchMode,
+    store: PrefetchTarget,
+    experts_per_layer: Mapping[int, int],
+    gates: Mapping[int, Gate],
+    *,
+    begins_active: bool = False,
 ) -> Prefetcher | None:
-    """Make the prefetcher of a mode: ``auto`` uses gates where there are any, and co-activation elsewhere."""
+    """Make the prefetcher of a mode: ``auto`` uses gates where there are any, and co-activation elsewhere.
+
+    Args:
+        begins_active: prefetch before the first trial, as misses are slow.
+    """
     if mode == "off":
         return None
     coactivation = None if mode == "gate" else CoactivationPredictor(experts_per_layer)
-    return Prefetcher(store, experts_per_layer, {} if mode == "coactivation" else gates, coactivation, Governor())
+    governor = Governor(begins_active=begins_active)
+    return Prefetcher(store, experts_per_layer, {} if mode == "coactivation" else gates, coactivation, governor)

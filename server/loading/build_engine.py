@@ -68,8 +68,9 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
         )
     except SourceError as error:
         raise ModelError(f"{error.source} can't be opened: {error.reason}") from error
-    prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates)
-    if prefetcher is not None and not is_on_disk(trunk.catalog):
+    is_far = not is_on_disk(trunk.catalog)
+    prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates, begins_active=is_far)
+    if prefetcher is not None and is_far:
         prefetcher.for_prompts = PromptStream(store, model.experts_per_layer, trunk.gates)
     return ExpertPaging(store, prefetcher, recorder)
 

@@ -52,6 +52,13 @@ def test_it_begins_without() -> None:
     assert not any(active)
 
 
+def test_it_begins_with_where_misses_are_slow_and_stops_if_it_does_not_pay() -> None:
+    governor = Governor(begins_active=True)
+    _, active, _ = run(noisy(1.2, 0), steps=INTERVAL, governor=governor)
+    assert all(active[: STEPS_BEFORE_FIRST_TRIAL - 1])
+    assert not governor.is_active
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_what_pays_is_switched_on(seed: int) -> None:
     governor, active, _ = run(noisy(0.8, seed))

@@ -12,15 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expert_store import ExpertCatalog
+from expert_store.catalog import Extent, PackedRecord
 from server.memory.fit_checks import check_plan
 from server.memory.plan import ModelNeeds, least_budget, plan_memory
 from server.setting_values import parse_budget
 from server.settings import ServeSettings, SettingsError
+from tests.remote_folder import RemoteSource
 from tests.server.memory.models import make_needs
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
 PROCESS = 200 * MIB
+ELSEWHERE = RemoteSource("http://models.example.com/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,19 @@ def test_adapters_have_memory_where_they_can_be_loaded(
 ) -> None:
     plan = plan_memory(ServeSettings(**settings), needs, CPU, 4000 * MIB, PROCESS)
     assert plan.adapter_bytes == expected_mib * MIB
+
+
+def test_a_model_elsewhere_leaves_room_for_bytes_on_their_way_to_the_disk(needs: ModelNeeds) -> None:
+    layers = {
+        index: replace(entry, experts=(PackedRecord(Extent(ELSEWHERE, 0, entry.layout.slot_bytes), 0),) * 256)
+        for index, entry in needs.catalog.layers.items()
+    }
+    elsewhere = replace(needs, catalog=ExpertCatalog(layers))
+    least = least_budget(ServeSettings(), needs, CPU, PROCESS)
+    plan = plan_memory(ServeSettings(), needs, CPU, least, PROCESS)
+    with pytest.raises(SettingsError, match=r"76\.0 MiB for bytes to be stored on the disk"):
+        plan_memory(ServeSettings(), elsewhere, CPU, least, PROCESS)
+    assert plan_memory(ServeSettings(), elsewhere, CPU, least + 76 * MIB, PROCESS).kv == plan.kv
 
 
 def test_more_memory_for_adapters_than_there_is_is_refused(needs: ModelNeeds) -> None:
