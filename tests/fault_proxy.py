@@ -3,7 +3,7 @@
 It prints its address. ``POST /faults`` takes a list of faults as JSON, one for each of the next requests of ranges;
 ``GET /faults`` has those that are left. A fault delays the answer (``seconds``), slows it down
 (``bytes_per_second``), replaces it (``status``), cuts it (``cut``, after some bytes), shortens it (``short``, by some
-bytes, in its headers too), or sets ``headers``.
+bytes, in its headers too), moves it (``shift``, to other bytes of the file, as its headers say), or sets ``headers``.
 """
 
 from __future__ import annotations
@@ -82,13 +82,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
-            connection.request(self.command, self.path, body, dict(self.headers))
+            connection.request(self.command, self.path, body, {**self.headers, **self.moved(fault)})
             answer = connection.getresponse()
             self.answer(
                 answer.status, dict(answer.getheaders()), answer.read(), fault, answer.getheader("Content-Length")
             )
         finally:
             connection.close()
+
+    def moved(self, fault: Fault) -> dict[str, str]:
+        """Return the header that asks for another range, if the fault says so."""
+        if "shift" not in fault:
+            return {}
+        begin, end = self.headers["Range"].removeprefix("bytes=").split("-")
+        return {"Range": f"bytes={int(begin) - fault['shift']}-{int(end) - fault['shift']}"}
 
     def answer(
         self, status: int, headers: dict[str, str], body: bytes, fault: Fault, nbytes: str | None = None

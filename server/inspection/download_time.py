@@ -29,11 +29,14 @@ def parse_rate(text: str) -> float:
     return float(found[1]) * FACTORS[found[2]] / 8
 
 
-def predict_download(summary: ModelSummary, bytes_per_second: float) -> dict[str, Any]:
+def predict_download(summary: ModelSummary, bytes_per_second: float, start_seconds: float = 0.0) -> dict[str, Any]:
     """Return the seconds until the first token of some prompts, with nothing on the disk, and until all is there.
 
-    Routing is taken to be even, so that a prompt touches as many experts as it can on average; it touches fewer
-    where routing is not. Computing takes time beside.
+    They count from the start of a server. Routing is taken to be even, so that a prompt touches as many experts as it
+    can on average; it touches fewer where routing is not. Computing takes time beside.
+
+    Args:
+        start_seconds: from the start of a server until it reads the trunk.
     """
     shape, layouts = summary.outline, summary.catalog.layers
     total = shape.trunk_bytes + summary.catalog.total_bytes
@@ -49,11 +52,13 @@ def predict_download(summary: ModelSummary, bytes_per_second: float) -> dict[str
 
     return {
         "bytes_per_second": bytes_per_second,
-        "trunk_seconds": shape.trunk_bytes / bytes_per_second,
+        "start_seconds": start_seconds,
+        "trunk_seconds": start_seconds + shape.trunk_bytes / bytes_per_second,
         "first_token_seconds": {
-            str(count): (shape.trunk_bytes + touched_bytes(count)) / bytes_per_second for count in PROMPTS
+            str(count): start_seconds + (shape.trunk_bytes + touched_bytes(count)) / bytes_per_second
+            for count in PROMPTS
         },
-        "complete_seconds": total / bytes_per_second,
+        "complete_seconds": start_seconds + total / bytes_per_second,
         "requests_per_miss": _requests_per_miss(summary.catalog),
     }
 

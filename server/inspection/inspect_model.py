@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import psutil
 import torch
 
 from expert_store import is_on_disk
@@ -34,6 +36,7 @@ def inspect_model(model: str | None, settings: ServeSettings, link: float | None
     device, matrix = find_device(settings.device), begin_matrix()
     summary = summarise_model(model, settings, device)
     plan = fit_memory(summary, settings, device)
+    start_seconds = time.time() - psutil.Process().create_time()  # a server needs as long for imports and headers
     if summary.has_experts and is_on_disk(summary.catalog):  # from a server, each read would be a download
         disk = measure_disk(summary.catalog)
     else:
@@ -42,4 +45,4 @@ def inspect_model(model: str | None, settings: ServeSettings, link: float | None
     copy = measure_copy(device) if is_gpu(device) else None
     memory = measure_memory(device, matrix.result())
     report = as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)
-    return report | {"download": None if link is None else predict_download(summary, link)}
+    return report | {"download": None if link is None else predict_download(summary, link, start_seconds)}

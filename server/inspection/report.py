@@ -156,7 +156,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 def _download(download: dict[str, Any]) -> Iterator[str]:
     """Yield the lines about a model that is elsewhere."""
     yield f"over a link of {download['bytes_per_second'] * 8 / 1e6:.0f} Mbit/s, if routing is even"
-    yield _row("trunk", f"after {duration(download['trunk_seconds'])}")
+    started = f"of which the start takes {duration(download['start_seconds'])}"
+    yield _row("trunk", f"after {duration(download['trunk_seconds'])}, {started}")
     for count, seconds in download["first_token_seconds"].items():
         yield _row("first token", f"after {duration(seconds)}, of a prompt of {count} tokens")
     yield _row("complete", f"after {duration(download['complete_seconds'])}")
