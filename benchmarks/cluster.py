@@ -186,6 +186,7 @@ def measure_choice(arguments: argparse.Namespace) -> dict[str, object]:
     for seed in range(arguments.rounds):
         for way, rounds in found.items():
             rounds.append(choose(arguments, way, seed))
+            print(f"{way}, round {seed + 1}: hit ratio, misses a token, tokens/s: {rounds[-1]}", file=sys.stderr)
     result: dict[str, object] = {}
     print("| way | hit ratio | misses a token: median, lowest, highest | tokens/s |")
     print("| --- | --- | --- | --- |")
