@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -52,7 +53,7 @@ class ModelNeeds:
     state_rows: int = 1
     is_loaded: bool = False  # the trunk is in the device's memory already
 
-    @property
+    @cached_property
     def cache_bytes(self) -> int:
         """Bytes of a model elsewhere on their way to a disk."""
         return cache_memory_bytes(self.catalog)
