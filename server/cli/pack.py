@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id, folder of a checkpoint, GGUF file or ollama:NAME")
     parser.add_argument(
         "out",
+        type=_folder,
         metavar="OUT",
         help="folder to write to: new, empty, or from an interrupted or earlier run; or s3://, gs:// or az:// of one",
     )
@@ -121,6 +122,15 @@ def _write(source: PackSource, out: str, num_jobs: int, advance: Callable[[int],
         write_pack(source, Path(folder) / "pack", num_jobs, advance)
         upload(Path(folder) / "pack", out, MANIFEST_NAME)
     return True
+
+
+def _folder(text: str) -> str:
+    if text.lower().endswith(".gguf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a folder, and Greenroom writes no GGUF; give a folder, or make a GGUF file with "
+            "llama.cpp's convert_hf_to_gguf.py and llama-quantize"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

@@ -51,7 +51,7 @@ def with_fewer_tokens(folder: Path) -> Path:
     [
         (cut_short, ("tiny.gguf", "cut short")),
         (without_a_split, (SECOND, "missing")),
-        (with_a_split_of_another_model, (SECOND, "shape")),
+        (with_a_split_of_another_model, (SECOND, "shape", "download all files of the model again")),
         (with_fewer_tokens, ("tiny.gguf", f"{VOCABULARY - 1} tokens")),
     ],
 )

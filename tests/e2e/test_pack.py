@@ -60,6 +60,14 @@ def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
     assert run_command("pack", *arguments).returncode == 2
 
 
+def test_a_gguf_file_is_not_written_and_the_tool_that_writes_it_is_named(tmp_path: Path) -> None:
+    refused = run_command("pack", str(BUNDLED), str(tmp_path / "out.gguf"))
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 2
+    assert "llama-quantize" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
     refused = run_command("pack", "x", "y", "--trunk", "int2")
     (line,) = refused.stderr.splitlines()

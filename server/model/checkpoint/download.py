@@ -54,7 +54,7 @@ def download(model: str, revision: str | None) -> Path:
     """
     disable_progress_bars()
     repository, tag = split_tag(model)
-    with hub_errors(repository, revision, "downloading"):
+    with hub_errors(model, revision, "downloading"):
         listing = _list(model, revision)
         if listing is None:  # the cache may still have all files
             return _snapshot(repository, revision, HUB_FILES) if tag is None else _cached(repository, revision, tag)
@@ -307,11 +307,12 @@ def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
     Args:
         action: the action that may fail, such as "downloading".
     """
+    repository, tag = split_tag(model)
     try:
         yield
     except GatedRepoError as error:
         raise ModelError(
-            f"{model} is gated: accept its licence at {constants.ENDPOINT}/{model}, then run `hf auth login` "
+            f"{model} is gated: accept its licence at {constants.ENDPOINT}/{repository}, then run `hf auth login` "
             "(or set HF_TOKEN)"
         ) from error
     except RepositoryNotFoundError as error:
@@ -322,9 +323,10 @@ def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
         raise ModelError(f"{model} has no revision {revision}; check --revision") from error
     except LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub can't be reached"
+        wanted = f"{repository} --include '*{tag}*'" if tag else repository
         raise ModelError(
             f"{model} is not a local folder, the hub cache {constants.HF_HUB_CACHE} does not have all its files, and "
-            f"{reason}; run `hf download {model}` on a machine with network and set HF_HOME to its cache, or give a "
+            f"{reason}; run `hf download {wanted}` on a machine with network and set HF_HOME to its cache, or give a "
             "local folder"
         ) from error
     except HFValidationError as error:

@@ -202,6 +202,7 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
         ("./nowhere.gguf", "there is no file ./nowhere.gguf"),
         ("one/two/three", "there is no folder"),
         ("owner/absent-model", "the hub cache .* does not have all its files, and HF_HUB_OFFLINE is set"),
+        ("owner/absent-model:Q4_K_M", r"run `hf download owner/absent-model --include '\*Q4_K_M\*'`"),
         ("owner/a--b", "it is not a valid hub name"),
     ],
 )

@@ -18,11 +18,11 @@ from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.end_tokens import end_token_ids
-from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_tokenizer, num_embeddings
 from server.model.checkpoint.gguf.small_files import make_small_files
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
-from server.model.checkpoint.local_files import GGUF, is_projector
+from server.model.checkpoint.local_files import GGUF, is_projector, names_of_splits
 from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
@@ -148,7 +148,9 @@ class GgufCheckpoint:
             check_shapes(model, {name: self._tensors[name] for name in (*found.trunk, *packed)})
         except CheckpointError as error:
             if self._original is None:
-                raise
+                if len(names_of_splits(self._file_name)) == 1:
+                    raise
+                raise CheckpointError(f"{error}; files of different models may be mixed: {REMEDY}") from error
             raise self._not_from_original(str(error)) from error
         missing = missing_parameters(model, [*found.trunk, *packed]) if self._original is not None else []
         if missing:
