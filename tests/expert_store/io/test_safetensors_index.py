@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from expert_store import CheckpointError, find_shards, read_index, read_tensor
+from expert_store.io.safetensors_index import BEGIN_BYTES
 
 
 def write(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
@@ -29,6 +30,16 @@ def test_tensors_are_read_as_safetensors_wrote_them(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     index = read_index(find_shards(tmp_path))
     assert all(torch.equal(read_tensor(index[name]), tensor) for name, tensor in tensors.items())
+
+
+def test_a_header_longer_than_the_first_read_is_read_to_its_end(tmp_path: Path) -> None:
+    tensors = {f"{number:0200}": torch.full((2,), float(number)) for number in range(600)}
+    save_file(tensors, tmp_path / "many.safetensors")
+    index = read_index([tmp_path / "many.safetensors"])
+    assert index.keys() == tensors.keys()
+    last = max(tensors)
+    assert index[last].extent.offset > BEGIN_BYTES
+    assert torch.equal(read_tensor(index[last]), tensors[last])
 
 
 def test_a_second_copy_in_another_format_is_left_out(tmp_path: Path) -> None:
