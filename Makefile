@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check ruff types layers bench fuzz soak clients cluster lock clean
+.PHONY: run test check ruff types layers bench fuzz soak clients cluster card lock clean
 
 # Two more than cores: tests also wait, for files and for processes that they start.
 WORKERS ?= $(shell expr $$(nproc) + 2)
@@ -59,6 +59,12 @@ clients: $(VENV)/.installed-dev
 # Replicas on Ray Serve that come and go under load: some minutes.
 cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/cluster -m cluster -n0 -rA
+
+# Every family and format on a CUDA device that the CPU emulates, a JSON line each: with experts paged, as CI does, and then
+# families with all experts on the device, by Triton's interpreter: a quarter of an hour.
+card: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.paging
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.families
 
 # The versions that CI installs, for every architecture: the newest that pyproject.toml admits. `pip install --constraint
 # .ci/constraints.txt --editable '.[dev]'` installs the same.

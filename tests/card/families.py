@@ -1,4 +1,8 @@
-"""Compares families on the card with the CPU: ``python -m tests.card.families [NAME ...]`` prints a JSON line each."""
+"""Compares families whose experts are all on the card with the CPU.
+
+``python -m tests.card.families [NAME ...]`` prints a JSON line for each. Triton's interpreter runs the kernels, and
+graphs are captured.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,24 @@ import torch
 from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.card import counts
+from tests.card.checkpoints import SERVED
 from tests.card.runtime import install
-from tests.checkpoints import save_checkpoint
 from tests.expert_store.waiting import wait_until_idle
-from tests.families import FAMILIES, make_config
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 LENGTHS = (5, 1, 1, 1, 2)  # tokens of each step, the same for two sequences
 BLOCK = 4
 
 
-def logits_on(device: torch.device, folder: Path) -> tuple[torch.Tensor, Trunk]:
+def logits_on(device: torch.device, folder: Path) -> tuple[torch.Tensor, Trunk | SequentialTrunk]:
     """Return the logits of some steps in which all experts are in the fastest tier, and the model."""
     pool = ComputePool(1, triton_device=CARD if device == CARD else None)
     trunk = load_trunk(folder, torch.float32, device, pool=pool)
-    if not isinstance(trunk, Trunk):
-        raise NotImplementedError(f"it is a {type(trunk).__name__}")
     total = trunk.catalog.total_bytes
     store = ExpertStore(trunk.catalog, total, device_bytes=total if device == CARD else 0, device=device)
     groups = trunk.facts.kv_groups
@@ -45,7 +47,11 @@ def logits_on(device: torch.device, folder: Path) -> tuple[torch.Tensor, Trunk]:
         wait_until_idle(store)
         chunks = [
             SequenceChunk(
-                [(11 * row + 7 * (first + i)) % 100 + 3 for i in range(length)], first, [table] * len(groups), slot=row
+                [(11 * row + 7 * (first + i)) % 100 + 3 for i in range(length)],
+                first,
+                [table] * len(groups),
+                slot=row,
+                num_prompt=LENGTHS[0],
             )
             for row, table in enumerate(([3, 1, 6], [5, 4, 2]))
         ]
@@ -59,13 +65,13 @@ def compare(name: str) -> dict[str, Any]:
     """Return how far the card's logits of a family are from the CPU's, and how its steps ran."""
     counts.clear()
     with tempfile.TemporaryDirectory() as folder:
-        model = save_checkpoint(make_config(name), Path(folder) / "model", torch.float32)
+        model = SERVED[name](Path(folder))
         expected, _ = logits_on(CPU, model)
         found, trunk = logits_on(CARD, model)
-    graphs = trunk._graphs
+    graphs, tables = (trunk._graphs, trunk._tables) if isinstance(trunk, Trunk) else (None, None)
     return {
         "error": float((found - expected).abs().max() / expected.abs().max()),
-        "waitless": trunk._tables is not None,
+        "waitless": tables is not None,
         "graphs": None if graphs is None else sum(graph.is_captured for graph in graphs._graphs.values()),
         "races": len(counts.races),
     }
@@ -73,7 +79,7 @@ def compare(name: str) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     install()
-    for name in names or list(FAMILIES):
+    for name in names or SERVED:
         try:
             result = compare(name)
         except Exception as error:  # noqa: BLE001  the others are compared still

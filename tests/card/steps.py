@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from expert_store import ExpertKey, ExpertStore
 from server.kernels.compute_pool import ComputePool
@@ -23,27 +24,38 @@ from tests.families import make_config
 CARD = torch.device("cuda", 0)
 PROMPT, FEW, MANY = 3, 1, 3  # layers; the difference of both depths is the cost of a layer
 BLOCKS = 4  # of a sequence
+# Tiny models of three layers: sinks and windows, a latent, gated delta nets, and an expert part beside a dense one.
+FAMILIES = ("gpt_oss", "deepseek_v3", "qwen3_5_moe_text", "gemma4_text")
+
+
+def qwen3_moe(num_layers: int) -> PreTrainedConfig:
+    """Return a config with 8 experts a token."""
+    config = make_config("qwen3_moe")
+    config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * num_layers
+    return config
 
 
 def decode_step(
-    num_layers: int, num_sequences: int, num_steps: int, *, with_triton: bool, has_misses: bool = False
+    config: PreTrainedConfig, num_sequences: int, num_steps: int, *, with_triton: bool, has_misses: bool = False
 ) -> dict[str, Counter[str]]:
     """Return the launches and synchronisations, by place, of the last step.
 
     All experts are on the card, or all but one of those that the last step needs of each layer; then the step is run
     three times, and what the store launches is left out, as that depends on what it finds where.
     """
-    config = make_config("qwen3_moe")
-    config.num_hidden_layers, config.num_experts, config.num_experts_per_tok = num_layers, 16, 8
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1] * num_layers
     with tempfile.TemporaryDirectory() as folder:
         model = save_checkpoint(config, Path(folder) / "model", torch.bfloat16)
         pool = ComputePool(1, triton_device=CARD if with_triton else None)
         trunk = load_trunk(model, torch.bfloat16, CARD, pool=pool)
         total = trunk.catalog.total_bytes
         store = ExpertStore(trunk.catalog, total, device_bytes=total, device=CARD)
-        cache = KVCache(trunk.facts.kv_groups, [BLOCKS * num_sequences], 8, CARD)
+        groups = trunk.facts.kv_groups
+        cache, states = (
+            KVCache(groups, [BLOCKS * num_sequences] * len(groups), 8, CARD),
+            trunk.new_states(num_sequences),
+        )
         for layer in trunk.catalog.layers:
             with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
                 list(lease)
@@ -51,17 +63,22 @@ def decode_step(
         for first, length in ((0, PROMPT), *((PROMPT + step, 1) for step in range(num_steps))):
             counts.clear()
             chunks = [
-                SequenceChunk([5] * length, first, [[BLOCKS * sequence + block for block in range(BLOCKS)]])
+                SequenceChunk(
+                    [5] * length,
+                    first,
+                    [[BLOCKS * sequence + block for block in range(BLOCKS)]] * len(groups),
+                    slot=sequence,
+                )
                 for sequence in range(num_sequences)
             ]
-            output = trunk.forward(chunks, cache, store)
+            output = trunk.forward(chunks, cache, store, states=states)
         for _ in range(3 * has_misses):
             wait_until_idle(store)
             gone = [ExpertKey(layer, int(chosen[0, 0])) for layer, chosen in output.routing.items()]
-            assert store.evict(gone) == num_layers
+            assert store.evict(gone) == len(gone)
             counts.clear()
-            output = trunk.forward(chunks, cache, store)
-            assert output.experts.num_misses == num_layers
+            output = trunk.forward(chunks, cache, store, states=states)
+            assert output.experts.num_misses == len(gone)
         found = {"launches": Counter(counts.launch_places), "syncs": Counter(counts.syncs)}
         if has_misses:
             found = {
@@ -74,13 +91,19 @@ def decode_step(
 
 def cost(num_sequences: int, num_steps: int, **options: bool) -> dict[str, float]:
     """Return what a layer costs, and what all costs that is beside the layers."""
-    few, many = (decode_step(layers, num_sequences, num_steps, **options) for layers in (FEW, MANY))
+    few, many = (decode_step(qwen3_moe(layers), num_sequences, num_steps, **options) for layers in (FEW, MANY))
     result = {}
     for name in few:
         layer = (many[name].total() - few[name].total()) / (MANY - FEW)
         result[f"{name} of a layer"] = layer
         result[f"{name} beside"] = few[name].total() - FEW * layer
     return result
+
+
+def cost_of_family(name: str) -> dict[str, int]:
+    """Return what a decode step of a family's tiny model costs by Triton."""
+    step = decode_step(make_config(name), 1, 1, with_triton=True)
+    return {name: count.total() for name, count in step.items()}
 
 
 if __name__ == "__main__":
@@ -91,4 +114,4 @@ if __name__ == "__main__":
         "graph, 4": cost(4, 3, with_triton=True),
         "graphs and a miss in each layer, 4": cost(4, 1, with_triton=True, has_misses=True),
     }
-    print(json.dumps(steps))
+    print(json.dumps(steps | {name: cost_of_family(name) for name in FAMILIES}))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
-from torch.utils import _pytree as pytree
 
 from tests.card.counts import count_sync, launch_places, launches, lock, place, refuse
 from tests.card.graphs import record
@@ -97,7 +96,7 @@ def run(function: Any, args: Any, kwargs: Any) -> Any:
         result = function.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-    leaves = pytree.arg_tree_leaves(*args, **kwargs)
+    leaves = [*_leaves(args), *_leaves(kwargs)]
     tensors = [leaf for leaf in leaves if isinstance(leaf, CardTensor)]
     _check_devices(function, args, leaves)
     name = function.name().partition("::")[2].partition(".")[0]
@@ -123,19 +122,20 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
         if _waits(function, name, args, kwargs, index):
             count_sync(name)
             stream.finish()
-        for tensor in tensors:
-            memory.access(tensor.inner, stream, number, is_write=_writes(function, args, kwargs, tensor))
+        written = _written(function, args, kwargs)
+        writes = [(tensor.inner, id(tensor) in written) for tensor in tensors]
+        for inner, is_write in writes:
+            memory.access(inner, stream, number, is_write=is_write)
     by_inner = {id(tensor.inner): tensor for tensor in tensors}
-    inner_args, inner_kwargs = pytree.tree_map(_inner, (tuple(args), kwargs))
+    inner_args, inner_kwargs = _map(_inner, tuple(args)), _map(_inner, kwargs)
     compute = partial(_KERNELS.get(function, function), *inner_args, **inner_kwargs)
     result = compute()
     if not is_view and name not in ALLOCATES:
-        own = {id(leaf) for leaf in pytree.arg_tree_leaves(*inner_args, **inner_kwargs)}
-        writes = [(tensor.inner, _writes(function, args, kwargs, tensor)) for tensor in tensors]
+        own = {id(leaf) for leaf in _leaves((inner_args, inner_kwargs))}
         record(partial(_again, compute, own, writes), _new_tensors(result, own))
     if function is aten.copy_.default:
         return args[0]
-    given = {id(leaf) for leaf in pytree.arg_tree_leaves(*args, **kwargs)}
+    given = {id(leaf) for leaf in _leaves((args, kwargs))}
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or id(value) in given or index is None:
@@ -143,7 +143,7 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
         known = by_inner.get(id(value))
         return on_card(value, index, is_view=is_view) if known is None else known
 
-    return pytree.tree_map(wrap, result)
+    return _map(wrap, result)
 
 
 def _again(compute: Callable[[], Any], given: set[int], writes: list[tuple[torch.Tensor, bool]]) -> list[torch.Tensor]:
@@ -156,7 +156,7 @@ def _again(compute: Callable[[], Any], given: set[int], writes: list[tuple[torch
 
 
 def _new_tensors(result: Any, given: set[int]) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and id(leaf) not in given]
+    return [leaf for leaf in _leaves(result) if isinstance(leaf, torch.Tensor) and id(leaf) not in given]
 
 
 def launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
@@ -169,22 +169,48 @@ def launch(name: str, stream: Stream, *, has_kernel: bool) -> None:
         raise torch.AcceleratorError(f"CUDA error: {error} (left by an earlier call of this thread)")
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what sequences and mappings of arguments hold; torch's own way takes most of an operation's time."""
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _leaves(each)
+    elif isinstance(value, dict):
+        yield from _leaves([*value.values()])
+    else:
+        yield value
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return the same sequences and mappings with other leaves."""
+    if isinstance(value, tuple | list):
+        mapped = [_map(function, each) for each in value]
+        return tuple(mapped) if isinstance(value, tuple) else mapped
+    if isinstance(value, dict):
+        return {name: _map(function, each) for name, each in value.items()}
+    return function(value)
+
+
+@cache
 def _is_composite(function: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"))
 
 
+@cache
+def _has_kernel(function: Any) -> bool:
+    """Return whether CUDA has an operation."""
+    keys = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
+    is_own = function.namespace in {"aten", "prims"}
+    return is_own or any(torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key) for key in keys)
+
+
 def _check_devices(function: Any, args: Any, leaves: list[Any]) -> None:
     """Raise what CUDA raises for operands on several devices, or for an operation that it lacks."""
-    keys = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
-    has_kernel = function.namespace in {"aten", "prims"} or any(
-        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key) for key in keys
-    )
-    if not has_kernel or function.name().partition("::")[2] in ONLY_ON_CPU:
+    if not _has_kernel(function) or function.name().partition("::")[2] in ONLY_ON_CPU:
         raise NotImplementedError(f"Could not run '{function.name()}' with arguments from the 'CUDA' backend")
     if function in TAKES_HOST_INDICES:
         if not isinstance(args[0], CardTensor):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        leaves = [args[0], *pytree.tree_leaves(args[2:])]
+        leaves = [args[0], *_leaves(args[2:])]
     if function in TAKES_BOTH - TAKES_HOST_INDICES:
         return
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -203,10 +229,17 @@ def _waits(function: Any, name: str, args: Any, kwargs: Any, index: int | None) 
     return name in WAITS or (has_counts and kwargs.get("output_size") is None)
 
 
-def _writes(function: Any, args: Any, kwargs: Any, tensor: CardTensor) -> bool:
-    given = [*zip(function._schema.arguments, args, strict=False)]
-    given += [(spec, kwargs[spec.name]) for spec in function._schema.arguments if spec.name in kwargs]
-    return any(value is tensor and spec.alias_info is not None and spec.alias_info.is_write for spec, value in given)
+def _written(function: Any, args: Any, kwargs: Any) -> set[int]:
+    """Return the identities of the arguments that an operation writes."""
+    found = [args[at] if at < len(args) else kwargs.get(name) for at, name in _written_places(function)]
+    return set(map(id, found))
+
+
+@cache
+def _written_places(function: Any) -> list[tuple[int, str]]:
+    """Return place and name of each argument that an operation writes."""
+    specs = enumerate(function._schema.arguments)
+    return [(at, spec.name) for at, spec in specs if spec.alias_info is not None and spec.alias_info.is_write]
 
 
 def _inner(value: Any) -> Any:
@@ -303,4 +336,12 @@ def _efficient_attention(
     return result.transpose(1, 2).contiguous().transpose(1, 2), sums, nothing, nothing.clone()
 
 
-_KERNELS: dict[Any, Callable[..., Any]] = {aten._scaled_dot_product_efficient_attention.default: _efficient_attention}
+def _multiply_as(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Multiply with a result of another type, which only CUDA can."""
+    return left.to(dtype) @ right.to(dtype)
+
+
+_KERNELS: dict[Any, Callable[..., Any]] = {
+    aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
+    aten.mm.dtype: _multiply_as,
+}

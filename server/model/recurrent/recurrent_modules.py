@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from server.kernels.upload import upload
 from server.model.recurrent.rows import Rows, RowsOutput, join, zeros_like_output
 from server.model.recurrent.states import (
     RecurrentBatch,
@@ -172,9 +174,9 @@ def recurrent_batches(
 def _batch(rows: Sequence[int], chunks: Sequence[SequenceChunk], device: torch.device) -> RecurrentBatch:
     sources = [chunk.slot if chunk.resumes is None else chunk.resumes for chunk in chunks]
     return RecurrentBatch(
-        rows=torch.tensor(rows, device=device),
-        slots=torch.tensor([chunk.slot for chunk in chunks], device=device),
-        sources=torch.tensor(sources, device=device),
+        rows=upload(np.asarray(rows, np.int64), device),
+        slots=upload(np.array([chunk.slot for chunk in chunks], np.int64), device),
+        sources=upload(np.array(sources, np.int64), device),
         num_tokens=chunks[0].num_tokens,
         has_state=chunks[0].num_cached > 0,
     )

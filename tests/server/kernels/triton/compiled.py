@@ -17,7 +17,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from server.kernels.native.backend import describe_experts
-from server.kernels.triton import attention, decode_attention, experts, head_preparation, heads, norms
+from server.kernels.native.structures.layers import RouterKind
+from server.kernels.triton import (
+    attention,
+    decode_attention,
+    experts,
+    head_preparation,
+    heads,
+    norms,
+    router_choice,
+    routers,
+)
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from server.kernels.triton.rms_norm import options_of
 from tests.server.kernels.triton.layers import KINDS, make_layer
@@ -29,6 +39,9 @@ POINTERS = {
     "arena": "*u8",
     "slots": "*i32",
     "codebook": "*u8",
+    "logits": "*fp32",
+    "chosen": "*i64",
+    "correction": "*fp32",
     "experts": "*i32",
     "tile_experts": "*i32",
     "choices": "*i32",
@@ -53,11 +66,16 @@ NUMBERS = {
     "scaling": "fp32",
     "softcap": "fp32",
     "epsilon": "fp32",
+    "scale": "fp32",
 }  # others are integers
 STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "token")} | {"cache_head", "cache_row"}
 # Multiples of 16, of which the compiler makes use.
 ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *STRIDES, *POINTERS}
 NORMS = (128, 7168)  # numbers of a row
+ROUTERS = {  # the experts of a layer, and how a token chooses
+    128: router_choice.RouterRule(RouterKind.SOFTMAX_FIRST, 8, 1, 1, is_by_best=False, is_normalised=True, scale=1.0),
+    256: router_choice.RouterRule(RouterKind.SIGMOID, 8, 8, 4, is_by_best=False, is_normalised=True, scale=2.5),
+}
 # Widths of keys and values, whether they are a latent, the type of rows, and the cards.
 ATTENTION = {
     "attention of 128": (128, 128, False, torch.bfloat16, CARDS),
@@ -143,6 +161,10 @@ def main() -> None:
     for size in NORMS:
         constants = options_of(size)
         results += [{"kind": f"norm of {size}", **compile_for(norms.norm_rows, constants, card)} for card in CARDS]
+    for count, rule in ROUTERS.items():
+        constants = {**router_choice.options_of(rule, count), "HAS_CORRECTION": rule.kind == RouterKind.SIGMOID}
+        made = [compile_for(routers.route_row, constants, card) for card in CARDS]
+        results += [{"kind": f"router of {count}", **each} for each in made]
     for name, (key_dim, value_dim, is_latent, dtype, cards) in ATTENTION.items():
         for card in cards:
             made = attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[4]
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that a block may use
 KERNELS = {"first_few", "second_few", "first_many", "second_many"}
-OTHERS = {"attend_partition", "merge_partitions", "norm_rows", "prepare_heads", "write_tokens"}
+OTHERS = {"attend_partition", "merge_partitions", "norm_rows", "prepare_heads", "route_row", "write_tokens"}
 
 
 @pytest.fixture(scope="module")
