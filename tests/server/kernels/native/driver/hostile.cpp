@@ -213,6 +213,24 @@ class AnyLayer {
     if (!has_attention()) attention_ = {};
     mixture_.scales_input = one_in(3);
     spec_.mixer = has_attention() ? &attention_ : nullptr;
+    if (has_attention() && one_in(3)) {
+      indexer_.heads = maybe(attention_.kv_heads);
+      indexer_.dim = maybe(between(1, 20));
+      indexer_.block_size = maybe(kCacheBlock * between(1, 2));
+      indexer_.top_k = maybe(between(1, 3));
+      indexer_.num_local = maybe(between(0, 3));
+      indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+      indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), hidden_, true);
+      indexer_.key = any_matrix(indexer_.dim, hidden_, true);
+      attention_.indexer = &indexer_;
+      attention_.window = one_in(8);
+    }
+    for (NormGate& gate : gates_) {
+      const int64_t rank = maybe(between(1, 20));
+      gate = {any_matrix(rank, hidden_, true), any_matrix(hidden_, rank, true)};
+    }
+    if (one_in(3)) spec_.input_gate = &gates_[0];
+    if (one_in(3)) spec_.inner_gate = &gates_[1];
     spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 2 * between(0, 1) : 1));
     spec_.feed_forward = has_router() ? static_cast<const void*>(&mixture_) : &mixture_.shared;
     Router& router = mixture_.router;
@@ -229,12 +247,16 @@ class AnyLayer {
   }
 
   void run(Handle* handle) {
-    attention_.key_cache = attention_.value_cache = any_bits(memory_, 1);  // so that its sizes are checked
+    attention_.key_cache = attention_.value_cache = indexer_.cache = any_bits(memory_, 1);  // so that its sizes are checked
     if (!place_all() || greenroom_check_layer(&spec_, hidden_, experts_.slot_bytes)) return;
     const int64_t top_k = has_router() ? mixture_.router.top_k : 1;
     if (has_router() && mixture_.router.matrix.outputs * tokens_ > kMostBytes) return;
     if (attention_.cache_dim > 1000 || attention_.heads > 1000) return;
     const int64_t cache_bytes = attention_.kv_heads * attention_.cache_slots * attention_.cache_dim * bytes_of(attention_.cache_format);
+    if (attention_.indexer) {
+      const int64_t index_bytes = attention_.cache_slots * indexer_.dim * bytes_of(attention_.cache_format);
+      indexer_.cache = any_bits(memory_, index_bytes);
+    }
     attention_.key_cache = any_bits(memory_, cache_bytes);
     attention_.value_cache = any_bits(memory_, cache_bytes);
     const bool has_rope = attention_.rope_kind != RopeKind::kNone;
@@ -270,6 +292,9 @@ class AnyLayer {
     for (Matrix* matrix : {&attention_.value, &attention_.gate}) {
       if (matrix->outputs) matrices.push_back(matrix);
     }
+    if (attention_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key});
+    if (spec_.input_gate) matrices.insert(matrices.end(), {&gates_[0].down, &gates_[0].up});
+    if (spec_.inner_gate) matrices.insert(matrices.end(), {&gates_[1].down, &gates_[1].up});
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
     if (has_dense() && mixture_.shared.weighting.outputs) matrices.push_back(&mixture_.shared.weighting);
     for (Matrix* matrix : matrices) {
@@ -284,6 +309,10 @@ class AnyLayer {
       if (one_in(2) || (norm == &spec_.mixer_norm && !has_attention())) continue;
       *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
     }
+    for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm}) {
+      *norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
+               static_cast<NormKind>(maybe32(between(0, 2)))};
+    }
     if (one_in(2)) attention_.value_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));
     if (one_in(2)) mixture_.router.expert_scales = floats(has_router() ? mixture_.router.matrix.outputs : 0);
     if (one_in(2)) attention_.query_bias = floats(attention_.query.outputs);
@@ -297,6 +326,8 @@ class AnyLayer {
   std::deque<std::vector<char>> memory_;
   AnyExperts experts_, dense_;
   GroupedAttention attention_{};
+  BlockIndexer indexer_{};
+  NormGate gates_[2]{};
   Mixture mixture_{};
   LayerSpec spec_{};
 };
@@ -309,8 +340,11 @@ class AnyLatents {
     spec_.heads = maybe(between(1, 20));
     spec_.rank = maybe(between(1, 40));
     spec_.nope_dim = maybe(between(1, 20));
-    spec_.rope_dim = maybe(between(1, 12));
+    spec_.rope_dim = maybe(between(0, 12));
     spec_.value_dim = maybe(between(1, 20));
+    spec_.takes_raw = maybe32(query_rank && one_in(3));
+    spec_.has_gates_in_query = maybe32(query_rank && one_in(3));
+    spec_.source_dim = maybe(sum(spec_.rank, spec_.rope_dim));
     spec_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
     spec_.rotary_dim = maybe(2 * between(0, 6));
     spec_.scales_queries = maybe32(between(0, 1));
@@ -318,20 +352,23 @@ class AnyLatents {
     spec_.cache_dim = maybe(sum(spec_.rank, spec_.rope_dim));
     spec_.cache_slots = num_blocks() * kCacheBlock;
     if (query_rank) spec_.query_down = any_matrix(query_rank, hidden_, true);
-    spec_.query = any_matrix(product(spec_.heads, sum(spec_.nope_dim, spec_.rope_dim)), inputs, true);
-    spec_.latent = any_matrix(sum(spec_.rank, spec_.rope_dim), hidden_, true);
+    const int64_t gates = spec_.has_gates_in_query ? spec_.value_dim : 0;
+    spec_.query = any_matrix(product(spec_.heads, sum(sum(spec_.nope_dim, spec_.rope_dim), gates)),
+                             spec_.takes_raw ? 2 * inputs : inputs, true);
+    if (!one_in(4)) spec_.latent = any_matrix(sum(spec_.rank, spec_.rope_dim), hidden_, true);
     spec_.to_keys = plain_matrix(product(spec_.heads, spec_.rank), spec_.nope_dim);
     spec_.to_values = plain_matrix(product(spec_.heads, spec_.value_dim), spec_.rank);
     spec_.output = any_matrix(hidden_, product(spec_.heads, spec_.value_dim), true);
-    if (one_in(2)) spec_.gate = any_matrix(spec_.heads, hidden_, true);
-    if (query_rank && one_in(2)) {
+    if (one_in(2)) spec_.gate = any_matrix(product(spec_.heads, one_in(2) ? 1 : spec_.value_dim), hidden_, true);
+    if (one_in(2)) {
+      indexer_.takes_hidden = maybe32(!query_rank || one_in(3));
       indexer_.heads = maybe(between(1, 20));
       indexer_.dim = maybe(between(1, 20));
       indexer_.top_k = maybe(between(1, 20));
       indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
       indexer_.chooses = 1;
       indexer_.is_window = one_in(8);
-      indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), query_rank, true);
+      indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), indexer_.takes_hidden ? hidden_ : query_rank, true);
       indexer_.key = any_matrix(indexer_.dim, hidden_, true);
       indexer_.weights = any_matrix(indexer_.heads, hidden_, true);
       spec_.indexer = &indexer_;
@@ -351,11 +388,12 @@ class AnyLatents {
 
   void run(Handle* handle) {
     spec_.cache = any_bits(memory_, 1);  // so that its sizes are checked
+    if (!spec_.latent.outputs && !one_in(8)) spec_.source = spec_.cache;
     std::vector<Matrix*> matrices = {&spec_.query_down, &spec_.query,  &spec_.latent, &spec_.to_keys,
                                      &spec_.to_values,  &spec_.output, &spec_.gate};
     if (spec_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key, &indexer_.weights});
     for (Matrix* matrix : matrices) {
-      if (!matrix->outputs && (matrix == &spec_.query_down || matrix == &spec_.gate)) continue;
+      if (!matrix->outputs && (matrix == &spec_.query_down || matrix == &spec_.gate || matrix == &spec_.latent)) continue;
       if (check_matrix(*matrix) || is_large(*matrix)) return;
       place(*matrix, memory_);
     }
@@ -364,10 +402,18 @@ class AnyLatents {
     if (one_in(2)) spec_.rope_norm = floats(std::clamp<int64_t>(spec_.rope_dim, 0, kMostBytes));
     indexer_.key_norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
                          static_cast<NormKind>(maybe32(between(0, 2)))};
+    if (indexer_.takes_hidden && one_in(2)) indexer_.query_input_norm = {floats(hidden_), nullptr, 1e-5f, NormKind::kLayer};
+    const int64_t most_heads = std::clamp<int64_t>(std::max(spec_.heads, indexer_.heads), 0, kMostBytes);
+    if (one_in(2)) spec_.head_scales = {floats(most_heads), floats(most_heads)};
+    if (one_in(2)) indexer_.head_scales = {floats(most_heads), one_in(8) ? nullptr : floats(most_heads)};
     if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);
     if (greenroom_check_layer(&layer_, hidden_, 0)) return;
     if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
+    if (spec_.source_dim > 1000) return;
     spec_.cache = any_bits(memory_, spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format));
+    if (spec_.source) {
+      spec_.source = any_bits(memory_, spec_.cache_slots * std::max<int64_t>(spec_.source_dim, 0) * bytes_of(spec_.cache_format));
+    }
     const bool has_rope = spec_.rope_kind != RopeKind::kNone;
     AnyStep any(memory_, hidden_, tokens_, first_position_, has_rope ? spec_.rotary_dim : 0);
     layer_.residual_scale = layer_.output_scale = 1.0f;

@@ -38,19 +38,22 @@ class Latents {
     };
     spec.query_down = has_down ? down[0].matrix() : Matrix{};
     spec.query = query.matrix();
-    spec.latent = latent.matrix();
+    if (!has_source) spec.latent = latent.matrix();
     spec.to_keys = to_keys.matrix();
     spec.to_values = to_values.matrix();
     spec.output = output.matrix();
     if (has_gate) spec.gate = gate[0].matrix();
+    spec.takes_raw = takes_raw;
+    spec.has_gates_in_query = gates_in_query;
+    if (one_in(2)) spec.head_scales = {keep(heads, 1.0f), keep(heads, 1.0f)};
     spec.query_norm = has_down && one_in(2) ? keep(query_rank, 1.0f) : nullptr;
     spec.latent_norm = keep(rank, 1.0f);
     if (one_in(3)) spec.rope_norm = keep(rope, 1.0f);
     if (has_down && one_in(2)) spec.query_down_bias = keep(query_rank, 0.0f);
-    if (one_in(2)) spec.query_bias = keep(heads * (nope + rope), 0.0f);
+    if (one_in(2)) spec.query_bias = keep(query.layout.outputs, 0.0f);
     if (one_in(2)) spec.latent_bias = keep(rank + rope, 0.0f);
     if (one_in(2)) spec.output_bias = keep(plan.hidden, 0.0f);
-    if (has_gate && one_in(2)) spec.gate_bias = keep(heads, 0.0f);
+    if (has_gate && one_in(2)) spec.gate_bias = keep(gate[0].layout.outputs, 0.0f);
     spec.heads = heads;
     spec.rank = rank;
     spec.nope_dim = nope;
@@ -73,6 +76,11 @@ class Latents {
       const bool has_mean = one_in(2);
       indexer.key_norm = {keep(index_dim, 1.0f), has_mean ? keep(index_dim, 0.0f) : nullptr, kHeadEpsilon,
                           has_mean ? NormKind::kLayer : NormKind::kRms};
+      indexer.takes_hidden = index_takes_hidden;
+      if (index_takes_hidden && one_in(2)) {
+        indexer.query_input_norm = {keep(plan.hidden, 1.0f), nullptr, kHeadEpsilon, NormKind::kRms};
+      }
+      if (one_in(2)) indexer.head_scales = {keep(index_heads, 1.0f), keep(index_heads, 1.0f)};
       indexer.heads = index_heads;
       indexer.dim = index_dim;
       indexer.top_k = top_k;
@@ -94,19 +102,41 @@ class Latents {
     layer.input_norm = {keep(plan.hidden, 1.0f), nullptr, kEpsilon, NormKind::kRms};
     layer.residual_scale = one_in(2) ? 1.0f : 0.3f;
     layer.output_scale = 1.0f;
-    const int64_t inputs[] = {has_down ? query_rank : plan.hidden, plan.hidden, plan.hidden, rank, heads * value,
-                              plan.hidden, query_rank, plan.hidden, plan.hidden};
-    const int64_t outputs[] = {heads * (nope + rope), query_rank, rank + rope, heads * (nope + value), plan.hidden, heads,
-                               index_heads * index_dim, index_dim, index_heads};
+    const int64_t inputs[] = {query.layout.inputs, plan.hidden, plan.hidden, rank, heads * value,
+                              plan.hidden, index[0].layout.inputs, plan.hidden, plan.hidden};
+    const int64_t outputs[] = {query.layout.outputs, query_rank, rank + rope, heads * (nope + value), plan.hidden,
+                               gate[0].layout.outputs, index_heads * index_dim, index_dim, index_heads};
     for (int part = 0; part < kNumParts; ++part) {
+      if (part == kIndexQuery && takes_raw) continue;  // whose rows lie between others
       lora.places[part] = memory_.parts(outputs[part], inputs[part]);
     }
   }
 
   double get(const int32_t* table, int64_t position, int64_t d) const {
-    const int64_t first = table[position / kCacheBlock] * kCacheBlock * spec.cache_dim;
-    return get_plain(spec.cache_format, cache.data() + (first + d * kCacheBlock + position % kCacheBlock) *
-                                                           bytes_of(spec.cache_format));
+    return get(cache, spec.cache_dim, table, position, d);
+  }
+
+  double get(const std::vector<char>& from, int64_t dim, const int32_t* table, int64_t position, int64_t d) const {
+    const int64_t first = table[position / kCacheBlock] * kCacheBlock * dim;
+    return get_plain(spec.cache_format, from.data() + (first + d * kCacheBlock + position % kCacheBlock) *
+                                                          bytes_of(spec.cache_format));
+  }
+
+  static void scale_heads(Vector& queries, const HeadScales& by, int64_t count, int64_t position) {
+    const size_t size = queries.size() / static_cast<size_t>(count);
+    for (size_t i = 0; by.scales && i < queries.size(); ++i) {
+      queries[i] *= by.scales[i / size] * std::log(static_cast<double>(position + 1)) + by.offsets[i / size];
+    }
+  }
+
+  // Moves the gates behind each head's query to a vector of their own.
+  void take_gates(Vector& queries, Vector& gates) const {
+    Vector left;
+    for (size_t i = 0; i < queries.size(); ++i) {
+      const bool is_gate = static_cast<int64_t>(i) % (nope + rope + value) >= nope + rope;
+      (is_gate ? gates : left).push_back(queries[i]);
+    }
+    queries = left;
   }
 
   Vector product(const Weights& weights, const float* bias, const Vector& x) const {
@@ -149,7 +179,12 @@ class Latents {
             rounding * std::fabs(wanted) + kNear * (largest(own) + 1));
     }
     if (position < top_k) return keys;
-    Vector queries = product(index[0], nullptr, rows), scores;
+    Vector inputs = index_takes_hidden ? x : Vector(rows.begin(), rows.begin() + query_rank), scores;
+    if (indexer.query_input_norm.weight) {
+      normalise(inputs.data(), indexer.query_input_norm.weight, kHeadEpsilon, plan.hidden);
+    }
+    Vector queries = product(index[0], nullptr, inputs);
+    scale_heads(queries, indexer.head_scales, index_heads, position);
     const Vector weights = product(index[2], nullptr, x);
     for (int64_t head = 0; head < index_heads; ++head) rotate(queries.data() + head * index_dim, position, indexer.rope_kind);
     for (const int64_t key : keys) {
@@ -183,10 +218,15 @@ class Latents {
   Vector run(const int32_t* table, const float* given, int64_t row, int64_t position, const char* level) const {
     Vector x = widened(given, plan.hidden);
     normalise(x.data(), layer.input_norm.weight, kEpsilon, plan.hidden);
-    Vector own = product(latent, spec.latent_bias, x);
-    normalise(own.data(), spec.latent_norm, kHeadEpsilon, rank);
-    if (spec.rope_norm) normalise(own.data() + rank, spec.rope_norm, kHeadEpsilon, rope);
-    rotate(own.data() + rank, position, spec.rope_kind);
+    Vector own;
+    if (has_source) {
+      for (int64_t d = 0; d < rank + rope; ++d) own.push_back(get(source, spec.source_dim, table, position, d));
+    } else {
+      own = product(latent, spec.latent_bias, x);
+      normalise(own.data(), spec.latent_norm, kHeadEpsilon, rank);
+      if (spec.rope_norm) normalise(own.data() + rank, spec.rope_norm, kHeadEpsilon, rope);
+      rotate(own.data() + rank, position, spec.rope_kind);
+    }
     const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
     for (int64_t d = 0; d < rank + rope; ++d) {
       const double wanted = own[static_cast<size_t>(d)];
@@ -196,12 +236,16 @@ class Latents {
     Vector rows = x;
     if (has_down) {
       rows = product(down[0], spec.query_down_bias, x);
+      const Vector raw = rows;
       if (spec.query_norm) normalise(rows.data(), spec.query_norm, kHeadEpsilon, query_rank);
+      if (takes_raw) rows.insert(rows.end(), raw.begin(), raw.end());
     }
-    Vector queries = product(query, spec.query_bias, rows), attended;
+    Vector queries = product(query, spec.query_bias, rows), attended, gates;
+    if (has_gate) gates = product(gate[0], spec.gate_bias, x);
+    if (gates_in_query) take_gates(queries, gates);
+    scale_heads(queries, spec.head_scales, heads, position);
     if (spec.scales_queries) scale_by(queries, query_scales[static_cast<size_t>(position)]);
     const std::vector<int64_t> keys = keys_of(table, x, rows, row, position, level);
-    const Vector gates = has_gate ? product(gate[0], spec.gate_bias, x) : Vector();
     for (int64_t head = 0; head < heads; ++head) {
       double* q = queries.data() + head * (nope + rope);
       rotate(q + nope, position, spec.rope_kind);
@@ -225,7 +269,9 @@ class Latents {
       }
       for (int64_t i = 0; i < value; ++i) {
         double size;
-        const double by = has_gate ? 1 / (1 + std::exp(-gates[static_cast<size_t>(head)])) : 1;
+        const bool is_by_head = static_cast<int64_t>(gates.size()) == heads;
+        const auto number = static_cast<size_t>(is_by_head ? head : head * value + i);
+        const double by = gates.empty() ? 1 : 1 / (1 + std::exp(-gates[number]));
         attended.push_back(by * to_values.sum(weighted.data(), head * value + i, &size));
       }
     }
@@ -236,20 +282,22 @@ class Latents {
 
   const Plan& plan;
   int64_t heads = one_in(3) ? between(9, 20) : between(1, 6), rank = one_in(4) ? between(60, 80) : between(1, 40);
-  int64_t nope = between(1, 20), rope = between(1, 12), value = between(1, 24), query_rank = between(1, 30);
-  bool has_down = one_in(2), has_gate = one_in(3), has_indexer = has_down && one_in(2);
+  int64_t nope = between(1, 20), rope = between(0, 12), value = between(1, 24), query_rank = between(1, 30);
+  bool has_down = one_in(2), has_gate = one_in(3), index_takes_hidden = !has_down || one_in(3), has_indexer = one_in(2);
+  bool takes_raw = has_down && one_in(3), gates_in_query = has_down && !has_gate && one_in(3), has_source = one_in(4);
   bool has_window = !has_indexer && one_in(3);
   int64_t index_heads = between(1, 20), index_dim = between(1, 40), top_k = between(1, 20);
-  std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(heads, plan.hidden)};
-  Weights query = trunk_weights(heads * (nope + rope), has_down ? query_rank : plan.hidden);
+  std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(one_in(2) ? heads : heads * value, plan.hidden)};
+  Weights query = trunk_weights(heads * (nope + rope + (gates_in_query ? value : 0)),
+                                has_down ? query_rank * (takes_raw ? 2 : 1) : plan.hidden);
   Weights latent = trunk_weights(rank + rope, plan.hidden);
-  std::deque<Weights> index = {trunk_weights(index_heads * index_dim, query_rank), trunk_weights(index_dim, plan.hidden),
+  std::deque<Weights> index = {trunk_weights(index_heads * index_dim, index_takes_hidden ? plan.hidden : query_rank), trunk_weights(index_dim, plan.hidden),
                                trunk_weights(index_heads, plan.hidden)};
   Weights to_keys = plain_weights(heads * rank, nope), to_values = plain_weights(heads * value, rank);
   Weights output = trunk_weights(plan.hidden, heads * value);
   std::vector<float> cosines, sines, query_scales;
   std::vector<int32_t> blocks;
-  std::vector<char> cache;
+  std::vector<char> cache, source;
   std::vector<int32_t> chosen;
   Indexer indexer{};
   LatentAttention spec{};
@@ -282,6 +330,13 @@ class Latents {
       table += divide_up(sequence.end(), kCacheBlock);
     }
     spec.cache = cache.data();
+    if (!has_source) return;
+    spec.source_dim = rank + rope + between(0, 3);
+    source.resize(static_cast<size_t>(spec.cache_slots * spec.source_dim * bytes_of(spec.cache_format)));
+    for (int64_t i = 0; i < spec.cache_slots * spec.source_dim; ++i) {
+      put_plain(spec.cache_format, normal(), source.data() + i * bytes_of(spec.cache_format));
+    }
+    spec.source = source.data();
   }
 
   std::deque<std::vector<float>> numbers_;

@@ -28,8 +28,38 @@ Plan::Plan() {
 
 Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
   set_attention(number);
+  set_gates();
   set_experts();
+  if (!attention.window && !one_in(3)) set_indexer();
   set_cache();
+}
+
+void Layer::set_gates() {
+  for (int i = 0; i < 2; ++i) {
+    gate_down.push_back(trunk_weights(gate_rank, hidden));
+    gate_up.push_back(trunk_weights(hidden, gate_rank));
+    gates[i] = {gate_down.back().matrix(), gate_up.back().matrix()};
+  }
+  if (one_in(3)) spec.input_gate = &gates[0];
+  if (!spec.is_parallel && one_in(3)) spec.inner_gate = &gates[1];
+}
+
+void Layer::set_indexer() {
+  index_query.push_back(trunk_weights(kv_heads * index_dim, hidden));
+  index_key.push_back(trunk_weights(index_dim, hidden));
+  indexer.query = index_query[0].matrix();
+  indexer.key = index_key[0].matrix();
+  if (one_in(2)) {
+    indexer.query_norm = {keep(index_dim, 0.3f, 1.0f), nullptr, kHeadEpsilon, NormKind::kRms};
+    indexer.key_norm = {keep(index_dim, 0.3f, 1.0f), maybe(index_dim), kHeadEpsilon, NormKind::kLayer};
+  }
+  indexer.heads = kv_heads;
+  indexer.dim = index_dim;
+  indexer.block_size = kCacheBlock * (one_in(4) ? 2 : 1);
+  indexer.top_k = between(1, 3);
+  indexer.num_local = between(0, 2);
+  indexer.rope_kind = index_dim < attention.rotary_dim ? RopeKind::kNone : attention.rope_kind;
+  attention.indexer = &indexer;
 }
 
 const float* Layer::keep(int64_t count, float scale, float mean) {
@@ -174,6 +204,19 @@ void Layer::set_cache() {
       }
     }
     table += divide_up(sequence.end(), kCacheBlock);
+  }
+  if (attention.indexer) {
+    index_keys.assign(static_cast<size_t>(attention.cache_slots * index_dim * bytes_of(attention.cache_format)), '\xFF');
+    table = blocks.data();
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t position = 0; position < sequence.first_position; ++position) {
+        for (int64_t d = 0; d < index_dim; ++d) {
+          put_plain(attention.cache_format, normal(), index_keys.data() + index_place(table, position, d));
+        }
+      }
+      table += divide_up(sequence.end(), kCacheBlock);
+    }
+    indexer.cache = index_keys.data();
   }
   attention.key_cache = keys.data();
   attention.value_cache = values.data();

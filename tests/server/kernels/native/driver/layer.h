@@ -51,6 +51,11 @@ struct Layer {
     return ((head * attention.cache_slots + slot) * attention.cache_dim + d) * bytes_of(attention.cache_format);
   }
 
+  int64_t index_place(const int32_t* table, int64_t position, int64_t d) const {
+    const int64_t first = table[position / kCacheBlock] * kCacheBlock * index_dim + position % kCacheBlock;
+    return (first + d * kCacheBlock) * bytes_of(attention.cache_format);
+  }
+
   const Plan& plan;
   int64_t hidden = plan.hidden, kv_heads = between(1, 3), heads = kv_heads * between(1, 6);
   int64_t key_dim = head_size(), value_dim = one_in(2) ? key_dim : head_size();
@@ -59,12 +64,17 @@ struct Layer {
   bool shares_keys = key_dim == value_dim && one_in(3), has_own_gate = !has_gate && one_in(2);
   Weights value = trunk_weights(shares_keys ? 1 : kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
   Weights gate = trunk_weights(one_in(2) ? heads : heads * value_dim, hidden);
+  int64_t gate_rank = between(1, 40), index_dim = between(1, 40);
+  std::deque<Weights> gate_down, gate_up;        // of the norms before the mixer and the feed-forward part
+  std::deque<Weights> index_query, index_key;    // one, or none
   std::deque<std::vector<float>> numbers;
   std::vector<float> cosines, sines, query_scales;
   std::deque<Weights> router, dense_gate;  // one, or none
   std::deque<Experts> experts, dense;
   std::vector<int32_t> blocks;  // the block tables of all sequences
-  std::vector<char> keys, values;
+  std::vector<char> keys, values, index_keys;
+  NormGate gates[2]{};
+  BlockIndexer indexer{};
   GroupedAttention attention{};
   Mixture mixture{};  // of a layer without experts, only the shared part
   LayerSpec spec{};
@@ -75,6 +85,8 @@ struct Layer {
   const float* maybe(int64_t count);  // some numbers, or null
   static int64_t head_size();
   void set_attention(int32_t number);
+  void set_gates();
+  void set_indexer();
   void set_experts();
   void set_cache();
 };

@@ -53,11 +53,22 @@ void soft_max(Vector& x) {
   for (double& number : x) number /= total;
 }
 
+// A norm of a layer's rows, with gates if it has some.
+Vector normed_rows(const Layer& layer, bool is_inner, const Vector& states) {
+  Vector y = normed(is_inner ? layer.spec.inner_norm : layer.spec.input_norm, states);
+  if (!(is_inner ? layer.spec.inner_gate : layer.spec.input_gate)) return y;
+  Vector ranks = product(layer.gate_down[is_inner], nullptr, y);
+  for (double& number : ranks) number /= 1 + std::exp(-number);
+  const Vector gates = product(layer.gate_up[is_inner], nullptr, ranks);
+  for (size_t i = 0; i < y.size(); ++i) y[i] /= 1 + std::exp(-gates[i]);
+  return y;
+}
+
 // Queries, keys and values of a token, after norms and rotary embedding.
 struct Heads {
   Heads(const Layer& layer, const float* given, int64_t position) {
     const GroupedAttention& spec = layer.attention;
-    const Vector x = normed(layer.spec.input_norm, widened(given, layer.hidden));
+    const Vector x = normed_rows(layer, false, widened(given, layer.hidden));
     query = product(layer.query, spec.query_bias, x);
     if (spec.has_gates_in_query) take_gates(layer);
     if (layer.has_own_gate) gates = product(layer.gate, spec.gate_bias, x);
@@ -74,10 +85,24 @@ struct Heads {
         for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
       };
       if (!spec.norms_rotated) norm();
-      for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, vector->data() + i, position);
+      for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, spec.rope_kind, vector->data() + i, position);
       if (spec.norms_rotated) norm();
     }
+    if (spec.indexer) index(layer, x, position);
     for (double& number : query) number *= spec.scales_queries ? layer.query_scales[position] : 1.0f;
+  }
+
+  void index(const Layer& layer, const Vector& x, int64_t position) {
+    const BlockIndexer& by = layer.indexer;
+    index_key = normed(by.key_norm, product(layer.index_key[0], nullptr, x));
+    rotate(layer, by.rope_kind, index_key.data(), position);
+    index_query = product(layer.index_query[0], nullptr, x);
+    for (int64_t head = 0; head < by.heads; ++head) {
+      const auto first = index_query.begin() + head * by.dim;
+      const Vector own = normed(by.query_norm, Vector(first, first + by.dim));
+      std::copy(own.begin(), own.end(), first);
+      rotate(layer, by.rope_kind, index_query.data() + head * by.dim, position);
+    }
   }
 
   // Moves each head's gates, which follow its queries, to a vector of their own.
@@ -89,10 +114,10 @@ struct Heads {
     query = queries;
   }
 
-  static void rotate(const Layer& layer, double* head, int64_t position) {
-    const int64_t pairs = layer.attention.rotary_dim / 2;
+  static void rotate(const Layer& layer, RopeKind kind, double* head, int64_t position) {
+    const int64_t pairs = kind == RopeKind::kNone ? 0 : layer.attention.rotary_dim / 2;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const bool is_interleaved = layer.attention.rope_kind == RopeKind::kInterleaved;
+      const bool is_interleaved = kind == RopeKind::kInterleaved;
       double& first = head[is_interleaved ? 2 * pair : pair];
       double& second = head[is_interleaved ? 2 * pair + 1 : pair + pairs];
       const double cosine = layer.cosines[position * pairs + pair], sine = layer.sines[position * pairs + pair];
@@ -102,18 +127,51 @@ struct Heads {
     }
   }
 
-  Vector query, key, value, gates;
+  Vector query, key, value, gates, index_query, index_key;
 };
 
-// Attention of a token over the cache.
-Vector attended(const Layer& layer, const int32_t* table, const Vector& query, int64_t position) {
+// True if two scores are too close to tell which is greater.
+bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs(a) + std::fabs(b)); }
+
+// The keys that a head of keys sees; empty if the scores of its indexer are too close to tell.
+std::vector<int64_t> keys_of(const Layer& layer, const int32_t* table, const Heads& heads, int64_t kv_head, int64_t position) {
+  std::vector<int64_t> keys;
+  for (int64_t key = layer.oldest_seen(position); key <= position; ++key) keys.push_back(key);
+  const BlockIndexer& by = layer.indexer;
+  const int64_t blocks = layer.attention.indexer ? position / by.block_size + 1 : 0;
+  if (blocks <= by.top_k) return keys;
+  Vector scores(static_cast<size_t>(blocks), -INFINITY);
+  for (const int64_t key : keys) {
+    double score = 0;
+    for (int64_t d = 0; d < by.dim; ++d) {
+      score += heads.index_query[static_cast<size_t>(kv_head * by.dim + d)] *
+               get_plain(layer.attention.cache_format, layer.index_keys.data() + layer.index_place(table, key, d));
+    }
+    double& best = scores[static_cast<size_t>(key / by.block_size)];
+    best = std::max(best, score);
+  }
+  for (int64_t i = 0; i < std::min(blocks, by.num_local); ++i) scores[static_cast<size_t>(blocks - 1 - i)] = 1e30;
+  Vector sorted = scores;
+  std::sort(sorted.rbegin(), sorted.rend());
+  const double least = sorted[static_cast<size_t>(by.top_k - 1)], next = sorted[static_cast<size_t>(by.top_k)];
+  if (least == next || std::fabs(least - next) <= 1e-3 * (std::fabs(sorted.back()) + std::fabs(least))) return {};
+  keys.erase(std::remove_if(keys.begin(), keys.end(),
+                            [&](int64_t key) { return scores[static_cast<size_t>(key / by.block_size)] < least; }),
+             keys.end());
+  return keys;
+}
+
+// Attention of a token over the cache; empty if it is too close to tell which keys it sees.
+Vector attended(const Layer& layer, const int32_t* table, const Heads& heads, int64_t position) {
   const GroupedAttention& spec = layer.attention;
-  const int64_t oldest = layer.oldest_seen(position);
+  const Vector& query = heads.query;
   Vector result(static_cast<size_t>(layer.heads * layer.value_dim));
   for (int64_t head = 0; head < layer.heads; ++head) {
     const int64_t kv_head = head / (layer.heads / layer.kv_heads);
+    const std::vector<int64_t> keys = keys_of(layer, table, heads, kv_head, position);
+    if (keys.empty()) return {};
     Vector scores;
-    for (int64_t key = oldest; key <= position; ++key) {
+    for (const int64_t key : keys) {
       double score = 0;
       for (int64_t d = 0; d < layer.key_dim; ++d) {
         score += query[head * layer.key_dim + d] *
@@ -124,11 +182,11 @@ Vector attended(const Layer& layer, const int32_t* table, const Vector& query, i
     }
     if (spec.sinks) scores.push_back(spec.sinks[head]);
     soft_max(scores);
-    for (int64_t key = oldest; key <= position; ++key) {
+    for (size_t i = 0; i < keys.size(); ++i) {
       for (int64_t d = 0; d < layer.value_dim; ++d) {
         result[head * layer.value_dim + d] +=
-            scores[key - oldest] *
-            get_plain(spec.cache_format, layer.values.data() + layer.value_place(table, kv_head, key, d));
+            scores[i] *
+            get_plain(spec.cache_format, layer.values.data() + layer.value_place(table, kv_head, keys[i], d));
       }
     }
   }
@@ -166,9 +224,6 @@ void check_cache(const char* level, const Layer& layer, const int32_t* table, in
     }
   }
 }
-
-// True if two scores are too close to tell which is greater.
-bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs(a) + std::fabs(b)); }
 
 // The indices of scores, the greatest first.
 std::vector<size_t> ranked(const Vector& scores) {
@@ -253,7 +308,14 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       if (!step.call.is_exact) continue;
       const Heads heads(layer, given.data() + row * hidden, position);
       check_cache(level, layer, table, position, heads);
-      Vector result = attended(layer, table, heads.query, position);
+      for (int64_t d = 0; spec.indexer && d < layer.index_dim; ++d) {
+        const double own = heads.index_key[static_cast<size_t>(d)];
+        check("an index key of blocks", level, spec.cache_format,
+              get_plain(spec.cache_format, layer.index_keys.data() + layer.index_place(table, position, d)), own,
+              (spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256) * std::fabs(own) + kNear * (largest(heads.index_key) + 1));
+      }
+      Vector result = attended(layer, table, heads, position);
+      if (result.empty()) continue;
       for (size_t d = 0; !heads.gates.empty() && d < result.size(); ++d) {
         const double gate = heads.gates[d * heads.gates.size() / result.size()];
         result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::log1p(std::exp(gate));
@@ -271,9 +333,10 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
 void check_input_norm(const char* level, const Layer& layer, const Step& step) {
   const int64_t hidden = layer.hidden;
   for (int64_t token = 0; token < step.call.tokens; ++token) {
-    const Vector wanted = normed(layer.spec.input_norm, widened(step.hidden.data() + token * hidden, hidden));
+    const Vector wanted = normed_rows(layer, false, widened(step.hidden.data() + token * hidden, hidden));
+    if (!step.call.is_exact && layer.spec.input_gate) continue;
     check_vector("a norm of inputs", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
-                 kNear * largest(wanted));
+                 kNear * (largest(wanted) + 1));
   }
 }
 
@@ -282,10 +345,13 @@ void check_norm_and_router(const char* level, const Layer& layer, const Step& st
   const int64_t hidden = layer.hidden, top_k = layer.mixture.router.top_k;
   for (int64_t token = 0; token < step.call.tokens; ++token) {
     const Vector states = widened(step.hidden.data() + token * hidden, hidden);
-    const Vector wanted = layer.spec.is_parallel ? normed(layer.spec.input_norm, widened(given.data() + token * hidden, hidden))
-                                                 : normed(layer.spec.inner_norm, states);
-    check_vector("a norm", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
-                 kNear * largest(wanted));
+    const bool is_inner = !layer.spec.is_parallel;
+    const Vector before = is_inner ? states : widened(given.data() + token * hidden, hidden);
+    const Vector wanted = normed_rows(layer, is_inner, before);
+    if (step.call.is_exact || !(is_inner ? layer.spec.inner_gate : layer.spec.input_gate)) {
+      check_vector("a norm", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
+                   kNear * (largest(wanted) + largest(normed(is_inner ? layer.spec.inner_norm : layer.spec.input_norm, before))));
+    }
     if (!layer.has_router()) continue;
     const int64_t first = step.place_of_choices(place) + token * top_k;
     const Norm& own = layer.mixture.router_norm;
