@@ -92,6 +92,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
             "step_bytes": plan.memory.first_step_bytes,
             "largest_step_bytes": plan.memory.step_bytes,
             "kv_cache_first_bytes": plan.memory.kv.first_bytes,
+            "graph_bytes": plan.memory.graph_bytes,
         },
         "tiers": {
             name: {"budget_bytes": budget, "slots": slots}
@@ -193,6 +194,8 @@ def _fit(report: dict[str, Any]) -> Iterator[str]:
         f"budget {format_bytes(memory['budget_bytes'])}; process {format_bytes(memory['process_bytes'])}, "
         f"steps up to {format_bytes(memory['largest_step_bytes'])}",
     )
+    if memory["graph_bytes"]:
+        yield _row("CUDA graphs", f"up to {format_bytes(memory['graph_bytes'])} of the GPU's memory (estimated)")
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
             slots = tier["slots"]

@@ -20,8 +20,9 @@ from server.engine.step_limits import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
 from server.memory.expert_plan import FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
-from server.memory.step_memory import StepShape, step_bytes
+from server.memory.step_memory import StepShape, graph_bytes, step_bytes
 from server.model.attention.kv_cache import KVGroup
+from server.model.step_graphs import MOST_GRAPHS
 from server.settings import ServeSettings, SettingsError
 
 FIRST_TOKENS = 64  # size of the step for which memory is reserved at start
@@ -79,6 +80,7 @@ class MemoryPlan:
     has_kv_budget: bool  # the user set --kv-cache-memory
     has_expert_budget: bool  # the user set --host-expert-memory
     adapter_bytes: int = 0  # pages of adapters
+    graph_bytes: int = 0  # CUDA graphs of decode steps, on a device
     notes: tuple[str, ...] = ()  # differences from the settings, with reasons, for the log
 
     @property
@@ -142,11 +144,12 @@ def plan_memory(
     spare = budget_bytes - least_budget(settings, needs, device, process_bytes)
     adapters = adapter_bytes(settings, budget_bytes, spare)
     beside = process_bytes + GROWTH_BYTES + needs.cache_bytes + trunk_bytes + adapters
+    graphs = _graph_bytes(settings, needs) if has_gpu else 0
     free = FreeMemory.beside(
         settings,
         device,
         budget_bytes - beside - (0 if has_gpu else largest),
-        (0 if needs.is_loaded else needs.trunk_bytes) + adapters,  # those in use are copied to a device
+        (0 if needs.is_loaded else needs.trunk_bytes) + adapters + graphs,  # adapters in use are copied to a device
     )
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
@@ -180,6 +183,7 @@ def plan_memory(
         has_kv_budget=not settings.kv_cache_memory.is_auto,
         has_expert_budget=has_expert_budget,
         adapter_bytes=adapters,
+        graph_bytes=graphs,
         notes=kv.notes + budgets.notes,
     )
 
@@ -209,6 +213,14 @@ def _refuse_too_little(
         f"{format_bytes(budget_bytes)}; set --memory to {as_flag(least, rounds_up=True)} or more, or use a machine "
         "with more memory"
     )
+
+
+def _graph_bytes(settings: ServeSettings, needs: ModelNeeds) -> int:
+    """Return the bytes that CUDA graphs may take; see ``StepGraphs``."""
+    if settings.deterministic or settings.kernels == "off" or needs.state_bytes:
+        return 0
+    num_layers = max(needs.step.num_routed, sum(group.num_layers for group in needs.kv_groups))
+    return graph_bytes(needs.step, num_layers, settings.max_running_requests, MOST_GRAPHS)
 
 
 def _steps(settings: ServeSettings, needs: ModelNeeds) -> tuple[int, int]:

@@ -21,6 +21,7 @@ RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made o
 CACHE_BLOCK = 16  # tokens of a block in the native kernels
 INDEX_SCORE_BYTES = 20 << 20  # of the keys of some tokens at a time, by an indexer
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
+GRAPH_LAUNCHES, LAUNCH_BYTES = 20, 4 << 10  # of a layer in a CUDA graph, and bytes of each; estimated, never measured
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,20 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
     layer = (_native_bytes(shape) if shape.has_native else 0) + (_torch_bytes(shape) if shape.has_modules else 0)
     index_scores = INDEX_SCORE_BYTES if shape.indexer and shape.has_native else 0
     return LEAST_BYTES + index_scores + num_tokens * layer + num_logits * shape.vocabulary * FLOAT * LOGIT_COPIES
+
+
+def graph_bytes(shape: StepShape, num_layers: int, num_sequences: int, num_graphs: int) -> int:
+    """Return the maximum bytes that the CUDA graphs of decode steps take on a device.
+
+    All share the tensors of the largest step. Each keeps its launches, and the choices of its layers' routers.
+
+    Args:
+        num_sequences: of the largest step.
+        num_graphs: kinds of steps.
+    """
+    choices = shape.num_routed * num_sequences * shape.top_k * CHOICE_BYTES
+    launches = num_layers * GRAPH_LAUNCHES * LAUNCH_BYTES
+    return step_bytes(shape, num_sequences, num_sequences) + num_graphs * (choices + launches)
 
 
 def _native_bytes(shape: StepShape) -> int:

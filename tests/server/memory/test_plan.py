@@ -171,3 +171,13 @@ def test_a_trunk_on_the_device_is_not_counted_a_second_time(needs: ModelNeeds, m
 
     before = free_on_device(0, large)
     assert free_on_device(large.trunk_bytes, replace(large, is_loaded=True)) == before
+
+
+def test_a_gpu_keeps_room_for_graphs(needs: ModelNeeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (40 << 30, 80 << 30))
+    plan, without = (
+        plan_memory(ServeSettings(deterministic=is_deterministic), needs, torch.device("cuda", 0), 4 << 30, PROCESS)
+        for is_deterministic in (False, True)
+    )
+    assert plan.graph_bytes > 0
+    assert without.free.device - plan.free.device == plan.graph_bytes
