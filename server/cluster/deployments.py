@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from server.cluster.options import check_proxy, settings_of, uses_ha_proxy
+from server.cluster.options import check_proxy, settings_of
 from server.cluster.shared_fleet import shared_fleet
 
 if TYPE_CHECKING:
@@ -151,6 +151,5 @@ class Ingress:
         from server.lifecycle.application import application_of  # noqa: PLC0415
 
         application = application_of(self._frontend.service, self._frontend.lifespan)
-        if not uses_ha_proxy():
-            application.add_middleware(OneRequestId)  # the outermost
+        application.add_middleware(OneRequestId)  # the outermost
         return application

@@ -1,4 +1,4 @@
-"""Leaves the id of a request to Serve's proxy, which adds it to each response, too."""
+"""Leaves the id of a request to Serve, which adds it to each response, too."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,7 +7,7 @@ from server.api.middleware.request_id import REQUEST_ID_HEADER
 
 
 class OneRequestId:
-    """Removes the response's ``X-Request-Id``; the proxy has given the application the same one as a header."""
+    """Removes the response's ``X-Request-Id``; Serve has given the application the same one as a header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
