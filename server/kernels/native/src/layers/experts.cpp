@@ -25,8 +25,8 @@ Matrix in_slot(const Matrix& matrix, uint64_t slot) {
 // of few rows have one tile each, or few of them, if that leaves no thread without work.
 class Tiling {
  public:
-  Tiling(const ExpertBatch& batch, const Matrix& matrix, int num_threads, int64_t* ends)
-      : batch_(batch), matrix_(matrix), parts_(matrix.is_transposed ? parts_for(num_threads) : 0), ends_(ends) {
+  Tiling(const ExpertBatch& batch, const Matrix& matrix, PanelKind kind, int num_threads, int64_t* ends)
+      : batch_(batch), matrix_(matrix), parts_(matrix.is_transposed ? parts_for(num_threads, kind) : 0), ends_(ends) {
     int64_t end = 0;
     for (int64_t expert = 0; expert < batch.num_experts; ++expert) {
       end += row_tiles(expert) * divide_up(matrix.outputs, tile_outputs(expert));
@@ -53,18 +53,20 @@ class Tiling {
   }
 
  private:
-  static constexpr int64_t kLongBytes = 4096;  // of a part of a row of memory that is read fast
+  // Bytes of a part of a row of memory that is read fast: of one row or, by pairs in bfloat16, beside other rows.
+  static constexpr int64_t kLongBytes = 4096, kLongBytesOfPairs = 1024;
   static constexpr int64_t kTilesEach = 4;     // of a thread, so that it may help another
 
   int64_t rows_of(int64_t expert) const { return batch_.starts[expert + 1] - batch_.starts[expert]; }
   int64_t row_tiles(int64_t expert) const { return divide_up(rows_of(expert), kRowTile); }
 
   // Returns into how many parts the rows of memory are split for experts of few rows; 0 if they are in narrow tiles.
-  int64_t parts_for(int num_threads) const {
+  int64_t parts_for(int num_threads, PanelKind kind) const {
+    const int64_t least = kind == PanelKind::kBFloat16 ? kLongBytesOfPairs : kLongBytes;
     int64_t few = 0;
     for (int64_t expert = 0; expert < batch_.num_experts; ++expert) few += rows_of(expert) <= kSpreadRows;
     for (int64_t parts = divide_up(matrix_.outputs * kSpreadRows, kWidest);; parts *= 2) {
-      if (parts > 1 && matrix_.outputs / parts * bytes_of(matrix_.format) < kLongBytes) return 0;
+      if (parts > 1 && matrix_.outputs / parts * bytes_of(matrix_.format) < least) return 0;
       if (few * parts % num_threads == 0 || few * parts >= kTilesEach * num_threads) return parts;
     }
   }
@@ -238,8 +240,8 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
                    offset + tile.last_output, y, width);
   };
   const int num_threads = context.pool.num_threads();
-  const Tiling first_tiles(batch, first, num_threads, tables);
-  const Tiling other_tiles(batch, other, num_threads, tables + num_experts * (shape.num_parts - 1));
+  const Tiling first_tiles(batch, first, kind, num_threads, tables);
+  const Tiling other_tiles(batch, other, other_kind, num_threads, tables + num_experts * (shape.num_parts - 1));
   auto multiply_first = [&](int64_t tile, int) {
     if (tile < first_tiles.count()) {
       run_first(first_tiles, 0, 0, tile);
@@ -257,7 +259,7 @@ void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& 
     }
   };
   auto multiply_down = [&](int64_t tile, int thread) { second_lora.multiply_down(level, tile, thread); };
-  const Tiling second_tiles(batch, second, num_threads, tables + num_experts * shape.num_parts);
+  const Tiling second_tiles(batch, second, inner, num_threads, tables + num_experts * shape.num_parts);
   auto multiply_second = [&](int64_t index, int) {
     const Tiling::Tile tile = second_tiles.at(index);
     const uint64_t slot = batch.slots[tile.expert];
