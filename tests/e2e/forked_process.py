@@ -18,9 +18,9 @@ PROGRAM = Path(__file__).with_name("fork_server.py")
 
 ENVIRONMENT = dict(os.environ)  # while the fork server imports
 
-# The commands read these when they run, or never: the tests import more of torch, which sets one. Any other may be
-# read while modules are imported.
-READ_LATE = ("FORCE_COLOR", "GREENROOM_", "PYTEST_", "TORCHINDUCTOR_")
+# The commands read these when they run, or never: the tests import more of torch, and Ray, which set some. Any other
+# may be read while modules are imported.
+READ_LATE = ("FORCE_COLOR", "GREENROOM_", "PYTEST_", "RAY_", "TORCHINDUCTOR_")
 
 
 class ForkedProcess(subprocess.Popen[str]):

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.memory_use.server import anonymous_bytes
 from server.memory.machine import CHILDREN_SECONDS
-from tests.dashboards import DASHBOARDS, DOCKER
+from tests.dashboards import DOCKER, OF_SERVERS
 from tests.e2e.counted import Counted
 from tests.e2e.processes import Server
 
@@ -83,7 +83,7 @@ def test_rules_and_dashboards_query_existing_metrics(http: httpx.Client, client:
     there = set(re.findall(r"^(?:# TYPE )?(greenroom_\w+)", text, re.MULTILINE))
     there |= {f"{name}_bucket" for name in re.findall(r"^# TYPE (greenroom_\w+) histogram", text, re.MULTILINE)}
     asked: set[str] = set()
-    for path in (DOCKER / "prometheus/rules.yml", *DASHBOARDS):
+    for path in (DOCKER / "prometheus/rules.yml", *OF_SERVERS):
         asked |= set(re.findall(r"\bgreenroom_\w+", path.read_text()))
     assert asked <= there
 

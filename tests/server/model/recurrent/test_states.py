@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,10 +101,10 @@ def test_a_step_that_failed_can_be_run_again(rig: Rig, monkeypatch: pytest.Monke
     rig.run((0, FIRST[:5], 0))
     last, lease = max(rig.trunk.catalog.layers), rig.store.lease
 
-    def fail_in_the_last(rows: Mapping[ExpertKey, int], *args: object) -> object:
+    def fail_in_the_last(rows: Mapping[ExpertKey, int], *args: Any, **options: Any) -> object:
         if next(iter(rows)).layer == last:
             raise OSError("the disk is gone")
-        return lease(rows, *args)
+        return lease(rows, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.store, "lease", fail_in_the_last)
