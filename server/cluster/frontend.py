@@ -35,7 +35,7 @@ from server.engine.interface import ExpertHealth, RequestMemory
 from server.engine.text.codec import Codec
 from server.lifecycle.access_policy_setup import add_policies
 from server.lifecycle.history_recording import record_history
-from server.lifecycle.reload_hooks import ReloadHooks
+from server.lifecycle.reload_hooks import CHANGED_FILE, ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.tracing_setup import open_tracing
 from server.settings import ServeSettings
@@ -165,7 +165,7 @@ class Frontend:
         while True:
             await asyncio.sleep(FILES_SECONDS)
             if await asyncio.to_thread(self._files.are_changed):
-                await self._hooks.run()
+                await self._hooks.run(CHANGED_FILE)
 
     async def _refresh(self) -> None:
         answers = await self._replicas.ask_all("report", self._sender, seconds=GONE_SECONDS)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class AccessPolicySetup:
-    """Reads the policy file at the start and at each SIGHUP. A file that can't be used changes nothing.
+    """Reads the policy file at the start and at each reload. A file that can't be used changes nothing.
 
     Raises:
         SettingsError: the file can't be used.
@@ -46,15 +46,15 @@ class AccessPolicySetup:
             self._prepare = prepare
             self._check(self._service.policies)
 
-    def _reload(self) -> str:
+    def _reload(self, reason: str) -> str:
         with self._lock:
             try:
                 policies = read_policies(self._file)
                 self._check(policies)
             except SettingsError as error:
-                audit("policy.reload", "failed", who="SIGHUP", error=str(error))
+                audit("policy.reload", "failed", who=reason, error=str(error))
                 raise
-            num_changed = self._put(policies, "SIGHUP")
+            num_changed = self._put(policies, reason)
         return f"{len(policies.by_name)} in force, {num_changed} changed"
 
     def _check(self, policies: AccessPolicies) -> None:
@@ -77,7 +77,7 @@ class AccessPolicySetup:
 
 
 def add_policies(settings: ServeSettings, service: Service, hooks: ReloadHooks) -> AccessPolicySetup | None:
-    """Put the policies of ``--policy-file`` in force, and let SIGHUP read it again; None without the setting.
+    """Put the policies of ``--policy-file`` in force, and let the hooks read it again; None without the setting.
 
     Raises:
         SettingsError: the file can't be used.

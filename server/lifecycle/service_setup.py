@@ -78,9 +78,9 @@ def read_keys(settings: ServeSettings) -> Keys:
 
 
 def add_key_files(hooks: ReloadHooks, service: Service, settings: ServeSettings) -> None:
-    """Let SIGHUP read the key files again, if there are any."""
+    """Let the hooks read the key files again, if there are any."""
 
-    def reload() -> str:
+    def reload(_: str) -> str:
         service.keys = keys = read_keys(settings)
         return f"{len(keys.users)} for the API, {len(keys.admins)} for administration"
 

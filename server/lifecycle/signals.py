@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from server.lifecycle.reload_hooks import ReloadHooks
+from server.lifecycle.reload_hooks import SIGHUP, ReloadHooks
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # SIGHUP until ``Signals`` handles it
@@ -48,7 +48,7 @@ class Signals:
         if any(map(_has_hung_up, self._terminals)):
             self._stop()
         else:
-            self._start(self._hooks.run())
+            self._start(self._hooks.run(SIGHUP))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

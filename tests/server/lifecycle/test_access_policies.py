@@ -15,7 +15,7 @@ from server.api.core.service.service import Service
 from server.engine.interface import AccessPolicy, ForbiddenExperts, UnusableAccessPolicyError
 from server.lifecycle.access_policy_file import read_policies
 from server.lifecycle.access_policy_setup import AccessPolicySetup
-from server.lifecycle.reload_hooks import ReloadHooks
+from server.lifecycle.reload_hooks import CHANGED_FILE, SIGHUP, ReloadHooks
 from server.settings import SettingsError
 
 SECRET = "sk-do-not-show"
@@ -118,10 +118,10 @@ class Rig:
         file.write_text(text)
         self.setup = AccessPolicySetup(file, self.service, self.hooks)
 
-    def reload(self, text: str) -> str:
+    def reload(self, text: str, reason: str = SIGHUP) -> str:
         self.file.write_text(text)
         (reload,) = self.hooks._hooks.values()
-        return reload()
+        return reload(reason)
 
 
 def audit_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
@@ -142,7 +142,8 @@ def test_each_change_of_a_policy_is_a_line_of_the_audit_log(file: Path, caplog: 
     assert rig.reload(f"{TENANT}models = ['a']\n[default]\nforbidden_experts = {{all = [1]}}\n") == (
         "2 in force, 2 changed"
     )
-    assert rig.reload("[default]\nforbidden_experts = {all = [1]}\n") == "1 in force, 1 changed"
+    text = "[default]\nforbidden_experts = {all = [1]}\n"
+    assert rig.reload(text, CHANGED_FILE) == "1 in force, 1 changed"
     keys = [key_id(KEY)]
     lines = audit_lines(caplog)
     nothing = {"models": "all", "adapters": {}, "forbidden_experts": {}}
@@ -158,7 +159,7 @@ def test_each_change_of_a_policy_is_a_line_of_the_audit_log(file: Path, caplog: 
             **nothing,
             "forbidden_experts": {"all": [1]},
         },
-        {"action": "policy.remove", "who": "SIGHUP", "policy": "tenant"},
+        {"action": "policy.remove", "who": "changed-file", "policy": "tenant"},
     ]
 
 
