@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
+from expert_store.load_balance import LayerBalance, LoadBalance
 from server.administration.expert_snapshot import ExpertSample, snapshot, update
 from server.cluster.merged_json import merged
 from server.cluster.merged_metrics import merge_metrics
@@ -102,6 +105,9 @@ class RemoteExperts:
 
     def __init__(self, administration: Administration, model: str):
         self._administration, self._model = administration, model
+        self._tokens: npt.NDArray[np.int64] | None = None  # of the last sample
+        self._balance: LoadBalance | None = None
+        self._lock = threading.Lock()  # guards both
 
     def overview(self) -> JsonObject:
         views = self._administration.ask("experts", "overview")
@@ -125,13 +131,13 @@ class RemoteExperts:
 
     def sample(self) -> ExpertSample:
         samples: list[ExpertSample] = self._administration.ask("experts", "sample")
-        first = samples[0]
+        first, tokens = samples[0], np.sum([each.tokens for each in samples], axis=0)
         return ExpertSample(
             first.num_experts,
             np.maximum.reduce([each.residency for each in samples]),
-            np.sum([each.tokens for each in samples], axis=0),
+            tokens,
             pinned=frozenset().union(*(each.pinned for each in samples)),
-            balance=first.balance,
+            balance=self._load_balance(first.num_experts, tokens),
             totals=merged([each.totals for each in samples]),
         )
 
@@ -145,6 +151,14 @@ class RemoteExperts:
         """Return the totals of all replicas, as ``StoreAdministration.totals``."""
         totals: JsonObject = merged(self._administration.ask("experts", "totals"))
         return totals
+
+    def _load_balance(self, num_experts: Mapping[int, int], tokens: npt.NDArray[np.int64]) -> tuple[LayerBalance, ...]:
+        """Return the balance of the tokens of all replicas together."""
+        with self._lock:
+            if self._balance is None or self._tokens is None or (tokens < self._tokens).any():  # a replica is gone
+                self._balance = LoadBalance(num_experts)
+            self._tokens = tokens
+            return self._balance.recent(tokens)
 
 
 class RemoteAdapters:

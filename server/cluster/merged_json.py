@@ -1,4 +1,4 @@
-"""Views of several replicas as one: counts are summed, ratios are averaged."""
+"""Views of several replicas as one: counts are summed, ratios and the seconds that they are made of are averaged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 AVERAGED = frozenset(
-    {"hit_ratio", "optimal_hit_ratio", "kv_cache_usage", "mean", "p50", "p95", "p99", "cv", "max_over_mean", "share"}
+    {"hit_ratio", "optimal_hit_ratio", "kv_cache_usage", "mean", "p50", "p95", "p99", "share", "stall_seconds"}
 )
-SAME = frozenset({"layer", "expert", "version", "rank", "created", "max_tokens", "num_parameters", "total_experts"})
+SAME = frozenset(
+    {"layer", "expert", "bytes", "version", "rank", "created", "max_tokens", "num_parameters", "total_experts"}
+)
 LARGEST = frozenset({"uptime_seconds"})
 TIERS = ("device", "host", "disk", "remote")  # the fastest first
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from server.administration.expert_snapshot import ExpertSample
 from server.cluster.administration import Administration, RemoteAdapters, RemoteExperts
 from server.cluster.wire import Outcome
 from server.engine.interface import ChangedExperts, EngineUnavailableError, RequestRefusedError
@@ -67,3 +69,24 @@ def test_pins_fail_if_a_replica_refuses_them() -> None:
     replicas = Replicas(call=[Outcome("a", ChangedExperts(1)), refused])
     with pytest.raises(RequestRefusedError, match="too few slots"):
         RemoteExperts(administration(replicas), "model").change("pin", [(0, 2)])
+
+
+def sample(*tokens: int) -> ExpertSample:
+    counts = np.array([tokens])
+    return ExpertSample({0: len(tokens)}, np.zeros_like(counts, np.uint8), counts, frozenset(), (), {})
+
+
+def test_an_expert_is_dead_that_no_replica_has_used() -> None:
+    replicas = Replicas(call=[Outcome("a", sample(4000, 0, 0, 4000)), Outcome("b", sample(0, 4000, 0, 4000))])
+    (balance,) = RemoteExperts(administration(replicas), "model").sample().balance
+    assert (balance.dead, balance.max_over_mean) == ((2,), 2.0)
+
+
+def test_the_balance_begins_anew_when_a_replica_is_gone() -> None:
+    samples = [sample(4000, 4000), sample(8000, 8000)]
+    replicas = Replicas(call=[Outcome(str(number), each) for number, each in enumerate(samples)])
+    experts = RemoteExperts(administration(replicas), "model")
+    experts.sample()
+    replicas._answers = {"call": [Outcome("0", sample(9000, 0))]}
+    (balance,) = experts.sample().balance
+    assert balance.dead == (1,)

@@ -4,9 +4,16 @@ from server.cluster.merged_json import merged
 from server.cluster.merged_metrics import merge_metrics
 
 
-def test_counts_are_summed_ratios_averaged_and_numbers_of_places_kept() -> None:
-    views = [{"layer": 3, "tokens": 2, "hit_ratio": 0.5}, {"layer": 3, "tokens": 5, "hit_ratio": 1.0}]
-    assert merged(views) == {"layer": 3, "tokens": 7, "hit_ratio": 0.75}
+def test_counts_are_summed_ratios_averaged_and_places_and_sizes_kept() -> None:
+    views = [
+        {"layer": 3, "bytes": 9, "tokens": 2, "hit_ratio": 0.5},
+        {"layer": 3, "bytes": 9, "tokens": 5, "hit_ratio": 1.0},
+    ]
+    assert merged(views) == {"layer": 3, "bytes": 9, "tokens": 7, "hit_ratio": 0.75}
+
+
+def test_seconds_of_stalls_are_averaged_so_that_their_share_of_time_is_at_most_one() -> None:
+    assert merged([{"stall_seconds": 3.0}, {"stall_seconds": 1.0}]) == {"stall_seconds": 2.0}
 
 
 def test_an_expert_is_where_the_fastest_replica_has_it() -> None:
