@@ -11,7 +11,8 @@ from pathlib import Path
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import add_flags
 from server.cluster.deploy_file import NEEDS_RAY, describe, read, write
-from server.cluster.local_cluster import ClusterError, running_cluster, wait_for_signal
+from server.cluster.local_cluster import running_cluster, wait_for_signal
+from server.cluster.local_node import ClusterError
 from server.cluster.options import ClusterOptions
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SECRETS, ServeSettings, SettingsError, load_settings, read_settings_file

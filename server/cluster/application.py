@@ -15,6 +15,8 @@ from server.cluster.options import ClusterOptions
 ROUTER = "server.cluster.router:HoldingsRouter"
 ROUND_ROBIN = "ray.serve.experimental.round_robin_router:RoundRobinRouter"
 STATS_SECONDS = 10.0
+HEALTH_SECONDS, MAX_HEALTH_SECONDS = 2.0, 10.0  # between two checks, by which Serve notices that a replica has died
+CHECKS_PER_SECOND = 50.0  # of all replicas
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -31,7 +33,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         max_surge_percent=options.surge_percent,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
-        health_check_period_s=10.0,
+        health_check_period_s=min(MAX_HEALTH_SECONDS, max(HEALTH_SECONDS, options.most_replicas / CHECKS_PER_SECOND)),
         health_check_timeout_s=30.0,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus, "memory": options.memory_bytes},
         request_router_config=RequestRouterConfig(request_routing_stats_period_s=STATS_SECONDS, **_router(options)),

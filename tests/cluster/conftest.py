@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from server.cluster.local_cluster import start_ray
+from server.cluster.local_node import local_node, set_variables
 from server.loading.bundled_weights import ADAPTERS
 from tests.server.cluster.ray_cluster import wait_until
 
@@ -64,15 +64,14 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    start_ray(4)
-    import ray  # noqa: PLC0415
+    set_variables()  # before Ray is imported
     from ray import serve  # noqa: PLC0415
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    try:
+    with local_node(4):
         serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-        yield Cluster(f"http://127.0.0.1:{port}", port)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        try:
+            yield Cluster(f"http://127.0.0.1:{port}", port)
+        finally:
+            serve.shutdown()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from server.cluster.deploy_file import IMPORT_PATH
-from server.cluster.local_cluster import SERVE_VARIABLES
+from server.cluster.local_node import SERVE_VARIABLES
 from server.cluster.options import ClusterOptions
 from tests.docker.files import PROJECT, read_image, read_manifest
 from tests.docker.test_kubernetes import validate

@@ -1,0 +1,92 @@
+"""A Ray node on this machine alone, whose helper processes may take their time to start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+OBJECT_STORE_BYTES = 200 << 20  # requests and tokens are small, and go from process to process without it
+# Else each item of a stream passes more threads of a process. Neither the ingress nor a replica blocks its event loop.
+SERVE_VARIABLES = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+# A busy machine takes longer than Ray expects.
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_raylet_start_wait_time_s": "120",
+}
+LOGS = "session_latest/logs"  # under Ray's folder
+
+
+class ClusterError(Exception):
+    """The cluster can't be started; the message says why."""
+
+
+@contextmanager
+def local_node(num_cpus: int) -> Iterator[None]:
+    """Start Ray with so many logical cores, connect this process to it, and stop it at the end.
+
+    The ports of its agents are chosen here: if they chose them, Ray would end itself when an agent has not told its
+    port after 15 seconds, which can't be changed.
+
+    Raises:
+        ClusterError: it can't be started.
+    """
+    set_variables()
+    import ray  # noqa: PLC0415  of the extra
+    from ray._common.utils import get_default_ray_temp_dir  # noqa: PLC0415
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled  # noqa: PLC0415
+    from ray._private.node import Node  # noqa: PLC0415  `ray.init` takes no ports
+    from ray._private.parameter import RayParams  # noqa: PLC0415
+    from ray._raylet import (  # type: ignore[attr-defined]  # noqa: PLC0415  its stub lacks both
+        DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        persist_port,
+    )
+
+    metrics, exports, environments, listens = _free_ports(4)
+
+    class PatientNode(Node):  # type: ignore[misc]  # Ray has no types
+        def start_raylet(self, *arguments: Any, **named: Any) -> None:
+            # It takes the other ports from its command, and would wait for the agent to write this one.
+            persist_port(self.get_session_dir_path(), self.node_id, DASHBOARD_AGENT_LISTEN_PORT_NAME, listens)
+            super().start_raylet(*arguments, **named)
+
+    parameters = RayParams(
+        num_cpus=num_cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        metrics_agent_port=metrics,
+        metrics_export_port=exports,
+        runtime_env_agent_port=environments,
+        dashboard_agent_listen_port=listens,
+    )
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=True)
+        node = PatientNode(parameters, head=True)  # one that fails is stopped at the end of this process
+        ray.init(address=node.gcs_address, namespace="serve", logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises plain ones
+        logs = f"{get_default_ray_temp_dir()}/{LOGS}"
+        raise ClusterError(f"Ray can't be started: {error} Its logs are in {logs}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def set_variables() -> None:
+    """Set what Ray reads when it is imported, as far as the user has not."""
+    # Whoever reaches Ray's ports may run code, so each call needs a token, which Ray makes in ~/.ray if there is none.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in (PATIENCE | SERVE_VARIABLES).items():
+        os.environ.setdefault(name, value)
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(number)]
+        return [listener.getsockname()[1] for listener in listeners]

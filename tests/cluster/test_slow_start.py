@@ -1,0 +1,27 @@
+"""A cluster of a machine so busy that Ray's helper processes take long to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
+from tests.server.cluster.ray_cluster import running
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+# Python runs it at its start. Ray gives an agent that chooses its port 15 seconds.
+SLOW_AGENTS = """\
+import sys, time
+
+if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for word in sys.orig_argv):
+    time.sleep(20)
+"""
+
+
+def test_a_cluster_starts_though_the_agents_of_ray_take_twenty_seconds(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
+    with running(tmp_path, {"PYTHONPATH": str(tmp_path)}, replicas=1) as cluster, cluster.http() as http:
+        reply = http.post("/v1/completions", json={"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4})
+    assert reply.is_success
