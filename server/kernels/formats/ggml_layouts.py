@@ -61,6 +61,11 @@ def _q5_1(raw: torch.Tensor) -> Layout:
     return (_nibbles(codes) | _bits(high) << 4).flatten(1), [torch.cat((d, low), 2)]
 
 
+def _mxfp4(raw: torch.Tensor) -> Layout:
+    exponents, codes = _fields(raw, 1, 16)
+    return _nibbles(codes).flatten(1), [exponents]
+
+
 def _q2_k(raw: torch.Tensor) -> Layout:
     scales, codes, d = _fields(raw, 16, 64, 4)
     return _parts(codes, 32, _PAIRS).flatten(1), [d, scales]
@@ -98,6 +103,7 @@ SUPERBLOCKS = {
     Format.Q5_0: _q5_0,
     Format.Q5_1: _q5_1,
     Format.IQ4_NL: _q4_0,
+    Format.BLOCK_MXFP4: _mxfp4,
     Format.Q2_K: _q2_k,
     Format.Q3_K: _q3_k,
     Format.Q4_K: _q4_k,

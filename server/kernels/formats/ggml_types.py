@@ -145,13 +145,13 @@ class GgmlType:
         Raises:
             ValueError: a weight is too large for the type.
         """
-        if isinstance(self.format, Superblocks):
-            return superblock_rounding.quantise(self.format, name, matrix)
         if self.name == MXFP4:
             from gguf import GGMLQuantizationType, quants  # noqa: PLC0415  it is slow to import, and seldom needed
 
             raw = quants.quantize(matrix.float().numpy(), GGMLQuantizationType.MXFP4)
             return self.repack(name, torch.from_numpy(raw), matrix.shape[1])
+        if isinstance(self.format, Superblocks):
+            return superblock_rounding.quantise(self.format, name, matrix)
         assert self.format is block_int8
         if matrix.abs().max() > block_int8.LARGEST_WEIGHT:
             raise ValueError(f"{name} holds weights that are too large for {self.name}")
@@ -214,6 +214,8 @@ GGML_TYPES: dict[int, GgmlType] = {
     30: GgmlType("BF16", 1, 2, dtype=torch.bfloat16),
     34: _file_blocks("TQ1_0"),
     35: _file_blocks("TQ2_0"),
-    39: GgmlType(MXFP4, 32, 17, format=fp4),
+    39: GgmlType(MXFP4, 32, 17, format=superblocks.BLOCK_MXFP4),
     40: GgmlType(NVFP4, 64, 36, format=fp4),
 }
+
+MXFP4_ROWS = GgmlType(MXFP4, 32, 17, format=fp4)  # experts of safetensors, row by row, to which variants are rounded

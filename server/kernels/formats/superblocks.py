@@ -2,8 +2,9 @@
 
 The weight is ``d * scale * number - dmin * min``, or ``d * number + m`` where groups have scales of their own; the
 number is the code less a centre, or the code's entry of a table. A group of 16 or 32 inputs has a scale, and 32 or 256
-inputs share ``d`` and ``dmin``. These are the numbers of the file in another order, so that a matrix takes as many
-bytes as there, in IQ4_XS 1.5 % more:
+inputs share ``d`` and ``dmin``. In MXFP4 the scale of 32 inputs is an exponent of two instead (E8M0; OCP Microscaling
+Formats, version 1.0). These are the numbers of the file in another order, so that a matrix takes as many bytes as
+there, in IQ4_XS 1.5 % more:
 
 - ``NAME_q4_k``, or another type's name, is uint8 ``(blocks, groups, vectors, 16, 4)``. For each 32 inputs of a block
   there are vectors of 16 outputs with four bytes each, and byte j of an output belongs to the inputs 4 i + j. A type of
@@ -12,7 +13,7 @@ bytes as there, in IQ4_XS 1.5 % more:
   bits follow: one of 1 bit (bit i), or two of 2 bits.
 - ``NAME_q4_k_scale`` is uint8 ``(blocks, records, bytes)``. A record holds ``d`` and then ``dmin`` or ``m`` of 16
   outputs, float16, and the integers of their groups, as many bytes as the file has for each, with byte k of all 16
-  outputs side by side. In IQ4_XS, these are int8, one for each group.
+  outputs side by side. In IQ4_XS, these are int8, one for each group; in MXFP4 a record is the 16 exponents.
 
 If ``out`` is no multiple of 16, outputs of zeros follow, and ``NAME_q4_k_shape`` holds out and in (``blocks``).
 """
@@ -25,8 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from server.kernels.formats import blocks
+from server.kernels.formats import blocks, fp4
 from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
+from server.kernels.formats.fp8 import scales as read_scales
 from server.kernels.native import slot_format
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
@@ -50,6 +52,7 @@ class Superblocks:
         centre: what is subtracted from a code.
         table: the numbers of codes, if they are no integers in a row.
         has_min: whether a record has ``dmin`` or ``m``.
+        has_exponent: whether a record has exponents of two, and no float16 numbers.
     """
 
     kind: Format
@@ -58,8 +61,9 @@ class Superblocks:
     bits: int
     integers: int = 0
     centre: int = 0
-    table: tuple[int, ...] | None = None
+    table: tuple[float, ...] | None = None
     has_min: bool = False
+    has_exponent: bool = False
 
     OUTPUTS = OUTPUTS
 
@@ -77,7 +81,7 @@ class Superblocks:
 
     @property
     def record_bytes(self) -> int:
-        return OUTPUTS * (HALF * (1 + self.has_min) + self.integers)
+        return OUTPUTS if self.has_exponent else OUTPUTS * (HALF * (1 + self.has_min) + self.integers)
 
     def specs(self, name: str, out_features: int, in_features: int) -> list[Spec]:
         """Name, dtype and shape of each tensor of a matrix, whose inputs are a multiple of ``inputs``."""
@@ -118,7 +122,8 @@ class Superblocks:
 
         Args:
             codes: uint8 ``(out, in)``.
-            records: uint8 ``(out, records, bytes)`` each: the float16 numbers, and the integers if there are any.
+            records: uint8 ``(out, records, bytes)`` each: the float16 numbers, and the integers if there are any; or
+                the exponents.
         """
         out_features, in_features = codes.shape
         padding = -out_features % OUTPUTS
@@ -126,7 +131,7 @@ class Superblocks:
         quads = quads.permute(0, 2, 3, 1, 4)  # (blocks, groups, quads, 16, 4)
         vectors = [*_low_vectors(quads, self.bits), *_high_vectors(quads, self.bits)]
         numbers = []
-        for part, size in zip(records, (HALF, 1), strict=False):
+        for part, size in zip(records, (1,) if self.has_exponent else (HALF, 1), strict=False):
             split = F.pad(part, (0, 0, 0, 0, 0, padding)).unflatten(2, (-1, size))  # type: ignore[no-untyped-call]
             split = split.unflatten(0, (-1, OUTPUTS))  # (blocks, 16, records, n, size)
             numbers.append(split.permute(0, 2, 3, 1, 4).flatten(2))
@@ -159,6 +164,8 @@ class Superblocks:
 
     def _scales(self, records: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scale of each group and what is added to its weights, ``(blocks, 16, groups)``."""
+        if self.has_exponent:
+            return read_scales(records).mT, None
         halves = OUTPUTS * HALF * (1 + self.has_min)
         floats = records[..., :halves].contiguous().view(torch.float16).float()
         floats = floats.unflatten(2, (-1, OUTPUTS)).permute(2, 0, 3, 1)  # type: ignore[no-untyped-call]
@@ -248,10 +255,11 @@ Q4_1 = Superblocks(Format.Q4_1, 32, 32, 4, has_min=True)
 Q5_0 = Superblocks(Format.Q5_0, 32, 32, 5, centre=16)
 Q5_1 = Superblocks(Format.Q5_1, 32, 32, 5, has_min=True)
 IQ4_NL = Superblocks(Format.IQ4_NL, 32, 32, 4, table=NONLINEAR)
+BLOCK_MXFP4 = Superblocks(Format.BLOCK_MXFP4, 32, 32, 4, table=fp4.VALUES, has_exponent=True)
 Q2_K = Superblocks(Format.Q2_K, 256, 16, 2, integers=16, has_min=True)
 Q3_K = Superblocks(Format.Q3_K, 256, 16, 3, integers=12, centre=4)
 Q4_K = Superblocks(Format.Q4_K, 256, 32, 4, integers=12, has_min=True)
 Q5_K = Superblocks(Format.Q5_K, 256, 32, 5, integers=12, has_min=True)
 Q6_K = Superblocks(Format.Q6_K, 256, 16, 6, integers=16, centre=32)
 IQ4_XS = Superblocks(Format.IQ4_XS, 256, 32, 4, integers=8, table=NONLINEAR)
-FORMATS = (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS)
+FORMATS = (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, BLOCK_MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-IQ2_XXS: tl.constexpr = tl.constexpr(22)
-IQ2_XS: tl.constexpr = tl.constexpr(23)
-IQ3_XXS: tl.constexpr = tl.constexpr(24)
-IQ1_S: tl.constexpr = tl.constexpr(25)
-IQ3_S: tl.constexpr = tl.constexpr(26)
-IQ2_S: tl.constexpr = tl.constexpr(27)
-IQ1_M: tl.constexpr = tl.constexpr(28)
-TQ1_0: tl.constexpr = tl.constexpr(29)
-TQ2_0: tl.constexpr = tl.constexpr(30)
+IQ2_XXS: tl.constexpr = tl.constexpr(23)
+IQ2_XS: tl.constexpr = tl.constexpr(24)
+IQ3_XXS: tl.constexpr = tl.constexpr(25)
+IQ1_S: tl.constexpr = tl.constexpr(26)
+IQ3_S: tl.constexpr = tl.constexpr(27)
+IQ2_S: tl.constexpr = tl.constexpr(28)
+IQ1_M: tl.constexpr = tl.constexpr(29)
+TQ1_0: tl.constexpr = tl.constexpr(30)
+TQ2_0: tl.constexpr = tl.constexpr(31)
 
 INPUTS: tl.constexpr = tl.constexpr(256)  # of a block
 

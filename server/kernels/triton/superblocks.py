@@ -10,12 +10,13 @@ Q4_1: tl.constexpr = tl.constexpr(12)
 Q5_0: tl.constexpr = tl.constexpr(13)
 Q5_1: tl.constexpr = tl.constexpr(14)
 IQ4_NL: tl.constexpr = tl.constexpr(15)
-Q2_K: tl.constexpr = tl.constexpr(16)
-Q3_K: tl.constexpr = tl.constexpr(17)
-Q4_K: tl.constexpr = tl.constexpr(18)
-Q5_K: tl.constexpr = tl.constexpr(19)
-Q6_K: tl.constexpr = tl.constexpr(20)
-IQ4_XS: tl.constexpr = tl.constexpr(21)
+BLOCK_MXFP4: tl.constexpr = tl.constexpr(16)  # its weights are decoded in weights.py
+Q2_K: tl.constexpr = tl.constexpr(17)
+Q3_K: tl.constexpr = tl.constexpr(18)
+Q4_K: tl.constexpr = tl.constexpr(19)
+Q5_K: tl.constexpr = tl.constexpr(20)
+Q6_K: tl.constexpr = tl.constexpr(21)
+IQ4_XS: tl.constexpr = tl.constexpr(22)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from server.kernels.triton.file_blocks import IQ2_XXS, TQ2_0, load_file_blocks
-from server.kernels.triton.superblocks import IQ4_XS, Q4_0, load_superblocks
+from server.kernels.triton.superblocks import BLOCK_MXFP4, IQ4_XS, Q4_0, load_codes, load_superblocks
 
 FLOAT32: tl.constexpr = tl.constexpr(0)
 BFLOAT16: tl.constexpr = tl.constexpr(1)
@@ -21,8 +21,8 @@ FP8: tl.constexpr = tl.constexpr(6)
 E8M0: tl.constexpr = tl.constexpr(7)
 FP4: tl.constexpr = tl.constexpr(10)
 
-GROUP: tl.constexpr = tl.constexpr(32)  # inputs that share a scale in Q8, Q4 and MXFP4
-BLOCK: tl.constexpr = tl.constexpr(16)  # outputs of a block of Q8 and Q4
+GROUP: tl.constexpr = tl.constexpr(32)  # inputs that share a scale in Q8, Q4 and both kinds of MXFP4
+BLOCK: tl.constexpr = tl.constexpr(16)  # outputs of a block of Q8, Q4 and BLOCK_MXFP4
 
 
 @triton.jit
@@ -77,6 +77,18 @@ def decode_table(codes):
 
 
 @triton.jit
+def load_mxfp4(codes, scales, n, k, K, mask, FORM: tl.constexpr):
+    """Load weights of MXFP4, stored row by row or in blocks of outputs."""
+    if FORM == MXFP4:
+        place, at = n * (K // 2) + k // 2, n * (K // GROUP) + k // GROUP
+        code = (tl.load(codes + place, mask=mask, other=0).to(tl.int32) >> (k % 2 * 4)) & 15
+    else:
+        at = ((n // BLOCK) * (K // GROUP) + k // GROUP) * BLOCK + n % BLOCK
+        code = load_codes(codes, n, k, K, mask, 4)
+    return decode_e2m1(code) * load_numbers(scales, at, mask, E8M0)
+
+
+@triton.jit
 def load_weights(
     slot,  # pointers to the slot's first byte, and to the codebook of a format that has one
     codebook,
@@ -116,10 +128,8 @@ def load_weights(
         word = tl.load((slot + scales).to(tl.pointer_type(tl.uint16)) + at, mask=mask, other=0)
         scale = (word & 0xFFE0).to(tl.float16, bitcast=True).to(tl.float32) * 0.015625  # a 64th
         return (decode_table(code) - (word & 31).to(tl.float32)) * scale
-    elif FORM == MXFP4:
-        place = n * (K // 2) + k // 2
-        code = (tl.load(codes + place, mask=mask, other=0).to(tl.int32) >> (k % 2 * 4)) & 15
-        return decode_e2m1(code) * load_numbers(slot + scales, n * (K // GROUP) + k // GROUP, mask, E8M0)
+    elif (FORM == MXFP4) | (FORM == BLOCK_MXFP4):
+        return load_mxfp4(codes, slot + scales, n, k, K, mask, FORM)
     elif (FORM >= Q4_0) & (FORM <= IQ4_XS):
         return load_superblocks(codes, slot + scales, n, k, K, mask, FORM)
     elif (FORM >= IQ2_XXS) & (FORM <= TQ2_0):

@@ -9,10 +9,10 @@ from itertools import chain
 from expert_store import ExpertLayout, ParameterSpec
 from server.kernels.expert import PLAIN
 from server.kernels.formats import fp4
-from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.kernels.formats.ggml_types import GGML_TYPES, MXFP4_ROWS, GgmlType
 from server.model.checkpoint.weight_formats import MATRIX_DIMENSIONS
 
-KINDS = [kind for kind in GGML_TYPES.values() if kind.dtype is None]
+KINDS = [*(kind for kind in GGML_TYPES.values() if kind.dtype is None), MXFP4_ROWS]
 
 
 @dataclass(frozen=True)

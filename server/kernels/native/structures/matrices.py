@@ -25,21 +25,22 @@ class Format(IntEnum):
     Q5_0 = 13
     Q5_1 = 14
     IQ4_NL = 15
-    Q2_K = 16
-    Q3_K = 17
-    Q4_K = 18
-    Q5_K = 19
-    Q6_K = 20
-    IQ4_XS = 21
-    IQ2_XXS = 22
-    IQ2_XS = 23
-    IQ3_XXS = 24
-    IQ1_S = 25
-    IQ3_S = 26
-    IQ2_S = 27
-    IQ1_M = 28
-    TQ1_0 = 29
-    TQ2_0 = 30
+    BLOCK_MXFP4 = 16
+    Q2_K = 17
+    Q3_K = 18
+    Q4_K = 19
+    Q5_K = 20
+    Q6_K = 21
+    IQ4_XS = 22
+    IQ2_XXS = 23
+    IQ2_XS = 24
+    IQ3_XXS = 25
+    IQ1_S = 26
+    IQ3_S = 27
+    IQ2_S = 28
+    IQ1_M = 29
+    TQ1_0 = 30
+    TQ2_0 = 31
 
 
 class Size(IntEnum):

@@ -6,7 +6,7 @@ import gguf
 import pytest
 import torch
 
-from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.kernels.formats.ggml_types import GGML_TYPES, MXFP4_ROWS, GgmlType
 
 ROUNDED = [kind for kind in GGML_TYPES.values() if kind.can_round]
 LARGEST_ERROR = {
@@ -40,6 +40,13 @@ def test_numbers_of_a_type_stay_as_they_are(name: str) -> None:
     number = gguf.GGMLQuantizationType[name]
     numbers = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(matrix().numpy(), number), number))
     assert torch.equal(kind.dequantise(kind.quantise("x", numbers), "x"), numbers)
+
+
+def test_mxfp4_of_safetensors_has_the_numbers_of_that_of_files() -> None:
+    [kind] = [each for each in ROUNDED if each.name == "MXFP4"]
+    rows = MXFP4_ROWS.quantise("x", matrix())
+    assert rows.keys() == {"x_blocks", "x_scales"}
+    assert torch.equal(MXFP4_ROWS.dequantise(rows, "x"), kind.dequantise(kind.quantise("x", matrix()), "x"))
 
 
 @pytest.mark.parametrize("kind", ROUNDED, ids=lambda kind: kind.name)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.formats import block_int4 as q4_format
-from server.kernels.formats import file_blocks, superblocks
 from server.kernels.formats.ggml_types import GGML_TYPES
 from server.kernels.native.slot_format import Place
 from server.kernels.native.structures.matrices import Format, Matrix
@@ -102,7 +101,7 @@ def _plain(dtype: torch.dtype, *, is_transposed: bool = False) -> Callable[[torc
     return lambda random, outputs, inputs: plain(dtype, random, outputs, inputs, is_transposed=is_transposed)
 
 
-OF_FILES = ["Q8_0", *(each.kind.name for each in (*superblocks.FORMATS, *file_blocks.FORMATS))]
+OF_FILES = [kind.name for kind in GGML_TYPES.values() if kind.OUTPUTS == BLOCK]
 MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
     "float32": _plain(torch.float32),
     "bfloat16": _plain(torch.bfloat16),

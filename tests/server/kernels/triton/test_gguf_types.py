@@ -7,17 +7,17 @@ import torch
 import triton
 import triton.language as tl
 
-from server.kernels.formats import file_blocks, superblocks
-from server.kernels.formats.ggml_types import GGML_TYPES
-from server.kernels.native.structures.matrices import Format
+from server.kernels.formats.file_blocks import FileBlocks
+from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
+from server.kernels.formats.superblocks import Superblocks
 from server.kernels.triton.available import has_driver
 from server.kernels.triton.codebooks import codebook_on
 from server.kernels.triton.weights import load_weights
-from tests.server.kernels.formats.ggml_matrices import NUMBERS, random_rows
+from tests.server.kernels.formats.ggml_matrices import random_rows
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 OUTPUTS, INPUTS = 32, 512
-FORMATS = (*superblocks.FORMATS, *file_blocks.FORMATS)
+FORMS = [kind for kind in GGML_TYPES.values() if isinstance(kind.format, Superblocks | FileBlocks)]
 
 
 @triton.jit
@@ -29,13 +29,14 @@ def decode(slot, codebook, scales, output, K, FORM: tl.constexpr, BLOCK_N: tl.co
     tl.store(output + n * K + k, tile)
 
 
-@pytest.mark.parametrize("kind", [form.kind for form in FORMATS], ids=lambda kind: kind.name)
-def test_a_matrix_is_decoded_bit_for_bit(kind: Format) -> None:
-    form = GGML_TYPES[NUMBERS[kind.name]]
-    tensors = form.repack("w", random_rows(kind.name, OUTPUTS, INPUTS), INPUTS)
+@pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.name)
+def test_a_matrix_is_decoded_bit_for_bit(kind: GgmlType) -> None:
+    assert isinstance(kind.format, Superblocks | FileBlocks)
+    form = kind.format.kind
+    tensors = kind.repack("w", random_rows(kind.name, OUTPUTS, INPUTS), INPUTS)
     codes, *scales = (tensor.flatten() for name, tensor in tensors.items() if not name.endswith("_shape"))
     slot = torch.cat([codes, *scales]).to(DEVICE)
-    codebook, output = codebook_on(DEVICE, kind), torch.empty((OUTPUTS, INPUTS), device=DEVICE)
-    options = {"FORM": int(kind), "BLOCK_N": OUTPUTS, "BLOCK_K": INPUTS}
+    codebook, output = codebook_on(DEVICE, form), torch.empty((OUTPUTS, INPUTS), device=DEVICE)
+    options = {"FORM": int(form), "BLOCK_N": OUTPUTS, "BLOCK_K": INPUTS}
     decode[1,](slot, slot if codebook is None else codebook, len(codes), output, INPUTS, **options)
-    assert torch.equal(output.cpu(), form.dequantise(tensors, "w"))
+    assert torch.equal(output.cpu(), kind.dequantise(tensors, "w"))

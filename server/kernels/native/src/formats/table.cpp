@@ -29,10 +29,10 @@ struct RecordRow {
 };
 
 constexpr RecordRow kRecords[] = {
-    {Format::kQ4_0, 4, 32, 1, 0},  {Format::kQ4_1, 4, 32, 2, 0},   {Format::kQ5_0, 5, 32, 1, 0},
-    {Format::kQ5_1, 5, 32, 2, 0},  {Format::kIq4Nl, 4, 32, 1, 0},  {Format::kQ2K, 2, 256, 2, 16},
-    {Format::kQ3K, 3, 256, 1, 12}, {Format::kQ4K, 4, 256, 2, 12},  {Format::kQ5K, 5, 256, 2, 12},
-    {Format::kQ6K, 6, 256, 1, 16}, {Format::kIq4Xs, 4, 256, 1, 8},
+    {Format::kQ4_0, 4, 32, 1, 0},  {Format::kQ4_1, 4, 32, 2, 0},  {Format::kQ5_0, 5, 32, 1, 0},
+    {Format::kQ5_1, 5, 32, 2, 0},  {Format::kIq4Nl, 4, 32, 1, 0}, {Format::kBlockMxfp4, 4, 32, 0, 1},
+    {Format::kQ2K, 2, 256, 2, 16}, {Format::kQ3K, 3, 256, 1, 12}, {Format::kQ4K, 4, 256, 2, 12},
+    {Format::kQ5K, 5, 256, 2, 12}, {Format::kQ6K, 6, 256, 1, 16}, {Format::kIq4Xs, 4, 256, 1, 8},
 };
 
 Extents scaled_extents(const Matrix& matrix, int64_t weights_per_byte) {

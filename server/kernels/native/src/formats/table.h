@@ -60,6 +60,7 @@ inline constexpr FormatRow kFormats[] = {
     {Format::kQ5_0, "Q5_0", check_small_records, record_extents},
     {Format::kQ5_1, "Q5_1", check_small_records, record_extents},
     {Format::kIq4Nl, "IQ4_NL", check_small_records, record_extents},
+    {Format::kBlockMxfp4, "BLOCK_MXFP4", check_small_records, record_extents},
     {Format::kQ2K, "Q2_K", check_records, record_extents},
     {Format::kQ3K, "Q3_K", check_records, record_extents},
     {Format::kQ4K, "Q4_K", check_records, record_extents},

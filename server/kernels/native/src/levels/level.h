@@ -35,7 +35,7 @@ struct Gate {
 
 // Rows of blocks of a GGUF file, in the order of the outputs, to be stored as a matrix of a format.
 struct Repacking {
-  Format format;  // kMxfp4 is MXFP4 of the file too, kFp4 is NVFP4, and kQ8 is Q8_0
+  Format format;  // kMxfp4 and kBlockMxfp4 are MXFP4 in the file, kFp4 is NVFP4, and kQ8 is Q8_0
   const uint8_t* raw;
   int64_t outputs;
   int64_t inputs;

@@ -13,7 +13,7 @@ constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFlo
                                Format::kMxfp4,   Format::kFp8,      Format::kInt8,    Format::kFp4,  Format::kInt4,
                                Format::kQ4_0,    Format::kQ4_1,     Format::kQ5_0,    Format::kQ5_1, Format::kIq4Nl,
                                Format::kQ2K,     Format::kQ3K,      Format::kQ4K,     Format::kQ5K,  Format::kQ6K,
-                               Format::kIq4Xs};
+                               Format::kIq4Xs,   Format::kBlockMxfp4};
 constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8M0, Format::kFp8};
 constexpr double kQ4Numbers[16] = {-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74};
 constexpr double kFp4Numbers[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
@@ -205,6 +205,7 @@ struct Superblocks {
     if (format == Format::kIq4Xs) integers = 8;
     if (format == Format::kQ4_1 || format == Format::kQ5_1 || format == Format::kQ2K || integers == 12) halves = 2;
     if (format == Format::kQ3K) halves = 1;
+    if (format == Format::kBlockMxfp4) halves = 0, integers = 1;
   }
   int record_bytes() const { return static_cast<int>(kBlock) * (2 * halves + integers); }
 
@@ -218,6 +219,7 @@ struct Superblocks {
     switch (format) {
       case Format::kIq4Nl:
       case Format::kIq4Xs: return kIq4Numbers[code];
+      case Format::kBlockMxfp4: return kFp4Numbers[code];
       case Format::kQ3K: return code - 4;
       case Format::kQ4_0: return code - 8;
       case Format::kQ5_0: return code - 16;
@@ -233,7 +235,7 @@ struct Superblocks {
       return static_cast<int>(static_cast<uint8_t>(record[kBlock * 2 * halves + place * kBlock + lane]));
     };
     const int64_t g = input / (format == Format::kQ2K || format == Format::kQ3K || format == Format::kQ6K ? 16 : 32);
-    *factor = half(0);
+    *factor = halves ? half(0) : std::ldexp(1.0, byte(0) - 127);
     *low = halves == 2 ? half(1) : 0;
     switch (format) {
       case Format::kQ2K: *low *= -(byte(g) >> 4), *factor *= byte(g) & 15; break;
@@ -262,6 +264,9 @@ void Weights::fill_records() {
   scales.resize(static_cast<size_t>(wide / kBlock * records * type.record_bytes()));
   for (std::vector<char>* bytes : {&codes, &scales}) {
     for (char& byte : *bytes) byte = static_cast<char>(between(0, 255));
+  }
+  if (!type.halves) {
+    for (char& exponent : scales) exponent = static_cast<char>(between(118, 124));
   }
   for (int64_t record = 0; record < wide / kBlock * records; ++record) {
     for (int64_t i = 0; i < kBlock * type.halves; ++i) {
