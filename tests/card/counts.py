@@ -20,6 +20,7 @@ launch_places: Counter[str] = Counter()
 syncs: Counter[str] = Counter()  # by operation and place
 races: Counter[str] = Counter()
 captures: list[Any] = []  # graphs that are being captured
+captured: set[str] = set()  # functions of the project that ran while a graph was captured, as ``FILE:NAME``
 contexts: Counter[tuple[int, str]] = Counter()  # calls that open a context, by device and thread
 
 

@@ -7,13 +7,17 @@ replay gives results.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 
-from tests.card.counts import NOT_PERMITTED, captures, launch_places, launches, lock, place
+from tests.card.counts import NOT_PERMITTED, ROOT, captured, captures, launch_places, launches, lock, place
 from tests.card.streams import current_stream, default_streams
+
+PACKAGES = (f"{ROOT}server/", f"{ROOT}expert_store/")
 
 
 class CUDAGraph:
@@ -37,12 +41,22 @@ class CUDAGraph:
         if captures or current_stream() in default_streams:
             raise RuntimeError(NOT_PERMITTED)
         captures.append(self)
+        sys.setprofile(_note_function)
 
     def capture_end(self) -> None:
+        sys.setprofile(None)
         captures.pop()
         for result in self.results:
             if result.is_contiguous() and result.numel():
                 result.view(torch.uint8 if result.dim() else result.dtype).fill_(255 if result.dim() else 0)
+
+
+def _note_function(frame: FrameType, event: str, argument: object) -> None:
+    """Note a call of a function of the project while a graph is captured."""
+    del argument
+    name = frame.f_code.co_filename
+    if event == "call" and name.startswith(PACKAGES):
+        captured.add(f"{name.removeprefix(ROOT)}:{frame.f_code.co_qualname.partition('.<locals>')[0]}")
 
 
 def record(operation: Callable[[], list[torch.Tensor]], results: list[torch.Tensor]) -> None:

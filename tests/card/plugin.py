@@ -22,5 +22,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "launches": sum(counts.launches.values()),
         "syncs": counts.syncs,
         "races": counts.races,
+        "captured": sorted(counts.captured),
     }
     Path(os.environ["CARD_REPORT"]).write_text(json.dumps(report))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -70,8 +72,21 @@ def _run(kernel: Callable[[list[Any]], Any], name: str, args: tuple[Any, ...]) -
             return []
 
         record(again, [])
-        with np.errstate(invalid="ignore" if captures else None):  # what earlier graphs of a cut step made is spoilt
+        with np.errstate(invalid="ignore" if captures else None), warnings.catch_warnings(), _unprofiled():
+            if captures:  # what earlier graphs of a cut step made is spoilt
+                warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
             return _run_recorded(partial(kernel, given), shared, stream, number)
+
+
+@contextmanager
+def _unprofiled() -> Iterator[None]:
+    """Let the interpreter call functions without a profile, which slows each call."""
+    profile = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.setprofile(profile)
 
 
 def _run_recorded(kernel: Callable[[], Any], shared: list[Allocation], stream: Stream, number: int) -> Any:

@@ -1,0 +1,272 @@
+"""The functions that run while CUDA graphs are captured, and what in them a capture does not permit.
+
+The emulated card refuses it only where a test comes along; here all branches are read. ``CAPTURED`` has to name every
+function that the card saw in a capture (``test_card.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Mapping
+
+READS = {"item", "tolist", "cpu", "numpy", "nonzero", "argwhere", "unique", "masked_select", "equal", "allclose"}
+WAITS = {"synchronize", "query"}
+ALLOCATES = {
+    "arange", "empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones", "new_tensor",
+    "new_zeros", "ones", "ones_like", "rand", "randn", "zeros", "zeros_like",
+}  # fmt: skip
+FROM_HOST = {"as_tensor", "from_numpy", "frombuffer", "pin_memory", "tensor", "upload", "upload_into"}
+OF_SHAPE = {  # methods whose results are no tensors
+    "chunk", "data_ptr", "dim", "element_size", "is_contiguous", "is_floating_point", "numel", "size", "split",
+    "stride", "unbind",
+}  # fmt: skip
+NO_TENSOR = {"device", "dtype", "finfo", "Generator", "inference_mode", "is_tensor", "no_grad", "Size"}  # of torch
+CONVERSIONS = {"bool", "float", "int", "list", "str", "tuple"}
+
+CAPTURED: Mapping[str, Collection[str]] = {
+    "expert_store/layout_tiers.py": ("LayoutTiers.arena",),
+    "expert_store/step_lease.py": ("StepLease.arena",),
+    "expert_store/store.py": ("ExpertStore.arena",),
+    "expert_store/store_lock.py": ("StoreLock.__enter__", "StoreLock.settle"),
+    "server/kernels/backend.py": ("Rooms.__init__", "Rooms.take"),
+    "server/kernels/batch_invariant.py": ("is_batch_invariant",),
+    "server/kernels/residual_stream.py": (
+        "ResidualStream.__init__",
+        "ResidualStream.__new__",
+        "ResidualStream.__torch_function__",
+        "ResidualStream.normed",
+        "ResidualStream.whole",
+        "_can_wait",
+        "_wholes",
+    ),
+    "server/kernels/triton/backend.py": (
+        "TritonBackend._layer",
+        "TritonBackend.begin",
+        "TritonBackend.run_residents",
+        "_FewRows._blocks",
+        "_FewRows._empty_products",
+        "_FewRows._launch_first",
+        "_FewRows._launch_second",
+        "_FewRows._multiply_down",
+        "_FewRows.finish",
+        "_Layer.__init__",
+        "_Layer._codebook",
+        "_Layer._own_choices",
+        "_Layer.arena",
+        "_Layer.choose",
+        "_Layer.experts",
+        "_Layer.finish",
+        "_Layer.has_pending",
+        "_Layer.pending_table",
+        "_Layer.run_residents",
+        "_Layer.run_second",
+        "_Layer.run_slots",
+    ),
+    "server/kernels/triton/decode_attention.py": ("PagedStep.attend", "PagedStep.write", "Tiles.of", "_with_rows"),
+    "server/kernels/triton/head_preparation.py": ("options_of", "prepare"),
+    "server/kernels/triton/rms_norm.py": ("PlainRmsNorm.__call__", "RmsNorm.__call__", "RmsNorm.add_and_norm"),
+    "server/kernels/triton/router_choice.py": ("choose", "options_of"),
+    "server/model/attention/decode_attention.py": (
+        "DecodeAttention.attend",
+        "DecodeAttention.prepare",
+        "DecodeAttention.write",
+        "_paged_keys",
+    ),
+    "server/model/attention/mla.py": (
+        "LatentAttention.__init__",
+        "LatentAttention.attend",
+        "LatentAttention.expand",
+        "LatentProjection.absorb",
+        "LatentProjection.forward",
+        "LatentProjection.placeholder",
+        "LatentProjection.row",
+        "LatentProjection.values",
+    ),
+    "server/model/attention/paged_attention.py": (
+        "StepAttention.attend",
+        "StepAttention.attend_projected",
+        "_GroupAttention.attend",
+        "_GroupAttention.attend_projected",
+    ),
+    "server/model/experts/hits_first.py": ("HitsFirst.captured", "HitsFirst.run"),
+    "server/model/experts/resident_experts.py": ("ResidentExperts.arena",),
+    "server/model/experts/step_experts.py": ("StepExperts.run",),
+    "server/model/experts/waitless_experts.py": ("SlotTables.of", "WaitlessExperts.gather", "WaitlessExperts.run"),
+    "server/model/forward.py": ("Forward._call", "Forward._insert_images", "Forward._keep_hidden", "Forward.on_device"),
+    "server/model/fused_heads.py": (
+        "FusedAttention.__call__",
+        "FusedAttention._project",
+        "FusedAttention.run",
+        "_angles",
+        "_has_hooks",
+        "_hidden",
+    ),
+    "server/model/fused_residuals.py": ("_with_stream",),
+    "server/model/fused_routers.py": ("FusedRouter.__call__", "_logits_of"),
+    "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "use_hooks"),
+    "server/model/step_graphs.py": ("_Capture.cut", "_Graph.run", "_StepGraph.run", "_capture"),
+    "server/model/trunk.py": ("Trunk._run_on_device", "_StepHooks.__init__"),
+}
+
+# What a function has that is right nonetheless. Memory comes from the pool that all graphs share, and is used until the
+# end of the step alone; what comes from the host does so in branches of steps without graphs.
+ALLOWED: Mapping[str, Collection[str]] = {
+    "server/kernels/backend.py:Rooms.take": ["allocates by new_empty"],
+    "server/kernels/triton/backend.py:_FewRows.finish": ["allocates by empty_like"],
+    "server/kernels/triton/backend.py:_Layer.experts": ["copies by upload"],  # where the host has chosen
+    "server/kernels/triton/backend.py:_Layer.finish": ["allocates by empty_like"],
+    "server/kernels/triton/decode_attention.py:PagedStep.attend": ["allocates by new_empty"],
+    "server/kernels/triton/head_preparation.py:prepare": ["allocates by new_empty"],
+    "server/kernels/triton/rms_norm.py:PlainRmsNorm.__call__": ["allocates by new_ones"],  # before a capture
+    "server/kernels/triton/rms_norm.py:RmsNorm.__call__": ["allocates by empty_like"],
+    "server/kernels/triton/rms_norm.py:RmsNorm.add_and_norm": ["allocates by empty_like"],
+    "server/kernels/triton/router_choice.py:choose": ["allocates by empty"],
+    "server/model/attention/decode_attention.py:DecodeAttention.attend": ["allocates by new_empty"],
+    "server/model/attention/mla.py:LatentProjection.placeholder": ["allocates by new_zeros"],
+    "server/model/experts/step_experts.py:StepExperts.run": [  # where experts run one layer after the other
+        "allocates by zeros_like",
+        "reads the device by cpu",
+        "reads the device by numpy",
+    ],
+    "server/model/experts/waitless_experts.py:WaitlessExperts.run": ["allocates by zeros_like"],
+    "server/model/forward.py:Forward._keep_hidden": ["allocates by empty", "reads the device by cpu"],  # of embeddings
+}
+
+
+def find_breaches(source: str, names: Collection[str]) -> dict[str, list[str]]:
+    """Return what functions of a module do that a capture does not permit, by name.
+
+    Args:
+        names: as ``__qualname__`` has them.
+
+    Raises:
+        KeyError: there is no such function.
+    """
+    functions = dict(_functions(ast.parse(source), ""))
+    attributes = _tensor_attributes(functions)
+    found = {}
+    for name in names:
+        own = attributes.get(name.rpartition(".")[0], frozenset())
+        found[name] = sorted(set(_Reader(functions[name], own).breaches()))
+    return found
+
+
+def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            yield prefix + child.name, child
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.If):
+            yield from _functions(child, prefix)
+
+
+def _tensor_attributes(functions: Mapping[str, ast.FunctionDef]) -> dict[str, frozenset[str]]:
+    """Return the attributes of each class that its methods set to tensors."""
+    found: dict[str, frozenset[str]] = {}
+    for name, function in functions.items():
+        reader, owner = _Reader(function, frozenset()), name.rpartition(".")[0]
+        pairs = [pair for node in ast.walk(function) for pair in _assignments(node)]
+        names = {
+            target.attr for target, value in pairs if isinstance(target, ast.Attribute) and reader.is_tensor(value)
+        }
+        found[owner] = found.get(owner, frozenset()) | names
+    return found
+
+
+def _assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield each target of an assignment with its value."""
+    if isinstance(node, ast.NamedExpr) or (isinstance(node, ast.AnnAssign | ast.AugAssign) and node.value is not None):
+        assert node.value is not None
+        yield node.target, node.value
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+        assert isinstance(node, ast.Assign)
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=True)
+        else:
+            yield target, node.value
+
+
+class _Reader:
+    """Reads a function.
+
+    Args:
+        attributes: of ``self`` that are tensors.
+    """
+
+    def __init__(self, function: ast.FunctionDef, attributes: frozenset[str]):
+        self._function, self._attributes = function, attributes
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        self._names = {each.arg for each in arguments if _is_tensor_type(each.annotation)}
+        for node in ast.walk(function):
+            for target, value in _assignments(node):
+                if isinstance(target, ast.Name) and self.is_tensor(value):
+                    self._names.add(target.id)
+
+    def is_tensor(self, node: ast.expr) -> bool:
+        """Return whether an expression is a tensor, as far as the function tells."""
+        found = False
+        match node:
+            case ast.Name(id=name):
+                found = name in self._names
+            case ast.Attribute(value=ast.Name(id="self"), attr=name):
+                found = name in self._attributes
+            case ast.Attribute(value=value, attr="T" | "mT" | "data"):
+                found = self.is_tensor(value)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="torch" | "F"), attr=name)):
+                found = name not in NO_TENSOR | OF_SHAPE
+            case ast.Call(func=ast.Attribute(value=value, attr=name)):
+                found = name not in OF_SHAPE and (name in ALLOCATES or self.is_tensor(value))
+            case ast.Compare(left=left, ops=operators, comparators=others):
+                is_plain = any(isinstance(each, ast.Is | ast.IsNot) for each in operators)
+                found = not is_plain and any(map(self.is_tensor, [left, *others]))
+            case ast.BinOp(left=left, right=right):
+                found = self.is_tensor(left) or self.is_tensor(right)
+            case ast.UnaryOp(op=ast.USub() | ast.Invert(), operand=value) | ast.Subscript(value=value):
+                found = self.is_tensor(value)
+            case ast.IfExp(body=one, orelse=other):
+                found = self.is_tensor(one) or self.is_tensor(other)
+        return found
+
+    def breaches(self) -> Iterator[str]:
+        """Yield what a capture does not permit."""
+        for node in ast.walk(self._function):
+            if isinstance(node, ast.Call):
+                yield from self._of_call(node)
+            for value in _decided_by(node):
+                if self.is_tensor(value):
+                    yield f"decides by the tensor {ast.unparse(value)}"
+            if isinstance(node, ast.For | ast.comprehension) and self.is_tensor(node.iter):
+                yield f"iterates over the tensor {ast.unparse(node.iter)}"
+            if isinstance(node, ast.FormattedValue) and self.is_tensor(node.value):
+                yield f"prints the tensor {ast.unparse(node.value)}"
+
+    def _of_call(self, call: ast.Call) -> Iterator[str]:
+        match call.func:
+            case ast.Attribute(value=ast.Name(id="np")):
+                return
+            case ast.Attribute(attr=name) | ast.Name(id=name):
+                kinds = {"reads the device": READS, "waits": WAITS, "allocates": ALLOCATES, "copies": FROM_HOST}
+                yield from (f"{kind} by {name}" for kind, those in kinds.items() if name in those)
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "to" and "cpu" in ast.unparse(call):
+            yield "reads the device by to"
+        if isinstance(call.func, ast.Name) and call.func.id in CONVERSIONS and any(map(self.is_tensor, call.args)):
+            yield f"reads the device by {call.func.id}"
+
+
+def _is_tensor_type(annotation: ast.expr | None) -> bool:
+    return annotation is not None and ast.unparse(annotation) in {"torch.Tensor", "torch.Tensor | None"}
+
+
+def _decided_by(node: ast.AST) -> list[ast.expr]:
+    """Return the expressions by whose truth a node goes on."""
+    match node:
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) | ast.Assert(test=test):
+            return [test]
+        case ast.BoolOp(values=values):
+            return values
+        case ast.UnaryOp(op=ast.Not(), operand=value):
+            return [value]
+        case ast.comprehension(ifs=conditions):
+            return conditions
+    return []
