@@ -37,6 +37,7 @@ from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.fused_heads import fuse_heads
 from server.model.fused_norms import fuse_norms
+from server.model.fused_residuals import fuse_residuals
 from server.model.fused_routers import fuse_routers
 from server.model.hooks import INDEXED_IMPLEMENTATION, use_hooks
 from server.model.linear import speed_up_linears
@@ -101,6 +102,7 @@ class Trunk(ResidentModel):
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
         fuse_norms(model, self._pool.triton_device)
+        fuse_residuals(model, self._pool.triton_device)
         if not is_deterministic:
             fuse_routers(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)

@@ -66,6 +66,8 @@ class CardTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(not issubclass(cls, each) for each in types):  # another subclass has to take part
+            return NotImplemented
         if function is torch.nn.functional.scaled_dot_product_attention:
             return run(SDPA, args, kwargs or {})
         if function is torch._has_compatible_shallow_copy_type:

@@ -1,4 +1,7 @@
-"""Compiles the kernels for cards that are not there: ``python -m tests.server.kernels.triton.compiled`` prints JSON."""
+"""Compiles the kernels for cards that are not there: ``python -m tests.server.kernels.triton.compiled`` prints JSON.
+
+All are compiled for NVIDIA's, and a few for one of AMD's if this build of Triton has the compiler for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -33,6 +37,7 @@ from server.kernels.triton.rms_norm import options_of
 from tests.server.kernels.triton.layers import KINDS, make_layer
 
 CARDS = (80, 86, 89, 90, 120)
+ROCM = GPUTarget("hip", "gfx942", 64)
 EVERYWHERE = "bfloat16 with biases"  # is compiled for all cards; each other kind for one
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {
@@ -57,7 +62,7 @@ POINTERS = {
     **dict.fromkeys(("query_norm", "key_norm"), "*fp32"),
     "parts": "*fp32",
     "weight": "*fp32",
-    "y": "*bf16",
+    **dict.fromkeys(("y", "added", "total"), "*bf16"),
     "extremes": "*fp32",
 }
 NUMBERS = {
@@ -71,6 +76,7 @@ NUMBERS = {
 STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "token")} | {"cache_head", "cache_row"}
 # Multiples of 16, of which the compiler makes use.
 ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *STRIDES, *POINTERS}
+OF_ROCM = (experts.first_few, experts.second_many)
 NORMS = (128, 7168)  # numbers of a row
 ROUTERS = {  # the experts of a layer, and how a token chooses
     128: router_choice.RouterRule(RouterKind.SOFTMAX_FIRST, 8, 1, 1, is_by_best=False, is_normalised=True, scale=1.0),
@@ -124,16 +130,7 @@ def compile_for(
     Args:
         dtype: of rows.
     """
-    names, constants = kernel.arg_names, dict(constants)
-    options = {"num_warps": constants.pop("num_warps", 4)}
-    signature = {
-        name: "constexpr" if name in constants else POINTERS.get(name) or NUMBERS.get(name) or "i32" for name in names
-    }
-    if dtype == torch.float32:
-        signature = {name: "*fp32" if of == "*bf16" else of for name, of in signature.items()}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name in ALIGNED}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
+    made = _compile(kernel, constants, GPUTarget("cuda", card, 32), dtype)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -149,8 +146,28 @@ def compile_for(
     }
 
 
+def compile_for_rocm(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    """Compile a kernel for a card of AMD; return what it uses of it."""
+    made = _compile(kernel, constants, ROCM, torch.bfloat16)
+    spills = re.findall(r"\.[sv]gpr_spill_count: *(\d+)", made.asm["amdgcn"])
+    return {"kernel": kernel.fn.__name__, "shared": made.metadata.shared, "spills": [int(each) for each in spills]}
+
+
+def _compile(kernel: Any, constants: dict[str, Any], target: GPUTarget, dtype: torch.dtype) -> Any:
+    names, constants = kernel.arg_names, dict(constants)
+    options = {"num_warps": constants.pop("num_warps", 4)}
+    signature = {
+        name: "constexpr" if name in constants else POINTERS.get(name) or NUMBERS.get(name) or "i32" for name in names
+    }
+    if dtype == torch.float32:
+        signature = {name: "*fp32" if of == "*bf16" else of for name, of in signature.items()}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name in ALIGNED}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options=options)
+
+
 def main() -> None:
-    results = []
+    results, of_rocm = [], []
     for number, (name, kind) in enumerate(KINDS.items()):
         layer = make_layer(kind, 1)
         shape = describe_experts(layer.module, layer.layout)
@@ -158,9 +175,12 @@ def main() -> None:
         launch = ExpertLaunch.of(shape, scales_input=kind.scales_input)
         for card in CARDS if name == EVERYWHERE else CARDS[number % len(CARDS) :][:1]:
             results += [{"kind": name, **compile_for(*each, card)} for each in kernels_of(launch)]
+        if name == EVERYWHERE and "amd" in backends:
+            of_rocm = [compile_for_rocm(*each) for each in kernels_of(launch) if each[0] in OF_ROCM]
     for size in NORMS:
-        constants = options_of(size)
-        results += [{"kind": f"norm of {size}", **compile_for(norms.norm_rows, constants, card)} for card in CARDS]
+        of_norms = norms.norm_rows, norms.add_and_norm_rows
+        made = [compile_for(kernel, options_of(size), card) for kernel in of_norms for card in CARDS]
+        results += [{"kind": f"norm of {size}", **each} for each in made]
     for count, rule in ROUTERS.items():
         constants = {**router_choice.options_of(rule, count), "HAS_CORRECTION": rule.kind == RouterKind.SIGMOID}
         made = [compile_for(routers.route_row, constants, card) for card in CARDS]
@@ -169,7 +189,7 @@ def main() -> None:
         for card in cards:
             made = attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent)
             results += [{"kind": name, **compile_for(*each, card, dtype)} for each in made]
-    print(json.dumps(results))
+    print(json.dumps({"cards": results, "rocm": of_rocm}))
 
 
 if __name__ == "__main__":

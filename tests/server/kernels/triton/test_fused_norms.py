@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2SamLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
@@ -22,6 +23,7 @@ SIZE = 90
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "weights": lambda: Qwen3MoeRMSNorm(SIZE, eps=1e-3),
     "weights of which 1 is left out": lambda: Gemma3RMSNorm(SIZE, eps=1e-3),
+    "no weights": lambda: Gemma4RMSNorm(SIZE, eps=1e-3, with_scale=False),
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a mean": lambda: nn.LayerNorm(SIZE),
