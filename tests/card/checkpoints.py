@@ -12,13 +12,16 @@ import torch
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
+from tests.gguf.wide_model import write_wide_model
 from tests.packed_models import pack_model
 from tests.quantise import publish
+from tests.server.kernels.formats.ggml_matrices import QUANTISED
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import rewrite
 from tests.server.model.quantised.test_checkpoints import FORMATS
 
 OF_GPT_OSS = ("mxfp4", "modelopt transposed nvfp4")  # whose experts are in one tensor, inputs first
 GGUF_TYPES = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # of rows that are no multiple of 256
+WIDE_GGUF_TYPES = tuple(name for name in QUANTISED if name.startswith(("IQ", "TQ")) or name.endswith("_K"))
 
 Save = Callable[[Path], Path]  # saves a checkpoint in a new folder
 
@@ -43,10 +46,15 @@ def _gguf(type_name: str, folder: Path) -> Path:
     return rewrite(folder / "model.gguf", gguf.GGMLQuantizationType[type_name])
 
 
+def _wide_gguf(type_name: str, folder: Path) -> Path:
+    return write_wide_model(folder / "model.gguf", type_name)
+
+
 SERVED: Mapping[str, Save] = {name: partial(_family, name) for name in FAMILIES if FAMILIES[name].refusal is None}
 IN_FORMATS: Mapping[str, Save] = {
     **{f"published {name}": partial(_published, name) for name in FORMATS},
     **{f"pack {weights}": partial(_pack, weights) for weights in WEIGHT_FORMATS},
     **{f"GGUF {name}": partial(_gguf, name) for name in GGUF_TYPES},
+    **{f"GGUF {name}": partial(_wide_gguf, name) for name in WIDE_GGUF_TYPES},
 }
 CHECKPOINTS: Mapping[str, Save] = SERVED | IN_FORMATS
