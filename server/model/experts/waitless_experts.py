@@ -43,17 +43,17 @@ class SlotTables:
         """Take over where experts are now, if they have moved."""
         if residents.addresses is not self._known:
             slots = [residents.slots_of(layer.number).astype(np.int32) for layer in self.layers]
-            self._host[:] = np.concatenate(slots)
-            upload_into(self._host, self._table)
-            self._known = residents.addresses
+            numbers = np.concatenate(slots)
+            upload_into(numbers, self._table)
+            self._host, self._known = numbers, residents.addresses
 
     def update_layer(self, layer: int, slots: npt.NDArray[np.int32]) -> None:
         """Take over where the experts of one layer are now, if they have moved."""
         known = self._host[self._parts[layer]]
         if not np.array_equal(known, slots):
-            known[:] = slots
-            upload_into(slots, self._of_layer[layer])
             self._known = None
+            upload_into(slots, self._of_layer[layer])
+            known[:] = slots
 
 
 @dataclass(frozen=True)
