@@ -35,6 +35,7 @@ NAMES: dict[str, Activation] = {  # by the class of a module's `act_fn`, in tran
     "QuickGELUActivation": Activation.QUICK_GELU,
 }
 SETTINGS = (("alpha", "swiglu_alpha"), ("limit", "swiglu_limit"))  # attributes
+CAPS, CAP = ("gate_softcap", "up_softcap"), "softcap"  # parts of an activation, each with an attribute
 CURVED = 8.0  # activations differ from straight lines below this magnitude
 LARGEST = 1e4  # magnitude of a sample number, above any limit that clamps an activation
 ROUNDING = 1e-5  # of float32, relative to gate * up; any two of `FUNCTIONS` differ by at least 2e-4
@@ -86,6 +87,12 @@ def _candidates(
 ) -> Iterator[tuple[Activation, float, float, torch.Tensor]]:
     for kind, function in FUNCTIONS.items():
         yield kind, 0.0, 0.0, function(gate) * up
+    own = [getattr(getattr(getattr(module, "act_fn", None), name, None), CAP, None) for name in CAPS]
+    caps = [float(cap) for cap in own if isinstance(cap, int | float) and cap > 0]
+    if len(caps) == len(CAPS):
+        by_gate, by_up = caps
+        capped = torch.tanh(gate / by_gate) * by_gate, torch.tanh(up / by_up) * by_up
+        yield Activation.SOFT_CAPPED, by_gate, by_up, capped[0] * torch.sigmoid(gate) * capped[1]
     alpha, limit = (_setting(module, names) for names in SETTINGS)
     if not isinstance(limit, int | float) or limit <= 0:
         return

@@ -12,11 +12,19 @@ RELU: tl.constexpr = tl.constexpr(3)
 RELU_SQUARED: tl.constexpr = tl.constexpr(4)
 CLAMPED_SWISH: tl.constexpr = tl.constexpr(5)
 QUICK_GELU: tl.constexpr = tl.constexpr(6)
+SOFT_CAPPED: tl.constexpr = tl.constexpr(7)
+
+
+@triton.jit
+def _soft_capped(x, cap):
+    return cap * (2.0 * tl.sigmoid(2.0 * x / cap) - 1.0)  # cap * tanh(x / cap)
 
 
 @triton.jit
 def activate(gate, up, alpha, limit, KIND: tl.constexpr, HAS_GATE: tl.constexpr):
-    """Activate ``gate``, and multiply by ``up`` if there is a gate; a limit above zero clamps both."""
+    """Activate ``gate``, and multiply by ``up`` if there is a gate; a limit above zero clamps or caps both."""
+    if KIND == SOFT_CAPPED:
+        return _soft_capped(gate, alpha) * tl.sigmoid(gate) * _soft_capped(up, limit)
     if HAS_GATE:
         gate = tl.where(limit > 0.0, tl.minimum(gate, limit), gate)
         up = tl.where(limit > 0.0, tl.minimum(tl.maximum(up, -limit), limit), up)

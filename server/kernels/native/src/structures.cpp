@@ -84,7 +84,7 @@ struct Fields<Activation> {
       number("SILU", Activation::kSilu), number("GELU", Activation::kGelu),
       number("GELU_TANH", Activation::kGeluTanh), number("RELU", Activation::kRelu),
       number("RELU_SQUARED", Activation::kReluSquared), number("CLAMPED_SWISH", Activation::kClampedSwish),
-      number("QUICK_GELU", Activation::kQuickGelu)};
+      number("QUICK_GELU", Activation::kQuickGelu), number("SOFT_CAPPED", Activation::kSoftCapped)};
 };
 
 template <>

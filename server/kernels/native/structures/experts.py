@@ -16,6 +16,7 @@ class Activation(IntEnum):
     RELU_SQUARED = 4
     CLAMPED_SWISH = 5
     QUICK_GELU = 6
+    SOFT_CAPPED = 7
 
 
 class Gate(Structure):

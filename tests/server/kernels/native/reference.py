@@ -58,6 +58,8 @@ def gate_error(gate: Gate, rows: torch.Tensor, error: torch.Tensor) -> torch.Ten
 def _split(gate: Gate, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of a gate before the activation."""
     left, up = (rows[:, ::2], rows[:, 1::2]) if gate.is_interleaved else rows.chunk(2, 1)
+    if gate.activation == Activation.SOFT_CAPPED:
+        return left, torch.tanh(up / gate.limit) * gate.limit
     if gate.limit > 0:
         left, up = left.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
     return left, up + 1 if gate.activation == Activation.CLAMPED_SWISH else up
@@ -66,6 +68,8 @@ def _split(gate: Gate, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _activate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
     if gate.activation == Activation.CLAMPED_SWISH:
         return rows * torch.sigmoid(gate.alpha * rows)
+    if gate.activation == Activation.SOFT_CAPPED:
+        return torch.tanh(rows / gate.alpha) * gate.alpha * torch.sigmoid(rows)
     return FUNCTIONS[Activation(gate.activation)](rows)
 
 

@@ -116,8 +116,8 @@ def test_a_clamped_swish_of_a_slightly_different_slope_is_not_recognised(differe
     assert recognise_gate(module) is None
 
 
-@pytest.mark.parametrize("family", ["deepseek_v4", "glm5_next", "gpt_oss", "hy_v4", "minimax_m3_vl_text"])
-def test_experts_of_families_that_clamp_are_known(family: str) -> None:
+@pytest.mark.parametrize("family", ["deepseek_v4", "glm5_next", "gpt_oss", "hy_v4", "inkling2", "minimax_m3_vl_text"])
+def test_experts_of_families_that_clamp_or_cap_are_known(family: str) -> None:
     model = build_model(make_config(family), torch.float32)
     experts: Any = next(module for module in model.modules() if hasattr(module, "_apply_gate"))
     found = recognise_gate(experts)

@@ -78,7 +78,7 @@ class Slots:
 def layers(draw: st.DrawFn) -> Layer:
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     make, activation = MAKERS[draw(st.sampled_from(list(MAKERS)))], draw(st.sampled_from(Activation))
-    has_gate = activation is Activation.CLAMPED_SWISH or draw(st.booleans())
+    has_gate = activation in (Activation.CLAMPED_SWISH, Activation.SOFT_CAPPED) or draw(st.booleans())
     is_interleaved = has_gate and draw(st.booleans())
     num_parts = 2 if has_gate and not is_interleaved and draw(st.booleans()) else 1
     size, most_inputs, bias_dtype = draw(st.integers(1, 90)), draw(st.integers(1, 150)), draw(DTYPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -68,6 +69,17 @@ def _gguf(type_name: str) -> Make:
     return make
 
 
+class SoftCaps:
+    """A gate whose results are capped softly, as in Inkling 2."""
+
+    def __init__(self, gate: float, up: float):
+        self.gate_softcap, self.up_softcap = (SimpleNamespace(softcap=cap) for cap in (gate, up))
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        by_gate, by_up = self.gate_softcap.softcap, self.up_softcap.softcap
+        return torch.tanh(gate / by_gate) * by_gate * torch.sigmoid(gate) * torch.tanh(up / by_up) * by_up
+
+
 @dataclass(frozen=True)
 class Kind:
     """A format and what else differs between layers."""
@@ -81,7 +93,7 @@ class Kind:
     has_gate: bool = True
     is_concatenated: bool = True
     scales_input: bool = False
-    activation: Callable[[torch.Tensor], torch.Tensor] = F.silu
+    activation: Callable[..., torch.Tensor] = F.silu
     limit: float | None = None  # of a clamped gate
 
 
@@ -93,6 +105,7 @@ KINDS = {
         _plain(torch.bfloat16), is_transposed=True, is_concatenated=False, has_bias=True, limit=0.3
     ),
     "float16 with scaled inputs": Kind(_plain(torch.float16), scales_input=True, activation=F.gelu),
+    "bfloat16 with soft caps": Kind(_plain(torch.bfloat16), activation=SoftCaps(0.5, 0.3)),
     "block_int8": Kind(_packed(block_int8), is_ragged=True),
     "block_int4": Kind(_packed(block_int4), is_ragged=True, activation=lambda x: F.gelu(x, approximate="tanh")),
     "MXFP4 with biases": Kind(_fp4(32, torch.uint8, has_divisor=False), has_bias=True),
@@ -126,6 +139,8 @@ class Module:
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, -1) if self.is_concatenated else (gate_up[..., ::2], gate_up[..., 1::2])
+        if isinstance(self._kind.activation, SoftCaps):
+            return self._kind.activation(gate, up)
         if self._kind.limit is None:
             return self._kind.activation(gate) * up
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)

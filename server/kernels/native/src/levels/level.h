@@ -23,6 +23,7 @@ enum class Activation : int32_t {
   kReluSquared = 4,
   kClampedSwish = 5,  // gpt-oss: gate * sigmoid(alpha * gate) * (up + 1)
   kQuickGelu = 6,     // x * sigmoid(1.702 * x)
+  kSoftCapped = 7,    // Inkling 2: cap(gate, alpha) * sigmoid(gate) * cap(up, limit), where cap(x, c) is c * tanh(x / c)
 };
 
 struct Gate {
@@ -30,7 +31,7 @@ struct Gate {
   int32_t has_gate;        // there are a gate and an up projection, the gate first
   int32_t is_interleaved;  // outputs of gate and up alternate
   float alpha;
-  float limit;             // of the gate and of the magnitude of up, which are clamped to it; 0 if they are not
+  float limit;             // of the gate and of the magnitude of up, which are clamped to it but for kSoftCapped; or 0
 };
 
 // Rows of blocks of a GGUF file, in the order of the outputs, to be stored as a matrix of a format.

@@ -102,7 +102,7 @@ struct AnyExperts {
   AnyExperts(int64_t hidden, bool in_slot) : in_slot(in_slot) {
     const int64_t inner = between(1, 70);
     Gate& gate = shape.gate;
-    gate = {static_cast<Activation>(maybe32(between(0, 6))), static_cast<int32_t>(between(0, 1)), 0, 1.7f, 7.0f};
+    gate = {static_cast<Activation>(maybe32(between(0, 7))), static_cast<int32_t>(between(0, 1)), 0, 1.7f, 7.0f};
     shape.num_parts = maybe32(gate.has_gate && one_in(2) ? 2 : 1);
     gate.is_interleaved = gate.has_gate && shape.num_parts == 1 && one_in(2);
     const int64_t width = inner * (gate.has_gate && shape.num_parts == 1 ? 2 : 1);

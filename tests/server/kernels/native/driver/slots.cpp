@@ -7,6 +7,9 @@ namespace {
 
 double activated(const Gate& gate, double x, double up) {
   const auto sigmoid = [](double a) { return 1 / (1 + std::exp(-a)); };
+  if (gate.activation == Activation::kSoftCapped) {
+    return gate.alpha * std::tanh(x / gate.alpha) * sigmoid(x) * gate.limit * std::tanh(up / gate.limit);
+  }
   if (gate.has_gate && gate.limit > 0) {
     x = std::fmin(x, gate.limit);
     up = std::fmax(std::fmin(up, gate.limit), -gate.limit);
@@ -25,11 +28,12 @@ double activated(const Gate& gate, double x, double up) {
 
 Gate random_gate() {
   Gate gate{};
-  gate.activation = static_cast<Activation>(between(0, 6));
-  gate.has_gate = gate.activation == Activation::kClampedSwish || between(0, 1);
+  gate.activation = static_cast<Activation>(between(0, 7));
+  const bool is_soft = gate.activation == Activation::kSoftCapped;
+  gate.has_gate = is_soft || gate.activation == Activation::kClampedSwish || between(0, 1);
   gate.is_interleaved = gate.has_gate && between(0, 1);
   gate.alpha = 1.5f;
-  gate.limit = between(0, 2) ? 2.5f : 0.0f;
+  gate.limit = is_soft || between(0, 2) ? 2.5f : 0.0f;
   return gate;
 }
 
