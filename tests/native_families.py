@@ -11,6 +11,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "bailing_hybrid",
     "beam",
     "cohere2_moe",
+    "dbrx",
     "deepseek_ocr2",
     "deepseek_v2",
     "deepseek_v3",

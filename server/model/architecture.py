@@ -35,6 +35,7 @@ REGISTERED_BY = {
     "greenroom_moe": "server.model.greenroom_moe",
     "step3p5": "server.model.step3p5",
 }  # modules that give transformers a class of a type
+LAYER_NAMES = ("layers", "blocks")  # of a model's decoder layers
 TEXT_MODEL_CONFIGS = {"qwen3_omni_moe": "thinker_config"}  # the model that writes text, by a checkpoint of several
 
 
@@ -107,6 +108,12 @@ def text_body(model: PreTrainedModel) -> Any:
     """Return the part whose last hidden states go to the head; some text parts have a head of their own."""
     part = text_part(model)
     return part if part.get_output_embeddings() is None else part.model
+
+
+def decoder_layers(body: Any) -> nn.ModuleList | None:
+    """Return the layers of a part of a model (``text_body``); None if they have another name."""
+    found = (getattr(body, name, None) for name in LAYER_NAMES)
+    return next((each for each in found if isinstance(each, nn.ModuleList)), None)
 
 
 def head_of(model: PreTrainedModel) -> Any:

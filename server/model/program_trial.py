@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from expert_store import ExpertCatalog
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
-from server.model.architecture import packs_sequences, text_body
+from server.model.architecture import decoder_layers, packs_sequences, text_body
 from server.model.checkpoint.config_checks import config_errors
 from server.model.errors import NotBatchableError
 from server.model.program import ENCODER_REASON, NO_KERNELS, ModelProgram, Target
@@ -102,11 +102,12 @@ def _initialise_constants(model: PreTrainedModel) -> None:
 def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[Hashable]:
     """Remove the layers behind the first of the last kind; return the kind of each layer before."""
     body: Any = text_body(model)
-    if not isinstance(getattr(body, "layers", None), nn.ModuleList):
+    layers = decoder_layers(body)
+    if layers is None:
         return ()
-    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(body.layers)
-    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, body.layers, strict=False)]
-    body.layers = body.layers[: 1 + max(kinds.index(kind) for kind in kinds)]
+    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, layers, strict=False)]
+    del layers[1 + max(kinds.index(kind) for kind in kinds) :]
     return kinds
 
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
-from server.model.architecture import text_body
+from server.model.architecture import decoder_layers, text_body
 from server.model.attention.indexer import few_chosen
 from server.model.attention.mask_probe import probe_masks
 from server.model.blocks.errors import UnsupportedLayerError
@@ -199,7 +199,7 @@ def echo(
 def _rotary_modules(body: Any) -> Iterator[nn.Module]:
     """Yield the modules of a body that compute cosines and sines of positions, alone or in a list."""
     for child in body.children():
-        if child is body.layers:
+        if child is decoder_layers(body):
             continue
         for module in child if isinstance(child, nn.ModuleList) else [child]:
             if any("inv_freq" in name for name, _ in module.named_buffers()):
@@ -292,7 +292,7 @@ def capture(
             rotaries.append(call)
 
     hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
-    hooks += [hook for layer in text_body(model).layers for hook in layers.add_to(layer)]
+    hooks += [hook for layer in decoder_layers(text_body(model)) or () for hook in layers.add_to(layer)]
     cache = RecurrentCache() if keeps_states else None
     try:
         with (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.norms import is_norm
+
+NORMS_AROUND = 2  # of a module that holds a mixer and the norms on both sides of it
 
 
 class SubLayer(nn.Module):
@@ -24,6 +27,16 @@ class SubLayer(nn.Module):
             self.add_module(name.replace(".", "_"), child)
 
 
+def children_of(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a layer by name; of a child that holds two norms and one other part (DBRX), its children."""
+    for name, child in layer.named_children():
+        inner = [*child.named_children()]
+        if len(inner) == NORMS_AROUND + 1 and sum(is_norm(each) for _, each in inner) == NORMS_AROUND:
+            yield from ((f"{name}.{own}", each) for own, each in inner)
+        else:
+            yield name, child
+
+
 class LayerRecorder:
     """Follows the calls of one decoder layer after the other, and divides those that consist of several blocks.
 
@@ -33,13 +46,19 @@ class LayerRecorder:
 
     def __init__(self) -> None:
         self._layer: Any = None
+        self._known: dict[nn.Module, Sequence[tuple[str, int, nn.Module]]] = {}
+
+    def parts_of(self, layer: nn.Module) -> Sequence[tuple[str, int, nn.Module]]:
+        """Return the parts of a layer: name, number of the block, -1 if that is not known, and the module."""
+        if layer not in self._known:  # hooks of norms would record what shows that they are norms
+            self._known[layer] = self._find_parts(layer)
+        return self._known[layer]
 
     @staticmethod
-    def parts_of(layer: nn.Module) -> Sequence[tuple[str, int, nn.Module]]:
-        """Return the parts of a layer: name, number of the block, -1 if that is not known, and the module."""
+    def _find_parts(layer: nn.Module) -> Sequence[tuple[str, int, nn.Module]]:
         lists = [child for child in layer.children() if isinstance(child, nn.ModuleList)]
         if len({len(each) for each in lists}) != 1 or len(lists[0]) == 1:
-            return [(name, 0, child) for name, child in layer.named_children()]
+            return [(name, 0, child) for name, child in children_of(layer)]
         parts: list[tuple[str, int, nn.Module]] = []
         for name, child in layer.named_children():
             if isinstance(child, nn.ModuleList):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.layer_recorder import children_of
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.no_mixer.parts import NoMixerParts
@@ -133,7 +134,7 @@ def find_mixers(layer: nn.Module, captured: LayerCapture, recurrent: Collection[
         UnsupportedLayerError: it is of none.
     """
     unknown: UnsupportedLayerError | None = None
-    for child in layer.children():
+    for _, child in children_of(layer):
         mixers: list[MixerParts] = []
         for kind in MIXERS:
             parts = kind.find(child, keeps_state=child in recurrent)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
-from server.model.architecture import head_of, text_body
+from server.model.architecture import decoder_layers, head_of, text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
 from server.model.blocks.capture import Capture, LayerCapture, capture
 from server.model.blocks.errors import UnsupportedLayerError
@@ -103,7 +103,7 @@ class _Finder:
         check_inputs(model)
         self._body, self._config = text_body(model), model.config.get_text_config()
         self._dtype = self._body.dtype  # towers may have another
-        if not hasattr(self._body, "layers"):
+        if decoder_layers(self._body) is None:
             raise UnsupportedLayerError("its layers have another name")
         self._embeddings: Any = model.get_input_embeddings()
         self._rotary: Any = next((each for each in self._body.children() if hasattr(each, "inv_freq")), None)
@@ -113,7 +113,7 @@ class _Finder:
     def find(self) -> NativeModel:
         keeps_states = bool(self._recurrent)
         captured = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states)
-        if [*dict.fromkeys(each.layer for each in captured.layers)] != [*self._body.layers]:
+        if [*dict.fromkeys(each.layer for each in captured.layers)] != [*(decoder_layers(self._body) or ())]:
             raise UnsupportedLayerError("not all of its layers are called")
         if any(not torch.equal(one.output, other.given) for one, other in pairwise(captured.layers)):
             raise UnsupportedLayerError("its hidden states change between its layers")

@@ -199,8 +199,8 @@ struct Fields<GroupedAttention> {
       FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
       FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
       FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
-      FIELD(has_gates_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind), FIELD(cache_format),
-      FIELD(head_norm_epsilon), FIELD(value_scale), FIELD(scaling), FIELD(softcap)};
+      FIELD(has_gates_in_query), FIELD(has_keys_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind),
+      FIELD(cache_format), FIELD(head_norm_epsilon), FIELD(value_scale), FIELD(scaling), FIELD(softcap), FIELD(clip)};
 };
 
 template <>

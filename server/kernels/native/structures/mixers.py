@@ -73,6 +73,7 @@ class GroupedAttention(Structure):
         ("scales_queries", c_int32),
         ("looks_ahead", c_int32),
         ("has_gates_in_query", c_int32),
+        ("has_keys_in_query", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
         ("rope_kind", c_int32),
@@ -82,6 +83,7 @@ class GroupedAttention(Structure):
         ("value_scale", c_float),
         ("scaling", c_float),
         ("softcap", c_float),
+        ("clip", c_float),
     ]
 
 

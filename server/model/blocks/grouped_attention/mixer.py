@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
+CLIP = "clip_qkv"  # attribute, or setting: largest number of queries, keys and values
 
 
 class GroupedAttentionMixer(RotaryMixer):
@@ -152,8 +153,14 @@ class GroupedAttentionMixer(RotaryMixer):
     def _set_heads(self, parts: GroupedAttentionParts) -> None:
         spec = self.spec
         spec.key_dim = int(getattr(parts.module, "head_dim", 0))
-        if not 0 < spec.key_dim <= min(parts.query.out_features, parts.key.out_features):
+        projections = [each for each in (parts.query, parts.key) if each is not None]
+        if not 0 < spec.key_dim <= min(each.out_features for each in projections):
             raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
+        if parts.key is None:
+            self._set_joined_heads(parts)
+            return
+        if getattr(getattr(parts.module, "config", None), CLIP, None):
+            raise UnsupportedLayerError("its queries, keys and values are clipped after their norms")
         spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
         spec.value_dim = spec.key_dim if parts.value is None else parts.value.out_features // spec.kv_heads
         if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
@@ -161,6 +168,20 @@ class GroupedAttentionMixer(RotaryMixer):
             spec.gate_kind = GateKind.SIGMOID
         if spec.heads % spec.kv_heads or parts.output.in_features != spec.heads * spec.value_dim:
             raise UnsupportedLayerError("the sizes of its heads and projections differ")
+
+    def _set_joined_heads(self, parts: GroupedAttentionParts) -> None:
+        """Set the heads of an attention with one projection of queries, keys and values."""
+        spec = self.spec
+        spec.has_keys_in_query, spec.value_dim = 1, spec.key_dim
+        spec.heads = parts.output.in_features // spec.key_dim
+        spec.kv_heads = (parts.query.out_features // spec.key_dim - spec.heads) // 2
+        spec.clip = float(getattr(parts.module, CLIP, None) or 0.0)
+        sizes = parts.output.in_features, parts.query.out_features
+        heads = spec.heads, spec.heads + 2 * spec.kv_heads
+        if spec.kv_heads <= 0 or spec.heads % spec.kv_heads or sizes != tuple(each * spec.key_dim for each in heads):
+            raise UnsupportedLayerError("the sizes of its heads and projections differ")
+        if parts.gate is not None or parts.query_norm is not None:
+            raise UnsupportedLayerError("one projection of queries, keys and values has gates or norms of heads")
 
     def _set_gate(self, parts: GroupedAttentionParts) -> None:
         """Set gates that have a projection of their own; ``fit`` finds their function."""
@@ -243,6 +264,8 @@ class TrialAttention(GroupedAttentionMixer):
         own, trial = mixer.spec, GroupedAttention.from_buffer_copy(mixer.spec)
         if own.has_gates_in_query:  # gates follow each head's queries, as if they were those of other heads
             trial.heads, trial.has_gates_in_query = 2 * own.heads, 0
+        elif own.has_keys_in_query:  # so do keys and values behind all queries
+            trial.heads, trial.has_keys_in_query = own.heads + 2 * own.kv_heads, 0
         trial.gate, trial.gate_kind = no_matrix(), GateKind.NONE
         size = trial.heads * own.key_dim
         nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)

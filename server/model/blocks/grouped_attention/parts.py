@@ -22,6 +22,7 @@ HEAD_NORMS = (
 )
 VALUE_NORM = "v_norm"
 GATES = ("g_proj", "gate_proj")
+JOINED = "Wqkv"  # a projection of queries, keys and values
 OUTPUTS = ("o_proj", "out_proj", "dense")
 
 
@@ -30,8 +31,8 @@ class GroupedAttentionParts(MixerParts):
     """The parts of grouped-query attention."""
 
     module: Any
-    query: Linear
-    key: Linear
+    query: Linear  # or queries, keys and values one after the other, if there is no projection of keys
+    key: Linear | None
     value: Linear | None  # none: values are the keys before norm and rotation
     output: Linear
     gate: Linear | None  # of attention's results
@@ -46,10 +47,14 @@ class GroupedAttentionParts(MixerParts):
         own: Any = module
         query, key, value = (getattr(own, name, None) for name in ("q_proj", "k_proj", "v_proj"))
         output: Any = next((getattr(module, name) for name in OUTPUTS if hasattr(module, name)), None)
+        joined = getattr(own, JOINED, None)
+        if joined is not None:
+            query = joined
         has_values = isinstance(value, LINEARS) or (value is None and hasattr(module, "v_proj"))
-        if keeps_state or not has_values:
+        has_keys = isinstance(key, LINEARS) and has_values
+        if keeps_state or not (has_keys or (joined is not None and key is value is None)):
             return None
-        if not (isinstance(query, LINEARS) and isinstance(key, LINEARS) and isinstance(output, LINEARS)):
+        if not (isinstance(query, LINEARS) and isinstance(output, LINEARS)):
             return None
         gate = next((found for name in GATES if isinstance(found := getattr(module, name, None), LINEARS)), None)
         query_norm, key_norm = (_head_norm(module, names) for names in HEAD_NORMS)

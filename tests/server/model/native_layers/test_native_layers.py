@@ -180,3 +180,9 @@ def test_latent_attention_in_bfloat16_is_near_float32(tmp_path: Path, pool: Comp
 
 def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
     assert not load(make_checkpoint("jetmoe", tmp_path), pool).is_invariant
+
+
+def test_heads_that_are_clipped_after_their_norms_go_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
+    config = make_config("olmoe")
+    config.clip_qkv = 100.0  # which no number of a trial reaches
+    assert not load(save_checkpoint(config, tmp_path), pool).is_invariant

@@ -46,7 +46,15 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     norm_heads(query, attention.query_norm, attention.heads);
     norm_heads(key, attention.key_norm, attention.kv_heads);
   };
-  if (!attention.value.outputs) {
+  if (attention.clip != 0.0f) {
+    const auto clip = [&](float* x, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) x[i] = std::clamp(x[i], -attention.clip, attention.clip);
+    };
+    clip(query, attention.heads * attention.key_dim);
+    clip(key, attention.kv_heads * attention.key_dim);
+    clip(value, attention.kv_heads * attention.value_dim);
+  }
+  if (!attention.value.outputs && !attention.has_keys_in_query) {
     std::memcpy(value, key, static_cast<size_t>(attention.kv_heads * attention.key_dim) * sizeof(float));
   }
   for (int64_t head = 0; attention.value_norm && head < attention.kv_heads; ++head) {
@@ -387,7 +395,8 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "a number of heads that its keys and values can't be shared by";
   }
   if (!is_count(spec.key_dim) || !is_count(spec.value_dim)) return "heads without a size";
-  const bool has_gates = spec.gate.outputs, shares_keys = !spec.value.outputs;
+  const bool has_gates = spec.gate.outputs, has_keys = spec.has_keys_in_query;
+  const bool shares_keys = !spec.value.outputs && !has_keys;
   if (spec.gate_kind < GateKind::kNone || spec.gate_kind > GateKind::kSoftPlus) return "gates of no known kind";
   if ((has_gates || spec.has_gates_in_query) != (spec.gate_kind != GateKind::kNone) ||
       (has_gates && (spec.has_gates_in_query || (!is_shaped(spec.gate, spec.heads, hidden_size) &&
@@ -396,10 +405,13 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "gates that don't fit its heads";
   }
   if (shares_keys && spec.key_dim != spec.value_dim) return "keys that don't fit its values";
-  const int64_t queries = spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1);
-  if (!is_shaped(spec.query, queries, hidden_size) ||
-      !is_shaped(spec.key, spec.kv_heads * spec.key_dim, hidden_size) ||
-      (!shares_keys && !is_shaped(spec.value, spec.kv_heads * spec.value_dim, hidden_size)) ||
+  if (has_keys && (has_gates || spec.has_gates_in_query || spec.key.outputs || spec.value.outputs)) {
+    return "keys and values in two places";
+  }
+  const int64_t keys = spec.kv_heads * spec.key_dim, values = spec.kv_heads * spec.value_dim;
+  const int64_t queries = spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1) + (has_keys ? keys + values : 0);
+  if (!is_shaped(spec.query, queries, hidden_size) || (!has_keys && !is_shaped(spec.key, keys, hidden_size)) ||
+      (!has_keys && !shares_keys && !is_shaped(spec.value, values, hidden_size)) ||
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
     return "projections that don't fit its heads";
   }
@@ -408,6 +420,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "rotary positions that are larger than a head";
   }
   if (spec.window < 0) return "a negative window";
+  if (!(spec.clip >= 0.0f)) return "a negative limit of its queries, keys and values";
   if (spec.indexer) {
     if (spec.window) return "an indexer with a window";
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;

@@ -42,6 +42,7 @@ struct GroupedAttention {
   int32_t scales_queries;    // by the step's factor of their position
   int32_t looks_ahead;       // tokens see as far as the step says
   int32_t has_gates_in_query;  // `query` has gates after the queries of each head
+  int32_t has_keys_in_query;   // `query` has the outputs of `key` and `value`, too, which have none, behind those of queries
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
   RopeKind rope_kind;
@@ -51,6 +52,7 @@ struct GroupedAttention {
   float value_scale;         // factor of values
   float scaling;
   float softcap;
+  float clip;                // largest number of queries, keys and values before norms; 0: any
 };
 
 extern const MixerOperations kGroupedAttention;

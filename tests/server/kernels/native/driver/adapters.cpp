@@ -65,8 +65,8 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
       const int64_t hidden = layer.hidden;
       LoraLayer& of = found.emplace_back();
       of.places[0] = memory_.parts(layer.attention.query.outputs, hidden);
-      of.places[1] = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
-      of.places[2] = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
+      if (!layer.is_joined) of.places[1] = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
+      if (!layer.is_joined) of.places[2] = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
       of.places[3] = memory_.parts(hidden, layer.heads * layer.value_dim);
       if (layer.has_own_gate) of.places[4] = memory_.parts(layer.gate.layout.outputs, hidden);
       if (layer.has_router()) {

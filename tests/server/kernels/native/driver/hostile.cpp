@@ -177,6 +177,17 @@ void run_any_experts(Handle* handle) {
   if (greenroom_experts(handle, &experts.shape, &batch)) std::abort();
 }
 
+// Sizes, where a hostile one may overflow.
+int64_t product(int64_t one, int64_t other) {
+  int64_t found;
+  return __builtin_mul_overflow(one, other, &found) ? 1 : found;
+}
+
+int64_t sum(int64_t one, int64_t other) {
+  int64_t found;
+  return __builtin_add_overflow(one, other, &found) ? 1 : found;
+}
+
 // A decoder layer of one sequence, all of whose numbers may be hostile.
 class AnyLayer {
  public:
@@ -188,10 +199,15 @@ class AnyLayer {
     attention_.has_gates_in_query = one_in(3);
     if (attention_.has_gates_in_query && !one_in(4)) attention_.value_dim = attention_.key_dim;
     const int64_t queries = product(attention_.heads, attention_.key_dim);
-    attention_.query = any_matrix(attention_.has_gates_in_query ? product(queries, 2) : queries, hidden_, true);
-    attention_.key = any_matrix(product(attention_.kv_heads, attention_.key_dim), hidden_, true);
-    const bool has_gate = !attention_.has_gates_in_query && one_in(3);
-    if (!one_in(4)) attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
+    const int64_t keys = product(attention_.kv_heads, attention_.key_dim);
+    const int64_t values = product(attention_.kv_heads, attention_.value_dim);
+    attention_.has_keys_in_query = maybe32(one_in(4));
+    attention_.clip = one_in(4) ? static_cast<float>(normal()) : 0.0f;
+    const int64_t more = attention_.has_keys_in_query ? sum(keys, values) : 0;
+    attention_.query = any_matrix(sum(attention_.has_gates_in_query ? product(queries, 2) : queries, more), hidden_, true);
+    if (!more || one_in(8)) attention_.key = any_matrix(keys, hidden_, true);
+    const bool has_gate = !attention_.has_gates_in_query && !more && one_in(3);
+    if ((!more && !one_in(4)) || one_in(8)) attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
     if (has_gate) attention_.gate = any_matrix(product(attention_.heads, one_in(2) ? 1 : attention_.value_dim), hidden_, true);
     attention_.gate_kind = static_cast<GateKind>(maybe32(has_gate || attention_.has_gates_in_query ? between(1, 2) : 0));
     attention_.norms_rotated = static_cast<int32_t>(between(0, 1));
@@ -274,10 +290,6 @@ class AnyLayer {
   }
 
  private:
-  static int64_t product(int64_t one, int64_t other) {
-    int64_t found;
-    return __builtin_mul_overflow(one, other, &found) ? 1 : found;
-  }
   bool has_attention() const {
     return spec_.mixer_kind != MixerKind::kExternal && spec_.mixer_kind != MixerKind::kNone;
   }
@@ -422,14 +434,6 @@ class AnyLatents {
   }
 
  private:
-  static int64_t product(int64_t one, int64_t other) {
-    int64_t found;
-    return __builtin_mul_overflow(one, other, &found) ? 1 : found;
-  }
-  static int64_t sum(int64_t one, int64_t other) {
-    int64_t found;
-    return __builtin_add_overflow(one, other, &found) ? 1 : found;
-  }
   static Matrix plain_matrix(int64_t outputs, int64_t inputs) {
     Matrix matrix = any_matrix(outputs, inputs, true);
     if (!one_in(8)) matrix.format = static_cast<Format>(between(0, 2));

@@ -83,10 +83,12 @@ void Layer::set_attention(int32_t number) {
   spec.inner_norm = any_norm();
   spec.output_norm = any_norm();
   attention.query = query.matrix();
-  attention.key = key.matrix();
-  if (!shares_keys) attention.value = value.matrix();
+  if (!is_joined) attention.key = key.matrix();
+  if (!is_joined && !shares_keys) attention.value = value.matrix();
   attention.output = output.matrix();
   attention.has_gates_in_query = has_gate;
+  attention.has_keys_in_query = is_joined;
+  if (one_in(3)) attention.clip = 1.5f;
   if (has_own_gate) attention.gate = gate.matrix();
   if (has_own_gate) attention.gate_bias = maybe(gate.layout.outputs);
   if (has_gate || has_own_gate) attention.gate_kind = static_cast<GateKind>(between(1, 2));

@@ -59,9 +59,11 @@ struct Layer {
   const Plan& plan;
   int64_t hidden = plan.hidden, kv_heads = between(1, 3), heads = kv_heads * between(1, 6);
   int64_t key_dim = head_size(), value_dim = one_in(2) ? key_dim : head_size();
-  bool has_gate = key_dim == value_dim && one_in(2);
-  Weights query = trunk_weights(heads * key_dim * (has_gate ? 2 : 1), hidden), key = trunk_weights(kv_heads * key_dim, hidden);
-  bool shares_keys = key_dim == value_dim && one_in(3), has_own_gate = !has_gate && one_in(2);
+  bool has_gate = key_dim == value_dim && one_in(2), is_joined = !has_gate && one_in(3);
+  int64_t joined = is_joined ? kv_heads * (key_dim + value_dim) : 0;  // outputs of `query` that are keys and values
+  Weights query = trunk_weights(heads * key_dim * (has_gate ? 2 : 1) + joined, hidden);
+  Weights key = trunk_weights(kv_heads * key_dim, hidden);
+  bool shares_keys = key_dim == value_dim && !is_joined && one_in(3), has_own_gate = !has_gate && !is_joined && one_in(2);
   Weights value = trunk_weights(shares_keys ? 1 : kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
   Weights gate = trunk_weights(one_in(2) ? heads : heads * value_dim, hidden);
   int64_t gate_rank = between(1, 40), index_dim = between(1, 40);

@@ -72,8 +72,15 @@ struct Heads {
     query = product(layer.query, spec.query_bias, x);
     if (spec.has_gates_in_query) take_gates(layer);
     if (layer.has_own_gate) gates = product(layer.gate, spec.gate_bias, x);
-    key = product(layer.key, spec.key_bias, x);
-    value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
+    if (spec.has_keys_in_query) {
+      take_keys(layer);
+    } else {
+      key = product(layer.key, spec.key_bias, x);
+      value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
+    }
+    for (Vector* vector : {&query, &key, &value}) {
+      for (double& number : *vector) number = spec.clip != 0 ? std::clamp<double>(number, -spec.clip, spec.clip) : number;
+    }
     for (int64_t head = 0; spec.value_norm && head < layer.kv_heads; ++head) {
       normalise(value.data() + head * layer.value_dim, spec.value_norm, kHeadEpsilon, layer.value_dim);
     }
@@ -103,6 +110,14 @@ struct Heads {
       std::copy(own.begin(), own.end(), first);
       rotate(layer, by.rope_kind, index_query.data() + head * by.dim, position);
     }
+  }
+
+  // Moves keys and values, which follow all queries, to vectors of their own.
+  void take_keys(const Layer& layer) {
+    const auto first = query.begin() + layer.heads * layer.key_dim, last = first + layer.kv_heads * layer.key_dim;
+    key = Vector(first, last);
+    value = Vector(last, query.end());
+    query.erase(first, query.end());
   }
 
   // Moves each head's gates, which follow its queries, to a vector of their own.
