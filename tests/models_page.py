@@ -252,9 +252,8 @@ this section alone. All families of the table share steps; the third column tell
 
 What the kernels lack for the others: a residual stream of several rows a token (DeepSeek-V4, GLM-5 Next, Hunyuan V4,
 Qwen4), compressed keys (DeepSeek-V4, GLM-5 Next, Qwen4), biases by relative positions (Inkling), attention to a prompt
-and a window behind it (Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys (ZAYA), experts
-for tokens of images alone (ERNIE-4.5-VL), gates of the residual stream (Muse Spark), and queries, keys and values from
-one matrix whose results are clipped (DBRX).
+and a window behind it (Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys (ZAYA), and gates
+of the residual stream and experts narrower than it (Muse Spark).
 
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |

@@ -20,6 +20,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "dots3_note",
     "dots3_note_text",
     "ernie4_5_moe",
+    "ernie4_5_vl_moe",
     "exaone_moe",
     "flex_olmo",
     "flint",
@@ -80,6 +81,7 @@ NATIVE_FAMILIES = (  # by `model_type`
 
 NATIVE_VISIONS = (  # those of them that take images, but kimi_k25, whose random weights write a placeholder of images
     "dots3_note",
+    "ernie4_5_vl_moe",
     "gemma4",
     "glm46v",
     "glm4v_moe",

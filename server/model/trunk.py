@@ -206,6 +206,8 @@ class Trunk(ResidentModel):
             experts = StepExperts(
                 store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
             )
+            if adapters is not None and (self._native is None or rows.are_images is not None):
+                adapters.rows_of_layer = rows.tokens
             if self._native is not None:
                 logits, hidden = self._run_native(
                     self._native,
@@ -218,8 +220,6 @@ class Trunk(ResidentModel):
                     adapters=adapters,
                 )
             else:
-                if adapters is not None:
-                    adapters.rows_of_layer = rows.tokens
                 logits, hidden = self._run_modules(
                     chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=states, adapters=adapters
                 )

@@ -113,6 +113,9 @@ class StepExperts:
         Returns:
             The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
         """
+        if not len(chosen):  # as above
+            self.record.note_chosen(layer.number, chosen)
+            return 0
         with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
             return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from ctypes import c_float
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.kernels.native.library import Kernels
@@ -31,12 +33,20 @@ class LayerSequence:
 
     Args:
         layers: in their order.
+        image_layers: the experts for images of each layer with experts; empty if there are none.
         workspace: the arrays of a step.
     """
 
-    def __init__(self, kernels: Kernels, layers: Sequence[NativeLayer], workspace: Workspace):
+    def __init__(
+        self,
+        kernels: Kernels,
+        layers: Sequence[NativeLayer],
+        image_layers: Sequence[NativeLayer],
+        workspace: Workspace,
+    ):
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
-        self.specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
+        self._image_layers = image_layers
+        self.specs = (LayerSpec * (len(layers) + len(image_layers)))(*(each.spec for each in (*layers, *image_layers)))
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
         self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
@@ -52,18 +62,22 @@ class LayerSequence:
         if images is not None and images.additions:
             segments = self._split({layer + 1 for layer in images.additions})
         num_routed = 0  # layers with experts that have run
+        are_images = None if images is None else images.to_image_experts
         with ExitStack() as holds:
-            held = self._hold(experts, holds)
+            held = self._hold(experts, holds) if are_images is None else None
             for segment in segments:
                 mixer, spec = self._layers[segment.first].mixer, self.specs[segment.first]
                 mix_outside(self._kernels, mixer, spec, self._workspace, mixers)
                 index = segment.first
                 while (index := self._run_held(index, segment.end, held)) < segment.end:
                     self._record(held, num_routed, self._places[index])
-                    self._run_leased(index, experts)
+                    if are_images is None:
+                        self._run_leased(index, experts)
+                    else:
+                        self._run_divided(index, experts, are_images)
                     index += 1
                     num_routed = self._places[index]
-                    held = self._hold(experts, holds)
+                    held = self._hold(experts, holds) if are_images is None else None
                 if images is not None:
                     images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
             self._record(held, num_routed, len(self._routed))
@@ -100,17 +114,49 @@ class LayerSequence:
 
     def _run_leased(self, index: int, experts: StepExperts) -> None:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
-        workspace, place, layer = self._workspace, self._places[index], self._layers[index].experts
-        assert layer is not None
-        chosen, weights = (of(place, self._top_ks[place]) for of in (workspace.chosen, workspace.weights))
-        outputs = experts.run_unweighted(
-            layer,
-            torch.from_numpy(workspace.normed),
-            chosen.astype(np.int64),
-            torch.from_numpy(weights),
+        place = self._places[index]
+        outputs = self._run_experts(self._layers[index], place, experts, slice(None))
+        self._kernels.finish_layer(self.specs[index], self._workspace.call, place, outputs)
+
+    def _run_divided(self, index: int, experts: StepExperts, are_images: npt.NDArray[np.bool_]) -> None:
+        """Run the experts of a layer that has begun, and those for images on the tokens of images.
+
+        Args:
+            are_images: ``(tokens,)``.
+        """
+        workspace, place = self._workspace, self._places[index]
+        top_k, image_place = self._top_ks[place], len(self._routed) + place
+        self._kernels.begin_layer(self.specs[len(self._layers) + place], workspace.call, image_place)
+        weights, of_images = (workspace.weights(each, top_k) for each in (place, image_place))
+        weights[are_images] = of_images[are_images]
+        outputs = np.empty((len(are_images), top_k, workspace.call.hidden_size), dtype=np.float32)
+        for layer, own_place, rows in (
+            (self._layers[index], place, ~are_images),
+            (self._image_layers[place], image_place, are_images),
+        ):
+            found, shape = self._run_experts(layer, own_place, experts, rows), outputs[rows].shape
+            if found:
+                numbers = (c_float * int(np.prod(shape))).from_address(found)
+                outputs[rows] = np.ctypeslib.as_array(numbers).reshape(shape)
+        self._kernels.finish_layer(self.specs[index], workspace.call, place, outputs.ctypes.data)
+
+    def _run_experts(
+        self, layer: NativeLayer, place: int, experts: StepExperts, rows: slice | npt.NDArray[np.bool_]
+    ) -> int:
+        """Run the chosen experts of a layer on some tokens; return the address of the outputs.
+
+        Args:
+            place: of the layer among those with experts.
+        """
+        workspace, top_k = self._workspace, layer.mixture.router.top_k
+        assert layer.experts is not None
+        return experts.run_unweighted(
+            layer.experts,
+            torch.from_numpy(workspace.normed[rows]),
+            workspace.chosen(place, top_k)[rows].astype(np.int64),
+            torch.from_numpy(workspace.weights(place, top_k)[rows]),
             is_exact=bool(workspace.call.is_exact),
         )
-        self._kernels.finish_layer(self.specs[index], workspace.call, place, outputs)
 
     def _record(self, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""

@@ -48,6 +48,7 @@ class NativeModel:
         adapters: describes the adapters of steps.
         rotary: the model's module that computes cosines and sines for its mixers; None if it has none.
         dtype: of its mixers.
+        image_layers: the experts for images of each layer with experts, in order; empty if there are none.
     """
 
     def __init__(
@@ -64,14 +65,16 @@ class NativeModel:
         adapters: NativeAdapters,
         rotary: Any,
         dtype: torch.dtype,
+        image_layers: Sequence[NativeLayer] = (),
     ):
         self._rotary, self._dtype = rotary, dtype
         self.adapters = adapters
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
         self._positions, self._query_scales = positions, query_scales
         self._embedding, self._head, self._keeps = embedding, head, keeps
-        self._sequence = LayerSequence(kernels, layers, workspace)
-        self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
+        self._image_layers = image_layers
+        self._sequence = LayerSequence(kernels, layers, image_layers, workspace)
+        self._variant_sets = VariantSets([layer for layer in (*layers, *image_layers) if layer.experts is not None])
         self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
         self._no_states = torch.from_numpy(self._normed)
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
@@ -176,7 +179,7 @@ class NativeModel:
             return
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
-        for layer, spec in zip(self._layers, self._sequence.specs, strict=True):
+        for layer, spec in zip((*self._layers, *self._image_layers), self._sequence.specs, strict=True):
             layer.mixer.bind(kv_cache, states)
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)

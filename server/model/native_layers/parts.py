@@ -54,6 +54,15 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class ImageParts:
+    """Experts that tokens of images go to instead of a layer's own, with a router of their own (ERNIE 4.5 VL)."""
+
+    block: nn.Module
+    experts: Any
+    router: nn.Module  # owns the router's parameters
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a decoder layer; ``experts`` and ``dense`` may be either, both or none."""
 
@@ -71,6 +80,7 @@ class Parts:
     dense: Dense | None
     scale: torch.Tensor | None  # of the hidden states after the layer
     residual_rows: ResidualRows | None
+    images: ImageParts | None
 
     @property
     def mixer_module(self) -> nn.Module | None:
@@ -92,13 +102,17 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     """
     mixers = find_mixers(layer, captured, recurrent)
     calls = LayerCalls(captured, mixers[0].module)
-    experts = next((module for module in layer.modules() if hasattr(module, "parameter_shapes")), None)
+    found = [module for module in layer.modules() if hasattr(module, "parameter_shapes")]
+    experts, others = found[0] if found else None, found[1:]
     places = calls.place_parts(experts)
     dense = _dense(places, experts)
     if experts is None and dense is None and places.dense is not None:
         raise UnsupportedLayerError("an MLP has other parts")
     block_norm = _block_norm(places, experts, captured.given.shape[1])
     inside = {id(each) for each in _known([*calls.norms, *filter(None, [block_norm])], mixers[0].module, dense)}
+    images = _images(places, experts, others)
+    if images is not None:
+        inside |= {id(value) for value in images.block.parameters()}
     router = None
     if places.router is not None:
         router = places.router.module
@@ -124,6 +138,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         dense,
         next((value.detach() for name, value in layer.named_buffers(recurse=False) if name == SCALE), None),
         calls.residual_rows(places.input_norm),
+        images,
     )
 
 
@@ -180,6 +195,18 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     norms = places.dense_input_norm, places.dense_norm
     averages = [getattr(block, COMBINATION, None) == "average" for block in blocks]
     return Dense(module, gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
+
+
+def _images(places: Places, experts: nn.Module | None, others: Sequence[nn.Module]) -> ImageParts | None:
+    """Return the parts of a layer that hold other experts, which tokens of text do not go to; None if it has none."""
+    if len(others) != 1 or places.experts is None:
+        return None
+    for block in places.experts.module.modules():
+        inside = {*block.modules()}
+        if others[0] in inside and experts not in inside:
+            rest = [parameter for parameter in block.parameters() if parameter.numel()]
+            return ImageParts(block, others[0], _router_of(block, rest))
+    return None
 
 
 def _block_norm(places: Places, experts: nn.Module | None, size: int) -> Norm | None:

@@ -33,6 +33,7 @@ from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.expert_results import ExpertResults
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.head_trial import cap_logits, find_head
+from server.model.native_layers.image_experts import ImageExperts
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import OwnRouter, find_own_router
 from server.model.native_layers.parts import Parts, find_parts
@@ -47,7 +48,7 @@ from server.model.native_layers.router_kinds import (
 )
 from server.model.native_layers.scales import ROUNDING, nearest_named
 from server.model.native_layers.spec import build_layer
-from server.model.native_layers.text_inputs import check_inputs
+from server.model.native_layers.text_inputs import check_inputs, has_image_experts
 from server.model.quantised.embedding import embedded_rows
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
@@ -126,19 +127,27 @@ class _Finder:
             for index, (found, each) in enumerate(zip(parts, captured.layers, strict=True))
         ]
         _check_choices(layers)
-        routed = [layer for layer in layers if layer.experts is not None]
+        images = self._build_images(layers, parts, captured, names)
+        every = [*layers, *images]
+        routed = [layer for layer in every if layer.experts is not None]
         routing = [each.routing for each in captured.layers if each.routing is not None]
         if not routed or len(routed) != len(self._layers):
             raise UnsupportedLayerError("not all of its experts are in its layers")
+        if has_image_experts(self._model) and 2 * len(images) != len(routed):
+            raise UnsupportedLayerError("not all of its experts have others for images beside them")
         top_k = max(each.top_k_index.shape[1] for each in routing)
         hidden_size = captured.layers[0].given.shape[1]
         num_experts = max(layer.mixture.num_experts for layer in routed)
-        slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
+        slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in every]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
         self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCES[self._dtype])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
+        for layer, experts in images.items():
+            self._fit_router(layer, experts.parts, experts.captured)
+            self._trial.check(layer.spec)
+            experts.check(layer)
         echoed = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
         ExpertResults(self._trial, self._positions, self._config, self._dtype).check(layers, echoed)
         for layer in layers:
@@ -167,9 +176,10 @@ class _Finder:
             embedding=EmbeddingRows(self._embeddings, self._embedding_scale(captured)),
             head=head,
             keeps=keeps,
-            adapters=self._adapters(layers, names),
+            adapters=self._adapters(every, names),
             rotary=self._rotary,
             dtype=self._dtype,
+            image_layers=[*images],
         )
 
     def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
@@ -208,6 +218,18 @@ class _Finder:
         self._others[index] = list(parts.mixers)
         self._build_mixer(found, captured)
         return found
+
+    def _build_images(
+        self, layers: Sequence[NativeLayer], parts: Sequence[Parts], captured: Capture, names: Mapping[Any, str]
+    ) -> dict[NativeLayer, ImageExperts]:
+        """Build the layers of experts for images, one for each layer that has such."""
+        built: dict[NativeLayer, ImageExperts] = {}
+        for layer, found, each in zip(layers, parts, captured.layers, strict=True):
+            if found.images is not None:
+                experts = ImageExperts(layer, found, found.images, each)
+                name, index = names[found.images.experts], len(layers) + len(built)
+                built[experts.build(self._model, name, index, self._layers)] = experts
+        return built
 
     def _build_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
         """Build a layer's mixer as the next kind that it may be."""

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from server.model.image_spans import split_spans
-from server.model.multimodal.image_embeddings import POSITIONS, SPARSE, MediaError, StepImages
+from server.model.multimodal.image_embeddings import EXPERTS_OF, POSITIONS, SPARSE, MediaError, StepImages
 from server.model.step import SequenceChunk, positions_of
 
 EMBEDDED = "inputs_embeds"
-KNOWN = {EMBEDDED, POSITIONS, *SPARSE, *SPARSE.values()}
+KNOWN = {EMBEDDED, EXPERTS_OF, POSITIONS, *SPARSE, *SPARSE.values()}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class ImageRows:
     additions: Mapping[int, torch.Tensor]  # to the hidden states after a layer, float32 (image tokens, hidden)
     are_images: torch.Tensor | None  # (tokens,), those that get additions
     newest: npt.NDArray[np.int32] | None  # (tokens,), last position that each sees in layers that look ahead
+    to_image_experts: npt.NDArray[np.bool_] | None  # (tokens,); None if all go to a layer's own experts
 
     @classmethod
     def of(cls, images: StepImages, chunks: Sequence[SequenceChunk], embedded: torch.Tensor) -> ImageRows:
@@ -47,12 +48,14 @@ class ImageRows:
         positions = merged[POSITIONS].reshape(-1, own.shape[1])
         levels: Sequence[torch.Tensor] = next((merged[name] for name in SPARSE if name in merged), [])
         mask = next((merged[name] for name in SPARSE.values() if name in merged), None)
+        to_experts = images.image_token_mask(own.shape[1])
         return cls(
             merged[EMBEDDED][0].float(),
             None if bool((positions == own).all()) else positions,
             {layer: level.float() for layer, level in enumerate(levels)},
             None if mask is None else mask[0].bool(),
             _newest(chunks),
+            to_experts if to_experts is not None and to_experts.any() else None,
         )
 
     def add_after(self, layer: int, hidden: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from server.model.architecture import text_part
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.multimodal.image_embeddings import EXPERTS_OF
 from server.model.native_layers.step_images import KNOWN
 
 USUAL = {
@@ -22,6 +23,11 @@ USUAL = {
     "args",
 }
 UNUSED = {"per_layer_inputs": "hidden_size_per_layer_input"}  # if a number of the config is zero
+
+
+def has_image_experts(model: PreTrainedModel) -> bool:
+    """Return whether a model tells its text part which tokens go to experts for images."""
+    return EXPERTS_OF in inspect.signature(text_part(model).forward).parameters
 
 
 def check_inputs(model: PreTrainedModel) -> None:

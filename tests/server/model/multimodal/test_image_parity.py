@@ -16,6 +16,7 @@ from expert_store import ExpertStore, PrefetchMode, least_bytes, make_prefetcher
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.processor_files import NoImagesError
+from server.model.chunk_weights import ChunkWeights
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
@@ -62,10 +63,14 @@ def write(
     steps: int = NEW_TOKENS,
     prefetch: PrefetchMode = "off",
     block_size: int = BLOCK_SIZE,
+    weights: ChunkWeights | None = None,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily, in chunks of ``chunk`` tokens; returns tokens and their logits.
 
     Memory holds only as many experts as one token chooses.
+
+    Args:
+        weights: of all prompts but the first, beside the model's own.
     """
     groups, count = trunk.facts.kv_groups, len(prompts)
     cache = KVCache(groups, [BLOCKS * count] * len(groups), block_size)
@@ -85,6 +90,7 @@ def write(
                 slot=i,
                 media=prompts[i][1],
                 num_prompt=len(prompts[i][0]),
+                weights=weights if i else None,
             )
             for i in active
         ]
