@@ -61,7 +61,10 @@ class ImageExperts:
         dtype = next(parts.inner_norm.module.parameters()).dtype
         with torch.inference_mode():
             rows = parts.inner_norm.module(captured.output.to(dtype))
-        self.captured = replace(captured, given=captured.output, routing=_check_split(parts.block, images, rows))
+        routing = _check_split(parts.block, images, rows)
+        if captured.routing is None or routing.top_k_index.shape[1] != captured.routing.top_k_index.shape[1]:
+            raise UnsupportedLayerError("its tokens of images go to another number of experts")
+        self.captured = replace(captured, given=captured.output, routing=routing)
         self.parts = replace(
             parts,
             input_norm=None,
@@ -93,8 +96,7 @@ class ImageExperts:
 
     def check(self, found: NativeLayer) -> None:
         """Raise ``UnsupportedLayerError`` if the model's layer does not add the results of a built layer as its own."""
-        own, other = self._own.mixture, found.mixture
-        if (own.router.top_k, own.scales_input) != (other.router.top_k, other.scales_input):
+        if self._own.mixture.scales_input != found.mixture.scales_input:
             raise UnsupportedLayerError("its experts for images are weighted in another way than its own")
 
 
