@@ -58,6 +58,11 @@ class LayoutPool(LayoutTiers):
             entry.is_prefetched = priority is not Priority.DEMAND
         return entry
 
+    def only_copies(self, key: ExpertKey) -> bool:
+        """Return True if a load of an expert is a copy from host memory to the device."""
+        source = self.host.find(key) if self.has_device else None
+        return source is not None and source.state is EntryState.READY
+
     def load_pin(self, key: ExpertKey) -> None:
         """Load a pinned expert, or do so at the end of the hold that keeps all slots."""
         entry = self.load(key)

@@ -171,8 +171,13 @@ class LayoutTiers:
             policy.set_experts(counts)
         self._update_shares()
 
-    def max_held(self, layer: int, num_requested: int, hits: int) -> int:
-        """Return how many slots a lease of a layer holds at once."""
+    def max_held(self, layer: int, num_requested: int, hits: int, *, is_prompt: bool = False) -> int:
+        """Return how many slots a lease of a layer holds at once.
+
+        A step with pieces of prompts streams layers through a device that holds two of them, each of them whole.
+        """
+        if is_prompt and self.has_device and self.device.num_slots >= 2 * self._num_own[layer]:
+            return num_requested
         return max_held(num_requested, self._shares[layer], hits)
 
     def check_integrity(self) -> None:

@@ -172,7 +172,8 @@ class Lease:
         waiting = set(self._wanted)
         self.missed, self._uncounted = state.count_lookups(pool, requested, self._ready, waiting, self._phase)
         self._found = frozenset(self._held)
-        self._max_held = pool.max_held(layer, len(requested), len(self._held))
+        is_prompt = self._phase == "prefill"
+        self._max_held = pool.max_held(layer, len(requested), len(self._held), is_prompt=is_prompt)
         if self._after is not None:
             self._after.give_way()
         self._load_wanted()

@@ -186,8 +186,8 @@ class ExpertStore(StoreReports):
     def prefetch(self, keys: Sequence[ExpertKey]) -> int:
         """Start reads of experts that will be leased soon, the likeliest first; return how many were started.
 
-        Reads are started only while the disk would be idle, as demands come first. Experts that are leased, pinned or
-        among these are not evicted for them.
+        Reads are started only while the disk would be idle, as demands come first. To copy an expert from host memory
+        to a device takes no read. Experts that are leased, pinned or among these are not evicted for them.
 
         Args:
             keys: experts of one layer, at least one.
@@ -199,7 +199,11 @@ class ExpertStore(StoreReports):
             for key, entry in zip(keys, found, strict=True):
                 if entry is not None or key in state.quarantined:
                     continue
-                if state.lock.is_closed or not state.takes(Priority.PREFETCH):
+                if state.lock.is_closed or state.next_device_slots is not None:
+                    break
+                if not pool.only_copies(key) and not state.takes(Priority.PREFETCH):
+                    if pool.has_device:
+                        continue  # others may be in host memory
                     break
                 loading = pool.load(key, priority=Priority.PREFETCH)
                 if loading is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from expert_store.catalog import ExpertCatalog
 from expert_store.entry import TierName
 from expert_store.keys import ExpertKey
+from expert_store.layout_pool import LayoutPool
 from expert_store.load_balance import LayerBalance
 from expert_store.routing_log.recent_window import Window
 from expert_store.statistics import HitRatios, StoreHealth, StoreStatistics, TierReport
@@ -112,6 +113,18 @@ class StoreReports:
             layer: min(len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // num_places[entry.layout])
             for layer, entry in self.catalog.layers.items()
         }
+
+    def holds_at_once(self, layers: Sequence[int]) -> bool:
+        """Return True if the fastest tier has a slot for every expert of some layers at the same time."""
+        state, num_experts = self._state, dict[LayoutPool, int]()
+        with state.lock:
+            for layer in layers:
+                pool = state.pool_of[layer]
+                num_experts[pool] = num_experts.get(pool, 0) + len(state.keys[layer])
+            return all(
+                count <= pool.top.num_slots - sum(key.layer not in layers for key in pool.top.pinned)
+                for pool, count in num_experts.items()
+            )
 
     def statistics(self) -> StoreStatistics:
         """Return a copy of the counters."""

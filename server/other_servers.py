@@ -55,7 +55,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("`--served-model-name A B`", "`--served-model-name A --model-alias B=A`"),
         Row("`--max-model-len`", SAME, "tokens of prompt and completion of one request"),
         Row("`--max-num-seqs`", "`--max-running-requests`", "64 by default"),
-        Row("`--max-num-batched-tokens`", "`--max-batched-tokens`", "512 by default"),
+        Row("`--max-num-batched-tokens`", "`--max-batched-tokens`", "512 by default; more on a GPU that pages experts"),
         Row(
             "`--gpu-memory-utilization 0.9`",
             "`--memory 90%`; on CUDA `--device-memory 90%`",

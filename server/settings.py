@@ -31,6 +31,7 @@ from server.setting_types import (
 )
 from server.setting_values import AUTO, check_key
 
+BATCHED_TOKENS = 512  # of a step, where the memory plan decides on no more
 ENVIRONMENT_PREFIX = "GREENROOM_"
 SECRETS = frozenset({"api_key", "admin_api_key", "otlp_endpoint"})  # settings whose values are, or hold, credentials
 
@@ -167,7 +168,12 @@ class ServeSettings(BaseModel):
     )
     max_running_requests: int = Field(64, ge=1, description="maximum requests in a batch")
     max_queued_requests: int = Field(256, ge=1, description="maximum requests waiting in the queue")
-    max_batched_tokens: int = Field(512, ge=1, description="maximum tokens in a step")
+    max_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=f"maximum tokens in a step (default: {BATCHED_TOKENS}; on a GPU without room for all experts up to "
+        "8192, as its memory allows)",
+    )
     deterministic: bool = Field(
         False,
         description="batch-invariant arithmetic: a request gives the same tokens and logprobs alone and in any batch; "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from expert_store.keys import ExpertKey
 from expert_store.prefetching.coactivation import IntArray
@@ -30,7 +30,7 @@ class PromptStream:
             layer: [ExpertKey(layer, expert) for expert in range(count)] for layer, count in experts_per_layer.items()
         }
         self._next = dict(pairwise(experts_per_layer))
-        self._wanted: list[ExpertKey] = []
+        self._wanted: Sequence[ExpertKey] = []
 
     def observe(self, layer: int, top_k_index: IntArray, gate_input: Any, keys_of: KeysOf | None = None) -> None:
         """Choose what to ask for while a layer runs, whose own reads are under way.
@@ -40,13 +40,9 @@ class PromptStream:
             gate_input: the input of the layer's experts, as its gate takes it.
             keys_of: maps numbers to experts for these tokens; by default to those of the base model.
         """
-        following, gate = self._next.get(layer), self._gates.get(layer)
+        following = self._next.get(layer)
         find = self._base_keys if keys_of is None else keys_of
-        self._wanted = []
-        if following is not None and gate is not None:
-            self._wanted = find(following, gate(gate_input))
-        elif following is not None and len(find(layer, top_k_index)) >= MOST * len(self._keys[layer]):
-            self._wanted = self._keys[following]
+        self._wanted = [] if following is None else self._choose(layer, following, top_k_index, gate_input, find)
         self.request()
 
     def request(self) -> None:
@@ -58,3 +54,47 @@ class PromptStream:
         """Return the experts of the base model; see ``KeysOf``."""
         keys = self._keys[layer]
         return [keys[number] for number in dict.fromkeys(numbers.T.ravel().tolist()) if number < len(keys)]
+
+    def _choose(
+        self, layer: int, following: int, top_k_index: IntArray, gate_input: Any, find: KeysOf
+    ) -> Sequence[ExpertKey]:
+        """Return the experts of the layer that follows which are to be asked for."""
+        gate = self._gates.get(layer)
+        if gate is not None:
+            return find(following, gate(gate_input))
+        return self._keys[following] if self._uses_most(layer, top_k_index, find) else []
+
+    def _uses_most(self, layer: int, top_k_index: IntArray, find: KeysOf) -> bool:
+        return len(find(layer, top_k_index)) >= MOST * len(self._keys[layer])
+
+
+class TwoLayers(PrefetchTarget, Protocol):
+    """The part of a store that a ``DevicePromptStream`` needs."""
+
+    def holds_at_once(self, layers: Sequence[int]) -> bool:
+        """Return True if the fastest tier has a slot for every expert of some layers at the same time."""
+
+
+class DevicePromptStream(PromptStream):
+    """Copies the next layer's experts to a device while a layer is computed there.
+
+    A piece that uses most of a layer is taken to use all of the next one, gate or not: a gate would cost launches and a
+    wait, and leave out little. Nothing is asked for while the device has too few slots for both layers, as what comes
+    would evict what the layer is about to use, or be evicted by it.
+
+    Args:
+        store, experts_per_layer, gates: see ``PromptStream``.
+    """
+
+    def __init__(self, store: TwoLayers, experts_per_layer: Mapping[int, int], gates: Mapping[int, Gate]):
+        super().__init__(store, experts_per_layer, gates)
+        self._tier = store
+
+    def _choose(
+        self, layer: int, following: int, top_k_index: IntArray, gate_input: Any, find: KeysOf
+    ) -> Sequence[ExpertKey]:
+        if not self._tier.holds_at_once((layer, following)):
+            return []
+        if self._uses_most(layer, top_k_index, find):
+            return self._keys[following]
+        return super()._choose(layer, following, top_k_index, gate_input, find)

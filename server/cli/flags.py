@@ -12,6 +12,7 @@ from server.settings import ServeSettings, flag_name, is_list
 METAVARS = {
     "max_requests_per_key": "REQUESTS",
     "max_model_len": "TOKENS",
+    "max_batched_tokens": "TOKENS",
     "model_alias": "NAME=MODEL",
     "adapter": "NAME=PATH",
     "chat_template": "FILE",

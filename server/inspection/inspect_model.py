@@ -44,5 +44,5 @@ def inspect_model(model: str | None, settings: ServeSettings, link: float | None
             disk = measure_disk(catalog)
     copy = measure_copy(device) if is_gpu(device) else None
     memory = measure_memory(device, matrix.result())
-    report = as_object(summary, plan, Bandwidths(memory, disk, copy), settings.max_batched_tokens)
+    report = as_object(summary, plan, Bandwidths(memory, disk, copy))
     return report | {"download": None if link is None else predict_download(summary, link, start_seconds)}

@@ -43,7 +43,7 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
     try:
         plan = predict_plan(settings, needs, summary.outline.dtype, device, budget)
     except SettingsError as error:
-        return MemoryFit(nothing_fits(needs, budget), 0, 0, least, str(error))
+        return MemoryFit(nothing_fits(settings, needs, budget), 0, 0, least, str(error))
     host, on_device = (
         sum(slots_per_layout(summary.catalog, nbytes).values()) if nbytes else 0
         for nbytes in (plan.host_bytes, plan.device_bytes)

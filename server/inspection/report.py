@@ -22,15 +22,11 @@ SOURCES = {
 }
 
 
-def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, batched_tokens: int) -> dict[str, Any]:
+def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) -> dict[str, Any]:
     """Return the object that ``--json`` prints, in bytes, bytes per second and tokens per second.
 
     If the model can't be served in this memory, ``refusal`` is the error of `greenroom serve`, and the bounds are those
     of a machine of the same speed with more memory.
-
-    Args:
-        batched_tokens: prompt tokens that are computed together. They use nearly all experts, so those that are not in
-            memory are read once per chunk.
     """
     shape, catalog = summary.outline, summary.catalog
     traffic = Traffic(shape.active_trunk_bytes, summary.active_expert_bytes)
@@ -63,7 +59,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
             "total": traffic.trunk + traffic.experts,
         },
         "prompt_piece": {
-            "num_tokens": batched_tokens,
+            "num_tokens": plan.memory.batched_tokens,  # nearly all experts; missing ones are read once for each piece
             "missing_bytes": missing,
             "disk_seconds": missing / bandwidths.disk,
         },
@@ -203,6 +199,9 @@ def _fit(report: dict[str, Any]) -> Iterator[str]:
                 f"{name} tier",
                 f"{slots} of {count} experts ({slots / count:.0%}) in {format_bytes(tier['budget_bytes'])}",
             )
+    if 0 < report["tiers"]["device"]["slots"] < count:
+        num_tokens = report["prompt_piece"]["num_tokens"]
+        yield _row("prompts", f"{num_tokens} tokens a step (--max-batched-tokens), each of which copies experts")
     for note in report["notes"]:
         yield _row("note", note)
 

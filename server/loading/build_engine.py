@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from expert_store import ExpertStore, Prefetcher, SourceError, is_on_disk, make_prefetcher
 from expert_store.policies import STREAM
-from expert_store.prefetching.prompt_stream import PromptStream
+from expert_store.prefetching.prompt_stream import DevicePromptStream, PromptStream
 from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
@@ -72,6 +72,8 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
     prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates, begins_active=is_far)
     if prefetcher is not None and is_far:
         prefetcher.for_prompts = PromptStream(store, model.experts_per_layer, trunk.gates)
+    elif prefetcher is not None and plan.device_bytes:
+        prefetcher.for_prompts = DevicePromptStream(store, model.experts_per_layer, trunk.gates)
     return ExpertPaging(store, prefetcher, recorder)
 
 
@@ -128,7 +130,7 @@ def build_engine(
         EngineLimits(
             kv.max_model_len,
             settings.max_queued_requests,
-            SchedulerLimits(kv.num_slots, settings.max_batched_tokens),
+            SchedulerLimits(kv.num_slots, plan.batched_tokens),
         ),
         vocab_size=trunk.vocab_size,
         eos_token_ids=model.eos_token_ids,

@@ -13,6 +13,7 @@ from server.setting_values import Budget
 from server.settings import ServeSettings
 
 DEVICE_RESERVE_BYTES = 1 << 30  # device memory kept for the tensors of a step and for CUDA libraries
+STEP_RESERVE_BYTES = DEVICE_RESERVE_BYTES // 2  # of these, for a step; larger ones are planned for
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from server.byte_sizes import format_bytes
 from server.engine.kv.block_manager import BlockGroup
 from server.model.attention.kv_cache import KVGroup, extent_blocks
-from server.settings import ServeSettings, SettingsError
+from server.settings import BATCHED_TOKENS, ServeSettings, SettingsError
 
 BLOCK_SIZE = 16  # tokens
 KV_SHARE = 8  # the cache gets at most 1/8 of a device's free memory
@@ -173,7 +173,7 @@ def _most_blocks(group: KVGroup, settings: ServeSettings) -> int | None:
     """Return the blocks that all running sequences need at most; None without a window."""
     if group.window is None:
         return None
-    of_one = -(-(group.window + settings.max_batched_tokens) // BLOCK_SIZE) + 1
+    of_one = -(-(group.window + (settings.max_batched_tokens or BATCHED_TOKENS)) // BLOCK_SIZE) + 1
     return of_one * settings.max_running_requests
 
 

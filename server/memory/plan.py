@@ -7,7 +7,7 @@ and the adapters. The experts get the rest until the KV cache needs it; see ``el
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,14 +18,18 @@ from server.byte_sizes import as_flag, format_bytes
 from server.device import is_gpu
 from server.engine.step_limits import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
-from server.memory.expert_plan import FreeMemory, host_bytes, plan_experts
+from server.memory.expert_plan import STEP_RESERVE_BYTES, FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from server.memory.step_memory import StepShape, graph_bytes, step_bytes
 from server.model.attention.kv_cache import KVGroup
 from server.model.step_graphs import MOST_GRAPHS
-from server.settings import ServeSettings, SettingsError
+from server.settings import BATCHED_TOKENS, ServeSettings, SettingsError
 
 FIRST_TOKENS = 64  # size of the step for which memory is reserved at start
+# Tokens of a step on a GPU that pages experts: each step with a piece of a prompt copies nearly all experts, so larger
+# ones copy less for each token. They leave most of what a step of BATCHED_TOKENS leaves to experts and KV cache.
+LARGE_STEPS = range(8192, 4095, -1024)
+LEAST_LEFT = 7 / 8
 
 # Measured with the bundled model and a Qwen3-MoE of 3.4 GB; see docs/log.md.
 PROCESS_BYTES = 256 << 20  # a server that is ready to load trunk, experts and KV cache
@@ -71,6 +75,7 @@ class MemoryPlan:
     budget_bytes: int
     process_bytes: int
     trunk_bytes: int  # in host memory
+    batched_tokens: int  # of the largest step
     step_bytes: int  # the largest step
     first_step_bytes: int  # reserved at start
     free: FreeMemory
@@ -105,7 +110,7 @@ def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.devic
     return process_bytes + GROWTH_BYTES + needs.cache_bytes + beside + experts + asked_adapter_bytes(settings)
 
 
-def nothing_fits(needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
+def nothing_fits(settings: ServeSettings, needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
     """Return the plan of a budget that is too small for the model."""
     kv = KVPlan(needs.kv_groups, [0] * len(needs.kv_groups), 0, 0)
     free = FreeMemory(0, 0, has_gpu=False)
@@ -114,6 +119,7 @@ def nothing_fits(needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
         budget_bytes,
         PROCESS_BYTES,
         trunk_bytes=needs.trunk_bytes,
+        batched_tokens=_batched_tokens(settings),
         step_bytes=0,
         first_step_bytes=0,
         free=free,
@@ -137,6 +143,41 @@ def plan_memory(
     Raises:
         SettingsError: a budget or limit does not suit the model.
     """
+    plan = _plan(settings, needs, device, budget_bytes, process_bytes)
+    if settings.max_batched_tokens is not None or not is_gpu(device) or not _pages_layers(plan):
+        return plan
+    for num_tokens in LARGE_STEPS:
+        large = settings.model_copy(update={"max_batched_tokens": num_tokens})
+        if _device_step_bytes(large, needs) > plan.free.device * (1 - LEAST_LEFT):
+            continue
+        larger = _plan(large, needs, device, budget_bytes, process_bytes)
+        if _leaves_enough(larger, plan):
+            return larger
+    return plan
+
+
+def _pages_layers(plan: MemoryPlan) -> bool:
+    """Return True if the device tier holds any two layers, but not all experts."""
+    catalog = plan.needs.catalog
+    largest = max(len(layer.experts) for layer in catalog.layers.values())
+    return least_bytes(catalog, 2 * largest) <= plan.device_bytes < catalog.total_bytes
+
+
+def _leaves_enough(large: MemoryPlan, small: MemoryPlan) -> bool:
+    """Return True if a plan with larger steps leaves most of the experts and of the KV cache."""
+    return (
+        large.device_bytes >= LEAST_LEFT * small.device_bytes
+        and large.device_bytes + large.kv.nbytes <= large.free.device
+        and _pages_layers(large)
+        and large.kv.max_model_len == small.kv.max_model_len
+        and large.kv.num_tokens >= LEAST_LEFT * small.kv.num_tokens
+    )
+
+
+def _plan(
+    settings: ServeSettings, needs: ModelNeeds, device: torch.device, budget_bytes: int, process_bytes: int
+) -> MemoryPlan:
+    """Divide the budget for steps of ``--max-batched-tokens``; see ``plan_memory``."""
     has_gpu = is_gpu(device)
     largest, first = _steps(settings, needs)
     _refuse_too_little(settings, needs, device, budget_bytes, process_bytes)
@@ -151,6 +192,8 @@ def plan_memory(
         budget_bytes - beside - (0 if has_gpu else largest),
         (0 if needs.is_loaded else needs.trunk_bytes) + adapters + graphs,  # adapters in use are copied to a device
     )
+    if has_gpu:
+        free = replace(free, device=max(0, free.device - _device_step_bytes(settings, needs)))
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
     experts = 0 if has_gpu else max(least, host_bytes(settings, needs.catalog, least))
@@ -174,6 +217,7 @@ def plan_memory(
         budget_bytes,
         process_bytes,
         trunk_bytes=trunk_bytes,
+        batched_tokens=_batched_tokens(settings),
         step_bytes=largest,
         first_step_bytes=first,
         free=free,
@@ -208,7 +252,7 @@ def _refuse_too_little(
     stored = f"{format_bytes(needs.cache_bytes)} for bytes to be stored on the disk, " if needs.cache_bytes else ""
     raise SettingsError(
         f"the server needs {format_bytes(least)} of memory: {trunk}{format_bytes(process_bytes)} for the process, "
-        f"{format_bytes(largest)} for steps of --max-batched-tokens {settings.max_batched_tokens}, "
+        f"{format_bytes(largest)} for steps of --max-batched-tokens {_batched_tokens(settings)}, "
         f"{adapters}{stored}the rest for a minimum of experts and KV cache; --memory {settings.memory} is "
         f"{format_bytes(budget_bytes)}; set --memory to {as_flag(least, rounds_up=True)} or more, or use a machine "
         "with more memory"
@@ -223,8 +267,19 @@ def _graph_bytes(settings: ServeSettings, needs: ModelNeeds) -> int:
     return graph_bytes(needs.step, num_layers, settings.max_running_requests, MOST_GRAPHS)
 
 
+def _batched_tokens(settings: ServeSettings) -> int:
+    """Return the tokens of the largest step."""
+    return settings.max_batched_tokens or BATCHED_TOKENS
+
+
+def _device_step_bytes(settings: ServeSettings, needs: ModelNeeds) -> int:
+    """Return what the largest step takes of a device's memory beyond what is kept for steps anyway."""
+    return max(0, _steps(settings, needs)[0] - STEP_RESERVE_BYTES)
+
+
 def _steps(settings: ServeSettings, needs: ModelNeeds) -> tuple[int, int]:
     """Return the bytes of the largest step and of the step that memory is reserved for at start."""
     rows = max(settings.max_running_requests, MAX_LOGITS_ROWS)
-    largest, first = settings.max_batched_tokens, min(FIRST_TOKENS, settings.max_batched_tokens)
+    largest = _batched_tokens(settings)
+    first = min(FIRST_TOKENS, largest)
     return step_bytes(needs.step, largest, min(rows, largest)), step_bytes(needs.step, first, first)

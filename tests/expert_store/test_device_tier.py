@@ -476,3 +476,30 @@ def test_a_cuda_device_serves_what_the_disk_has(catalog: ExpertCatalog) -> None:
     wait_until_idle(store)
     store.check_integrity()
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "pinned", "layers", "expected"),
+    [
+        (16, (), (0, 1), True),
+        (15, (), (0, 1), False),
+        (8, ((0, 7),), (0,), True),
+        (8, ((1, 2),), (0,), False),  # of another layer, so it leaves a slot too few
+    ],
+)
+def test_layers_are_held_at_once_if_there_is_a_slot_for_each_expert(
+    stores: Any, num_slots: int, pinned: tuple[tuple[int, int], ...], layers: tuple[int, ...], expected: bool
+) -> None:
+    store = stores(num_slots, 16)
+    store.pin([ExpertKey(*place) for place in pinned])
+    assert store.holds_at_once(layers) == expected
+
+
+def test_experts_in_memory_are_prefetched_while_the_disk_is_busy(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(2, 4)
+    use(store, 0, 1, 2)
+    use(store, 0, 3, 4)
+    wait_until_idle(store)
+    monkeypatch.setattr(store._state.reader, "takes", lambda _: False)
+    assert store.prefetch([ExpertKey(0, 5), ExpertKey(0, 1)]) == 1
+    assert moved(store)["host", "device"] == 5

@@ -186,6 +186,15 @@ def test_a_prompt_chunk_reads_experts_that_are_not_in_memory(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("instant")
+def test_steps_that_copy_experts_to_a_device_are_in_the_table(tmp_path: Path) -> None:
+    folder, tokens = make_checkpoint("qwen3_moe", tmp_path), "2048 tokens a step (--max-batched-tokens)"
+    for share, is_told in (("50%", True), ("100%", False)):
+        changes = {"max_batched_tokens": 2048, "device_expert_memory": parse_budget(share)}
+        text = as_text(inspect_model(str(folder), SETTINGS.model_copy(update=changes)))
+        assert (tokens in text) == is_told
+
+
+@pytest.mark.usefixtures("instant")
 def test_a_trunk_larger_than_memory_is_reported_with_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_fit, "host_budget", lambda _: 1000)
     report = inspect_model(str(make_checkpoint("qwen3_moe", tmp_path)), SETTINGS)
