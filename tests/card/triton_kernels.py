@@ -75,7 +75,8 @@ def _run(kernel: Callable[[list[Any]], Any], name: str, args: tuple[Any, ...]) -
         with np.errstate(invalid="ignore" if captures else None), warnings.catch_warnings(), _unprofiled():
             if captures:  # what earlier graphs of a cut step made is spoilt
                 warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-            return _run_recorded(partial(kernel, given), shared, stream, number)
+            accessed = [] if captures else shared  # a card runs nothing while it captures
+            return _run_recorded(partial(kernel, given), accessed, stream, number)
 
 
 @contextmanager

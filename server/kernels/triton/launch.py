@@ -33,6 +33,8 @@ class Tiles:
             return cls(few_inputs=32, many_rows=16, first_outputs=16, second_outputs=32, many_inputs=32)
         if SUPERBLOCKS & forms:
             return cls(few_inputs=64, many_rows=16, first_outputs=16, second_outputs=32, many_inputs=32)
+        if Format.FP8 in forms:  # sm_80 has no instructions for it
+            return cls(few_inputs=64, many_rows=16, first_outputs=16, many_inputs=32)
         if launch.second_options["FORM"] not in PLAIN:
             return cls(few_inputs=64, first_outputs=16, many_inputs=32)
         return cls(few_inputs=64) if launch.first_options["IS_TRANSPOSED"] else cls()
