@@ -18,11 +18,11 @@ from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.card import counts
 from tests.card.checkpoints import SERVED
+from tests.card.pairs import chunks_of_two
 from tests.card.runtime import install
 from tests.expert_store.waiting import wait_until_idle
 
@@ -45,16 +45,7 @@ def logits_on(device: torch.device, folder: Path) -> tuple[torch.Tensor, Trunk |
             list(lease)
     for length in LENGTHS:
         wait_until_idle(store)
-        chunks = [
-            SequenceChunk(
-                [(11 * row + 7 * (first + i)) % 100 + 3 for i in range(length)],
-                first,
-                [table] * len(groups),
-                slot=row,
-                num_prompt=LENGTHS[0],
-            )
-            for row, table in enumerate(([3, 1, 6], [5, 4, 2]))
-        ]
+        chunks = chunks_of_two(first, length, LENGTHS[0], len(groups))
         results.append(trunk.forward(chunks, cache, store, states=states).logits.cpu())
         first += length
     store.close()

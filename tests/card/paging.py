@@ -18,10 +18,10 @@ from expert_store import ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.kernels.current_device import current_device
 from server.model.attention.kv_cache import KVCache
-from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
 from tests.card import counts
 from tests.card.checkpoints import CHECKPOINTS
+from tests.card.pairs import chunks_of_two
 from tests.card.runtime import Runtime, install
 
 CARD, CPU = torch.device("cuda", 1), torch.device("cpu")
@@ -41,16 +41,7 @@ def logits_on(device: torch.device, model: Path) -> torch.Tensor:
     cache, states = KVCache(groups, [BLOCKS] * len(groups), BLOCK, device), trunk.new_states(2)
     results, first = [], 0
     for length in LENGTHS:
-        chunks = [
-            SequenceChunk(
-                [(11 * row + 7 * (first + i)) % 100 + 3 for i in range(length)],
-                first,
-                [table] * len(groups),
-                slot=row,
-                num_prompt=LENGTHS[0],
-            )
-            for row, table in enumerate(([3, 1, 6], [5, 4, 2]))
-        ]
+        chunks = chunks_of_two(first, length, LENGTHS[0], len(groups))
         results.append(trunk.forward(chunks, cache, store, states=states).logits.cpu())
         first += length
     store.check_integrity()

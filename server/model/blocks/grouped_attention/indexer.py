@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import BlockIndexer, RopeKind
 from server.model.attention.indexer import BLOCK_PARTS, BLOCK_SIZE, LOCAL_BLOCKS, TOP_BLOCKS, find_block_indexer
 from server.model.blocks.capture import SHARE_CHOSEN
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.index_scores import find_index_rotation
+from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import LINEARS, Linear, matrix_of
 from server.model.blocks.mixer import MixerTrial
 from server.model.blocks.norms import Norm, norm_of
@@ -82,12 +82,12 @@ class NativeBlockIndexer:
 
     def __init__(self, parts: BlockIndexerParts):
         self.parts, module = parts, parts.module
-        self._keeps: list[torch.Tensor] = []
+        self._kept = KeptTensors()
         self.spec = BlockIndexer(
             query=matrix_of(parts.query),
             key=matrix_of(parts.key),
-            query_norm=self._norm(parts.query_norm),
-            key_norm=self._norm(parts.key_norm),
+            query_norm=self._kept.norm(parts.query_norm),
+            key_norm=self._kept.norm(parts.key_norm),
             heads=parts.num_heads,
             dim=parts.key.out_features,
             block_size=getattr(module, BLOCK_SIZE),
@@ -145,14 +145,6 @@ class NativeBlockIndexer:
                 wanted = ranked.indices[head, :top_k].sort().values.numpy()
                 if not np.array_equal(own.indexer.chosen[token, head], wanted):
                     raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
-
-    def _norm(self, norm: Norm) -> NormSpec:
-        addresses = [None if each is None else self._keep(each) for each in (norm.weight, norm.bias)]
-        return NormSpec(*addresses, norm.epsilon, norm.kind)
-
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self._keeps.append(tensor.detach().float().contiguous())
-        return self._keeps[-1].data_ptr()
 
 
 class TrialBlockIndexer:

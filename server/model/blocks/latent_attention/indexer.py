@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import HeadScales, Indexer, RopeKind
 from server.model.attention.indexer import HEAD_SCALES, INPUT_NORM, LINEARS, NORM, TOP_K, find_indexer
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.index_scores import find_index_rotation
+from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.latent_attention.head_scales import HeadScalesParts
 from server.model.blocks.linears import LINEARS as LINEAR_LAYERS
 from server.model.blocks.linears import Linear, matrix_of
@@ -112,16 +112,17 @@ class NativeIndexer:
     def __init__(self, parts: IndexerParts | None, top_k: int):
         self.parts = parts
         self.spec = spec = Indexer(top_k=top_k, chooses=int(parts is not None))
-        self._keeps: list[torch.Tensor] = []
+        self._kept = KeptTensors()
         if parts is None:
             return
         spec.query, spec.key, spec.weights = (matrix_of(linear) for linear in parts.linears)
         spec.heads, spec.dim = parts.weights.out_features, parts.key.out_features
-        spec.key_norm = self._norm(parts.key_norm)
+        spec.key_norm = self._kept.norm(parts.key_norm)
         if parts.input_norm is not None:
-            spec.query_input_norm, spec.takes_hidden = self._norm(parts.input_norm), 1
+            spec.query_input_norm, spec.takes_hidden = self._kept.norm(parts.input_norm), 1
         if parts.head_scales is not None:
-            spec.head_scales = HeadScales(self._keep(parts.head_scales.scales), self._keep(parts.head_scales.offsets))
+            scales = parts.head_scales
+            spec.head_scales = HeadScales(self._kept.keep(scales.scales), self._kept.keep(scales.offsets))
 
     @property
     def chooses(self) -> bool:
@@ -170,14 +171,6 @@ class NativeIndexer:
             is_steady = ranked[top_k - 1] - ranked[top_k] > trial.tolerance * ranked.abs().max()
             if is_steady and not np.array_equal(own.chosen[token], wanted[token]):
                 raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
-
-    def _norm(self, norm: Norm) -> NormSpec:
-        addresses = [None if each is None else self._keep(each) for each in (norm.weight, norm.bias)]
-        return NormSpec(*addresses, norm.epsilon, norm.kind)
-
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self._keeps.append(tensor.detach().float().contiguous())
-        return self._keeps[-1].data_ptr()
 
 
 def indexer_of(parts: IndexerParts | None, captured: LayerCapture, config: Any) -> NativeIndexer | None:
