@@ -1,4 +1,4 @@
-"""Import of torch and transformers without unneeded parts, each time in a new process."""
+"""Import of torch and transformers without unneeded parts, in new processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,47 @@ def run(code: str, model: str | None = None, **environment: str) -> str:
     ).stdout.strip()
 
 
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Any]:
+    """What a server's process has after its imports, and then with PyTorch's compiler."""
+    code = (
+        f"import json, os, torch; names = [name for name in {NAMES} if sys.modules.get(name)]\n"
+        "from transformers.utils.import_utils import create_import_structure_from_path as walk\n"
+        "cache = walk.cache_info().maxsize, walk.cache_info().currsize < 100\n"
+        "distributed = torch.distributed.is_available() == hasattr(torch._C, '_c10d_init')\n"
+        "compiled = torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item()\n"
+        "print(json.dumps([names, cache, distributed, os.environ['LRU_CACHE_CAPACITY'], compiled]))"
+    )
+    parts = json.loads(run(code, LRU_CACHE_CAPACITY="512"))
+    return dict(zip(("names", "cache", "distributed", "capacity", "compiled"), parts, strict=True))
+
+
 @pytest.mark.slow
-def test_a_server_imports_neither_compiler_nor_meta_kernels_nor_distributed_tensors_nor_torchvision() -> None:
-    assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
+def test_a_server_imports_neither_compiler_nor_meta_kernels_nor_distributed_tensors_nor_torchvision(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["names"] == []
+
+
+@pytest.mark.slow
+def test_the_files_of_models_are_read_once(seen: dict[str, Any]) -> None:
+    """Their cache has places for all, and is empty again."""
+    assert seen["cache"] == [None, True]
+
+
+@pytest.mark.slow
+def test_distributed_is_available_again_afterwards(seen: dict[str, Any]) -> None:
+    assert seen["distributed"] is True
+
+
+@pytest.mark.slow
+def test_environment_variables_of_the_user_are_kept(seen: dict[str, Any]) -> None:
+    assert seen["capacity"] == "512"
+
+
+@pytest.mark.slow
+def test_the_compiler_can_be_imported_later(seen: dict[str, Any]) -> None:
+    assert seen["compiled"] == 2.0
 
 
 def test_no_garbage_is_collected_during_imports_and_what_they_made_is_never_visited(
@@ -67,16 +106,6 @@ def test_a_collector_that_was_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_the_files_of_models_are_read_once() -> None:
-    """Their cache has places for all, and is empty again."""
-    code = (
-        "from transformers.utils.import_utils import create_import_structure_from_path as walk; "
-        "print(walk.cache_info().maxsize, walk.cache_info().currsize < 100)"
-    )
-    assert run(code) == "None True"
-
-
-@pytest.mark.slow
 def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
     """PyTorch imports them to check products on the meta device."""
     code = (
@@ -88,24 +117,12 @@ def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiler_can_be_imported_later() -> None:
-    code = "import torch; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
-    assert run(code) == "2.0"
-
-
-@pytest.mark.slow
 def test_the_compiler_gets_the_kernels_for_the_meta_device() -> None:
     code = (
         "import torch._dynamo; from torch._subclasses import FakeTensorMode\n"
         "with FakeTensorMode(): print(torch.nn.functional.conv1d(torch.ones(1, 2, 5), torch.ones(3, 2, 2)).shape)"
     )
     assert run(code) == "torch.Size([1, 3, 4])"
-
-
-@pytest.mark.slow
-def test_distributed_is_available_again_afterwards() -> None:
-    code = "import torch; print(torch.distributed.is_available() == hasattr(torch._C, '_c10d_init'))"
-    assert run(code) == "True"
 
 
 @pytest.mark.slow
@@ -124,11 +141,6 @@ def test_a_torchvision_that_needs_more_of_the_compiler_gets_it() -> None:
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "defaultdict True"
-
-
-@pytest.mark.slow
-def test_environment_variables_of_the_user_are_kept() -> None:
-    assert run("import os; print(os.environ['LRU_CACHE_CAPACITY'])", LRU_CACHE_CAPACITY="512") == "512"
 
 
 @pytest.mark.slow

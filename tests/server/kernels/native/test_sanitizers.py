@@ -12,7 +12,7 @@ from tests.server.kernels.native.build import OPTIONS, build_sanitized_driver, l
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 30
+ROUNDS = 12
 
 
 def run(driver: Path) -> subprocess.CompletedProcess[str]:

@@ -357,7 +357,7 @@ std::vector<float> mixed(Handle* handle, const Latents& latents, const std::vect
     }
     sequences.push_back({static_cast<int32_t>(call.tokens), static_cast<int32_t>(chunk.count),
                          static_cast<int32_t>(chunk.sequence->first_position + chunk.first),
-                         static_cast<int32_t>(first_block)});
+                         static_cast<int32_t>(first_block), 0, 0});
     const auto begin = given.begin() + (chunk.sequence->first_row + chunk.first) * latents.plan.hidden;
     hidden.insert(hidden.end(), begin, begin + chunk.count * latents.plan.hidden);
     factors.insert(factors.end(), static_cast<size_t>(chunk.count), chunk.sequence->first_row % 2 ? 0.0f : 0.7f);
