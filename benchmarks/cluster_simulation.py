@@ -3,8 +3,10 @@
 Requests of the bundled model's eleven domains replay its recorded routing: each has the system prompt of its domain,
 and every second one continues an earlier conversation. A replica keeps a share of the experts of each layer, of which
 the least recently used leave, and each of its steps computes a token of up to four requests. The seconds of a step, a
-miss and a prompt's token are given, not measured. Prints hit ratio, waiting time and time per token by way and number
-of replicas, and what a choice takes. The last line is one JSON object.
+miss and a prompt's token are given, not measured. Several ingresses get the requests at random, and tell each other
+nothing: each knows what it has sent, what replicas tell at the end of its own requests, and their reports, which come
+as often as to a real ingress. Prints hit ratios of experts and of prompts, waiting time and time per token by way and
+number of replicas and of ingresses, and what a choice takes. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
 
 from expert_store.routing_log.log import read_routing_log
+from server.cluster.frontend import REPORT_SECONDS, REPORTS_PER_SECOND
 from server.cluster.scoring import Costs, Fleet, ReplicaState
 from server.cluster.signatures import RoutedRequest, Signature, SignatureMemory
 
@@ -34,7 +37,6 @@ CACHE_BLOCKS = 2000  # of a replica's prefix cache
 LANES = 4  # requests that a replica runs at a time
 TOKEN_SECONDS, MISS_SECONDS, PROMPT_SECONDS = 0.02, 0.002, 0.0005  # of a step, a miss, and a token of a prompt
 REQUEST_SECONDS = 0.2  # that a request is taken to add to the next one at its replica
-REPORT_SECONDS = 2.0  # between two reports of all replicas, which several ingresses get
 LOAD = 0.25  # of the lanes, if there were neither misses nor prompts
 
 Step = list[tuple[int, ...]]  # experts by layer
@@ -68,6 +70,8 @@ class _Replica:
     blocks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     hits: int = 0
     misses: int = 0
+    cached_tokens: int = 0  # of prompts
+    prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.layers = [OrderedDict[int, None]() for _ in range(self.num_layers)]
@@ -94,11 +98,12 @@ class _Replica:
         self.running = [job for job in self.running if job.num_done < len(job.steps)]
         return first + TOKEN_SECONDS + misses * MISS_SECONDS, ended
 
-    def state(self) -> ReplicaState:
+    def state(self, *, with_blocks: bool = True) -> ReplicaState:
         resident = np.zeros((self.num_layers, self.num_experts), dtype=np.bool_)
         for number, layer in enumerate(self.layers):
             resident[number, list(layer)] = True
-        return ReplicaState(self.num_requests, frozenset(self.blocks), frozenset(), resident)
+        blocks = frozenset(self.blocks) if with_blocks else frozenset[bytes]()
+        return ReplicaState(self.num_requests, blocks, frozenset(), resident)
 
     @property
     def num_requests(self) -> int:
@@ -114,6 +119,8 @@ class _Replica:
             self.blocks.move_to_end(block)
         while len(self.blocks) > CACHE_BLOCKS:
             self.blocks.popitem(last=False)
+        self.cached_tokens += known * BLOCK_TOKENS
+        self.prompt_tokens += request.num_tokens
         return request.num_tokens - known * BLOCK_TOKENS
 
     def _use(self, layer: OrderedDict[int, None], experts: set[int]) -> int:
@@ -172,7 +179,7 @@ class _Choice:
         self, way: str, replicas: Sequence[_Replica], experts_of_token: int, rng: random.Random, num_ingresses: int
     ):
         self._way, self._replicas, self._rng = way, replicas, rng
-        self._turns = count()
+        self._turns = count(rng.randrange(len(replicas)))
         self.seconds = 0.0
         costs = Costs(PROMPT_SECONDS, 0.0, MISS_SECONDS * experts_of_token, REQUEST_SECONDS, COMPLETION)
         self._fleet = Fleet(costs, BLOCK_TOKENS, rng, num_senders=num_ingresses)
@@ -201,12 +208,12 @@ class _Choice:
         if self._way in {"prefix", "signature", "both"}:
             replica = self._replicas[at]
             self._memory.remember(job.request, _signature(job, replica.num_layers, replica.num_experts))
-            self._fleet.update(str(at), replica.state())
+            self._fleet.refresh(str(at), replica.state(with_blocks=False))
 
-    def take_reports(self) -> None:
+    def take_reports(self, states: Sequence[ReplicaState]) -> None:
         """Take what all replicas tell of themselves."""
-        for at, replica in enumerate(self._replicas):
-            self._fleet.update(str(at), replica.state())
+        for at, state in enumerate(states):
+            self._fleet.update(str(at), state)
 
 
 def simulate(
@@ -226,7 +233,7 @@ def simulate(
     rng = random.Random(seed)  # noqa: S311  no secret
     choices = [_Choice(way, replicas, experts_of_token, rng, num_ingresses) for _ in range(num_ingresses)]
     arrivals = random.Random(seed)  # noqa: S311
-    reported = 0.0
+    reported, report_seconds = 0.0, max(REPORT_SECONDS, num_replicas / REPORTS_PER_SECOND)
     steps: list[tuple[float, int]] = []  # when each busy replica begins its next step
     idle = dict.fromkeys(range(num_replicas), 0.0)  # the others, and when their last step ended
     waiting = decoding = 0.0
@@ -244,10 +251,10 @@ def simulate(
                 heapq.heappush(steps, (end, at))
             else:
                 idle[at] = end
-        if num_ingresses > 1 and now < math.inf and now - reported >= REPORT_SECONDS:
-            reported = now
+        if way in {"prefix", "signature", "both"} and now < math.inf and now - reported >= report_seconds:
+            reported, states = now, [replica.state() for replica in replicas]
             for choice in choices:
-                choice.take_reports()
+                choice.take_reports(states)
         if job is not None:
             job.ingress = arrivals.randrange(num_ingresses)
             chosen = choices[job.ingress].choose(job.request)
@@ -257,6 +264,9 @@ def simulate(
     hits, misses = sum(each.hits for each in replicas), sum(each.misses for each in replicas)
     return {
         "hit_ratio": round(hits / (hits + misses), 4),
+        "cached_prompt": round(
+            sum(each.cached_tokens for each in replicas) / sum(each.prompt_tokens for each in replicas), 4
+        ),
         "first_token_ms": round(1000 * waiting / len(jobs), 1),
         "token_ms": round(1000 * decoding / len(jobs) / COMPLETION, 2),
         "choice_us": round(1e6 * sum(choice.seconds for choice in choices) / len(jobs), 1),
@@ -271,26 +281,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", default="2,10,100", help="numbers of replicas")
     parser.add_argument("--share", type=float, default=0.5, help="of the experts that a replica keeps")
-    parser.add_argument("--jobs", type=int, default=100, help="requests for each replica, at most 20,000 in all")
+    parser.add_argument("--jobs", type=int, default=100, help="requests for each replica")
+    parser.add_argument("--max-jobs", type=int, default=20_000, help="requests for all replicas together")
+    parser.add_argument("--ways", default=",".join(WAYS), help="ways to compare")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--ingresses", type=int, default=1, help="processes that choose, each for a part of the requests"
-    )
+    parser.add_argument("--ingresses", default="1", help="numbers of processes that choose, each for a part")
     arguments = parser.parse_args()
     domains = _read_domains()
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    print("| replicas | way | hit ratio | first token, ms | token, ms | choice, us |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    ways = arguments.ways.split(",")
+    result: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    print("| replicas | ingresses | way | hit ratio | prompt cached | first token, ms | token, ms | choice, us |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for num_replicas in map(int, arguments.replicas.split(",")):
-        num_jobs = min(20_000, max(500, arguments.jobs * num_replicas))
+        num_jobs = min(arguments.max_jobs, max(500, arguments.jobs * num_replicas))
         rate = LOAD * num_replicas * LANES / (COMPLETION * TOKEN_SECONDS)
         jobs = _make_jobs(domains, num_jobs, rate, random.Random(arguments.seed))  # noqa: S311  no secret
-        for way in WAYS:
-            row = simulate(
-                way, num_replicas, jobs, arguments.share, seed=arguments.seed, num_ingresses=arguments.ingresses
-            )
-            print(f"| {num_replicas} | {way} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
-            result.setdefault(str(num_replicas), {})[way] = row
+        for num_ingresses, way in product(map(int, arguments.ingresses.split(",")), ways):
+            row = simulate(way, num_replicas, jobs, arguments.share, seed=arguments.seed, num_ingresses=num_ingresses)
+            figures = " | ".join(map(str, row.values()))
+            print(f"| {num_replicas} | {num_ingresses} | {way} | {figures} |", flush=True)
+            result.setdefault(str(num_replicas), {}).setdefault(str(num_ingresses), {})[way] = row
     print(json.dumps(result))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
     from server.cluster.wire import (
         Answer,
+        Batch,
         Holdings,
         ModelFacts,
         Outcome,
         ReplicaReport,
         ServedWeights,
+        SharedCall,
         Submission,
         WeightChange,
     )
@@ -58,12 +61,14 @@ class EngineReplica:
         await self._take_over()
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Answer, None]:
-        answers = self._replica.generate(submission)
-        try:
+        async with aclosing(self._replica.generate(submission)) as answers:
             async for answer in answers:
                 yield answer
-        finally:
-            await answers.aclose()
+
+    async def share(self, call: SharedCall) -> AsyncGenerator[list[Batch], None]:
+        async with aclosing(self._replica.share(call)) as items:
+            async for batches in items:
+                yield batches
 
     async def facts(self) -> ModelFacts:
         return self._replica.facts()

@@ -28,8 +28,9 @@ from server.cluster.administration import (
 from server.cluster.changed_files import ChangedFiles
 from server.cluster.measured_costs import mean_costs
 from server.cluster.remote_directory import RemoteDirectory, served_by_all
-from server.cluster.remote_engine import RemoteEngine, Submitter
+from server.cluster.remote_engine import RemoteEngine
 from server.cluster.shared_fleet import SharedFleet
+from server.cluster.submitter import Submitter
 from server.cluster.wire import ModelFacts, ReplicaReport, ServedWeights
 from server.engine.interface import ExpertHealth, RequestMemory
 from server.engine.text.codec import Codec

@@ -19,7 +19,7 @@ def merged(values: Sequence[Any], name: str = "") -> Any:
     """Merge the values that replicas gave under one name.
 
     Numbers are summed, averaged or taken as they are, by name. Objects are merged by their names, lists of objects item
-    by item if all have as many. Of anything else the first value counts.
+    by item if all have as many. Of anything else the first value counts, and of the tier "disk", which is the model's.
     """
     known = [value for value in values if value is not None]
     first = known[0] if known else None
@@ -27,6 +27,8 @@ def merged(values: Sequence[Any], name: str = "") -> Any:
         return min(known, key=TIERS.index)
     if isinstance(first, int | float):
         return any(known) if isinstance(first, bool) else _number(known, name)
+    if name == "disk" and isinstance(first, dict):
+        return first  # the files of the model, which all replicas read
     if isinstance(first, dict):
         names = dict.fromkeys(each for value in known for each in value)
         return {each: merged([value.get(each) for value in known], each) for each in names}

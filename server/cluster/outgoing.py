@@ -45,7 +45,7 @@ class Pace:
         self._sent_at: float | None = None
 
     def seconds(self, num_tokens: int, num_streams: int) -> float:
-        """Return for how long to wait after an item.
+        """Return for how long to wait after an item: until the same time for all streams, as they share items.
 
         Args:
             num_tokens: in the item.
@@ -53,11 +53,12 @@ class Pace:
         """
         now, before = self._clock(), self._sent_at
         self._sent_at = now
-        if before is None:
-            return ITEM_SECONDS  # as nothing is known yet
-        if now - before > FAST_SECONDS * num_tokens:
+        if before is not None and now - before > FAST_SECONDS * num_tokens:
             return 0.0
-        return min(MAX_ITEM_SECONDS, max(ITEM_SECONDS, num_streams / ITEMS_PER_SECOND))
+        interval = ITEM_SECONDS  # as long as nothing is known
+        if before is not None:
+            interval = min(MAX_ITEM_SECONDS, max(ITEM_SECONDS, num_streams / ITEMS_PER_SECOND))
+        return interval - now % interval
 
 
 def without_experts(event: TokenEvent) -> TokenEvent:

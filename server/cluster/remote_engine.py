@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, fields
-from typing import Protocol
 
 from server.cluster.held_prefixes import routed_request
 from server.cluster.outgoing import moved
+from server.cluster.shared_calls import Arrivals, SharedCalls
 from server.cluster.shared_fleet import SharedFleet
-from server.cluster.wire import Answer, ModelFacts, StreamEnd, Submission
+from server.cluster.submitter import ReplicaLostError, Submitter
+from server.cluster.wire import ModelFacts, StreamEnd, Submission
 from server.engine.interface import (
     EngineError,
     EngineUnavailableError,
@@ -31,22 +31,6 @@ TOLD_TIMES = tuple({each.name for each in fields(Timeline)} - {"submitted_at", "
 STOPPING = "the server is shutting down"
 LOST = "the replica that answered this request is gone: send the request again"
 NONE_TOOK = f"no replica took the request within {ROUTING_SECONDS:g} seconds: try again later"
-
-
-class ReplicaLostError(Exception):
-    """The replica that got a request has died, or can't be reached."""
-
-
-class Submitter(Protocol):
-    """The way to the replicas."""
-
-    def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
-        """Send a request to a replica, and yield its items. Closing the generator cancels the request.
-
-        Raises:
-            ReplicaLostError: the replica has died.
-            EngineError: too many requests wait for a replica.
-        """
 
 
 @dataclass(eq=False)
@@ -88,6 +72,11 @@ class RemoteStream(TokenStream):
             self._taken.set()
         self.receive(error)
 
+    def lose(self) -> None:
+        """End the stream, some of whose events are lost."""
+        self.fail(EngineUnavailableError(LOST))
+        self.cancel()
+
     def receive(self, item: TokenEvent | EngineError) -> None:
         if isinstance(item, TokenEvent):
             self.num_generated = item.num_generated
@@ -104,6 +93,7 @@ class RemoteEngine:
 
     def __init__(self, facts: ModelFacts, sender: str, submitter: Submitter, fleet: SharedFleet):
         self._facts, self._sender, self._submitter, self._fleet = facts, sender, submitter, fleet
+        self._calls = SharedCalls(sender, submitter)
         self._streams: dict[RemoteStream, asyncio.Task[None]] = {}
         self._is_halted = False
 
@@ -136,8 +126,7 @@ class RemoteEngine:
         if self._is_halted:
             raise EngineUnavailableError(STOPPING)
         stream = RemoteStream(request, asyncio.get_running_loop(), Timeline(time.monotonic()))
-        submission = Submission(self._sender, request, routed_request(request, self._facts.block_size))
-        task = self._streams[stream] = asyncio.create_task(self._pump(stream, submission))
+        task = self._streams[stream] = asyncio.create_task(self._pump(stream))
         stream.run(task)
         task.add_done_callback(lambda _: self._streams.pop(stream, None))
         return stream
@@ -151,15 +140,19 @@ class RemoteEngine:
         for stream in list(self._streams):
             stream.fail(EngineUnavailableError(STOPPING))
             stream.cancel()
+        self._calls.close()
 
-    async def _pump(self, stream: RemoteStream, submission: Submission) -> None:
+    async def _pump(self, stream: RemoteStream) -> None:
         """Carry the events of a request to its stream. A request of which nothing was received is sent again."""
+        request = stream.request
+        routed = routed_request(request, self._facts.block_size)
         for attempt in range(MAX_ATTEMPTS):
             try:
-                await self._carry(stream, submission)
+                with self._calls.arrivals(stream.receive, stream.lose) as arrivals:
+                    await self._carry(stream, Submission(self._sender, request, routed, arrivals.number), arrivals)
             except ReplicaLostError:
                 if stream.num_generated or attempt + 1 == MAX_ATTEMPTS:
-                    stream.fail(EngineUnavailableError(LOST))
+                    stream.lose()
                     return
             except TimeoutError:
                 stream.fail(QueueFullError(NONE_TOOK))
@@ -170,7 +163,7 @@ class RemoteEngine:
             else:
                 return
 
-    async def _carry(self, stream: RemoteStream, submission: Submission) -> None:
+    async def _carry(self, stream: RemoteStream, submission: Submission, arrivals: Arrivals) -> None:
         answers, replica = self._submitter.stream(submission), None
         try:
             async with asyncio.timeout(ROUTING_SECONDS):
@@ -181,12 +174,16 @@ class RemoteEngine:
             if first.error is not None:
                 raise first.error
             stream.take()
+            arrivals.replica = replica
+            self._calls.open(replica)
             async for answer in answers:
+                await arrivals.reach(answer.start)
                 if answer.end is not None:
                     self._note_end(stream, submission, answer.replica, answer.end)
                     replica = None
-                for event in answer.events:
-                    stream.receive(event)
+                else:
+                    self._calls.open(answer.replica)
+                arrivals.add(answer.start, answer.events)
                 if answer.error is not None:
                     raise answer.error
                 if answer.end is not None:

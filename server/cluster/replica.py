@@ -6,23 +6,27 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from server.cluster.held_prefixes import HeldPrefixes
 from server.cluster.measured_costs import Work, measured_costs
+from server.cluster.outbox import Outboxes
 from server.cluster.outgoing import ExpertCounts, Pace, since_submission, without_experts
 from server.cluster.routing_statistics import statistics_of
 from server.cluster.scoring import ReplicaState
 from server.cluster.weight_changes import WeightChanges
 from server.cluster.wire import (
     Answer,
+    Batch,
     Holdings,
     ModelFacts,
     Outcome,
     ReplicaReport,
     ServedWeights,
+    SharedCall,
     StreamEnd,
     Submission,
     WeightChange,
@@ -68,6 +72,7 @@ class Replica:
         self._prefixes = HeldPrefixes(loaded.num_kv_blocks)
         self._senders: dict[str, float] = {}  # when each was heard of last
         self._streams: dict[TokenStream, str] = {}  # open streams, and their senders
+        self._outboxes = Outboxes()
         self._prepared: set[object] = set()  # forbidden experts of policies
         self._watch: asyncio.Task[None] | None = None
         self._numbers = count(1)  # of the states that are told
@@ -107,24 +112,38 @@ class Replica:
         self._streams[stream] = submission.sender
         try:
             yield Answer(self.name)
-            is_done, pace = False, Pace()
-            while not is_done:
+            pace, start = Pace(), 0
+            while True:
                 try:
                     arrived = [event for _, event in await queue.take()]
                 except EngineError as error:
-                    yield Answer(self.name, error=error, end=self._end(stream.timeline, collected))
+                    yield Answer(self.name, start=start, error=error, end=self._end(stream.timeline, collected))
                     return
                 collected.note(arrived)
                 is_done = any(event.finish_reason is not None for event in arrived)
                 if is_done:
                     self._prefixes.note(submission.routed.blocks)
                 events = arrived if submission.request.returns_experts else [without_experts(each) for each in arrived]
-                yield Answer(self.name, events, end=self._end(stream.timeline, collected) if is_done else None)
-                if not is_done:
-                    await queue.gather(pace.seconds(len(arrived), len(self._streams)))
+                if is_done:
+                    yield Answer(self.name, events, start, end=self._end(stream.timeline, collected))
+                    return
+                if not self._outboxes.put(submission.sender, Batch(submission.number, start, events)):
+                    yield Answer(self.name, events, start)
+                start += len(events)
+                await queue.gather(pace.seconds(len(arrived), len(self._streams)))
         finally:
             stream.cancel()
             del self._streams[stream], grammar
+
+    async def share(self, call: SharedCall) -> AsyncGenerator[list[Batch], None]:
+        """Send the events of all open requests of an ingress together, but for those with the end of a request.
+
+        The first item is empty. Ends when no more events come, and at once if the call is for another replica.
+        """
+        if call.replica == self.name:
+            async with aclosing(self._outboxes.take(call.sender)) as items:
+                async for batches in items:
+                    yield batches
 
     async def call(self, part: str, method: str, *arguments: Any) -> Outcome:
         """Call a method of a part of the engine's interface for administrators, in a thread.

@@ -11,6 +11,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from server.cluster.routing_statistics import state_of
 from server.cluster.shared_fleet import SharedFleet, shared_fleet
 from server.cluster.signatures import RoutedRequest
+from server.cluster.wire import SharedCall
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class HoldingsRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # full replicas would cause a hot loop
         try:
-            return self._ranked(candidate_replicas, routed_of(pending_request.args))
+            named = _named(candidate_replicas, pending_request.args)
+            return [named] if named else self._ranked(candidate_replicas, routed_of(pending_request.args))
         except Exception:  # Serve would only log it, and the request would wait for ever
             log.exception("no choice of a replica; the request takes any")
             return [candidate_replicas]
@@ -70,6 +72,12 @@ class HoldingsRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         by_name = {replica.replica_id.unique_id: replica for replica in replicas}
         ranks = [[by_name.pop(name)] for name in self._fleet.order(request) if name in by_name]
         return [*ranks, list(by_name.values())] if by_name else ranks
+
+
+def _named(replicas: Sequence[RunningReplica], arguments: Sequence[Any]) -> list[RunningReplica]:
+    """Return the replica that a call is for, if it is for a certain one and that one runs."""
+    name = arguments[0].replica if arguments and isinstance(arguments[0], SharedCall) else None
+    return [replica for replica in replicas if replica.replica_id.unique_id == name]
 
 
 def routed_of(arguments: Sequence[Any]) -> RoutedRequest | None:

@@ -34,11 +34,21 @@ class Submission:
     Args:
         sender: the ingress that it comes from. A replica that does not hear of an ingress ends its requests.
         routed: what the router chooses a replica by.
+        number: of the submission among all of its sender.
     """
 
     sender: str
     request: GenerationRequest
     routed: RoutedRequest
+    number: int
+
+
+@dataclass(frozen=True)
+class SharedCall:
+    """A call for the events of all requests of one ingress at one replica, together on one stream."""
+
+    sender: str
+    replica: str
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,36 @@ class Answer:
 
     Args:
         replica: the replica that answers.
+        start: events of the request before these.
         error: the error that ended the request.
         end: in the last item.
     """
 
     replica: str
     events: Sequence[TokenEvent] = ()
+    start: int = 0
     error: EngineError | None = None
     end: StreamEnd | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Answer], tuple[Any, ...]]:
-        return _answer, (self.replica, [_packed(event) for event in self.events], self.error, self.end)
+        return _answer, (self.replica, [_packed(event) for event in self.events], self.start, self.error, self.end)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Events of a request on a stream that it shares with others.
+
+    Args:
+        number: of the request's submission.
+        start: events of the request before these.
+    """
+
+    number: int
+    start: int
+    events: Sequence[TokenEvent]
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
+        return _batch, (self.number, self.start, [_packed(event) for event in self.events])
 
 
 _OTHERS = attrgetter(
@@ -91,8 +120,14 @@ def _unpacked(packed: Any) -> TokenEvent:
     return TokenEvent(packed[0], packed[1], token_id=packed[2]) if isinstance(packed, tuple) else packed
 
 
-def _answer(replica: str, events: Sequence[Any], error: EngineError | None, end: StreamEnd | None) -> Answer:
-    return Answer(replica, [_unpacked(event) for event in events], error, end)
+def _answer(
+    replica: str, events: Sequence[Any], start: int, error: EngineError | None, end: StreamEnd | None
+) -> Answer:
+    return Answer(replica, [_unpacked(event) for event in events], start, error, end)
+
+
+def _batch(number: int, start: int, events: Sequence[Any]) -> Batch:
+    return Batch(number, start, [_unpacked(event) for event in events])
 
 
 @dataclass(frozen=True)

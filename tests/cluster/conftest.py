@@ -14,10 +14,9 @@ import pytest
 
 from server.cluster.local_node import local_node, set_variables
 from server.loading.bundled_weights import ADAPTERS
-from tests.server.cluster.ray_cluster import wait_until
+from tests.server.cluster.ray_cluster import ENGINE, metric, wait_until
 
 OPTIONS = {"memory": "700MiB", "cpus": 1, "drain_seconds": 20}
-ENGINE, INGRESS = "ray::ServeReplica:greenroom:engine", "ray::ServeReplica:greenroom:ingress"
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
@@ -46,20 +45,18 @@ class Cluster:
 
     def replicas(self) -> set[str]:
         """Return the names of the replicas that the ingress hears of."""
-        return {
-            line.split('"')[1] for line in self._lines() if line.startswith("greenroom_replica_kv_cache_usage_perc{")
-        }
+        return {labels.split('"')[1] for labels in self.metric("kv_cache_usage_perc")}
+
+    def metric(self, name: str) -> dict[str, float]:
+        """Return a metric of each replica, by its labels."""
+        return metric(self.url, name)
 
     def total(self, name: str) -> float:
-        lines = [line for line in self._lines() if line.startswith(f"greenroom_{name}")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+        return sum(self.metric(name).values())
 
-    def processes(self, title: str) -> list[psutil.Process]:
+    def processes(self, title: str = ENGINE) -> list[psutil.Process]:
         children = psutil.Process(os.getpid()).children(recursive=True)
         return [each for each in children if each.is_running() and " ".join(each.cmdline()).startswith(title)]
-
-    def _lines(self) -> list[str]:
-        return httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
-from tests.cluster.conftest import INGRESS, Cluster
-from tests.server.cluster.ray_cluster import wait_until
+from tests.cluster.conftest import Cluster
+from tests.server.cluster.ray_cluster import INGRESS, wait_until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -21,6 +23,7 @@ pytestmark = [
 ]
 
 STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "ignore_eos": True}
+PINNED = [[0, 1], [2, 3]]
 
 
 def test_of_sixty_four_streams_a_fifth_leaves_and_the_others_are_complete(cluster: Cluster) -> None:
@@ -74,6 +77,52 @@ def test_the_only_replica_hands_over_to_a_new_one_with_what_was_loaded(cluster: 
         http.post("/v1/load_lora_adapter", json={"lora_name": "late", "lora_path": "recipes"}).raise_for_status()
         assert set(update(cluster, replicas=1, surge_percent=100)) == {200}
         assert http.get("/v1/models/late").is_success
+
+
+@contextmanager
+def queue(cluster: Cluster, length: int) -> Iterator[None]:
+    """Keep requests waiting."""
+    is_over = threading.Event()
+
+    def ask() -> None:
+        with cluster.http() as http:
+            while not is_over.is_set():
+                http.post("/v1/completions", json={**STORY, "max_tokens": 200}).raise_for_status()
+
+    with ThreadPoolExecutor(length) as pool:
+        asking = [pool.submit(ask) for _ in range(length)]
+        try:
+            yield
+        finally:
+            is_over.set()
+        for each in asking:
+            each.result()
+
+
+def test_a_queue_makes_a_third_replica_that_has_what_others_hold_and_idle_time_stops_one(cluster: Cluster) -> None:
+    scaling = {"replicas": 2, "max_replicas": 3, "scale_up_seconds": 1, "scale_down_seconds": 1}
+    cluster.deploy(**scaling, settings={"max_running_requests": 2})
+    with cluster.http() as http:
+        http.post("/v1/experts/pin", json={"experts": PINNED}).raise_for_status()
+        http.post("/v1/load_lora_adapter", json={"lora_name": "cakes", "lora_path": "recipes"}).raise_for_status()
+    with queue(cluster, 20):
+        wait_until(lambda: len(cluster.replicas()) == 3, 60)
+        pinned = cluster.metric("expert_pinned")
+        with cluster.http() as http:
+            assert http.get("/v1/models/cakes").is_success
+    assert [number for labels, number in pinned.items() if 'tier="host"' in labels] == [len(PINNED)] * 3
+    wait_until(lambda: len(cluster.replicas()) == 2, 60)
+
+
+def test_replicas_that_died_are_replaced(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2)
+    before = cluster.replicas()
+    for process in cluster.processes():
+        process.kill()
+    wait_until(lambda: len(cluster.replicas() - before) == 2, 60)
+    with cluster.http() as http:
+        reply = http.post("/v1/completions", json={**STORY, "max_tokens": 4}).json()
+    assert reply["usage"]["completion_tokens"] == 4
 
 
 def test_the_requests_of_an_ingress_that_died_end(cluster: Cluster) -> None:

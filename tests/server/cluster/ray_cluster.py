@@ -53,12 +53,17 @@ class Cluster:
 
     def metric(self, name: str) -> dict[str, float]:
         """Return a metric of each replica, by its labels."""
-        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
-        samples = (line.rpartition(" ") for line in lines if line.startswith(f"greenroom_replica_{name}{{"))
-        return {labels: float(value) for labels, _, value in samples}
+        return metric(self.url, name)
 
     def total(self, name: str) -> float:
         return sum(self.metric(name).values())
+
+
+def metric(url: str, name: str) -> dict[str, float]:
+    """Return a metric of each replica, by its labels, as an ingress tells it."""
+    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    samples = (line.rpartition(" ") for line in lines if line.startswith(f"greenroom_replica_{name}{{"))
+    return {labels: float(value) for labels, _, value in samples}
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from server.cluster.frontend import Frontend
 from server.cluster.replica import Replica
 from server.cluster.shared_fleet import SharedFleet
 from server.cluster.signatures import RoutedRequest
-from server.cluster.wire import Answer, Outcome, Submission, WeightChange, outcome_of
+from server.cluster.wire import Answer, Batch, Outcome, SharedCall, Submission, WeightChange, outcome_of
 from server.engine.interface import (
     AccessPolicy,
     EngineUnavailableError,
@@ -44,6 +45,7 @@ class Direct:
     def __init__(self, replicas: list[Replica], loop: asyncio.AbstractEventLoop):
         self._replicas, self._loop = replicas, loop
         self.num_sent = 0
+        self.num_shared = 0  # events
 
     async def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
         self.num_sent += 1
@@ -53,6 +55,16 @@ class Direct:
                 yield answer
         finally:
             await answers.aclose()
+
+    async def share(self, call: SharedCall) -> AsyncGenerator[list[Batch], None]:
+        [replica] = [each for each in self._replicas if each.name == call.replica]
+        items = replica.share(call)
+        try:
+            async for batches in items:
+                self.num_shared += sum(len(batch.events) for batch in batches)
+                yield batches
+        finally:
+            await items.aclose()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         return await _called(self._replicas[0], method, *arguments)
@@ -79,6 +91,7 @@ class Running:
     replicas: list[Replica]
     runner: asyncio.Runner
     frontend: Frontend | None = None
+    ways: Direct | None = None
 
     def ask(self, work: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
         """Let a client of the ingress work."""
@@ -103,7 +116,7 @@ def running() -> Iterator[Running]:
         found = Running(settings, replicas, runner)
 
         async def connect() -> Frontend:
-            ways = Direct(replicas, asyncio.get_running_loop())
+            found.ways = ways = Direct(replicas, asyncio.get_running_loop())
             frontend = Frontend(
                 load_settings({"adapters_dir": str(ADAPTERS)}, {}, None), "127.0.0.1", ways, SharedFleet()
             )
@@ -120,6 +133,68 @@ def test_both_replicas_give_the_same_text(running: Running) -> None:
     choices = [running.post("/v1/completions", STORY).json()["choices"] for _ in range(2)]
     assert choices[0] == choices[1]
     assert choices[0][0]["text"]
+
+
+def test_texts_of_requests_whose_events_come_together_are_those_of_requests_alone(running: Running) -> None:
+    assert running.ways is not None
+    asked = [{**STORY, "prompt": f"Story {number}:", "max_tokens": 80, "ignore_eos": True} for number in range(8)]
+
+    async def ask_all(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return await asyncio.gather(*(client.post("/v1/completions", json=each) for each in asked))
+
+    alone = [running.post("/v1/completions", each).json() for each in asked]
+    before = running.ways.num_shared
+    together = [reply.json() for reply in running.ask(ask_all)]
+    assert running.ways.num_shared > before
+    assert [each["choices"] for each in together] == [each["choices"] for each in alone]
+    assert [each["usage"]["completion_tokens"] for each in together] == [80] * 8
+
+
+def test_a_client_that_leaves_takes_no_event_of_others(running: Running) -> None:
+    asked = [{**STORY, "prompt": f"Story {number}:", "max_tokens": 80, "ignore_eos": True} for number in range(8)]
+    alone = [running.post("/v1/completions", each).json()["choices"][0]["text"] for each in asked]
+
+    async def read(client: httpx.AsyncClient, number: int) -> str:
+        reading = asyncio.create_task(client.post("/v1/completions", json={**asked[number], "stream": True}))
+        if number % 4 == 0:
+            await asyncio.sleep(0.05)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            return ""
+        events = [line for line in (await reading).text.splitlines() if line.startswith("data: {")]
+        return "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in events)
+
+    async def read_all(client: httpx.AsyncClient) -> list[str]:
+        return await asyncio.gather(*(read(client, number) for number in range(8)))
+
+    texts = running.ask(read_all)
+    assert texts == ["" if number % 4 == 0 else text for number, text in enumerate(alone)]
+    assert [replica.statistics()["num_requests"] for replica in running.replicas] == [0, 0]
+
+
+def test_a_second_call_of_an_ingress_takes_the_events_that_the_first_one_did(running: Running) -> None:
+    replica, call = running.replicas[0], SharedCall("me", "a")
+
+    async def read() -> list[Batch]:
+        first, second = replica.share(call), replica.share(call)
+        await anext(first)
+        await anext(second)
+        assert [batches async for batches in first] == []
+        request = GenerationRequest("r-4", (5, 6, 7), SamplingParams(4, ignore_eos=True))
+        async for _ in replica.generate(Submission("me", request, RoutedRequest(3), 7)):
+            pass
+        batches = await anext(second)
+        await second.aclose()
+        return batches
+
+    assert {batch.number for batch in running.runner.run(read())} == {7}
+
+
+def test_a_call_for_another_replica_gets_nothing(running: Running) -> None:
+    async def read() -> list[object]:
+        return [batches async for batches in running.replicas[0].share(SharedCall("me", "b"))]
+
+    assert running.runner.run(read()) == []
 
 
 def test_a_refusal_of_the_replica_is_the_status_of_a_stream(running: Running) -> None:
@@ -237,7 +312,7 @@ def test_streams_of_an_ingress_that_is_gone_end(running: Running, monkeypatch: p
             replica._watch.cancel()
             await asyncio.gather(replica._watch, return_exceptions=True)
         request = GenerationRequest("r-1", (5, 6, 7), SamplingParams(2000, ignore_eos=True))
-        answers = replica.generate(Submission("gone", request, RoutedRequest(3)))
+        answers = replica.generate(Submission("gone", request, RoutedRequest(3), 1))
         async for answer in answers:
             last = answer
         return last
@@ -249,7 +324,7 @@ def test_streams_of_an_ingress_that_is_gone_end(running: Running, monkeypatch: p
 def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running) -> None:
     async def read() -> Answer:
         request = GenerationRequest("r-2", (5, 6, 7), SamplingParams(4, ignore_eos=True))
-        answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3, [b"1"])))
+        answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3, [b"1"]), 1))
         found = [answer async for answer in answers]
         assert all(event.experts is None for answer in found for event in answer.events)
         return found[-1]
@@ -268,7 +343,7 @@ def test_a_replica_with_all_experts_tells_no_signature(running: Running, monkeyp
 
     async def read() -> Answer:
         request = GenerationRequest("r-3", (5, 6, 7), SamplingParams(4, ignore_eos=True))
-        return [answer async for answer in replica.generate(Submission("me", request, RoutedRequest(3)))][-1]
+        return [answer async for answer in replica.generate(Submission("me", request, RoutedRequest(3), 1))][-1]
 
     end = running.runner.run(read()).end
     assert end is not None

@@ -20,6 +20,11 @@ def test_an_expert_is_where_the_fastest_replica_has_it() -> None:
     assert merged([{"residency": "disk"}, {"residency": "host"}]) == {"residency": "host"}
 
 
+def test_tiers_of_memory_are_added_up_and_the_disk_is_the_models() -> None:
+    tiers = {"host": {"num_experts": 8}, "disk": {"num_experts": 64, "total_bytes": 640}}
+    assert merged([tiers, tiers]) == {**tiers, "host": {"num_experts": 16}}
+
+
 def test_lists_are_merged_item_by_item_if_all_have_as_many() -> None:
     assert merged([[1, 2], [3, 4]]) == [4, 6]
     assert merged([[1, 2], [3]]) == [1, 2]

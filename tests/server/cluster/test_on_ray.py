@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import anthropic
 import httpx
@@ -30,7 +28,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
 NUM_TOKENS = 24
 STORY = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "ignore_eos": True}
-PINNED = [[0, 1], [2, 3]]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
         "max_running_requests": 2,
     }
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # milliseconds
-    scaling = {"replicas": 2, "max_replicas": 3, "scale_up_seconds": 1, "scale_down_seconds": 1}
-    with running(tmp_path_factory.mktemp("cluster"), environment, settings=settings, **scaling) as started:
+    with running(tmp_path_factory.mktemp("cluster"), environment, settings=settings, replicas=2) as started:
         yield started
 
 
@@ -188,40 +184,6 @@ def test_experts_of_all_replicas_are_shown_as_one_model(cluster: Cluster) -> Non
     assert {expert["residency"] for layer in view["layers"] for expert in layer["experts"]} <= {"host", "disk"}
 
 
-@contextmanager
-def queue(cluster: Cluster, length: int) -> Iterator[None]:
-    """Keep requests waiting."""
-    asked = {**STORY, "max_tokens": 200}
-    is_over = threading.Event()
-
-    def ask() -> None:
-        with cluster.http() as http:
-            while not is_over.is_set():
-                http.post("/v1/completions", json=asked).raise_for_status()
-
-    with ThreadPoolExecutor(length) as pool:
-        asking = [pool.submit(ask) for _ in range(length)]
-        try:
-            yield
-        finally:
-            is_over.set()
-        for each in asking:
-            each.result()
-
-
-def test_a_queue_makes_a_third_replica_that_has_what_others_hold_and_idle_time_stops_one(cluster: Cluster) -> None:
-    with cluster.http() as http:
-        http.post("/v1/experts/pin", json={"experts": PINNED}).raise_for_status()
-        http.post("/v1/load_lora_adapter", json={"lora_name": "cakes", "lora_path": "recipes"}).raise_for_status()
-    with queue(cluster, 20):
-        wait_until(lambda: len(cluster.metric("num_requests_running")) == 3, 60)
-        pinned = cluster.metric("expert_pinned")
-        with cluster.http() as http:
-            assert http.get("/v1/models/cakes").is_success
-    assert [number for labels, number in pinned.items() if 'tier="host"' in labels] == [len(PINNED)] * 3
-    wait_until(lambda: len(cluster.metric("num_requests_running")) == 2, 60)
-
-
 def test_a_replica_that_dies_in_a_stream_ends_it_with_an_error_that_says_to_retry(cluster: Cluster) -> None:
     asked = {**STORY, "max_tokens": 2000, "stream": True}
     with cluster.http() as http, http.stream("POST", "/v1/completions", json=asked) as reply:
@@ -232,10 +194,3 @@ def test_a_replica_that_dies_in_a_stream_ends_it_with_an_error_that_says_to_retr
         *_, last, done = [line for line in lines if line.startswith("data: ")]
     assert done == "data: [DONE]"
     assert "send the request again" in json.loads(last.removeprefix("data: "))["error"]["message"]
-
-
-def test_replicas_that_died_are_replaced(cluster: Cluster) -> None:
-    wait_until(lambda: len(cluster.metric("num_requests_running")) == 2, 60)
-    with cluster.http() as http:
-        reply = http.post("/v1/completions", json={**STORY, "max_tokens": 4}).json()
-    assert reply["usage"]["completion_tokens"] == 4

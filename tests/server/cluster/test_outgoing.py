@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 import pytest
 from ray import cloudpickle
 
-from server.cluster.outgoing import ITEM_SECONDS, MAX_ITEM_SECONDS, ExpertCounts, Pace, moved, since_submission
+from server.cluster.outgoing import ExpertCounts, Pace, moved, since_submission
 from server.cluster.wire import Answer
 from server.engine.interface import FinishReason, Stall, Timeline, TokenEvent, TokenLogprobs
 
 
-@pytest.fixture
-def pace() -> Pace:
-    """The pace of a stream that sends an item each 0.1 s."""
-    times = count()
-    return Pace(lambda: 0.1 * next(times))
+def paced(num_tokens: int, num_streams: int, now: float = 0.105) -> float:
+    """Return when the next item of a stream goes that sends its second one now, 0.105 s after its first."""
+    times = iter([now - 0.105, now])
+    pace = Pace(lambda: next(times))
+    pace.seconds(1, num_streams)
+    return now + pace.seconds(num_tokens, num_streams)
 
 
-def test_tokens_that_take_long_go_one_by_one(pace: Pace) -> None:
-    pace.seconds(1, 8)
-    assert pace.seconds(1, 8) == 0
+def test_tokens_that_take_long_go_one_by_one() -> None:
+    assert paced(1, 8) == 0.105
 
 
-def test_fast_tokens_of_one_stream_come_together_for_a_short_time(pace: Pace) -> None:
-    pace.seconds(1, 1)
-    assert pace.seconds(20, 1) == ITEM_SECONDS
+def test_fast_tokens_of_one_stream_come_together_for_a_short_time() -> None:
+    assert paced(20, 1) == pytest.approx(0.12)
 
 
-def test_fast_tokens_of_many_streams_come_together_for_longer_up_to_a_limit(pace: Pace) -> None:
-    pace.seconds(1, 4)
-    assert ITEM_SECONDS < pace.seconds(20, 4) < MAX_ITEM_SECONDS
-    assert pace.seconds(20, 1000) == MAX_ITEM_SECONDS
+def test_fast_tokens_of_many_streams_come_together_for_longer_up_to_a_limit() -> None:
+    assert paced(20, 4, 0.165) == pytest.approx(0.2)
+    assert paced(20, 1000, 0.165) == pytest.approx(0.2)
+
+
+def test_items_of_streams_that_began_at_different_times_go_at_the_same_time() -> None:
+    assert paced(20, 8, 0.165) == pytest.approx(paced(20, 8, 0.235))
 
 
 def test_the_signature_counts_the_experts_of_all_items() -> None:

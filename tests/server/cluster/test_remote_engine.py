@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import pytest
 
 from server.cluster import remote_engine
-from server.cluster.remote_engine import RemoteEngine, ReplicaLostError
+from server.cluster.remote_engine import RemoteEngine
 from server.cluster.scoring import ReplicaState
 from server.cluster.shared_fleet import SharedFleet
-from server.cluster.wire import Answer, ModelFacts, StreamEnd, Submission
+from server.cluster.submitter import ReplicaLostError
+from server.cluster.wire import Answer, Batch, ModelFacts, SharedCall, StreamEnd, Submission
 from server.engine.interface import (
     EngineError,
     EngineUnavailableError,
@@ -43,7 +44,7 @@ FACTS = ModelFacts(
 REQUEST = GenerationRequest("r-0", (1, 2, 3), SamplingParams(4))
 TAKEN = Answer("a")
 FIRST = Answer("a", [TokenEvent("x", 1)])
-LAST = Answer("a", [TokenEvent("y", 2, FinishReason.LENGTH)], end=StreamEnd(Timeline(0.0, 0.5, 1.0), ReplicaState()))
+LAST = Answer("a", [TokenEvent("y", 2, FinishReason.LENGTH)], 1, end=StreamEnd(Timeline(0.0, 0.5, 1.0), ReplicaState()))
 
 Step = Answer | Exception
 
@@ -67,6 +68,9 @@ class Scripted:
             await asyncio.sleep(3600)
         finally:
             self.num_closed += 1
+
+    def share(self, call: SharedCall) -> AsyncGenerator[Sequence[Batch], None]:
+        raise NotImplementedError
 
 
 def texts(*scripts: Sequence[Step]) -> tuple[list[str], EngineError | None, Scripted]:

@@ -67,6 +67,13 @@ def test_calls_of_administrators_go_to_any_replica(module: Any) -> None:
     assert choose(make(module), pending("call", "experts", "overview")) == [[A, B]]
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("b", [[B]]), ("gone", [[A, B]])])
+def test_a_call_for_one_replica_goes_there_while_it_runs(module: Any, name: str, ranks: list[list[Any]]) -> None:
+    from server.cluster.wire import SharedCall  # noqa: PLC0415
+
+    assert choose(make(module), pending(SharedCall("me", name))) == ranks
+
+
 def test_a_failed_choice_is_any_replica(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     router = make(module)
     monkeypatch.setattr(router._fleet, "order", lambda _: 1 / 0)
