@@ -201,6 +201,7 @@ class ExpertCatalog:
         catalog = copy.copy(self)
         catalog.variants = variants
         catalog.__dict__.pop("places_per_layer", None)
+        catalog.__dict__.pop("_reads", None)
         return catalog
 
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
@@ -229,7 +230,25 @@ class ExpertCatalog:
 
     def read_bytes(self, key: ExpertKey) -> int:
         """Return the number of bytes that are read from disk for an expert."""
-        return sum(extent.nbytes for extent in extents(self.recipe(key)))
+        return self._read(key)[0]
+
+    def is_in_files(self, key: ExpertKey) -> bool:
+        """Return True if all bytes of an expert are in files of this machine."""
+        return self._read(key)[1]
+
+    @cached_property
+    def _reads(self) -> dict[ExpertKey, tuple[int, bool]]:
+        """The results of ``_read`` so far."""
+        return {}
+
+    def _read(self, key: ExpertKey) -> tuple[int, bool]:
+        """Return the bytes that are read for an expert, and whether all are in files of this machine."""
+        known = self._reads.get(key)
+        if known is None:
+            parts = list(extents(self.recipe(key)))
+            is_in_files = all(isinstance(part.source, FileSource) for part in parts)
+            known = self._reads[key] = sum(part.nbytes for part in parts), is_in_files
+        return known
 
     @cached_property
     def num_experts(self) -> int:

@@ -162,7 +162,7 @@ class LayoutPool(LayoutTiers):
         def done(error: Exception | None) -> None:
             self._finish_read(entry, nbytes, error, time.perf_counter() - started, is_far=is_far)
 
-        is_far = is_remote(recipe)
+        is_far = is_remote(self._resources.catalog, key)
         nbytes = self._resources.catalog.read_bytes(key)
         entry.read = ExpertRead(key, recipe, sources, self.host_arena, entry.slot, done, priority)
         self._resources.reader.submit(entry.read)

@@ -18,6 +18,8 @@ from expert_store.policies.fair import FairPolicy, slots_per_layer
 from expert_store.resources import StoreResources
 from expert_store.tier import Tier, max_held
 
+FEW_ENTRIES = 16  # whose addresses are computed sooner one by one than by numpy
+
 
 class LayoutTiers:
     """Slots of one layout in each tier.
@@ -92,8 +94,11 @@ class LayoutTiers:
 
     def unordered_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
         """Return the same addresses, for compute that waits for the entries by ``order``."""
+        first, slot_bytes = self.arena_address, self.layout.slot_bytes
+        if len(entries) < FEW_ENTRIES:
+            return np.array([first + entry.slot * slot_bytes for entry in entries], np.uint64)
         slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
-        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(self.arena_address)
+        return slots * np.uint64(slot_bytes) + np.uint64(first)
 
     def host_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
         """Return the addresses of the slots of entries of the host tier."""

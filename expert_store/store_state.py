@@ -186,7 +186,7 @@ class StoreState:
 
     def count_place(self, key: ExpertKey, phase: Phase) -> bool:
         """Count the look-up of an expert in no tier of memory if it is on no disk either; return whether it is so."""
-        is_far = is_remote(self.catalog.recipe(key))
+        is_far = is_remote(self.catalog, key)
         self.statistics.remote_lookups[phase] += is_far
         return is_far
 

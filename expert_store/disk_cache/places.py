@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from expert_store.catalog import ExpertCatalog, ExpertRecipe, extents
+from expert_store.catalog import ExpertCatalog, extents
 from expert_store.disk_cache.cached_source import CachedSource
+from expert_store.keys import ExpertKey
 from expert_store.sources.base import Source
 from expert_store.sources.file import FileSource
 
 
-def is_remote(recipe: ExpertRecipe) -> bool:
+def is_remote(catalog: ExpertCatalog, key: ExpertKey) -> bool:
     """Return True if reading an expert asks a source that is no disk."""
-    return any(not _is_here(each.source, each.offset, each.offset + each.nbytes) for each in extents(recipe))
+    if catalog.is_in_files(key):
+        return False
+    parts = extents(catalog.recipe(key))
+    return any(not _is_here(each.source, each.offset, each.offset + each.nbytes) for each in parts)
 
 
 def lowest_tiers(catalog: ExpertCatalog) -> list[str]:

@@ -96,6 +96,8 @@ class LfruPolicy:
 
     def _place(self) -> None:
         """Put keys that were used into their buckets, in the order of their last uses."""
+        if not self._used:
+            return
         self._used.sort(key=attrgetter("used_at"))
         for entry in self._used:
             self._take_out(entry)

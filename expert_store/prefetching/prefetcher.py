@@ -17,6 +17,7 @@ PrefetchMode = Literal["auto", "off", "gate", "coactivation"]
 Predictor = Literal["gate", "coactivation"]
 PREDICTORS: tuple[Predictor, ...] = ("gate", "coactivation")
 NUM_RANKS = 8  # parts of a prediction, likeliest first, each with a precision of its own
+ALL_RANKS = (1 << NUM_RANKS) - 1
 MIN_PRECISION = 0.7  # ranks below it are not requested; a read in vain also evicts
 PRECISION_WINDOW = 64  # predictions, about, over which the precision of a rank is averaged
 PRIOR_PREDICTIONS = 4  # correct predictions that a rank begins with
@@ -77,19 +78,26 @@ class _RankPrecision:
     def __init__(self) -> None:
         self._mean = [1.0] * NUM_RANKS
         self._num = [PRIOR_PREDICTIONS] * NUM_RANKS
+        self.asked = self._asked()
 
     def learn(self, experts: Sequence[ExpertKey], chosen: set[ExpertKey]) -> None:
-        for place, expert in enumerate(experts):
-            rank = place * NUM_RANKS // len(experts)
-            self._num[rank] = min(self._num[rank] + 1, PRECISION_WINDOW)
-            self._mean[rank] += ((expert in chosen) - self._mean[rank]) / self._num[rank]
+        bounds = [-(-rank * len(experts) // NUM_RANKS) for rank in range(NUM_RANKS + 1)]
+        for rank, (start, end) in enumerate(pairwise(bounds)):
+            num, mean = self._num[rank], self._mean[rank]
+            for expert in experts[start:end]:
+                num = min(num + 1, PRECISION_WINDOW)
+                mean += ((expert in chosen) - mean) / num
+            self._num[rank], self._mean[rank] = num, mean
+        self.asked = self._asked()
 
     def worthwhile(self, experts: Sequence[ExpertKey]) -> list[ExpertKey]:
-        return [
-            expert
-            for place, expert in enumerate(experts)
-            if self._mean[place * NUM_RANKS // len(experts)] >= MIN_PRECISION
-        ]
+        if self.asked == ALL_RANKS:
+            return list(experts)
+        return [expert for place, expert in enumerate(experts) if self.asked >> (place * NUM_RANKS // len(experts)) & 1]
+
+    def _asked(self) -> int:
+        """The ranks that are requested: bit i is set if rank i is."""
+        return sum((mean >= MIN_PRECISION) << rank for rank, mean in enumerate(self._mean))
 
 
 class Prefetcher:
@@ -130,6 +138,7 @@ class Prefetcher:
         self._precision = {layer: _RankPrecision() for layer in layers}
         self._num_steps = self._num_lookups = 0
         self._is_requesting = self._is_predicting = self._has_started = False
+        self.has_gates = all(layer in gates for layer in layers[:-1])  # for each layer but the first of a step
         self._predicted = dict.fromkeys(PREDICTORS, 0)
         self._correct = dict.fromkeys(PREDICTORS, 0)
         self._chosen_by_layer = dict.fromkeys(layers, 0)
@@ -168,6 +177,15 @@ class Prefetcher:
     def observes(self) -> bool:
         """True if this step has to call ``observe`` at each layer; otherwise ``count_lookups`` is enough."""
         return self._is_predicting
+
+    def asked_ranks(self, layer: int) -> int:
+        """Return the ranks of a layer's predictions that this step requests: bit i is set if rank i is."""
+        return self._precision[layer].asked if self._is_requesting else 0
+
+    @property
+    def has_requested(self) -> bool:
+        """True if reads were started for the prediction of the next layer."""
+        return self._prediction is not None and self._has_started
 
     def count_lookups(self, count: int) -> None:
         """Note that a step requested so many experts, in layers that it does not observe."""

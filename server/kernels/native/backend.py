@@ -181,6 +181,9 @@ class _BatchAdditions:
 
 def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
     """The start of each expert's choices, and the choices grouped by expert."""
+    if len(spans) == 1:
+        start, end = spans[0]
+        return np.array((0, end - start), dtype=np.int32), order[start:end]
     if all(end == start for (_, end), (start, _) in pairwise(spans)):
         return np.array([*(start for start, _ in spans), *(end for _, end in spans[-1:])], dtype=np.int32), order
     starts = [0, *accumulate(end - start for start, end in spans)]

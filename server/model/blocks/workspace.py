@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.native.structures.layers import StepCall
+from server.kernels.native.structures.layers import StepCall, StepPredictions
 from server.kernels.native.structures.matrices import Size
 from server.model.recurrent.states import NO_ROWS
 from server.model.step import SequenceChunk
@@ -34,6 +34,9 @@ class Workspace:
     def __init__(self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool):
         self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
         self._capacity = 0
+        self._predicted = np.empty(0, dtype=np.int32)
+        self._parts = np.zeros(num_routed + 1, dtype=np.uint32)
+        self._predictions = StepPredictions(parts=self._parts.ctypes.data)
         self.call = StepCall(
             hidden_size=hidden_size, most_top_k=top_k, most_experts=num_experts, is_exact=int(is_exact)
         )
@@ -72,8 +75,22 @@ class Workspace:
         call = self.call
         call.tokens, call.num_sequences = row, len(chunks)
         call.sequences, call.block_tables = address, addressof(self._tables)
-        call.slots = None
+        call.slots = call.predictions = None
         return end - 1
+
+    def predict(self, parts: Sequence[int], num_parts: int) -> None:
+        """Let the calls of this step predict the choices of each layer with experts from the one before.
+
+        Args:
+            parts: see ``StepPredictions``, of each layer with experts; those with images have none.
+            num_parts: of the predictions of a layer.
+        """
+        size = self._num_routed * self.call.tokens * self._top_k
+        if len(self._predicted) < size:
+            self._predicted = np.empty(int(size * GROWTH), dtype=np.int32)
+        self._parts[: len(parts)] = parts
+        self._predictions.chosen, self._predictions.num_parts = self._predicted.ctypes.data, num_parts
+        self.call.predictions = addressof(self._predictions)
 
     @property
     def hidden(self) -> npt.NDArray[np.float32]:
@@ -93,6 +110,11 @@ class Workspace:
         """
         start = index * self.call.tokens * self._top_k
         return self._chosen[start : start + self.call.tokens * top_k].reshape(-1, top_k)
+
+    def predicted(self, index: int, top_k: int) -> npt.NDArray[np.int64]:
+        """Return the experts that were predicted of a layer, ``(tokens, k)``; see ``chosen``."""
+        start = index * self.call.tokens * self._top_k
+        return self._predicted[start : start + self.call.tokens * top_k].reshape(-1, top_k).astype(np.int64)
 
     def all_chosen(self, first: int, top_ks: Sequence[int]) -> Callable[[], list[npt.NDArray[np.int64]]]:
         """Return a function that returns the experts that the last call chose, ``(tokens, k)`` for each layer.

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class GateInput(NamedTuple):
     """The input of a layer's experts in a step."""
 
-    hidden_states: torch.Tensor  # (tokens, hidden)
+    hidden_states: torch.Tensor | None  # (tokens, hidden)
     variants: StepVariants | None = None
+    predicted: IntArray | None = None  # what the next layer's router chooses, if it has been applied already
 
 
 class NextLayerGate:
@@ -42,6 +43,9 @@ class NextLayerGate:
 
     def __call__(self, given: GateInput) -> IntArray:
         """Predict the numbers of experts, likeliest first, ``(tokens, k)``."""
+        if given.predicted is not None:
+            return given.predicted
+        assert given.hidden_states is not None
         numbers: IntArray = self._router.choose(given.hidden_states, self._k).cpu().numpy()
         if given.variants is not None:
             self._apply_variants(numbers, given.hidden_states, given.variants)

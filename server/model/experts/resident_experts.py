@@ -12,6 +12,7 @@ import torch
 
 from expert_store import Phase, Prefetcher, StepLease
 from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.step_record import ResidentRuns, StepRecord
 from server.model.experts.step_variants import StepVariants
 
@@ -71,6 +72,7 @@ class ResidentExperts:
         chosen: Callable[[], Sequence[IntArray]],
         num_choices: int,
         rows: IntArray,
+        predicted: Sequence[IntArray | None] | None = None,
     ) -> None:
         """End the lease, and record what the layers used that ran under it.
 
@@ -79,11 +81,29 @@ class ResidentExperts:
             chosen: returns the choices of each layer, ``(tokens, k)``, each a row of the token's router.
             num_choices: choices of a token in all layers.
             rows: tokens that each place ran on, ``(layers, places)``; 0 where a layer has fewer places. They are kept.
+            predicted: for each layer, the numbers of experts that were predicted of the next one (None after the last),
+                if the prefetcher observes this step.
         """
-        self._record.add_residents(self._runs(layers, chosen, num_choices, rows))
-        if self._prefetcher is not None and not self._lease.holds_all:
-            self._prefetcher.count_lookups(int(np.count_nonzero(rows)))
+        runs = self._runs(layers, chosen, num_choices, rows)
+        self._record.add_residents(runs)
+        if predicted is not None:
+            self._observe(runs, predicted)
+        elif self._prefetcher is not None and not self._lease.holds_all:
+            self._prefetcher.count_lookups(runs.num_lookups)
         self._lease.close([layer.number for layer in layers], rows, self._phase)
+
+    @property
+    def holds_all(self) -> bool:
+        """True if every expert is resident, so that there is nothing to predict."""
+        return self._lease.holds_all
+
+    def _observe(self, residents: ResidentRuns, predicted: Sequence[IntArray | None]) -> None:
+        """Let the prefetcher observe the layers in the order in which they ran."""
+        assert self._prefetcher is not None
+        for run, ahead in zip(residents.runs, predicted, strict=True):
+            routed = run.chosen if run.numbers is None else run.numbers[run.chosen]
+            keys_of = None if self._variants is None else self._variants.keys_of_rows(run.layer, len(routed))
+            self._prefetcher.observe(run.layer, routed, GateInput(None, self._variants, ahead), keys_of)
 
     def _runs(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -65,6 +65,9 @@ class StepExperts:
         self._ahead = prefetcher or stream
         self._between = _nothing if self._ahead is None else self._ahead.request
         self.record = StepRecord()
+        self.has_read = (
+            False  # whether the last layer with a lease of its own had to read experts, or began to do so ahead
+        )
         self._waitless: WaitlessExperts | None = None
         self._hits_first: HitsFirst | None = None
         self._reader: ChoiceReader | None = None
@@ -101,6 +104,7 @@ class StepExperts:
         weights: torch.Tensor,
         *,
         is_exact: bool,
+        predicted: IntArray | None = None,
     ) -> int:
         """Run each choice's expert on its row, for a caller that weights and adds the results.
 
@@ -109,6 +113,7 @@ class StepExperts:
             chosen: ``(tokens, k)``, each an expert.
             weights: of the router, ``(tokens, k)``.
             is_exact: whether rows are never rounded before a product.
+            predicted: what the next layer's router chooses on these rows, if ``asked_ranks`` were asked for.
 
         Returns:
             The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
@@ -116,7 +121,7 @@ class StepExperts:
         if not len(chosen):  # as above
             self.record.note_chosen(layer.number, chosen)
             return 0
-        with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
+        with self._leased(layer, chosen, hidden_states, weights, predicted=predicted) as (rows, lease):
             return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
 
     @contextmanager
@@ -161,11 +166,33 @@ class StepExperts:
             )
         return self._hits_first
 
+    @property
+    def predicts(self) -> bool:
+        """True if each layer's choices are predicted from the layer before, by the next layer's router."""
+        return self._prefetcher is not None and self._prefetcher.observes and self._prefetcher.has_gates
+
+    def asked_ranks(self, layers: Sequence[int]) -> list[int]:
+        """Return which predictions of each layer are to be in memory (``Prefetcher.asked_ranks``)."""
+        assert self._prefetcher is not None
+        return [self._prefetcher.asked_ranks(layer) for layer in layers]
+
+    def numbers_of(self, layer: int, rows: IntArray) -> IntArray:
+        """Return the numbers of the experts that rows of each token's router stand for, ``(tokens, k)``."""
+        return rows if self.variants is None else self.variants.numbers_of(layer, rows)
+
+    def request(self) -> None:
+        """Ask for experts that were predicted of the next layer that runs, while nothing is held."""
+        self._between()
+
     def hold_residents(self) -> ResidentExperts | None:
-        """Lease all experts that are in memory; None if each layer has to lease its own."""
+        """Lease all experts that are in memory; None if each layer has to lease its own.
+
+        A step that ``predicts`` takes the hold, too: it ends before a layer whose successor needs a read, so that this
+        read finds a slot.
+        """
         keys = None if self.variants is None else self.variants.keys
         observes = self._prefetcher is not None and self._prefetcher.observes
-        lease = self._store.hold_residents(keys, needs_all=observes)
+        lease = self._store.hold_residents(keys, needs_all=observes and not self.predicts)
         if lease is None:
             return None
         return ResidentExperts(lease, self.phase, self.record, self.variants, self._prefetcher)
@@ -180,11 +207,13 @@ class StepExperts:
         after: LayerHold | None = None,
         *,
         uses_host: bool = False,
+        predicted: IntArray | None = None,
     ) -> Iterator[tuple[SortedRows, Lease]]:
         """Sort a layer's rows by expert and lease the experts; record the layer after it has run.
 
         Args:
             after, uses_host: see ``ExpertStore.lease``.
+            predicted: see ``run_unweighted``.
         """
         keys, numbers = layer.keys, None
         if self.variants is not None:
@@ -203,10 +232,11 @@ class StepExperts:
         with self._store.lease(wanted, self.phase, after, uses_host=uses_host) as lease:
             if self._ahead is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
-                given = GateInput(hidden_states, self.variants)
+                given = GateInput(hidden_states, self.variants, predicted)
                 with nullcontext() if self._reader is None else self._reader.in_stream():
                     self._ahead.observe(layer.number, routed, given, keys_of)
             yield rows, lease
+        self.has_read = bool(lease.missed) or (self._prefetcher is not None and self._prefetcher.has_requested)
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 
 

@@ -89,6 +89,11 @@ class StepVariants:
         sets = self.sets_of_rows(layer, num_rows)
         return lambda number, numbers: self.places_by_layer[number].keys_of(numbers, sets)
 
+    def numbers_of(self, layer: int, rows: IntArray) -> IntArray:
+        """Return the numbers of the experts that rows of each token's router stand for, ``(tokens, k)``."""
+        places = self.places_by_layer[layer]
+        return places.numbers[places.place(rows, self.sets_of_rows(layer, len(rows)))]
+
     def sets_of_rows(self, layer: int, num_rows: int) -> IntArray:
         """Return the set of each row of a layer, ``(rows,)``."""
         if num_rows == len(self._sets_of_tokens):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from expert_store.prefetching.prefetcher import NUM_RANKS
 from server.kernels.native.library import Kernels
 from server.kernels.native.structures.layers import LayerSpec
 from server.model.blocks.layer import NativeLayer
@@ -29,7 +30,9 @@ class LayerSequence:
 
     A *segment* of neighbouring layers ends before a layer whose mixer runs outside of the kernels, so a model without
     such is one segment. One call runs a segment up to the first layer that chooses an expert which is not in memory.
-    That layer leases its own experts; then the next call goes on behind it.
+    That layer leases its own experts; then the next call goes on behind it. In a step that predicts, so does a layer
+    whose successor is predicted to choose an expert that is not in memory: a read takes a slot, and the hold of all
+    residents leaves none.
 
     Args:
         layers: in their order.
@@ -47,6 +50,9 @@ class LayerSequence:
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
         self._image_layers = image_layers
         self.specs = (LayerSpec * (len(layers) + len(image_layers)))(*(each.spec for each in (*layers, *image_layers)))
+        routed = [spec for spec, layer in zip(self.specs, layers, strict=False) if layer.experts is not None]
+        for spec, following in pairwise(routed):
+            spec.next_mixture = following.feed_forward
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
         self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
@@ -55,6 +61,8 @@ class LayerSequence:
         self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
         self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
         self._slots_address = self._counts_address = 0
+        self._predicts = False  # whether this step does
+        self._reads = [False] * len(self._routed)  # layers that leased their experts last time, and had to read
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
@@ -63,28 +71,41 @@ class LayerSequence:
             segments = self._split({layer + 1 for layer in images.additions})
         num_routed = 0  # layers with experts that have run
         are_images = None if images is None else images.to_image_experts
+        self._predicts = are_images is None and experts.predicts
         with ExitStack() as holds:
-            held = self._hold(experts, holds) if are_images is None else None
+            held = self._hold(experts, holds, 0) if are_images is None else None
             for segment in segments:
                 mixer, spec = self._layers[segment.first].mixer, self.specs[segment.first]
                 mix_outside(self._kernels, mixer, spec, self._workspace, mixers)
                 index = segment.first
                 while (index := self._run_held(index, segment.end, held)) < segment.end:
-                    self._record(held, num_routed, self._places[index])
+                    self._record(experts, held, num_routed, self._places[index])
                     if are_images is None:
                         self._run_leased(index, experts)
                     else:
                         self._run_divided(index, experts, are_images)
                     index += 1
                     num_routed = self._places[index]
-                    held = self._hold(experts, holds) if are_images is None else None
+                    held = self._hold(experts, holds, num_routed) if are_images is None else None
                 if images is not None:
                     images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
-            self._record(held, num_routed, len(self._routed))
+            self._record(experts, held, num_routed, len(self._routed))
+        if self._predicts:
+            experts.request()
 
-    def _hold(self, experts: StepExperts, holds: ExitStack) -> ResidentExperts | None:
-        """Hold the experts that are in memory, and describe them to the kernels."""
-        held, call = experts.hold_residents(), self._workspace.call
+    def _hold(self, experts: StepExperts, holds: ExitStack, place: int) -> ResidentExperts | None:
+        """Hold the experts that are in memory, and describe them to the kernels.
+
+        Args:
+            place: of the next layer with experts; if it had to read last time, a hold would hardly outlast it.
+        """
+        will_read = place == len(self._reads) or self._reads[place]
+        held, call = None if will_read else experts.hold_residents(), self._workspace.call
+        self._predicts = self._predicts and not (held is not None and held.holds_all)
+        if self._predicts:
+            self._workspace.predict(experts.asked_ranks(self._numbers), NUM_RANKS)
+        else:
+            call.predictions = None
         if held is not None:
             holds.enter_context(held)
             if held.addresses is not self._addresses:  # experts have moved
@@ -116,6 +137,7 @@ class LayerSequence:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
         place = self._places[index]
         outputs = self._run_experts(self._layers[index], place, experts, slice(None))
+        self._reads[place] = experts.has_read
         self._kernels.finish_layer(self.specs[index], self._workspace.call, place, outputs)
 
     def _run_divided(self, index: int, experts: StepExperts, are_images: npt.NDArray[np.bool_]) -> None:
@@ -150,20 +172,32 @@ class LayerSequence:
         """
         workspace, top_k = self._workspace, layer.mixture.router.top_k
         assert layer.experts is not None
+        predicted = self._predicted(experts, place, place + 1)[0] if self._predicts else None
         return experts.run_unweighted(
             layer.experts,
             torch.from_numpy(workspace.normed[rows]),
             workspace.chosen(place, top_k)[rows].astype(np.int64),
             torch.from_numpy(workspace.weights(place, top_k)[rows]),
             is_exact=bool(workspace.call.is_exact),
+            predicted=predicted,
         )
 
-    def _record(self, held: ResidentExperts | None, first: int, end: int) -> None:
+    def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
         if held is not None:
             top_ks = self._top_ks[first:end]
             chosen = self._workspace.all_chosen(first, top_ks)
-            held.finish(self._routed[first:end], chosen, sum(top_ks), self._counts[first:end].copy())
+            predicted = self._predicted(experts, first, end) if self._predicts else None
+            held.finish(self._routed[first:end], chosen, sum(top_ks), self._counts[first:end].copy(), predicted)
+
+    def _predicted(self, experts: StepExperts, first: int, end: int) -> list[npt.NDArray[np.int64] | None]:
+        """Return for each layer with experts the numbers that were predicted of the next one; None after the last."""
+        return [
+            experts.numbers_of(self._numbers[place], self._workspace.predicted(place, self._top_ks[place]))
+            if place < len(self._numbers)
+            else None
+            for place in range(first + 1, end + 1)
+        ]
 
     def _split(self, more: Collection[int]) -> list[_Segment]:
         """Return the segments; the layers in ``more`` begin one, too."""

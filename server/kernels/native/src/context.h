@@ -23,6 +23,8 @@ struct Context {
   Buffer tables;    // tables of tiles
   Buffer mixed;     // results of a mixer that a norm follows
   Buffer logits;    // logits of routers
+  Buffer ahead;     // logits of the next layer's router
+  Buffer ahead_weights;  // of its choices, which nobody reads
   Buffer sorted;    // choices by expert
   Buffer results;   // results of experts
   Buffer shared;    // results of the dense expert

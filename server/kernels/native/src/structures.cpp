@@ -330,7 +330,8 @@ struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(input_gate), FIELD(inner_gate),
-      FIELD(mixer), FIELD(feed_forward), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
+      FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index),
+      FIELD(is_parallel),
       FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
       FIELD(adds_deferred)};
 };
@@ -340,6 +341,12 @@ struct Fields<ExpertSets> {
   using Type = ExpertSets;
   static constexpr Field kAll[] = {
       FIELD(set_of_sequence), FIELD(routers), FIELD(places), FIELD(numbers), FIELD(num_sets), FIELD(width)};
+};
+
+template <>
+struct Fields<StepPredictions> {
+  using Type = StepPredictions;
+  static constexpr Field kAll[] = {FIELD(chosen), FIELD(parts), FIELD(num_parts)};
 };
 
 template <>
@@ -355,7 +362,7 @@ struct Fields<StepCall> {
   static constexpr Field kAll[] = {
       FIELD(hidden), FIELD(sequences), FIELD(block_tables), FIELD(cosines), FIELD(sines), FIELD(normed),
       FIELD(chosen), FIELD(weights), FIELD(slots), FIELD(counts), FIELD(sets), FIELD(tokens),
-      FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(lora),
+      FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(predictions), FIELD(lora),
       FIELD(query_scales), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
 };
 
@@ -459,7 +466,7 @@ constexpr Layout kLayouts[] = {
     layout<LightningAttention>("LightningAttention"),
     layout<ShortConvolution>("ShortConvolution"), layout<Mamba1>("Mamba1"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
     layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
-    layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
+    layout<StepPredictions>("StepPredictions"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),
     layout<LoraExperts>("LoraExperts"), layout<RowSampling>("RowSampling"), layout<SamplingCall>("SamplingCall")};

@@ -103,6 +103,7 @@ class LayerSpec(Structure):
         ("inner_gate", c_void_p),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
+        ("next_mixture", c_void_p),
         ("mixer_kind", c_int32),
         ("feed_forward_kind", c_int32),
         ("index", c_int32),
@@ -124,6 +125,10 @@ class ExpertSets(Structure):
         ("num_sets", c_int64),
         ("width", c_int64),
     ]
+
+
+class StepPredictions(Structure):
+    _fields_ = [("chosen", c_void_p), ("parts", c_void_p), ("num_parts", c_int64)]
 
 
 class StepSequence(Structure):
@@ -155,6 +160,7 @@ class StepCall(Structure):
         ("hidden_size", c_int64),
         ("most_top_k", c_int64),
         ("most_experts", c_int64),
+        ("predictions", c_void_p),
         ("lora", c_void_p),
         ("query_scales", c_void_p),
         ("newest", c_void_p),

@@ -37,6 +37,7 @@ struct LayerSpec {
   const NormGate* inner_gate;
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
+  const void* next_mixture;  // of the next layer with experts, which are predicted; or null
   MixerKind mixer_kind;
   FeedForwardKind feed_forward_kind;
   int32_t index;            // of this layer in an adapter's layers
@@ -71,8 +72,8 @@ struct FeedForwardOperations {
   // Normalises the hidden states, and chooses experts if it is routed.
   void (*begin)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
-  // Runs the chosen experts; returns their results (tokens * top_k, hidden), or null if it is not routed or one of them
-  // has no slot.
+  // Runs the chosen experts; returns their results (tokens * top_k, hidden), or null if it is not routed, or one of them
+  // or of those predicted for the next layer has no slot.
   const float* (*run_experts)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
   // Adds these weighted results, and those of what every token runs through.
@@ -108,8 +109,9 @@ void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step,
 // Adds the results of its experts, and what else the layer adds.
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 
-// Runs layers up to the first one that chooses an expert without a slot; that one has begun. Returns how many were
-// finished. `place` is the index of the first among those that are routed.
+// Runs layers up to the first one that chooses an expert without a slot, or for whose successor one is predicted that is to
+// be in memory and is not; that one has begun. Returns how many were finished. `place` is the index of the first among those
+// that are routed.
 int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -141,8 +141,46 @@ void weight_inputs(Context& context, const Router& router, const StepCall& step,
   lora.factors = factors;
 }
 
-// Runs the experts of a layer; returns null if one of them has no slot.
+// The index in a layer's slots of the expert that a row of its router stands for; one beyond the last for an expert that
+// returns its input.
+int64_t expert_of(const StepCall& step, const Mixture& mixture, int64_t place, int64_t token, int32_t row) {
+  if (!step.sets) return row;
+  if (mixture.num_identities && row >= mixture.num_experts) return step.most_experts;
+  const ExpertSets& sets = *step.sets;
+  return sets.places[(place * sets.num_sets + set_of_row(step, token)) * sets.width + row];
+}
+
+// Returns true if an expert is predicted for the next layer that is to be in memory, and has no slot.
+bool lacks_predicted(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  const auto* next = static_cast<const Mixture*>(layer.next_mixture);
+  if (!next || !step.predictions || !step.predictions->parts[place + 1]) return false;
+  const StepPredictions& predictions = *step.predictions;
+  const int64_t num_experts = step.sets ? step.most_experts : next->num_experts, top_k = next->router.top_k;
+  const int32_t* predicted = predicted_of(step, place + 1);
+  const uint64_t* slots = step.slots + (place + 1) * step.most_experts;
+  auto* found = context.sorted.reserve<int32_t>(2 * num_experts * 4);  // distinct experts, and which are among them
+  int32_t* is_found = found + num_experts;
+  std::memset(is_found, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
+  int64_t num_found = 0;
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    for (int64_t token = 0; token < step.tokens; ++token) {
+      const int32_t row = predicted[token * top_k + rank];
+      const int64_t expert = expert_of(step, *next, place + 1, token, row);
+      if (expert >= num_experts || is_found[expert]) continue;
+      is_found[expert] = 1;
+      found[num_found++] = static_cast<int32_t>(expert);
+    }
+  }
+  for (int64_t i = 0; i < num_found; ++i) {
+    const int64_t part = i * predictions.num_parts / num_found;
+    if ((predictions.parts[place + 1] >> part & 1) && !slots[found[i]]) return true;
+  }
+  return false;
+}
+
+// Runs the experts of a layer; returns null if one of them has no slot, or one that is predicted.
 const float* run_resident_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  if (lacks_predicted(context, layer, step, place)) return nullptr;
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   const int64_t num_choices = step.tokens * mixture.router.top_k;
   const int64_t num_experts = step.sets ? step.most_experts : mixture.num_experts;
@@ -155,17 +193,12 @@ const float* run_resident_experts(Context& context, const LayerSpec& layer, cons
   int32_t* choices = used + num_experts;
   const int32_t* numbers = nullptr;  // by place
   if (step.sets) {
-    const ExpertSets& sets = *step.sets;
     int32_t* places = choices + num_choices;
-    for (int64_t token = 0; token < step.tokens; ++token) {
-      const int32_t* table = sets.places + (place * sets.num_sets + set_of_row(step, token)) * sets.width;
-      for (int64_t i = token * mixture.router.top_k; i < (token + 1) * mixture.router.top_k; ++i) {
-        const bool is_input = mixture.num_identities && chosen[i] >= mixture.num_experts;
-        places[i] = is_input ? static_cast<int32_t>(num_experts) : table[chosen[i]];
-      }
+    for (int64_t i = 0; i < num_choices; ++i) {
+      places[i] = static_cast<int32_t>(expert_of(step, mixture, place, i / mixture.router.top_k, chosen[i]));
     }
     chosen = places;
-    numbers = sets.numbers + place * step.most_experts;
+    numbers = step.sets->numbers + place * step.most_experts;
   }
   std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
   for (int64_t i = 0; i < num_choices; ++i) {
@@ -257,7 +290,8 @@ const FeedForwardOperations kExperts = {
     check_mixture,
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
       const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
-      norm_and_route(context, layer, &mixture.router, mixture.router_norm, step, place);
+      const auto* next = static_cast<const Mixture*>(layer.next_mixture);
+      norm_and_route(context, layer, &mixture.router, mixture.router_norm, step, place, next ? &next->router : nullptr);
     },
     run_resident_experts,
     finish_mixture,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "formats/checks.h"
 #include "layers/layer_adapters.h"
@@ -97,19 +98,28 @@ const Router& router_of(const Router& own, const StepCall& step, int64_t place, 
   return router.matrix.outputs ? router : own;
 }
 
+// Where the choices of a router go, (tokens, top_k), and their weights.
+struct Chosen {
+  int32_t* experts;
+  float* weights;
+};
+
 // Computes the logits of all rows. Each row has its own router; the tiles of one router lie together, and rows of others
 // are left out.
 class RouterLogits {
  public:
-  RouterLogits(Context& context, const Router& own, const StepCall& step, int64_t place, const Panel& panel)
-      : context_(context), own_(own), step_(step), place_(place), panel_(panel), width_(own.matrix.outputs) {
+  // `lora` is what adapters add; null for nothing.
+  RouterLogits(Context& context, const Router& own, const StepCall& step, int64_t place, const Panel& panel,
+               Buffer& memory, Chosen chosen, const LoraSums* lora)
+      : context_(context), own_(own), step_(step), place_(place), panel_(panel), chosen_(chosen), lora_(lora),
+        width_(own.matrix.outputs) {
     for (int64_t set = 0; set < (step.sets ? step.sets->num_sets : 1); ++set) {
       const int64_t outputs = router(set).matrix.outputs;
       width_ = std::max<int64_t>(width_, outputs);
       spare_ = std::max<int64_t>(spare_, outputs + router(set).num_groups);
       output_tiles_ += divide_up(outputs, kRouterTile);
     }
-    logits_ = context.logits.reserve<float>((step.tokens * width_ + context.pool.num_threads() * spare_) * 4);
+    logits_ = memory.reserve<float>((step.tokens * width_ + context.pool.num_threads() * spare_) * 4);
   }
 
   int64_t num_tiles() const { return output_tiles_ * divide_up(step_.tokens, kRowTile); }
@@ -132,7 +142,7 @@ class RouterLogits {
       if (router.bias) {
         add_bias(context_.level, router.bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
       }
-      context_.router_lora.add(context_.level, 0, row, after, first, last, sums, kRouterTile);
+      if (lora_) lora_->add(context_.level, 0, row, after, first, last, sums, kRouterTile);
       for (int64_t i = row; i < after; ++i) {
         std::memcpy(logits_ + i * width_ + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
       }
@@ -144,7 +154,7 @@ class RouterLogits {
     const int64_t top_k = own_.top_k;
     float* spare = logits_ + step_.tokens * width_ + thread * spare_;
     greenroom::choose(context_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
-                      choices_of(step_, place_) + token * top_k, weights_of(step_, place_) + token * top_k);
+                      chosen_.experts + token * top_k, chosen_.weights + token * top_k);
   }
 
  private:
@@ -155,6 +165,8 @@ class RouterLogits {
   const StepCall& step_;
   const int64_t place_;
   const Panel& panel_;
+  const Chosen chosen_;
+  const LoraSums* lora_;
   int64_t width_;             // logits of a token
   int64_t spare_ = 0;         // numbers of a thread
   int64_t output_tiles_ = 0;  // of all routers
@@ -171,7 +183,7 @@ int64_t set_of_row(const StepCall& step, int64_t row) {
 }
 
 void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const Norm& router_norm,
-                    const StepCall& step, int64_t place) {
+                    const StepCall& step, int64_t place, const Router* next) {
   const Level& level = context.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   Panel panel{};
@@ -197,13 +209,23 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
   lora.clear();
   const LoraSite site{lora, LoraPlace::kRouter, rows, hidden_size};
   plan_sites(phases, &site, 1, context, layer, step);
-  const RouterLogits logits(context, *router, step, place, panel);
+  const Chosen own{choices_of(step, place), weights_of(step, place)};
+  const RouterLogits logits(context, *router, step, place, panel, context.logits, own, &lora);
+  std::optional<RouterLogits> ahead;
+  if (next && step.predictions) {
+    const Chosen predicted{predicted_of(step, place + 1),
+                           context.ahead_weights.reserve<float>(tokens * next->top_k * 4)};
+    ahead.emplace(context, *next, step, place + 1, panel, context.ahead, predicted, nullptr);
+  }
+  const int64_t num_tiles = logits.num_tiles();
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
-  auto compute = [&](int64_t tile, int) { logits.compute(tile); };
-  auto choose_experts = [&](int64_t token, int thread) { logits.choose(token, thread); };
+  auto compute = [&](int64_t tile, int) { tile < num_tiles ? logits.compute(tile) : ahead->compute(tile - num_tiles); };
+  auto choose_experts = [&](int64_t token, int thread) {
+    token < tokens ? logits.choose(token, thread) : ahead->choose(token - tokens, thread);
+  };
   phases.add(lora.num_tiles(), multiply_down);
-  phases.add(logits.num_tiles(), compute);
-  phases.add(tokens, choose_experts);
+  phases.add(num_tiles + (ahead ? ahead->num_tiles() : 0), compute);
+  phases.add(ahead ? 2 * tokens : tokens, choose_experts);
   phases.run();
 }
 

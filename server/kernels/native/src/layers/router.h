@@ -39,13 +39,18 @@ inline int32_t* choices_of(const StepCall& step, int64_t place) {
   return step.chosen + place * step.tokens * step.most_top_k;
 }
 
+// The choices that are predicted of a layer.
+inline int32_t* predicted_of(const StepCall& step, int64_t place) {
+  return step.predictions->chosen + place * step.tokens * step.most_top_k;
+}
+
 inline float* weights_of(const StepCall& step, int64_t place) {
   return step.weights + place * step.tokens * step.most_top_k;
 }
 
 // Normalises the hidden states for the feed-forward part, and chooses experts if there is a router, which may have a norm
-// of its own.
+// of its own. A step with predictions applies the next layer's router to the same rows; `next` may be null.
 void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const Norm& router_norm,
-                    const StepCall& step, int64_t place);
+                    const StepCall& step, int64_t place, const Router* next = nullptr);
 
 }  // namespace greenroom

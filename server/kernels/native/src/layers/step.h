@@ -17,6 +17,13 @@ struct ExpertSets {
   int64_t width;
 };
 
+// The choices of routers that were applied one layer early, for experts to be read early.
+struct StepPredictions {
+  int32_t* chosen;             // (layers with a router, tokens, top_k), as in `StepCall`; none of the first layer
+  const uint32_t* parts;       // (layers with a router): bit i is set if experts of part i are to be in memory
+  int64_t num_parts;           // of a layer's distinct predictions, the likeliest first
+};
+
 // Consecutive tokens of one sequence.
 struct StepSequence {
   int32_t first_row;
@@ -44,6 +51,7 @@ struct StepCall {
   int64_t hidden_size;
   int64_t most_top_k;
   int64_t most_experts;                // width of `slots` and `counts`
+  const StepPredictions* predictions;  // null for a step that predicts nothing
   const LoraStep* lora;                // null for a step without adapters
   const float* query_scales;           // (positions): factors of queries in layers that scale them
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null

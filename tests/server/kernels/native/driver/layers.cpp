@@ -71,13 +71,34 @@ void run_all(Handle* handle, const LayerSpec* layers, int64_t count, const StepC
   if (greenroom_layers(handle, layers, count, &call, place, &num_run) || num_run != count) std::abort();
 }
 
-// Runs layers where some experts are not in memory, in as few calls as there may be.
-void run_where_some_are_missing(Handle* handle, const std::deque<Layer>& layers, const LayerSpec* specs, Step& step) {
+// Checks that a layer which has run left no expert to be read that it predicted of the next one, at `place`.
+void check_predicted(const char* level, const Step& step, const Mixture& next, int64_t place) {
+  const StepPredictions& predictions = *step.call.predictions;
+  const int32_t* predicted = predictions.chosen + step.place_of_choices(place);
+  int64_t num_missing = 0;
+  for (int64_t i = 0; i < step.call.tokens * next.router.top_k; ++i) {
+    num_missing += predicted[i] < next.num_experts && !step.slots[place * step.call.most_experts + predicted[i]];
+  }
+  if (predictions.parts[place]) check("a missing expert", level, Format::kFloat32, static_cast<double>(num_missing), 0, 0);
+}
+
+// Runs layers where some experts are not in memory, in as few calls as there may be, with predictions or without.
+void run_where_some_are_missing(Handle* handle, const char* level, const std::deque<Layer>& layers,
+                                const LayerSpec* specs, Step& step) {
   for (uint64_t& slot : step.slots) slot = between(0, 3) ? slot : 0;
+  std::vector<int32_t> predicted(step.chosen.size(), -1);
+  std::vector<uint32_t> parts(static_cast<size_t>(step.num_routed));
+  for (uint32_t& of_layer : parts) of_layer = one_in(2) ? 0xff : 0;
+  const StepPredictions predictions{predicted.data(), parts.data(), 8};
+  if (one_in(2)) step.call.predictions = &predictions;
   const auto num_layers = static_cast<int64_t>(layers.size());
   for (int64_t index = 0, place = 0, num_run; index < num_layers; ++index, place += layers[index - 1].has_router()) {
     if (greenroom_layers(handle, specs + index, num_layers - index, &step.call, place, &num_run)) std::abort();
-    for (const int64_t end = index + num_run; index < end; ++index) place += layers[index].has_router();
+    for (const int64_t end = index + num_run; index < end; ++index) {
+      const auto* next = static_cast<const Mixture*>(specs[index].next_mixture);
+      if (next && step.call.predictions) check_predicted(level, step, *next, place + 1);
+      place += layers[index].has_router();
+    }
     if (index == num_layers) return;
     const std::vector<float> outputs = expert_outputs(handle, layers[index], step, place);
     if (greenroom_finish_layer(handle, specs + index, &step.call, place, outputs.data())) std::abort();
@@ -164,6 +185,9 @@ void run_layers(Handle* handle, const char* level) {
   for (int64_t count = between(1, 2), i = 0; i < count; ++i) layers.emplace_back(plan, static_cast<int32_t>(i));
   std::vector<LayerSpec> specs;
   for (const Layer& layer : layers) specs.push_back(layer.spec);
+  if (layers.size() > 1 && layers[0].has_router() && layers[1].has_router()) {
+    specs[0].next_mixture = layers[1].spec.feed_forward;
+  }
   const auto num_layers = static_cast<int64_t>(specs.size());
   const std::vector<float> given = normals(plan.tokens * plan.hidden);
   std::vector<Chunk> chunks;
@@ -183,7 +207,7 @@ void run_layers(Handle* handle, const char* level) {
 
   before.put_back(layers);
   Step partial(plan, layers, chunks, given, is_exact);
-  run_where_some_are_missing(handle, layers, specs.data(), partial);
+  run_where_some_are_missing(handle, level, layers, specs.data(), partial);
   check_rows("layers with missing experts", level, layers, partial, 0, parts, 0, plan.tokens);
   after.check_equal("caches of layers with missing experts", level, layers);
 
