@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import slots_per_layout
+from server.device import is_gpu
 from server.inspection.model_summary import ModelSummary
 from server.memory.budget import host_budget
 from server.memory.fit_checks import predict_plan
 from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits
 from server.memory.step_memory import StepShape
-from server.model.recurrent.states import states_bytes
+from server.model.recurrent.states import state_rows, states_bytes
 from server.settings import ServeSettings, SettingsError
 
 
@@ -38,7 +39,7 @@ class MemoryFit:
 
 def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> MemoryFit:
     """Plan the memory as `greenroom serve` does."""
-    budget, needs = host_budget(settings), needs_of_summary(summary)
+    budget, needs = host_budget(settings), needs_of_summary(summary, has_gpu=is_gpu(device))
     least = least_budget(settings, needs, device, PROCESS_BYTES)
     try:
         plan = predict_plan(settings, needs, summary.outline.dtype, device, budget)
@@ -51,7 +52,7 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
     return MemoryFit(plan, host, on_device, least)
 
 
-def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
+def needs_of_summary(summary: ModelSummary, *, has_gpu: bool = False) -> ModelNeeds:
     """Return the sizes that the memory planner needs."""
     shape, catalog = summary.outline, summary.catalog
     step = StepShape.of(
@@ -72,7 +73,7 @@ def needs_of_summary(summary: ModelSummary) -> ModelNeeds:
         kv_groups=shape.kv_groups,
         longest=shape.max_model_len,
         state_bytes=states_bytes(summary.states),
-        state_rows=summary.program.state_rows,
+        state_rows=state_rows(has_gpu=has_gpu, has_native=summary.program.has_native),
         shares_prefixes=shape.shares_prefixes,
         step=step,
     )

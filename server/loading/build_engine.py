@@ -123,7 +123,7 @@ def build_engine(
             kv_cache,
             store,
             prefetcher=experts.prefetcher,
-            states=trunk.new_states(kv.num_states),
+            states=trunk.new_states(kv.num_slots, kv.num_snapshots),
             before_step=before_step,
         ),
         blocks,

@@ -66,7 +66,7 @@ def needs_of_trunk(trunk: AnyTrunk) -> ModelNeeds:
         kv_groups=facts.kv_groups,
         longest=trunk.max_model_len,
         state_bytes=facts.state_bytes,
-        state_rows=facts.program.state_rows,
+        state_rows=facts.state_rows,
         shares_prefixes=facts.shares_prefixes,
         step=shape,
         is_loaded=True,

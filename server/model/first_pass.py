@@ -20,7 +20,7 @@ from server.model.forward import Forward
 from server.model.hooks import use_hooks
 from server.model.lora.linear_hooks import LinearCalls, watch_linears
 from server.model.lora.router_hooks import RouterCalls, watch_routers
-from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batches, split_recurrent_modules
+from server.model.recurrent.recurrent_modules import ModuleCall, StateProbe, recurrent_batches, split_recurrent_modules
 from server.model.recurrent.states import StateShapes, StepStates
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
@@ -44,6 +44,7 @@ class FirstPass:
         kv_groups: what modules keep of tokens, by layers with the same window.
         states: the states that recurrent modules keep.
         recurrent: these modules.
+        recurrent_calls: their calls in this pass.
         linear_calls, router_calls: how linear layers and routers were called.
 
     Raises:
@@ -70,6 +71,7 @@ class FirstPass:
             forward(self.tokens, range(count), [0], state_probe)
         split_recurrent_modules(state_probe.calls, count)
         self.states: StateShapes = state_probe.shapes
+        self.recurrent_calls: Sequence[ModuleCall] = state_probe.calls
         self.recurrent: list[nn.Module] = [call.module for call in state_probe.calls]
         self.kv_groups = self.probe.indexed_groups
         if isinstance(state_probe, SequenceProbe):
@@ -112,6 +114,6 @@ class FirstPass:
         """Return logits ``(tokens, vocabulary)`` where no token sees another; recurrent modules return zeros."""
         states = None
         if self.recurrent or self._is_by_sequence:
-            batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self._model.device)
+            batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self._model.device, None)
             states = (SequenceStepStates if self._is_by_sequence else StepStates)(batches, returns_zeros=True)
         return self._forward(token_ids, positions, range(len(token_ids)), states)

@@ -92,14 +92,16 @@ class Forward:
         finally:
             self._overlay = None
 
-    def on_device(self, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+    def on_device(self, numbers: Sequence[torch.Tensor], cache: AttentionPassThrough | None = None) -> torch.Tensor:
         """Return the logits of some tokens, float32 on the device, without waiting for it.
 
         Args:
             numbers: tokens, positions and rows, int64 on the device.
+            cache: holds the states of recurrent layers; a model without them needs none.
         """
         self._hidden_rows = ()
-        return self._call(numbers, {"use_cache": False})[0]
+        options: dict[str, Any] = {} if cache is None else {"cache": cache}
+        return self._call(numbers, {"use_cache": False, **options})[0]
 
     def _call(self, numbers: Sequence[torch.Tensor], options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         ids, places, self._rows = numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.norms import Norm
 from server.model.hooks import AttentionOptions, current_hooks, use_hooks
-from server.model.linear import FastLinear
+from server.model.joined_linears import JoinedLinears
 from server.model.transformers_hooks.probe import IsolatedTokens
 
 if TYPE_CHECKING:
@@ -66,28 +66,13 @@ class FusedAttention:
     def __init__(self, parts: GroupedAttentionParts, options: AttentionOptions, rule: HeadRule):
         self._module, self._parts, self._options, self._rule = parts.module, parts, options, rule
         self._original = parts.module.forward
-        self._linears = [linear for linear in (parts.query, parts.key, parts.value) if linear is not None]
-        self._joined: tuple[torch.Tensor, torch.Tensor | None] | None = None
-
-    def join(self) -> None:
-        """Let the projections be parts of one matrix, so that one product computes them."""
-        linears = self._linears
-        if any(type(each) not in {nn.Linear, FastLinear} for each in linears):
-            return
-        if len({each.weight.dtype for each in linears}) > 1 or len({each.bias is None for each in linears}) > 1:
-            return
-        sizes = [each.out_features for each in linears]
-        weight = torch.cat([each.weight.detach() for each in linears])
-        bias = None
-        for each, part in zip(linears, torch.split(weight, sizes), strict=True):
-            cast("nn.Linear", each).weight = nn.Parameter(part, requires_grad=False)
-        if linears[0].bias is not None:
-            bias = torch.cat([cast("torch.Tensor", each.bias).detach() for each in linears])
-        self._joined = weight, bias
+        linears = [linear for linear in (parts.query, parts.key, parts.value) if linear is not None]
+        self.projections = JoinedLinears(linears)
+        self._sizes = [linear.out_features for linear in linears]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attend: Attend | None = getattr(current_hooks(), "attend_projected", None)
-        if attend is None or any(map(_has_hooks, self._linears)):
+        if attend is None or self.projections.has_hooks:
             return self._original(*args, **kwargs)
         return self.run(attend, _hidden(args, kwargs), _angles(args, kwargs))
 
@@ -102,11 +87,7 @@ class FusedAttention:
         return self._parts.output(output.view(*hidden.shape[:-1], -1)), None
 
     def _project(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        if self._joined is None:
-            parts = [linear(rows) for linear in self._linears]
-        else:
-            sizes = [linear.out_features for linear in self._linears]
-            parts = list(torch.split(nn.functional.linear(rows, *self._joined), sizes, 1))
+        parts = torch.split(self.projections(rows), self._sizes, 1)
         return [*parts, parts[-1]][:3]  # without a projection of their own, values are the keys
 
 
@@ -159,7 +140,7 @@ def fuse_heads(
             continue
         fused = _fuse(parts, _Call(*calls[parts.module], recorder.seen[layer]))
         if fused is not None:
-            fused.join()
+            fused.projections.join()
             parts.module.forward = fused
             count += 1
     log.info("%d attention layers prepare their heads in one launch", count)
@@ -276,7 +257,3 @@ def _is_near(own: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     error = (own.float() - other.float()).abs().max() / other.float().abs().max().clamp_min(1e-30)
     return float(error) <= TOLERANCES[other.dtype]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks)  # noqa: SLF001  by which adapters add; torch has no public name

@@ -82,11 +82,6 @@ class ModelProgram:
         return Target.NATIVE in self._parts()
 
     @property
-    def state_rows(self) -> int:
-        """Rows of recurrent states of a running sequence: native kernels write the next beside the current."""
-        return 2 if self.has_native else 1
-
-    @property
     def is_hybrid(self) -> bool:
         """True if the native kernels run everything around modules as mixers."""
         return self.has_native and not self.is_native

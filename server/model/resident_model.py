@@ -23,7 +23,7 @@ from server.model.experts.step_variants import PlaceTables
 from server.model.lora.linear_hooks import sizes_of
 from server.model.lora_adapter import LoraAdapter
 from server.model.program import ModelProgram
-from server.model.recurrent.states import StateShapes, states_bytes
+from server.model.recurrent.states import StateShapes, state_rows, states_bytes
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TrunkFacts:
     labels: tuple[str, ...] = ()  # their names, of a model that classifies
     hidden_size: int = 0  # size of last hidden states; 0 if the model returns none
     is_by_sequence: bool = False  # its attention modules run sequence by sequence, with causal masks
+    has_gpu: bool = False
 
     @property
     def is_sequential(self) -> bool:
@@ -52,6 +53,11 @@ class TrunkFacts:
         """True if a sequence can continue from blocks that another wrote."""
         depends_on_prompt = any(group.depends_on_prompt for group in self.kv_groups)
         return not (self.is_sequential or self.is_encoder or depends_on_prompt)
+
+    @property
+    def state_rows(self) -> int:
+        """Recurrent states that a running sequence has beside each other: those before and after a step, or one."""
+        return state_rows(has_gpu=self.has_gpu, has_native=self.program.has_native)
 
     @property
     def state_bytes(self) -> int:

@@ -31,12 +31,15 @@ from server.model.attention.paged_attention import StepAttention
 from server.model.experts.hits_first import HitsFirst, Segment
 from server.model.experts.step_experts import StepExperts
 from server.model.experts.waitless_experts import DeviceChoices, WaitlessExperts
+from server.model.recurrent.recurrent_modules import rows_of_chunks
+from server.model.recurrent.states import RecurrentBatch, StateCache, StepStates
 from server.model.step import SequenceChunk, StepTokens, positions_of
 
 log = logging.getLogger(__name__)
 
+TOKEN_NUMBERS = 3  # of a token: its id, position and row of logits
 MOST_GRAPHS = 32  # each takes memory for its launches
-Body = Callable[[StepAttention, StepExperts, Sequence[torch.Tensor]], torch.Tensor]
+Body = Callable[[StepAttention, StepExperts, Sequence[torch.Tensor], StepStates | None], torch.Tensor]
 Kind = tuple[int, ...]
 ByTable = TypeVar("ByTable", WaitlessExperts, HitsFirst)  # what runs the layers of experts
 
@@ -45,8 +48,8 @@ class StepGraphs:
     """The graphs of a model.
 
     Args:
-        body: runs a step, of its attention, its experts, and its tokens, positions and rows of logits on the device;
-            returns logits, float32 on the device.
+        body: runs a step, of its attention, its experts, its tokens, positions and rows of logits on the device, and
+            its recurrent states; returns logits, float32 on the device.
     """
 
     def __init__(self, pool: ComputePool, device: torch.device, body: Body):
@@ -58,11 +61,11 @@ class StepGraphs:
         self._is_off = False  # this model can't be captured
 
     def takes(self, chunks: Sequence[SequenceChunk], tokens: StepTokens) -> bool:
-        """Return whether a step has a new token of each sequence, and nothing else."""
+        """Return whether a step has one token of each sequence, none of them the first, and nothing else."""
         return (
             not self._is_off
             and not tokens.hidden_rows
-            and all(chunk.num_tokens == 1 and chunk.num_logits == 1 for chunk in chunks)
+            and all(chunk.num_tokens == 1 and chunk.num_logits == 1 and chunk.num_cached for chunk in chunks)
         )
 
     def run(
@@ -72,24 +75,27 @@ class StepGraphs:
         cache: KVCache,
         experts: StepExperts,
         by_table: WaitlessExperts | HitsFirst,
+        *,
+        states: StateCache | None,
     ) -> torch.Tensor:
         """Run a step; return its logits, float32 on the device, valid until the next step.
 
         Args:
             by_table: runs the layers of ``experts``.
+            states: of recurrent layers; those after the step are beside the current ones then.
         """
-        places = (cache, *by_table.arenas)
+        places = (cache, states, *by_table.arenas)
         if places != self._places:
             self._graphs.clear()
             self._places = places
         partitions = [_room_of(chunks, group, cache) for group in range(len(cache.groups))]
         kind = isinstance(by_table, HitsFirst), len(chunks), *partitions
         graph = self._graphs.get(kind)
-        numbers = _numbers(chunks, tokens)
+        numbers = _numbers(chunks, tokens, states)
         if graph is None:
             attention = StepAttention(chunks, cache, self._pool, partitions)
             kind_of_graph: type[_Graph[Any]] = _CutGraph if isinstance(by_table, HitsFirst) else _StepGraph
-            graph = self._graphs[kind] = kind_of_graph(self._body, attention, upload(numbers, self._device))
+            graph = self._graphs[kind] = kind_of_graph(self._body, attention, upload(numbers, self._device), states)
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
             return graph.run(experts, by_table)
@@ -119,8 +125,14 @@ class StepGraphs:
 class _Graph(ABC, Generic[ByTable]):
     """A step of one kind, and the places that it reads and writes."""
 
-    def __init__(self, body: Body, attention: StepAttention, numbers: torch.Tensor):
+    def __init__(self, body: Body, attention: StepAttention, numbers: torch.Tensor, states: StateCache | None):
         self._body, self._attention, self._numbers = body, attention, numbers
+        self._tokens = numbers[:TOKEN_NUMBERS]
+        self._states = None
+        if states is not None:
+            rows = torch.arange(numbers.shape[1], device=numbers.device)
+            batch = RecurrentBatch(rows, numbers[-2], numbers[-1], num_tokens=1, has_state=True)
+            self._states = StepStates([batch], cache=states)
         self._graph: Any = None  # the last one
         self._logits = torch.empty(0)
         self.vocab_size = 0  # known once the step has run
@@ -136,7 +148,7 @@ class _Graph(ABC, Generic[ByTable]):
     def run(self, experts: StepExperts, by_table: ByTable) -> torch.Tensor:
         """Run the step operation by operation."""
         del by_table
-        logits = self._body(self._attention, experts, self._numbers.chunk(3))
+        logits = self._body(self._attention, experts, self._tokens.unbind(), self._states)
         self.vocab_size = logits.shape[-1]
         return logits
 
@@ -238,6 +250,7 @@ def _room_of(chunks: Sequence[SequenceChunk], group: int, cache: KVCache) -> int
     return 1 << (most_partitions(decode_rows(chunks, group, cache)) - 1).bit_length()
 
 
-def _numbers(chunks: Sequence[SequenceChunk], tokens: StepTokens) -> npt.NDArray[np.int64]:
-    parts = [tokens.token_ids, positions_of(chunks), tokens.logit_rows]
-    return np.concatenate([np.asarray(part, np.int64) for part in parts])
+def _numbers(chunks: Sequence[SequenceChunk], tokens: StepTokens, states: StateCache | None) -> npt.NDArray[np.int64]:
+    """Return tokens, positions, rows of logits, and the rows of states before and after the step, if it has any."""
+    numbers = np.array([tokens.token_ids, positions_of(chunks), tokens.logit_rows], np.int64)
+    return numbers if states is None else np.concatenate([numbers, rows_of_chunks(chunks, states)])

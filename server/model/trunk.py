@@ -36,6 +36,7 @@ from server.model.experts.waitless_experts import SlotTables
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.fused_heads import fuse_heads
+from server.model.fused_mixers import fuse_mixers
 from server.model.fused_norms import fuse_norms
 from server.model.fused_residuals import fuse_residuals
 from server.model.fused_routers import fuse_routers
@@ -98,6 +99,7 @@ class Trunk(ResidentModel):
             first.check_invariance()
         if special is None and not is_deterministic and not probe.choosing:
             fuse_heads(model, self._pool.triton_device, first.run_isolated, self._recurrent)
+            fuse_mixers(first.recurrent_calls, self._pool.triton_device, first.states)
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
@@ -114,6 +116,7 @@ class Trunk(ResidentModel):
             program,
             hidden_size=self._forward.hidden_size,
             is_by_sequence=self._is_by_sequence,
+            has_gpu=is_gpu(self.device),
         )
         has_waitless = self._native is None and all(
             isinstance(layer.backend, ResidentBackend) for layer in self._layers.values()
@@ -122,7 +125,7 @@ class Trunk(ResidentModel):
         self._reader = ChoiceReader(self.device) if has_waitless and is_gpu(self.device) else None
         self._misses = MissPlacement("copy")
         self._graphs: StepGraphs | None = None
-        is_plain = special is None and not is_deterministic and not probe.choosing and not self._recurrent
+        is_plain = special is None and not is_deterministic and not probe.choosing
         if has_waitless and is_gpu(self.device) and is_plain:
             self._graphs = StepGraphs(self._pool, self.device, self._run_on_device)
         self.routers = find_routers(model, layers, probe.routed)
@@ -167,9 +170,10 @@ class Trunk(ResidentModel):
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
 
-    def new_states(self, num_slots: int) -> StateCache:
-        """Allocate the states of recurrent layers for so many sequences."""
-        return StateCache(self.facts.states, num_slots, self.device, is_double=self.facts.program.state_rows > 1)
+    def new_states(self, num_slots: int, num_snapshots: int = 0) -> StateCache:
+        """Allocate the states of recurrent layers for so many sequences, and for snapshots."""
+        num_double = num_slots if self.facts.state_rows > 1 else 0
+        return StateCache(self.facts.states, num_slots + num_snapshots, self.device, num_double=num_double)
 
     @torch.inference_mode()
     def forward(
@@ -277,22 +281,27 @@ class Trunk(ResidentModel):
         adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the modules of transformers; return logits and hidden states of the wanted rows."""
-        step_states = self._step_states(chunks, states)
-        if isinstance(step_states, SequenceStepStates):
-            step_states.add_pages(chunks, kv_cache)
         with experts.without_waits(self._tables) as waitless:
             graphs = self._graphs
             by_table = waitless or experts.with_hits_first(self._tables, self._reader, self._misses.now)
             has_choice = waitless is None and by_table is not None and experts.phase == "decode"
             with self._misses.measured(experts.record) if has_choice else nullcontext():
                 if by_table is not None and graphs is not None and overlay is None and graphs.takes(chunks, tokens):
-                    return graphs.run(chunks, tokens, kv_cache, experts, by_table), torch.empty((0, 0))
-                logits = self._call_modules(
-                    chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states, adapters=adapters
-                )
+                    step_states = self._step_states(chunks, states, in_batches=False)
+                    logits = graphs.run(chunks, tokens, kv_cache, experts, by_table, states=states)
+                    hidden = torch.empty((0, 0))
+                else:
+                    step_states = self._step_states(chunks, states)
+                    if isinstance(step_states, SequenceStepStates):
+                        step_states.add_pages(chunks, kv_cache)
+                    logits = self._call_modules(
+                        chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=step_states,
+                        adapters=adapters,
+                    )  # fmt: skip
+                    hidden = self._forward.hidden
         if step_states is not None:
             step_states.commit()
-        return logits, self._forward.hidden
+        return logits, hidden
 
     def _call_modules(
         self,
@@ -325,11 +334,12 @@ class Trunk(ResidentModel):
             )
 
     def _run_on_device(
-        self, attention: StepAttention, experts: StepExperts, numbers: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+        self, attention: StepAttention, experts: StepExperts, numbers: Sequence[torch.Tensor],
+        states: StepStates | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Run a step of single new tokens without waiting for the device; see ``StepGraphs``."""
         with use_hooks(_StepHooks(attention, LatentAttention(attention), experts)):
-            return self._forward.on_device(numbers)
+            return self._forward.on_device(numbers, states)
 
     def _outside_of_native(self, linears: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
         """Return those linear layers that modules compute."""
@@ -363,15 +373,23 @@ class Trunk(ResidentModel):
             return InvariantAttention(chunks, kv_cache)
         return StepAttention(chunks, kv_cache, self._pool)
 
-    def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None) -> StepStates | None:
-        """Return the cache that recurrent mixers take their states from; None if the model has none of them."""
+    def _step_states(
+        self, chunks: Sequence[SequenceChunk], states: StateCache | None, *, in_batches: bool = True
+    ) -> StepStates | None:
+        """Return the cache that recurrent mixers take their states from; None if the model has none of them.
+
+        Args:
+            in_batches: False if no module is called with it.
+        """
         if not self._recurrent and not self._is_by_sequence:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
         if self._native is not None and states is None:
             states = self.new_states(1 + max(chunk.slot for chunk in chunks))
         has_modules = self._native is None or bool(self._native.outside)
-        batches = recurrent_batches(chunks, self.device, self._is_deterministic) if has_modules else []
+        batches = []
+        if has_modules and in_batches:
+            batches = recurrent_batches(chunks, self.device, states, token_by_token=self._is_deterministic)
         slots = [chunk.slot for chunk in chunks]
         kind = SequenceStepStates if self._is_by_sequence else StepStates
         return kind(batches, slots, copies, states, self._is_deterministic)

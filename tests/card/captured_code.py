@@ -64,6 +64,15 @@ CAPTURED: Mapping[str, Collection[str]] = {
     ),
     "server/kernels/triton/decode_attention.py": ("PagedStep.attend", "PagedStep.write", "Tiles.of", "_with_rows"),
     "server/kernels/triton/head_preparation.py": ("options_of", "prepare"),
+    "server/kernels/triton/recurrent_steps.py": (
+        "Convolution.options",
+        "GatedDelta.step",
+        "Mamba2.step",
+        "delta_options",
+        "mamba2_options",
+        "norm_options",
+        "step_convolution",
+    ),
     "server/kernels/triton/rms_norm.py": ("PlainRmsNorm.__call__", "RmsNorm.__call__", "RmsNorm.add_and_norm"),
     "server/kernels/triton/router_choice.py": ("choose", "options_of"),
     "server/model/attention/decode_attention.py": (
@@ -98,12 +107,45 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "FusedAttention._project",
         "FusedAttention.run",
         "_angles",
-        "_has_hooks",
         "_hidden",
+    ),
+    "server/model/fused_mixers.py": (
+        "FusedGatedDeltaNet.step",
+        "FusedMamba2.step",
+        "FusedMixer.has_hooks",
+        "FusedMixer.run",
+        "FusedShortConvolution.step",
     ),
     "server/model/fused_residuals.py": ("_with_stream",),
     "server/model/fused_routers.py": ("FusedRouter.__call__", "_logits_of"),
+    "server/model/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
     "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "use_hooks"),
+    "server/model/recurrent/recurrent_modules.py": (
+        "SplitForward.__call__",
+        "SplitForward._fused_for",
+        "SplitForward._run",
+    ),
+    "server/model/recurrent/rows.py": ("Rows.select", "join"),
+    "server/model/recurrent/states.py": (
+        "AttentionPassThrough.__getattr__",
+        "AttentionPassThrough.update",
+        "RecurrentBatch.size",
+        "RecurrentCache.__init__",
+        "RecurrentCache._get",
+        "RecurrentCache.get_conv_state",
+        "RecurrentCache.get_recurrent_state",
+        "RecurrentCache.is_recording_past",
+        "RecurrentCache.update_conv_state",
+        "RecurrentCache.update_recurrent_state",
+        "StateCache.has",
+        "StateCache.read",
+        "StateCache.tensor",
+        "StateCache.write",
+        "StepStates.batch_cache",
+        "StepStates.collect",
+        "StepStates.num_tokens",
+        "StepStates.reader",
+    ),
     "server/model/step_graphs.py": ("_Capture.cut", "_Graph.run", "_StepGraph.run", "_capture"),
     "server/model/trunk.py": ("Trunk._run_on_device", "_StepHooks.__init__"),
 }
@@ -117,6 +159,9 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/backend.py:_Layer.finish": ["allocates by empty_like"],
     "server/kernels/triton/decode_attention.py:PagedStep.attend": ["allocates by new_empty"],
     "server/kernels/triton/head_preparation.py:prepare": ["allocates by new_empty"],
+    "server/kernels/triton/recurrent_steps.py:GatedDelta.step": ["allocates by new_empty"],
+    "server/kernels/triton/recurrent_steps.py:Mamba2.step": ["allocates by new_empty"],
+    "server/kernels/triton/recurrent_steps.py:step_convolution": ["allocates by new_empty"],
     "server/kernels/triton/rms_norm.py:PlainRmsNorm.__call__": ["allocates by new_ones"],  # before a capture
     "server/kernels/triton/rms_norm.py:RmsNorm.__call__": ["allocates by empty_like"],
     "server/kernels/triton/rms_norm.py:RmsNorm.add_and_norm": ["allocates by empty_like"],
@@ -129,6 +174,8 @@ ALLOWED: Mapping[str, Collection[str]] = {
         "reads the device by numpy",
     ],
     "server/model/experts/waitless_experts.py:WaitlessExperts.run": ["allocates by zeros_like"],
+    "server/model/fused_mixers.py:FusedMixer.run": ["copies by tensor"],  # a method of the states
+    "server/model/recurrent/rows.py:join": ["allocates by new_empty"],  # of steps with pieces of prompts
     "server/model/forward.py:Forward._keep_hidden": ["allocates by empty", "reads the device by cpu"],  # of embeddings
 }
 

@@ -48,7 +48,7 @@ class CUDAGraph:
         captures.pop()
         for result in self.results:
             if result.is_contiguous() and result.numel():
-                result.view(torch.uint8 if result.dim() else result.dtype).fill_(255 if result.dim() else 0)
+                result.reshape(-1).view(torch.uint8).fill_(255 if result.dim() else 0)
 
 
 def _note_function(frame: FrameType, event: str, argument: object) -> None:

@@ -24,8 +24,9 @@ from tests.families import make_config
 CARD = torch.device("cuda", 0)
 PROMPT, FEW, MANY = 3, 1, 3  # layers; the difference of both depths is the cost of a layer
 BLOCKS = 4  # of a sequence
-# Tiny models of three layers: sinks and windows, a latent, gated delta nets, and an expert part beside a dense one.
-FAMILIES = ("gpt_oss", "deepseek_v3", "qwen3_5_moe_text", "gemma4_text")
+# Tiny models of three layers or four: sinks and windows, a latent, gated delta nets, Mamba-2, short convolutions, and
+# an expert part beside a dense one.
+FAMILIES = ("gpt_oss", "deepseek_v3", "qwen3_5_moe_text", "nemotron_h", "lfm2_moe", "gemma4_text")
 
 
 def qwen3_moe(num_layers: int) -> PreTrainedConfig:

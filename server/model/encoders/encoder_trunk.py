@@ -68,8 +68,9 @@ class EncoderTrunk(ResidentModel):
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
 
-    def new_states(self, num_slots: int) -> StateCache:
+    def new_states(self, num_slots: int, num_snapshots: int = 0) -> StateCache:
         """Return a place for no states."""
+        del num_snapshots
         return StateCache({}, num_slots, self.device)
 
     @torch.inference_mode()

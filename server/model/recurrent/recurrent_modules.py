@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from server.kernels.upload import upload
 from server.model.recurrent.rows import Rows, RowsOutput, join, zeros_like_output
 from server.model.recurrent.states import (
+    NO_ROWS,
     RecurrentBatch,
     RecurrentCache,
+    StateCache,
     StateKey,
     StateShape,
     StateShapes,
@@ -27,6 +30,7 @@ from server.model.recurrent.states import (
 )
 from server.model.step import SequenceChunk
 
+HIDDEN = "hidden_states"  # the first argument of a mixer
 ROUNDING = 1e-2  # tolerance relative to the range of an output, in bfloat16 too
 
 
@@ -89,14 +93,25 @@ def split_recurrent_modules(calls: Sequence[ModuleCall], num_tokens: int) -> Non
     """
     can_resume: dict[type[nn.Module], bool] = {}
     for call in calls:
-        kind, split = type(call.module), _SplitForward(call.module.forward, call.output)
+        kind, split = type(call.module), SplitForward(call.module.forward, call.output)
         if kind not in can_resume:
             can_resume[kind] = split.can_resume(call, num_tokens)
         split.resumes_by_token = not can_resume[kind]
         call.module.forward = split
 
 
-class _SplitForward:
+class FusedStep(Protocol):
+    """Runs a mixer's steps of single tokens."""
+
+    @property
+    def has_hooks(self) -> bool:
+        """True if something is added to the module's projections, which only the module adds."""
+
+    def run(self, hidden_states: torch.Tensor, states: StateCache, batch: RecurrentBatch) -> torch.Tensor:
+        """Return the mixer's output ``(sequences, 1, hidden)``; write the states after it beside the current ones."""
+
+
+class SplitForward:
     """The forward of a module, called on each batch of a step with a cache of its own.
 
     Args:
@@ -106,6 +121,7 @@ class _SplitForward:
     def __init__(self, forward: Callable[..., Any], sample: Any):
         self._forward, self._sample = forward, sample
         self.resumes_by_token = False  # whether tokens after a state run one by one
+        self.fused: FusedStep | None = None  # runs single tokens after a state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         step = next((value for value in (*args, *kwargs.values()) if isinstance(value, StepStates)), None)
@@ -115,7 +131,12 @@ class _SplitForward:
             return zeros_like_output(self._sample, step.num_tokens)
         outputs = []
         for batch in step.batches:
-            cache = step.batch_cache(batch)
+            cache, fused = step.batch_cache(batch), self._fused_for(step, batch)
+            if fused is not None and step.cache is not None:
+                part = Rows(step.num_tokens, batch.rows, batch.size, cache)
+                hidden = kwargs[HIDDEN] if HIDDEN in kwargs else args[0]
+                outputs.append(RowsOutput(fused.run(part.select(hidden), step.cache, batch), part))
+                continue
             by_token = step.token_by_token or (self.resumes_by_token and batch.has_state and batch.num_tokens > 1)
             for rows in torch.split(batch.rows, 1) if by_token else [batch.rows]:
                 size = (1, 1) if by_token else batch.size
@@ -134,6 +155,17 @@ class _SplitForward:
         ]
         full = RowsOutput(call.output, Rows(num_tokens, all_rows, (1, num_tokens), cache))
         return have_same_outputs(join([full], num_tokens), join(pieces, num_tokens))
+
+    def run(self, call: ModuleCall, rows: Rows) -> Any:
+        """Return the module's output for some rows of a call."""
+        return self._run(call.args, call.kwargs, rows).output
+
+    def _fused_for(self, step: StepStates, batch: RecurrentBatch) -> FusedStep | None:
+        """Return what runs a batch instead of the module."""
+        is_single = batch.has_state and batch.num_tokens == 1 and not step.token_by_token
+        if self.fused is None or not is_single or step.cache is None or not step.cache.is_double:
+            return None
+        return None if self.fused.has_hooks else self.fused
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> RowsOutput:
         return RowsOutput(self._forward(*rows.select(args), **rows.select(kwargs)), rows)
@@ -155,7 +187,7 @@ def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def recurrent_batches(
-    chunks: Sequence[SequenceChunk], device: torch.device, token_by_token: bool = False
+    chunks: Sequence[SequenceChunk], device: torch.device, states: StateCache | None, *, token_by_token: bool = False
 ) -> list[RecurrentBatch]:
     """Return the batches of a step: each piece of a prompt, and all decodes together unless ``token_by_token``."""
     batches, row = [], 0
@@ -164,19 +196,29 @@ def recurrent_batches(
         if chunk.num_tokens == 1 and chunk.num_cached and not token_by_token:
             decodes.append((row, chunk))
         else:
-            batches.append(_batch(range(row, row + chunk.num_tokens), [chunk], device))
+            batches.append(_batch(range(row, row + chunk.num_tokens), [chunk], device, states))
         row += chunk.num_tokens
     if decodes:
-        batches.append(_batch([row for row, _ in decodes], [chunk for _, chunk in decodes], device))
+        batches.append(_batch([row for row, _ in decodes], [chunk for _, chunk in decodes], device, states))
     return batches
 
 
-def _batch(rows: Sequence[int], chunks: Sequence[SequenceChunk], device: torch.device) -> RecurrentBatch:
-    sources = [chunk.slot if chunk.resumes is None else chunk.resumes for chunk in chunks]
+def _batch(
+    rows: Sequence[int], chunks: Sequence[SequenceChunk], device: torch.device, states: StateCache | None
+) -> RecurrentBatch:
+    places = rows_of_chunks(chunks, states)
+    numbers = upload(np.concatenate([np.asarray(rows, np.int64), *places]), device)
+    of_tokens, sources, targets = torch.split(numbers, [len(rows), len(chunks), len(chunks)])
     return RecurrentBatch(
-        rows=upload(np.asarray(rows, np.int64), device),
-        slots=upload(np.array([chunk.slot for chunk in chunks], np.int64), device),
-        sources=upload(np.array(sources, np.int64), device),
+        rows=of_tokens,
+        sources=sources,
+        targets=targets,
         num_tokens=chunks[0].num_tokens,
         has_state=chunks[0].num_cached > 0,
     )
+
+
+def rows_of_chunks(chunks: Sequence[SequenceChunk], states: StateCache | None) -> npt.NDArray[np.int64]:
+    """Return the rows with the states before some chunks and those for the states after them, ``(2, chunks)``."""
+    rows = [NO_ROWS if states is None else states.rows_of(chunk) for chunk in chunks]
+    return np.array(rows, np.int64).T

@@ -25,7 +25,10 @@ class Rows:
         if isinstance(value, AttentionPassThrough):
             return self.cache
         if isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.num_tokens):
-            return value[0].index_select(0, self.rows.to(value.device)).view(*self.size, *value.shape[2:])
+            chosen = value[0]
+            if len(self.rows) < self.num_tokens:
+                chosen = chosen.index_select(0, self.rows.to(value.device))
+            return chosen.reshape(*self.size, *value.shape[2:])
         if isinstance(value, tuple | list):
             return type(value)(self.select(item) for item in value)
         if isinstance(value, dict):
@@ -53,6 +56,9 @@ def join(pieces: Sequence[RowsOutput], num_tokens: int) -> Any:
         isinstance(piece.output, torch.Tensor) and piece.output.shape[:2] == piece.rows.size for piece in pieces
     ):
         return None
+    if len(pieces[0].rows.rows) == num_tokens:
+        joined = first.flatten(0, 1)
+        return joined.unsqueeze(0)
     joined = first.new_empty((num_tokens, *first.shape[2:]))
     for piece in pieces:
         joined[piece.rows.rows] = piece.output.flatten(0, 1)

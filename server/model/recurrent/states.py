@@ -19,7 +19,7 @@ from server.model.errors import NotBatchableError
 from server.model.step import SequenceChunk
 
 CPU = torch.device("cpu")
-NO_ROWS = -1, 0  # of a sequence without states
+NO_ROWS = -1, 0  # of a sequence without states; a trial of native kernels writes the first row
 
 
 class StateKey(NamedTuple):
@@ -50,6 +50,11 @@ def states_bytes(shapes: StateShapes) -> int:
     return sum(shape.nbytes for shape in shapes.values())
 
 
+def state_rows(*, has_gpu: bool, has_native: bool) -> int:
+    """Return 2 where kernels or graphs write the states after a step beside those before it, else 1."""
+    return 2 if has_gpu or has_native else 1
+
+
 def as_native(shapes: StateShapes) -> StateShapes:
     """Return states as native kernels keep them, but for padding: in float32."""
     return {key: replace(shape, dtype=torch.float32) for key, shape in shapes.items()}
@@ -58,20 +63,21 @@ def as_native(shapes: StateShapes) -> StateShapes:
 class StateCache:
     """The states of all running sequences, each in the slot that the engine assigned.
 
-    The system allocates memory slot by slot, at the first use.
+    On a CPU the system allocates memory row by row, at the first use.
 
     Args:
         shapes: of one sequence's states.
-        num_slots: how many sequences.
+        num_slots: of sequences and snapshots.
         device: of the states.
-        is_double: whether a slot has two rows, the current one and one for the next states, which native kernels write.
+        num_double: slots, the first ones, that have a second row, to which the states after a step are written.
     """
 
-    def __init__(self, shapes: StateShapes, num_slots: int, device: torch.device = CPU, *, is_double: bool = False):
-        self._stride = 2 if is_double else 1
-        self._rows = [slot * self._stride for slot in range(num_slots)]  # the current one of each slot
+    def __init__(self, shapes: StateShapes, num_slots: int, device: torch.device = CPU, *, num_double: int = 0):
+        self.is_double = num_double > 0
+        self._rows = list(range(num_slots))  # the current one of each slot
+        self._next_rows = [num_slots + slot if slot < num_double else slot for slot in range(num_slots)]
         self._tensors = {
-            key: torch.zeros((self._stride * num_slots, *shape.shape), dtype=shape.dtype, device=device)
+            key: torch.zeros((num_slots + num_double, *shape.shape), dtype=shape.dtype, device=device)
             for key, shape in shapes.items()
         }
 
@@ -79,22 +85,25 @@ class StateCache:
         """Return a state of all slots, ``(rows, ...)``."""
         return self._tensors[key]
 
+    def has(self, key: StateKey) -> bool:
+        return key in self._tensors
+
     def rows_of(self, chunk: SequenceChunk) -> tuple[int, int]:
         """Return the row with the states before a chunk, -1 for the beginning, and the row for those after it."""
         if not self._tensors:
             return NO_ROWS
         before = chunk.slot if chunk.resumes is None else chunk.resumes
-        return self._rows[before] if chunk.num_cached else -1, self._rows[chunk.slot] ^ 1
+        return self._rows[before] if chunk.num_cached else -1, self._next_rows[chunk.slot]
 
     def advance(self, slots: Sequence[int]) -> None:
         """Make the rows that were written in a step the current ones of some slots."""
-        if self._stride > 1:
+        if self._tensors:
             for slot in slots:
-                self._rows[slot] ^= 1
+                self._rows[slot], self._next_rows[slot] = self._next_rows[slot], self._rows[slot]
 
-    def read(self, key: StateKey, slots: torch.Tensor) -> torch.Tensor:
-        """Return a copy of some states, ``(slots, ...)``."""
-        return self._tensors[key].index_select(0, self._places(slots))
+    def read(self, key: StateKey, rows: torch.Tensor) -> torch.Tensor:
+        """Return a copy of some states, ``(rows, ...)``."""
+        return self._tensors[key].index_select(0, rows)
 
     def copy(self, source: int, target: int) -> None:
         """Copy all states of one slot to another."""
@@ -105,12 +114,9 @@ class StateCache:
     def release(self, slot: int) -> None:
         """Do nothing: the states of a finished sequence are never read, since a new sequence begins without states."""
 
-    def write(self, key: StateKey, slots: torch.Tensor, states: torch.Tensor) -> None:
+    def write(self, key: StateKey, rows: torch.Tensor, states: torch.Tensor) -> None:
         tensor = self._tensors[key]
-        tensor.index_copy_(0, self._places(slots), states.to(tensor.dtype))
-
-    def _places(self, slots: torch.Tensor) -> torch.Tensor:
-        return slots if self._stride == 1 else torch.tensor([self._rows[slot] for slot in slots.tolist()])
+        tensor.index_copy_(0, rows, states.to(tensor.dtype))
 
 
 StateReader = Callable[[StateKey], torch.Tensor | None]  # None at the beginning of sequences
@@ -217,15 +223,15 @@ class RecurrentBatch:
     """Tokens of a step that recurrent modules run together: several of one sequence, or one each of several."""
 
     rows: torch.Tensor  # indices of the tokens in the step
-    slots: torch.Tensor  # slots of the sequences
-    sources: torch.Tensor  # slots that hold the sequences' states before the step
+    sources: torch.Tensor  # rows of ``StateCache`` with the sequences' states before the step
+    targets: torch.Tensor  # rows for those after it
     num_tokens: int  # tokens of each sequence
     has_state: bool
 
     @property
     def size(self) -> tuple[int, int]:
         """Sequences and tokens of each, the leading dimensions of a module's input."""
-        return len(self.slots), self.num_tokens
+        return len(self.targets), self.num_tokens
 
 
 @dataclass
@@ -238,7 +244,7 @@ class StepStates(AttentionPassThrough):
     """
 
     batches: Sequence[RecurrentBatch]
-    slots: Sequence[int] = ()  # of the sequences, for states that native kernels wrote
+    slots: Sequence[int] = ()  # of the sequences
     copies: Sequence[tuple[int, int]] = ()  # slots to copy from and to, once the step has succeeded
     cache: StateCache | None = None  # None if no sequence has states yet
     token_by_token: bool = False
@@ -262,15 +268,19 @@ class StepStates(AttentionPassThrough):
         return lambda key: cache.read(key, batch.sources)
 
     def collect(self, batch: RecurrentBatch, cache: RecurrentCache) -> None:
-        """Hold a module's new states until the step has succeeded."""
-        self._pending += [(key, batch.slots, states) for key, states in cache.states.items()]
+        """Write a module's new states beside the current ones, or hold them until the step has succeeded."""
+        for key, states in cache.states.items():
+            if self.cache is not None and self.cache.is_double:
+                self.cache.write(key, batch.targets, states)
+            else:
+                self._pending.append((key, batch.targets, states))
 
     def commit(self) -> None:
-        """Write the states of a step that succeeded."""
+        """Make the states after a step that succeeded the current ones."""
         if self.cache is not None:
-            self.cache.advance(self.slots)
             for pending in self._pending:
                 self.cache.write(*pending)
+            self.cache.advance(self.slots)
             for source, target in self.copies:
                 self.cache.copy(source, target)
         self._pending.clear()

@@ -86,9 +86,9 @@ class SequentialTrunk(ResidentModel):
         self._router_layers = find_routers_with_products(model, self.routers, router_calls, None)
         self.gates = find_next_layer_gates(self.routers, layers, seen.routed)
 
-    def new_states(self, num_slots: int) -> TransformersCaches:
+    def new_states(self, num_slots: int, num_snapshots: int = 0) -> TransformersCaches:
         """Return a place for the caches of running sequences; each is made when its sequence begins."""
-        del num_slots
+        del num_slots, num_snapshots
         return TransformersCaches()
 
     @torch.inference_mode()

@@ -39,7 +39,7 @@ def run(code: str, model: str | None = None, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    """What a server's process has after its imports, and then with PyTorch's compiler."""
+    """Return what a server's process has after its imports, and then with PyTorch's compiler."""
     code = (
         f"import json, os, torch; names = [name for name in {NAMES} if sys.modules.get(name)]\n"
         "from transformers.utils.import_utils import create_import_structure_from_path as walk\n"

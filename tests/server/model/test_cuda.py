@@ -72,7 +72,7 @@ def decode(
     store = ExpertStore(trunk.catalog, total, device_bytes=device_bytes, device=trunk.device)
     groups = trunk.facts.kv_groups
     cache, logits = KVCache(groups, [8] * len(groups), 4, trunk.device), []
-    runner = PagedModelRunner(trunk, cache, store)
+    runner = PagedModelRunner(trunk, cache, store, states=trunk.new_states(2))
     for layer in trunk.catalog.layers:
         with store.lease(dict.fromkeys(store._state.keys[layer], 1)) as lease:
             list(lease)
@@ -81,7 +81,10 @@ def decode(
         length = 1 if step else 3
         chunks = [
             SequenceChunk(
-                [(5 * step + row + i) % 120 for i in range(length)], step + 2 * bool(step), [table] * len(groups)
+                [(5 * step + row + i) % 120 for i in range(length)],
+                step + 2 * bool(step),
+                [table] * len(groups),
+                slot=row,
             )
             for row, table in enumerate(([3, 1], [5, 4]))
         ]
@@ -101,7 +104,9 @@ def load(name: str, folder: Path, device: torch.device = DEVICE) -> Trunk:
     return trunk
 
 
-@pytest.mark.parametrize(("name", "slots"), [("deepseek_v3", None), ("gpt_oss", None), ("deepseek_v3", 5)])
+@pytest.mark.parametrize(
+    ("name", "slots"), [("gpt_oss", None), ("qwen3_next", None), ("deepseek_v3", 5), ("lfm2_moe", 5)]
+)
 def test_steps_of_graphs_have_the_logits_of_steps_without(name: str, slots: int | None, tmp_path: Path) -> None:
     trunk = load(name, tmp_path)
     assert trunk._graphs is not None

@@ -93,7 +93,7 @@ class SequenceStepStates(StepStates):
 
     def add_pages(self, chunks: Sequence[SequenceChunk], cache: KVCache) -> None:
         """Add the blocks that hold the states of the step's tokens."""
-        batches = recurrent_batches(chunks, cache.device, token_by_token=True)
+        batches = recurrent_batches(chunks, cache.device, self.cache, token_by_token=True)
         self.sequences = [PagedSequence(chunk, batch, cache) for chunk, batch in zip(chunks, batches, strict=True)]
 
 

@@ -29,6 +29,8 @@ from server.kernels.triton import (
     head_preparation,
     heads,
     norms,
+    recurrences,
+    recurrent_steps,
     router_choice,
     routers,
 )
@@ -64,6 +66,9 @@ POINTERS = {
     "weight": "*fp32",
     **dict.fromkeys(("y", "added", "total"), "*bf16"),
     "extremes": "*fp32",
+    **dict.fromkeys(("projected", "conv", "conv_weight", "conv_bias"), "*bf16"),
+    **dict.fromkeys(("state", "decay", "decay_bias", "norm", "step_bias", "direct"), "*fp32"),
+    **dict.fromkeys(("sources", "targets"), "*i64"),
 }
 NUMBERS = {
     "alpha": "fp32",
@@ -72,10 +77,13 @@ NUMBERS = {
     "softcap": "fp32",
     "epsilon": "fp32",
     "scale": "fp32",
+    "least_step": "fp32",
+    "longest_step": "fp32",
 }  # others are integers
 STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "token")} | {"cache_head", "cache_row"}
 # Multiples of 16, of which the compiler makes use.
-ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *STRIDES, *POINTERS}
+ROWS = {"conv_row", "state_row", "projected_token", "head_dim", "state_size", "channels"}
+ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *ROWS, *STRIDES, *POINTERS}
 OF_ROCM = (experts.first_few, experts.second_many)
 NORMS = (128, 7168)  # numbers of a row
 ROUTERS = {  # the experts of a layer, and how a token chooses
@@ -120,6 +128,15 @@ def attention_kernels(
         yield attention.write_tokens, {"IS_LATENT": is_latent, "BLOCK": width}
         rules = {"HAS_NORMS": True, "ROTATION": heads.PAIRS.value, "STEP": 2, "KEEPS_KEYS": True}
         yield heads.prepare_heads, {**rules, **head_preparation.options_of(key_dim, value_dim)}
+
+
+def recurrent_kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the kernels of recurrent mixers at the sizes of Qwen3-Next, Nemotron 3 Nano and LFM2."""
+    conv = {"WIDTH": 4, "TAPS": 4}
+    yield recurrences.step_delta, {**conv, **recurrent_steps.delta_options(128)}
+    yield recurrences.step_mamba2, {**conv, "HAS_BIAS": True, **recurrent_steps.mamba2_options(64, 128)}
+    yield recurrences.norm_gated_rows, {"GATES_FIRST": True, **recurrent_steps.norm_options(8192)}
+    yield recurrences.step_convolution, {**conv, "HAS_BIAS": False, "BLOCK": recurrent_steps.CHANNELS}
 
 
 def compile_for(
@@ -181,6 +198,9 @@ def main() -> None:
         of_norms = norms.norm_rows, norms.add_and_norm_rows
         made = [compile_for(kernel, options_of(size), card) for kernel in of_norms for card in CARDS]
         results += [{"kind": f"norm of {size}", **each} for each in made]
+    for kernel, constants in recurrent_kernels():
+        made = [compile_for(kernel, constants, card) for card in CARDS]
+        results += [{"kind": "recurrent mixers", **each} for each in made]
     for count, rule in ROUTERS.items():
         constants = {**router_choice.options_of(rule, count), "HAS_CORRECTION": rule.kind == RouterKind.SIGMOID}
         made = [compile_for(routers.route_row, constants, card) for card in CARDS]

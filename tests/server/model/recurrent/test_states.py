@@ -136,8 +136,9 @@ def test_decodes_are_one_batch_and_pieces_of_prompts_one_each() -> None:
         SequenceChunk([1], 0, [], slot=2),
         SequenceChunk([1], 9, [], slot=1, resumes=7),
     ]
-    batches = recurrent_batches(chunks, torch.device("cpu"))
-    found = [(batch.rows.tolist(), batch.slots.tolist(), batch.num_tokens, batch.has_state) for batch in batches]
+    states = StateCache({StateKey(0, "conv"): StateShape((1,), torch.float32)}, 8)
+    batches = recurrent_batches(chunks, torch.device("cpu"), states)
+    found = [(batch.rows.tolist(), batch.targets.tolist(), batch.num_tokens, batch.has_state) for batch in batches]
     assert found == [([1, 2], [0], 2, False), ([3], [2], 1, False), ([0, 4], [3, 1], 1, True)]
     assert batches[2].sources.tolist() == [3, 7]
 
@@ -159,3 +160,16 @@ def test_states_have_a_row_a_slot_and_are_copied_out() -> None:
     assert copy.tolist() == [[4, 5, 6], [0, 0, 0]]
     copy.zero_()
     assert cache.read(key, torch.tensor([1])).tolist() == [[4, 5, 6]]
+
+
+def test_the_states_after_a_step_become_current_once_it_has_succeeded() -> None:
+    key = StateKey(0, "recurrent")
+    cache = StateCache({key: StateShape((1,), torch.float32)}, 3, num_double=2)
+    chunk = SequenceChunk([1], 4, [], slot=1)
+    before, after = cache.rows_of(chunk)
+    cache.write(key, torch.tensor([after]), torch.tensor([[7.0]]))
+    assert cache.rows_of(chunk) == (before, after)  # a step that failed is run again
+    cache.advance([1])
+    cache.copy(1, 2)
+    assert cache.rows_of(chunk) == (after, before)
+    assert cache.read(key, torch.tensor(cache.rows_of(SequenceChunk([1], 4, [], slot=2))[:1])).tolist() == [[7.0]]
