@@ -10,6 +10,7 @@ from server.cluster.held_prefixes import routed_request
 from server.cluster.outgoing import moved
 from server.cluster.shared_calls import Arrivals, SharedCalls
 from server.cluster.shared_fleet import SharedFleet
+from server.cluster.signatures import RoutedRequest
 from server.cluster.submitter import ReplicaLostError, Submitter
 from server.cluster.wire import ModelFacts, StreamEnd, Submission
 from server.engine.interface import (
@@ -126,7 +127,9 @@ class RemoteEngine:
         if self._is_halted:
             raise EngineUnavailableError(STOPPING)
         stream = RemoteStream(request, asyncio.get_running_loop(), Timeline(time.monotonic()))
-        task = self._streams[stream] = asyncio.create_task(self._pump(stream))
+        task = self._streams[stream] = asyncio.create_task(
+            self._pump(stream, routed_request(request, self._facts.block_size))
+        )
         stream.run(task)
         task.add_done_callback(lambda _: self._streams.pop(stream, None))
         return stream
@@ -142,17 +145,16 @@ class RemoteEngine:
             stream.cancel()
         self._calls.close()
 
-    async def _pump(self, stream: RemoteStream) -> None:
+    async def _pump(self, stream: RemoteStream, routed: RoutedRequest) -> None:
         """Carry the events of a request to its stream. A request of which nothing was received is sent again."""
-        request = stream.request
-        routed = routed_request(request, self._facts.block_size)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 with self._calls.arrivals(stream.receive, stream.lose) as arrivals:
-                    await self._carry(stream, Submission(self._sender, request, routed, arrivals.number), arrivals)
+                    submission = Submission(self._sender, stream.request, routed, arrivals.number)
+                    await self._carry(stream, submission, arrivals)
             except ReplicaLostError:
                 if stream.num_generated or attempt + 1 == MAX_ATTEMPTS:
-                    stream.lose()
+                    stream.fail(EngineUnavailableError(LOST))
                     return
             except TimeoutError:
                 stream.fail(QueueFullError(NONE_TOOK))

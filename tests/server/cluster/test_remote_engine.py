@@ -69,8 +69,9 @@ class Scripted:
         finally:
             self.num_closed += 1
 
-    def share(self, call: SharedCall) -> AsyncGenerator[Sequence[Batch], None]:
-        raise NotImplementedError
+    async def share(self, call: SharedCall) -> AsyncGenerator[Sequence[Batch], None]:
+        yield []
+        raise ReplicaLostError
 
 
 def texts(*scripts: Sequence[Step]) -> tuple[list[str], EngineError | None, Scripted]:
@@ -157,6 +158,19 @@ def test_a_cancelled_request_is_cancelled_at_the_replica() -> None:
         return list(engine.statuses())
 
     assert run(submitter, work) == []
+
+
+def test_requests_whose_common_events_are_lost_end_with_an_error_that_says_to_retry() -> None:
+    submitter = Scripted([TAKEN, FIRST])
+
+    async def work(engine: RemoteEngine) -> None:
+        for stream in [engine.submit(REQUEST), engine.submit(REQUEST)]:
+            with pytest.raises(EngineUnavailableError, match="send the request again"):
+                async for _ in stream:
+                    pass
+
+    run(submitter, work)
+    assert submitter.num_closed == 2
 
 
 def test_times_are_counted_on_this_machines_clock() -> None:
