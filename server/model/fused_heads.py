@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from server.kernels.triton.available import runs_on
+from server.model.attention_trials import (
+    AttentionCall,
+    RecordedCall,
+    angles_of,
+    are_of_rows,
+    hidden_of,
+    is_near,
+    record_calls,
+)
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.norms import Norm
-from server.model.hooks import AttentionOptions, current_hooks, use_hooks
+from server.model.hooks import AttentionOptions, current_hooks
 from server.model.joined_linears import JoinedLinears
 from server.model.transformers_hooks.probe import IsolatedTokens
 
@@ -23,33 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a result, relative to its largest
-PAIR = 2  # cosines and sines
 Attend = Callable[[int, "ProjectedHeads", AttentionOptions], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _AttentionCall:
-    """Arguments of a call of attention; queries are ``(heads, tokens, key_dim)``."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    options: AttentionOptions
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of a module, and that of attention in it."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: torch.Tensor
-    attention: _AttentionCall
-
-    @property
-    def angles(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return _angles(self.args, self.kwargs)
 
 
 class FusedAttention:
@@ -74,7 +56,7 @@ class FusedAttention:
         attend: Attend | None = getattr(current_hooks(), "attend_projected", None)
         if attend is None or self.projections.has_hooks:
             return self._original(*args, **kwargs)
-        return self.run(attend, _hidden(args, kwargs), _angles(args, kwargs))
+        return self.run(attend, hidden_of(args, kwargs), angles_of(args, kwargs))
 
     def run(self, attend: Attend, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> Any:
         """Return what the module returns."""
@@ -89,19 +71,6 @@ class FusedAttention:
     def _project(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         parts = torch.split(self.projections(rows), self._sizes, 1)
         return [*parts, parts[-1]][:3]  # without a projection of their own, values are the keys
-
-
-class _Recorder(IsolatedTokens):
-    """Hooks that record what each layer calls attention with."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, _AttentionCall] = {}
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self.seen[layer] = _AttentionCall(query, key, value, options)
-        return super().attend(layer, query, key, value, options)
 
 
 def fuse_heads(
@@ -119,29 +88,15 @@ def fuse_heads(
     """
     if device is None or not runs_on(device):
         return 0
-    found = [parts for module in model.modules() if module not in others if (parts := _parts_of(module)) is not None]
-    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]] = {}
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls[module] = args, kwargs, output[0] if isinstance(output, tuple) else output
-
-    handles = [parts.module.register_forward_hook(keep, with_kwargs=True) for parts in found]
-    recorder = _Recorder()
-    try:
-        with use_hooks(recorder):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = {
+        module: parts for module in model.modules() if module not in others and (parts := _parts_of(module)) is not None
+    }
     count = 0
-    for parts in found:
-        layer = parts.module.layer_idx
-        if parts.module not in calls or layer not in recorder.seen:
-            continue
-        fused = _fuse(parts, _Call(*calls[parts.module], recorder.seen[layer]))
+    for module, call in record_calls(found, run).items():
+        fused = _fuse(found[module], call)
         if fused is not None:
             fused.projections.join()
-            parts.module.forward = fused
+            module.forward = fused
             count += 1
     log.info("%d attention layers prepare their heads in one launch", count)
     return count
@@ -160,7 +115,7 @@ def _parts_of(module: nn.Module) -> GroupedAttentionParts | None:
 
 
 @torch.inference_mode()
-def _fuse(parts: GroupedAttentionParts, call: _Call) -> FusedAttention | None:
+def _fuse(parts: GroupedAttentionParts, call: RecordedCall) -> FusedAttention | None:
     """Return the module with the rule by which it gives what it gave in a call; None if there is none."""
     query, options = call.attention.query, call.attention.options
     if options.chosen is not None or parts.query.out_features != len(query) * query.shape[-1]:
@@ -168,8 +123,8 @@ def _fuse(parts: GroupedAttentionParts, call: _Call) -> FusedAttention | None:
     for rule in _rules(parts, call):
         fused = FusedAttention(parts, options, rule)
         trial = _Trial(call.attention)
-        output, _ = fused.run(trial.attend, _hidden(call.args, call.kwargs), call.angles)
-        if trial.agrees and _is_near(output, call.output):
+        output, _ = fused.run(trial.attend, call.hidden, call.angles)
+        if trial.agrees and is_near(output, call.output):
             return fused
     return None
 
@@ -177,7 +132,7 @@ def _fuse(parts: GroupedAttentionParts, call: _Call) -> FusedAttention | None:
 class _Trial:
     """Attention of single tokens to themselves, which compares queries, keys and values with those of a call."""
 
-    def __init__(self, call: _AttentionCall):
+    def __init__(self, call: AttentionCall):
         self._call, self.agrees = call, False
 
     def attend(self, layer: int, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
@@ -196,11 +151,11 @@ class _Trial:
             (keys[..., :key_dim], call.key),
             (values[..., :value_dim], call.value),
         )
-        self.agrees = all(_is_near(own, other) for own, other in pairs)
+        self.agrees = all(is_near(own, other) for own, other in pairs)
         return IsolatedTokens().attend(layer, call.query, call.key, call.value, options).contiguous()
 
 
-def _rules(parts: GroupedAttentionParts, call: _Call) -> Iterator[HeadRule]:
+def _rules(parts: GroupedAttentionParts, call: RecordedCall) -> Iterator[HeadRule]:
     """Yield the rules that a module may follow."""
     from server.kernels.triton.head_preparation import HeadRule  # noqa: PLC0415  may not be installed
     from server.kernels.triton.heads import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
@@ -215,7 +170,7 @@ def _rules(parts: GroupedAttentionParts, call: _Call) -> Iterator[HeadRule]:
             return
         norms = query.weight.to(device), key.weight.to(device), query.epsilon
     angles = call.angles
-    if angles is not None and _suits(angles, call.attention.query.shape[1]):
+    if angles is not None and are_of_rows(angles, call.attention.query.shape[1]):
         width = angles[0].shape[-1]
         kinds = [
             (HALVES, 1, width),
@@ -232,28 +187,3 @@ def _rules(parts: GroupedAttentionParts, call: _Call) -> Iterator[HeadRule]:
 
 def _is_of_heads(norm: Norm, size: int) -> bool:
     return len(norm.weight) == size
-
-
-def _suits(angles: tuple[torch.Tensor, torch.Tensor], count: int) -> bool:
-    """Return whether tables are of so many tokens, with contiguous rows."""
-    return all(each.shape[:-1] == (1, count) and each.stride(-1) == 1 for each in angles)
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    hidden: torch.Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return hidden
-
-
-def _angles(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the cosines and sines that a module is called with."""
-    for value in (*kwargs.values(), *args):
-        if isinstance(value, tuple) and len(value) == PAIR and all(isinstance(each, torch.Tensor) for each in value):
-            return value
-    return None
-
-
-def _is_near(own: torch.Tensor, other: torch.Tensor) -> bool:
-    if own.shape != other.shape:
-        return False
-    error = (own.float() - other.float()).abs().max() / other.float().abs().max().clamp_min(1e-30)
-    return float(error) <= TOLERANCES[other.dtype]

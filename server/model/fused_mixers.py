@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from server.kernels.triton.available import runs_on
+from server.model.attention_trials import is_near
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.linears import Linear
 from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.recurrent.mixer import CONV, RECURRENT, epsilon_of
 from server.model.blocks.short_convolution.parts import ShortConvolutionParts
-from server.model.fused_heads import TOLERANCES
 from server.model.joined_linears import JoinedLinears
 from server.model.recurrent.recurrent_modules import ModuleCall, SplitForward
 from server.model.recurrent.rows import Rows
@@ -202,9 +202,11 @@ def _agrees(fused: FusedMixer, split: SplitForward, call: ModuleCall, states: St
     batch = RecurrentBatch(rows, rows, rows + TRIED, num_tokens=1, has_state=True)
     of_module = RecurrentCache(lambda key: cache.read(key, rows))
     expected = split.run(call, Rows(hidden.shape[1], rows, batch.size, of_module))
+    if not isinstance(expected, torch.Tensor):
+        return False
     found = fused.run(hidden[0, :TRIED].unsqueeze(1), cache, batch)
     pairs = [(found, expected), *((cache.read(key, batch.targets), of_module.states[key]) for key in shapes)]
-    return all(_is_near(own, other, hidden.dtype) for own, other in pairs)
+    return all(is_near(own, other, hidden.dtype) for own, other in pairs)
 
 
 def _have_rows(shapes: StateShapes) -> bool:
@@ -216,10 +218,3 @@ def _have_rows(shapes: StateShapes) -> bool:
 def _hidden_of(call: ModuleCall) -> torch.Tensor:
     hidden: torch.Tensor = call.kwargs["hidden_states"] if "hidden_states" in call.kwargs else call.args[0]
     return hidden
-
-
-def _is_near(own: torch.Tensor, other: Any, dtype: torch.dtype) -> bool:
-    if not isinstance(other, torch.Tensor) or own.shape != other.shape:
-        return False
-    error = (own.float() - other.float()).abs().max() / other.float().abs().max().clamp_min(1e-30)
-    return float(error) <= TOLERANCES[dtype]

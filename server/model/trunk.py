@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from server.model.attention.by_sequence.modules import SequenceStepStates
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
-from server.model.attention.mla import LatentAttention, replace_projections, resolve_projections
+from server.model.attention.mla import LatentAttention, attend_latents, replace_projections, resolve_projections
 from server.model.attention.paged_attention import StepAttention
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
@@ -36,6 +37,7 @@ from server.model.experts.waitless_experts import SlotTables
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.fused_heads import fuse_heads
+from server.model.fused_latents import fuse_latents
 from server.model.fused_mixers import fuse_mixers
 from server.model.fused_norms import fuse_norms
 from server.model.fused_residuals import fuse_residuals
@@ -99,6 +101,7 @@ class Trunk(ResidentModel):
             first.check_invariance()
         if special is None and not is_deterministic and not probe.choosing:
             fuse_heads(model, self._pool.triton_device, first.run_isolated, self._recurrent)
+            fuse_latents(model, self._pool.triton_device, first.run_isolated, self._recurrent)
             fuse_mixers(first.recurrent_calls, self._pool.triton_device, first.states)
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
@@ -423,3 +426,5 @@ class _StepHooks:
             self.choose_keys = attention.chosen.choose_keys
             if attention.has_kernels:
                 self.attend_projected = attention.attend_projected
+                if not latents.has_adapters:
+                    self.attend_latents = partial(attend_latents, attention)

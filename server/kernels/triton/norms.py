@@ -7,11 +7,11 @@ import triton.language as tl
 
 
 @triton.jit
-def norm_rows(x, weight, y, size, epsilon, BLOCK: tl.constexpr):
-    """Norm one row in float32: ``y = x / sqrt(mean(x^2) + epsilon) * weight``, rounded once."""
+def norm_rows(x, weight, y, x_row, size, epsilon, BLOCK: tl.constexpr):
+    """Norm one row in float32: ``y = x / sqrt(mean(x^2) + epsilon) * weight``, rounded once; ``x_row`` is a stride."""
     row = tl.program_id(0).to(tl.int64) * size
     i = tl.arange(0, BLOCK)
-    numbers = tl.load(x + row + i, mask=i < size, other=0.0).to(tl.float32)
+    numbers = tl.load(x + tl.program_id(0).to(tl.int64) * x_row + i, mask=i < size, other=0.0).to(tl.float32)
     _norm(numbers, i, weight, y + row, size, epsilon)
 
 

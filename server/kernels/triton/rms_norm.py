@@ -31,7 +31,10 @@ class RmsNorm:
         rows = hidden_states.reshape(-1, size)
         output = torch.empty_like(rows, memory_format=torch.contiguous_format)
         if len(rows):
-            kernels.norm_rows[len(rows),](rows.contiguous(), self._weight, output, size, self._epsilon, **self._options)
+            rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+            kernels.norm_rows[len(rows),](
+                rows, self._weight, output, rows.stride(0), size, self._epsilon, **self._options
+            )
         return output.view(hidden_states.shape)
 
     def add_and_norm(self, hidden_states: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ into the queries before attention, and applied to its output afterwards.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
 from server.model.hooks import AttentionOptions, current_hooks
 from server.model.quantised.linear import QuantisedLinear
+
+if TYPE_CHECKING:
+    from server.kernels.triton.latent_preparation import ProjectedLatents
 
 
 class LatentProjection(nn.Module):
@@ -87,6 +90,12 @@ class LatentProjection(nn.Module):
         """Absorb the expansion into queries: ``(heads, tokens, key_dim)`` to ``(heads, tokens, rank + rotated)``."""
         return torch.cat([query[..., : self.nope_dim] @ self.to_keys, query[..., self.nope_dim :]], -1)
 
+    def values_by_token(self, output: torch.Tensor) -> torch.Tensor:
+        """Turn weighted latents into weighted values as ``values`` does, which are contiguous."""
+        values = output.new_empty(len(output), len(self.to_values), self.value_dim)
+        torch.bmm(output.transpose(0, 1), self.to_values.mT, out=values.transpose(0, 1))
+        return values
+
     def values(self, output: torch.Tensor) -> torch.Tensor:
         """Turn weighted latents ``(tokens, heads, rank)`` into weighted values ``(tokens, heads, value_dim)``."""
         return (output.transpose(0, 1) @ self.to_values.mT).transpose(0, 1)
@@ -126,6 +135,10 @@ class LatentAttention:
         self._attention, self._adapters = attention, adapters
         self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}  # by layer, until it calls ``attend``
 
+    @property
+    def has_adapters(self) -> bool:
+        return self._adapters is not None
+
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
         self._latents[projection.layer] = projection, latent
         return projection.placeholder(latent)
@@ -146,6 +159,14 @@ class LatentAttention:
         if additions is not None:
             additions.add_to_values(output, values)
         return values
+
+
+def attend_latents(
+    attention: StepAttention, projection: LatentProjection, latents: ProjectedLatents, options: AttentionOptions
+) -> torch.Tensor:
+    """Attend to latents by projections; return values ``(tokens, heads, value_dim)``."""
+    output = attention.attend_latents(projection.layer, latents, projection.to_keys, options)
+    return projection.values_by_token(output)
 
 
 def latent_linears(model: nn.Module) -> set[nn.Linear]:

@@ -25,6 +25,7 @@ from server.model.step import SequenceChunk
 
 if TYPE_CHECKING:
     from server.kernels.triton.head_preparation import ProjectedHeads
+    from server.kernels.triton.latent_preparation import ProjectedLatents
 
 LEAST_SHARED_BYTES = 2 << 20  # least bytes of keys and values that are worth sharing among threads
 TASKS_PER_THREAD = 2  # if there are more spans than threads
@@ -71,6 +72,17 @@ class StepAttention:
     def attend_projected(self, layer: int, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
         """Prepare the projections of the step's tokens, and attend as ``attend`` does; on a CUDA device alone."""
         return self._groups[self._cache.group_of[layer]].attend_projected(self._cache.layers[layer], heads, options)
+
+    def attend_latents(
+        self, layer: int, latents: ProjectedLatents, to_keys: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """Prepare the projections of the step's tokens, and attend to latents; return ``(tokens, heads, rank)``.
+
+        Args:
+            to_keys: absorbs the expansion of latents into queries, ``(heads, nope_dim, rank)``.
+        """
+        group, cache = self._groups[self._cache.group_of[layer]], self._cache.layers[layer]
+        return group.attend_latents(cache, latents, to_keys, options)
 
 
 class _GroupAttention:
@@ -125,6 +137,17 @@ class _GroupAttention:
         if has_spans:
             value = heads.value.view(len(heads.value), cache.shape.kv_heads, -1).transpose(0, 1)
             output[self._first_rows] = self._attend_spans(cache, query, key, value, options)
+        return output
+
+    def attend_latents(
+        self, cache: LayerCache, latents: ProjectedLatents, to_keys: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        assert self._decodes is not None
+        has_spans = self._first_rows is not None
+        query, rows = self._decodes.prepare_latents(cache, latents, to_keys, keeps_rows=has_spans)
+        output = self._decodes.attend(cache, query, options)
+        if has_spans:
+            output[self._first_rows] = self._attend_spans(cache, query, rows, rows, options)
         return output
 
     def _attend_spans(

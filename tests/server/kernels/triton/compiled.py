@@ -28,6 +28,8 @@ from server.kernels.triton import (
     experts,
     head_preparation,
     heads,
+    latent_preparation,
+    latents,
     norms,
     recurrences,
     recurrent_steps,
@@ -66,6 +68,7 @@ POINTERS = {
     "weight": "*fp32",
     **dict.fromkeys(("y", "added", "total"), "*bf16"),
     "extremes": "*fp32",
+    **dict.fromkeys(("latent", "absorbed", "new_rows"), "*bf16"),
     **dict.fromkeys(("projected", "conv", "conv_weight", "conv_bias"), "*bf16"),
     **dict.fromkeys(("state", "decay", "decay_bias", "norm", "step_bias", "direct"), "*fp32"),
     **dict.fromkeys(("sources", "targets"), "*i64"),
@@ -122,6 +125,9 @@ def attention_kernels(
     partition, width = {"PARTITION": decode_attention.PARTITION}, tiles["BLOCK_V"]
     rules = {"HAS_SINKS": True, "HAS_SOFTCAP": True, "IS_SPLIT": False, "BLOCK": 16}
     yield attention.attend_partition, {**tiles, **partition, **rules, "IS_LATENT": is_latent}
+    if is_latent:
+        rules = {"ROTATION": heads.HALVES_OF_PAIRS.value, "STEP": 1, "KEEPS_ROWS": True}
+        yield latents.prepare_latents, {**rules, **latent_preparation.options_of(value_dim, key_dim - value_dim)}
     if dtype != torch.float32 and width == tiles["BLOCK_D"]:
         merged = {"HAS_SINKS": True, "BLOCK_P": decode_attention.MERGED}
         yield attention.merge_partitions, {**partition, **merged, "BLOCK_V": width}

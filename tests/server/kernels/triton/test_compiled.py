@@ -21,7 +21,7 @@ ROCM_SHARED = 64 << 10
 KERNELS = {"first_few", "second_few", "first_many", "second_many"}
 OTHERS = {
     "add_and_norm_rows", "attend_partition", "merge_partitions", "norm_gated_rows", "norm_rows", "prepare_heads",
-    "route_row", "step_convolution", "step_delta", "step_mamba2", "write_tokens",
+    "prepare_latents", "route_row", "step_convolution", "step_delta", "step_mamba2", "write_tokens",
 }  # fmt: skip
 
 
