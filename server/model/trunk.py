@@ -39,6 +39,7 @@ from server.model.forward import Forward
 from server.model.fused_heads import fuse_heads
 from server.model.fused_latents import fuse_latents
 from server.model.fused_mixers import fuse_mixers
+from server.model.fused_mlps import fuse_mlps
 from server.model.fused_norms import fuse_norms
 from server.model.fused_residuals import fuse_residuals
 from server.model.fused_routers import fuse_routers
@@ -110,6 +111,7 @@ class Trunk(ResidentModel):
         fuse_residuals(model, self._pool.triton_device)
         if not is_deterministic:
             fuse_routers(model, self._pool.triton_device)
+            fuse_mlps(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
             probe.kv_groups if program.is_native else first.kv_groups,

@@ -116,6 +116,8 @@ CAPTURED: Mapping[str, Collection[str]] = {
     ),
     "server/model/fused_latents.py": ("FusedLatentAttention.__call__", "FusedLatentAttention.run"),
     "server/model/attention_trials.py": ("angles_of", "hidden_of"),
+    "server/kernels/triton/gated_activation.py": ("activate",),
+    "server/model/fused_mlps.py": ("FusedMlp.__call__",),
     "server/model/fused_mixers.py": (
         "FusedGatedDeltaNet.step",
         "FusedMamba2.step",
@@ -166,6 +168,7 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/backend.py:_Layer.finish": ["allocates by empty_like"],
     "server/kernels/triton/decode_attention.py:PagedStep.attend": ["allocates by new_empty"],
     "server/kernels/triton/head_preparation.py:prepare": ["allocates by new_empty"],
+    "server/kernels/triton/gated_activation.py:activate": ["allocates by new_empty"],
     "server/kernels/triton/latent_preparation.py:prepare": ["allocates by new_empty"],
     "server/model/fused_latents.py:FusedLatentAttention.run": ["waits by query"],  # a projection
     "server/model/attention/mla.py:LatentProjection.values_by_token": ["allocates by new_empty"],

@@ -21,11 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from server.kernels.native.backend import describe_experts
+from server.kernels.native.structures.experts import Activation
 from server.kernels.native.structures.layers import RouterKind
 from server.kernels.triton import (
     attention,
     decode_attention,
     experts,
+    gated_activation,
+    gated_rows,
     head_preparation,
     heads,
     latent_preparation,
@@ -204,6 +207,9 @@ def main() -> None:
         of_norms = norms.norm_rows, norms.add_and_norm_rows
         made = [compile_for(kernel, options_of(size), card) for kernel in of_norms for card in CARDS]
         results += [{"kind": f"norm of {size}", **each} for each in made]
+    rules = {"ACTIVATION": Activation.SILU.value, "BLOCK": gated_activation.NUMBERS}
+    made = [compile_for(gated_rows.gate_rows, rules, card) for card in CARDS]
+    results += [{"kind": "gated MLPs", **each} for each in made]
     for kernel, constants in recurrent_kernels():
         made = [compile_for(kernel, constants, card) for card in CARDS]
         results += [{"kind": "recurrent mixers", **each} for each in made]

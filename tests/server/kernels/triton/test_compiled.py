@@ -20,8 +20,8 @@ SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 1
 ROCM_SHARED = 64 << 10
 KERNELS = {"first_few", "second_few", "first_many", "second_many"}
 OTHERS = {
-    "add_and_norm_rows", "attend_partition", "merge_partitions", "norm_gated_rows", "norm_rows", "prepare_heads",
-    "prepare_latents", "route_row", "step_convolution", "step_delta", "step_mamba2", "write_tokens",
+    "add_and_norm_rows", "attend_partition", "gate_rows", "merge_partitions", "norm_gated_rows", "norm_rows",
+    "prepare_heads", "prepare_latents", "route_row", "step_convolution", "step_delta", "step_mamba2", "write_tokens",
 }  # fmt: skip
 
 
