@@ -34,6 +34,12 @@ class LayerSequence:
     whose successor is predicted to choose an expert that is not in memory: a read takes a slot, and the hold of all
     residents leaves none.
 
+    Other threads evict, resize and remove variants meanwhile, so:
+
+    - the kernels read a slot only during a hold or a lease that was taken before the call and ends after it;
+    - addresses are taken anew at each hold, and no hold is open while a layer leases or anything is requested;
+    - each layer is counted, recorded and observed once, in the order in which layers run, however it ran.
+
     Args:
         layers: in their order.
         image_layers: the experts for images of each layer with experts; empty if there are none.
