@@ -87,7 +87,7 @@ LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAtt
       absorbed_size_(spec.heads * latent_size_),
       weighted_size_(spec.heads * spec.rank),
       pass_rows_(std::min(step.tokens, most_rows(spec))),
-      places_(latent_size_, spec.rank),
+      places_(latent_size_),
       parts_memory_(context.mixers.of<Memory>().parts),
       results_(context, layer, step) {
   const Matrix& first = query_rank_ ? spec.query_down : spec.query;

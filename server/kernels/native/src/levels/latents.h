@@ -25,25 +25,22 @@ struct LatentAttend {
   float scaling;
 };
 
-inline constexpr int64_t kMostLatentRows = 128;  // tokens * heads
-inline constexpr int64_t kLatentRows = 8;        // rows with sums in registers together, at most
+inline constexpr int64_t kMostLatentRows = 128;   // tokens * heads
+inline constexpr int64_t kLatentScratchRows = 8;  // rows that take a part of the keys together, at most
 
 // The parts of the scratch memory, in floats.
 struct LatentScratch {
-  LatentScratch(int64_t key_dim, int64_t value_dim)
-      : value_stride(round_up(value_dim, 16)),
-        query_stride(round_up(key_dim, 32)),
-        values(kLatentRows * kSpanKeys),
-        keys(values + kSpanKeys * value_stride),
-        queries(keys + query_stride / 2 * kSpanKeys),
+  explicit LatentScratch(int64_t key_dim)
+      : query_stride(round_up(key_dim, 32)),
+        weights(kLatentScratchRows * kPartKeys),
+        queries(weights + kLatentScratchRows * kPartKeys / 2),
         gathered(queries + kMostLatentRows * query_stride / 2),
-        size(gathered + kSpanKeys * key_dim) {}
+        size(gathered + kPartKeys * key_dim) {}
 
-  int64_t value_stride;  // numbers of a total, and of a key's value
   int64_t query_stride;  // numbers of a query in bfloat16
-  int64_t weights = 0, values;
-  int64_t keys, queries;  // in pairs of bfloat16
-  int64_t gathered;       // chosen keys of a span
+  int64_t scores = 0;
+  int64_t weights, queries;  // in bfloat16
+  int64_t gathered;          // chosen keys of a part
   int64_t size;
 };
 
