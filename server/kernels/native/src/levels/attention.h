@@ -51,7 +51,7 @@ static inline int64_t last_seen(const Attention& a) {
   return last;
 }
 
-inline constexpr int64_t kMostQueryRows = 4;  // rows with sums in registers together
+inline constexpr int64_t kMostQueryRows = 8;  // rows with sums in registers together, at any level
 inline constexpr int64_t kAttentionScratch = kMostQueryRows * kSpanKeys;
 
 }  // namespace greenroom
