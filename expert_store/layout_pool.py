@@ -118,8 +118,18 @@ class LayoutPool(LayoutTiers):
         """Return the end of all compute that has been queued on the device.
 
         The lock makes these follow each other as the ends of leases do: the last one of a slot is the latest.
+
+        Raises:
+            RuntimeError: the device has failed, and with it the store: whoever waits for it is woken. Later calls
+                return None, so that the error of a wait is not hidden by one more.
         """
-        return self._resources.device.mark() if self.has_device else None
+        if not self.has_device or self._lock.failure:
+            return None
+        try:
+            return self._resources.device.mark()
+        except RuntimeError as error:
+            self._lock.fail(f"the device of the experts has failed: {error}")
+            raise
 
     def evict(self, key: ExpertKey) -> EvictObstacle | None:
         """Drop an expert from every tier. Return why it stays, or None if it was dropped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from expert_store.io.pinned_memory import PinnedMemory
 
 Event = Any  # torch.cuda.Event, or None for none
 
+log = logging.getLogger(__name__)
+
 
 class CudaDevice:
-    """One CUDA device. Any thread may call it, whatever device torch takes for that thread's current one."""
+    """One CUDA device. Any thread may call it, whatever device torch takes for that thread's current one.
+
+    Where an event can't be recorded, the host waits for the stream instead, and there is nothing left to wait for.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -37,12 +43,11 @@ class CudaDevice:
             if after is not None:
                 self._stream.wait_event(after)
             target.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-            event.record(self._stream)
-        return event
+            return _end_of(self._stream)
 
     def wait(self, event: Event) -> None:
-        event.synchronize()
+        if event is not None:
+            event.synchronize()
 
     def has_ended(self, event: Event) -> bool:
         return event is None or bool(event.query())
@@ -52,9 +57,7 @@ class CudaDevice:
             torch.cuda.current_stream(self._device).wait_event(event)
 
     def mark(self) -> Event:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        return _end_of(torch.cuda.current_stream(self._device))
 
     def pin(self, arena: HostArena, slot: int) -> None:
         self._pinned.pin(arena.tensor_of(slot))
@@ -64,3 +67,15 @@ class CudaDevice:
 
     def close(self) -> None:
         self._pinned.close()
+
+
+def _end_of(stream: Any) -> Event:
+    """Return the event of the end of what is queued on a stream; None if all of it has ended."""
+    try:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+        event.record(stream)
+    except RuntimeError as error:  # or the slots of copies that still run would be used again
+        log.warning("an event was not recorded, so the host waits for the device: %s", str(error).partition("\n")[0])
+        stream.synchronize()
+        return None
+    return event

@@ -103,6 +103,8 @@ class StepGraphs:
         graph.update(chunks, numbers)
         if graph.is_captured:
             return graph.replay(by_table)
+        if not graph.vocab_size:  # no step of its kind has succeeded
+            return graph.run(experts, by_table)
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         try:

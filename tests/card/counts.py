@@ -21,6 +21,8 @@ syncs: Counter[str] = Counter()  # by operation and place
 races: Counter[str] = Counter()
 captures: list[Any] = []  # graphs that are being captured
 captured: set[str] = set()  # functions of the project that ran while a graph was captured, as ``FILE:NAME``
+calls: Counter[str] = Counter()  # that can fail, by kind
+failing: dict[str, range] = {}  # by kind, the numbers of the calls that fail
 contexts: Counter[tuple[int, str]] = Counter()  # calls that open a context, by device and thread
 
 
@@ -41,6 +43,13 @@ def refuse(operation: str) -> None:
         raise torch.AcceleratorError(f"CUDA error: {NOT_PERMITTED} ({operation} at {place()})")
 
 
+def fails(kind: str) -> bool:
+    """Count a call that can fail; return whether it does."""
+    with lock:
+        calls[kind] += 1
+        return calls[kind] - 1 in failing.get(kind, ())
+
+
 def count_sync(operation: str) -> None:
     refuse(operation)
     with lock:
@@ -50,5 +59,5 @@ def count_sync(operation: str) -> None:
 def clear() -> None:
     """Forget all that was counted."""
     with lock:
-        for counter in (launches, launch_places, syncs, races, contexts):
+        for counter in (launches, launch_places, syncs, races, contexts, calls):
             counter.clear()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tests.card.counts import lock, place, races
+from tests.card.counts import fails, lock, place, races
 from tests.card.streams import Stream, current_stream, touch_context
 
 MOST_ACCESSES = 4096  # remembered of an allocation
@@ -45,7 +45,7 @@ class Memory:
         """Raise OutOfMemoryError if so much does not fit any more."""
         touch_context(device)
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes > 1 << 20 and self.used(device) + nbytes > self.total_bytes:
+        if fails("allocation") or (nbytes > 1 << 20 and self.used(device) + nbytes > self.total_bytes):
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes} bytes.")
 
     def add(self, inner: torch.Tensor, device: int) -> None:

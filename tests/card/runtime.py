@@ -17,7 +17,7 @@ import torch
 
 from expert_store.io import pinned_memory
 from tests.card import graphs, tensors
-from tests.card.counts import captures, count_sync, lock, refuse
+from tests.card.counts import captures, count_sync, fails, lock, refuse
 from tests.card.graphs import record
 from tests.card.streams import (
     Event,
@@ -53,7 +53,8 @@ class Runtime:
         with lock:
             if address in self.pinned:
                 return self._refuse("part or all of the requested memory range is already mapped", ALREADY_REGISTERED)
-            if self._limit is not None and sum(self.pinned.values()) + nbytes > self._limit:
+            is_full = self._limit is not None and sum(self.pinned.values()) + nbytes > self._limit
+            if fails("host register") or is_full:
                 return self._refuse("out of memory", OUT_OF_MEMORY)
             self.pinned[address] = nbytes
         return 0
@@ -151,6 +152,8 @@ def install(num_devices: int = 1, memory_bytes: int = 8 << 30, pinned_limit: int
 def _pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
     del device
     refuse("pin_memory")
+    if fails("allocation"):
+        raise torch.AcceleratorError("CUDA error: out of memory")
     return tensor.clone()
 
 

@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import torch
 
-from tests.card.counts import contexts, count_sync, lock
+from tests.card.counts import contexts, count_sync, fails, lock
 
 Clock = dict["Stream", int]
 
 local = threading.local()  # the current device and stream of a thread, and its clock
+told: Clock = {}  # what a thread has learnt by waiting for a whole stream: others hear of it by locks
 
 
 def merge(clock: Clock, other: Clock) -> None:
@@ -72,6 +73,7 @@ class Stream:
         """Begin an operation; with one given, it happens later."""
         touch_context(self.device.index)
         merge(self.clock, host_clock())
+        merge(self.clock, told)
         self.count += 1
         self.clock[self] = self.count
         if operation is not None:
@@ -107,6 +109,7 @@ class Stream:
         count_sync("stream.synchronize")
         with lock:
             self.finish()
+            merge(told, host_clock())
 
     def finish(self) -> None:
         """Wait on the host for all operations so far."""
@@ -132,6 +135,8 @@ class Event:
         self.clock: Clock = {}
 
     def record(self, stream: Stream | None = None) -> None:
+        if fails("event"):
+            raise torch.AcceleratorError("CUDA error: out of memory")
         with lock:
             stream = stream or current_stream()
             touch_context(stream.device.index)

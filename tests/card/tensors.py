@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, Self
 
 import torch
 
-from tests.card.counts import count_sync, launch_places, launches, lock, place, refuse
+from tests.card.counts import captures, count_sync, fails, launch_places, launches, lock, place, refuse
 from tests.card.graphs import record
 from tests.card.memory import Memory
 from tests.card.streams import Stream, current_stream, default_streams, index_of, local
@@ -38,7 +39,9 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, index: int = 0) -> Self:
-        with torch.inference_mode(inner.is_inference()):  # a view of a normal tensor is a normal one
+        is_inference = inner.is_inference()
+        same = is_inference == torch.is_inference_mode_enabled()
+        with nullcontext() if same else torch.inference_mode(is_inference):  # a view of a normal tensor is a normal one
             made: Self = torch.Tensor._make_wrapper_subclass(
                 cls,
                 inner.shape,
@@ -108,16 +111,20 @@ def run(function: Any, args: Any, kwargs: Any) -> Any:
             return _upload(args, kwargs, stream)
         if function is aten.copy_.default and _is_late_download(args, kwargs, stream):
             return _download(args, stream)
-        return _run_now(function, name, args, kwargs, tensors, stream)
+        return _run_now(function, name, args, kwargs, leaves, stream)
 
 
-def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[CardTensor], stream: Stream) -> Any:
+def _run_now(function: Any, name: str, args: Any, kwargs: Any, leaves: list[Any], stream: Stream) -> Any:
+    tensors = [leaf for leaf in leaves if isinstance(leaf, CardTensor)]
     is_view = function.is_view or name in {"_unsafe_view", "alias", "detach", "lift_fresh"}
     index: int | None = tensors[0].device.index if tensors else None
     if kwargs.get("device") is not None:
         asked = torch.device(kwargs["device"])
         index = index_of(asked) if asked.type == "cuda" else None
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    makes_memory = index is not None and not is_view and not name.endswith("_") and name not in WAITS | {"_to_copy"}
+    if makes_memory and fails("allocation"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate the result of an operation.")
     if not is_view and name not in ALLOCATES:
         launch(name, stream, has_kernel=bool(tensors) and name not in {"_local_scalar_dense", "_to_copy", "copy_"})
         number = stream.begin()
@@ -132,12 +139,12 @@ def _run_now(function: Any, name: str, args: Any, kwargs: Any, tensors: list[Car
     inner_args, inner_kwargs = _map(_inner, tuple(args)), _map(_inner, kwargs)
     compute = partial(_KERNELS.get(function, function), *inner_args, **inner_kwargs)
     result = compute()
-    if not is_view and name not in ALLOCATES:
+    if captures and not is_view and name not in ALLOCATES:
         own = {id(leaf) for leaf in _leaves((inner_args, inner_kwargs))}
         record(partial(_again, compute, own, writes), _new_tensors(result, own))
     if function is aten.copy_.default:
         return args[0]
-    given = {id(leaf) for leaf in _leaves((args, kwargs))}
+    given = set(map(id, leaves))
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or id(value) in given or index is None:
@@ -175,7 +182,10 @@ def _leaves(value: Any) -> Iterator[Any]:
     """Yield what sequences and mappings of arguments hold; torch's own way takes most of an operation's time."""
     if isinstance(value, tuple | list):
         for each in value:
-            yield from _leaves(each)
+            if isinstance(each, tuple | list | dict):
+                yield from _leaves(each)
+            else:
+                yield each
     elif isinstance(value, dict):
         yield from _leaves([*value.values()])
     else:

@@ -503,3 +503,18 @@ def test_experts_in_memory_are_prefetched_while_the_disk_is_busy(stores: Any, mo
     monkeypatch.setattr(store._state.reader, "takes", lambda _: False)
     assert store.prefetch([ExpertKey(0, 5), ExpertKey(0, 1)]) == 1
     assert moved(store)["host", "device"] == 5
+
+
+def test_whoever_waits_for_slots_of_a_device_that_has_failed_gets_its_error(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores(2, 2)
+
+    def mark(_: LateDevice) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(LateDevice, "mark", mark)
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        use(store, 0, 1, 2)  # and keeps both slots
+    with pytest.raises(StoreFailedError, match="the device of the experts has failed: CUDA error"):
+        use(store, 0, 3)
