@@ -71,6 +71,8 @@ class ClusterOptions(BaseModel):
         for name, place in OTHERS.items():
             if name in options.settings:
                 raise SettingsError(f"args.settings.{name}: in a cluster, this is {place}; move it there")
+        if str(options.settings.get("device", "")).startswith("cuda") and not options.gpus:
+            raise SettingsError("args.settings.device: a replica has no GPU; add gpus: 1 to args")
         if options.max_replicas is not None and options.max_replicas < options.replicas:
             raise SettingsError(f"args.max_replicas: {options.max_replicas} is less than replicas, {options.replicas}")
         if options.budget.memory.nbytes is None:
@@ -108,8 +110,12 @@ class ClusterOptions(BaseModel):
         return self.budget.max_queued_requests
 
     def engine_settings(self) -> dict[str, Any]:
-        """Return the settings of a replica: its memory and its threads are those of its resources."""
-        return {"threads": max(1, int(self.cpus)), **self.settings, "memory": self.memory}
+        """Return the settings of a replica: its memory, its threads and its device are those of its resources.
+
+        Ray hides no GPU from a replica that has none, so that all of them would use the first.
+        """
+        device = {} if self.gpus else {"device": "cpu"}
+        return {"threads": max(1, int(self.cpus)), **device, **self.settings, "memory": self.memory}
 
     def replicas_of_engine(self) -> dict[str, Any]:
         """Return the options of the engine's deployment that say how many replicas there are."""

@@ -29,7 +29,12 @@ def test_config_prints_a_file_that_can_be_run(tmp_path: Path, capsys: pytest.Cap
     content, options = read(file)
     assert content["http_options"]["port"] == 9000
     assert (options.model, options.replicas, options.memory_bytes) == ("org/model", 3, 4 << 30)
-    assert options.engine_settings() == {"threads": 2, "adapter": ["law=/adapters/law"], "memory": "4GiB"}
+    assert options.engine_settings() == {
+        "threads": 2,
+        "device": "cpu",
+        "adapter": ["law=/adapters/law"],
+        "memory": "4GiB",
+    }
 
 
 @pytest.mark.parametrize(

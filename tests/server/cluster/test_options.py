@@ -11,6 +11,11 @@ def test_threads_and_memory_of_a_replica_are_those_of_its_resources() -> None:
     assert (budget.threads, budget.memory.nbytes) == (3, 2 << 30)
 
 
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "auto")])
+def test_a_replica_without_a_gpu_runs_on_the_cpu(gpus: int, device: str) -> None:
+    assert ClusterOptions.checked({"memory": "2GiB", "gpus": gpus}).budget.device == device
+
+
 def test_a_fraction_of_a_core_is_one_thread() -> None:
     assert ClusterOptions.checked({"memory": "2GiB", "cpus": 0.5}).budget.threads == 1
 
@@ -29,6 +34,7 @@ def test_the_router_never_holds_a_request_that_the_queue_of_a_replica_has_room_f
         ({"memory": "2GiB", "replicas": 3, "max_replicas": 2}, "args.max_replicas: 2 is less than replicas, 3"),
         ({"memory": "2GiB", "settings": {"port": 1}}, "args.settings.port: in a cluster, this is http_options.port"),
         ({"memory": "2GiB", "settings": {"no_such": 1}}, "no_such"),
+        ({"memory": "2GiB", "settings": {"device": "cuda"}}, "args.settings.device: a replica has no GPU; add gpus: 1"),
     ],
 )
 def test_options_that_can_not_be_used_are_named(values: dict[str, object], told: str) -> None:
