@@ -26,10 +26,9 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Compile in a process that does not interpret kernels."""
+def made() -> dict[str, list[dict[str, Any]]]:
+    """Compile in a process that does not interpret kernels; Triton keeps those that it has compiled before."""
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    variables["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, "-m", "tests.server.kernels.triton.compiled"]
     ended = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
