@@ -93,11 +93,20 @@ def test_the_bits_of_a_row_do_not_depend_on_other_rows(
     assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[first:last])), together[first:last])
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name.endswith("transposed")])
-def test_a_wide_transposed_matrix_gives_the_same_results_for_each_number_of_rows(kernels: Kernels, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "outputs", "inputs"),
+    [
+        # More outputs than are computed together, or rows of which the first cache holds a few, and no whole steps.
+        *[(name, 300, 69) for name in MAKERS if name.endswith("transposed")],
+        *[(name, 21, 2100) for name in ("float32", "bfloat16", "float16")],
+    ],
+)
+def test_a_wide_matrix_gives_the_same_results_for_each_number_of_rows(
+    kernels: Kernels, name: str, outputs: int, inputs: int
+) -> None:
     random = torch.Generator().manual_seed(0)
-    weights = MAKERS[name](random, 300, 69)  # more outputs than are computed together, neither in whole steps
-    call = Call(torch.randn((9, 69), generator=random), None, torch.float32, 0, False)
+    weights = MAKERS[name](random, outputs, inputs)
+    call = Call(torch.randn((9, inputs), generator=random), None, torch.float32, 0, False)
     together = multiply(kernels, weights, call)
     wanted = call.x.double() @ weights.values.T
     assert bool(((together.double() - wanted).abs() <= most_error(weights, call, wanted)).all())

@@ -287,19 +287,28 @@ inline float largest(Vector x) {
 }
 #endif
 
+// Unrolls a loop over vectors in registers, which else would be in memory. It hides the vectors of the portable level,
+// which are loops themselves, from the compiler.
+#if defined(__SSE2__) && (defined(__AVX512F__) || defined(__AVX2__))
+#define GREENROOM_UNROLL _Pragma("GCC unroll 8")
+#else
+#define GREENROOM_UNROLL
+#endif
+
 // Stores the sums of a tile of R rows and C outputs.
 template <int R, int C>
 inline void store_tile(float* y, int64_t y_stride, const Vector (&totals)[R][C]) {
-  int r = 0;
   if constexpr (C == 4) {
+    int r = 0;
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
     for (; r + 4 <= R; r += 4) store_four_rows(y + r * y_stride, y_stride, totals + r);
     for (; r + 2 <= R; r += 2) store_two_rows(y + r * y_stride, y_stride, totals + r);
 #endif
     for (; r < R; ++r) store_sums(y + r * y_stride, totals[r][0], totals[r][1], totals[r][2], totals[r][3]);
-  }
-  for (; r < R; ++r) {
-    for (int c = 0; c < C; ++c) y[r * y_stride + c] = sum(totals[r][c]);
+  } else {
+    GREENROOM_UNROLL for (int r = 0; r < R; ++r) {
+      GREENROOM_UNROLL for (int c = 0; c < C; ++c) y[r * y_stride + c] = sum(totals[r][c]);
+    }
   }
 }
 
