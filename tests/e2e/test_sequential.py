@@ -21,12 +21,12 @@ QUESTION: Any = [{"role": "user", "content": "Who waits?"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("checkpoints") / "solo"
-    config = make_config("hy_v4")
+    config = make_config("qwen4_exp_text")
     config.vocab_size, config.max_position_embeddings = 257, 4096
     config.eos_token_id = 256
     save_checkpoint(config, folder)
     save_byte_tokenizer(folder, special=("<|end_of_text|>",))
-    with serving(str(folder), "--dtype", "float32") as running:
+    with serving(str(folder), "--dtype", "float32", "--deterministic") as running:
         yield running
 
 

@@ -22,7 +22,7 @@ FAMILIES = {  # and why they are here
     "mimo_v2_flash": "sliding windows of transformers' modules",
     "llama4_text": "chunked attention",
     "deepseek_v32": "an indexer",
-    "hy_v4": "sequences that run one by one",
+    "hy_v4": "residual streams of several rows",
 }
 NATIVE = ("qwen3_moe", "gpt_oss")
 VOCABULARY = 256  # bytes

@@ -18,7 +18,8 @@ TOP_K = "index_topk"  # attribute: keys that a token attends to, at most
 QUERIES, LATENTS = ("q_a_proj", "q_a_layernorm", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_a_layernorm")
 AROUND = ("kv_b_proj", "o_proj", "indexer")  # the parts of such an attention
 ROPE_NORM = "k_rope_only_layernorm"
-BESIDES = ("g_proj", ROPE_NORM)  # parts that it may have
+BESIDES = ("g_proj", "gate_proj", ROPE_NORM)  # parts that it may have
+SINKS = "sinks"  # a parameter that it may have
 HEAD_SCALES = "softmax_scaling"  # of queries, by head and position
 INPUT_NORM = "q_input_norm"  # of the attention's rows, which an indexer's queries take then
 GATED_QUERIES = ("q_a_proj", "q_a_layernorm", "q_gate_proj")
@@ -61,9 +62,9 @@ def index_dim(attention: Any) -> int:
 
 
 def _consists_of(module: nn.Module, names: Collection[str], besides: Collection[str] = ()) -> bool:
-    """Return whether a module has these parts, maybe some besides, and no parameters of its own."""
+    """Return whether a module has these parts, maybe some besides, and no parameters of its own but sinks."""
     children = {name for name, _ in module.named_children()} - set(besides)
-    return children == set(names) and not [*module.parameters(recurse=False)]
+    return children == set(names) and {name for name, _ in module.named_parameters(recurse=False)} <= {SINKS}
 
 
 @contextmanager

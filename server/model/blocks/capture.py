@@ -19,6 +19,7 @@ from server.model.architecture import decoder_layers, text_body
 from server.model.attention.indexer import few_chosen
 from server.model.attention.mask_probe import probe_masks
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.clips import low_clips
 from server.model.blocks.layer_recorder import LayerRecorder
 from server.model.experts.replacements.longcat import without_identities
 from server.model.forward import Forward
@@ -98,7 +99,7 @@ class RotaryCall:
 class LayerCapture:
     """The input and output of one decoder layer."""
 
-    given: torch.Tensor  # float32 (tokens, hidden)
+    given: torch.Tensor  # float32 (tokens, hidden), or (tokens, streams, hidden)
     output: torch.Tensor
     positions: Any  # cosines and sines, if the layer takes them as an argument
     options: AttentionOptions | None  # None if it has no attention
@@ -111,6 +112,15 @@ class LayerCapture:
     index_scores: torch.Tensor | None = None  # float32 (tokens, keys), by which an indexer chose keys
     layer: Any = None  # the model's
     module: Any = None  # the same, or the one of several blocks of it that this is the call of
+
+    @property
+    def num_streams(self) -> int:
+        """The rows of a token's residual stream; 0 if that is one row and nothing else."""
+        return self.given.shape[1] if self.given.ndim == 3 else 0  # noqa: PLR2004
+
+    @property
+    def hidden_size(self) -> int:
+        return self.given.shape[-1]
 
     @property
     def is_latent(self) -> bool:
@@ -300,6 +310,7 @@ def capture(
             use_hooks(probe),
             probe_masks(model),
             few_chosen(model, few),
+            low_clips(model),
             nullcontext() if echoes else without_identities(model),
             _RankedScores(probe),
         ):

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate
+from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate, StreamMix
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import Linear, matrix_of
 from server.model.blocks.mixer import Mixer
 from server.model.blocks.norms import Norm
+from server.model.blocks.streams import StreamParts
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 
@@ -36,6 +38,8 @@ class NativeLayer:
         self._mixer: Mixer | None = None
         self._keeps: list[torch.Tensor] = []  # tensors whose memory the spec refers to
         self._gates: list[NormGate] = []
+        self._mixes: list[StreamMix] = []
+        self._kept = KeptTensors()
         self._linears: dict[Any, NativeTarget] = {}
 
     @property
@@ -82,6 +86,11 @@ class NativeLayer:
             return None
         self._gates.append(NormGate(matrix_of(norm.gates.down), matrix_of(norm.gates.up)))
         return addressof(self._gates[-1])
+
+    def stream_mix(self, parts: StreamParts) -> int:
+        """Return the address of what describes how the rows of the residual stream are mixed."""
+        self._mixes.append(parts.build(self._kept))
+        return addressof(self._mixes[-1])
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

@@ -61,7 +61,7 @@ class LayerTrial:
         if mixer is None:
             mixer = layer.mixer.for_trial(captured, count)
         workspace.begin([SequenceChunk(self._tokens, 0, [range(-(-count // BLOCK))])], 1)
-        workspace.hidden[:] = captured.given.numpy()
+        workspace.residual[:] = captured.given.numpy()
         spec = LayerSpec.from_buffer_copy(layer.spec)
         spec.mixer, spec.mixer_kind, spec.adds_deferred = mixer.address, mixer.kind, 0
         if layer.experts is not None:  # the number of choices may not be known yet
@@ -97,7 +97,7 @@ class LayerTrial:
         def error(mixer: Mixer) -> float:
             run(mixer)
             added = captured.output - captured.given
-            return relative_error(torch.from_numpy(self.workspace.hidden) - captured.given, added)
+            return relative_error(torch.from_numpy(self.workspace.residual) - captured.given, added)
 
         return MixerTrial(captured, run, positions, error, len(self._tokens), tolerance)
 
@@ -114,7 +114,7 @@ class LayerTrial:
         """
         self.run(layer, captured)
         every = torch.ones(len(captured.output), dtype=torch.bool)
-        return self._error(torch.from_numpy(self.workspace.hidden), captured, dtype, every)
+        return self._error(torch.from_numpy(self.workspace.residual), captured, dtype, every)
 
     @staticmethod
     def _error(hidden: torch.Tensor, captured: LayerCapture, dtype: torch.dtype, rows: torch.Tensor) -> float:
@@ -140,7 +140,7 @@ class LayerTrial:
         is_same = (chosen == wanted).all(1) & is_near.all(1)
         if not is_same.any():
             return math.inf
-        return self._error(torch.from_numpy(self.workspace.hidden), captured, dtype, is_same)
+        return self._error(torch.from_numpy(self.workspace.residual), captured, dtype, is_same)
 
     def check(self, spec: LayerSpec) -> None:
         """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""

@@ -14,23 +14,29 @@ def rows_of(trial: MixerTrial) -> torch.Tensor:
     """Return the rows that the module got, ``(tokens, hidden)``."""
     call = trial.captured.mixer
     values = () if call is None else (*call.args, *call.kwargs.values())
-    wanted = (1, *trial.captured.given.shape)
+    wanted = (1, len(trial.captured.given), trial.captured.hidden_size)
     rows = [value for value in values if isinstance(value, torch.Tensor) and value.shape == wanted]
     if len(rows) != 1:
         raise UnsupportedLayerError("its attention takes other inputs than one of rows")
     return rows[0][0]
 
 
-def rotated(x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool = False) -> torch.Tensor:
+def rotated(
+    x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool = False, is_last: bool = False
+) -> torch.Tensor:
     """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``levels/attention.inc`` does.
 
     Args:
         is_sorted: whether the first numbers of all pairs come before the second ones in the result.
+        is_last: whether the last numbers are rotated instead.
     """
     if kind is RopeKind.NONE:
         return x
     cosines, sines = positions.angles(x.shape[-2])
     x, pairs = x.clone(), cosines.shape[1]
+    if is_last:
+        kept = x[..., : -2 * pairs]
+        return torch.cat([kept, rotated(x[..., -2 * pairs :], kind, positions, is_sorted=is_sorted)], -1)
     step = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
     one, other = step if kind is RopeKind.INTERLEAVED else (slice(0, pairs), slice(pairs, 2 * pairs))
     first, second = x[..., one].clone(), x[..., other].clone()

@@ -29,10 +29,14 @@ class Workspace:
         top_k: experts a token, at most.
         num_experts: of the widest layer.
         is_exact: whether rows are never rounded before a product.
+        num_streams: rows of a token's residual stream; 0 if that is one row and nothing else.
     """
 
-    def __init__(self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool):
+    def __init__(
+        self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool, num_streams: int = 0
+    ):
         self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
+        self._num_streams = num_streams
         self._capacity = 0
         self._predicted = np.empty(0, dtype=np.int32)
         self._parts = np.zeros(num_routed + 1, dtype=np.uint32)
@@ -94,8 +98,23 @@ class Workspace:
 
     @property
     def hidden(self) -> npt.NDArray[np.float32]:
-        """The residual stream, ``(tokens, hidden)``."""
+        """The residual stream, or the embeddings where it has several rows a token, ``(tokens, hidden)``."""
         return self._hidden[: self.call.tokens]
+
+    @property
+    def residual(self) -> npt.NDArray[np.float32]:
+        """The residual stream, ``(tokens, hidden)`` or ``(tokens, streams, hidden)``."""
+        return self._streams[: self.call.tokens] if self._num_streams else self.hidden
+
+    @property
+    def residual_address(self) -> int:
+        address: int = self.call.streams if self._num_streams else self.call.hidden
+        return address
+
+    def begin_streams(self) -> None:
+        """Begin each row of a token's residual stream with its embedding, where it has several."""
+        if self._num_streams:
+            self.residual[:] = self.hidden[:, None]
 
     @property
     def normed(self) -> npt.NDArray[np.float32]:
@@ -147,6 +166,9 @@ class Workspace:
         self._weights = np.empty(len(self._chosen), dtype=np.float32)
         call = self.call
         call.hidden, call.normed = self._hidden.ctypes.data, self._normed.ctypes.data
+        if self._num_streams:
+            self._streams = np.empty((self._capacity, self._num_streams, self._hidden_size), dtype=np.float32)
+            call.streams = self._streams.ctypes.data
         call.chosen, call.weights = self._chosen.ctypes.data, self._weights.ctypes.data
 
 

@@ -70,7 +70,7 @@ class ExpertResults:
         own.mixture.experts_scale = scale = self._experts_scale(following, after, own, given)
         routing = given.routing
         assert routing is not None
-        found = torch.from_numpy(self._trial.workspace.hidden) + self._echoes(own, given) * scale
+        found = torch.from_numpy(self._trial.workspace.residual) + self._echoes(own, given) * scale
         error = relative_error(found - after.given, after.output - after.given)
         if not error < TOLERANCES[self._dtype]:
             raise UnsupportedLayerError(f"its layers add the results of experts in another way, off by {error:.1e}")
@@ -93,7 +93,7 @@ class ExpertResults:
         owner: NativeLayer | None = None,
         owner_call: LayerCapture | None = None,
     ) -> float:
-        """Return the factor of the sum of experts that return their input; 1 if a norm follows them.
+        """Return the factor of the sum of experts that return their input; 1 if a norm or several rows a token follow.
 
         Args:
             layer: adds the sum.
@@ -101,10 +101,10 @@ class ExpertResults:
             owner: the layer of the experts, and a call of it, if that is another one.
         """
         owner, owner_call = owner or layer, owner_call or captured
-        if owner.spec.output_norm.kind or owner.mixture.output_norm.kind:
+        if owner.spec.output_norm.kind or owner.mixture.output_norm.kind or captured.num_streams:
             return 1.0
         self._trial.run(layer, captured)
-        wanted = captured.output - torch.from_numpy(self._trial.workspace.hidden)
+        wanted = captured.output - torch.from_numpy(self._trial.workspace.residual)
         measured = MeasuredFactor.between(self._echoes(owner, owner_call), wanted)
         is_quantised = any(isinstance(module, QuantisedLinear) for module in owner_call.module.modules())
         rounding = max(ROUNDING[self._dtype], QUANTISED_ROUNDING if is_quantised else 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ctypes import addressof
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,14 +16,16 @@ from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import head_of, text_body
 from server.model.blocks.capture import Capture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import LINEARS, matrix_of
 from server.model.blocks.norms import Norm, is_norm, norm_of
+from server.model.blocks.streams import find_last
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.native_layers.scales import ROUNDING, nearest_named
 
 
-def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tuple[HeadCall, list[torch.Tensor]]:
-    """Return a model's head, and the tensors whose memory it refers to.
+def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tuple[HeadCall, list[Any]]:
+    """Return a model's head, and what owns the memory that it refers to.
 
     Args:
         captured: a pass over some tokens, with the modules' logits.
@@ -32,12 +37,13 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     if not isinstance(head, LINEARS):
         raise UnsupportedLayerError("its head is not a linear layer")
     norm = _final_norm(text_body(model))
-    keeps = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
+    keeps: list[Any] = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
     bias = None if head.bias is None else head.bias.detach().float().contiguous()
     if bias is not None:
         keeps.append(bias)
     hidden = captured.layers[-1].output.contiguous()
-    count, size = hidden.shape
+    count, size = len(hidden), captured.layers[-1].hidden_size
+    streams = _streams(text_body(model), captured.layers[-1].num_streams, keeps)
     matrix = matrix_of(head)
     if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
         raise UnsupportedLayerError("its head does not fit its hidden states")
@@ -52,6 +58,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
         norm=NormSpec(
             norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr(), norm.epsilon, norm.kind
         ),
+        streams=streams,
         hidden=hidden.data_ptr(),
         rows=rows.ctypes.data,
         normed=normed.ctypes.data,
@@ -89,3 +96,13 @@ def _final_norm(body: nn.Module) -> Norm:
     found = norm_of(norms[0])
     assert found is not None
     return found
+
+
+def _streams(body: nn.Module, num_streams: int, keeps: list[Any]) -> int | None:
+    """Return the address of what makes one row of a token's rows; None if it has one."""
+    if not num_streams:
+        return None
+    kept = KeptTensors()
+    mix = find_last(body, num_streams).build(kept)
+    keeps += [kept, mix]
+    return addressof(mix)

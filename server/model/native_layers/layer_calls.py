@@ -10,6 +10,7 @@ from torch import nn
 from server.model.blocks.capture import ChildCall, LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.streams import find_streams
 from server.model.native_layers.residuals import ResidualRows
 
 
@@ -52,9 +53,12 @@ class LayerCalls:
         self._mixer = found
         self._norms: list[tuple[ChildCall, Norm]] = []
         self._others: list[ChildCall] = []
+        streams = {parts.module for parts in find_streams(captured)}
         for each in captured.calls:
+            if each.module in streams:
+                continue
             norm = norm_of(each.module, each.given.shape[-1]) if each.module is not mixer else None
-            if norm is not None and len(norm.weight) != captured.given.shape[1]:
+            if norm is not None and len(norm.weight) != captured.hidden_size:
                 raise UnsupportedLayerError("its norms have another size than its hidden states")
             if norm is not None:
                 self._norms.append((each, norm))

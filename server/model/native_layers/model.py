@@ -44,7 +44,7 @@ class NativeModel:
         query_scales: factors of queries by their positions.
         embedding: of tokens.
         head: the call of the head, without the fields of a step.
-        keeps: tensors whose memory the head refers to.
+        keeps: what owns the memory that the head refers to.
         adapters: describes the adapters of steps.
         rotary: the model's module that computes cosines and sines for its mixers; None if it has none.
         dtype: of its mixers.
@@ -61,7 +61,7 @@ class NativeModel:
         query_scales: QueryScales,
         embedding: EmbeddingRows,
         head: HeadCall,
-        keeps: Sequence[torch.Tensor],
+        keeps: Sequence[Any],
         adapters: NativeAdapters,
         rotary: Any,
         dtype: torch.dtype,
@@ -140,6 +140,7 @@ class NativeModel:
         self._positions.update(workspace.call, last)
         self._query_scales.update(workspace.call, last)
         image_rows = None if images is None else self._insert_images(images, chunks)
+        workspace.begin_streams()
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
@@ -166,7 +167,7 @@ class NativeModel:
             self._normed = np.empty((len(wanted), size), dtype=np.float32)
             call.normed = self._normed.ctypes.data
         logits = torch.from_numpy(np.empty((len(rows), call.matrix.outputs), dtype=np.float32))
-        call.hidden, call.rows = self._workspace.call.hidden, numbers.buffer_info()[0]
+        call.hidden, call.rows = self._workspace.residual_address, numbers.buffer_info()[0]
         call.logits, call.num_rows, call.num_logits = logits.data_ptr(), len(wanted), len(rows)
         self._kernels.head(call)
         if not hidden_rows:

@@ -17,6 +17,7 @@ from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.no_mixer.parts import NoMixerParts
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.streams import StreamParts, find_streams
 from server.model.blocks.table import MIXERS
 from server.model.native_layers.layer_calls import LayerCalls, Places
 from server.model.native_layers.residuals import ResidualRows
@@ -81,6 +82,7 @@ class Parts:
     scale: torch.Tensor | None  # of the hidden states after the layer
     residual_rows: ResidualRows | None
     images: ImageParts | None
+    streams: Sequence[StreamParts] = ()  # what mixes the rows of the residual stream, where it has several a token
 
     @property
     def mixer_module(self) -> nn.Module | None:
@@ -108,7 +110,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     dense = _dense(places, experts)
     if experts is None and dense is None and places.dense is not None:
         raise UnsupportedLayerError("an MLP has other parts")
-    block_norm = _block_norm(places, experts, captured.given.shape[1])
+    block_norm = _block_norm(places, experts, captured.hidden_size)
     inside = {id(each) for each in _known([*calls.norms, *filter(None, [block_norm])], mixers[0].module, dense)}
     images = _images(places, experts, others)
     if images is not None:
@@ -122,6 +124,8 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         router = _router_of(block, rest)
     if router is not None:
         inside |= {id(value) for value in router.parameters()}
+    streams = find_streams(captured)
+    inside |= {id(value) for parts in streams for value in parts.parameters()}
     _check_known(layer, inside)
     return Parts(
         calls.input_norm,
@@ -137,8 +141,9 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         router,
         dense,
         next((value.detach() for name, value in layer.named_buffers(recurse=False) if name == SCALE), None),
-        calls.residual_rows(places.input_norm),
+        None if streams else calls.residual_rows(places.input_norm),
         images,
+        streams,
     )
 
 

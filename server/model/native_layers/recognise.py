@@ -136,10 +136,10 @@ class _Finder:
         if has_image_experts(self._model) and 2 * len(images) != len(routed):
             raise UnsupportedLayerError("not all of its experts have others for images beside them")
         top_k = max(each.top_k_index.shape[1] for each in routing)
-        hidden_size = captured.layers[0].given.shape[1]
+        hidden_size, num_streams = captured.layers[0].hidden_size, captured.layers[0].num_streams
         num_experts = max(layer.mixture.num_experts for layer in routed)
         slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in every]
-        self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
+        self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True, num_streams=num_streams)
         self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
         self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCES[self._dtype])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
@@ -164,7 +164,14 @@ class _Finder:
             layers=layers,
             keeps_states=keeps_states,
         )
-        workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
+        workspace = Workspace(
+            hidden_size,
+            len(routed),
+            top_k,
+            num_experts,
+            is_exact=self._dtype == torch.float32,
+            num_streams=num_streams,
+        )
         # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
         head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
         return NativeModel(
@@ -306,6 +313,8 @@ class _Finder:
         """Return the factor of embeddings before the first layer."""
         embedded = embedded_rows(self._embeddings, torch.tensor(self._tokens))
         given = captured.layers[0].given
+        if captured.layers[0].num_streams:
+            embedded = embedded.unsqueeze(1).expand_as(given)
         scale = float((embedded * given).sum() / embedded.square().sum())
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")

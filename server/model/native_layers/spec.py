@@ -53,6 +53,8 @@ def build_layer(
         spec.inner_norm = layer.norm(depth.inner_norm(parts.inner_norm))
         spec.output_norm = layer.norm(depth.output_norm(parts.output_norm))
         spec.output_scale *= depth.output_scale
+    if parts.streams:
+        spec.mixer_streams, spec.inner_streams = map(layer.stream_mix, parts.streams)
     spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)

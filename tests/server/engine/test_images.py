@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 MODELS = [
     "ernie4_5_vl_moe",  # separate experts and positions for images
-    "hy_v4_vl",  # sequences are computed one after the other; separate positions for images
+    "hy_v4_vl",  # keys chosen by an indexer; separate positions for images
     "unlimited_ocr",  # prompts are seen differently from generated tokens
 ]
 

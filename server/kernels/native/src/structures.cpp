@@ -228,7 +228,8 @@ struct Fields<Indexer> {
   using Type = Indexer;
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(query_input_norm), FIELD(head_scales), FIELD(chosen),
-      FIELD(heads), FIELD(dim), FIELD(top_k), FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(takes_hidden)};
+      FIELD(heads), FIELD(dim), FIELD(top_k), FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(takes_hidden),
+      FIELD(rotates_last), FIELD(unused)};
 };
 
 template <>
@@ -237,7 +238,7 @@ struct Fields<LatentAttention> {
   static constexpr Field kAll[] = {
       FIELD(query_down), FIELD(query), FIELD(latent), FIELD(to_keys), FIELD(to_values), FIELD(output), FIELD(gate),
       FIELD(query_down_bias), FIELD(query_bias), FIELD(latent_bias), FIELD(output_bias), FIELD(gate_bias),
-      FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(head_scales), FIELD(indexer), FIELD(cache),
+      FIELD(query_norm), FIELD(latent_norm), FIELD(rope_norm), FIELD(sinks), FIELD(head_scales), FIELD(indexer), FIELD(cache),
       FIELD(source), FIELD(source_dim), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
       FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(takes_raw), FIELD(has_gates_in_query),
       FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
@@ -326,12 +327,20 @@ struct Fields<NormGate> {
 };
 
 template <>
+struct Fields<StreamMix> {
+  using Type = StreamMix;
+  static constexpr Field kAll[] = {
+      FIELD(logits), FIELD(bias), FIELD(norm), FIELD(norm_epsilon), FIELD(epsilon), FIELD(result_epsilon), FIELD(magnitude),
+      FIELD(scales), FIELD(num_streams), FIELD(iterations), FIELD(is_last)};
+};
+
+template <>
 struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(input_gate), FIELD(inner_gate),
-      FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture), FIELD(mixer_kind), FIELD(feed_forward_kind), FIELD(index),
-      FIELD(is_parallel),
+      FIELD(mixer_streams), FIELD(inner_streams), FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture), FIELD(mixer_kind),
+      FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
       FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
       FIELD(adds_deferred)};
 };
@@ -363,14 +372,14 @@ struct Fields<StepCall> {
       FIELD(hidden), FIELD(sequences), FIELD(block_tables), FIELD(cosines), FIELD(sines), FIELD(normed),
       FIELD(chosen), FIELD(weights), FIELD(slots), FIELD(counts), FIELD(sets), FIELD(tokens),
       FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(predictions), FIELD(lora),
-      FIELD(query_scales), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
+      FIELD(query_scales), FIELD(streams), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
 };
 
 template <>
 struct Fields<HeadCall> {
   using Type = HeadCall;
   static constexpr Field kAll[] = {
-      FIELD(matrix), FIELD(bias), FIELD(norm), FIELD(hidden), FIELD(rows), FIELD(normed), FIELD(logits),
+      FIELD(matrix), FIELD(bias), FIELD(norm), FIELD(streams), FIELD(hidden), FIELD(rows), FIELD(normed), FIELD(logits),
       FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(scale), FIELD(softcap), FIELD(is_exact),
       FIELD(lora)};
 };
@@ -465,7 +474,7 @@ constexpr Layout kLayouts[] = {
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),
     layout<ShortConvolution>("ShortConvolution"), layout<Mamba1>("Mamba1"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
-    layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
+    layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<StreamMix, 2>("StreamMix"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepPredictions>("StepPredictions"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),

@@ -91,6 +91,24 @@ class NormGate(Structure):
     _fields_ = [("down", Matrix), ("up", Matrix)]
 
 
+class StreamMix(Structure):
+    """How the rows of a token's residual stream are summed for a part of a layer, and take its result."""
+
+    _fields_ = [
+        ("logits", Matrix),
+        ("bias", c_void_p),
+        ("norm", c_void_p),
+        ("norm_epsilon", c_float),
+        ("epsilon", c_float),
+        ("result_epsilon", c_float),
+        ("magnitude", c_float),
+        ("scales", c_float * 3),
+        ("num_streams", c_int32),
+        ("iterations", c_int32),
+        ("is_last", c_int32),
+    ]
+
+
 class LayerSpec(Structure):
     """A decoder layer, which refers to the specs of its parts; their owner keeps them in memory."""
 
@@ -101,6 +119,8 @@ class LayerSpec(Structure):
         ("output_norm", Norm),
         ("input_gate", c_void_p),
         ("inner_gate", c_void_p),
+        ("mixer_streams", c_void_p),
+        ("inner_streams", c_void_p),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
         ("next_mixture", c_void_p),
@@ -163,6 +183,7 @@ class StepCall(Structure):
         ("predictions", c_void_p),
         ("lora", c_void_p),
         ("query_scales", c_void_p),
+        ("streams", c_void_p),
         ("newest", c_void_p),
         ("has_own_angles", c_int32),
         ("is_exact", c_int32),
@@ -174,6 +195,7 @@ class HeadCall(Structure):
         ("matrix", Matrix),
         ("bias", c_void_p),
         ("norm", Norm),
+        ("streams", c_void_p),
         ("hidden", c_void_p),
         ("rows", c_void_p),
         ("normed", c_void_p),

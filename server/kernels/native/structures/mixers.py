@@ -131,6 +131,8 @@ class Indexer(Structure):
         ("chooses", c_int32),
         ("is_window", c_int32),
         ("takes_hidden", c_int32),
+        ("rotates_last", c_int32),
+        ("unused", c_int32),
     ]
 
 
@@ -151,6 +153,7 @@ class LatentAttention(Structure):
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
         ("rope_norm", c_void_p),
+        ("sinks", c_void_p),
         ("head_scales", HeadScales),
         ("indexer", c_void_p),
         ("cache", c_void_p),

@@ -14,6 +14,7 @@ from server.kernels.native.structures.mixers import GateKind, GroupedAttention, 
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.clips import REACHED, clip_of
 from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
-CLIP = "clip_qkv"  # attribute, or setting: largest number of queries, keys and values
 
 
 class GroupedAttentionMixer(RotaryMixer):
@@ -61,6 +61,8 @@ class GroupedAttentionMixer(RotaryMixer):
             setattr(spec, name, matrix_of(linear))
             setattr(spec, f"{name}_bias", self.keep(linear.bias))
             self.add_target(linear, number)
+        self._clip = clip_of(parts.module)
+        spec.clip = min(self._clip, REACHED)  # as in captures
         self._set_heads(parts)
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)
@@ -139,7 +141,7 @@ class GroupedAttentionMixer(RotaryMixer):
         spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
         spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
         spec.cache_format = PLAIN[cache.shape.dtype]
-        spec.group = kv_cache.group_of[layer]
+        spec.group, spec.clip = kv_cache.group_of[layer], self._clip
         if self._indexer is not None and cache.index is not None:
             self._indexer.bind(cache.index)
 
@@ -159,8 +161,6 @@ class GroupedAttentionMixer(RotaryMixer):
         if parts.key is None:
             self._set_joined_heads(parts)
             return
-        if getattr(getattr(parts.module, "config", None), CLIP, None):
-            raise UnsupportedLayerError("its queries, keys and values are clipped after their norms")
         spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
         spec.value_dim = spec.key_dim if parts.value is None else parts.value.out_features // spec.kv_heads
         if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
@@ -175,7 +175,6 @@ class GroupedAttentionMixer(RotaryMixer):
         spec.has_keys_in_query, spec.value_dim = 1, spec.key_dim
         spec.heads = parts.output.in_features // spec.key_dim
         spec.kv_heads = (parts.query.out_features // spec.key_dim - spec.heads) // 2
-        spec.clip = float(getattr(parts.module, CLIP, None) or 0.0)
         sizes = parts.output.in_features, parts.query.out_features
         heads = spec.heads, spec.heads + 2 * spec.kv_heads
         if spec.kv_heads <= 0 or spec.heads % spec.kv_heads or sizes != tuple(each * spec.key_dim for each in heads):

@@ -65,7 +65,7 @@ def rotations(mixer: GroupedAttentionMixer, trial: MixerTrial) -> list[Rotation]
     spec.rotary_dim = trial.positions.rotary_dim
     has_positions = trial.captured.positions is not None
     kinds = (RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE) if has_positions else (RopeKind.NONE,)
-    for kind, norms_rotated in product(kinds, (0, 1) if spec.key_norm else (0,)):
+    for kind, norms_rotated in product(kinds, (0, 1) if spec.key_norm and not spec.clip else (0,)):
         if norms_rotated and kind == RopeKind.NONE:
             continue
         spec.rope_kind, spec.norms_rotated = kind, norms_rotated

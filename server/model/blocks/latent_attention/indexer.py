@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ctypes import addressof
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -78,7 +79,13 @@ class IndexerParts:
             yield from self.head_scales.parameters()
 
     def scores(
-        self, rows: torch.Tensor, query_inputs: torch.Tensor, positions: Positions, kind: RopeKind
+        self,
+        rows: torch.Tensor,
+        query_inputs: torch.Tensor,
+        positions: Positions,
+        kind: RopeKind,
+        *,
+        is_last: bool = False,
     ) -> torch.Tensor:
         """Return what each token gives each other as its key, ``(tokens, tokens)``, but for a factor of all.
 
@@ -86,6 +93,7 @@ class IndexerParts:
             rows: of the attention, ``(tokens, hidden)``.
             query_inputs: of the attention's queries.
             kind: of the rotary positions.
+            is_last: whether the last numbers of queries and keys are rotated instead of the first.
         """
         heads, dim = self.weights.out_features, self.key.out_features
         with torch.inference_mode():
@@ -97,7 +105,8 @@ class IndexerParts:
             weights = self.weights(rows.to(weight.dtype)).float()  # (tokens, heads)
         if self.head_scales is not None:
             queries = queries * self.head_scales.at(range(len(rows))).unsqueeze(-1)
-        products = rotated(queries, kind, positions) @ rotated(key, kind, positions).T
+        queries, key = (rotated(each, kind, positions, is_last=is_last) for each in (queries, key))
+        products = queries @ key.T
         return torch.einsum("th,hts->ts", weights, products.relu())
 
 
@@ -153,11 +162,18 @@ class NativeIndexer:
             raise UnsupportedLayerError("its indexer chooses by other scores than one of each token and key")
         seen = torch.ones_like(wanted, dtype=torch.bool).tril()
 
-        def scores_of(kind: RopeKind) -> torch.Tensor:
+        def scores_of(kind: RopeKind, *, is_last: bool = False) -> torch.Tensor:
             assert self.parts is not None
-            return self.parts.scores(rows, query_inputs, trial.positions, kind)[seen]
+            return self.parts.scores(rows, query_inputs, trial.positions, kind, is_last=is_last)[seen]
 
-        self.spec.rope_kind = find_index_rotation(trial, self.spec.dim, scores_of, wanted[seen])
+        try:
+            self.spec.rope_kind = find_index_rotation(trial, self.spec.dim, scores_of, wanted[seen])
+        except UnsupportedLayerError:
+            if trial.positions.rotary_dim == self.spec.dim:
+                raise
+            of_last = partial(scores_of, is_last=True)
+            self.spec.rope_kind = find_index_rotation(trial, self.spec.dim, of_last, wanted[seen])
+            self.spec.rotates_last = 1
         self._check_choices(mixer, trial, wanted.masked_fill(~seen, -torch.inf))
 
     def _check_choices(self, mixer: LatentAttentionMixer, trial: MixerTrial, scores: torch.Tensor) -> None:

@@ -59,7 +59,8 @@ class LatentAttentionMixer(RotaryMixer):
         super().__init__(parts.module, index, spec)
         if captured.options is None or not captured.is_latent:
             raise UnsupportedLayerError("its keys and values are not made from latents and one rotated key")
-        _check_options(captured.options)
+        _check_options(captured.options, parts.heads)
+        spec.sinks = self.keep(captured.options.sinks)
         for number, name in enumerate(MATRICES):
             linear = getattr(parts, name)
             if name == "expansion":
@@ -261,9 +262,11 @@ def _blocks_of(
     return np.ascontiguousarray(rows.view(num_blocks, BLOCK, -1).transpose(1, 2).numpy())
 
 
-def _check_options(options: AttentionOptions) -> None:
-    if options.softcap or options.sinks is not None:
-        raise UnsupportedLayerError("its latents are attended to with a cap or sinks")
+def _check_options(options: AttentionOptions, heads: int) -> None:
+    if options.softcap or (options.sinks is not None and options.sinks.numel() != heads):
+        raise UnsupportedLayerError(
+            "its latents are attended to with a cap, or with sinks that are not one for each head"
+        )
 
 
 def _temperature(module: Any) -> tuple[float, int] | None:

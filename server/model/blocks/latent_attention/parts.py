@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from server.model.attention.indexer import ROPE_NORM
+from server.model.attention.indexer import ROPE_NORM, SINKS
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.latent_attention.head_scales import HeadScalesParts
@@ -46,7 +46,8 @@ class LatentAttentionParts(MixerParts):
         expansion = getattr(of, "kv_b_proj", None)
         if keeps_state or not isinstance(expansion, LatentProjection):
             return None
-        down, gate = (_linear(of, name) for name in ("q_a_proj", "g_proj"))
+        down = _linear(of, "q_a_proj")
+        gate = next((found for name in GATES if (found := _linear(of, name)) is not None), None)
         names = ("q_proj",) if down is None else ("q_b_proj", "q_gate_proj")
         query = next((found for name in names if (found := _linear(of, name)) is not None), None)
         latent, output = (_linear(of, name) for name in ("kv_a_proj_with_mqa", "o_proj"))
@@ -81,6 +82,7 @@ class LatentAttentionParts(MixerParts):
         norms = (norm.module for norm in (self.query_norm, self.latent_norm, self.rope_norm) if norm is not None)
         for module in (*self.linears, *norms, self.expansion):
             yield from module.parameters()
+        yield from (value for name, value in self.module.named_parameters(recurse=False) if name == SINKS)
         for parts in (self.indexer, self.head_scales):
             if parts is not None:
                 yield from parts.parameters()
@@ -141,6 +143,7 @@ class LatentAttentionParts(MixerParts):
 
 
 SOURCES = "kv_source_layers"  # setting: for each layer, the one whose latents it takes
+GATES = ("g_proj", "gate_proj")
 NORMS = ("q_a_layernorm", "kv_a_layernorm", ROPE_NORM)
 SCALES = (("mla_scale_q_lora", "q_lora_scale"), ("mla_scale_kv_lora", "kv_lora_scale"))  # attributes
 

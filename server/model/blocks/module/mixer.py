@@ -53,7 +53,7 @@ class ModuleMixer(Mixer):
             raise UnsupportedLayerError("a layer does not call its mixer")
         super().__init__(call.module, place.index, None)
         self._dtype = place.dtype
-        count, size = captured.given.shape
+        count, size = len(captured.given), captured.hidden_size
         step = MixerStep(place.rotary, range(count), place.dtype, None)
         self._args = [self._part(value, count, size, captured.positions, step) for value in call.args]
         self._kwargs = {

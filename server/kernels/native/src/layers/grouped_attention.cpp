@@ -46,14 +46,6 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     norm_heads(query, attention.query_norm, attention.heads);
     norm_heads(key, attention.key_norm, attention.kv_heads);
   };
-  if (attention.clip != 0.0f) {
-    const auto clip = [&](float* x, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) x[i] = std::clamp(x[i], -attention.clip, attention.clip);
-    };
-    clip(query, attention.heads * attention.key_dim);
-    clip(key, attention.kv_heads * attention.key_dim);
-    clip(value, attention.kv_heads * attention.value_dim);
-  }
   if (!attention.value.outputs && !attention.has_keys_in_query) {
     std::memcpy(value, key, static_cast<size_t>(attention.kv_heads * attention.key_dim) * sizeof(float));
   }
@@ -65,6 +57,14 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     for (int64_t i = 0; i < attention.kv_heads * attention.value_dim; ++i) value[i] *= attention.value_scale;
   }
   if (!attention.norms_rotated) norm_both();
+  if (attention.clip != 0.0f) {
+    const auto clip = [&](float* x, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) x[i] = std::clamp(x[i], -attention.clip, attention.clip);
+    };
+    clip(query, attention.heads * attention.key_dim);
+    clip(key, attention.kv_heads * attention.key_dim);
+    clip(value, attention.kv_heads * attention.value_dim);
+  }
   if (attention.rope_kind != RopeKind::kNone) {
     const int64_t angles = (step.has_own_angles ? token : position) * (attention.rotary_dim / 2);
     const float* cosines = step.cosines[attention.rope] + angles;
@@ -420,6 +420,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "rotary positions that are larger than a head";
   }
   if (spec.window < 0) return "a negative window";
+  if (spec.clip != 0.0f && spec.norms_rotated) return "clipped heads whose norms follow their rotation";
   if (!(spec.clip >= 0.0f)) return "a negative limit of its queries, keys and values";
   if (spec.indexer) {
     if (spec.window) return "an indexer with a window";

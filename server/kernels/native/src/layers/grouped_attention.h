@@ -52,7 +52,7 @@ struct GroupedAttention {
   float value_scale;         // factor of values
   float scaling;
   float softcap;
-  float clip;                // largest number of queries, keys and values before norms; 0: any
+  float clip;                // largest number of queries, keys and values after norms, before rotations; 0: any
 };
 
 extern const MixerOperations kGroupedAttention;

@@ -12,9 +12,13 @@ void run_head(Context& context, const HeadCall& call) {
   const PanelKind kind = level.panel_kind(call.matrix, call.is_exact);
   Panel panel =
       place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
+  if (call.streams) {
+    sum_streams(context, *call.streams, call.hidden, call.rows, call.num_rows, hidden_size, call.normed);
+  }
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;
-    apply_norm(level, call.norm, call.hidden + call.rows[row] * hidden_size, hidden_size, normed);
+    const float* hidden = call.streams ? normed : call.hidden + call.rows[row] * hidden_size;
+    apply_norm(level, call.norm, hidden, hidden_size, normed);
     if (row < rows) level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
   };
   LoraSums& lora = context.head_lora;

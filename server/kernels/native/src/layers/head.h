@@ -2,7 +2,7 @@
 #pragma once
 
 #include "context.h"
-#include "layers/norm.h"
+#include "layers/streams.h"
 
 namespace greenroom {
 
@@ -11,7 +11,8 @@ struct HeadCall {
   Matrix matrix;
   const float* bias;         // (vocabulary) or null
   Norm norm;
-  const float* hidden;       // (tokens, hidden)
+  const StreamMix* streams;  // makes one row of those of a token; or null
+  const float* hidden;       // (tokens, hidden), or (tokens, streams, hidden)
   const int32_t* rows;       // the first `num_logits` also get logits
   float* normed;             // (num_rows, hidden): their states after the norm
   float* logits;             // (num_logits, vocabulary)

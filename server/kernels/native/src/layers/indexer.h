@@ -21,10 +21,12 @@ struct Indexer {
   int64_t heads;
   int64_t dim;
   int64_t top_k;
-  RopeKind rope_kind;  // of the first numbers of queries and keys, as many as the attention rotates
+  RopeKind rope_kind;  // of the first numbers of queries and keys, or of the last, as many as the attention rotates
   int32_t chooses;     // otherwise `chosen` is given: null for what the last layer before it chose, and the rest is unused
   int32_t is_window;   // it takes the last `top_k` keys, and the rest is unused
   int32_t takes_hidden;  // queries take the attention's rows instead of the inputs of its queries
+  int32_t rotates_last;  // the last numbers are rotated
+  int32_t unused;
 };
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has". `query_inputs` are those of the

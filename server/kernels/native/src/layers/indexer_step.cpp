@@ -129,6 +129,7 @@ void IndexerStep::prepare(int64_t token) {
 void IndexerStep::rotate(float* x, int64_t token, int64_t position) const {
   if (spec_->rope_kind == RopeKind::kNone) return;
   const int64_t offset = (step_.has_own_angles ? token : position) * (latents_.rotary_dim / 2);
+  if (spec_->rotates_last) x += spec_->dim - latents_.rotary_dim;
   level_.rotate(x, step_.cosines[latents_.rope] + offset, step_.sines[latents_.rope] + offset, latents_.rotary_dim,
                 spec_->rope_kind == RopeKind::kInterleaved);
 }

@@ -26,6 +26,7 @@ struct LatentAttention {
   const float* query_norm;   // (query_rank), or null
   const float* latent_norm;  // (rank)
   const float* rope_norm;    // (rope_dim), of the part of keys that may be rotated; or null
+  const float* sinks;        // (heads) logits that take weight but have no value; or null
   HeadScales head_scales;    // of queries
   const Indexer* indexer;    // chooses the keys that a token attends to; or null
   void* cache;               // (slots, dim), in blocks; see levels/latents.h

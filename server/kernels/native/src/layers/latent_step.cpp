@@ -386,7 +386,7 @@ LatentAttend LatentStep::attend_of(const IndexerStep& indexer, const Tile& tile)
 
 Attended LatentStep::target_of(const Tile& tile) const {
   float* output = weighted_ + ((tile.token - first_) * spec_.heads + tile.head) * spec_.rank;
-  return {output, weighted_size_, tile.tokens, tile.heads, spec_.rank, nullptr};
+  return {output, weighted_size_, tile.tokens, tile.heads, spec_.rank, spec_.sinks ? spec_.sinks + tile.head : nullptr};
 }
 
 void LatentStep::prepare_values(const Tile& tile) {

@@ -80,6 +80,28 @@ void MixerResults::take(int64_t row, int64_t first, const float* numbers, int64_
   }
 }
 
+// Returns null, or what is impossible in a layer whose residual stream has several rows a token.
+const char* check_streams(const LayerSpec& layer, int64_t hidden_size) {
+  if (!layer.mixer_streams && !layer.inner_streams) return nullptr;
+  if (!layer.mixer_streams || !layer.inner_streams) return "several residual streams for one of its parts";
+  for (const StreamMix* mix : {layer.mixer_streams, layer.inner_streams}) {
+    if (mix->is_last) return "residual streams that take no results";
+    if (const char* reason = check_stream_mix(*mix, hidden_size)) return reason;
+  }
+  if (layer.mixer_streams->num_streams != layer.inner_streams->num_streams) return "parts of other residual streams";
+  const bool has_both = layer.mixer_kind != MixerKind::kNone && layer.feed_forward_kind != FeedForwardKind::kNone;
+  if (!has_both || layer.is_parallel) return "several residual streams and not one part after another";
+  if (layer.input_gate || layer.inner_gate) return "several residual streams and gated rows";
+  const auto* mlp = layer.feed_forward_kind == FeedForwardKind::kMlp ? static_cast<const Mlp*>(layer.feed_forward) : nullptr;
+  const auto* mixture = mlp ? nullptr : static_cast<const Mixture*>(layer.feed_forward);
+  if (mixture && mixture->has_shared) mlp = &mixture->shared;
+  const bool has_own_rows = (mlp && mlp->input_norm.kind != NormKind::kNone) ||
+                            (mixture && (mixture->router_norm.kind != NormKind::kNone || mixture->is_deferred));
+  if (has_own_rows) return "several residual streams and parts that take other rows";
+  const bool is_usual = layer.output_scale == 1.0f && layer.mixer_residual == 0.0f && layer.inner_residual == 0.0f;
+  return is_usual && !layer.adds_deferred ? nullptr : "several residual streams that are changed otherwise";
+}
+
 const MixerOperations* operations_of(MixerKind kind) { return at(kMixers, kind); }
 const FeedForwardOperations* operations_of(FeedForwardKind kind) { return at(kFeedForwards, kind); }
 
@@ -97,6 +119,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   const MixerOperations* mixer = operations_of(layer.mixer_kind);
   const FeedForwardOperations* feed_forward = operations_of(layer.feed_forward_kind);
   if (!mixer || !feed_forward) return "parts of no known kind";
+  if (const char* reason = check_streams(layer, hidden_size)) return reason;
   const bool has_results = mixer != &kExternal && mixer != &kNoMixer;
   if (!has_results && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the kernels don't run";
   if (mixer == &kNoMixer && feed_forward == &kNoFeedForward) return "neither a mixer nor a feed-forward part";
@@ -107,6 +130,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
   if (layer.input_gate) return run_gated_norm(context, layer.input_norm, *layer.input_gate, step);
+  if (layer.mixer_streams) return open_streams(context, *layer.mixer_streams, layer.input_norm, step);
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
     norm_hidden(context.level, layer.input_norm, layer.mixer_residual, step.hidden + token * size, size,
@@ -117,23 +141,24 @@ void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) 
 }
 
 void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
-  LayerSpec own = layer;  // whose gated norms are ready
+  LayerSpec own = layer;  // whose norms may be ready
   const bool has_mixer = layer.mixer_kind != MixerKind::kExternal && layer.mixer_kind != MixerKind::kNone;
-  if (own.input_gate && has_mixer) {
-    run_gated_norm(context, own.input_norm, *own.input_gate, step);
+  if ((own.input_gate || own.mixer_streams) && has_mixer) {
+    norm_input(context, layer, step);
     own.input_norm.kind = NormKind::kReady;
   }
   operations_of(own.mixer_kind)->run(context, own, step);
   add_normed_results(context, own, step);
-  if (own.inner_gate) {
-    run_gated_norm(context, own.inner_norm, *own.inner_gate, step);
-    own.inner_norm.kind = NormKind::kReady;
-  }
+  if (own.mixer_streams) close_streams(context, *own.mixer_streams, step);
+  if (own.inner_gate) run_gated_norm(context, own.inner_norm, *own.inner_gate, step);
+  if (own.inner_streams) open_streams(context, *own.inner_streams, own.inner_norm, step);
+  if (own.inner_gate || own.inner_streams) own.inner_norm.kind = NormKind::kReady;
   operations_of(own.feed_forward_kind)->begin(context, own, step, place);
 }
 
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
   operations_of(layer.feed_forward_kind)->finish(context, layer, step, place, outputs);
+  if (layer.inner_streams) close_streams(context, *layer.inner_streams, step);
 }
 
 int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {

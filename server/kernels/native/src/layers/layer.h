@@ -6,6 +6,7 @@
 #include "layers/gated_norm.h"
 #include "layers/norm.h"
 #include "layers/step.h"
+#include "layers/streams.h"
 
 namespace greenroom {
 
@@ -35,6 +36,8 @@ struct LayerSpec {
   Norm output_norm;         // of its results
   const NormGate* input_gate;  // of the two norms before the mixer and the feed-forward part; or null
   const NormGate* inner_gate;
+  const StreamMix* mixer_streams;  // how the mixer and the feed-forward part take the rows of a token; or null
+  const StreamMix* inner_streams;
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   const void* next_mixture;  // of the next layer with experts, which are predicted; or null

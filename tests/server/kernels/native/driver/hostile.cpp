@@ -245,8 +245,18 @@ class AnyLayer {
       const int64_t rank = maybe(between(1, 20));
       gate = {any_matrix(rank, hidden_, true), any_matrix(hidden_, rank, true)};
     }
-    if (one_in(3)) spec_.input_gate = &gates_[0];
-    if (one_in(3)) spec_.inner_gate = &gates_[1];
+    const int64_t num_streams = one_in(10) ? maybe(between(1, 4)) : 0;
+    if (num_streams && !one_in(8)) spec_.is_parallel = 0;
+    for (StreamMix& mix : mixes_) {
+      mix.num_streams = static_cast<int32_t>(num_streams);
+      mix.iterations = maybe32(between(0, 3));
+      const int64_t outputs = product(mix.num_streams, mix.iterations ? sum(2, mix.num_streams) : 2);
+      mix.logits = any_matrix(outputs, product(num_streams, hidden_), true);
+    }
+    if (num_streams) spec_.mixer_streams = &mixes_[0];
+    if (num_streams) spec_.inner_streams = &mixes_[1];
+    if (one_in(num_streams ? 30 : 3)) spec_.input_gate = &gates_[0];
+    if (one_in(num_streams ? 30 : 3)) spec_.inner_gate = &gates_[1];
     spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 2 * between(0, 1) : 1));
     spec_.feed_forward = has_router() ? static_cast<const void*>(&mixture_) : &mixture_.shared;
     Router& router = mixture_.router;
@@ -281,6 +291,7 @@ class AnyLayer {
     step.chosen = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * top_k * 4));
     step.weights = floats(tokens_ * top_k);
     step.most_top_k = top_k;
+    if (spec_.mixer_streams) step.streams = floats(tokens_ * mixes_[0].num_streams * hidden_);
     ++num_accepted[2];
     if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
     for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
@@ -305,6 +316,7 @@ class AnyLayer {
       if (matrix->outputs) matrices.push_back(matrix);
     }
     if (attention_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key});
+    if (spec_.mixer_streams) matrices.insert(matrices.end(), {&mixes_[0].logits, &mixes_[1].logits});
     if (spec_.input_gate) matrices.insert(matrices.end(), {&gates_[0].down, &gates_[0].up});
     if (spec_.inner_gate) matrices.insert(matrices.end(), {&gates_[1].down, &gates_[1].up});
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
@@ -318,12 +330,18 @@ class AnyLayer {
     for (Norm* norm : {&spec_.input_norm, &spec_.mixer_norm, &spec_.inner_norm, &spec_.output_norm,
                        &mixture_.router_norm, &mixture_.output_norm, &mixture_.shared.input_norm,
                        &mixture_.shared.output_norm}) {
+      const bool is_of_hidden = norm == &mixture_.router_norm || norm == &mixture_.shared.input_norm;
       if (one_in(2) || (norm == &spec_.mixer_norm && !has_attention())) continue;
+      if (is_of_hidden && spec_.mixer_streams && !one_in(8)) continue;
       *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
     }
     for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm}) {
       *norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
                static_cast<NormKind>(maybe32(between(0, 2)))};
+    }
+    for (StreamMix& mix : mixes_) {
+      mix.bias = floats(std::clamp<int64_t>(mix.logits.outputs, 0, kMostBytes));
+      mix.norm = floats(std::clamp<int64_t>(mix.logits.inputs, 0, kMostBytes));
     }
     if (one_in(2)) attention_.value_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));
     if (one_in(2)) mixture_.router.expert_scales = floats(has_router() ? mixture_.router.matrix.outputs : 0);
@@ -340,6 +358,7 @@ class AnyLayer {
   GroupedAttention attention_{};
   BlockIndexer indexer_{};
   NormGate gates_[2]{};
+  StreamMix mixes_[2]{};
   Mixture mixture_{};
   LayerSpec spec_{};
 };
@@ -379,6 +398,7 @@ class AnyLatents {
       indexer_.top_k = maybe(between(1, 20));
       indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
       indexer_.chooses = 1;
+      indexer_.rotates_last = one_in(2);
       indexer_.is_window = one_in(8);
       indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), indexer_.takes_hidden ? hidden_ : query_rank, true);
       indexer_.key = any_matrix(indexer_.dim, hidden_, true);
@@ -419,6 +439,7 @@ class AnyLatents {
     if (one_in(2)) spec_.head_scales = {floats(most_heads), floats(most_heads)};
     if (one_in(2)) indexer_.head_scales = {floats(most_heads), one_in(8) ? nullptr : floats(most_heads)};
     if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);
+    if (one_in(2)) spec_.sinks = floats(most_heads);
     if (greenroom_check_layer(&layer_, hidden_, 0)) return;
     if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
     if (spec_.source_dim > 1000) return;

@@ -64,6 +64,7 @@ class Latents {
     spec.query_norm_epsilon = spec.latent_norm_epsilon = kHeadEpsilon;
     spec.scaling = 1 / static_cast<float>(plan.hidden);
     spec.scales_queries = one_in(3);
+    if (one_in(2)) spec.sinks = keep(heads, 1.0f);
     for (int64_t i = 0; i < plan.positions; ++i) query_scales.push_back(1.0f + 0.1f * static_cast<float>(i % 7));
     for (int64_t i = 0; i < plan.positions * spec.rotary_dim / 2; ++i) {
       cosines.push_back(std::cos(static_cast<float>(i)));
@@ -85,6 +86,7 @@ class Latents {
       indexer.dim = index_dim;
       indexer.top_k = top_k;
       indexer.rope_kind = index_dim < spec.rotary_dim ? RopeKind::kNone : spec.rope_kind;
+      indexer.rotates_last = one_in(2);
       indexer.chooses = 1;
       chosen.resize(static_cast<size_t>(plan.tokens * top_k));
       indexer.chosen = chosen.data();
@@ -159,6 +161,9 @@ class Latents {
     }
   }
 
+  // The first number of an index key that is rotated.
+  int64_t first_rotated() const { return indexer.rotates_last ? index_dim - spec.rotary_dim : 0; }
+
   // The keys that a token attends to: those that the kernels chose, if no other has a higher score.
   std::vector<int64_t> keys_of(const int32_t* table, const Vector& x, const Vector& rows, int64_t row, int64_t position,
                                const char* level) const {
@@ -171,7 +176,7 @@ class Latents {
     for (double& number : own) number -= indexer.key_norm.bias ? mean : 0;
     normalise(own.data(), indexer.key_norm.weight, kHeadEpsilon, index_dim);
     for (int64_t d = 0; indexer.key_norm.bias && d < index_dim; ++d) own[static_cast<size_t>(d)] += indexer.key_norm.bias[d];
-    rotate(own.data(), position, indexer.rope_kind);
+    rotate(own.data() + first_rotated(), position, indexer.rope_kind);
     const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
     for (int64_t d = 0; d < index_dim; ++d) {
       const double wanted = own[static_cast<size_t>(d)];
@@ -186,7 +191,9 @@ class Latents {
     Vector queries = product(index[0], nullptr, inputs);
     scale_heads(queries, indexer.head_scales, index_heads, position);
     const Vector weights = product(index[2], nullptr, x);
-    for (int64_t head = 0; head < index_heads; ++head) rotate(queries.data() + head * index_dim, position, indexer.rope_kind);
+    for (int64_t head = 0; head < index_heads; ++head) {
+      rotate(queries.data() + head * index_dim + first_rotated(), position, indexer.rope_kind);
+    }
     for (const int64_t key : keys) {
       double score = 0;
       for (int64_t head = 0; head < index_heads; ++head) {
@@ -260,6 +267,7 @@ class Latents {
         for (int64_t i = 0; i < rope; ++i) score += q[nope + i] * get(table, key, rank + i);
         scores.push_back(score * spec.scaling);
       }
+      if (spec.sinks) scores.push_back(spec.sinks[head]);
       const double most = *std::max_element(scores.begin(), scores.end());
       double total = 0;
       for (double& score : scores) total += score = std::exp(score - most);

@@ -92,7 +92,7 @@ void Layer::set_attention(int32_t number) {
   if (has_own_gate) attention.gate = gate.matrix();
   if (has_own_gate) attention.gate_bias = maybe(gate.layout.outputs);
   if (has_gate || has_own_gate) attention.gate_kind = static_cast<GateKind>(between(1, 2));
-  attention.norms_rotated = between(0, 1);
+  attention.norms_rotated = attention.clip == 0 && one_in(2);
   attention.scales_queries = between(0, 1);
   attention.value_scale = one_in(2) ? 1.0f : 0.7f;
   attention.value_norm = one_in(2) ? keep(value_dim, 0.3f, 1.0f) : nullptr;

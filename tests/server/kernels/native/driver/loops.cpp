@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 namespace driver {
@@ -78,13 +79,14 @@ struct Heads {
       key = product(layer.key, spec.key_bias, x);
       value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
     }
-    for (Vector* vector : {&query, &key, &value}) {
-      for (double& number : *vector) number = spec.clip != 0 ? std::clamp<double>(number, -spec.clip, spec.clip) : number;
-    }
     for (int64_t head = 0; spec.value_norm && head < layer.kv_heads; ++head) {
       normalise(value.data() + head * layer.value_dim, spec.value_norm, kHeadEpsilon, layer.value_dim);
     }
     for (double& number : value) number *= spec.value_scale;
+    const auto clip = [&](Vector& vector) {
+      for (double& number : vector) number = spec.clip != 0 ? std::clamp<double>(number, -spec.clip, spec.clip) : number;
+    };
+    clip(value);
     for (Vector* vector : {&query, &key}) {
       const float* weight = vector == &query ? spec.query_norm : spec.key_norm;
       const auto size = static_cast<int64_t>(vector->size()), piece = spec.norms_together ? size : layer.key_dim;
@@ -92,6 +94,7 @@ struct Heads {
         for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
       };
       if (!spec.norms_rotated) norm();
+      clip(*vector);
       for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, spec.rope_kind, vector->data() + i, position);
       if (spec.norms_rotated) norm();
     }
@@ -306,7 +309,7 @@ void check_router(const char* level, const Layer& layer, const Vector& rows, con
   for (size_t i = 0; i < wanted.size(); ++i) {
     wanted[i] *= router.scale / total * (router.expert_scales ? router.expert_scales[chosen[i]] : 1.0f);
   }
-  check_vector("a weight", level, Format::kFloat32, weights, wanted, kNear * largest(wanted));
+  check_vector("a weight", level, Format::kFloat32, weights, wanted, kNear * largest(wanted) + std::numeric_limits<float>::min());
 }
 
 }  // namespace

@@ -1,0 +1,157 @@
+#include "layers/streams.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "formats/checks.h"
+#include "layers/sides.h"
+
+namespace greenroom {
+namespace {
+
+struct Memory {
+  Buffer panel;
+  Buffer rows;     // sums of threads, and logits of tokens
+  Buffer weights;  // of results and from row to row, by token; kept until the part has run
+  Buffer mixed;    // rows of threads
+};
+
+constexpr int64_t kMostStreams = 16;
+constexpr int32_t kMostIterations = 1000;
+
+float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+// Makes the weights from row to row, (from, to), from their logits: all that leave a row, and all that reach one, have the
+// sum 1 in the end.
+void normalise_weights(const StreamMix& mix, const float* logits, const float* bias, float* weights) {
+  const int64_t n = mix.num_streams;
+  for (int64_t from = 0; from < n; ++from) {
+    float* row = weights + from * n;
+    float most = -INFINITY, total = 0.0f;
+    for (int64_t to = 0; to < n; ++to) {
+      row[to] = logits[from * n + to] * mix.scales[2] + bias[from * n + to];
+      most = std::max(most, row[to]);
+    }
+    for (int64_t to = 0; to < n; ++to) total += row[to] = std::exp(row[to] - most);
+    for (int64_t to = 0; to < n; ++to) row[to] = row[to] / total + mix.epsilon;
+  }
+  const auto divide = [&](int64_t first, int64_t stride) {
+    float total = 0.0f;
+    for (int64_t i = 0; i < n; ++i) total += weights[first + i * stride];
+    for (int64_t i = 0; i < n; ++i) weights[first + i * stride] /= total + mix.epsilon;
+  };
+  for (int i = 0; i < mix.iterations; ++i) {
+    for (int64_t from = 0; i && from < n; ++from) divide(from * n, 1);
+    for (int64_t to = 0; to < n; ++to) divide(to, n);
+  }
+}
+
+int64_t kept_weights(const StreamMix& mix) { return mix.num_streams * (1 + (mix.iterations ? mix.num_streams : 0)); }
+
+// Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change.
+template <typename Finish>
+void sum_rows(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+              int64_t hidden_size, Finish finish) {
+  const Level& level = context.level;
+  auto& own = context.mixers.of<Memory>();
+  const int64_t n = mix.num_streams, size = n * hidden_size, outputs = mix.logits.outputs;
+  const int64_t threads = context.pool.num_threads(), stride = round_up(hidden_size, 16);
+  Panel panel{};
+  if (outputs) {
+    panel = place_panel(PanelKind::kFloat32, num_rows, size, own.panel.reserve(panel_bytes(PanelKind::kFloat32, num_rows, size)));
+  }
+  float* sums_of_threads = own.rows.reserve<float>((threads * stride + num_rows * outputs) * 4);
+  float* logits = sums_of_threads + threads * stride;
+  float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
+  const auto streams_of = [&](int64_t row) { return streams + (rows ? rows[row] : row) * size; };
+
+  auto normalise = [&](int64_t row, int) {
+    float* normed = static_cast<float*>(panel.data) + row * panel.stride;
+    level.normalise(streams_of(row), mix.norm, mix.norm_epsilon, size, normed);
+    std::memset(normed + size, 0, static_cast<size_t>(panel.stride - size) * 4);
+  };
+  const Side side{&mix.logits, nullptr, 0};
+  auto multiply = multiply_sides(context, panel, &side, outputs ? 1 : 0, kOutputTile,
+                                 [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                   std::memcpy(logits + row * outputs + output, sums, static_cast<size_t>(count) * 4);
+                                 });
+  auto sum = [&](int64_t row, int thread) {
+    const float *from = streams_of(row), *own_logits = logits + row * outputs;
+    float* to = sums_of_threads + thread * stride;
+    std::memset(to, 0, static_cast<size_t>(hidden_size) * 4);
+    for (int64_t i = 0; i < n; ++i) {
+      const float weight =
+          outputs ? sigmoid(own_logits[i] * mix.scales[0] + mix.bias[i]) + mix.epsilon : 1.0f / static_cast<float>(n);
+      level.add_scaled(to, from + i * hidden_size, weight, hidden_size);
+    }
+    if (!mix.is_last) {
+      float* weights = kept + row * kept_weights(mix);
+      for (int64_t i = n; i < 2 * n; ++i) {
+        weights[i - n] = mix.magnitude * sigmoid(own_logits[i] * mix.scales[1] + mix.bias[i]) + mix.result_epsilon;
+      }
+      if (mix.iterations) normalise_weights(mix, own_logits + 2 * n, mix.bias + 2 * n, weights + n);
+    }
+    finish(row, to);
+  };
+  PhaseList phases(context.pool);
+  if (outputs) {
+    phases.add(num_rows, normalise);
+    phases.add(num_tiles(&side, 1, num_rows, kOutputTile), multiply);
+  }
+  phases.add(num_rows, sum);
+  phases.run();
+}
+
+}  // namespace
+
+const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
+  const int64_t n = mix.num_streams;
+  if (n < 1 || n > kMostStreams) return "an impossible number of residual streams";
+  if (mix.iterations < 0 || mix.iterations > kMostIterations) return "residual streams that are mixed impossibly often";
+  if (!mix.logits.outputs) return mix.is_last ? nullptr : "residual streams that take no results";
+  const int64_t outputs = mix.is_last ? n : 2 * n + (mix.iterations ? n * n : 0);
+  if (!is_shaped(mix.logits, outputs, n * hidden_size)) return "weights of residual streams that don't fit them";
+  return mix.bias && mix.norm ? nullptr : "residual streams without a bias or a norm";
+}
+
+void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step) {
+  const int64_t size = step.hidden_size;
+  sum_rows(context, mix, step.streams, nullptr, step.tokens, size, [&](int64_t token, float* sum) {
+    apply_norm(context.level, norm, sum, size, step.normed + token * size);
+    std::memset(step.hidden + token * size, 0, static_cast<size_t>(size) * 4);
+  });
+}
+
+void close_streams(Context& context, const StreamMix& mix, const StepCall& step) {
+  const int64_t size = step.hidden_size, n = mix.num_streams;
+  auto& own = context.mixers.of<Memory>();
+  const float* kept = own.weights.reserve<float>(step.tokens * kept_weights(mix) * 4);
+  float* mixed = own.mixed.reserve<float>(mix.iterations ? context.pool.num_threads() * n * size * 4 : 0);
+  auto add = [&](int64_t token, int thread) {
+    const float *weights = kept + token * kept_weights(mix), *result = step.hidden + token * size;
+    float* rows = step.streams + token * n * size;
+    if (mix.iterations) {
+      float* sums = mixed + thread * n * size;
+      std::memset(sums, 0, static_cast<size_t>(n * size) * 4);
+      for (int64_t from = 0; from < n; ++from) {
+        for (int64_t to = 0; to < n; ++to) {
+          context.level.add_scaled(sums + to * size, rows + from * size, weights[n + from * n + to], size);
+        }
+      }
+      std::memcpy(rows, sums, static_cast<size_t>(n * size) * 4);
+    }
+    for (int64_t i = 0; i < n; ++i) context.level.add_scaled(rows + i * size, result, weights[i], size);
+  };
+  const Phase phase = phase_of(step.tokens, add);
+  context.pool.run(&phase, 1);
+}
+
+void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+                 int64_t hidden_size, float* to) {
+  sum_rows(context, mix, streams, rows, num_rows, hidden_size, [&](int64_t row, const float* sum) {
+    std::memcpy(to + row * hidden_size, sum, static_cast<size_t>(hidden_size) * 4);
+  });
+}
+
+}  // namespace greenroom

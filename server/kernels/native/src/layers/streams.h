@@ -1,0 +1,40 @@
+// Residual streams of several rows a token (hyper-connections, arXiv 2409.19606): a part of a layer takes a weighted sum of a
+// token's rows, and its result is added to each of them with a weight of its own. The weights are made from the rows.
+#pragma once
+
+#include "layers/norm.h"
+#include "layers/step.h"
+
+namespace greenroom {
+
+// How the rows of a token are summed for a part of a layer, and how they take its result. With `logits` of the normed rows
+// of a token side by side, a row's weight in the sum is sigmoid(logit * scale + bias) + epsilon.
+struct StreamMix {
+  Matrix logits;         // (outputs, num_streams * hidden): for sums, for results, and from row to row; without outputs, the
+                         // sum is the mean, and there are no results
+  const float* bias;     // (outputs)
+  const float* norm;     // (num_streams * hidden), weights of the RMS norm of the rows of a token together
+  float norm_epsilon;
+  float epsilon;
+  float result_epsilon;  // of the weights of results, which are `magnitude` times the sigmoid
+  float magnitude;
+  float scales[3];       // of logits: for sums, for results, and from row to row
+  int32_t num_streams;
+  int32_t iterations;    // of the normalisation of weights from row to row (Sinkhorn-Knopp); 0: rows stay as they are
+  int32_t is_last;       // it makes one row at the end of a model, and takes no results
+};
+
+// Returns null, or what is impossible: the rest of a sentence that begins with "it has".
+const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size);
+
+// Writes the norm of each token's sum to `step.normed`, and zeros to `step.hidden`, to which a part adds its results.
+void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step);
+
+// Adds the results in `step.hidden` to the rows of each token, with the weights of the last `open_streams`.
+void close_streams(Context& context, const StreamMix& mix, const StepCall& step);
+
+// Writes the sums of some tokens, `to (num_rows, hidden)`.
+void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+                 int64_t hidden_size, float* to);
+
+}  // namespace greenroom

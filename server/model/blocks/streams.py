@@ -1,0 +1,116 @@
+"""StreamParts: modules that mix the rows of a residual stream that has several rows a token (hyper-connections)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from server.kernels.native.linear import plain_matrix
+from server.kernels.native.structures.layers import StreamMix
+from server.model.blocks.capture import LayerCapture
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.kept_tensors import KeptTensors
+from server.model.blocks.linears import no_matrix
+from server.model.blocks.norms import EPSILONS
+
+COUNT, EPSILON, ITERATIONS = "hc_mult", ("hc_eps", "eps"), "hc_sinkhorn_iters"  # attributes
+MAGNITUDE = "hc_post_magnitude"  # attribute: of the weights of results
+PARAMETERS = ("fn", "base", "scale"), ("hc_fn", "hc_base", "hc_scale")  # of a layer's part, and at the end of a model
+NORM = "input_norm"
+NUM_SCALES = 3  # for sums, for results, and from row to row
+PARTS_OF_LAYER = 2  # the mixer and the feed-forward part
+
+
+@dataclass(frozen=True)
+class StreamParts:
+    """The parts of a module that sums the rows of a token for a part of a layer, or for a model's head."""
+
+    module: Any
+    logits: nn.Parameter | None  # (outputs, rows * hidden); None: the sum is the mean
+    bias: nn.Parameter | None
+    scales: nn.Parameter | None
+    num_streams: int
+    is_last: bool  # nothing is added to the rows after it
+
+    @classmethod
+    def find(cls, module: Any) -> Self | None:
+        """Return the parts of a child of a layer or of a model's body; None if it is something else."""
+        found = dict(module.named_parameters())
+        for names in PARAMETERS:
+            if found.keys() == {*names} and hasattr(module, COUNT) and hasattr(module, NORM):
+                logits, bias, scales = (found[name] for name in names)
+                count = int(getattr(module, COUNT))
+                is_last = len(scales) == 1
+                outputs = count * (1 if is_last else len(scales) + (count - 1) * (len(scales) == NUM_SCALES))
+                fits = logits.ndim == 2 and logits.shape[0] == len(bias) == outputs  # noqa: PLR2004
+                return cls(module, logits, bias, scales, count, is_last) if fits else None
+        return None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        yield from (each for each in (self.logits, self.bias, self.scales) if each is not None)
+
+    def build(self, kept: KeptTensors) -> StreamMix:
+        """Describe it to the kernels.
+
+        Args:
+            kept: keeps its numbers.
+
+        Raises:
+            UnsupportedLayerError: its weights are of a type that the kernels do not read.
+        """
+        mix = StreamMix(logits=no_matrix(), num_streams=self.num_streams, is_last=int(self.is_last))
+        if self.logits is None or self.bias is None or self.scales is None:
+            return mix
+        matrix = plain_matrix(self.logits)
+        if matrix is None:
+            raise UnsupportedLayerError(f"weights of its residual streams are {self.logits.dtype}")
+        mix.logits, mix.bias = matrix, kept.keep(self.bias)
+        mix.norm = kept.keep(torch.ones(self.logits.shape[1]))
+        norm = getattr(self.module, NORM)
+        mix.norm_epsilon = next(float(getattr(norm, name)) for name in EPSILONS if hasattr(norm, name))
+        mix.epsilon = next(float(getattr(self.module, name)) for name in EPSILON if hasattr(self.module, name))
+        mix.magnitude = float(getattr(self.module, MAGNITUDE, 2.0))
+        for index, scale in enumerate(self.scales.tolist()):
+            mix.scales[index] = scale
+        if len(self.scales) == NUM_SCALES:
+            mix.iterations = int(getattr(self.module, ITERATIONS))
+        else:
+            mix.result_epsilon = mix.epsilon
+        return mix
+
+
+def find_streams(captured: LayerCapture) -> Sequence[StreamParts]:
+    """Return what mixes the rows of a layer's residual stream, for its mixer and for its feed-forward part.
+
+    Returns:
+        Nothing for a layer with one row a token.
+
+    Raises:
+        UnsupportedLayerError: it has other rows.
+    """
+    found = [parts for each in captured.calls if (parts := StreamParts.find(each.module)) is not None]
+    if captured.num_streams == 0 and not found:
+        return []
+    if len(found) != PARTS_OF_LAYER or any(parts.num_streams != captured.num_streams for parts in found):
+        raise UnsupportedLayerError("its layers mix the rows of their residual stream in another way")
+    return found
+
+
+def find_last(body: nn.Module, num_streams: int) -> StreamParts:
+    """Return what makes one row of a token's rows at the end of a model.
+
+    Args:
+        body: of the model.
+        num_streams: rows of a token.
+
+    Raises:
+        UnsupportedLayerError: it is unknown.
+    """
+    found = [parts for child in body.children() if (parts := StreamParts.find(child)) is not None and parts.is_last]
+    if len(found) != 1 or found[0].num_streams != num_streams:
+        raise UnsupportedLayerError("the rows of its residual stream become one in another way")
+    return found[0]
