@@ -199,7 +199,6 @@ FAMILIES = {  # by the model type of its text
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
-        by_sequence=INDEXED,
     ),
     "glm_moe_dsa": Family({**LATENT, "indexer_types": ["full", "shared", "full"]}),
     "gpt_oss": Family(WINDOWS),

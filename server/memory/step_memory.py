@@ -43,6 +43,7 @@ class StepShape:
     has_native: bool  # native kernels run layers, or parts of them
     has_modules: bool  # modules of transformers do
     indexer: int = 0  # values of an indexer: its queries, its key, the heads' weights, and the keys that it chooses
+    streams: int = 0  # rows of the residual stream, where it has several
 
     @classmethod
     def of(
@@ -78,6 +79,7 @@ class StepShape:
         latent_groups = [group for group in groups if any(shape.is_latent for shape in group.shapes.values())]
         block_keys = _largest(config, "index_topk_blocks") * _largest(config, "index_block_size")
         window = max((group.window or 0 for group in latent_groups), default=0)
+        has_pools = _largest(config, "index_kpool") > 0  # a gate beside each value of a key
         chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + window
         return cls(
             hidden=hidden,
@@ -94,7 +96,8 @@ class StepShape:
             itemsize=itemsize,
             has_native=has_native,
             has_modules=has_modules,
-            indexer=index_heads * (index_dim + 1) + index_dim + chosen,
+            indexer=index_heads * (index_dim + 1) + (1 + has_pools) * index_dim + chosen,
+            streams=_largest(config, "hc_mult", "hc_count"),
         )
 
 
@@ -130,7 +133,8 @@ def graph_bytes(shape: StepShape, num_layers: int, num_sequences: int, num_graph
 def _native_bytes(shape: StepShape) -> int:
     """Return bytes per token in ``blocks.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
     panel = shape.itemsize  # maximum bytes of a value in the inputs of matrix products
-    workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
+    streams = shape.streams * shape.hidden * FLOAT  # the rows, and as many normed ones
+    workspace = streams + 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
     attention = (shape.hidden + shape.queries) * panel  # rows
     heads_and_attended = 2 * shape.queries + shape.absorbed + 2 * shape.keys
     attention += (heads_and_attended + shape.num_experts + shape.indexer) * FLOAT  # and logits
@@ -138,7 +142,8 @@ def _native_bytes(shape: StepShape) -> int:
     # Input rows, results of the first matrices, inputs of the second, and results.
     routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
     dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT
-    return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * (attention + max(routed, dense)))
+    mixing = streams + shape.streams * (3 + 2 * shape.streams) * FLOAT  # and weights of the rows
+    return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * (mixing + attention + max(routed, dense)))
 
 
 def _torch_bytes(shape: StepShape) -> int:
@@ -147,7 +152,7 @@ def _torch_bytes(shape: StepShape) -> int:
     routed = shape.top_k * (2 * shape.hidden + 3 * shape.expert)
     widest = max(attention, routed + shape.num_experts, 3 * shape.dense)
     in_float = shape.queries + shape.hidden  # attention sums over several spans, and norms
-    return TORCH_COPIES * shape.itemsize * (2 * shape.hidden + widest) + 2 * FLOAT * in_float
+    return TORCH_COPIES * shape.itemsize * (2 * max(1, shape.streams) * shape.hidden + widest) + 2 * FLOAT * in_float
 
 
 def _channels(state: Sequence[int]) -> int:

@@ -96,7 +96,7 @@ def attention_function(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,  # noqa: ARG001  the hooks apply causality themselves
+    attention_mask: Any = None,  # what an indexer chose, or unused: the hooks apply causality themselves
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Call the current hooks; models find this function by the name that is registered below."""
@@ -107,15 +107,21 @@ def attention_function(
         is_chunked=kwargs.get("is_chunked", False),
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
-        chosen=_chosen(kwargs),
+        chosen=_chosen(kwargs, attention_mask),
     )
     output = current_hooks().attend(module.layer_idx, query[0], key[0], value[0], options)
     return output.contiguous().unsqueeze(0), None
 
 
-def _chosen(kwargs: dict[str, Any]) -> Any:
+def is_choice(mask: Any) -> bool:
+    """Return whether an attention got what an indexer chose in the place of a mask."""
+    return mask.dtype == torch.int32 if isinstance(mask, torch.Tensor) else hasattr(mask, "masks")
+
+
+def _chosen(kwargs: dict[str, Any], mask: Any) -> Any:
     """Return the keys that an indexer chose, of an attention's arguments."""
     chosen = next((kwargs[name] for name in ("indices", "block_indices") if kwargs.get(name) is not None), None)
+    chosen = mask if chosen is None and is_choice(mask) else chosen
     return chosen[0] if isinstance(chosen, torch.Tensor) else chosen
 
 

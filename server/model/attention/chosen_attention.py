@@ -15,6 +15,7 @@ from server.model.attention.span_attention import attend_span_reference
 from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
 
+TOKEN_MASK = 2  # dimensions of a mask of tokens alone
 MOST_SCORES = 1 << 18  # scores of one head that are computed at once, which bounds their memory
 
 
@@ -47,7 +48,7 @@ class ChosenAttention:
         for first, end in _pieces(rows[1] - rows[0], len(slots)):
             before, seen = num_cached + first, slots[: num_cached + end]
             changes = call.rows(rows[0] + first, rows[0] + end)
-            if MASK in changes:
+            if MASK in changes and changes[MASK].ndim > TOKEN_MASK:
                 changes[MASK] = causal_mask(end - first, before, len(seen), slots.device).unsqueeze(0)
             self.rows_now = torch.arange(rows[0] + first, rows[0] + end)
             chosen = call.run(_PagedStates(self._cache.layers[call.layer], seen, before), changes)

@@ -20,6 +20,8 @@ AROUND = ("kv_b_proj", "o_proj", "indexer")  # the parts of such an attention
 ROPE_NORM = "k_rope_only_layernorm"
 BESIDES = ("g_proj", "gate_proj", ROPE_NORM)  # parts that it may have
 SINKS = "sinks"  # a parameter that it may have
+POOL, TAIL = "index_kpool", "index_kpool_always_select_tail"  # attributes: tokens of a pool; whether its own is taken
+POOL_GATE, POOL_BIAS = "index_kpool_compress_gate", "index_kpool_compress_ape"  # parameters of an indexer with pools
 HEAD_SCALES = "softmax_scaling"  # of queries, by head and position
 INPUT_NORM = "q_input_norm"  # of the attention's rows, which an indexer's queries take then
 GATED_QUERIES = ("q_a_proj", "q_a_layernorm", "q_gate_proj")
@@ -38,11 +40,17 @@ def find_indexer(attention: Any) -> Any:
     indexer = getattr(attention, "indexer", None)
     if not isinstance(indexer, nn.Module) or not isinstance(getattr(indexer, TOP_K, None), int):
         return None
+    pools = {POOL_GATE, POOL_BIAS} if pool_of(indexer) and getattr(indexer, TAIL, False) else {SINKS}
     is_known = any(
-        _consists_of(attention, parts, besides) and _consists_of(indexer, {*LINEARS, NORM, *more})
+        _consists_of(attention, parts, besides) and _consists_of(indexer, {*LINEARS, NORM, *more}, own=pools)
         for parts, besides, more in KINDS
     )
     return indexer if is_known else None
+
+
+def pool_of(indexer: Any) -> int:
+    """Return the tokens whose keys an indexer, or the config of one, takes together; 0 if it scores each key."""
+    return int(getattr(indexer, POOL, 0))
 
 
 def find_block_indexer(attention: Any) -> Any:
@@ -56,15 +64,17 @@ def find_block_indexer(attention: Any) -> Any:
 
 
 def index_dim(attention: Any) -> int:
-    """Return the numbers of a token's index key in a layer; 0 if it has no indexer."""
+    """Return the numbers of a token's index key in a layer, and of gates of pools; 0 if it has no indexer."""
     indexer = find_indexer(attention)
-    return 0 if indexer is None else int(indexer.wk.out_features)
+    return 0 if indexer is None else int(indexer.wk.out_features) * (2 if pool_of(indexer) else 1)
 
 
-def _consists_of(module: nn.Module, names: Collection[str], besides: Collection[str] = ()) -> bool:
-    """Return whether a module has these parts, maybe some besides, and no parameters of its own but sinks."""
+def _consists_of(
+    module: nn.Module, names: Collection[str], besides: Collection[str] = (), own: Collection[str] = (SINKS,)
+) -> bool:
+    """Return whether a module has these parts, maybe some besides, and no parameters of its own but those given."""
     children = {name for name, _ in module.named_children()} - set(besides)
-    return children == set(names) and {name for name, _ in module.named_parameters(recurse=False)} <= {SINKS}
+    return children == set(names) and {name for name, _ in module.named_parameters(recurse=False)} <= set(own)
 
 
 @contextmanager
@@ -79,7 +89,7 @@ def few_chosen(model: nn.Module, count: int) -> Iterator[None]:
     changes: list[tuple[Any, str, int]] = []
     for module in model.modules():
         if (indexer := find_indexer(module)) is not None:
-            changes.append((indexer, TOP_K, min(getattr(indexer, TOP_K), count)))
+            changes.append((indexer, TOP_K, min(getattr(indexer, TOP_K), max(count, pool_of(indexer)))))
         if (indexer := find_block_indexer(module)) is not None:
             changes += [(indexer, BLOCK_SIZE, 1), (indexer, TOP_BLOCKS, ALL)]
     wanted = [getattr(indexer, name) for indexer, name, _ in changes]

@@ -22,7 +22,8 @@ from server.model.hooks import current_hooks
 
 INDEXED = "sparse-attention layers with an indexer"
 ROWS, CACHE, MASK, POSITIONS = "hidden_states", "cache", "attention_mask", "position_ids"  # arguments of an indexer
-POOLED = ("index_kpool", "compress_ratio")  # attributes of indexers that score means of keys
+POOLED = "compress_ratio"  # attribute of indexers that score means of keys, and return a mask
+MAKES_MASK = "build_attention_mask_from_topk"  # method of attention modules that pass the choice on as a mask
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ class LayersOf:
         return self
 
     def update_indexer(self, states: torch.Tensor, layer: int | None = None) -> torch.Tensor:
-        return self._states.update_indexer(states, layer)
+        self.keys = self._states.update_indexer(states, layer)
+        return self.keys
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens whose states were returned last."""
+        return self.keys.shape[-2]
 
     def update_index(self, states: torch.Tensor) -> torch.Tensor:
         """Keep states as MiniMax M3 has them, ``(1, 1, new, dim)``."""
@@ -168,12 +174,15 @@ def hook_indexers(model: nn.Module) -> None:
     """Let the indexers of a model call the current hooks, if they take rows and a cache."""
     for indexer in filter(can_be_hooked, indexers_of(model)):
         indexer.forward = partial(_choose, indexer, indexer.forward)
+    for attention in model.modules():
+        if hasattr(attention, MAKES_MASK):
+            setattr(attention, MAKES_MASK, _pass_on)
 
 
 def can_be_hooked(indexer: Any) -> bool:
     """Return whether an indexer scores keys and takes rows and a cache, so that it can run sequence by sequence."""
     arguments = inspect.signature(indexer.forward).parameters
-    is_pooled = any(hasattr(indexer, name) for name in POOLED)
+    is_pooled = hasattr(indexer, POOLED)
     return {ROWS, CACHE} <= arguments.keys() and isinstance(getattr(indexer, "layer_idx", None), int) and not is_pooled
 
 
@@ -181,6 +190,11 @@ def indexers_of(model: nn.Module) -> list[Any]:
     """Return the indexers of a model's layers."""
     found = [getattr(module, "indexer", None) for module in model.modules()]
     return [each for each in found if isinstance(each, nn.Module)]
+
+
+def _pass_on(topk_indices: Any, **_: Any) -> Any:
+    """Return a choice in the place of the mask of it."""
+    return topk_indices
 
 
 def _choose(indexer: nn.Module, original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from server.model.architecture import text_part
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.window import seen_keys
 from server.model.errors import NotBatchableError
-from server.model.hooks import IMPLEMENTATION, attention_function
+from server.model.hooks import IMPLEMENTATION, attention_function, is_choice
 
 PROBING = "greenroom_probe"
 RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention
@@ -84,7 +84,9 @@ def _attend_by_mask(
     asked = next((name for name, each in given.items() if each is not None and not isinstance(each, KeyChoice)), None)
     if asked is not None:
         raise NotBatchableError(f"its attention takes {asked}, which Greenroom does not support")
-    if attention_mask is not None:
+    if is_choice(attention_mask):
+        kwargs["indices"] = attention_mask
+    elif attention_mask is not None:
         if not hasattr(attention_mask, RULE):
             raise NotBatchableError(REFUSAL)
         kwargs |= getattr(attention_mask, RULE)

@@ -101,7 +101,7 @@ def find_streams(captured: LayerCapture) -> Sequence[StreamParts]:
 
 
 def find_last(body: nn.Module, num_streams: int) -> StreamParts:
-    """Return what makes one row of a token's rows at the end of a model.
+    """Return what makes one row of a token's rows at the end of a model: a module, or the mean.
 
     Args:
         body: of the model.
@@ -111,6 +111,8 @@ def find_last(body: nn.Module, num_streams: int) -> StreamParts:
         UnsupportedLayerError: it is unknown.
     """
     found = [parts for child in body.children() if (parts := StreamParts.find(child)) is not None and parts.is_last]
+    if not found:
+        return StreamParts(None, None, None, None, num_streams, is_last=True)
     if len(found) != 1 or found[0].num_streams != num_streams:
         raise UnsupportedLayerError("the rows of its residual stream become one in another way")
     return found[0]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from server.kernels.expert import ExpertsModule
 from server.model.attention.key_choice import IndexerCall, KeyChoice, WholeSequence, choose_of_sequence
@@ -130,7 +131,9 @@ def attend_sequence(
     if isinstance(options.chosen, KeyChoice):
         seen = (seen & options.chosen.masks[0]).unsqueeze(1)  # (1 or kv_heads, 1, tokens, keys)
     elif options.chosen is not None:
-        seen = seen & torch.zeros_like(seen).scatter(-1, options.chosen.long(), True)
+        places = options.chosen.long()
+        taken = F.pad(torch.zeros_like(seen), (0, 1)).scatter(-1, torch.where(places < 0, seen.shape[-1], places), True)
+        seen = seen & taken[..., :-1]
     mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
     output, lse = attend_span_reference(
         query[None], key[None], value[None], options.scaling, options.softcap, mask=mask

@@ -227,9 +227,10 @@ template <>
 struct Fields<Indexer> {
   using Type = Indexer;
   static constexpr Field kAll[] = {
-      FIELD(query), FIELD(key), FIELD(weights), FIELD(key_norm), FIELD(query_input_norm), FIELD(head_scales), FIELD(chosen),
+      FIELD(query), FIELD(key), FIELD(weights), FIELD(pool_gate), FIELD(pool_bias), FIELD(key_norm), FIELD(query_input_norm),
+      FIELD(head_scales), FIELD(chosen),
       FIELD(heads), FIELD(dim), FIELD(top_k), FIELD(rope_kind), FIELD(chooses), FIELD(is_window), FIELD(takes_hidden),
-      FIELD(rotates_last), FIELD(unused)};
+      FIELD(rotates_last), FIELD(pool)};
 };
 
 template <>

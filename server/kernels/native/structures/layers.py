@@ -92,7 +92,7 @@ class NormGate(Structure):
 
 
 class StreamMix(Structure):
-    """How the rows of a token's residual stream are summed for a part of a layer, and take its result."""
+    """Sums the rows of a token's residual stream for a part of a layer, and adds its result to each."""
 
     _fields_ = [
         ("logits", Matrix),

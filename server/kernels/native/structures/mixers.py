@@ -120,6 +120,8 @@ class Indexer(Structure):
         ("query", Matrix),
         ("key", Matrix),
         ("weights", Matrix),
+        ("pool_gate", Matrix),
+        ("pool_bias", c_void_p),
         ("key_norm", Norm),
         ("query_input_norm", Norm),
         ("head_scales", HeadScales),
@@ -132,7 +134,7 @@ class Indexer(Structure):
         ("is_window", c_int32),
         ("takes_hidden", c_int32),
         ("rotates_last", c_int32),
-        ("unused", c_int32),
+        ("pool", c_int32),
     ]
 
 

@@ -19,6 +19,8 @@ from server.model.blocks.recurrent.mixer import (
 if TYPE_CHECKING:
     from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
 
+LEAST_DECAY = "safe_gate_lower_bound"  # attribute of gates: the smallest logarithm of a decay
+
 
 class KimiDeltaAttentionMixer(RecurrentMixer[KimiDeltaAttention, "KimiDeltaAttentionParts"]):
     """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection."""
@@ -36,7 +38,8 @@ class KimiDeltaAttentionMixer(RecurrentMixer[KimiDeltaAttention, "KimiDeltaAtten
         check_sizes({forget.A_log: spec.heads, forget.dt_bias: inner, module.o_norm.weight: spec.head_dim})
         spec.decay, spec.decay_bias = self.keep(-forget.A_log.float().exp().flatten()), self.keep(forget.dt_bias)
         spec.norm, spec.norm_epsilon = self.keep(module.o_norm.weight), epsilon_of(module.o_norm)
-        spec.least_decay = float(forget.lower_bound) if getattr(forget, "safe_gate", False) else 0.0
+        least = forget.lower_bound if getattr(forget, "safe_gate", False) else getattr(forget, LEAST_DECAY, None)
+        spec.least_decay = 0.0 if least is None else float(least)
 
     @property
     def shapes(self) -> Shapes:

@@ -11,9 +11,21 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.mixers import HeadScales, Indexer, RopeKind
-from server.model.attention.indexer import HEAD_SCALES, INPUT_NORM, LINEARS, NORM, TOP_K, find_indexer
+from server.model.attention.indexer import (
+    HEAD_SCALES,
+    INPUT_NORM,
+    LINEARS,
+    NORM,
+    POOL_BIAS,
+    POOL_GATE,
+    TOP_K,
+    find_indexer,
+    pool_of,
+)
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.index_scores import find_index_rotation
@@ -66,9 +78,19 @@ class IndexerParts:
         return self.query, self.key, self.weights
 
     @property
-    def top_k(self) -> int:
-        """The keys that a token attends to, at most."""
-        return int(getattr(self.module, TOP_K))
+    def pool(self) -> int:
+        """The tokens whose keys it takes together; 0 if it scores each key."""
+        return pool_of(self.module)
+
+    @property
+    def pool_gate(self) -> nn.Parameter:
+        gate: nn.Parameter = getattr(self.module, POOL_GATE)
+        return gate
+
+    @property
+    def pool_bias(self) -> nn.Parameter:
+        bias: nn.Parameter = getattr(self.module, POOL_BIAS)
+        return bias
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for module in (*self.linears, self.key_norm.module):
@@ -77,6 +99,8 @@ class IndexerParts:
             yield from self.input_norm.module.parameters()
         if self.head_scales is not None:
             yield from self.head_scales.parameters()
+        if self.pool:
+            yield from (self.pool_gate, self.pool_bias)
 
     def scores(
         self,
@@ -87,7 +111,7 @@ class IndexerParts:
         *,
         is_last: bool = False,
     ) -> torch.Tensor:
-        """Return what each token gives each other as its key, ``(tokens, tokens)``, but for a factor of all.
+        """Return what each token gives each key, ``(tokens, tokens or pools)``, but for a factor of all.
 
         Args:
             rows: of the attention, ``(tokens, hidden)``.
@@ -101,6 +125,7 @@ class IndexerParts:
                 query_inputs = self.input_norm.module(rows)
             queries = self.query(query_inputs).float().view(len(rows), heads, dim).transpose(0, 1)
             key = self.key_norm.module(self.key(rows)).float()
+            key = self._pooled(key, rows) if self.pool else key
             weight = getattr(self.weights, "weight", rows)  # quantised layers have none, and take any rows
             weights = self.weights(rows.to(weight.dtype)).float()  # (tokens, heads)
         if self.head_scales is not None:
@@ -109,18 +134,27 @@ class IndexerParts:
         products = queries @ key.T
         return torch.einsum("th,hts->ts", weights, products.relu())
 
+    def _pooled(self, keys: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the keys of complete pools, ``(pools, dim)``."""
+        count = len(keys) // self.pool
+        gates, keys = (
+            each[: count * self.pool].view(count, self.pool, -1) for each in (F.linear(rows, self.pool_gate), keys)
+        )
+        return ((gates.float() + self.pool_bias.float()).softmax(1) * keys).sum(1)
+
 
 class NativeIndexer:
     """The indexer of a layer, or the choice that it takes from the layer before.
 
     Args:
         parts: None if it takes a choice.
-        top_k: keys that a token attends to.
+        top_k: keys that a token attends to, without those of its own pool.
+        pool: tokens whose keys are taken together; 0 if each key is scored.
     """
 
-    def __init__(self, parts: IndexerParts | None, top_k: int):
+    def __init__(self, parts: IndexerParts | None, top_k: int, pool: int):
         self.parts = parts
-        self.spec = spec = Indexer(top_k=top_k, chooses=int(parts is not None))
+        self.spec = spec = Indexer(top_k=top_k, pool=pool, chooses=int(parts is not None))
         self._kept = KeptTensors()
         if parts is None:
             return
@@ -129,6 +163,11 @@ class NativeIndexer:
         spec.key_norm = self._kept.norm(parts.key_norm)
         if parts.input_norm is not None:
             spec.query_input_norm, spec.takes_hidden = self._kept.norm(parts.input_norm), 1
+        if pool:
+            gate = plain_matrix(parts.pool_gate)
+            if gate is None:
+                raise UnsupportedLayerError(f"its indexer has gates of {parts.pool_gate.dtype}")
+            spec.pool_gate, spec.pool_bias = gate, self._kept.keep(parts.pool_bias)
         if parts.head_scales is not None:
             scales = parts.head_scales
             spec.head_scales = HeadScales(self._kept.keep(scales.scales), self._kept.keep(scales.offsets))
@@ -158,9 +197,11 @@ class NativeIndexer:
         if self.parts is None:
             return
         wanted = trial.captured.index_scores
-        if wanted is None or wanted.shape != (trial.num_tokens, trial.num_tokens):
+        pool = max(1, self.parts.pool)
+        if wanted is None or wanted.shape != (trial.num_tokens, trial.num_tokens // pool):
             raise UnsupportedLayerError("its indexer chooses by other scores than one of each token and key")
-        seen = torch.ones_like(wanted, dtype=torch.bool).tril()
+        tokens, ends = torch.arange(trial.num_tokens), torch.arange(1, wanted.shape[1] + 1) * pool
+        seen = ends <= tokens.unsqueeze(1) + 1
 
         def scores_of(kind: RopeKind, *, is_last: bool = False) -> torch.Tensor:
             assert self.parts is not None
@@ -180,12 +221,13 @@ class NativeIndexer:
         """Compare the keys that the kernels choose with those of the modules, where rounding does not decide."""
         own = mixer.for_choice(trial.captured, trial.num_tokens)
         trial.run(own)
-        wanted, _ = chosen_of(trial.captured)
-        top_k = wanted.shape[1]
-        for token in range(top_k, trial.num_tokens):
-            ranked = scores[token, : token + 1].sort(descending=True).values
-            is_steady = ranked[top_k - 1] - ranked[top_k] > trial.tolerance * ranked.abs().max()
-            if is_steady and not np.array_equal(own.chosen[token], wanted[token]):
+        wanted, top_k = chosen_of(trial.captured, self.spec.pool)
+        pool = max(1, self.spec.pool)
+        for token in range(top_k + pool - 1, trial.num_tokens):
+            ranked = scores[token, : (token + 1) // pool].sort(descending=True).values
+            is_steady = ranked[top_k // pool - 1] - ranked[top_k // pool] > trial.tolerance * ranked.abs().max()
+            count = top_k + (token + 1) % pool
+            if is_steady and not np.array_equal(own.chosen[token, :count], wanted[token, :count]):
                 raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
 
 
@@ -205,18 +247,26 @@ def indexer_of(parts: IndexerParts | None, captured: LayerCapture, config: Any) 
         if parts is not None:
             raise UnsupportedLayerError("it has an indexer that chooses no keys")
         return None
-    top_k = parts.top_k if parts is not None else getattr(config, TOP_K, None)
-    if not isinstance(top_k, int) or len(chosen) != len(captured.given) or chosen.shape[1] > top_k:
+    owner = config if parts is None else parts.module
+    top_k, pool = getattr(owner, TOP_K, None), pool_of(owner)
+    most = top_k + max(0, pool - 1) if isinstance(top_k, int) else 0
+    if not isinstance(top_k, int) or len(chosen) != len(captured.given) or chosen.shape[1] > most:
         raise UnsupportedLayerError("its attention takes other keys than those that an indexer chose")
-    return NativeIndexer(parts, top_k)
+    return NativeIndexer(parts, top_k // pool * pool if pool else top_k, pool)
 
 
-def chosen_of(captured: LayerCapture) -> tuple[np.ndarray[Any, np.dtype[np.int32]], int]:
-    """Return the positions of the keys that each token attends to, in order, and the number of them.
+def chosen_of(captured: LayerCapture, pool: int) -> tuple[np.ndarray[Any, np.dtype[np.int32]], int]:
+    """Return the positions of the keys that each token attends to, in order, and how many an indexer chooses.
 
-    The first tokens attend to all that they see.
+    The first tokens attend to all that they see, and tokens take those of their own pool besides.
     """
     assert captured.options is not None
     assert captured.options.chosen is not None
-    chosen = captured.options.chosen.sort(1).values.to(torch.int32)
-    return np.ascontiguousarray(chosen.numpy()), chosen.shape[1]
+    chosen = captured.options.chosen
+    positions = torch.where(chosen < 0, len(chosen), chosen).sort(1).values  # those that stand for none are last
+    chosen = positions.masked_fill(positions == len(chosen), 0).to(torch.int32)
+    top_k = chosen.shape[1]
+    if pool:
+        top_k = (top_k - pool + 1) // pool * pool
+        chosen = chosen[:, : top_k + pool - 1]
+    return np.ascontiguousarray(chosen.numpy()), top_k

@@ -235,10 +235,11 @@ class TrialLatents(LatentAttentionMixer):
         num_blocks, dim = -(-num_tokens // BLOCK), spec.rank + spec.rope_dim
         if own.indexer and not Indexer.from_address(own.indexer).is_window:
             indexer = self._own_indexer = Indexer.from_buffer_copy(Indexer.from_address(own.indexer))
-            self.chosen, indexer.top_k = chosen_of(captured)
+            own_pool = int(indexer.pool)
+            self.chosen, indexer.top_k = chosen_of(captured, own_pool)
             if chooses:
                 self.chosen = np.full_like(self.chosen, -1)
-                dim += indexer.dim
+                dim += indexer.dim * (2 if own_pool else 1)
             indexer.chosen, indexer.chooses = self.chosen.ctypes.data, int(chooses)
             spec.indexer = addressof(indexer)
         self._latents = np.zeros((num_blocks, dim, BLOCK), dtype=np.float32)

@@ -1,6 +1,7 @@
 #include "layers/indexer_step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "formats/checks.h"
@@ -29,22 +30,23 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
       chooses_(spec_ && spec_->chooses) {
   if (!spec_) return;
   most_keys_ = most_keys(step);
-  is_sparse_ = most_keys_ > spec_->top_k;
+  is_sparse_ = !sees_all(*spec_, most_keys_ - 1);
   auto& own = context.mixers.of<Memory>();
   if (is_sparse_) {
-    const int64_t bytes = step.tokens * spec_->top_k * 4;
+    const int64_t bytes = step.tokens * most_chosen(*spec_) * 4;
     Buffer& memory = spec_->is_window ? own.windows : own.chosen;
     chosen_ = spec_->chosen ? spec_->chosen : memory.reserve<int32_t>(bytes);
   }
   if (spec_->is_window && is_sparse_) take_windows();
   if (!chooses_) return;
 
-  const Matrix* matrices[] = {&spec_->key, &spec_->weights, &spec_->query};
-  num_sides_ = is_sparse_ ? 2 + (spec_->takes_hidden != 0) : 1;
-  const int count = is_sparse_ ? 3 : 1;
+  const Matrix* matrices[] = {&spec_->key, &spec_->weights, &spec_->query, &spec_->pool_gate};
+  num_sides_ = (is_sparse_ ? 2 + (spec_->takes_hidden != 0) : 1) + (spec_->pool != 0);
   const bool has_query_rows = spec_->takes_hidden && spec_->query_input_norm.kind != NormKind::kNone;
-  int64_t places[3] = {}, bytes = 0;
-  for (int i = 0; i < count; ++i) {
+  const auto is_used = [&](int i) { return i == 0 || (i == 3 ? spec_->pool != 0 : is_sparse_); };
+  int64_t places[4] = {}, bytes = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (!is_used(i)) continue;
     panels_[i].kind = level_.panel_kind(*matrices[i], step.is_exact);
     const bool takes_queries = i == 2 && !spec_->takes_hidden;
     has_own_[i] = panels_[i].kind != (takes_queries ? query_panel : panel).kind || (i == 2 && has_query_rows) ||
@@ -53,11 +55,11 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
     if (has_own_[i]) bytes += round_up(panel_bytes(panels_[i].kind, step.tokens, matrices[i]->inputs), 64);
   }
   char* memory = own.panels.reserve(bytes);
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (has_own_[i]) panels_[i] = place_panel(panels_[i].kind, step.tokens, matrices[i]->inputs, memory + places[i]);
   }
 
-  const int64_t keys = round_up(step.tokens * spec_->dim, 16);
+  const int64_t keys = round_up(step.tokens * index_key_size(spec_), 16);
   const int64_t weights = is_sparse_ ? round_up(step.tokens * spec_->heads, 16) : 0;
   const int64_t queries = is_sparse_ ? round_up(step.tokens * spec_->heads * spec_->dim, 16) : 0;
   const int64_t rows = is_sparse_ && has_query_rows ? step.tokens * step.hidden_size : 0;
@@ -89,14 +91,18 @@ void IndexerStep::take_windows() const {
 }
 
 const int32_t* IndexerStep::chosen(int64_t token) const {
-  if (!is_sparse_ || position_of(sequence_of(step_, token), token) < spec_->top_k) return nullptr;
-  return chosen_ + token * spec_->top_k;
+  if (!is_sparse_ || sees_all(*spec_, position_of(sequence_of(step_, token), token))) return nullptr;
+  return chosen_ + token * most_chosen(*spec_);
+}
+
+int64_t IndexerStep::num_chosen(int64_t token) const {
+  return spec_->top_k + (spec_->pool ? (position_of(sequence_of(step_, token), token) + 1) % spec_->pool : 0);
 }
 
 void IndexerStep::take(int64_t row, int64_t output, const float* sums, int64_t count) const {
-  const int64_t weight = output - spec_->dim, query = weight - spec_->heads;
+  const int64_t size = index_key_size(spec_), weight = output - size, query = weight - spec_->heads;
   if (query >= 0) return take_query(row, query, sums, count);
-  float* to = weight < 0 ? keys_ + row * spec_->dim + output : weights_ + row * spec_->heads + weight;
+  float* to = weight < 0 ? keys_ + row * size + output : weights_ + row * spec_->heads + weight;
   std::memcpy(to, sums, static_cast<size_t>(count) * 4);
 }
 
@@ -105,10 +111,13 @@ void IndexerStep::take_query(int64_t row, int64_t output, const float* sums, int
 }
 
 Side IndexerStep::side(int number, int64_t offset) const {
-  const Panel* panel = has_own_[number] ? panels_ + number : nullptr;
-  if (number == 0) return {&spec_->key, nullptr, offset, nullptr, panel};
-  if (number == 1) return {&spec_->weights, nullptr, offset + spec_->dim, nullptr, panel};
-  return {&spec_->query, nullptr, offset + spec_->dim + spec_->heads, nullptr, panel};
+  const int part = part_of(number);
+  const Panel* panel = has_own_[part] ? panels_ + part : nullptr;
+  const int64_t weights = offset + index_key_size(spec_);
+  if (part == 0) return {&spec_->key, nullptr, offset, nullptr, panel};
+  if (part == 3) return {&spec_->pool_gate, nullptr, offset + spec_->dim, nullptr, panel};
+  if (part == 1) return {&spec_->weights, nullptr, weights, nullptr, panel};
+  return {&spec_->query, nullptr, weights + spec_->heads, nullptr, panel};
 }
 
 Side IndexerStep::query_side(int64_t offset) const {
@@ -117,12 +126,13 @@ Side IndexerStep::query_side(int64_t offset) const {
 
 void IndexerStep::prepare(int64_t token) {
   const int64_t size = step_.hidden_size;
-  if (num_sides_ > 2 && query_rows_ != step_.normed) {
+  if (chooses_ && is_sparse_ && spec_->takes_hidden && query_rows_ != step_.normed) {
     apply_norm(level_, spec_->query_input_norm, step_.normed + token * size, size, query_rows_ + token * size);
   }
   for (int i = 0; i < num_sides_; ++i) {
-    if (!has_own_[i]) continue;
-    level_.prepare(panels_[i], i < 2 ? step_.normed : query_rows_, Format::kFloat32, size, nullptr, token, token + 1);
+    const int part = part_of(i);
+    if (!has_own_[part]) continue;
+    level_.prepare(panels_[part], part == 2 ? query_rows_ : step_.normed, Format::kFloat32, size, nullptr, token, token + 1);
   }
 }
 
@@ -141,10 +151,37 @@ void IndexerStep::place(int64_t token, const float* query_inputs) {
     level_.prepare(panels_[2], query_inputs, Format::kFloat32, stride, nullptr, token, token + 1);
   }
   const int64_t position = position_of(sequence_of(step_, token), token);
-  float* key = keys_ + token * spec_->dim;
+  const int64_t size = index_key_size(spec_);
+  float* key = keys_ + token * size;
   apply_norm(level_, spec_->key_norm, key, spec_->dim, key);
   rotate(key, token, position);
-  write_latent(level_, latents_, step_, token, latents_.rank + latents_.rope_dim, key, spec_->dim);
+  write_latent(level_, latents_, step_, token, latents_.rank + latents_.rope_dim, key, size);
+}
+
+void IndexerStep::place_pool(int64_t token) const {
+  const StepSequence& sequence = sequence_of(step_, token);
+  const int64_t position = position_of(sequence, token), pool = spec_->pool, dim = spec_->dim;
+  if ((position + 1) % pool) return;
+  // A pool lies within a block.
+  const int64_t block = step_.block_tables[latents_.group][sequence.first_block + position / kCacheBlock];
+  const int64_t bytes = bytes_of(latents_.cache_format), first = position % kCacheBlock - pool + 1;
+  const char* cache = static_cast<const char*>(latents_.cache) +
+                      ((block * latents_.cache_dim + latents_.rank + latents_.rope_dim) * kCacheBlock + first) * bytes;
+  float* mean = keys_ + token * index_key_size(spec_);
+  float keys[kCacheBlock], gates[kCacheBlock];
+  for (int64_t d = 0; d < dim; ++d) {
+    level_.widen(cache + d * kCacheBlock * bytes, latents_.cache_format, keys, pool);
+    level_.widen(cache + (dim + d) * kCacheBlock * bytes, latents_.cache_format, gates, pool);
+    float most = -INFINITY, total = 0.0f, sum = 0.0f;
+    for (int64_t i = 0; i < pool; ++i) most = std::max(most, gates[i] += spec_->pool_bias[i * dim + d]);
+    for (int64_t i = 0; i < pool; ++i) {
+      const float weight = std::exp(gates[i] - most);
+      total += weight;
+      sum += weight * keys[i];
+    }
+    mean[d] = sum / total;
+  }
+  write_latent(level_, latents_, step_, token, latents_.rank + latents_.rope_dim, mean, dim);
 }
 
 bool IndexerStep::begin_pass() {
@@ -156,7 +193,7 @@ bool IndexerStep::begin_pass() {
 
 void IndexerStep::turn(int64_t row) const {
   const int64_t token = first_ + row, position = position_of(sequence_of(step_, token), token);
-  if (position < spec_->top_k) return;
+  if (sees_all(*spec_, position)) return;
   float* queries = queries_ + token * spec_->heads * spec_->dim;
   for (int64_t head = 0; head < spec_->heads; ++head) {
     rotate(queries + head * spec_->dim, token, position);
@@ -168,7 +205,7 @@ void IndexerStep::score(int64_t tile, int thread) const {
   const int64_t row = tile / spans_, token = first_ + row, first_block = tile % spans_ * kSpanOfBlocks;
   const StepSequence& sequence = sequence_of(step_, token);
   const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
-  if (position < spec_->top_k || first_block >= blocks) return;
+  if (sees_all(*spec_, position) || first_block >= blocks) return;
   IndexScores scores{};
   scores.query = queries_ + token * spec_->heads * spec_->dim;
   scores.weights = weights_ + token * spec_->heads;
@@ -188,16 +225,22 @@ void IndexerStep::score(int64_t tile, int thread) const {
 
 void IndexerStep::choose(int64_t row, int thread) const {
   const int64_t token = first_ + row, stride = round_up(most_keys_, kCacheBlock), top_k = spec_->top_k;
-  const int64_t keys = position_of(sequence_of(step_, token), token) + 1;
-  if (keys <= top_k) return;
+  const int64_t position = position_of(sequence_of(step_, token), token), keys = position + 1;
+  if (sees_all(*spec_, position)) return;
+  const int64_t pool = std::max<int64_t>(spec_->pool, 1), num_pools = keys / pool;
   Scored* sorted = sorted_ + thread * stride;
   const float* scores = scores_ + row * stride;
-  for (int64_t i = 0; i < keys; ++i) sorted[i] = {scores[i], static_cast<int32_t>(i)};
-  choose_best(sorted, keys, top_k);
+  for (int64_t i = 0; i < num_pools; ++i) {  // the last token of a pool has its score
+    const int64_t last = (i + 1) * pool - 1;
+    sorted[i] = {scores[last], static_cast<int32_t>(last)};
+  }
+  choose_best(sorted, num_pools, top_k / pool);
   uint64_t* marks = marks_ + thread * divide_up(most_keys_, 64);
   std::fill(marks, marks + divide_up(keys, 64), uint64_t{0});
-  for (int64_t i = 0; i < top_k; ++i) marks[sorted[i].position / 64] |= uint64_t{1} << sorted[i].position % 64;
-  int32_t* chosen = chosen_ + token * top_k;
+  const auto mark = [&](int64_t key) { marks[key / 64] |= uint64_t{1} << key % 64; };
+  for (int64_t i = 0; i < top_k; ++i) mark(sorted[i / pool].position - i % pool);
+  for (int64_t key = num_pools * pool; key < keys; ++key) mark(key);
+  int32_t* chosen = chosen_ + token * most_chosen(*spec_);
   for (int64_t word = 0; word < divide_up(keys, 64); ++word) {
     for (uint64_t rest = marks[word]; rest; rest &= rest - 1) {
       *chosen++ = static_cast<int32_t>(word * 64 + __builtin_ctzll(rest));
@@ -208,6 +251,9 @@ void IndexerStep::choose(int64_t row, int thread) const {
 const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t query_inputs, int64_t rotary_dim) {
   if (!is_count(spec.top_k)) return "an indexer that chooses no keys";
   if (spec.chooses && spec.is_window) return "an indexer with a window";
+  if (spec.pool && (spec.pool < 0 || kCacheBlock % spec.pool || spec.top_k % spec.pool || spec.is_window)) {
+    return "an indexer with impossible pools";
+  }
   if (!spec.chooses) return nullptr;
   if (!is_count(spec.heads) || !is_count(spec.dim)) return "an indexer without a size";
   if (!query_inputs && !spec.takes_hidden) return "an indexer without its inputs";
@@ -215,6 +261,9 @@ const char* check_indexer(const Indexer& spec, int64_t hidden_size, int64_t quer
   if (!is_shaped(spec.query, spec.heads * spec.dim, inputs) || !is_shaped(spec.key, spec.dim, hidden_size) ||
       !is_shaped(spec.weights, spec.heads, hidden_size)) {
     return "an indexer whose projections don't fit its heads";
+  }
+  if (spec.pool && (!spec.pool_bias || !is_shaped(spec.pool_gate, spec.dim, hidden_size))) {
+    return "an indexer whose pools have no gates that fit its keys";
   }
   if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
   if (spec.rope_kind != RopeKind::kNone && (rotary_dim <= 0 || rotary_dim > spec.dim)) {

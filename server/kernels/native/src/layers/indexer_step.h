@@ -21,12 +21,14 @@ class IndexerStep {
 
   // Returns the chosen keys of a token, or null if it attends to all that it sees.
   const int32_t* chosen(int64_t token) const;
-  int64_t top_k() const { return spec_->top_k; }
+  int64_t num_chosen(int64_t token) const;  // of such a token
 
   // The products with the normed rows, and the one with the attention's inputs of queries, whose outputs begin at `offset`.
   // The third product with the rows is that of queries, if they take these.
   int num_sides() const { return num_sides_; }
   Side side(int number, int64_t offset) const;
+  // The part that such a product is of: key, weights, query, or gates of pools, which follow keys.
+  int part_of(int number) const { return !spec_->pool || number == 0 ? number : number == 1 ? 3 : number - 1; }
   bool has_queries() const { return chooses_ && is_sparse_ && !spec_->takes_hidden; }
   const float* query_rows() const { return query_rows_; }  // (tokens, hidden) that queries take
   Side query_side(int64_t offset) const;
@@ -38,6 +40,10 @@ class IndexerStep {
 
   // Prepares the inputs of a token's queries, and writes its index key to the cache.
   void place(int64_t token, const float* query_inputs);
+
+  // Writes the mean of a pool to the cache, if a token is its last. The keys of all tokens are there.
+  bool has_pools() const { return chooses_ && spec_->pool; }
+  void place_pool(int64_t token) const;
 
   // Begins the next pass; returns false if there is none.
   bool begin_pass();
@@ -59,8 +65,8 @@ class IndexerStep {
   bool is_sparse_ = false;
   int64_t most_keys_ = 0;   // that a token sees
   int num_sides_ = 0;
-  bool has_own_[3]{};       // key, weights, query: the kind of rows that it takes is not the attention's
-  Panel panels_[3]{};
+  bool has_own_[4]{};       // key, weights, query, gates of pools: the kind of rows that it takes is not the attention's
+  Panel panels_[4]{};
   int32_t* chosen_ = nullptr;
   float *keys_ = nullptr, *weights_ = nullptr, *queries_ = nullptr;  // by token
   float* query_rows_ = nullptr;  // by token

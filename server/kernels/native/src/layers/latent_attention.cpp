@@ -14,13 +14,13 @@ namespace {
 // Sums of adapters.
 struct Memory {
   LoraSums down_lora, query_lora, latent_lora, gate_lora, output_lora;
-  LoraSums index_query_lora, index_key_lora, index_weights_lora;
+  LoraSums index_query_lora, index_key_lora, index_weights_lora, index_pool_lora;
 };
 
-constexpr int kMostSides = 6;  // products with the normed rows
+constexpr int kMostSides = 7;  // products with the normed rows
 
 // The matrices that adapters may add to, in the order of their places.
-enum Place { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kIndexQuery, kIndexKey, kIndexWeights };
+enum Place { kQuery, kQueryDown, kLatent, kExpansion, kOutput, kGate, kIndexQuery, kIndexKey, kIndexWeights, kIndexPool };
 
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const LatentAttention*>(layer.mixer);
@@ -32,7 +32,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   auto& own = context.mixers.of<Memory>();
   LoraSums &query_lora = own.query_lora, &output_lora = own.output_lora;
   for (LoraSums* sums : {&own.down_lora, &query_lora, &own.latent_lora, &own.gate_lora, &output_lora, &own.index_query_lora,
-                         &own.index_key_lora, &own.index_weights_lora}) {
+                         &own.index_key_lora, &own.index_weights_lora, &own.index_pool_lora}) {
     sums->clear();
   }
 
@@ -53,9 +53,12 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   add_side({&spec.latent, spec.latent_bias, latents.first_latent()}, own.latent_lora, kLatent);
   if (spec.gate.outputs) add_side({&spec.gate, spec.gate_bias, latents.first_gate()}, own.gate_lora, kGate);
   const int64_t first_index = latents.first_gate() + spec.gate.outputs;
-  LoraSums* const index_lora[] = {&own.index_key_lora, &own.index_weights_lora, &own.index_query_lora};
-  const Place index_places[] = {kIndexKey, kIndexWeights, kIndexQuery};
-  for (int i = 0; i < indexer.num_sides(); ++i) add_side(indexer.side(i, first_index), *index_lora[i], index_places[i]);
+  LoraSums* const index_lora[] = {&own.index_key_lora, &own.index_weights_lora, &own.index_query_lora, &own.index_pool_lora};
+  const Place index_places[] = {kIndexKey, kIndexWeights, kIndexQuery, kIndexPool};
+  for (int i = 0; i < indexer.num_sides(); ++i) {
+    const int part = indexer.part_of(i);
+    add_side(indexer.side(i, first_index), *index_lora[part], index_places[part]);
+  }
   Side query_sides[2] = {{&spec.query, spec.query_bias, 0, &query_lora}};
   const int num_query_sides = 1 + indexer.has_queries();
   const int64_t first_index_query = spec.query.outputs;
@@ -69,7 +72,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     return LoraSite{*lora[i], places[i], is_index_query ? indexer.query_rows() : step.normed, step.hidden_size};
   };
   const auto last = [&](int i) { return site(std::min(i, num_sides - 1)); };
-  const LoraSite sites[kMostSides] = {last(0), last(1), last(2), last(3), last(4), last(5)};
+  const LoraSite sites[kMostSides] = {last(0), last(1), last(2), last(3), last(4), last(5), last(6)};
   const LoraSite query_sites[] = {
       {query_lora, mixer_place(kQuery), latents.downs, latents.downs_size()},
       {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, latents.query_rank()}};
@@ -94,6 +97,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     latents.place(token);
     indexer.place(token, latents.downs);
   };
+  auto place_pool = [&](int64_t token, int) { indexer.place_pool(token); };
   auto multiply_query_down = [&](int64_t tile, int thread) {
     if (tile < query_lora.num_tiles()) return query_lora.multiply_down(level, tile, thread);
     own.index_query_lora.multiply_down(level, tile - query_lora.num_tiles(), thread);
@@ -128,6 +132,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   phases.add(lora_tiles, multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
+  phases.add(indexer.has_pools() ? step.tokens : 0, place_pool);
   if (has_down) {
     plan_sites(phases, query_sites, num_query_sides, context, layer, step);
     const int64_t index_tiles = indexer.has_queries() ? own.index_query_lora.num_tiles() : 0;

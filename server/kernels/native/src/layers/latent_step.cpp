@@ -338,7 +338,7 @@ void LatentStep::plan_parts(const IndexerStep& indexer) {
 }
 
 int64_t LatentStep::num_parts(const IndexerStep& indexer, const StepSequence& sequence, int64_t token) const {
-  const int64_t keys = indexer.chosen(token) ? indexer.top_k() : position_of(sequence, token) + 1;
+  const int64_t keys = indexer.chosen(token) ? indexer.num_chosen(token) : position_of(sequence, token) + 1;
   return divide_up(keys, kPartKeys);
 }
 
@@ -372,7 +372,7 @@ LatentAttend LatentStep::attend_of(const IndexerStep& indexer, const Tile& tile)
   attend.latents = spec_.cache;
   attend.blocks = step_.block_tables[spec_.group] + tile.sequence->first_block;
   attend.chosen = indexer.chosen(tile.token);
-  attend.first_position = attend.chosen ? indexer.top_k() - 1 : position_of(*tile.sequence, tile.token);
+  attend.first_position = attend.chosen ? indexer.num_chosen(tile.token) - 1 : position_of(*tile.sequence, tile.token);
   attend.tokens = tile.tokens;
   attend.heads = tile.heads;
   attend.dim = spec_.cache_dim;

@@ -399,12 +399,14 @@ class AnyLatents {
       indexer_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
       indexer_.chooses = 1;
       indexer_.rotates_last = one_in(2);
+      if (one_in(4)) indexer_.pool = maybe32(int64_t{1} << between(0, 4));
+      if (indexer_.pool) indexer_.pool_gate = any_matrix(indexer_.dim, hidden_, true);
       indexer_.is_window = one_in(8);
       indexer_.query = any_matrix(product(indexer_.heads, indexer_.dim), indexer_.takes_hidden ? hidden_ : query_rank, true);
       indexer_.key = any_matrix(indexer_.dim, hidden_, true);
       indexer_.weights = any_matrix(indexer_.heads, hidden_, true);
       spec_.indexer = &indexer_;
-      spec_.cache_dim = maybe(sum(sum(spec_.rank, spec_.rope_dim), indexer_.dim));
+      spec_.cache_dim = maybe(sum(sum(spec_.rank, spec_.rope_dim), product(indexer_.dim, indexer_.pool ? 2 : 1)));
     }
     layer_.mixer = &spec_;
     layer_.mixer_kind = MixerKind::kLatentAttention;
@@ -424,6 +426,7 @@ class AnyLatents {
     std::vector<Matrix*> matrices = {&spec_.query_down, &spec_.query,  &spec_.latent, &spec_.to_keys,
                                      &spec_.to_values,  &spec_.output, &spec_.gate};
     if (spec_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key, &indexer_.weights});
+    if (indexer_.pool) matrices.push_back(&indexer_.pool_gate);
     for (Matrix* matrix : matrices) {
       if (!matrix->outputs && (matrix == &spec_.query_down || matrix == &spec_.gate || matrix == &spec_.latent)) continue;
       if (check_matrix(*matrix) || is_large(*matrix)) return;
@@ -440,6 +443,7 @@ class AnyLatents {
     if (one_in(2)) indexer_.head_scales = {floats(most_heads), one_in(8) ? nullptr : floats(most_heads)};
     if (one_in(2)) spec_.latent_bias = floats(spec_.latent.outputs);
     if (one_in(2)) spec_.sinks = floats(most_heads);
+    if (indexer_.pool) indexer_.pool_bias = floats(std::clamp<int64_t>(indexer_.pool, 0, 64) * std::clamp<int64_t>(indexer_.dim, 0, kMostBytes / 64));
     if (greenroom_check_layer(&layer_, hidden_, 0)) return;
     if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
     if (spec_.source_dim > 1000) return;

@@ -88,7 +88,10 @@ class Latents {
       indexer.rope_kind = index_dim < spec.rotary_dim ? RopeKind::kNone : spec.rope_kind;
       indexer.rotates_last = one_in(2);
       indexer.chooses = 1;
-      chosen.resize(static_cast<size_t>(plan.tokens * top_k));
+      indexer.pool = static_cast<int32_t>(pool);
+      if (pool) indexer.pool_gate = index[3].matrix();
+      if (pool) indexer.pool_bias = keep(pool * index_dim, 0.0f);
+      chosen.resize(static_cast<size_t>(plan.tokens * most_chosen(indexer)));
       indexer.chosen = chosen.data();
       spec.indexer = &indexer;
     } else if (has_window) {
@@ -164,6 +167,26 @@ class Latents {
   // The first number of an index key that is rotated.
   int64_t first_rotated() const { return indexer.rotates_last ? index_dim - spec.rotary_dim : 0; }
 
+  // A key without a score of its own.
+  bool is_between_pools(int64_t key) const { return pool && (key + 1) % pool; }
+
+  // The last key of a key's pool, or a key of the pool that is not complete at a position.
+  int32_t last_of_pool(int64_t key, int64_t position) const {
+    return static_cast<int32_t>(std::min((key / pool + 1) * pool - 1, position));
+  }
+
+  // A number of the mean of a pool, with the cache as the kernels left it, but for the key of its last token.
+  double pooled(const int32_t* table, int64_t position, int64_t d, double last) const {
+    double total = 0, sum = 0;
+    for (int64_t i = 0; i < pool; ++i) {
+      const int64_t key = position - pool + 1 + i;
+      const double weight = std::exp(get(table, key, rank + rope + index_dim + d) + indexer.pool_bias[i * index_dim + d]);
+      total += weight;
+      sum += weight * (key == position ? last : get(table, key, rank + rope + d));
+    }
+    return sum / total;
+  }
+
   // The keys that a token attends to: those that the kernels chose, if no other has a higher score.
   std::vector<int64_t> keys_of(const int32_t* table, const Vector& x, const Vector& rows, int64_t row, int64_t position,
                                const char* level) const {
@@ -178,12 +201,21 @@ class Latents {
     for (int64_t d = 0; indexer.key_norm.bias && d < index_dim; ++d) own[static_cast<size_t>(d)] += indexer.key_norm.bias[d];
     rotate(own.data() + first_rotated(), position, indexer.rope_kind);
     const double rounding = spec.cache_format == Format::kFloat32 ? 0 : 1.0 / 256;
+    const Vector gates = pool ? product(index[3], nullptr, x) : Vector{};
+    for (int64_t d = 0; d < index_dim; ++d) {
+      const auto number = static_cast<size_t>(d);
+      if (pool) {
+        check("a gate of a pool", level, spec.cache_format, get(table, position, rank + rope + index_dim + d), gates[number],
+              rounding * std::fabs(gates[number]) + kNear * (largest(gates) + 1));
+      }
+      if (pool && (position + 1) % pool == 0) own[number] = pooled(table, position, d, own[number]);
+    }
     for (int64_t d = 0; d < index_dim; ++d) {
       const double wanted = own[static_cast<size_t>(d)];
       check("an index key", level, spec.cache_format, get(table, position, rank + rope + d), wanted,
             rounding * std::fabs(wanted) + kNear * (largest(own) + 1));
     }
-    if (position < top_k) return keys;
+    if (sees_all(indexer, position)) return keys;
     Vector inputs = index_takes_hidden ? x : Vector(rows.begin(), rows.begin() + query_rank), scores;
     if (indexer.query_input_norm.weight) {
       normalise(inputs.data(), indexer.query_input_norm.weight, kHeadEpsilon, plan.hidden);
@@ -196,7 +228,7 @@ class Latents {
     }
     for (const int64_t key : keys) {
       double score = 0;
-      for (int64_t head = 0; head < index_heads; ++head) {
+      for (int64_t head = 0; !is_between_pools(key) && head < index_heads; ++head) {
         double sum = 0;
         for (int64_t d = 0; d < index_dim; ++d) {
           sum += queries[static_cast<size_t>(head * index_dim + d)] * get(table, key, rank + rope + d);
@@ -205,20 +237,20 @@ class Latents {
       }
       scores.push_back(score);
     }
-    const int32_t* taken = chosen.data() + row * top_k;
-    double least = scores[static_cast<size_t>(taken[0])], most_left = -INFINITY;
+    const int32_t* taken = chosen.data() + row * most_chosen(indexer);
+    const int64_t count = top_k + (pool ? (position + 1) % pool : 0);
+    double least = INFINITY, most_left = -INFINITY;
     for (int64_t i = 0, key = 0; key <= position; ++key) {
       const double score = scores[static_cast<size_t>(key)];
-      if (i < top_k && taken[i] == key) {
-        least = std::min(least, score);
-        ++i;
-      } else {
-        most_left = std::max(most_left, score);
-      }
+      const bool is_taken = i < count && taken[i] == key;
+      i += is_taken;
+      if (!is_between_pools(key)) (is_taken ? least : most_left) = is_taken ? std::min(least, score) : std::max(most_left, score);
+      const bool is_with_last = !pool || is_taken == std::binary_search(taken, taken + count, last_of_pool(key, position));
+      check("a key of a pool", level, spec.cache_format, is_with_last, true, 0);
     }
     const double size = largest(scores) + 1;
     check("the least chosen key", level, spec.cache_format, std::max(most_left - least, 0.0), 0, kNear * size);
-    return std::vector<int64_t>(taken, taken + top_k);
+    return std::vector<int64_t>(taken, taken + count);
   }
 
   // What the layer adds to the hidden states of a token, with the cache as the kernels left it.
@@ -294,13 +326,14 @@ class Latents {
   bool has_down = one_in(2), has_gate = one_in(3), index_takes_hidden = !has_down || one_in(3), has_indexer = one_in(2);
   bool takes_raw = has_down && one_in(3), gates_in_query = has_down && !has_gate && one_in(3), has_source = one_in(4);
   bool has_window = !has_indexer && one_in(3);
-  int64_t index_heads = between(1, 20), index_dim = between(1, 40), top_k = between(1, 20);
+  int64_t index_heads = between(1, 20), index_dim = between(1, 40);
+  int64_t pool = has_indexer && one_in(3) ? int64_t{1} << between(1, 4) : 0, top_k = pool ? pool * between(1, 3) : between(1, 20);
   std::deque<Weights> down = {trunk_weights(query_rank, plan.hidden)}, gate = {trunk_weights(one_in(2) ? heads : heads * value, plan.hidden)};
   Weights query = trunk_weights(heads * (nope + rope + (gates_in_query ? value : 0)),
                                 has_down ? query_rank * (takes_raw ? 2 : 1) : plan.hidden);
   Weights latent = trunk_weights(rank + rope, plan.hidden);
   std::deque<Weights> index = {trunk_weights(index_heads * index_dim, index_takes_hidden ? plan.hidden : query_rank), trunk_weights(index_dim, plan.hidden),
-                               trunk_weights(index_heads, plan.hidden)};
+                               trunk_weights(index_heads, plan.hidden), trunk_weights(index_dim, plan.hidden)};
   Weights to_keys = plain_weights(heads * rank, nope), to_values = plain_weights(heads * value, rank);
   Weights output = trunk_weights(plan.hidden, heads * value);
   std::vector<float> cosines, sines, query_scales;
@@ -324,7 +357,7 @@ class Latents {
     blocks.shrink_to_fit();
     spec.cache_format = plain_format();
     spec.cache_slots = num_blocks * kCacheBlock;
-    const int64_t numbers = rank + rope + (has_indexer ? index_dim : 0);
+    const int64_t numbers = rank + rope + index_key_size(spec.indexer);
     spec.cache_dim = numbers + between(0, 3);
     cache.assign(static_cast<size_t>(spec.cache_slots * spec.cache_dim * bytes_of(spec.cache_format)), '\xFF');
     const int32_t* table = blocks.data();
