@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from itertools import count
 
 from server.cluster.submitter import ReplicaLostError, Submitter
@@ -95,7 +96,8 @@ class SharedCalls:
         if replica in self._open or time.monotonic() < self._refused_until.get(replica, 0.0):
             return
         if sum(each.replica == replica for each in self._arrivals.values()) > 1:
-            self._open[replica] = asyncio.create_task(self._read(replica))
+            # Not in the context of a request: Serve cancels with it all calls that were made there.
+            self._open[replica] = asyncio.create_task(self._read(replica), context=Context())
 
     def close(self) -> None:
         """End all calls."""
@@ -111,11 +113,13 @@ class SharedCalls:
                     arrivals = self._arrivals.get(batch.number)  # None if its client has left
                     if arrivals is not None:
                         arrivals.add(batch.start, batch.events)
-        except Exception as error:  # noqa: BLE001  whatever it is, the requests must not wait for ever
+        except BaseException as error:  # whatever it is, a cancellation too, the requests must not wait for ever
             log.warning("the events of replica %s that come together are lost: %r", replica, error)
             for arrivals in [*self._arrivals.values()]:
                 if arrivals.replica == replica:
                     arrivals.lose()
+            if not isinstance(error, Exception):
+                raise
         finally:
             del self._open[replica]
             if not is_taken:
