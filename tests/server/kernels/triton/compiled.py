@@ -103,7 +103,7 @@ ATTENTION = {
     "attention of 80": (80, 80, False, torch.bfloat16, (86,)),
     "attention of 256": (256, 256, False, torch.bfloat16, (89,)),
     "attention of 192 and 128": (192, 128, False, torch.bfloat16, (120,)),
-    "attention to a latent": (576, 512, True, torch.bfloat16, (80, 89)),
+    "attention to a latent": (576, 512, True, torch.bfloat16, CARDS),
     "attention of 128 in float32": (128, 128, False, torch.float32, (120,)),
 }
 
