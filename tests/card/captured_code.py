@@ -128,7 +128,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
     "server/model/fused_residuals.py": ("_with_stream",),
     "server/model/fused_routers.py": ("FusedRouter.__call__", "_logits_of"),
     "server/model/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
-    "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "use_hooks"),
+    "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "is_choice", "use_hooks"),
     "server/model/recurrent/recurrent_modules.py": (
         "SplitForward.__call__",
         "SplitForward._fused_for",
