@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -43,6 +44,37 @@ def test_of_sixty_four_streams_a_fifth_leaves_and_the_others_are_complete(cluste
         counts = list(pool.map(read, range(64)))
     assert all(count >= 20 for number, count in enumerate(counts) if number % 5)
     wait_until(lambda: cluster.total("num_requests_running") == 0, 10)
+
+
+def test_the_client_whose_request_opened_the_shared_stream_leaves_and_other_texts_stay_whole(cluster: Cluster) -> None:
+    cluster.deploy(replicas=1, settings={"deterministic": True})
+    asked = {**STORY, "max_tokens": 1000, "stream": True}
+    prompts = ["A king", "Two pies", "The third part"]
+    has_begun, has_left = [threading.Event() for _ in prompts], threading.Event()
+
+    def read(number: int) -> str:
+        text, body = "", {**asked, "prompt": prompts[number]}
+        if number:
+            has_begun[number - 1].wait(60)
+        with cluster.http() as http, http.stream("POST", "/v1/completions", json=body) as reply:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                    has_begun[number].set()
+                if number == 1 and has_begun[2].is_set():  # it was the second one, so its request opened the stream
+                    has_left.set()
+                    break
+        return text
+
+    with cluster.http() as http:
+        bodies = [{**asked, "prompt": prompt, "stream": False} for prompt in prompts]
+        replies = [http.post("/v1/completions", json=body).json() for body in bodies]
+    expected = [reply["choices"][0]["text"] for reply in replies]
+    with ThreadPoolExecutor(3) as pool:
+        texts = list(pool.map(read, range(3)))
+    assert has_left.is_set()
+    assert len(texts[1]) < len(expected[1])
+    assert (texts[0], texts[2]) == (expected[0], expected[2])
 
 
 def update(cluster: Cluster, **options: Any) -> Counter[int]:

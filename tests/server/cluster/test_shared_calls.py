@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from server.cluster.submitter import ReplicaLostError
 from server.cluster.wire import Answer, Batch, SharedCall, Submission
 from server.engine.interface import TokenEvent
 
+OPENER: ContextVar[str | None] = ContextVar("OPENER", default=None)  # the request in whose context code runs
 A, B, C = (TokenEvent(text, number) for number, text in enumerate("abc", start=1))
 
 
@@ -24,12 +26,14 @@ class Ways:
     def __init__(self) -> None:
         self.items: asyncio.Queue[Sequence[Batch] | Exception | None] = asyncio.Queue()
         self.called: list[SharedCall] = []
+        self.openers: list[str | None] = []
 
     def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
         raise NotImplementedError
 
     async def share(self, call: SharedCall) -> AsyncGenerator[Sequence[Batch], None]:
         self.called.append(call)
+        self.openers.append(OPENER.get())
         while (item := await self.items.get()) is not None:
             if isinstance(item, Exception):
                 raise item
@@ -83,6 +87,20 @@ def test_a_replica_with_two_requests_is_called_once() -> None:
         calls.open("a")
 
     assert run(work).called == [SharedCall("me", "a")]
+
+
+def test_a_call_is_not_made_in_the_context_of_the_request_that_opens_it() -> None:
+    """Serve cancels the calls that were made in the context of a request when its client leaves."""
+
+    async def work(ways: Ways, calls: SharedCalls, _: Reader, __: Arrivals) -> None:
+        OPENER.set("a request")
+        ways.items.put_nowait([])
+        ways.items.put_nowait(None)  # the call of the set-up ends
+        await settle()
+        calls.open("a")
+        await settle()
+
+    assert run(work).openers == [None, None]
 
 
 def test_a_request_alone_needs_no_call() -> None:
