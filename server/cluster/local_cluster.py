@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.cluster.deploy_file import NAME
 from server.cluster.local_node import ClusterError, local_node, set_variables
 from server.cluster.options import ClusterOptions
 from server.settings import SettingsError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
 
 POLL_SECONDS = 0.5
 STARTED, FAILED = "RUNNING", frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
@@ -28,16 +31,10 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
         SettingsError: the file is not one that Serve takes.
     """
     set_variables()
-    from pydantic import ValidationError  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415  of the extra
     from ray.serve.context import _get_global_client  # noqa: PLC0415
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
 
-    try:
-        schema = ServeDeploySchema.model_validate(dict(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    schema = schema_of(content, options)
     num_replicas = options.most_replicas + options.surging_replicas
     num_cpus = num_replicas * options.cpus + 2 * options.ingresses * options.ingress_cpus
     # Logical cores: nothing else is to run here.
@@ -50,6 +47,30 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
             yield f"Greenroom ready: http://{schema.http_options.host}:{schema.http_options.port} ({NAME} on Ray Serve)"
         finally:
             serve.shutdown()
+
+
+def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeploySchema:
+    """Return a file as Serve takes it, but refuse what Serve would pass over, and listen everywhere instead.
+
+    Raises:
+        SettingsError: the file is not one that Serve takes, or says two things of where to listen.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415
+    from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema  # noqa: PLC0415
+
+    try:
+        schema = ServeDeploySchema.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    known = [*ServeDeploySchema.model_fields, *(f"http_options.{name}" for name in HTTPOptionsSchema.model_fields)]
+    for name in [*content, *(f"http_options.{name}" for name in content.get("http_options", {}))]:
+        if name not in known:
+            raise SettingsError(f"{name}: Serve has no such option")
+    host = schema.http_options.host
+    if host != options.address:
+        raise SettingsError(f"http_options.host is {host}, and args.address {options.address}; write the same in both")
+    return schema
 
 
 def wait_for_signal() -> None:

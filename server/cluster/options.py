@@ -13,6 +13,7 @@ from server.settings import ServeSettings, SettingsError, load_settings
 
 RUNNING, QUEUED = "max_running_requests", "max_queued_requests"
 LOOK_BACK = 0.4  # of ``scale_up_seconds``: loads are means over it
+_REASONS = {"missing": "it is missing", "extra_forbidden": "there is no such option"}  # where pydantic's are unclear
 # Settings of the socket and of the whole process, which Serve has in a cluster.
 OTHERS = {"host": "http_options.host", "port": "http_options.port", "memory": "memory"}
 
@@ -67,7 +68,8 @@ class ClusterOptions(BaseModel):
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             hint = "; say what each replica may take, such as memory: 12GiB" if name == "memory" else ""
-            raise SettingsError(f"args.{name}: {first['msg'].removeprefix('Value error, ')}{hint}") from error
+            reason = _REASONS.get(first["type"], first["msg"].removeprefix("Value error, "))
+            raise SettingsError(f"args.{name}: {reason}{hint}") from error
         for name, place in OTHERS.items():
             if name in options.settings:
                 raise SettingsError(f"args.settings.{name}: in a cluster, this is {place}; move it there")

@@ -28,7 +28,7 @@ def test_the_router_never_holds_a_request_that_the_queue_of_a_replica_has_room_f
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({}, "args.memory: Field required; say what each replica may take"),
+        ({}, "args.memory: it is missing; say what each replica may take"),
         ({"memory": "50%"}, "args.memory: 50% is no number of bytes"),
         ({"memory": "2GiB", "replicas": 0}, "args.replicas"),
         ({"memory": "2GiB", "replicas": 3, "max_replicas": 2}, "args.max_replicas: 2 is less than replicas, 3"),

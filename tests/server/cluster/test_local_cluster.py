@@ -1,0 +1,36 @@
+"""Files that Serve would take, but that say something else than their writer means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.cluster.deploy_file import describe
+from server.cluster.local_cluster import schema_of
+from server.cluster.options import ClusterOptions
+from server.settings import SettingsError
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray takes a second to import, and warns
+
+OPTIONS = ClusterOptions.checked({"memory": "2GiB"})
+CONTENT = describe(OPTIONS, OPTIONS.address, 8000)
+HTTP = CONTENT["http_options"]
+
+
+def test_a_described_file_is_taken_as_it_is() -> None:
+    assert schema_of(CONTENT, OPTIONS).http_options.port == 8000
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"http_optionz": HTTP}, "http_optionz: Serve has no such option"),
+        ({"http_options": {**HTTP, "prot": 80}}, r"http_options\.prot: Serve has no such option"),
+        ({"http_options": {**HTTP, "port": "eight"}}, r"http_options\.port: "),
+        ({"http_options": {"port": 80}}, r"http_options\.host is 0\.0\.0\.0, and args\.address 127\.0\.0\.1"),
+    ],
+)
+def test_a_file_with_options_that_serve_would_not_use_is_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        schema_of({**CONTENT, **changed}, OPTIONS)
