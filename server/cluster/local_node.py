@@ -12,6 +12,7 @@ from typing import Any
 OBJECT_STORE_BYTES = 200 << 20  # requests and tokens are small, and go from process to process without it
 # Else each item of a stream passes more threads of a process. Neither the ingress nor a replica blocks its event loop.
 SERVE_VARIABLES = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+NICENESS = {"RAY_worker_niceness": "0"}  # 15 by default, so that any other process of this machine would go before
 # A busy machine takes longer than Ray expects.
 PATIENCE = {
     "RAY_agent_register_timeout_ms": "120000",
@@ -82,7 +83,7 @@ def set_variables() -> None:
     # Whoever reaches Ray's ports may run code, so each call needs a token, which Ray makes in ~/.ray if there is none.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for name, value in (PATIENCE | SERVE_VARIABLES).items():
+    for name, value in (PATIENCE | NICENESS | SERVE_VARIABLES).items():
         os.environ.setdefault(name, value)
 
 
