@@ -136,10 +136,11 @@ def measure_hop(arguments: argparse.Namespace) -> dict[str, object]:
     threads = str(arguments.cpus)
     plain = ["serve", *([arguments.model] if arguments.model else []), "--port", "0", "--threads", threads]
     plain += ["--memory", arguments.memory, "--log-level", "warning"]
-    options: dict[str, object] = {"replicas": 1, "cpus": arguments.cpus, "memory": arguments.memory}
+    settings: dict[str, object] = {"log_level": "warning"}
     if arguments.haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-        options["settings"] = {"admin_api_key": ["benchmark"]}
+        settings["admin_api_key"] = ["benchmark"]
+    options = {"replicas": 1, "cpus": arguments.cpus, "memory": arguments.memory, "settings": settings}
     result: dict[str, object] = {}
     with started(*plain) as server, cluster(arguments.model, **options) as replicas:
         for url in (server, replicas):

@@ -13,6 +13,7 @@ from ray import serve
 
 from server.cluster.options import check_proxy, settings_of
 from server.cluster.shared_fleet import shared_fleet
+from server.observability.logging import FORMATTERS, set_up_logging
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -47,6 +48,7 @@ class EngineReplica:
 
     async def __init__(self, model: str | None, settings: Mapping[str, Any]):  # type: ignore[misc]  # Serve awaits it
         self._settings = settings_of(settings)
+        set_up_logging(self._settings.log_level, FORMATTERS[self._settings.log_format])
         os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)  # Ray has set it to 1
         from server.lifecycle.torch_setup import set_up_torch  # noqa: PLC0415
 
@@ -145,6 +147,7 @@ class Ingress:
         from server.cluster.serve_replicas import ServeReplicas  # noqa: PLC0415
 
         values = settings_of(settings)
+        set_up_logging(values.log_level, FORMATTERS[values.log_format])
         check_proxy(values)
         replicas = ServeReplicas(engine, asyncio.get_running_loop())
         fleet = shared_fleet(serve.get_replica_context().app_name)

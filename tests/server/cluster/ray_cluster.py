@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import openai
@@ -33,12 +33,17 @@ class Cluster:
 
     process: subprocess.Popen[str]
     url: str
+    log: IO[str]
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60)
+
+    def log_text(self) -> str:
+        """Return what the command has written to standard error. The position at which it writes stays."""
+        return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def processes(self, title: str = ENGINE) -> list[psutil.Process]:
         """Return the processes of a deployment's replicas."""
@@ -102,7 +107,7 @@ def running(folder: Path, environment: Mapping[str, str] | None = None, **option
             if not line.startswith(READY):
                 log.seek(0)
                 raise AssertionError(f"no ready line but {line!r}; standard error: {log.read()[-4000:]}")
-            yield Cluster(process, line.removeprefix(READY).split()[0])
+            yield Cluster(process, line.removeprefix(READY).split()[0], log)
         finally:
             if process.poll() is None:
                 children = psutil.Process(process.pid).children(recursive=True)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anthropic
 import httpx
 import ollama
+import psutil
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -123,6 +124,10 @@ def test_the_phases_in_a_replica_are_in_the_trace_of_the_request(cluster: Cluste
     assert times == sorted(times)
 
 
+def test_replicas_have_the_priority_of_the_command_that_started_them(cluster: Cluster) -> None:
+    assert {process.nice() for process in cluster.processes()} == {psutil.Process(cluster.process.pid).nice()}
+
+
 def test_more_requests_than_twice_the_replicas_are_all_answered_by_both(cluster: Cluster) -> None:
     before = cluster.metric("generation_tokens_total")
 
@@ -157,6 +162,12 @@ def test_an_adapter_is_loaded_by_all_replicas_and_answers_as_a_plain_servers(clu
     httpx.post(f"{plain.url}/v1/load_lora_adapter", json=body).raise_for_status()
     expected = httpx.post(f"{plain.url}/v1/completions", json=asked, timeout=60).json()["choices"]
     assert replies == [expected] * 4
+
+
+def test_a_change_by_an_administrator_is_in_the_log(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        http.post("/v1/experts/prefetch", json={"experts": [[0, 0]]}).raise_for_status()
+    wait_until(lambda: "greenroom.audit" in cluster.log_text(), 10)
 
 
 def test_an_adapter_that_can_not_be_loaded_is_refused_with_its_reason(cluster: Cluster) -> None:
