@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from server.cluster.deploy_file import NAME
 from server.cluster.local_node import ClusterError, local_node, set_variables
 from server.cluster.options import ClusterOptions
+from server.lifecycle.listening_socket import listen
 from server.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -28,29 +29,32 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
 
     Raises:
         ClusterError: the application can't be deployed.
-        SettingsError: the file is not one that Serve takes.
+        SettingsError: the file is not one that Serve takes, or its address can't be used.
     """
     set_variables()
     from ray import serve  # noqa: PLC0415  of the extra
     from ray.serve.context import _get_global_client  # noqa: PLC0415
 
     schema = schema_of(content, options)
+    http = schema.http_options
+    with listen(http.host, http.port) as listener:  # Serve would tell of a used port late, and by a traceback
+        http.port = listener.getsockname()[1]
     num_replicas = options.most_replicas + options.surging_replicas
     num_cpus = num_replicas * options.cpus + 2 * options.ingresses * options.ingress_cpus
     # Logical cores: nothing else is to run here.
     with local_node(max(os.cpu_count() or 1, int(num_cpus) + 1)):
         try:
-            serve.start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+            serve.start(http_options=http.model_dump(), proxy_location=schema.proxy_location)
             # As `serve run FILE` does; Serve has no public function for it.
             _get_global_client().deploy_apps(schema)
             _wait_until_it_runs(serve)
-            yield f"Greenroom ready: http://{schema.http_options.host}:{schema.http_options.port} ({NAME} on Ray Serve)"
+            yield f"Greenroom ready: http://{http.host}:{http.port} ({NAME} on Ray Serve)"
         finally:
             serve.shutdown()
 
 
 def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeploySchema:
-    """Return a file as Serve takes it, but refuse what Serve would pass over, and listen everywhere instead.
+    """Return a file as Serve takes it, without options that Serve would pass over, to listen everywhere instead.
 
     Raises:
         SettingsError: the file is not one that Serve takes, or says two things of where to listen.

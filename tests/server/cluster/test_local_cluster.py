@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
+from server.cluster import local_cluster
 from server.cluster.deploy_file import describe
-from server.cluster.local_cluster import schema_of
+from server.cluster.local_cluster import running_cluster, schema_of
 from server.cluster.options import ClusterOptions
 from server.settings import SettingsError
 
@@ -34,3 +36,12 @@ def test_a_described_file_is_taken_as_it_is() -> None:
 def test_a_file_with_options_that_serve_would_not_use_is_refused(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         schema_of({**CONTENT, **changed}, OPTIONS)
+
+
+def test_a_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_cluster, "set_variables", lambda: None)
+    monkeypatch.setattr(local_cluster, "local_node", lambda _: pytest.fail("Ray starts"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        content = {**CONTENT, "http_options": {**HTTP, "port": taken.getsockname()[1]}}
+        with pytest.raises(SettingsError, match="cannot listen on"), running_cluster(content, OPTIONS):
+            pass
