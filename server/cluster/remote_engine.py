@@ -12,7 +12,7 @@ from server.cluster.shared_calls import Arrivals, SharedCalls
 from server.cluster.shared_fleet import SharedFleet
 from server.cluster.signatures import RoutedRequest
 from server.cluster.submitter import ReplicaLostError, Submitter
-from server.cluster.wire import ModelFacts, StreamEnd, Submission
+from server.cluster.wire import Answer, ModelFacts, StreamEnd, Submission
 from server.engine.interface import (
     EngineError,
     EngineUnavailableError,
@@ -61,9 +61,13 @@ class RemoteStream(TokenStream):
         """Let ``cancel`` end a task."""
         self._task = task
 
-    def take(self) -> None:
-        """Note that a replica has taken the request: half of the time there and back after it was submitted."""
-        self.timeline.received_at = (self.timeline.submitted_at + time.monotonic()) / 2
+    def take(self, held_seconds: float) -> None:
+        """Note that a replica has taken the request: half of the time there and back after it was submitted.
+
+        Args:
+            held_seconds: that the replica let pass before it said so.
+        """
+        self.timeline.received_at = (self.timeline.submitted_at + time.monotonic() - held_seconds) / 2
         self._taken.set()
 
     def fail(self, error: EngineError) -> None:
@@ -175,10 +179,10 @@ class RemoteEngine:
             replica = first.replica
             if first.error is not None:
                 raise first.error
-            stream.take()
+            stream.take(first.held_seconds)
             arrivals.replica = replica
-            self._calls.open(replica)
-            async for answer in answers:
+            answer: Answer | None = first
+            while answer is not None:
                 await arrivals.reach(answer.start)
                 if answer.end is not None:
                     self._note_end(stream, submission, answer.replica, answer.end)
@@ -190,6 +194,7 @@ class RemoteEngine:
                     raise answer.error
                 if answer.end is not None:
                     return
+                answer = await anext(answers, None)
             raise ReplicaLostError
         finally:
             if replica is not None:

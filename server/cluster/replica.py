@@ -46,6 +46,8 @@ from server.memory.kv_cache_plan import BLOCK_SIZE
 MAX_TOLD_BLOCKS = 4096  # of the prefix cache, in one report
 SENDER_SECONDS = 30.0  # after which an ingress that is not heard of counts as dead
 WATCH_SECONDS = 2.0
+# In which the first token may come before an item says that the request is taken: each item takes two processes 0.5 ms.
+TAKEN_SECONDS = 0.1
 
 # What may be called by name: the interface of the engine for administrators.
 CALLS: Mapping[str, frozenset[str]] = {
@@ -96,11 +98,12 @@ class Replica:
         )
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Answer, None]:
-        """Answer a request. The first item comes when the engine has taken it, or has refused it with an error.
+        """Answer a request. The first item comes soon after the engine has taken it, or has refused it with an error.
 
         Closing the generator, or cancelling its task, cancels the request.
         """
         self._hear(submission.sender)
+        received_at = time.monotonic()
         request, collected = self._collecting(submission.request)
         try:
             grammar = await self._prepare(request)
@@ -110,28 +113,36 @@ class Replica:
             return
         queue = merge([stream])
         self._streams[stream] = submission.sender
+        telling = asyncio.get_running_loop().call_later(TAKEN_SECONDS, queue.wake)
         try:
-            yield Answer(self.name)
-            pace, start = Pace(), 0
+            pace, start, is_told = Pace(), 0, False
             while True:
                 try:
                     arrived = [event for _, event in await queue.take()]
                 except EngineError as error:
                     yield Answer(self.name, start=start, error=error, end=self._end(stream.timeline, collected))
                     return
+                telling.cancel()
+                held_seconds = 0.0 if is_told else time.monotonic() - received_at
                 collected.note(arrived)
                 is_done = any(event.finish_reason is not None for event in arrived)
                 if is_done:
                     self._prefixes.note(submission.routed.blocks)
                 events = arrived if submission.request.returns_experts else [without_experts(each) for each in arrived]
                 if is_done:
-                    yield Answer(self.name, events, start, end=self._end(stream.timeline, collected))
+                    end = self._end(stream.timeline, collected)
+                    yield Answer(self.name, events, start, end=end, held_seconds=held_seconds)
                     return
-                if not self._outboxes.put(submission.sender, Batch(submission.number, start, events)):
+                if not is_told:
+                    yield Answer(self.name, events, start, held_seconds=held_seconds)
+                elif not self._outboxes.put(submission.sender, Batch(submission.number, start, events)):
                     yield Answer(self.name, events, start)
+                is_told = True
                 start += len(events)
-                await queue.gather(pace.seconds(len(arrived), len(self._streams)))
+                if arrived:
+                    await queue.gather(pace.seconds(len(arrived), len(self._streams)))
         finally:
+            telling.cancel()
             stream.cancel()
             del self._streams[stream], grammar
 

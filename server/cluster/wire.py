@@ -68,13 +68,14 @@ class StreamEnd:
 
 @dataclass(frozen=True)
 class Answer:
-    """An item of the stream that answers a request. The first one has no events: the engine has taken the request.
+    """An item of the stream that answers a request. The first one says that the engine has taken the request, too.
 
     Args:
         replica: the replica that answers.
         start: events of the request before these.
         error: the error that ended the request.
         end: in the last item.
+        held_seconds: of the first item: since the replica got the request.
     """
 
     replica: str
@@ -82,9 +83,11 @@ class Answer:
     start: int = 0
     error: EngineError | None = None
     end: StreamEnd | None = None
+    held_seconds: float = 0.0
 
     def __reduce__(self) -> tuple[Callable[..., Answer], tuple[Any, ...]]:
-        return _answer, (self.replica, [_packed(event) for event in self.events], self.start, self.error, self.end)
+        events = [_packed(event) for event in self.events]
+        return _answer, (self.replica, events, self.start, self.error, self.end, self.held_seconds)
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,8 @@ def _unpacked(packed: Any) -> TokenEvent:
     return TokenEvent(packed[0], packed[1], token_id=packed[2]) if isinstance(packed, tuple) else packed
 
 
-def _answer(
-    replica: str, events: Sequence[Any], start: int, error: EngineError | None, end: StreamEnd | None
-) -> Answer:
-    return Answer(replica, [_unpacked(event) for event in events], start, error, end)
+def _answer(replica: str, events: Sequence[Any], *others: Any) -> Answer:
+    return Answer(replica, [_unpacked(event) for event in events], *others)
 
 
 def _batch(number: int, start: int, events: Sequence[Any]) -> Batch:

@@ -180,7 +180,7 @@ def test_a_second_call_of_an_ingress_takes_the_events_that_the_first_one_did(run
         await anext(first)
         await anext(second)
         assert [batches async for batches in first] == []
-        request = GenerationRequest("r-4", (5, 6, 7), SamplingParams(4, ignore_eos=True))
+        request = GenerationRequest("r-4", (5, 6, 7), SamplingParams(200, ignore_eos=True))
         async for _ in replica.generate(Submission("me", request, RoutedRequest(3), 7)):
             pass
         batches = await anext(second)
@@ -319,6 +319,22 @@ def test_streams_of_an_ingress_that_is_gone_end(running: Running, monkeypatch: p
 
     answer = running.runner.run(read())
     assert isinstance(answer.error, EngineUnavailableError)
+
+
+@pytest.mark.parametrize(("seconds", "has_token"), [(60.0, True), (0.0, False)])
+def test_the_first_item_tells_the_first_token_too_unless_it_takes_long(
+    running: Running, monkeypatch: pytest.MonkeyPatch, seconds: float, has_token: bool
+) -> None:
+    monkeypatch.setattr(replica_module, "TAKEN_SECONDS", seconds)
+
+    async def read() -> list[Answer]:
+        request = GenerationRequest("r-5", (5, 6, 7), SamplingParams(50, ignore_eos=True))
+        answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3), 1))
+        return [answer async for answer in answers]
+
+    first, *_, last = running.runner.run(read())
+    assert bool(first.events) == has_token
+    assert last.start + len(last.events) == 50
 
 
 def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running) -> None:

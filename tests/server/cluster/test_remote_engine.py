@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,12 @@ def texts(*scripts: Sequence[Step]) -> tuple[list[str], EngineError | None, Scri
 def test_events_come_as_the_replica_sends_them() -> None:
     found, error, submitter = texts([TAKEN, FIRST, LAST])
     assert (found, error) == (["x", "y"], None)
+    assert submitter.num_closed == 1
+
+
+def test_a_reply_may_be_one_item() -> None:
+    found, error, submitter = texts([replace(LAST, start=0)])
+    assert (found, error) == (["y"], None)
     assert submitter.num_closed == 1
 
 
@@ -189,6 +196,18 @@ def test_times_are_counted_on_this_machines_clock() -> None:
     assert received_at >= timeline.submitted_at
     assert (started_at - received_at, first_at - received_at) == (pytest.approx(0.5), pytest.approx(1.0))
     assert timeline.replica == "a"
+
+
+def test_the_time_that_a_replica_waits_for_the_first_token_is_no_part_of_the_way_to_it() -> None:
+    async def work(engine: RemoteEngine) -> Timeline:
+        stream = engine.submit(REQUEST)
+        await stream.accepted()
+        return stream.timeline
+
+    timeline = run(Scripted([replace(FIRST, held_seconds=60.0)]), work)
+    assert isinstance(timeline, Timeline)
+    assert timeline.received_at is not None
+    assert timeline.received_at - timeline.submitted_at == pytest.approx(-30.0, abs=10.0)
 
 
 def test_halting_ends_every_stream_and_takes_no_request() -> None:
