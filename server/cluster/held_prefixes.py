@@ -27,7 +27,7 @@ def routed_request(request: GenerationRequest, block_size: int) -> RoutedRequest
     for end in range(block_size, min(len(tokens), MAX_BLOCKS * block_size) + 1, block_size):
         before = blake2b(before + tokens[end - block_size : end].tobytes(), digest_size=DIGEST_BYTES).digest()
         blocks.append(before)
-    return RoutedRequest(len(tokens), blocks, names)
+    return RoutedRequest(len(tokens), blocks, names, request.session or None)
 
 
 class HeldPrefixes:

@@ -42,13 +42,13 @@ class RoutedRequest:
         num_tokens: of the prompt.
         blocks: hashes of the complete blocks of the prompt, each of all tokens up to its end.
         weights: names of the adapters and the variant that it needs.
-        session: the conversation, if the client names one.
+        session: a digest of the conversation, if the client names one.
     """
 
     num_tokens: int
     blocks: Sequence[bytes] = ()
     weights: frozenset[str] = frozenset()
-    session: str | None = None
+    session: bytes | None = None
 
 
 class SignatureMemory:

@@ -157,6 +157,7 @@ def submit(
                     spent_seconds=0.0 if model.auto_choice is None else model.auto_choice.seconds,
                     returns_adapters=body.return_adapters,
                     cache_salt=cache_salt,
+                    session=caller.session,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:

@@ -60,3 +60,4 @@ class GenerationRequest:
     spent_seconds: float = 0.0  # of the deadline, before submission
     returns_adapters: bool = False  # events hold the factors of adapters
     cache_salt: bytes = b""  # part of every hash of its prefixes: those of requests with another one never match
+    session: bytes = b""  # a digest of the conversation, if the client names one; an engine of one process needs none

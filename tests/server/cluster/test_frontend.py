@@ -45,10 +45,12 @@ class Direct:
     def __init__(self, replicas: list[Replica], loop: asyncio.AbstractEventLoop):
         self._replicas, self._loop = replicas, loop
         self.num_sent = 0
+        self.sessions: list[bytes | None] = []  # of all requests
         self.num_shared = 0  # events
 
     async def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
         self.num_sent += 1
+        self.sessions.append(submission.routed.session)
         answers = self._replicas[self.num_sent % 2].generate(submission)
         try:
             async for answer in answers:
@@ -148,6 +150,21 @@ def test_texts_of_requests_whose_events_come_together_are_those_of_requests_alon
     assert running.ways.num_shared > before
     assert [each["choices"] for each in together] == [each["choices"] for each in alone]
     assert [each["usage"]["completion_tokens"] for each in together] == [80] * 8
+
+
+def test_requests_of_the_conversation_that_a_header_names_have_one_session(running: Running) -> None:
+    begin = len(running.ways.sessions)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for named in ({"X-Session-Id": "a"}, {"x-session-id": "a"}, {"X-Session-Id": "b"}, {}):
+            reply = await client.post("/v1/completions", json={**STORY, "max_tokens": 1}, headers=named)
+            assert reply.is_success
+
+    running.ask(ask)
+    first, same, other, none = running.ways.sessions[begin:]
+    assert first == same
+    assert first != other
+    assert none is None
 
 
 def test_a_client_that_leaves_takes_no_event_of_others(running: Running) -> None:

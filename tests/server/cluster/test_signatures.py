@@ -18,14 +18,14 @@ def test_the_longest_known_prefix_counts() -> None:
     memory = SignatureMemory()
     memory.remember(RoutedRequest(16, (b"a",)), LAW)
     memory.remember(RoutedRequest(32, (b"x", b"y")), CODE)
-    memory.remember(RoutedRequest(48, (b"b", b"c"), session="s"), CODE)
+    memory.remember(RoutedRequest(48, (b"b", b"c"), session=b"s"), CODE)
     assert memory.find(RoutedRequest(64, (b"a", b"new"))) is LAW
 
 
 def test_a_session_is_known_without_a_known_prefix() -> None:
     memory = SignatureMemory()
-    memory.remember(RoutedRequest(16, (b"a",), session="s"), LAW)
-    assert memory.find(RoutedRequest(16, (b"b",), session="s")) is LAW
+    memory.remember(RoutedRequest(16, (b"a",), session=b"s"), LAW)
+    assert memory.find(RoutedRequest(16, (b"b",), session=b"s")) is LAW
 
 
 def test_the_signature_of_an_adapter_moves_towards_newer_requests() -> None:

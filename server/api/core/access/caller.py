@@ -31,6 +31,7 @@ class Caller:
         policy: of the caller's key; None if nothing is limited.
         salt: digest of its key, if it shares no cached prefixes with others; otherwise empty.
         owner: the owner of the responses that it stores: a digest of its key, or empty.
+        session: a digest of its key and of the conversation that it names; empty if it names none.
 
     """
 
@@ -42,6 +43,7 @@ class Caller:
     policy: AccessPolicy | None = None
     salt: bytes = b""
     owner: bytes = b""
+    session: bytes = b""
     num_counted: int = 0  # requests and choices that the limiter has counted for this request
 
     def enter(self) -> dict[str, str]:

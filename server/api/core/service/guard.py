@@ -13,7 +13,8 @@ from server.api.core.access.caller import Caller, set_caller
 from server.api.core.access.rate_limiter import caller_address
 from server.api.core.service.dependencies import ServiceDep
 
-OWNER = b"response store"
+OWNER, SESSION = b"response store", b"session"
+SESSION_HEADER = "X-Session-Id"  # names the conversation of a request, for the choice of a replica in a cluster
 LOCAL, NO_KEY_ID = "loopback", "no-key"  # callers in the audit log: an administrator without a key, a user without one
 
 
@@ -49,6 +50,9 @@ class Guard(SecurityBase):
             )
             if key is not None:
                 caller.owner = blake2b(key, person=OWNER).digest()
+            named = request.headers.get(SESSION_HEADER)
+            if named:
+                caller.session = blake2b((key or b"") + named.encode(), digest_size=8, person=SESSION).digest()
             if service.isolates_prefixes and key is not None:
                 caller.salt = key
             request.state.rate_headers = caller.enter()
