@@ -8,12 +8,16 @@ from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
+from server.byte_sizes import format_bytes
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import add_flags
 from server.cluster.deploy_file import NEEDS_RAY, describe, read, write
 from server.cluster.local_cluster import running_cluster, wait_for_signal
 from server.cluster.local_node import ClusterError
 from server.cluster.options import ClusterOptions
+from server.memory.machine import total_bytes
+from server.model.checkpoint.local_files import check_model
+from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SECRETS, ServeSettings, SettingsError, load_settings, read_settings_file
 
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_file(arguments) if arguments.action == "run" else _print_file(arguments)
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
-    except ClusterError as error:
+    except (ClusterError, ModelError) as error:
         return fail(error, FAILURE)
 
 
@@ -86,7 +90,25 @@ def _run_file(arguments: argparse.Namespace) -> int:
             "write `greenroom cluster run FILE.yaml`, with a file that `greenroom cluster config` prints"
         )
     content, options = read(Path(arguments.target))
+    _check_machine(options)
     with redirect_stdout(sys.stderr), running_cluster(content, options) as line:  # Ray prints logs of its processes
         print(line, file=sys.__stdout__, flush=True)
         wait_for_signal()
     return 0
+
+
+def _check_machine(options: ClusterOptions) -> None:
+    """Check what replicas on this machine need of it: they would report it late, after Serve has tried three times.
+
+    Raises:
+        SettingsError: there is no such file, or too little memory.
+        ModelError: there is no such model.
+    """
+    options.budget.check_keys()
+    check_model(options.model)
+    needed, has = options.replicas * options.memory_bytes, total_bytes()
+    if needed > has:
+        raise SettingsError(
+            f"args.memory: {options.replicas} replicas of {options.memory} are more than this machine's "
+            f"{format_bytes(has)}; write less, or fewer replicas"
+        )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 POLL_SECONDS = 0.5
+SERVE_LOG_LEVEL = "WARNING"  # unless a file has one: at INFO a proxy lists all routes, in 12,000 characters
 STARTED, FAILED = "RUNNING", frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
@@ -44,7 +45,11 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
     # Logical cores: nothing else is to run here.
     with local_node(max(os.cpu_count() or 1, int(num_cpus) + 1)):
         try:
-            serve.start(http_options=http.model_dump(), proxy_location=schema.proxy_location)
+            serve.start(
+                http_options=http.model_dump(),
+                proxy_location=schema.proxy_location,
+                logging_config=schema.logging_config,
+            )
             # As `serve run FILE` does; Serve has no public function for it.
             _get_global_client().deploy_apps(schema)
             _wait_until_it_runs(serve)
@@ -60,7 +65,7 @@ def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeplo
         SettingsError: the file is not one that Serve takes, or says two things of where to listen.
     """
     from pydantic import ValidationError  # noqa: PLC0415
-    from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema  # noqa: PLC0415
+    from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeDeploySchema  # noqa: PLC0415
 
     try:
         schema = ServeDeploySchema.model_validate(dict(content))
@@ -71,6 +76,8 @@ def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeplo
     for name in [*content, *(f"http_options.{name}" for name in content.get("http_options", {}))]:
         if name not in known:
             raise SettingsError(f"{name}: Serve has no such option")
+    if "log_level" not in content.get("logging_config", {}):
+        schema.logging_config = LoggingConfig(**{**content.get("logging_config", {}), "log_level": SERVE_LOG_LEVEL})
     host = schema.http_options.host
     if host != options.address:
         raise SettingsError(f"http_options.host is {host}, and args.address {options.address}; write the same in both")

@@ -40,6 +40,29 @@ def test_config_prints_a_file_that_can_be_run(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("/no/such/model", "--memory", "1GiB"), "there is no folder /no/such/model"),
+        (("--memory", "900000GiB", "--replicas", "3"), "3 replicas of 900000GiB are more than this machine's"),
+        (("--memory", "1GiB", "--api-key-file", "/no/such/keys"), "--api-key-file /no/such/keys: No such file"),
+    ],
+)
+def test_what_a_replica_lacks_on_this_machine_is_told_before_ray_starts(
+    words: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cluster, "running_cluster", lambda *_: pytest.fail("Ray starts"))
+    assert run("config", *words) == 0
+    file = tmp_path / "cluster.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert run("run", str(file)) != 0
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
         (("config",), "--memory 12GiB"),
         (("config", "--memory", "50%"), "50% is no number of bytes"),
         (("run",), "write `greenroom cluster run FILE.yaml`"),

@@ -24,6 +24,13 @@ def test_a_described_file_is_taken_as_it_is() -> None:
     assert schema_of(CONTENT, OPTIONS).http_options.port == 8000
 
 
+@pytest.mark.parametrize(("given", "level"), [({}, "WARNING"), ({"log_level": "DEBUG"}, "DEBUG")])
+def test_serve_logs_warnings_unless_the_file_has_a_level(given: dict[str, str], level: str) -> None:
+    logging_config = {**CONTENT["logging_config"], **given}
+    taken = schema_of({**CONTENT, "logging_config": logging_config}, OPTIONS).logging_config
+    assert (taken.log_level, taken.enable_access_log) == (level, False)
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
