@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := server/kernels/native
-NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|removing|Requirement already)
+NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|removing|Requirement already|Link requires)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
@@ -74,14 +74,15 @@ lock: $(VENV)/.installed-dev
 		--python-version 3.11 --no-annotate --upgrade --quiet --output-file .ci/constraints.txt
 
 # A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
-# lines that say nothing to a user.
+# lines that say nothing to a user. What needs .installed-dev adds its extra here: a fresh environment is installed once.
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*.* $(KERNELS)/src/*/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --verbose --editable . 2>&1 | grep --line-buffered --invert-match --extended-regexp '$(NOISE)'
-	touch $@
+	$(BIN)/pip install $(INSTALL_OPTIONS) --verbose --editable '.$(EXTRA)' 2>&1 | grep --line-buffered --invert-match --extended-regexp '$(NOISE)'
+	touch $@ $(if $(EXTRA),$(VENV)/.installed-dev)
 
+$(VENV)/.installed-dev: EXTRA := [dev]
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	[[ $@ -nt $< ]] || $(BIN)/pip install $(INSTALL_OPTIONS) --quiet --editable '.$(EXTRA)'
 	touch $@
 
 clean:
