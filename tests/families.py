@@ -165,6 +165,8 @@ FAMILIES = {  # by the model type of its text
             "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
             "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3},
             "index_topk": 2,
+            "mlp_layer_types": ["hash_moe", "moe", "moe"],
+            "qk_rope_head_dim": 4,
         },
         by_sequence=COMPRESSED,
     ),

@@ -39,7 +39,7 @@ class FamilyProgram:
 
     @property
     def _attention(self) -> str:
-        if FAMILIES[self.model_type].by_sequence is not None:
+        if FAMILIES[self.model_type].by_sequence is not None and not self.program.is_native:
             return "one sequence after the other"
         config = make_config(self.model_type).get_text_config()
         if not self.program.has_native and hasattr(config, TOP_K):

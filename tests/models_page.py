@@ -53,7 +53,8 @@ those of the beginning of a long text.
 module is called for one sequence after the other, as transformers has it. What it keeps of a token lies in the blocks
 of the KV cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is
 kept of a token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the
-last token that it is made of, so that a step compresses only what is new.
+last token that it is made of, so that a step compresses only what is new; on [native layers](#native-decoder-layers)
+its sequences are attended together.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
@@ -250,7 +251,7 @@ The table is what a trial of the config that the tests take finds in float32. Si
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
 this section alone. All families of the table share steps; the third column tells what attention computes at once.
 
-What the kernels lack for the others: compressed keys (DeepSeek-V4, Qwen4), gates of a residual stream of several rows
+What the kernels lack for the others: keys that an indexer compresses, and gates of a residual stream of several rows
 (Qwen4), biases by relative positions (Inkling), attention to a prompt and a window behind it (Unlimited-OCR), experts
 of queries (JetMoE), convolutions of queries and keys (ZAYA), and gates of the residual stream and experts narrower
 than it (Muse Spark).

@@ -16,6 +16,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
+    "deepseek_v4",
     "dots1",
     "dots3_note",
     "dots3_note_text",

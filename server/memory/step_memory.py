@@ -20,6 +20,7 @@ TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tens
 RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made of the row in between, by channels
 CACHE_BLOCK = 16  # tokens of a block in the native kernels
 INDEX_SCORE_BYTES = 20 << 20  # of the keys of some tokens at a time, by an indexer
+COMPRESSED = "compress_rates"  # setting of models with compressed keys
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 GRAPH_LAUNCHES, LAUNCH_BYTES = 20, 4 << 10  # of a layer in a CUDA graph, and bytes of each; estimated, never measured
 
@@ -81,10 +82,14 @@ class StepShape:
         window = max((group.window or 0 for group in latent_groups), default=0)
         has_pools = _largest(config, "index_kpool") > 0  # a gate beside each value of a key
         chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + window
+        head_dim = max((shape.dim for shape in layers), default=hidden // heads)
+        absorbed = max((shape.dim for shape in layers if shape.is_latent), default=0)
+        if hasattr(config, COMPRESSED) and not has_modules:  # rows of the cache also have what is compressed
+            head_dim, absorbed = _largest(config, "head_dim") or head_dim, 0
         return cls(
             hidden=hidden,
-            queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
-            absorbed=heads * max((shape.dim for shape in layers if shape.is_latent), default=0),
+            queries=heads * head_dim,
+            absorbed=heads * absorbed,
             recurrent=max((_channels(shape.shape) for shape in states.values()), default=0),
             keys=max((shape.kv_heads * shape.dim for shape in layers), default=hidden),
             dense=dense,

@@ -57,7 +57,7 @@ from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.step_graphs import StepGraphs
-from server.model.transformers_hooks.batching_checks import find_special_layers
+from server.model.transformers_hooks.batching_checks import COMPRESSED, INVARIANT, find_special_layers
 
 
 class Trunk(ResidentModel):
@@ -89,16 +89,14 @@ class Trunk(ResidentModel):
         size = min(self.max_model_len, self.vocab_size)
         first = FirstPass(model, self._forward, size, is_by_sequence=self._is_by_sequence)
         probe, self._recurrent = first.probe, first.recurrent
-        if special is None:
-            self._native, program = self._find_native(first.tokens)
-        else:
-            reason = f"{type(model).__name__} has {special}, whose attention runs sequence by sequence"
-            self._native, program = None, ModelProgram.uniform(model, Target.MODULES, reason)
+        self._native, program = self._find_native(first.tokens, special)
         if probe.indexed and not program.is_native:
             if is_deterministic or probe.indexed.keys() - probe.choosing:
                 raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
             set_implementations(model.config, INDEXED_IMPLEMENTATION)
         if is_deterministic and not program.is_native:
+            if special is not None:
+                raise NotBatchableError(f"{program.reason}, and {INVARIANT}")
             first.check_invariance()
         if special is None and not is_deterministic and not probe.choosing:
             fuse_heads(model, self._pool.triton_device, first.run_isolated, self._recurrent)
@@ -114,7 +112,7 @@ class Trunk(ResidentModel):
             fuse_mlps(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
-            probe.kv_groups if program.is_native else first.kv_groups,
+            probe.kv_groups if program.is_native and not self._is_by_sequence else first.kv_groups,
             probe.top_k,
             first.states if self._native is None else self._native.states(first.states),
             text_layers,
@@ -386,7 +384,7 @@ class Trunk(ResidentModel):
         Args:
             in_batches: False if no module is called with it.
         """
-        if not self._recurrent and not self._is_by_sequence:
+        if not self._recurrent and (self._native is not None or not self._is_by_sequence):
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
         if self._native is not None and states is None:
@@ -400,11 +398,18 @@ class Trunk(ResidentModel):
         return kind(batches, slots, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
-    def _find_native(self, tokens: Sequence[int]) -> tuple[NativeModel | None, ModelProgram]:
-        """Return the model as the native kernels run it, None if they can't, and what runs where."""
+    def _find_native(self, tokens: Sequence[int], special: str | None) -> tuple[NativeModel | None, ModelProgram]:
+        """Return the model as the native kernels run it, None if they can't, and what runs where.
+
+        Args:
+            tokens: to compare its layers on.
+            special: layers whose attention modules run sequence by sequence, if the kernels do not have all layers.
+        """
         kernels = self._pool.kernels
-        if kernels is None:
-            return None, ModelProgram.uniform(self._model, Target.MODULES, NO_KERNELS)
+        by_sequence = f"{type(self._model).__name__} has {special}, whose attention runs sequence by sequence"
+        if kernels is None or special not in (None, COMPRESSED):
+            reason = NO_KERNELS if special is None else by_sequence
+            return None, ModelProgram.uniform(self._model, Target.MODULES, reason)
         found = find_native_layers(
             self._model,
             self._forward,
@@ -414,9 +419,12 @@ class Trunk(ResidentModel):
             longest=self.max_model_len,
             recurrent=self._recurrent,
         )
-        if isinstance(found, NativeModel):
+        if isinstance(found, NativeModel) and (special is None or found.program.is_native):
             return found, found.program
-        return None, ModelProgram.uniform(self._model, Target.MODULES, found)
+        reason = found if isinstance(found, str) else f"its {found.outside[0].name} is not native"
+        if special is not None:
+            reason = f"{by_sequence}, because {reason}"
+        return None, ModelProgram.uniform(self._model, Target.MODULES, reason)
 
 
 class _StepHooks:

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import decoder_layers, text_body
+from server.model.attention.by_sequence.attention import probe_sequence_masks
 from server.model.attention.indexer import few_chosen
 from server.model.attention.mask_probe import probe_masks
+from server.model.blocks.compressed_attention.short_periods import short_periods
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.clips import low_clips
 from server.model.blocks.layer_recorder import LayerRecorder
@@ -26,8 +28,10 @@ from server.model.forward import Forward
 from server.model.hooks import AttentionOptions, use_hooks
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import RecurrentCache
+from server.model.transformers_hooks.batching_checks import COMPRESSED, find_special_layers
 from server.model.transformers_hooks.probe import Probe
 
+ROPE_KIND = "rope_layer_type"  # attribute of an attention: which of several cosines and sines it takes
 SHARE_CHOSEN = 3  # part of the tokens that indexers choose in a capture
 
 
@@ -236,7 +240,7 @@ class _LayerHooks:
             yield part.register_forward_hook(self._after_part, with_kwargs=True)
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._recorder.begin(layer, _hidden_of(args, kwargs), kwargs.get("position_embeddings"))
+        self._recorder.begin(layer, _hidden_of(args, kwargs), _positions_of(layer, kwargs))
         self._probe.begin_layer()
 
     def _after(self, layer: nn.Module, _args: Any, output: Any) -> None:
@@ -263,6 +267,15 @@ class _LayerHooks:
         block = LayerCapture(recorder.given, output[0].float().clone(), recorder.positions, *seen, layer=layer)
         self.layers.append(replace(block, latents=probe.latents, index_scores=probe.index_scores))
         probe.begin_layer()
+
+
+def _positions_of(layer: nn.Module, kwargs: Mapping[str, Any]) -> Any:
+    """Return the cosines and sines that a layer takes; of those by kind, the ones that its mixer selects."""
+    positions = kwargs.get("position_embeddings")
+    if not isinstance(positions, Mapping):
+        return positions
+    kinds = [getattr(child, ROPE_KIND) for child in layer.children() if hasattr(child, ROPE_KIND)]
+    return positions.get(kinds[0]) if kinds else None
 
 
 def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -308,9 +321,10 @@ def capture(
         with (
             torch.inference_mode(),
             use_hooks(probe),
-            probe_masks(model),
+            probe_sequence_masks(model) if find_special_layers(model) == COMPRESSED else probe_masks(model),
             few_chosen(model, few),
             low_clips(model),
+            short_periods(model),
             nullcontext() if echoes else without_identities(model),
             _RankedScores(probe),
         ):

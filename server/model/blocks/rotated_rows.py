@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from server.kernels.native.structures.mixers import RopeKind
+from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import MixerTrial
 from server.model.blocks.workspace import Positions
@@ -12,9 +13,14 @@ from server.model.blocks.workspace import Positions
 
 def rows_of(trial: MixerTrial) -> torch.Tensor:
     """Return the rows that the module got, ``(tokens, hidden)``."""
-    call = trial.captured.mixer
+    return rows_in(trial.captured)
+
+
+def rows_in(captured: LayerCapture) -> torch.Tensor:
+    """Return the rows that the mixer of a layer got in a call, ``(tokens, hidden)``."""
+    call = captured.mixer
     values = () if call is None else (*call.args, *call.kwargs.values())
-    wanted = (1, len(trial.captured.given), trial.captured.hidden_size)
+    wanted = (1, len(captured.given), captured.hidden_size)
     rows = [value for value in values if isinstance(value, torch.Tensor) and value.shape == wanted]
     if len(rows) != 1:
         raise UnsupportedLayerError("its attention takes other inputs than one of rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.model.blocks.compressed_attention.parts import CompressedAttentionParts
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
@@ -16,6 +17,7 @@ from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 MIXERS: tuple[type[MixerParts], ...] = (
     GroupedAttentionParts,
     LatentAttentionParts,
+    CompressedAttentionParts,
     GatedDeltaNetParts,
     KimiDeltaAttentionParts,
     LightningAttentionParts,

@@ -79,6 +79,10 @@ class Workspace:
         call = self.call
         call.tokens, call.num_sequences = row, len(chunks)
         call.sequences, call.block_tables = address, addressof(self._tables)
+        self._token_ids = array("i")
+        for chunk in chunks:
+            self._token_ids.extend(chunk.token_ids)
+        call.token_ids, _ = self._token_ids.buffer_info()
         call.slots = call.predictions = None
         return end - 1
 

@@ -12,7 +12,11 @@ from torch.nn import functional as F
 
 Scoring = Callable[[torch.Tensor], torch.Tensor]
 # Functions that routers apply to their logits before a correction is added; without one, the order of logits decides.
-SCORINGS: tuple[Scoring, ...] = (torch.sigmoid, lambda logits: logits.softmax(-1))
+SCORINGS: tuple[Scoring, ...] = (
+    torch.sigmoid,
+    lambda logits: logits.softmax(-1),
+    lambda logits: F.softplus(logits).sqrt(),
+)
 
 LEAST_AGREEMENT = 0.5  # share of the model's own choices that a router must find to be worth applying ahead
 

@@ -17,7 +17,7 @@ from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
 from server.model.architecture import decoder_layers, head_of, text_body
 from server.model.blocks.adapter_places import HEAD, NativeTarget
-from server.model.blocks.capture import Capture, LayerCapture, capture
+from server.model.blocks.capture import Capture, LayerCapture, Routing, capture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
@@ -32,6 +32,7 @@ from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.expert_results import ExpertResults
 from server.model.native_layers.far_trial import check_far
+from server.model.native_layers.hash_router import HashRouter, find_hash_router
 from server.model.native_layers.head_trial import cap_logits, find_head
 from server.model.native_layers.image_experts import ImageExperts
 from server.model.native_layers.model import NativeModel
@@ -98,6 +99,7 @@ class _Finder:
         self._recurrent = recurrent
         self._is_usual = True  # the layers so far add results to the hidden states
         self._own_routers: dict[int, OwnRouter] = {}  # by layer, of those whose router has a norm of its own
+        self._tables: dict[int, torch.Tensor] = {}  # by layer, of those whose router has the experts of each token
         self._others: dict[int, list[MixerParts]] = {}  # the kinds that a layer's mixer may be, but for those tried
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
         self._tokens, self._longest = tokens, longest
@@ -210,11 +212,16 @@ class _Finder:
             if parts.is_router_apart:
                 own = find_own_router(parts.router, len(layer.keys), routing.top_k_index.shape[1])
                 router, self._own_routers[index] = own.weights, own
+            elif (hashed := self._hash_router(parts, len(layer.keys), routing, names)) is not None:
+                router, self._tables[index] = hashed.weights, hashed.table
             else:
                 sample = RouterSample(routing.hidden_states, routing.top_k_index)
                 num_identities = getattr(experts, "num_identities", 0)
                 router = find_router(self._model, names[experts], sample, num_identities)
         found = build_layer(module, index, parts, layer, router=router, own=self._own_routers.get(index))
+        if index in self._tables:
+            table = found.keep(self._tables[index])
+            found.mixture.router.table, found.mixture.router.table_rows = table.data_ptr(), len(table)
         if parts.residual_rows is not None:
             residuals = find_residuals(
                 parts.residual_rows, captured, self._config, found.spec.residual_scale, is_usual=self._is_usual
@@ -225,6 +232,11 @@ class _Finder:
         self._others[index] = list(parts.mixers)
         self._build_mixer(found, captured)
         return found
+
+    def _hash_router(
+        self, parts: Parts, num_experts: int, routing: Routing, names: Mapping[Any, str]
+    ) -> HashRouter | None:
+        return find_hash_router(parts.router, names[parts.router], num_experts, self._tokens, routing)
 
     def _build_images(
         self, layers: Sequence[NativeLayer], parts: Sequence[Parts], captured: Capture, names: Mapping[Any, str]
@@ -287,7 +299,8 @@ class _Finder:
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         own_router = self._own_routers.get(layer.spec.index)
-        trial = run_trial(parts.block, router, self._dtype, own_router)
+        table = self._tables.get(layer.spec.index)
+        trial = run_trial(parts.block, router, self._dtype, own_router, table)
         mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, self._dtype)
         mixture.router.scale = nearest_named(
             mixture.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype]
@@ -298,7 +311,8 @@ class _Finder:
         if own_router is not None:
             rows = own_router.rows(next(each.given for each in captured.calls if each.module is parts.router))
         logits = logits_of(router, rows)
-        _, _, is_steady = steady_rows(mixture.router, correction, logits, tolerance)
+        given = None if table is None else routing.top_k_index
+        _, _, is_steady = steady_rows(mixture.router, correction, logits, tolerance, given)
         chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
         wanted, order = routing.top_k_index.sort(1)
         found, own_order = chosen.sort(1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.structures.layers import Router, RouterKind
@@ -25,6 +26,7 @@ DRAWS, SPARSE_DRAWS = 4, 64  # of noise; weights of the sparse mixer jump at man
 AS_GOOD, LEAST_ERROR = 1.01, 1e-9  # errors up to so many times the least, or up to so small a one, are equal
 JITTER = "router_jitter_noise"  # attribute of a router: half of what the sparse mixer regards as near
 LEAST_IN_GROUP = 2  # experts, as most groups are chosen by their two best
+TOKENS = "input_ids"  # argument of a block whose router chooses by tokens
 METHOD = "topk_method"  # attribute of a router
 BY_BEST, WITHOUT_GROUPS = "group_limited_greedy", "greedy"  # values of it; the first chooses groups by their best
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
@@ -40,6 +42,12 @@ class Trial:
     logits: torch.Tensor  # float64 (rows, experts)
     chosen: torch.Tensor  # (rows, k)
     weights: torch.Tensor  # float64 (rows, k)
+    is_by_token: bool = False  # experts are those of tokens in a table, whatever the logits
+
+    @property
+    def given(self) -> torch.Tensor | None:
+        """The experts that do not depend on logits; None if they are chosen by these."""
+        return self.chosen if self.is_by_token else None
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,13 @@ class _Recorder(Probe):
         raise _RecordedError
 
 
-def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype, own: OwnRouter | None = None) -> Trial:
+def run_trial(
+    block: nn.Module,
+    router: RouterWeights,
+    dtype: torch.dtype,
+    own: OwnRouter | None = None,
+    table: torch.Tensor | None = None,
+) -> Trial:
     """Pass random rows to the router in a block, so scaled that its scores are flat, moderate and peaked.
 
     Args:
@@ -76,19 +90,22 @@ def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype, own: 
         router: its weights.
         dtype: of the model.
         own: the parts of a router beside the experts.
+        table: ``(vocabulary, k)`` experts of tokens, which the block takes besides its rows then.
 
     Raises:
         UnsupportedLayerError: the block takes more than hidden states.
     """
     matrix = router.weight.double()
     wanted = torch.tensor(SPREADS, dtype=torch.float64).repeat_interleave(ROWS).unsqueeze(1)
-    rows = torch.randn((len(wanted), matrix.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn((len(wanted), matrix.shape[1]), generator=random, dtype=torch.float64)
+    tokens = {} if table is None else {TOKENS: torch.randint(len(table), (1, len(wanted)), generator=random)}
     spread = (rows @ matrix.T).std(1, keepdim=True)
     rows = torch.where(spread > 0, rows * wanted / spread, rows).to(dtype)
     recorder = _Recorder()
     try:
         with torch.inference_mode(), use_hooks(recorder):
-            output = block(rows if own is not None else rows.unsqueeze(0))
+            output = block(rows if own is not None else rows.unsqueeze(0), **tokens)
             recorder.call = _call_of(output)
     except _RecordedError:
         pass
@@ -98,7 +115,7 @@ def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype, own: 
     weights = weights.double()
     if own is not None and own.expert_scales is not None:
         weights = weights / own.expert_scales.double()[chosen]
-    return Trial(logits_of(router, rows if own is None else own.rows(rows)), chosen, weights)
+    return Trial(logits_of(router, rows if own is None else own.rows(rows)), chosen, weights, bool(tokens))
 
 
 def _call_of(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,6 +188,7 @@ def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Route
         kinds = [RouterKind.SIGMOID, *reversed(kinds), RouterKind.TOP_SIGMOID]
     else:  # the order of logits is that of their sigmoids, but it has no ties where these are 1
         kinds.append(RouterKind.TOP_SIGMOID if num_groups == 1 else RouterKind.SIGMOID)
+    kinds.append(RouterKind.SQRT_SOFTPLUS)
     jitter = float(getattr(owner, JITTER, 0.0))
     if jitter:
         kinds.append(RouterKind.SPARSE_MIXER)
@@ -209,7 +227,11 @@ def groups_of(owner: Any, num_experts: int, top_k: int) -> tuple[int, int]:
 
 
 def steady_rows(
-    router: Router, correction: torch.Tensor | None, logits: torch.Tensor, noise: float
+    router: Router,
+    correction: torch.Tensor | None,
+    logits: torch.Tensor,
+    noise: float,
+    given: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the choices, the weights, and the rows that choose the same experts if their logits change a little.
 
@@ -217,14 +239,15 @@ def steady_rows(
 
     Args:
         noise: change of logits, relative to the largest of a row.
+        given: experts that do not depend on logits.
     """
-    chosen, weights = choose(router, correction, logits)
+    chosen, weights = choose(router, correction, logits, given)
     wanted, random = chosen.sort(1).values, torch.Generator().manual_seed(0)
     size = noise * logits.abs().amax(1, keepdim=True).clamp_min(1e-6)
     is_steady = torch.ones(len(logits), dtype=torch.bool)
     for _ in range(SPARSE_DRAWS if router.kind == RouterKind.SPARSE_MIXER else DRAWS):
         changed = logits + size * torch.randn(logits.shape, generator=random, dtype=logits.dtype)
-        other, other_weights = choose(router, correction, changed)
+        other, other_weights = choose(router, correction, changed, given)
         is_steady &= (other.sort(1).values == wanted).all(1)
         if router.kind == RouterKind.SPARSE_MIXER:  # its weights jump where another expert becomes near
             is_steady &= (other_weights - weights).abs().amax(1) < MOST_JUMP * weights.amax(1)
@@ -243,7 +266,7 @@ def match_of(
     router: Router, correction: torch.Tensor | None, trial: Trial, noise: float, least_agreement: float
 ) -> Match | None:
     """Compare a way to choose experts with a trial; return None if the trial has too few steady rows."""
-    chosen, weights, is_steady = steady_rows(router, correction, trial.logits, noise)
+    chosen, weights, is_steady = steady_rows(router, correction, trial.logits, noise, trial.given)
     if int(is_steady.sum()) < LEAST_STEADY:
         return None
     (wanted, order), (found, own_order) = trial.chosen.sort(1), chosen.sort(1)
@@ -257,20 +280,28 @@ def match_of(
     return Match(float(error.nan_to_num(torch.inf).max()), scale, agreement)
 
 
-def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the experts that a router chooses and their weights, both ``(rows, k)``, as ``layers/router.cpp`` does."""
+def choose(
+    router: Router, correction: torch.Tensor | None, logits: torch.Tensor, given: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the experts that a router chooses and their weights, both ``(rows, k)``, as ``layers/router.cpp`` does.
+
+    Args:
+        given: experts that do not depend on logits.
+    """
     scores = logits
     if router.kind == RouterKind.SOFTMAX_FIRST:
         scores = logits.softmax(1)
     elif router.kind == RouterKind.SIGMOID:
         scores = logits.sigmoid()
+    elif router.kind == RouterKind.SQRT_SOFTPLUS:
+        scores = F.softplus(logits).sqrt()
     ranked = scores if correction is None else scores + correction
     if router.num_groups > 1:
         groups = ranked.view(len(ranked), router.num_groups, -1)
         best = groups.topk(1 if router.is_by_best else 2, -1).values.sum(-1).topk(router.top_groups).indices
         is_kept = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, value=True)
         ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
-    chosen = ranked.topk(router.top_k).indices
+    chosen = ranked.topk(router.top_k).indices if given is None else given
     weights = scores.gather(1, chosen)
     if router.kind == RouterKind.SPARSE_MIXER:
         weights = _mix_sparsely(scores, chosen, router.near)

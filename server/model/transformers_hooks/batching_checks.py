@@ -60,7 +60,7 @@ def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False) -
     if unknown:
         raise NotBatchableError(f"{type(model).__name__} has {unknown} layers")
     special = find_special_layers(model) if is_deterministic else None
-    if special is not None:
+    if special not in (None, COMPRESSED):  # those may be native, which shows once the model has weights
         raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
 
 
@@ -71,10 +71,13 @@ def check_indexers(model: PreTrainedModel, reason: str | None) -> None:
         reason: why it does not; None if that is not known.
 
     Raises:
-        NotBatchableError: it has indexers.
+        NotBatchableError: it has indexers, or attention that runs sequence by sequence.
     """
     if indexers_of(model):
         raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {reason or 'modules'}")
+    special = find_special_layers(model)
+    if special is not None:
+        raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
 
 
 def find_special_layers(model: PreTrainedModel) -> str | None:

@@ -43,4 +43,14 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+// Offsets of pieces of one memory, each aligned to 64 bytes.
+struct Pieces {
+  int64_t add(int64_t size) {
+    const int64_t offset = bytes;
+    bytes += round_up(size, 64);
+    return offset;
+  }
+  int64_t bytes = 0;
+};
+
 }  // namespace greenroom

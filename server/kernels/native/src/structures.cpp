@@ -7,6 +7,7 @@
 
 #include "formats/table.h"
 #include "layers/block_indexer.h"
+#include "layers/compressed_attention.h"
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
@@ -99,7 +100,7 @@ struct Fields<RouterKind> {
   static constexpr Field kAll[] = {
       number("SOFTMAX_FIRST", RouterKind::kSoftMaxFirst), number("TOP_FIRST", RouterKind::kTopFirst),
       number("SIGMOID", RouterKind::kSigmoid), number("TOP_SIGMOID", RouterKind::kTopSigmoid),
-      number("SPARSE_MIXER", RouterKind::kSparseMixer)};
+      number("SPARSE_MIXER", RouterKind::kSparseMixer), number("SQRT_SOFTPLUS", RouterKind::kSqrtSoftPlus)};
 };
 
 template <>
@@ -123,7 +124,8 @@ struct Fields<MixerKind> {
       number("GATED_DELTA_NET", MixerKind::kGatedDeltaNet), number("SHORT_CONVOLUTION", MixerKind::kShortConvolution),
       number("MAMBA2", MixerKind::kMamba2), number("NONE", MixerKind::kNone),
       number("KIMI_DELTA_ATTENTION", MixerKind::kKimiDeltaAttention),
-      number("LIGHTNING_ATTENTION", MixerKind::kLightningAttention), number("MAMBA1", MixerKind::kMamba1)};
+      number("LIGHTNING_ATTENTION", MixerKind::kLightningAttention), number("MAMBA1", MixerKind::kMamba1),
+      number("COMPRESSED_ATTENTION", MixerKind::kCompressedAttention)};
 };
 
 template <>
@@ -187,7 +189,8 @@ struct Fields<Router> {
   using Type = Router;
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(expert_scales), FIELD(kind), FIELD(top_k), FIELD(num_groups),
-      FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near), FIELD(is_by_best)};
+      FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near), FIELD(is_by_best),
+      FIELD(table), FIELD(table_rows)};
 };
 
 template <>
@@ -243,6 +246,24 @@ struct Fields<LatentAttention> {
       FIELD(source), FIELD(source_dim), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(rank), FIELD(nope_dim), FIELD(rope_dim), FIELD(rotary_dim),
       FIELD(value_dim), FIELD(rope), FIELD(group), FIELD(scales_queries), FIELD(takes_raw), FIELD(has_gates_in_query),
       FIELD(rope_kind), FIELD(cache_format), FIELD(query_norm_epsilon), FIELD(latent_norm_epsilon), FIELD(scaling)};
+};
+
+template <>
+struct Fields<Compressor> {
+  using Type = Compressor;
+  static constexpr Field kAll[] = {FIELD(key), FIELD(gate), FIELD(bias), FIELD(norm), FIELD(dim), FIELD(epsilon), FIELD(unused)};
+};
+
+template <>
+struct Fields<CompressedAttention> {
+  using Type = CompressedAttention;
+  static constexpr Field kAll[] = {
+      FIELD(query_down), FIELD(query), FIELD(key), FIELD(groups), FIELD(output), FIELD(keys), FIELD(index),
+      FIELD(index_query), FIELD(index_weights), FIELD(query_norm), FIELD(head_norm), FIELD(key_norm), FIELD(sinks),
+      FIELD(chosen), FIELD(cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(dim), FIELD(rotary_dim),
+      FIELD(num_groups), FIELD(window), FIELD(period), FIELD(top_k), FIELD(index_heads), FIELD(overlaps), FIELD(chooses),
+      FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(query_epsilon), FIELD(head_epsilon),
+      FIELD(key_epsilon), FIELD(scaling)};
 };
 
 template <>
@@ -373,7 +394,7 @@ struct Fields<StepCall> {
       FIELD(hidden), FIELD(sequences), FIELD(block_tables), FIELD(cosines), FIELD(sines), FIELD(normed),
       FIELD(chosen), FIELD(weights), FIELD(slots), FIELD(counts), FIELD(sets), FIELD(tokens),
       FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(predictions), FIELD(lora),
-      FIELD(query_scales), FIELD(streams), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
+      FIELD(query_scales), FIELD(streams), FIELD(token_ids), FIELD(newest), FIELD(has_own_angles), FIELD(is_exact)};
 };
 
 template <>
@@ -471,6 +492,7 @@ constexpr Layout kLayouts[] = {
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
     layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"), layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
+    layout<Compressor>("Compressor"), layout<CompressedAttention>("CompressedAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),

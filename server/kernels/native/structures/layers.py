@@ -17,6 +17,7 @@ class RouterKind(IntEnum):
     SIGMOID = 2
     TOP_SIGMOID = 3
     SPARSE_MIXER = 4
+    SQRT_SOFTPLUS = 5
 
 
 class NormKind(IntEnum):
@@ -56,6 +57,8 @@ class Router(Structure):
         ("scale", c_float),
         ("near", c_float),
         ("is_by_best", c_int32),
+        ("table", c_void_p),
+        ("table_rows", c_int64),
     ]
 
 
@@ -184,6 +187,7 @@ class StepCall(Structure):
         ("lora", c_void_p),
         ("query_scales", c_void_p),
         ("streams", c_void_p),
+        ("token_ids", c_void_p),
         ("newest", c_void_p),
         ("has_own_angles", c_int32),
         ("is_exact", c_int32),

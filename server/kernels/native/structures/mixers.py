@@ -38,6 +38,7 @@ class MixerKind(IntEnum):
     KIMI_DELTA_ATTENTION = 7
     LIGHTNING_ATTENTION = 8
     MAMBA1 = 9
+    COMPRESSED_ATTENTION = 10
 
 
 class GroupedAttention(Structure):
@@ -178,6 +179,58 @@ class LatentAttention(Structure):
         ("cache_format", c_int32),
         ("query_norm_epsilon", c_float),
         ("latent_norm_epsilon", c_float),
+        ("scaling", c_float),
+    ]
+
+
+class Compressor(Structure):
+    _fields_ = [
+        ("key", Matrix),
+        ("gate", Matrix),
+        ("bias", c_void_p),
+        ("norm", c_void_p),
+        ("dim", c_int64),
+        ("epsilon", c_float),
+        ("unused", c_int32),
+    ]
+
+
+class CompressedAttention(Structure):
+    _fields_ = [
+        ("query_down", Matrix),
+        ("query", Matrix),
+        ("key", Matrix),
+        ("groups", Matrix),
+        ("output", Matrix),
+        ("keys", Compressor),
+        ("index", Compressor),
+        ("index_query", Matrix),
+        ("index_weights", Matrix),
+        ("query_norm", c_void_p),
+        ("head_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("sinks", c_void_p),
+        ("chosen", c_void_p),
+        ("cache", c_void_p),
+        ("cache_slots", c_int64),
+        ("cache_dim", c_int64),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("rotary_dim", c_int64),
+        ("num_groups", c_int64),
+        ("window", c_int64),
+        ("period", c_int64),
+        ("top_k", c_int64),
+        ("index_heads", c_int64),
+        ("overlaps", c_int32),
+        ("chooses", c_int32),
+        ("rope", c_int32),
+        ("group", c_int32),
+        ("rope_kind", c_int32),
+        ("cache_format", c_int32),
+        ("query_epsilon", c_float),
+        ("head_epsilon", c_float),
+        ("key_epsilon", c_float),
         ("scaling", c_float),
     ]
 

@@ -10,9 +10,16 @@ import pytest
 from server.kernels.native.available import availability
 from server.kernels.native.library import impossible
 from server.kernels.native.structures.experts import ExpertShape, Gate
-from server.kernels.native.structures.layers import LayerSpec, Router, RouterKind
+from server.kernels.native.structures.layers import FeedForwardKind, LayerSpec, Router, RouterKind
 from server.kernels.native.structures.matrices import Format, Matrix
-from server.kernels.native.structures.mixers import Convolution, GatedDeltaNet, MixerKind
+from server.kernels.native.structures.mixers import (
+    CompressedAttention,
+    Compressor,
+    Convolution,
+    GatedDeltaNet,
+    MixerKind,
+    RopeKind,
+)
 
 HIDDEN, EXPERTS, SLOT = 64, 16, 1 << 16
 
@@ -78,12 +85,20 @@ def router(**fields: Any) -> Router:
         {"num_groups": 2**31 - 1},
         {"top_groups": 0},
         {"top_groups": 5},
-        {"kind": 5},
+        {"kind": 6},
+        {"table": 64, "table_rows": 0},
     ],
 )
 def test_impossible_routers_are_refused(fields: dict[str, Any]) -> None:
     assert impossible("greenroom_check_router", router(), HIDDEN) is None
     assert impossible("greenroom_check_router", router(**fields), HIDDEN) is not None
+
+
+@pytest.mark.parametrize(("expert", "is_possible"), [(EXPERTS - 1, True), (EXPERTS, False), (-1, False)])
+def test_a_router_with_experts_in_its_table_that_do_not_exist_is_refused(expert: int, is_possible: bool) -> None:
+    table = (c_int32 * 8)(0, 1, 2, 3, 4, 5, 6, expert)
+    found = impossible("greenroom_check_router", router(table=addressof(table), table_rows=2), HIDDEN)
+    assert (found is None) == is_possible
 
 
 def test_a_router_of_other_hidden_states_is_refused() -> None:
@@ -120,6 +135,71 @@ def experts(first: Matrix | None = None, second: Matrix | None = None, **fields:
 def test_experts_that_do_not_fit_their_slot_or_each_other_are_refused(shape: ExpertShape) -> None:
     assert impossible("greenroom_check_experts", experts(), HIDDEN, SLOT) is None
     assert impossible("greenroom_check_experts", shape, HIDDEN, SLOT) is not None
+
+
+def compressed_attention() -> CompressedAttention:
+    def projection(outputs: int, inputs: int) -> Matrix:
+        return Matrix(format=Format.FLOAT32, outputs=outputs, inputs=inputs, data=64)
+
+    own = CompressedAttention(
+        query_down=projection(16, HIDDEN),
+        query=projection(32, 16),
+        key=projection(8, HIDDEN),
+        groups=projection(12, 16),
+        output=projection(HIDDEN, 12),
+        keys=Compressor(projection(16, HIDDEN), projection(16, HIDDEN), 64, 64, 8),
+        index=Compressor(projection(12, HIDDEN), projection(12, HIDDEN), 64, 64, 6),
+        index_query=projection(18, 16),
+        index_weights=projection(3, HIDDEN),
+    )
+    own.query_norm = own.head_norm = own.key_norm = own.cache = 64
+    own.cache_dim, own.heads, own.dim, own.rotary_dim, own.num_groups = 8 + 2 * 16 + 2 * 12, 4, 8, 4, 2
+    own.window, own.period, own.top_k, own.index_heads, own.overlaps, own.chooses = 4, 2, 2, 3, 1, 1
+    own.rope_kind = RopeKind.INTERLEAVED
+    return own
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
+        ({"heads": 0}, "heads or a window without a size"),
+        ({"window": 0}, "heads or a window without a size"),
+        ({"heads": 5}, "projections that don't fit its heads"),
+        ({"dim": 16, "heads": 2}, "projections that don't fit its heads"),
+        ({"num_groups": 3}, "groups that its results can't be divided into"),
+        ({"num_groups": 4}, "groups that its results can't be divided into"),
+        ({"groups__is_transposed": 1}, "groups that its results can't be divided into"),
+        ({"head_norm": None}, "queries or keys without a norm"),
+        ({"rope_kind": 3}, "an unknown kind of positions"),
+        ({"rotary_dim": 10}, "rotary positions that are larger than a head"),
+        ({"rotary_dim": 3}, "rotary positions that are larger than a head"),
+        ({"rotary_dim": 8}, "rotary positions that don't fit an index key"),
+        ({"period": 0}, "compressed keys of no tokens"),
+        ({"period": 2**62}, "compressed keys of no tokens"),
+        ({"overlaps": 0}, "compressed keys whose projections don't fit them"),
+        ({"keys__dim": 4}, "compressed keys of another size"),
+        ({"keys__bias": None}, "compressed keys without a bias or a norm"),
+        ({"index__dim": 0}, "compressed keys without a size"),
+        ({"top_k": 0}, "an index that chooses no keys"),
+        ({"chooses": 0}, "an index that chooses no keys"),
+        ({"index_heads": 2}, "an index whose projections don't fit its heads"),
+        ({"keys__key__outputs": 0, "keys__gate__outputs": 0}, "an index without compressed keys"),
+        ({"cache_dim": 63}, "a cache that its keys don't fit"),
+        ({"cache_format": Format.INT8}, "a cache of no known format"),
+    ],
+)
+def test_compressed_attention_that_does_not_fit_itself_is_refused(fields: dict[str, Any], reason: str | None) -> None:
+    layer = LayerSpec(mixer_kind=MixerKind.COMPRESSED_ATTENTION, feed_forward_kind=FeedForwardKind.NONE)
+    spec = compressed_attention()
+    for name, value in fields.items():
+        *parts, field = name.split("__")
+        owner: Any = spec
+        for part in parts:
+            owner = getattr(owner, part)
+        setattr(owner, field, value)
+    layer.mixer = addressof(spec)
+    assert impossible("greenroom_check_layer", layer, HIDDEN, 0) == reason
 
 
 def delta_net(**fields: Any) -> GatedDeltaNet:

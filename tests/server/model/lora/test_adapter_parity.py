@@ -51,12 +51,21 @@ class Case:
 
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 INDEXER = ["wq_b", "wk", "weights_proj"]
+COMPRESSED = [
+    "q_a_proj",
+    "q_b_proj",
+    "kv_proj",
+    "gate_proj",
+    "weights_proj",
+    "o_b_proj",
+]  # of compressors and indexes too
 NATIVE = {
     "qwen3_moe": Case(ATTENTION, ["q_proj", "lm_head"], [*EXPERTS, ROUTER]),
     "mixtral": Case(["v_proj", "k_proj"], ATTENTION, EXPERTS),
     "gpt_oss": Case(ATTENTION, ["o_proj"], EXPERTS),
     "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
     "deepseek_v32": Case([*LATENT, *INDEXER], ["wk", "q_a_proj"], EXPERTS),
+    "deepseek_v4": Case(COMPRESSED, ["kv_proj", "lm_head"], [*EXPERTS, ROUTER]),
     "lfm2_moe": Case(["in_proj"], ["in_proj", "out_proj", "q_proj"], EXPERTS),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
     "qwen3_next": Case(

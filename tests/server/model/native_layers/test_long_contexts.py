@@ -46,7 +46,7 @@ def write_first(trunk: Trunk, prompts: Sequence[list[int]], chunk: int = LENGTH)
         store.close()
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "gpt_oss", "deepseek_v3"])
+@pytest.fixture(scope="module", params=["qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v4"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_config(request.param)
     config.max_position_embeddings = 2 * LENGTH

@@ -11,9 +11,11 @@ from torch import nn
 
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.kernels.native.structures.matrices import Matrix
+from server.model.blocks.capture import Routing
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.experts.router import RouterWeights
 from server.model.hooks import current_hooks
+from server.model.native_layers.hash_router import find_hash_router
 from server.model.native_layers.router_kinds import choices_agree, choose, find_router_kind, run_trial
 
 HIDDEN, EXPERTS, TOP_K = 32, 16, 4
@@ -133,3 +135,42 @@ def test_groups_that_experts_cannot_have_are_refused(num_groups: int, top_groups
 )
 def test_of_few_steady_rows_one_may_choose_other_experts(num_same: int, num_steady: int, agree: bool) -> None:
     assert choices_agree(num_same, num_steady, torch.bfloat16) is agree
+
+
+class TableBlock(Block):
+    """An MLP whose router takes the experts of tokens from a table."""
+
+    def __init__(self, router: Router, weights: RouterWeights, table: torch.Tensor):
+        super().__init__(router, weights)
+        self.register_buffer("table", table)
+
+    def forward(self, rows: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+        assert input_ids is not None
+        flat = rows.flatten(0, 1)
+        chosen, weights = choose(
+            self.router, None, (flat @ self.weights.weight.T).double(), self.table[input_ids.flatten()]
+        )
+        return current_hooks().run_experts(self, flat, chosen, weights.to(flat.dtype))  # type: ignore[arg-type]
+
+
+def test_a_table_of_experts_leaves_the_weights_to_logits() -> None:
+    wanted = router_of(RouterKind.SQRT_SOFTPLUS, 1)
+    random = torch.Generator().manual_seed(2)
+    table = torch.stack([torch.randperm(EXPERTS, generator=random)[:TOP_K] for _ in range(8)])
+    block = TableBlock(wanted, weights_of(), table)
+    trial = run_trial(block, block.weights, torch.float32, table=table)
+    unknown = Router(wanted.matrix, None, None, None, 0, TOP_K, 1, 1, 0, 1.0)
+    found = find_router_kind(unknown, block, None, trial, torch.float32)
+    assert (found.kind, found.is_normalised) == (RouterKind.SQRT_SOFTPLUS, 1)
+    assert found.scale == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_table_is_known_by_what_experts_got(wrong: bool) -> None:
+    block = TableBlock(router_of(RouterKind.SIGMOID, 1), weights_of(), torch.arange(8 * TOP_K).view(8, TOP_K) % EXPERTS)
+    block.weight = nn.Parameter(block.weights.weight)
+    chosen = block.table[torch.tensor([3, 1])]
+    routing = Routing(torch.zeros(2, HIDDEN), chosen.flip(0) if wrong else chosen, torch.ones(2, TOP_K))
+    found = find_hash_router(block, "mlp.gate", EXPERTS, [3, 1], routing)
+    assert (found is None) == wrong
+    assert found is None or found.weights.names == {"weight": "mlp.gate.weight"}

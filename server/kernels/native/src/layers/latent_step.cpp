@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "layers/head_panels.h"
+#include "layers/token_cache.h"
+
 namespace greenroom {
 namespace {
 
@@ -19,56 +22,11 @@ constexpr int64_t kPassNumbers = 4 << 20;  // of absorbed queries and weighted l
 constexpr int64_t kMostPassRows = kIsTight ? kTokenTile : 256;
 static_assert(kTokenTile * kHeadTile <= kMostLatentRows);
 
-// The rows of a panel from `first` on.
-Panel rows_from(const Panel& panel, int64_t first) {
-  Panel rows = panel;
-  const int64_t bytes = panel.kind == PanelKind::kFloat32 ? 4 : panel.kind == PanelKind::kBFloat16 ? 2 : 1;
-  rows.data = static_cast<char*>(panel.data) + first * panel.stride * bytes;
-  if (bytes > 1) return rows;
-  const int64_t lanes = first * panel.groups() * (panel.kind == PanelKind::kInt8Split ? kSplitLanes : 1);
-  rows.scales += lanes;
-  rows.sums += lanes;
-  if (rows.halves) rows.halves += lanes;
-  return rows;
-}
-
-// Some rows of a panel that alternate with those of other heads.
-Panel panel_of_head(const Panel& panel, int64_t head, int64_t heads) {
-  Panel rows = rows_from(panel, head);
-  rows.stride = panel.stride * heads;
-  rows.rows = panel.rows / heads;
-  return rows;
-}
-
-// Offsets of pieces of one memory, each aligned to 64 bytes.
-struct Pieces {
-  int64_t add(int64_t size) {
-    const int64_t offset = bytes;
-    bytes += round_up(size, 64);
-    return offset;
-  }
-  int64_t bytes = 0;
-};
-
 }  // namespace
 
 void write_latent(const Level& level, const LatentAttention& spec, const StepCall& step, int64_t token, int64_t first,
                   const float* numbers, int64_t count) {
-  const StepSequence& sequence = sequence_of(step, token);
-  const int64_t position = position_of(sequence, token);
-  const int64_t block = step.block_tables[spec.group][sequence.first_block + position / kCacheBlock];
-  const int64_t bytes = bytes_of(spec.cache_format);
-  const int64_t place = (block * spec.cache_dim + first) * kCacheBlock + position % kCacheBlock;
-  char* target = static_cast<char*>(spec.cache) + place * bytes;
-  constexpr int64_t kPiece = 64;
-  alignas(64) char narrowed[kPiece * 4];
-  for (int64_t d = 0; d < count; d += kPiece) {
-    const int64_t size = std::min(kPiece, count - d);
-    level.narrow(numbers + d, spec.cache_format, narrowed, size);
-    for (int64_t i = 0; i < size; ++i) {
-      std::memcpy(target + (d + i) * kCacheBlock * bytes, narrowed + i * bytes, static_cast<size_t>(bytes));
-    }
-  }
+  write_token(level, {spec.cache, spec.cache_dim, spec.cache_format, spec.group}, step, token, first, numbers, count);
 }
 
 LatentStep::LatentStep(Context& context, const LayerSpec& layer, const LatentAttention& spec, const StepCall& step,

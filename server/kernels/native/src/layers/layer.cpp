@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "formats/checks.h"
+#include "layers/compressed_attention.h"
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/kimi_delta_attention.h"
@@ -38,7 +39,7 @@ constexpr FeedForwardOperations kNoFeedForward = {
 // By kind.
 const MixerOperations* const kMixers[] = {&kExternal, &kGroupedAttention, &kLatentAttention, &kGatedDeltaNet,
                                           &kShortConvolution, &kMamba2, &kNoMixer, &kKimiDeltaAttention,
-                                          &kLightningAttention, &kMamba1};
+                                          &kLightningAttention, &kMamba1, &kCompressedAttention};
 const FeedForwardOperations* const kFeedForwards[] = {&kMlp, &kExperts, &kNoFeedForward};
 
 template <typename Operations, size_t N, typename Kind>

@@ -21,6 +21,7 @@ enum class MixerKind : int32_t {
   kKimiDeltaAttention = 7,  // kimi_delta_attention.h
   kLightningAttention = 8,  // lightning_attention.h
   kMamba1 = 9,              // mamba1.h
+  kCompressedAttention = 10,  // compressed_attention.h
 };
 
 enum class FeedForwardKind : int32_t {

@@ -68,15 +68,25 @@ void mix_sparsely(const Level& level, const Router& router, int64_t num_experts,
   }
 }
 
-// `scores` are a token's logits; `spare` is memory for as many numbers, and for one of each group.
-void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
-            float* weights) {
+// The square root of log(1 + e^x).
+float sqrt_soft_plus(float x) { return std::sqrt(std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x)))); }
+
+// `scores` are the logits of a token with this number in the vocabulary; `spare` is memory for as many numbers, and for one
+// of each group.
+void choose(const Level& level, const Router& router, int64_t num_experts, int32_t token_id, float* scores, float* spare,
+            int32_t* chosen, float* weights) {
   if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
   if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts);
-  std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
-  if (router.correction) level.add_scaled(spare, router.correction, 1.0f, num_experts);
-  if (router.num_groups > 1) keep_best_groups(router, num_experts, spare, spare + num_experts);
-  take_best(spare, num_experts, router.top_k, chosen);
+  if (router.kind == RouterKind::kSqrtSoftPlus) std::transform(scores, scores + num_experts, scores, sqrt_soft_plus);
+  if (router.table) {
+    const int64_t row = std::clamp<int64_t>(token_id, 0, router.table_rows - 1);
+    std::copy_n(router.table + row * router.top_k, router.top_k, chosen);
+  } else {
+    std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
+    if (router.correction) level.add_scaled(spare, router.correction, 1.0f, num_experts);
+    if (router.num_groups > 1) keep_best_groups(router, num_experts, spare, spare + num_experts);
+    take_best(spare, num_experts, router.top_k, chosen);
+  }
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
   if (router.kind == RouterKind::kSparseMixer) mix_sparsely(level, router, num_experts, scores, spare, chosen, weights);
   if (router.kind == RouterKind::kTopSigmoid) level.sigmoid(weights, router.top_k);
@@ -153,7 +163,8 @@ class RouterLogits {
     const Router& router = this->router(set_of_row(step_, token));
     const int64_t top_k = own_.top_k;
     float* spare = logits_ + step_.tokens * width_ + thread * spare_;
-    greenroom::choose(context_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
+    const int32_t token_id = step_.token_ids ? step_.token_ids[token] : 0;
+    greenroom::choose(context_.level, router, router.matrix.outputs, token_id, logits_ + token * width_, spare,
                       chosen_.experts + token * top_k, chosen_.weights + token * top_k);
   }
 
@@ -232,8 +243,14 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 const char* check_router(const Router& router, int64_t hidden_size) {
   const Matrix& matrix = router.matrix;
   if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
-  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSparseMixer) return "an unknown kind of router";
+  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSqrtSoftPlus) return "an unknown kind of router";
   if (router.top_k < 1 || router.top_k > matrix.outputs) return "a router that chooses more experts than there are";
+  if (router.table) {
+    if (!is_count(router.table_rows)) return "a router with an empty table";
+    for (const int32_t* each = router.table; each < router.table + router.table_rows * router.top_k; ++each) {
+      if (*each < 0 || *each >= matrix.outputs) return "a router whose table has other experts";
+    }
+  }
   if (router.num_groups == 1) return nullptr;
   // A group is chosen by its two best experts.
   if (router.num_groups < 1 || matrix.outputs % router.num_groups || matrix.outputs / router.num_groups < 2) {

@@ -12,6 +12,7 @@ enum class RouterKind : int32_t {
   kSigmoid = 2,       // sigmoid; a correction may be added for the choice, and groups of experts may be chosen first
   kTopSigmoid = 3,    // top-k of logits, to which a correction may be added, then their sigmoid
   kSparseMixer = 4,   // the best, then the best of the others: each weight is a softmax over those that are nearly as good
+  kSqrtSoftPlus = 5,    // square root of log(1 + e^x); as kSigmoid otherwise
 };
 
 struct Router {
@@ -27,6 +28,8 @@ struct Router {
   float scale;              // factor of the weights
   float near;               // of the sparse mixer: largest relative distance to the best of those that are nearly as good
   int32_t is_by_best;       // a group is chosen by its best expert, instead of the sum of its two best
+  const int32_t* table;     // (table_rows, top_k) experts of each token of the vocabulary, in place of a choice; or null
+  int64_t table_rows;
 };
 
 const char* check_router(const Router& router, int64_t hidden_size);

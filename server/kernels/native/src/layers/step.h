@@ -56,6 +56,7 @@ struct StepCall {
   const float* query_scales;           // (positions): factors of queries in layers that scale them
   float* streams;                      // (tokens, streams, hidden), the residual stream of models with several rows a token,
                                        // whose parts add their results to `hidden`; or null
+  const int32_t* token_ids;            // (tokens), which routers with a table choose by
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;

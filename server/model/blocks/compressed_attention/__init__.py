@@ -1,0 +1,1 @@
+"""Attention to the keys of the last tokens and to compressed keys of all that came before (DeepSeek-V4)."""
