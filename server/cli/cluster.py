@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -91,10 +92,17 @@ def _run_file(arguments: argparse.Namespace) -> int:
         )
     content, options = read(Path(arguments.target))
     _check_machine(options)
-    with redirect_stdout(sys.stderr), running_cluster(content, options) as line:  # Ray prints logs of its processes
+    with (
+        redirect_stdout(sys.stderr),
+        running_cluster(content, options, _end) as line,
+    ):  # Ray prints logs of its processes
         print(line, file=sys.__stdout__, flush=True)
         wait_for_signal()
     return 0
+
+
+def _end(error: ClusterError) -> None:
+    os._exit(fail(error, FAILURE))  # whatever waits for Ray does so for ever
 
 
 def _check_machine(options: ClusterOptions) -> None:

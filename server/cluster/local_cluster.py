@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,15 @@ STARTED, FAILED = "RUNNING", frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
 @contextmanager
-def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iterator[str]:
+def running_cluster(
+    content: Mapping[str, Any], options: ClusterOptions, on_loss: Callable[[ClusterError], None]
+) -> Iterator[str]:
     """Start a cluster, deploy a file to it, and stop it at the end. Returns the line to print when it is ready.
+
+    Args:
+        content: of the file.
+        options: of its application.
+        on_loss: called in a thread when Ray has ended by itself.
 
     Raises:
         ClusterError: the application can't be deployed.
@@ -43,7 +50,7 @@ def running_cluster(content: Mapping[str, Any], options: ClusterOptions) -> Iter
     num_replicas = options.most_replicas + options.surging_replicas
     num_cpus = num_replicas * options.cpus + 2 * options.ingresses * options.ingress_cpus
     # Logical cores: nothing else is to run here.
-    with local_node(max(os.cpu_count() or 1, int(num_cpus) + 1)):
+    with local_node(max(os.cpu_count() or 1, int(num_cpus) + 1), on_loss):
         try:
             serve.start(
                 http_options=http.model_dump(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Event, Thread
 from typing import Any
 
 OBJECT_STORE_BYTES = 200 << 20  # requests and tokens are small, and go from process to process without it
@@ -20,6 +22,10 @@ PATIENCE = {
     "RAY_raylet_start_wait_time_s": "120",
 }
 LOGS = "session_latest/logs"  # under Ray's folder
+VITAL = frozenset({"raylet", "gcs_server"})  # processes without which Ray does nothing more
+LOOK_SECONDS = 1.0  # between two looks whether they run
+# Those that Linux gives to outgoing connections, from 32768 on, might be taken before Ray's slow agents get there.
+PORTS = range(20000, 30000)
 
 
 class ClusterError(Exception):
@@ -27,11 +33,15 @@ class ClusterError(Exception):
 
 
 @contextmanager
-def local_node(num_cpus: int) -> Iterator[None]:
+def local_node(num_cpus: int, on_loss: Callable[[ClusterError], None] = lambda _: None) -> Iterator[None]:
     """Start Ray with so many logical cores, connect this process to it, and stop it at the end.
 
     The ports of its agents are chosen here: if they chose them, Ray would end itself when an agent has not told its
     port after 15 seconds, which can't be changed.
+
+    Args:
+        num_cpus: logical ones.
+        on_loss: called in a thread when Ray has ended by itself, as calls of it may then wait for ever.
 
     Raises:
         ClusterError: it can't be started.
@@ -64,16 +74,19 @@ def local_node(num_cpus: int) -> Iterator[None]:
         runtime_env_agent_port=environments,
         dashboard_agent_listen_port=listens,
     )
+    logs, is_over = f"{get_default_ray_temp_dir()}/{LOGS}", Event()
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=True)
         node = PatientNode(parameters, head=True)  # one that fails is stopped at the end of this process
+        Thread(target=watch, args=(node, logs, is_over, on_loss), daemon=True).start()
         ray.init(address=node.gcs_address, namespace="serve", logging_level=logging.WARNING)
     except Exception as error:  # Ray raises plain ones
-        logs = f"{get_default_ray_temp_dir()}/{LOGS}"
+        is_over.set()
         raise ClusterError(f"Ray can't be started: {error} Its logs are in {logs}") from error
     try:
         yield
     finally:
+        is_over.set()
         ray.shutdown()
         node.kill_all_processes(check_alive=False, allow_graceful=True)
 
@@ -87,7 +100,29 @@ def set_variables() -> None:
         os.environ.setdefault(name, value)
 
 
+def watch(node: Any, logs: str, is_over: Event, on_loss: Callable[[ClusterError], None]) -> None:
+    """Wait until a vital process of a node has ended, and then end the others and report it.
+
+    Args:
+        logs: folder of Ray's logs.
+        is_over: set when the node is stopped on purpose.
+        on_loss: takes the report.
+    """
+    while not is_over.wait(LOOK_SECONDS):
+        ended = sorted(VITAL.intersection(name for name, _ in node.dead_processes()))
+        if ended and not is_over.is_set():
+            node.kill_all_processes(check_alive=False)
+            on_loss(ClusterError(f"Ray has ended, as its {ended[0]} did; start again. Its logs are in {logs}"))
+            return
+
+
 def _free_ports(number: int) -> list[int]:
     with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(number)]
-        return [listener.getsockname()[1] for listener in listeners]
+        ports: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("", port)))
+                ports.append(port)
+            if len(ports) == number:
+                return ports
+    raise ClusterError(f"no {number} ports from {PORTS.start} to {PORTS.stop - 1} are free")

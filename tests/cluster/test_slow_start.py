@@ -1,9 +1,10 @@
-"""A cluster of a machine so busy that Ray's helper processes take long to start."""
+"""Clusters whose Ray is slow to start, or dies."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from server.model.checkpoint.locate import BUNDLED_NAME as MODEL
@@ -25,3 +26,12 @@ def test_a_cluster_starts_though_the_agents_of_ray_take_twenty_seconds(tmp_path:
     with running(tmp_path, {"PYTHONPATH": str(tmp_path)}, replicas=1) as cluster, cluster.http() as http:
         reply = http.post("/v1/completions", json={"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4})
     assert reply.is_success
+
+
+def test_a_cluster_whose_ray_has_died_ends_and_says_so(tmp_path: Path) -> None:
+    with running(tmp_path, replicas=1) as cluster:
+        for process in psutil.Process(cluster.process.pid).children():
+            if process.name() == "raylet":
+                process.kill()
+        assert cluster.process.wait(30) == 1
+        assert "greenroom: Ray has ended, as its raylet did" in cluster.log_text()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any
 
 import pytest
 
-from server.cluster import local_cluster
+from server.cluster import local_cluster, local_node
 from server.cluster.deploy_file import describe
 from server.cluster.local_cluster import running_cluster, schema_of
+from server.cluster.local_node import ClusterError
 from server.cluster.options import ClusterOptions
 from server.settings import SettingsError
 
@@ -50,5 +52,30 @@ def test_a_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(local_cluster, "local_node", lambda _: pytest.fail("Ray starts"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         content = {**CONTENT, "http_options": {**HTTP, "port": taken.getsockname()[1]}}
-        with pytest.raises(SettingsError, match="cannot listen on"), running_cluster(content, OPTIONS):
+        with pytest.raises(SettingsError, match="cannot listen on"), running_cluster(content, OPTIONS, pytest.fail):
             pass
+
+
+class Node:
+    """A node of which processes have ended."""
+
+    def __init__(self, *ended: str):
+        self._ended, self.is_killed = ended, False
+
+    def dead_processes(self) -> list[tuple[str, None]]:
+        return [(name, None) for name in self._ended]
+
+    def kill_all_processes(self, *, check_alive: bool) -> None:
+        self.is_killed = not check_alive
+
+
+def test_a_node_whose_raylet_has_ended_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_node, "LOOK_SECONDS", 0.0)
+    node, told = Node("log_monitor", "raylet"), list[ClusterError]()
+    local_node.watch(node, "/logs", threading.Event(), told.append)
+    assert node.is_killed
+    assert [str(each) for each in told] == ["Ray has ended, as its raylet did; start again. Its logs are in /logs"]
+
+
+def test_ports_of_the_agents_are_none_that_the_system_gives_to_connections() -> None:
+    assert all(port in local_node.PORTS for port in local_node._free_ports(4))
