@@ -18,7 +18,13 @@ from server.kernels.native.structures.layers import (
 )
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.matrices import Format, Matrix
-from server.kernels.native.structures.mixers import GroupedAttention, LatentAttention, MixerKind
+from server.kernels.native.structures.mixers import (
+    CompressedAttention,
+    Compressor,
+    GroupedAttention,
+    LatentAttention,
+    MixerKind,
+)
 from server.model.blocks.linears import no_matrix
 
 HEADS, KV_HEADS, DIM, ROPE = 4, 2, 64, 32
@@ -186,6 +192,52 @@ def test_latent_attention_to_thousands_of_keys(kernels: Kernels, level: str, num
     keys = rows_of(cache[step.order]).expand(HEADS, -1, -1)  # with those of the step
     bound = ROUNDED if level in ROUNDING else EXACT
     assert error_of(found, step.attended(queries, keys, keys[..., :DIM])) < bound
+
+
+@pytest.mark.parametrize("num_tokens", [1, 19])
+def test_attention_to_thousands_of_compressed_keys(kernels: Kernels, level: str, num_tokens: int) -> None:
+    """Keys are values, those of the window and compressed ones alike, and their projections are selections."""
+    torch.manual_seed(0)
+    step, period, window = Step(num_tokens), 2, 100
+    rows = torch.cat([ramp(step.num_blocks * BLOCK, DIM) * 0.5 for _ in range(3)], 1)  # also compressed keys and gates
+    cache = step.placed(in_blocks(rows))
+    every, few, group = selection(HIDDEN), selection(DIM), selection(HIDDEN, HIDDEN // 2)
+    ones, zeros = torch.ones(HIDDEN), torch.zeros(period, DIM)
+    matrix, key = matrix_of(every), matrix_of(few)
+    spec = CompressedAttention(
+        query_down=matrix,
+        query=matrix,
+        key=key,
+        groups=matrix_of(group),
+        output=matrix,
+        keys=Compressor(key, key, zeros.data_ptr(), ones.data_ptr(), DIM, 1e-6),
+        index=Compressor(key=no_matrix(), gate=no_matrix()),
+        index_query=no_matrix(),
+        index_weights=no_matrix(),
+        query_norm=ones.data_ptr(),
+        head_norm=ones.data_ptr(),
+        key_norm=ones.data_ptr(),
+        cache=cache.data_ptr(),
+        cache_slots=step.num_blocks * BLOCK,
+        cache_dim=3 * DIM,
+        heads=HEADS,
+        dim=DIM,
+        num_groups=2,
+        window=window,
+        period=period,
+        cache_format=Format.BFLOAT16,
+        scaling=SCALING,
+    )
+    found = step.run(kernels, MixerKind.COMPRESSED_ATTENTION, spec)
+    queries = step.rows.view(num_tokens, HEADS, DIM)
+    queries = queries * torch.rsqrt(queries.square().mean(-1, keepdim=True))
+    queries = queries.bfloat16().float() if level in ROUNDING else queries
+    cached = rows_of(cache[step.order])  # with those of the step
+    for token, position in enumerate(range(KEYS - num_tokens, KEYS)):
+        compressed = cached[period - 1 : position + 1 : period, DIM : 2 * DIM]
+        keys = torch.cat([compressed, cached[position + 1 - window : position + 1, :DIM]]).double()
+        wanted = (queries[token].double() @ keys.T * SCALING).softmax(-1) @ keys
+        assert error_of(found[token], wanted.flatten()) < (ROUNDED if level in ROUNDING else 4 * EXACT)
 
 
 @pytest.mark.parametrize("wrong", ["sums in bfloat16", "the last block left out", "a part taken twice"])

@@ -264,7 +264,7 @@ class AnyLayer {
     const int64_t num_experts = std::clamp<int64_t>(router.num_groups, 1, 300) * between(2, 4);
     router.top_groups = maybe32(between(1, std::clamp<int64_t>(router.num_groups, 1, 300)));
     router.top_k = maybe32(between(1, 4));
-    router.kind = static_cast<RouterKind>(maybe32(between(0, 4)));
+    router.kind = static_cast<RouterKind>(maybe32(between(0, 5)));
     router.is_normalised = static_cast<int32_t>(between(0, 1));
     router.matrix = any_matrix(num_experts, hidden_, true);
     mixture_.num_experts = maybe32(router.matrix.outputs);
