@@ -86,7 +86,7 @@ CompressedStep::CompressedStep(Context& context, const LayerSpec& layer, const C
   scratch_size_ = round_up(std::max({places_.size, compressing(spec), scoring, spec.rotary_dim}), 16);
   scratch_ = own.work.reserve<float>(num_threads_ * scratch_size_ * 4);
 
-  const int64_t num_blocks = divide_up(most_keys_ + spec.window, kCacheBlock) + 1;
+  const int64_t num_blocks = divide_up(most_keys_ + std::min(most_keys_, spec.window), kCacheBlock) + 1;
   auto* blocks = own.blocks.reserve<int32_t>(num_blocks * 4);
   for (int64_t i = 0; i < num_blocks; ++i) blocks[i] = static_cast<int32_t>(i % kPartBlocks);
   blocks_ = blocks;
