@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,6 +27,8 @@ from server.engine.interface import (
     ForbiddenExperts,
     GenerationRequest,
     SamplingParams,
+    Timeline,
+    TokenStream,
 )
 from server.lifecycle.application import application_of
 from server.loading.bundled_weights import ADAPTERS
@@ -338,20 +341,36 @@ def test_streams_of_an_ingress_that_is_gone_end(running: Running, monkeypatch: p
     assert isinstance(answer.error, EngineUnavailableError)
 
 
-@pytest.mark.parametrize(("seconds", "has_token"), [(60.0, True), (0.0, False)])
-def test_the_first_item_tells_the_first_token_too_unless_it_takes_long(
-    running: Running, monkeypatch: pytest.MonkeyPatch, seconds: float, has_token: bool
-) -> None:
-    monkeypatch.setattr(replica_module, "TAKEN_SECONDS", seconds)
+def test_the_first_item_tells_the_first_token_too(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "TAKEN_SECONDS", 60.0)
 
     async def read() -> list[Answer]:
         request = GenerationRequest("r-5", (5, 6, 7), SamplingParams(50, ignore_eos=True))
         answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3), 1))
         return [answer async for answer in answers]
 
-    first, *_, last = running.runner.run(read())
-    assert bool(first.events) == has_token
-    assert last.start + len(last.events) == 50
+    found = running.runner.run(read())
+    assert found[0].events
+    assert found[-1].start + len(found[-1].events) == 50
+
+
+def test_a_request_whose_first_token_takes_long_is_told_to_be_taken(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(request: GenerationRequest) -> TokenStream:
+        return TokenStream(request, asyncio.get_running_loop(), Timeline(0.0))  # of which no token comes
+
+    monkeypatch.setattr(replica_module, "TAKEN_SECONDS", 0.0)
+    monkeypatch.setattr(running.replicas[0], "_engine", SimpleNamespace(submit=submit))
+
+    async def read() -> Answer:
+        request = GenerationRequest("r-6", (5, 6, 7), SamplingParams(1))
+        answers = running.replicas[0].generate(Submission("me", request, RoutedRequest(3), 1))
+        first = await anext(answers)
+        await answers.aclose()
+        return first
+
+    assert running.runner.run(read()).events == []
 
 
 def test_the_end_of_a_stream_tells_the_signature_of_its_tokens(running: Running) -> None:
