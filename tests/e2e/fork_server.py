@@ -1,7 +1,8 @@
 """A process that has torch and the server's modules imported, and forks a `greenroom` command at each request.
 
 It runs no operation of torch and has one thread, so the state of the children is that of a process which has just
-imported the same. ``tests/e2e/forked_process.py`` starts it and sends requests.
+imported the same. ``tests/e2e/forked_process.py`` starts it, says what it imports (``all`` or ``torch``), and sends
+requests.
 """
 
 from __future__ import annotations
@@ -37,8 +38,18 @@ def import_all() -> None:
     set_up_torch(None)
     for name in MODULES:
         import_module(name)
-    gc.collect()
-    gc.freeze()  # collections in the children would copy all pages
+
+
+def import_torch_alone() -> None:
+    """Import torch as `greenroom serve` does, and nothing that reads variables of the hub."""
+    from server.lifecycle.lighter_imports import import_torch  # noqa: PLC0415
+    from server.lifecycle.torch_setup import ENVIRONMENT  # noqa: PLC0415
+
+    os.environ.update(ENVIRONMENT)
+    import_torch()
+
+
+IMPORTS = {"all": import_all, "torch": import_torch_alone}
 
 
 @dataclass
@@ -148,7 +159,9 @@ def _output(number: int, before: Any) -> io.TextIOWrapper:
 if __name__ == "__main__":
     connection = socket.socket(fileno=int(sys.argv[1]))
     sys.path[0] = sys.argv[2]
-    import_all()
+    IMPORTS[sys.argv[3]]()
+    gc.collect()
+    gc.freeze()  # collections in the children would copy all pages
     become(ForkServer(connection).wait_for_command())
     from server.cli.main import main
 

@@ -21,6 +21,8 @@ ENVIRONMENT = dict(os.environ)  # while the fork server imports
 # The commands read these when they run, or never: the tests import more of torch, and Ray, which set some. Any other
 # may be read while modules are imported.
 READ_LATE = ("FORCE_COLOR", "GREENROOM_", "PYTEST_", "RAY_", "TORCHINDUCTOR_")
+# Modules beside torch read these, some while they are imported: commands with them have only torch imported.
+READ_AFTER_TORCH = ("AWS_", "HF_", "OLLAMA_", "OTEL_")
 
 
 class ForkedProcess(subprocess.Popen[str]):
@@ -47,7 +49,9 @@ class ForkedProcess(subprocess.Popen[str]):
                 "umask": _umask(),
                 "process_group": os.getpgrp(),
             }
-            socket.send_fds(_fork_server().requests, [json.dumps(request).encode()], [its_end.fileno(), *files])
+            has_all = _differs_by(READ_LATE, environment)
+            server = _fork_server("all" if has_all else "torch")
+            socket.send_fds(server.requests, [json.dumps(request).encode()], [its_end.fileno(), *files])
         self.pid = self._read_number()
         self._child_created = True
         self._close_pipe_fds(*pipes)
@@ -79,9 +83,14 @@ class ForkedProcess(subprocess.Popen[str]):
 
 
 def can_fork(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Return True if a command may be forked: nothing differs that matters while modules are imported."""
+    """Return True if a command may be forked: nothing differs that matters while torch is imported."""
+    return _differs_by(READ_LATE + READ_AFTER_TORCH, environment) and not any(map(_takes_images, arguments))
+
+
+def _differs_by(prefixes: tuple[str, ...], environment: Mapping[str, str]) -> bool:
+    """Return True if only variables with some prefixes differ from what the fork server had."""
     names = {name for name, _ in environment.items() ^ ENVIRONMENT.items()}
-    return all(name.startswith(READ_LATE) for name in names) and not any(map(_takes_images, arguments))
+    return all(name.startswith(prefixes) for name in names)
 
 
 def _takes_images(argument: str) -> bool:
@@ -100,13 +109,17 @@ def _umask() -> int:
 
 
 class _ForkServer:
-    """The fork server of this process; it ends with it."""
+    """A fork server of this process; it ends with it.
 
-    def __init__(self) -> None:
+    Args:
+        imports: what it imports, by its name there.
+    """
+
+    def __init__(self, imports: str):
         self.requests, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its_end:
             self._process = subprocess.Popen(
-                [sys.executable, PROGRAM, str(its_end.fileno()), str(PROGRAM.parents[2])],
+                [sys.executable, PROGRAM, str(its_end.fileno()), str(PROGRAM.parents[2]), imports],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[its_end.fileno()],
@@ -120,7 +133,7 @@ class _ForkServer:
 
 
 @cache
-def _fork_server() -> _ForkServer:
-    server = _ForkServer()
+def _fork_server(imports: str) -> _ForkServer:
+    server = _ForkServer(imports)
     atexit.register(server.end)
     return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.forked_process import ForkedProcess, can_fork
+from tests.e2e.hub import serving_hub
 from tests.e2e.processes import run_command, serving
 
 PARENT = """
@@ -38,6 +41,13 @@ def test_a_forked_command_has_its_own_variables_and_folder(tmp_path: Path, monke
     assert (refused.returncode, "prot" in refused.stderr) == (2, True)
 
 
+def test_a_forked_command_imports_the_library_of_the_hub_with_its_own_variables(tmp_path: Path) -> None:
+    with serving_hub("somebody/some-model", BUNDLED) as hub:
+        found = run_command("inspect", hub.model, "--json", environment=hub.environment(tmp_path))
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["model"] == hub.model
+
+
 def test_a_forked_server_has_the_interface_of_a_process() -> None:
     with serving() as server:
         assert isinstance(server.process, ForkedProcess)
@@ -52,7 +62,7 @@ def test_a_forked_server_has_the_interface_of_a_process() -> None:
 
 @pytest.mark.parametrize(
     ("variables", "is_possible"),
-    [({}, True), ({"GREENROOM_PORT": "1"}, True), ({"HF_HOME": "/x"}, False), ({"LD_PRELOAD": "/x"}, False)],
+    [({}, True), ({"GREENROOM_PORT": "1"}, True), ({"HF_HOME": "/x"}, True), ({"LD_PRELOAD": "/x"}, False)],
 )
 def test_variables_that_modules_read_make_a_new_program(variables: dict[str, str], is_possible: bool) -> None:
     assert can_fork(["serve"], os.environ | variables) is is_possible
