@@ -10,7 +10,7 @@
 
 namespace driver {
 
-int64_t rarity, num_accepted[5];
+int64_t rarity, num_accepted[6];
 
 namespace {
 
@@ -486,6 +486,7 @@ void run_hostile(Handle* handle, int num_rounds) {
     AnyLayer().run(handle);
     AnyLatents().run(handle);
     run_any_recurrent(handle);
+    run_any_compressed(handle);
   }
   for (const int64_t number : num_accepted) {
     if (num_rounds >= kLeastRounds && number < num_rounds / kLeastShare) {

@@ -16,7 +16,7 @@ using Memory = std::deque<std::vector<char>>;
 constexpr int64_t kMostBytes = 1 << 22;  // of memory for one description
 
 extern int64_t rarity;           // of hostile numbers
-extern int64_t num_accepted[5];  // matrices, experts, layers, latents and recurrent mixers that ran
+extern int64_t num_accepted[6];  // matrices, experts, layers, latents, recurrent mixers and compressed keys that ran
 
 // Returns a number, or rarely a hostile one.
 int64_t maybe(int64_t usual);
@@ -65,5 +65,6 @@ struct AnyStep {
 };
 
 void run_any_recurrent(Handle* handle);
+void run_any_compressed(Handle* handle);
 
 }  // namespace driver
