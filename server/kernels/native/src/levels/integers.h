@@ -164,23 +164,30 @@ struct Table {
 #else
 
 struct Integers {
-  int32_t v[kLanes];
+  FourInts a, b, c, d;
 };
-template <typename Function>
-inline Integers each_int(Function function) {
-  Integers result;
-  for (int i = 0; i < kLanes; ++i) result.v[i] = function(i);
-  return result;
+template <typename Function, typename... Vectors>
+inline Integers ints_by_fours(Function function, const Vectors&... x) {
+  return {function(x.a...), function(x.b...), function(x.c...), function(x.d...)};
 }
+inline FourBits bits_of(FourInts x) { return reinterpret_cast<FourBits>(x); }
+inline FourInts ints_of(FourBits x) { return reinterpret_cast<FourInts>(x); }
 inline Integers splat_int(int32_t x) {
-  return each_int([=](int) { return x; });
+  const FourInts four = {x, x, x, x};
+  return {four, four, four, four};
 }
 inline Integers load_ints(const void* p) {
   Integers result;
-  memcpy(result.v, p, sizeof result.v);
+  memcpy(&result, p, sizeof result);
   return result;
 }
-inline void store_ints(void* p, Integers a) { memcpy(p, a.v, sizeof a.v); }
+inline void store_ints(void* p, Integers a) { memcpy(p, &a, sizeof a); }
+template <typename Function>
+inline Integers each_int(Function function) {
+  int32_t numbers[kLanes];
+  for (int i = 0; i < kLanes; ++i) numbers[i] = function(i);
+  return load_ints(numbers);
+}
 inline Integers load_u16(const uint16_t* p) {
   return each_int([=](int i) { return static_cast<int32_t>(p[i]); });
 }
@@ -195,38 +202,35 @@ inline Integers load_halves(const void* p) {
   return each_int([=](int i) { return static_cast<const uint8_t*>(p)[i / 2] >> (i % 2 * 4) & 15; });
 }
 template <int N>
-inline Integers shift_left(Integers a) {
-  return each_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N); });
+inline Integers shift_left(Integers x) {
+  return ints_by_fours([](FourInts a) { return ints_of(bits_of(a) << N); }, x);
 }
 template <int N>
-inline Integers shift_right(Integers a) {
-  return each_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
+inline Integers shift_right(Integers x) {
+  return ints_by_fours([](FourInts a) { return ints_of(bits_of(a) >> N); }, x);
 }
 template <int N>
-inline Integers shift_right_signed(Integers a) {
-  return each_int([&](int i) { return a.v[i] >> N; });
+inline Integers shift_right_signed(Integers x) {
+  return ints_by_fours([](FourInts a) { return a >> N; }, x);
 }
-inline Integers operator&(Integers a, Integers b) {
-  return each_int([&](int i) { return a.v[i] & b.v[i]; });
+inline Integers operator&(Integers x, Integers y) {
+  return ints_by_fours([](FourInts a, FourInts b) { return a & b; }, x, y);
 }
-inline Integers operator|(Integers a, Integers b) {
-  return each_int([&](int i) { return a.v[i] | b.v[i]; });
+inline Integers operator|(Integers x, Integers y) {
+  return ints_by_fours([](FourInts a, FourInts b) { return a | b; }, x, y);
 }
-inline Integers operator-(Integers a, Integers b) {
+inline Integers operator-(Integers x, Integers y) {
   // Wraps around, as the instructions of the other levels do: four bytes of a lane may be numbers of their own.
-  return each_int([&](int i) {
-    return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]));
-  });
+  return ints_by_fours([](FourInts a, FourInts b) { return ints_of(bits_of(a) - bits_of(b)); }, x, y);
 }
-inline Vector to_float(Integers a) {
-  return each([&](int i) { return static_cast<float>(a.v[i]); });
+inline Vector to_float(Integers x) {
+  return by_fours([](FourInts a) { return __builtin_convertvector(a, Four); }, x);
 }
 inline Integers look_up(const uint8_t* table, Integers a) {
   uint8_t bytes[4 * kLanes];
-  memcpy(bytes, a.v, sizeof bytes);
+  store_ints(bytes, a);
   for (uint8_t& byte : bytes) byte = table[byte];
-  memcpy(a.v, bytes, sizeof bytes);
-  return a;
+  return load_ints(bytes);
 }
 // Separates the low and the high halves of sixteen 64-bit numbers.
 inline void unzip(const uint64_t* p, Integers& low, Integers& high) {
@@ -237,15 +241,16 @@ inline void unzip(const uint64_t* p, Integers& low, Integers& high) {
 template <int I>
 inline Integers negate_bytes(Integers a, Integers signs) {
   uint8_t bytes[4 * kLanes];
-  memcpy(bytes, a.v, sizeof bytes);
+  int32_t bits[kLanes];
+  store_ints(bytes, a);
+  store_ints(bits, signs);
   for (int i = 0; i < 4 * kLanes; ++i) {
-    if (signs.v[i / 4] >> (4 * I + i % 4) & 1) bytes[i] = static_cast<uint8_t>(-bytes[i]);
+    if (bits[i / 4] >> (4 * I + i % 4) & 1) bytes[i] = static_cast<uint8_t>(-bytes[i]);
   }
-  memcpy(a.v, bytes, sizeof bytes);
-  return a;
+  return load_ints(bytes);
 }
-inline Vector as_float(Integers a) {
-  return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });
+inline Vector as_float(Integers x) {
+  return by_fours([](FourInts a) { return reinterpret_cast<Four>(a); }, x);
 }
 
 // Looks up sixteen numbers by the lowest four bits of each lane.
@@ -253,7 +258,9 @@ struct Table {
   const float* numbers;
   explicit Table(const float* p) : numbers(p) {}
   Vector at(Integers places) const {
-    return each([&](int i) { return numbers[places.v[i] & 15]; });
+    int32_t lanes[kLanes];
+    store_ints(lanes, places);
+    return each([&](int i) { return numbers[lanes[i] & 15]; });
   }
 };
 
@@ -310,12 +317,14 @@ inline Integers add_signed(Integers total, Integers w, int32_t quad) {
 
 inline Integers add_signed(Integers total, Integers w, int32_t quad) {
   int8_t weights[4 * kLanes], x[4];
-  memcpy(weights, w.v, sizeof weights);
+  int32_t sums[kLanes];
+  store_ints(weights, w);
+  store_ints(sums, total);
   memcpy(x, &quad, sizeof x);
   for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < 4; ++j) total.v[i] += weights[4 * i + j] * x[j];
+    for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * x[j];
   }
-  return total;
+  return load_ints(sums);
 }
 inline Integers add_unsigned(Integers total, Integers w, int32_t quad) { return add_signed(total, w, quad); }
 
