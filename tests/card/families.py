@@ -1,7 +1,7 @@
 """Compares families whose experts are all on the card with the CPU.
 
-``python -m tests.card.families [NAME ...]`` prints a JSON line for each. Triton's interpreter runs the kernels, and
-graphs are captured.
+``python -m tests.card.families [NAME ...]`` prints a JSON line for each, and ends with 1 if one is wrong: an error, a
+race, or no graph where graphs are possible. Triton's interpreter runs the kernels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.expert_store.waiting import wait_until_idle
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 LENGTHS = (5, 1, 1, 1, 2)  # tokens of each step, the same for two sequences
 BLOCK = 4
+MOST_ERROR = 2e-5  # of logits, relative to the largest
 
 
 def logits_on(device: torch.device, folder: Path) -> tuple[torch.Tensor, Trunk | SequentialTrunk]:
@@ -70,12 +71,17 @@ def compare(name: str) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     install()
+    wrong = []
     for name in names or SERVED:
         try:
             result = compare(name)
         except Exception as error:  # noqa: BLE001  the others are compared still
             result = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps({"family": name, **result}), flush=True)
+        if "failed" in result or result["error"] > MOST_ERROR or result["races"] or result["graphs"] == 0:
+            wrong.append(name)
+    if wrong:
+        sys.exit(f"wrong: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

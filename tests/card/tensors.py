@@ -235,10 +235,16 @@ def _check_devices(function: Any, args: Any, leaves: list[Any]) -> None:
 def _waits(function: Any, name: str, args: Any, kwargs: Any, index: int | None) -> bool:
     if name in {"_to_copy", "copy_"}:
         return index is None or not isinstance(args[0], CardTensor)
-    if function in TAKES_HOST_INDICES:  # a mask is turned into indices
-        return any(isinstance(each, torch.Tensor) and each.dtype in {torch.bool, torch.uint8} for each in args[1])
+    if function in TAKES_HOST_INDICES:  # a mask is turned into indices, but where it is filled with a number
+        masks = [isinstance(each, torch.Tensor) and each.dtype in {torch.bool, torch.uint8} for each in args[1]]
+        return any(masks) and not (len(masks) == 1 and _is_number(args[2:]))
     has_counts = name == "repeat_interleave" and "Tensor" in function._overloadname
     return name in WAITS or (has_counts and kwargs.get("output_size") is None)
+
+
+def _is_number(values: Any) -> bool:
+    """Return whether a write by a mask has a number of the host, so that torch fills (``canDispatchToMaskedFill``)."""
+    return bool(values) and not isinstance(values[0], CardTensor) and values[0].numel() == 1 and True not in values[1:]
 
 
 def _written(function: Any, args: Any, kwargs: Any) -> set[int]:
