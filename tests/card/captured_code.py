@@ -96,6 +96,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "LatentProjection.values_by_token",
         "attend_latents",
     ),
+    "server/model/attention/rope.py": ("FixedAngles.__call__",),
     "server/model/attention/paged_attention.py": (
         "StepAttention.attend",
         "StepAttention.attend_latents",
@@ -105,6 +106,13 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "_GroupAttention.attend_projected",
     ),
     "server/model/experts/hits_first.py": ("HitsFirst.captured", "HitsFirst.run"),
+    "server/model/experts/replacements/jetmoe.py": (
+        "PairedMoe.forward",
+        "SharedKeysAttention._by_all",
+        "SharedKeysAttention._sum_of_all",
+        "SharedKeysAttention.forward",
+        "_products",
+    ),
     "server/model/experts/resident_experts.py": ("ResidentExperts.arena",),
     "server/model/experts/step_experts.py": ("StepExperts.run",),
     "server/model/experts/waitless_experts.py": ("SlotTables.of", "WaitlessExperts.gather", "WaitlessExperts.run"),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
@@ -14,6 +15,7 @@ from server.model.layer_settings import layer_values
 
 log = logging.getLogger(__name__)
 
+RECOMPUTED = "PhimoeRotaryEmbedding"  # the class of transformers that computes its frequencies anew on the host
 RELATIVE_LENGTH = 2048  # tokens, for models with relative positions, which have no end
 
 
@@ -53,7 +55,34 @@ def apply_max_length(model: nn.Module, config: PreTrainedConfig, max_model_len: 
             "longrope: sequences limited to %d tokens; a larger --max-model-len changes the frequencies of all",
             of_one,
         )
+    for module in model.modules():
+        if type(module).__name__ == RECOMPUTED:
+            module.forward = FixedAngles(module, is_long=longest > of_one)
     return longest
+
+
+class FixedAngles:
+    """The forward of PhiMoE's rotary embedding, whose frequencies and scale are the same for all that is served.
+
+    In transformers it computes the frequencies on the host in each step, and reads the furthest position there to
+    choose the scale.
+
+    Args:
+        is_long: positions beyond those of the first set of frequencies are served.
+    """
+
+    def __init__(self, module: Any, *, is_long: bool):
+        frequencies, scale = module.rope_init_fn(module.config)
+        parameters = module.config.rope_parameters
+        if parameters["rope_type"] != "default":
+            scale = parameters["long_mscale" if is_long else "short_mscale"]
+        self._frequencies, self._scale = frequencies.to(module.inv_freq.device, torch.float32), float(scale)
+
+    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines in the dtype of ``x``, ``(rows, tokens, head_dim)`` of ``(rows, tokens)``."""
+        half = position_ids[..., None].float() * self._frequencies
+        angles = torch.cat((half, half), dim=-1)
+        return (angles.cos() * self._scale).to(x.dtype), (angles.sin() * self._scale).to(x.dtype)
 
 
 def _use_long_factors(model: nn.Module, far: int) -> None:
