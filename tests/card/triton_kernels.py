@@ -33,24 +33,15 @@ Lines = npt.NDArray[np.int64]
 
 def install() -> None:
     """Let kernels take the card's tensors, and let the project find a driver."""
-    fast_interpreter.install()
-    interpret, replaced = interpreter.InterpretedFunction.run, set()
-
-    def call(self: Any, *args: Any, **options: Any) -> Any:
-        """Call a function of a kernel; the interpreter would replace the language anew each time."""
-        names = id(self.fn.__globals__)
-        if names not in replaced:
-            interpreter._patch_lang(self.fn)
-            replaced.add(names)
-        return self.rewrite()(*args, **options)
+    fast_interpreter.install(checks_overflow=False)
+    interpret = interpreter.InterpretedFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        replaced.clear()
         if not any(isinstance(each, CardTensor) for each in args):
             return interpret(self, *args, grid=grid, warmup=warmup, **options)
         return _run(lambda given: interpret(self, *given, grid=grid, warmup=warmup, **options), self.__name__, args)
 
-    interpreter.InterpretedFunction.run, interpreter.InterpretedFunction.__call__ = run, call
+    interpreter.InterpretedFunction.run = run
     Tiles.of = lambda _: WIDE
     available.has_driver = lambda: True
 
