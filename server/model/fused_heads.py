@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Attributes of modules that use another layer's keys and values, and of those that may give theirs (Gemma 4).
+TAKES_KEYS, GIVES_KEYS = "is_kv_shared_layer", "store_full_length_kv"
+
 Attend = Callable[[int, "ProjectedHeads", AttentionOptions], torch.Tensor]
 
 
@@ -88,8 +91,12 @@ def fuse_heads(
     """
     if device is None or not runs_on(device):
         return 0
+    has_takers = any(getattr(module, TAKES_KEYS, False) for module in model.modules())
     found = {
-        module: parts for module in model.modules() if module not in others and (parts := _parts_of(module)) is not None
+        module: parts
+        for module in model.modules()
+        if module not in others and not (has_takers and getattr(module, GIVES_KEYS, False))
+        if (parts := _parts_of(module)) is not None
     }
     count = 0
     for module, call in record_calls(found, run).items():
@@ -109,7 +116,7 @@ def _parts_of(module: nn.Module) -> GroupedAttentionParts | None:
         parts = GroupedAttentionParts.find(module, keeps_state=False)
     except UnsupportedLayerError:
         return None
-    if parts is None or parts.gate is not None or parts.gate_bias is not None or parts.value_norm is not None:
+    if parts is None or parts.gate is not None or parts.gate_bias is not None:
         return None
     return parts
 
@@ -144,10 +151,11 @@ class _Trial:
         keys, values = (call.key.new_zeros(kv_heads, count, max(key_dim, value_dim)) for _ in range(2))
         cache = PagedKeys(keys, values, key_dim, value_dim, is_latent=False)
         slots = torch.arange(count, dtype=torch.int32, device=keys.device)
-        query, key = prepare(heads, slots, cache, keeps_keys=True)
+        query, key, value = prepare(heads, slots, cache, keeps_keys=True)
         pairs = (
             (query, call.query),
             (key, call.key),
+            (value, call.value),
             (keys[..., :key_dim], call.key),
             (values[..., :value_dim], call.value),
         )
@@ -164,11 +172,18 @@ def _rules(parts: GroupedAttentionParts, call: RecordedCall) -> Iterator[HeadRul
     if (parts.query_norm is None) != (parts.key_norm is None):
         return
     norms: tuple[torch.Tensor | None, torch.Tensor | None, float] = None, None, 0.0
+    value_norm = parts.value_norm
     if parts.query_norm is not None and parts.key_norm is not None:
         query, key = parts.query_norm, parts.key_norm
         if not _is_of_heads(query, key_dim) or not _is_of_heads(key, key_dim) or query.epsilon != key.epsilon:
             return
         norms = query.weight.to(device), key.weight.to(device), query.epsilon
+    if value_norm is not None:
+        is_alike = norms[0] is None or norms[2] == value_norm.epsilon
+        if not is_alike or not _is_of_heads(value_norm, call.attention.value.shape[-1]):
+            return
+        norms = *norms[:2], value_norm.epsilon
+    of_values = None if value_norm is None else value_norm.weight.to(device)
     angles = call.angles
     if angles is not None and are_of_rows(angles, call.attention.query.shape[1]):
         width = angles[0].shape[-1]
@@ -181,8 +196,8 @@ def _rules(parts: GroupedAttentionParts, call: RecordedCall) -> Iterator[HeadRul
         ]
         for rotation, step, rotated_dim in kinds:
             if rotated_dim <= key_dim and rotated_dim % 2 == 0:
-                yield HeadRule(rotation.value, step, rotated_dim, *norms)
-    yield HeadRule(NOT_ROTATED.value, 1, 0, *norms)
+                yield HeadRule(rotation.value, step, rotated_dim, *norms, value_norm=of_values)
+    yield HeadRule(NOT_ROTATED.value, 1, 0, *norms, value_norm=of_values)
 
 
 def _is_of_heads(norm: Norm, size: int) -> bool:

@@ -100,11 +100,11 @@ def _fuse(module: Any, weight: torch.Tensor, dtype: torch.dtype) -> FusedRouter:
 
     rows = _trial_rows(weight, dtype)
     output = module(rows)
-    parts = _parts_of(output, len(rows), len(weight))
+    parts = parts_of(output, len(rows), len(weight))
     found = dict(zip(parts, output, strict=True))
     logits, weights, chosen = found[LOGITS], found[WEIGHTS], found[CHOSEN]
     is_wide, top_k = logits.dtype == torch.float32, chosen.shape[1]
-    if len(weight) > MOST_EXPERTS or not _are_near(_logits_of(module, rows, is_wide=is_wide), logits, dtype):
+    if len(weight) > MOST_EXPERTS or not are_near(_logits_of(module, rows, is_wide=is_wide), logits, dtype):
         raise UnsupportedLayerError("its logits are other than those of a linear layer")
     names = [
         name
@@ -127,7 +127,7 @@ def _fuse(module: Any, weight: torch.Tensor, dtype: torch.dtype) -> FusedRouter:
         bool(kind.is_normalised), scales[0],
     )  # fmt: skip
     fused = FusedRouter(module, rule, correction, parts, weights.dtype, is_wide=is_wide)
-    _check(dict(zip(parts, fused(rows), strict=True)), found, dtype)
+    check_choices(dict(zip(parts, fused(rows), strict=True)), found, dtype)
     return fused
 
 
@@ -139,7 +139,7 @@ def _trial_rows(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (rows * wanted / (rows @ matrix.T).std(1, keepdim=True).clamp_min(1e-30)).to(weight.device, dtype)
 
 
-def _parts_of(output: Any, num_rows: int, num_experts: int) -> list[str]:
+def parts_of(output: Any, num_rows: int, num_experts: int) -> list[str]:
     """Return what the tensors are that a router returns.
 
     Raises:
@@ -163,7 +163,7 @@ def _logits_of(module: Any, hidden_states: torch.Tensor, *, is_wide: bool) -> to
     return F.linear(rows, weight, bias)
 
 
-def _check(own: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def check_choices(own: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """Compare choices and weights with those of the module.
 
     Raises:
@@ -174,10 +174,10 @@ def _check(own: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], dtype:
     is_same = (found == expected).all(1)
     given = own[WEIGHTS].cpu().double().gather(1, own_order)[is_same]
     weights = wanted[WEIGHTS].cpu().double().gather(1, order)[is_same]
-    if float(is_same.double().mean()) < LEAST_AGREEMENT[dtype] or not _are_near(given, weights, dtype):
+    if float(is_same.double().mean()) < LEAST_AGREEMENT[dtype] or not are_near(given, weights, dtype):
         raise UnsupportedLayerError("it chooses in another way")
 
 
-def _are_near(own: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
+def are_near(own: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
     error = (own.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-30)
     return float(error) <= TOLERANCES[dtype]

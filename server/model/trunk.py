@@ -40,6 +40,7 @@ from server.model.fused_heads import fuse_heads
 from server.model.fused_latents import fuse_latents
 from server.model.fused_mixers import fuse_mixers
 from server.model.fused_mlps import fuse_mlps
+from server.model.fused_normed_routers import fuse_normed_routers
 from server.model.fused_norms import fuse_norms
 from server.model.fused_residuals import fuse_residuals
 from server.model.fused_routers import fuse_routers
@@ -105,10 +106,12 @@ class Trunk(ResidentModel):
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         self._linears = self._outside_of_native(find_linears(model, first.linear_calls, len(first.tokens)))
         speed_up_linears(model, self._pool)
+        if not is_deterministic:
+            fuse_routers(model, self._pool.triton_device)
+            fuse_normed_routers(model, self._pool.triton_device)
         fuse_norms(model, self._pool.triton_device)
         fuse_residuals(model, self._pool.triton_device)
         if not is_deterministic:
-            fuse_routers(model, self._pool.triton_device)
             fuse_mlps(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(

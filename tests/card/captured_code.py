@@ -134,6 +134,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "FusedShortConvolution.step",
     ),
     "server/model/fused_residuals.py": ("_with_stream",),
+    "server/model/fused_normed_routers.py": ("FusedNormedRouter.__call__",),
     "server/model/fused_routers.py": ("FusedRouter.__call__", "_logits_of"),
     "server/model/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
     "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "is_choice", "use_hooks"),
@@ -189,6 +190,7 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/router_choice.py:choose": ["allocates by empty"],
     "server/model/attention/decode_attention.py:DecodeAttention.attend": ["allocates by new_empty"],
     "server/model/attention/mla.py:LatentProjection.placeholder": ["allocates by new_zeros"],
+    "server/model/fused_normed_routers.py:FusedNormedRouter.__call__": ["allocates by empty"],
     "server/model/experts/step_experts.py:StepExperts.run": [  # where experts run one layer after the other
         "allocates by zeros_like",
         "reads the device by cpu",

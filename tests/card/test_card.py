@@ -27,7 +27,7 @@ MOST_OF_FAMILIES = {
     "qwen3_5_moe_text": (93, 1),
     "nemotron_h": (44, 1),
     "lfm2_moe": (55, 1),
-    "gemma4_text": (163, 1),
+    "gemma4_text": (95, 1),
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -13,13 +13,15 @@ from server.kernels.triton.decode_attention import PagedKeys
 
 @dataclass(frozen=True)
 class HeadRule:
-    """The norms and the rotation of queries and keys.
+    """The norms of heads, and the rotation of queries and keys.
 
     Args:
         rotation: ``NOT_ROTATED``, ``HALVES`` or ``PAIRS`` of the kernels.
         step: numbers of the tables of cosines and sines from one angle to the next.
         rotated_dim: numbers of a head that are rotated, the first ones.
         query_norm, key_norm: float32 ``(key_dim,)`` weights of RMS norms; None for both if there are none.
+        epsilon: of all norms.
+        value_norm: float32 ``(value_dim,)`` weights of the RMS norm of values, if they have one.
     """
 
     rotation: int
@@ -28,6 +30,7 @@ class HeadRule:
     query_norm: torch.Tensor | None = None
     key_norm: torch.Tensor | None = None
     epsilon: float = 0.0
+    value_norm: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,34 @@ class ProjectedHeads:
 
 def prepare(
     heads: ProjectedHeads, slots: torch.Tensor, cache: PagedKeys, *, keeps_keys: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write a step's keys and values to the cache; return queries and keys, ``(heads, tokens, key_dim)`` each.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Write a step's keys and values to the cache; return them and its queries, ``(heads, tokens, dim)`` each.
 
     Args:
         slots: of the tokens, int32.
-        keeps_keys: False if the keys are not to be returned; what is returned then is not set.
+        keeps_keys: False if keys and values are not to be returned; what is returned then is not set.
+
+    Returns:
+        queries, keys, values
     """
     rule, count, kv_heads = heads.rule, len(heads.query), len(cache.keys)
     num_heads = heads.query.shape[1] // cache.key_dim
     rotated = heads.query.new_empty(count, num_heads, cache.key_dim)
     new_keys = heads.key.new_empty(count if keeps_keys else 0, kv_heads, cache.key_dim)
-    has_norms = rule.query_norm is not None
+    new_values = heads.value.view(count, kv_heads, -1)
+    if rule.value_norm is not None and keeps_keys:
+        new_values = heads.value.new_empty(count, kv_heads, cache.value_dim)
+    has_norms, value_norm = rule.query_norm is not None, rule.value_norm
     kernels.prepare_heads[count, num_heads + 2 * kv_heads](
         slots, heads.query, heads.key, heads.value, rule.query_norm if has_norms else heads.cosines,
-        rule.key_norm if has_norms else heads.cosines, heads.cosines, heads.sines, rotated,
-        new_keys if keeps_keys else rotated, cache.keys, cache.values, heads.query.stride(0), heads.key.stride(0),
-        heads.value.stride(0), heads.cosines.stride(0), cache.keys.stride(0), cache.keys.stride(1), num_heads, kv_heads,
-        cache.key_dim, cache.value_dim, rule.rotated_dim // 2, rule.epsilon, HAS_NORMS=has_norms,
+        rule.key_norm if has_norms else heads.cosines, heads.cosines if value_norm is None else value_norm,
+        heads.cosines, heads.sines, rotated, new_keys if keeps_keys else rotated, new_values, cache.keys, cache.values,
+        heads.query.stride(0), heads.key.stride(0), heads.value.stride(0), heads.cosines.stride(0),
+        cache.keys.stride(0), cache.keys.stride(1), num_heads, kv_heads, cache.key_dim, cache.value_dim,
+        rule.rotated_dim // 2, rule.epsilon, HAS_NORMS=has_norms, HAS_VALUE_NORM=value_norm is not None,
         ROTATION=rule.rotation, STEP=rule.step, KEEPS_KEYS=keeps_keys, **options_of(cache.key_dim, cache.value_dim),
     )  # fmt: skip
-    return rotated.transpose(0, 1), new_keys.transpose(0, 1)
+    return rotated.transpose(0, 1), new_keys.transpose(0, 1), new_values.transpose(0, 1)
 
 
 def options_of(key_dim: int, value_dim: int) -> dict[str, int]:

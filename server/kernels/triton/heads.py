@@ -52,10 +52,10 @@ def rotate_row(
 
 @triton.jit
 def prepare_heads(
-    slots, query, key, value, query_norm, key_norm, cosines, sines, rotated, new_keys, keys, values,
-    query_token, key_token, value_token, angle_token, cache_head, cache_row, heads, kv_heads, key_dim, value_dim,
-    half, epsilon, HAS_NORMS: tl.constexpr, ROTATION: tl.constexpr, STEP: tl.constexpr, KEEPS_KEYS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    slots, query, key, value, query_norm, key_norm, value_norm, cosines, sines, rotated, new_keys, new_values, keys,
+    values, query_token, key_token, value_token, angle_token, cache_head, cache_row, heads, kv_heads, key_dim,
+    value_dim, half, epsilon, HAS_NORMS: tl.constexpr, HAS_VALUE_NORM: tl.constexpr, ROTATION: tl.constexpr,
+    STEP: tl.constexpr, KEEPS_KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Prepare one head of one token: a query for ``rotated``, or a key or value for its slot of the cache.
 
@@ -64,7 +64,8 @@ def prepare_heads(
         query_token, key_token, value_token, angle_token, cache_head, cache_row: strides in numbers.
         half: half of the numbers that are rotated.
         STEP: numbers of the tables of cosines and sines from one angle to the next.
-        KEEPS_KEYS: also write keys to ``new_keys (tokens, kv_heads, key_dim)``.
+        KEEPS_KEYS: also write keys to ``new_keys (tokens, kv_heads, key_dim)``, and values to ``new_values`` if they
+            are normed.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -90,4 +91,10 @@ def prepare_heads(
         else:
             own = head - heads - kv_heads
             new_value = tl.load(value + token * value_token + own * value_dim + d, mask=d < value_dim, other=0.0)
+            if HAS_VALUE_NORM:
+                x = new_value.to(tl.float32)
+                x = x * tl.rsqrt(tl.sum(x * x, axis=0) / value_dim + epsilon)
+                new_value = (x * tl.load(value_norm + d, mask=d < value_dim, other=0.0)).to(values.dtype.element_ty)
+                if KEEPS_KEYS:
+                    tl.store(new_values + (token * kv_heads + own) * value_dim + d, new_value, mask=d < value_dim)
             tl.store(values + own * cache_head + slot * cache_row + d, new_value, mask=d < value_dim)

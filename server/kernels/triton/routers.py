@@ -13,14 +13,17 @@ TOP_SIGMOID: tl.constexpr = tl.constexpr(3)
 
 @triton.jit
 def route_row(
-    logits, correction, chosen, weights, num_experts, group_size, top_groups, top_k, scale,
-    KIND: tl.constexpr, HAS_CORRECTION: tl.constexpr, IS_NORMALISED: tl.constexpr, IS_BY_BEST: tl.constexpr,
+    logits, correction, expert_scales, scores_kept, chosen, weights, num_experts, group_size, top_groups, top_k, scale,
+    KIND: tl.constexpr, HAS_CORRECTION: tl.constexpr, HAS_SCALES: tl.constexpr, KEEPS_SCORES: tl.constexpr,
+    IS_NORMALISED: tl.constexpr, IS_BY_BEST: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Choose experts for one row of logits, the best first; of equal ones, the first in order.
 
     Args:
         correction: added to scores for the choice alone.
+        expert_scales: factors of the weights of each expert, after all else.
+        scores_kept: takes the scores of all experts.
         group_size: experts of a group; all choices are from the ``top_groups`` best groups.
         IS_BY_BEST: groups count as much as their best expert; else as their two best together.
         BLOCK_G, BLOCK_S, BLOCK_K: powers of two that hold the groups, a group's experts, and the choices.
@@ -35,6 +38,8 @@ def route_row(
         scores = powers / tl.sum(tl.sum(powers, axis=1), axis=0)
     elif KIND == SIGMOID:
         scores = tl.sigmoid(scores)
+    if KEEPS_SCORES:
+        tl.store(scores_kept + row * num_experts + expert, scores, mask=is_there)
     ranked = scores
     if HAS_CORRECTION:
         ranked = ranked + tl.load(correction + expert, mask=is_there, other=0.0).to(tl.float32)
@@ -71,5 +76,7 @@ def route_row(
         values = values / tl.sum(values, axis=0)
     if IS_NORMALISED:
         values = values / tl.sum(tl.where(is_choice, values, 0.0), axis=0)
+    if HAS_SCALES:
+        values = values * tl.load(expert_scales + found, mask=is_choice, other=0.0).to(tl.float32)
     tl.store(chosen + row * top_k + number, found.to(chosen.dtype.element_ty), mask=is_choice)
     tl.store(weights + row * top_k + number, (values * scale).to(weights.dtype.element_ty), mask=is_choice)

@@ -51,7 +51,7 @@ class DecodeAttention:
 
     def prepare(
         self, cache: LayerCache, heads: ProjectedHeads, *, keeps_keys: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Write the step's keys and values to the cache; see ``head_preparation.prepare``."""
         from server.kernels.triton.head_preparation import prepare  # noqa: PLC0415  may not be installed
 

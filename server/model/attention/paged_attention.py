@@ -132,10 +132,9 @@ class _GroupAttention:
     def attend_projected(self, cache: LayerCache, heads: ProjectedHeads, options: AttentionOptions) -> torch.Tensor:
         assert self._decodes is not None
         has_spans = self._first_rows is not None
-        query, key = self._decodes.prepare(cache, heads, keeps_keys=has_spans)
+        query, key, value = self._decodes.prepare(cache, heads, keeps_keys=has_spans)
         output = self._decodes.attend(cache, query, options)
         if has_spans:
-            value = heads.value.view(len(heads.value), cache.shape.kv_heads, -1).transpose(0, 1)
             output[self._first_rows] = self._attend_spans(cache, query, key, value, options)
         return output
 

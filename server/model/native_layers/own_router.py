@@ -42,7 +42,7 @@ def find_own_router(module: Any, num_experts: int, top_k: int) -> OwnRouter:
         raise UnsupportedLayerError("its router was not found")
     size = linears[0].in_features
     norms = [found for each in module.children() if (found := norm_of(each, size)) is not None]
-    left = {value.numel(): value.detach() for _, value in module.named_parameters(recurse=False)}
+    left = {value.numel(): value.detach().cpu() for _, value in module.named_parameters(recurse=False)}
     if len(norms) != 1 or not left.keys() <= {size, num_experts} or size == num_experts:
         raise UnsupportedLayerError("its router has parts of unknown use")
     factor = float(getattr(module, FACTOR, 1.0))

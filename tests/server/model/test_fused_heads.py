@@ -17,6 +17,7 @@ from server.model.fused_latents import FusedLatentAttention
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
+from tests.card import fast_interpreter
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 
@@ -28,6 +29,7 @@ FAMILIES = {
     "gpt_oss": "tables of one half, biases, sinks and windows",
     "glm4_moe": "a part of a head that is rotated",
     "ernie4_5_moe": "pairs",
+    "gemma4_text": "norms of values, values that are keys, and tables by kind of layer",
     "deepseek_v3": "latents, and pairs that are stored as halves",
 }
 STEPS = (((0, 5), (0, 2)), ((5, 1), (2, 3)))  # cached and new tokens of two sequences
@@ -36,6 +38,8 @@ STEPS = (((0, 5), (0, 2)), ((5, 1), (2, 3)))  # cached and new tokens of two seq
 @pytest.fixture
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Triton's kernels run, by its interpreter where there is no GPU."""
+    if DEVICE.type == "cpu":
+        fast_interpreter.install()
     monkeypatch.setattr(available, "missing", lambda _: None)
 
 

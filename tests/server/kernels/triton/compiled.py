@@ -1,6 +1,6 @@
 """Compiles the kernels for cards that are not there: ``python -m tests.server.kernels.triton.compiled`` prints JSON.
 
-All are compiled for NVIDIA's, and a few for one of AMD's if this build of Triton has the compiler for it.
+All are compiled for NVIDIA's, and those of one kind for one of AMD's if this build of Triton has the compiler for it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ POINTERS = {
     "logits": "*fp32",
     "chosen": "*i64",
     "correction": "*fp32",
+    "expert_scales": "*bf16",
+    "scores_kept": "*fp32",
     "experts": "*i32",
     "tile_experts": "*i32",
     "choices": "*i32",
@@ -65,8 +67,8 @@ POINTERS = {
     "rows": "*i32",
     "table": "*i32",
     **dict.fromkeys(("key", "value", "query", "keys", "values", "sinks"), "*bf16"),
-    **dict.fromkeys(("cosines", "sines", "rotated", "new_keys"), "*bf16"),
-    **dict.fromkeys(("query_norm", "key_norm"), "*fp32"),
+    **dict.fromkeys(("cosines", "sines", "rotated", "new_keys", "new_values"), "*bf16"),
+    **dict.fromkeys(("query_norm", "key_norm", "value_norm"), "*fp32"),
     "parts": "*fp32",
     "weight": "*fp32",
     **dict.fromkeys(("y", "added", "total"), "*bf16"),
@@ -90,12 +92,10 @@ STRIDES = {f"{of}_{by}" for of in ("query", "key", "value") for by in ("head", "
 # Multiples of 16, of which the compiler makes use.
 ROWS = {"conv_row", "state_row", "projected_token", "head_dim", "state_size", "channels"}
 ALIGNED = {"slot_bytes", "K", "I", "N", "key_dim", "value_dim", "size", *ROWS, *STRIDES, *POINTERS}
-OF_ROCM = (experts.first_few, experts.second_many)
-NORMS = (128, 7168)  # numbers of a row
-ROUTERS = {  # the experts of a layer, and how a token chooses
-    128: router_choice.RouterRule(RouterKind.SOFTMAX_FIRST, 8, 1, 1, is_by_best=False, is_normalised=True, scale=1.0),
-    256: router_choice.RouterRule(RouterKind.SIGMOID, 8, 8, 4, is_by_best=False, is_normalised=True, scale=2.5),
-}
+NORMS = {128: (90,), 7168: CARDS}  # numbers of a row, and the cards
+SOFTMAX = router_choice.RouterRule(RouterKind.SOFTMAX_FIRST, 8, 1, 1, is_by_best=False, is_normalised=True, scale=1.0)
+GROUPS = router_choice.RouterRule(RouterKind.SIGMOID, 8, 8, 4, is_by_best=False, is_normalised=True, scale=2.5)
+ROUTERS = {128: (SOFTMAX, (86,)), 256: (GROUPS, CARDS)}  # the experts of a layer, how a token chooses, and the cards
 # Widths of keys and values, whether they are a latent, the type of rows, and the cards.
 ATTENTION = {
     "attention of 128": (128, 128, False, torch.bfloat16, CARDS),
@@ -135,8 +135,10 @@ def attention_kernels(
         merged = {"HAS_SINKS": True, "BLOCK_P": decode_attention.MERGED}
         yield attention.merge_partitions, {**partition, **merged, "BLOCK_V": width}
         yield attention.write_tokens, {"IS_LATENT": is_latent, "BLOCK": width}
-        rules = {"HAS_NORMS": True, "ROTATION": heads.PAIRS.value, "STEP": 2, "KEEPS_KEYS": True}
-        yield heads.prepare_heads, {**rules, **head_preparation.options_of(key_dim, value_dim)}
+    if dtype != torch.float32 and width == tiles["BLOCK_D"] and not is_latent:
+        rules = {"HAS_NORMS": True, "HAS_VALUE_NORM": True, "KEEPS_KEYS": True}
+        rotated = {"ROTATION": heads.PAIRS.value, "STEP": 2}
+        yield heads.prepare_heads, {**rules, **rotated, **head_preparation.options_of(key_dim, value_dim)}
 
 
 def recurrent_kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -192,35 +194,39 @@ def _compile(kernel: Any, constants: dict[str, Any], target: GPUTarget, dtype: t
     return triton.compile(source, target=target, options=options)
 
 
-def main() -> None:
-    results, of_rocm = [], []
+def every_kernel() -> Iterator[tuple[str, Any, dict[str, Any], torch.dtype, Sequence[int]]]:
+    """Yield each kernel with its kind, its constants, the type of rows, and the cards to compile it for."""
     for number, (name, kind) in enumerate(KINDS.items()):
         layer = make_layer(kind, 1)
         shape = describe_experts(layer.module, layer.layout)
         assert not isinstance(shape, str)
         launch = ExpertLaunch.of(shape, scales_input=kind.scales_input)
-        for card in CARDS if name == EVERYWHERE else CARDS[number % len(CARDS) :][:1]:
-            results += [{"kind": name, **compile_for(*each, card)} for each in kernels_of(launch)]
-        if name == EVERYWHERE and "amd" in backends:
-            of_rocm = [compile_for_rocm(*each) for each in kernels_of(launch) if each[0] in OF_ROCM]
-    for size in NORMS:
-        of_norms = norms.norm_rows, norms.add_and_norm_rows
-        made = [compile_for(kernel, options_of(size), card) for kernel in of_norms for card in CARDS]
-        results += [{"kind": f"norm of {size}", **each} for each in made]
+        cards = CARDS if name == EVERYWHERE else CARDS[number % len(CARDS) :][:1]
+        for kernel, constants in kernels_of(launch):
+            yield name, kernel, constants, torch.bfloat16, cards
+    for size, cards in NORMS.items():
+        for kernel in (norms.norm_rows, norms.add_and_norm_rows):
+            yield f"norm of {size}", kernel, options_of(size), torch.bfloat16, cards
     rules = {"ACTIVATION": Activation.SILU.value, "BLOCK": gated_activation.NUMBERS}
-    made = [compile_for(gated_rows.gate_rows, rules, card) for card in CARDS]
-    results += [{"kind": "gated MLPs", **each} for each in made]
+    yield "gated MLPs", gated_rows.gate_rows, rules, torch.bfloat16, CARDS
     for kernel, constants in recurrent_kernels():
-        made = [compile_for(kernel, constants, card) for card in CARDS]
-        results += [{"kind": "recurrent mixers", **each} for each in made]
-    for count, rule in ROUTERS.items():
-        constants = {**router_choice.options_of(rule, count), "HAS_CORRECTION": rule.kind == RouterKind.SIGMOID}
-        made = [compile_for(routers.route_row, constants, card) for card in CARDS]
-        results += [{"kind": f"router of {count}", **each} for each in made]
+        yield "recurrent mixers", kernel, constants, torch.bfloat16, CARDS
+    for count, (rule, cards) in ROUTERS.items():
+        is_corrected = rule.kind == RouterKind.SIGMOID
+        of_one = {"HAS_CORRECTION": is_corrected, "HAS_SCALES": not is_corrected, "KEEPS_SCORES": not is_corrected}
+        constants = {**router_choice.options_of(rule, count), **of_one}
+        yield f"router of {count}", routers.route_row, constants, torch.bfloat16, cards
     for name, (key_dim, value_dim, is_latent, dtype, cards) in ATTENTION.items():
-        for card in cards:
-            made = attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent)
-            results += [{"kind": name, **compile_for(*each, card, dtype)} for each in made]
+        for kernel, constants in attention_kernels(key_dim, value_dim, dtype, is_latent=is_latent):
+            yield name, kernel, constants, dtype, cards
+
+
+def main() -> None:
+    results, of_rocm = [], []
+    for kind, kernel, constants, dtype, cards in every_kernel():
+        results += [{"kind": kind, **compile_for(kernel, constants, card, dtype)} for card in cards]
+        if cards == CARDS and "amd" in backends:
+            of_rocm.append({"kind": kind, **compile_for_rocm(kernel, constants)})
     print(json.dumps({"cards": results, "rocm": of_rocm}))
 
 

@@ -61,8 +61,8 @@ def test_offsets_of_slots_have_64_bits(compiled: list[dict[str, Any]]) -> None:
     assert all(each["multiplies_64_bits"] for each in compiled)
 
 
-def test_kernels_of_experts_compile_for_rocm_without_spills(made: dict[str, list[dict[str, Any]]]) -> None:
+def test_every_kernel_compiles_for_rocm_without_spills(made: dict[str, list[dict[str, Any]]]) -> None:
     if not made["rocm"]:
         pytest.skip("this build of Triton has no compiler for ROCm")
-    assert [each["kernel"] for each in made["rocm"]] == ["first_few", "second_many"]
-    assert all(each["shared"] <= ROCM_SHARED and each["spills"] == [0, 0] for each in made["rocm"])
+    assert {each["kernel"] for each in made["rocm"]} == KERNELS | OTHERS
+    assert [each for each in made["rocm"] if each["shared"] > ROCM_SHARED or each["spills"] != [0, 0]] == []
