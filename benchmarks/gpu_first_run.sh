@@ -32,7 +32,7 @@ part() {  # NAME COMMAND...: runs a part with a log
 }
 
 stores=(tests/expert_store/test_device_tier.py)
-kernels=(tests/server/kernels/triton tests/server/model/test_fused_heads.py --deselect tests/server/kernels/triton/test_compiled.py)
+kernels=(tests/server/kernels/triton tests/server/model/test_fused_*.py --deselect tests/server/kernels/triton/test_compiled.py)
 pytest=("$python" -m pytest -p no:cacheprovider -n0 -rs)
 part doctor "$python" -m greenroom doctor
 if [[ $device == cuda* ]]; then
