@@ -121,4 +121,5 @@ def _trial_rows(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     noise = torch.randn((len(wanted), matrix.shape[1]), generator=generator, dtype=torch.float64)
     experts = torch.randint(len(matrix), (len(wanted),), generator=generator)
     toward = torch.nn.functional.normalize(matrix[experts]) * matrix.shape[1] ** 0.5
-    return (noise + wanted * toward).to(weight.device, dtype)
+    rows: torch.Tensor = noise + wanted * toward
+    return rows.to(weight.device, dtype)

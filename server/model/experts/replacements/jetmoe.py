@@ -92,14 +92,14 @@ class SharedKeysAttention(nn.Module):
         logits = self.experts.router.layer(hidden_states.flatten(0, 1)).float()
         best, index = logits.topk(self.experts.top_k, dim=1)
         query = _products(hidden_states.flatten(0, 1), self.experts.input_linear.weight, index)
-        return query.unflatten(0, hidden_states.shape[:2]), logits, (index, best.softmax(1).type_as(query))
+        return query.view(*hidden_states.shape[:2], *query.shape[1:]), logits, (index, best.softmax(1).type_as(query))
 
     def _sum_of_all(self, output: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the sum of the experts' outputs as ``JetMoeMoA.reduce``."""
         rows = output.flatten(0, 2)  # (tokens * k, kv_heads * dim)
         parts = _products(rows, self.experts.output_linear.weight, index.view(-1, 1)).view(*index.shape, -1)
-        summed = (parts * weights.unsqueeze(-1)).sum(1) + self.experts.bias
-        return summed.unflatten(0, output.shape[:2])
+        summed: torch.Tensor = (parts * weights.unsqueeze(-1)).sum(1) + self.experts.bias
+        return summed.view(*output.shape[:2], -1)
 
 
 def _products(rows: torch.Tensor, weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -109,5 +109,5 @@ def _products(rows: torch.Tensor, weight: torch.Tensor, index: torch.Tensor) -> 
         weight: of all experts, ``(experts, outputs, inputs)``.
         index: ``(rows, k)``.
     """
-    every = F.linear(rows, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])  # (rows, experts, outputs)
+    every = F.linear(rows, weight.flatten(0, 1)).view(len(rows), *weight.shape[:2])  # (rows, experts, outputs)
     return every.gather(1, index.unsqueeze(-1).expand(-1, -1, weight.shape[1]))
