@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from server.cluster.wire import ServedAdapter, ServedWeights, WeightChange
@@ -15,12 +16,16 @@ MAX_UNDOABLE = 16
 
 
 class WeightChanges:
-    """Loads and unloads adapters and variants of a replica. Its methods may block."""
+    """Loads and unloads adapters and variants of a replica. Its methods may block, but not ``confirm``.
+
+    Threads may use it: changes are made one after the other.
+    """
 
     def __init__(self, loaded: LoadedServer):
         self._loaded = loaded
         self._changed_at = self._refused_at = 0.0
         self._undoable: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._changing = Lock()
 
     def served(self) -> ServedWeights:
         """Return the weights that are served now."""
@@ -50,12 +55,13 @@ class WeightChanges:
         part, name, method = change.part, str(change.arguments[0]), change.method
         if method not in {"load", "unload"}:
             raise EngineUnavailableError(f"{method} is no change of weights")
-        before = self._folder(part, name)
-        value = getattr(self._changer(part), method)(*change.arguments, **change.named)
-        self._undoable[change.id] = lambda: self._restore(part, name, before)
-        while len(self._undoable) > MAX_UNDOABLE:
-            self._undoable.popitem(last=False)
-        return value
+        with self._changing:
+            before = self._folder(part, name)
+            value = getattr(self._changer(part), method)(*change.arguments, **change.named)
+            self._undoable[change.id] = lambda: self._restore(part, name, before)
+            while len(self._undoable) > MAX_UNDOABLE:
+                self._undoable.popitem(last=False)
+            return value
 
     def confirm(self, change: WeightChange) -> None:
         """Count a change that all replicas have made as the last one, which those that start later take over."""
@@ -68,29 +74,33 @@ class WeightChanges:
         Raises:
             EngineError: it can't be undone.
         """
-        undo = self._undoable.pop(change, None)
-        if undo is not None:
-            undo()
+        with self._changing:
+            undo = self._undoable.pop(change, None)
+            if undo is not None:
+                undo()
 
     def adopt(self, other: ServedWeights) -> None:
         """Serve what another replica serves, from the same folders, if its last change is later than that of this one.
 
+        Returns once they are served, though another call may load them.
+
         Raises:
             EngineError: one of the weights can't be loaded here.
         """
-        if other.changed_at <= max(self._changed_at, self._refused_at):
-            return
-        self._refused_at = other.changed_at  # until it has succeeded
-        mine = self.served()
-        adapters = {name: adapter.folder for name, adapter in other.adapters.items()}
-        for part, theirs, own in (
-            ("adapters", adapters, {name: adapter.folder for name, adapter in mine.adapters.items()}),
-            ("variants", dict(other.variants), dict(mine.variants)),
-        ):
-            for name in theirs.keys() | own.keys():
-                if theirs.get(name) != own.get(name):  # what is the same stays
-                    self._restore(part, name, theirs.get(name))
-        self._changed_at = other.changed_at
+        with self._changing:
+            if other.changed_at <= max(self._changed_at, self._refused_at):
+                return
+            self._refused_at = other.changed_at  # until it has succeeded
+            mine = self.served()
+            adapters = {name: adapter.folder for name, adapter in other.adapters.items()}
+            for part, theirs, own in (
+                ("adapters", adapters, {name: adapter.folder for name, adapter in mine.adapters.items()}),
+                ("variants", dict(other.variants), dict(mine.variants)),
+            ):
+                for name in theirs.keys() | own.keys():
+                    if theirs.get(name) != own.get(name):  # what is the same stays
+                        self._restore(part, name, theirs.get(name))
+            self._changed_at = other.changed_at
 
     def _variants(self) -> dict[str, Path]:
         found = {name: self._loaded.variants.find(name) for name in self._loaded.variants.names()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,22 +263,51 @@ def test_a_variant_is_served_by_all_replicas(running: Running) -> None:
     assert deleted.is_success
 
 
+def change_weights(running: Running, replicas: list[Replica], change: WeightChange) -> None:
+    for replica in replicas:
+        running.runner.run(replica.change_weights(change))
+        replica.confirm_change(change)
+
+
 def test_a_new_replica_takes_over_weights_and_pins(running: Running) -> None:
     first, second = running.replicas
-    change = WeightChange("x", 1e12, "adapters", "load", ("mine", "recipes"))
-    running.runner.run(first.change_weights(change))
-    first.confirm_change(change)
+    change_weights(running, [first], WeightChange("x", 1e12, "adapters", "load", ("mine", "recipes")))
     running.runner.run(first.call("experts", "change", "pin", [(0, 1)]))
     holdings = running.runner.run(first.holdings())
     assert (0, 1) in holdings.pinned
     running.runner.run(second.take_over(holdings))
     assert second._changes.served().adapters["mine"].folder == first._changes.served().adapters["mine"].folder
     assert running.runner.run(second.holdings()).pinned == holdings.pinned
-    change = WeightChange("y", 2e12, "adapters", "unload", ("mine",))
+    change_weights(running, running.replicas, WeightChange("y", 2e12, "adapters", "unload", ("mine",)))
     for replica in running.replicas:
-        running.runner.run(replica.change_weights(change))
-        replica.confirm_change(change)
         running.runner.run(replica.call("experts", "change", "unpin", [(0, 1)]))
+
+
+def test_a_replica_that_takes_over_waits_for_weights_that_another_call_loads(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = running.replicas
+    adapters = second._loaded.adapters
+    assert adapters is not None
+    load_own = adapters.registry.load_own
+
+    def load_slowly(name: str, folder: str) -> None:
+        time.sleep(0.2)
+        load_own(name, folder)
+
+    monkeypatch.setattr(adapters.registry, "load_own", load_slowly)
+    change_weights(running, [first], WeightChange("x", 2.1e12, "adapters", "load", ("mine", "recipes")))
+    holdings = running.runner.run(first.holdings())
+
+    async def take_over() -> bool:
+        await second.take_over(holdings)
+        return "mine" in second._changes.names()
+
+    async def take_over_twice() -> list[bool]:
+        return [*await asyncio.gather(take_over(), take_over())]
+
+    assert running.runner.run(take_over_twice()) == [True, True]
+    change_weights(running, running.replicas, WeightChange("y", 2.2e12, "adapters", "unload", ("mine",)))
 
 
 def test_a_key_that_is_added_to_the_file_is_known_soon(

@@ -164,6 +164,17 @@ def test_an_adapter_is_loaded_by_all_replicas_and_answers_as_a_plain_servers(clu
     assert replies == [expected] * 4
 
 
+def test_a_variant_is_loaded_by_all_replicas_and_answers_as_a_plain_servers(cluster: Cluster, plain: Server) -> None:
+    body = {"name": "law", "path": "legal"}
+    asked = {**STORY, "model": f"{MODEL}:law", "max_tokens": 16}
+    with cluster.http() as http:
+        http.post("/v1/experts/load", json=body).raise_for_status()
+        replies = [http.post("/v1/completions", json=asked).json()["choices"] for _ in range(4)]
+    httpx.post(f"{plain.url}/v1/experts/load", json=body).raise_for_status()
+    expected = httpx.post(f"{plain.url}/v1/completions", json=asked, timeout=60).json()["choices"]
+    assert replies == [expected] * 4
+
+
 def test_a_change_by_an_administrator_is_in_the_log(cluster: Cluster) -> None:
     with cluster.http() as http:
         http.post("/v1/experts/prefetch", json={"experts": [[0, 0]]}).raise_for_status()
