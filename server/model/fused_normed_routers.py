@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from server.kernels.native.structures.layers import NormKind, RouterKind
 from server.kernels.triton.available import runs_on
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.fused_routers import CHOSEN, LOGITS, WEIGHTS, are_near, check_choices, parts_of
+from server.model.fused_routers import CHOSEN, LOGITS, WEIGHTS, are_near, check_choices, fuse_all, parts_of
 from server.model.native_layers.own_router import find_own_router
 from server.model.native_layers.router_kinds import SPREADS
 
@@ -58,22 +57,14 @@ def fuse_normed_routers(model: nn.Module, device: torch.device | None) -> int:
     """
     if device is None or not runs_on(device):
         return 0
-    count, dtype = 0, next(parameter.dtype for parameter in model.parameters())
-    for module in model.modules():
-        linears = [each for each in module.children() if isinstance(each, nn.Linear)]
-        if len(linears) != 1 or linears[0].out_features < LEAST_EXPERTS or linears[0].weight.device.type != device.type:
-            continue
-        if len(inspect.signature(module.forward).parameters) != 1:
-            continue
-        try:
-            fused = _fuse(module, linears[0], dtype)
-        except (UnsupportedLayerError, RuntimeError) as error:  # torch's, of a module that takes other rows
-            log.debug("a %s norms and chooses by torch: %s", type(module).__name__, error)
-            continue
-        module.forward = fused
-        count += 1
+    count = fuse_all(model, _product_of, _fuse, device)
     log.info("%d routers norm their rows, and choose in one launch", count)
     return count
+
+
+def _product_of(module: nn.Module) -> nn.Linear | None:
+    linears = [each for each in module.children() if isinstance(each, nn.Linear)]
+    return linears[0] if len(linears) == 1 and linears[0].out_features >= LEAST_EXPERTS else None
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,22 +68,45 @@ def fuse_routers(model: nn.Module, device: torch.device | None) -> int:
     """
     if device is None or not runs_on(device):
         return 0
+    count = fuse_all(model, _matrix_of, _fuse, device)
+    log.info("%d routers choose in one launch", count)
+    return count
+
+
+def fuse_all(
+    model: nn.Module,
+    find: Callable[[nn.Module], Any],
+    fuse: Callable[[nn.Module, Any, torch.dtype], Callable[..., Any]],
+    device: torch.device,
+) -> int:
+    """Replace the forward of each module that takes rows alone and has a fused one; return how many do.
+
+    Args:
+        find: returns a module's matrix of experts, or its linear layer; None if it can be no router.
+        fuse: makes the forward of a module, what ``find`` returned, and the model's dtype; raises
+            ``UnsupportedLayerError`` if it is of another kind.
+    """
     count, dtype = 0, next(parameter.dtype for parameter in model.parameters())
     for module in model.modules():
-        weight = module._parameters.get("weight")  # noqa: SLF001  as of routers, which have no public type
-        if weight is None or weight.ndim != MATRIX_DIMENSIONS or isinstance(module, nn.Linear | nn.Embedding):
+        found = find(module)
+        weight = found.weight if isinstance(found, nn.Linear) else found
+        if weight is None or weight.device.type != device.type:
             continue
-        if weight.device.type != device.type or len(inspect.signature(module.forward).parameters) != 1:
+        if len(inspect.signature(module.forward).parameters) != 1:
             continue
         try:
-            fused = _fuse(module, weight, dtype)
+            module.forward = fuse(module, found, dtype)
         except (UnsupportedLayerError, RuntimeError) as error:  # torch's, of a module that takes rows of another type
             log.debug("a %s chooses by torch: %s", type(module).__name__, error)
             continue
-        module.forward = fused
         count += 1
-    log.info("%d routers choose in one launch", count)
     return count
+
+
+def _matrix_of(module: nn.Module) -> torch.Tensor | None:
+    weight = module._parameters.get("weight")  # noqa: SLF001  as of routers, which have no public type
+    is_matrix = weight is not None and weight.ndim == MATRIX_DIMENSIONS
+    return weight if is_matrix and not isinstance(module, nn.Linear | nn.Embedding) else None
 
 
 @torch.inference_mode()
