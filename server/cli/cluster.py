@@ -92,10 +92,8 @@ def _run_file(arguments: argparse.Namespace) -> int:
         )
     content, options = read(Path(arguments.target))
     _check_machine(options)
-    with (
-        redirect_stdout(sys.stderr),
-        running_cluster(content, options, _end) as line,
-    ):  # Ray prints logs of its processes
+    # Ray prints logs of its processes.
+    with redirect_stdout(sys.stderr), running_cluster(content, options, _end) as line:
         print(line, file=sys.__stdout__, flush=True)
         wait_for_signal()
     return 0
