@@ -24,6 +24,8 @@ chart from one or more results files.
 engines all in memory, deletes the files and goes on with the next; ``--only int8,int4`` chooses other formats than that
 of the checkpoint, and ``--only Q8_0,Q4_0,Q4_K_M`` GGUF files, which both engines serve. ``--only decode --contexts
 12000,32000 --streams 1 --rounds 1`` measures decoding after long prompts, which every engine reads anew in each round.
+With ``--keep-contexts DIR`` engines read them once, before the first round: llama.cpp writes its states into DIR, from
+which later runs load them, and Greenroom has them in its prefix cache. ``--only llama.cpp --rounds 0`` fills DIR.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ def make_setup(options: argparse.Namespace, model: Path) -> Setup:
         options.niceness,
         {peer: path for peer in PEERS if (path := getattr(options, attribute(peer)))},
         options.convert,
+        contexts=options.keep_contexts and options.keep_contexts.resolve(),
     )
 
 
@@ -106,7 +109,8 @@ def variants(options: argparse.Namespace) -> list[Variant]:
 
 def planned(options: argparse.Namespace, condition: str, selection: Selection) -> list[Task]:
     streams, prompts, tokens = options.streams, options.prompts, options.tokens
-    return tasks(condition, selection.kinds, streams, prompts, tokens, contexts=options.contexts)
+    kinds, contexts, are_kept = selection.kinds, options.contexts, options.keep_contexts is not None
+    return tasks(condition, kinds, streams, prompts, tokens, contexts=contexts, are_kept=are_kept)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +142,8 @@ def compare_families(options: argparse.Namespace) -> dict[str, Any]:
                     skipped.append(str(error))
                     continue
                 setup = replace(make_setup(options, files.folder), packs_trunk=True)  # as llama.cpp does
-                engines = FAMILY_ENGINES if FAMILIES[name].has_peer else FAMILY_ENGINES[:1]
+                of_family = FAMILY_ENGINES if FAMILIES[name].has_peer else FAMILY_ENGINES[:1]
+                engines = [engine for engine in of_family if engine in (chosen.engines or of_family)]
                 formats = FAMILIES[name].compared_formats(options.only)
                 peers = [FAMILY_PEER_FORMATS.get(weights, weights) for weights in formats]
                 selection = replace(chosen, engines=engines, peer_formats=peers)
@@ -201,6 +206,12 @@ def main() -> None:
         type=numbers,
         default=[SHORT_CONTEXT],
         help="tokens of the prompts after which streams decode, such as 64,12000",
+    )
+    parser.add_argument(
+        "--keep-contexts",
+        type=Path,
+        metavar="FOLDER",
+        help="read the prompts of --contexts once, and keep what llama.cpp made of them in this folder",
     )
     parser.add_argument("--prompts", type=numbers, help="prompt lengths in tokens")
     parser.add_argument("--tokens", type=int, help="tokens to generate after each prompt")

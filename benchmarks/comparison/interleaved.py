@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.comparison.bandwidth import disk_bytes_per_second, memory_bytes_per_second
@@ -85,6 +86,9 @@ class Comparison:
             try:
                 for task in WARM_UP if CONDITIONS[condition] is None else work:
                     self._measure_all(engines, condition, task, 0, " (warm-up)")
+                for task in work:
+                    if task.is_kept:
+                        self._measure_all(engines, condition, replace(task, kind="prompt", new_tokens=1), 0, " (kept)")
                 for index in range(1, rounds + 1):
                     for task in work:
                         self._measure_quietly(engines, condition, task, index)

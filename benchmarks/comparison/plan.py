@@ -55,9 +55,17 @@ class Task:
     streams: int
     prompt_tokens: int
     new_tokens: int
+    is_kept: bool = False  # the prompts are read once, and what engines made of them is kept
 
     def prompts(self, round_index: int, vocabulary: int) -> list[list[int]]:
-        """Return the prompts of a round: equal for all engines, different in each round, to avoid prefix reuse."""
+        """Return the prompts of a round, equal for all engines.
+
+        They are different in each round, to avoid prefix reuse. Kept ones are the same in all rounds, and shorter ones
+        begin longer ones.
+        """
+        if self.is_kept:
+            streams = map(np.random.default_rng, range(self.streams))
+            return [rng.integers(FIRST_ID, vocabulary, self.prompt_tokens).tolist() for rng in streams]
         rng = np.random.default_rng([self.streams, self.prompt_tokens, round_index])
         return rng.integers(FIRST_ID, vocabulary, (self.streams, self.prompt_tokens)).tolist()
 
@@ -107,6 +115,7 @@ def tasks(
     tokens: int,
     *,
     contexts: Sequence[int],
+    are_kept: bool = False,
 ) -> list[Task]:
     """Return the tasks of a condition.
 
@@ -114,11 +123,12 @@ def tasks(
 
     Args:
         contexts: tokens of the prompts after which streams decode.
+        are_kept: whether engines read those prompts once, before the first round.
     """
     found = []
     if "decode" in kinds:
         new_tokens = tokens if condition == "resident" else max(8, tokens // 2)
-        found += [Task("decode", count, context, new_tokens) for context in contexts for count in streams]
+        found += [Task("decode", count, context, new_tokens, are_kept) for context in contexts for count in streams]
     if "prompt" in kinds and condition == "resident":
         found += [Task("prompt", 1, length, 1) for length in prompts]
     return found

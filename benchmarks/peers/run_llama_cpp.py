@@ -2,6 +2,8 @@
 
 With ``--logits IDS.json OUT.npy``, it writes the float32 logits of one sequence of token ids, ``(tokens, vocabulary)``;
 ``--one-by-one`` computes them token by token, as in decoding.
+
+With ``--contexts FOLDER``, states after prompts are kept in files, and loaded instead of reading a prompt again.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from protocol import Prompts, send, serve  # before modules that may print
 # isort: split
 import llama_cpp as llama
 import numpy as np
+from kept_contexts import KeptContexts
 
 UBATCH_TOKENS = 512
 
@@ -63,23 +66,68 @@ class Context:
         return np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, index), (self._vocabulary,))
 
 
+class States:
+    """States of sequences after prompts, recurrent ones too, in files of a folder."""
+
+    def __init__(self, kept: KeptContexts):
+        self._kept = kept
+
+    def fill(self, context: Context, sequence: int, prompt: list[int]) -> int:
+        """Bring a sequence to the state before a prompt's last token; return the number of its tokens.
+
+        The longest kept beginning of the prompt is loaded. What had to be read is kept. Prompts of a single batch are
+        left to be read anew.
+        """
+        if len(prompt) <= UBATCH_TOKENS:
+            return 0
+        wanted = prompt[:-1]
+        start = self._kept.longest(wanted)
+        if start:
+            self._load(context, sequence, wanted[:start])
+        if start < len(wanted):
+            for position in range(start, len(wanted)):
+                context.add(wanted[position], position, sequence, wants_logits=False)
+            context.run()
+            self._save(context, sequence, wanted)
+        return len(wanted)
+
+    def _load(self, context: Context, sequence: int, ids: list[int]) -> None:
+        path, found, count = self._kept.path(ids), (llama.llama_token * len(ids))(), ctypes.c_size_t()
+        name = str(path).encode()
+        llama.llama_state_seq_load_file(context.context, name, sequence, found, len(ids), ctypes.byref(count))
+        if found[: count.value] != ids:
+            raise RuntimeError(f"llama.cpp could not load {path}; delete it, so that it is made again")
+
+    def _save(self, context: Context, sequence: int, ids: list[int]) -> None:
+        path = self._kept.path(ids)
+        part = path.with_suffix(".part")
+        tokens = (llama.llama_token * len(ids))(*ids)
+        if not llama.llama_state_seq_save_file(context.context, str(part).encode(), sequence, tokens, len(ids)):
+            raise RuntimeError(f"llama.cpp could not write {part}")
+        part.replace(path)
+
+
 class Runner:
-    def __init__(self, path: str, threads: int):
+    def __init__(self, path: str, threads: int, contexts: Path | None = None):
         llama.llama_backend_init()
         self._log = llama.llama_log_callback(lambda *_: None)
         llama.llama_log_set(self._log, ctypes.c_void_p(0))
         self._model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
         self._threads = threads
+        self._states = None if contexts is None else States(KeptContexts(contexts, Path(path).stem))
 
     def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
         count, length = len(prompts), len(prompts[0])
         with Context(self._model, count, count * (length + new_tokens + 32), count * length, self._threads) as context:
             started = time.perf_counter()
+            start = 0
+            if self._states:
+                start = max(self._states.fill(context, sequence, prompt) for sequence, prompt in enumerate(prompts))
             for sequence, prompt in enumerate(prompts):
-                for position, token in enumerate(prompt):
-                    context.add(token, position, sequence, wants_logits=position == length - 1)
+                for position in range(start, length):
+                    context.add(prompt[position], position, sequence, wants_logits=position == length - 1)
             context.run()
-            last = [int(context.logits((row + 1) * length - 1).argmax()) for row in range(count)]
+            last = [int(context.logits((row + 1) * (length - start) - 1).argmax()) for row in range(count)]
             first = time.perf_counter()
             done, now = 0, first
             while done < new_tokens - 1 and now - first < seconds:
@@ -111,8 +159,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--logits", nargs=2, type=Path)
     parser.add_argument("--one-by-one", action="store_true")
+    parser.add_argument("--contexts", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    runner = Runner(options.model, options.threads)
+    runner = Runner(options.model, options.threads, options.contexts)
     if options.logits:
         ids, out = options.logits
         np.save(out, runner.sequence_logits(json.loads(ids.read_text()), one_by_one=options.one_by_one))
