@@ -56,6 +56,10 @@ kept of a token depends on where the prompt ends). DeepSeek-V4's compressed keys
 last token that it is made of, so that a step compresses only what is new; on [native layers](#native-decoder-layers)
 its sequences are attended together.
 
+The index of DeepSeek-V4 scores a compressed key by a sum of what is positive of its heads' products, so that several
+keys of a text may have the score 0. Where these are on the border of what is chosen, transformers' choice changes with
+the number of keys that come after the token; Greenroom chooses as it does with none, as in decoding.
+
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
 {batched_rows}

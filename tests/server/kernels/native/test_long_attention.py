@@ -200,7 +200,7 @@ def test_attention_to_thousands_of_compressed_keys(kernels: Kernels, level: str,
     torch.manual_seed(0)
     step, period, window = Step(num_tokens), 2, 100
     rows = torch.cat([ramp(step.num_blocks * BLOCK, DIM) * 0.5 for _ in range(3)], 1)  # also compressed keys and gates
-    cache = step.placed(in_blocks(rows))
+    cache = step.placed(torch.cat([in_blocks(rows[:, :DIM]).flatten(1), rows[:, DIM:].reshape(-1, 2 * DIM * BLOCK)], 1))
     every, few, group = selection(HIDDEN), selection(DIM), selection(HIDDEN, HIDDEN // 2)
     ones, zeros = torch.ones(HIDDEN), torch.zeros(period, DIM)
     matrix, key = matrix_of(every), matrix_of(few)
@@ -232,10 +232,12 @@ def test_attention_to_thousands_of_compressed_keys(kernels: Kernels, level: str,
     queries = step.rows.view(num_tokens, HEADS, DIM)
     queries = queries * torch.rsqrt(queries.square().mean(-1, keepdim=True))
     queries = queries.bfloat16().float() if level in ROUNDING else queries
-    cached = rows_of(cache[step.order])  # with those of the step
+    cached = cache[step.order]  # with those of the step
+    own = rows_of(cached[:, : DIM * BLOCK].unflatten(1, (DIM, BLOCK)))
+    compressed_keys = cached[:, DIM * BLOCK :].reshape(-1, 2, DIM)[:, 0]
     for token, position in enumerate(range(KEYS - num_tokens, KEYS)):
-        compressed = cached[period - 1 : position + 1 : period, DIM : 2 * DIM]
-        keys = torch.cat([compressed, cached[position + 1 - window : position + 1, :DIM]]).double()
+        compressed = compressed_keys[period - 1 : position + 1 : period]
+        keys = torch.cat([compressed, own[position + 1 - window : position + 1]]).double()
         wanted = (queries[token].double() @ keys.T * SCALING).softmax(-1) @ keys
         assert error_of(found[token], wanted.flatten()) < (ROUNDED if level in ROUNDING else 4 * EXACT)
 

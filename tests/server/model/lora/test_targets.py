@@ -58,6 +58,15 @@ def test_a_linear_layer_that_returns_more_than_a_product_is_refused(tmp_path: Pa
     assert targets.refused[name] == "the model does not call it with one row for each token"
 
 
+@pytest.mark.slow
+def test_native_layers_and_modules_refuse_adapters_of_outputs_in_groups(tmp_path: Path, pool: ComputePool) -> None:
+    """PEFT can't add to them either: they return as many numbers for each group as there are outputs of the group."""
+    for one in (pool, None):
+        targets = targets_of("deepseek_v4", tmp_path / str(one), one)
+        name = "model.layers.1.self_attn.o_a_proj"
+        assert targets.refused[name] == "the model does not call it with one row for each token"
+
+
 def test_towers_are_refused(tmp_path: Path) -> None:
     targets = targets_of("qwen3_vl_moe", tmp_path)
     assert targets.refused["model.visual.blocks.0.attn.qkv"] == "it is not part of the text model"

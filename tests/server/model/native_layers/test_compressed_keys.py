@@ -6,19 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as modeling
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.model.blocks.compressed_attention.index_choice import IndexChoice
+from server.model.blocks.errors import UnsupportedLayerError
 from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import load
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
-]
 
 
 def of_result(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
@@ -42,6 +40,26 @@ CASES = {
 }
 
 
+def choice_of(scores: list[float]) -> tuple[IndexChoice, np.ndarray[Any, np.dtype[np.int32]]]:
+    """Return a choice of one of two keys for the last of two tokens, and the other choice."""
+    own, other = (np.array([[-1], [key]], dtype=np.int32) for key in (0, 1))
+    return IndexChoice(own, torch.tensor([scores, scores]), 1, 1), other
+
+
+@pytest.mark.parametrize("scores", [[0.0, 0.0], [1.0, 1.00001]])
+def test_another_of_equal_scores_may_be_chosen(scores: list[float]) -> None:
+    choice, other = choice_of(scores)
+    choice.check(other, tolerance=1e-4)
+
+
+def test_a_lower_score_may_not_be_chosen() -> None:
+    choice, other = choice_of([1.0, 0.5])
+    with pytest.raises(UnsupportedLayerError, match="chooses other compressed keys"):
+        choice.check(other, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
 @pytest.mark.parametrize("name", CASES)
 def test_modules_that_differ_run_as_they_are(
     name: str, tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,9 @@ struct Compressor {
 };
 
 // The cache has of each token its key, then keys and gates that are compressed, and the same of index keys. A compressed key
-// takes the place of the last series of its last token, which nothing else reads.
+// takes the place of the last series of its last token, which nothing else reads. Keys and what belongs to index keys are
+// transposed in blocks as in token_cache.h. Between both, the keys and gates that are compressed stand token by token, so that
+// a compressed key lies in one piece.
 struct CompressedAttention {
   Matrix query_down;     // (query_rank, hidden)
   Matrix query;          // (heads * dim, query_rank)

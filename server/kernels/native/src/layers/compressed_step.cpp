@@ -127,32 +127,49 @@ void CompressedStep::place(int64_t token) {
   float* key = down + first_key();
   level_.normalise(key, spec_.key_norm, spec_.key_epsilon, spec_.dim, key);
   rotate(key, spec_.dim, place_of(token), nullptr);
-  write_token(level_, cache(), step_, token, 0, key, cached_size(spec_));
+  write_token(level_, cache(), step_, token, 0, key, spec_.dim);
+  const StepSequence& sequence = sequence_of(step_, token);
+  const float* numbers = key + spec_.dim;
+  level_.narrow(numbers, spec_.cache_format, compressed_in(sequence, position_of(sequence, token)), compressed_size());
+  const int64_t first = spec_.dim + compressed_size();
+  write_token(level_, cache(), step_, token, first, key + first, cached_size(spec_) - first);
 }
 
 void CompressedStep::compress(int64_t token, int thread) const {
-  if ((position_at(token) + 1) % spec_.period) return;
-  compress(spec_.keys, spec_.dim, token, own_scratch(thread));
-  if (has_index()) compress(spec_.index, spec_.dim + 2 * spec_.keys.key.outputs, token, own_scratch(thread));
+  const StepSequence& sequence = sequence_of(step_, token);
+  const int64_t position = position_of(sequence, token), bytes = bytes_of(spec_.cache_format);
+  if ((position + 1) % spec_.period) return;
+  float* scratch = own_scratch(thread);
+  const auto read_keys = [&](int64_t at, int64_t first, float* numbers) {
+    level_.widen(compressed_in(sequence, at) + first * bytes, spec_.cache_format, numbers, spec_.keys.dim);
+  };
+  const float* key = compress(spec_.keys, position, scratch, read_keys);
+  level_.narrow(key, spec_.cache_format, compressed_key_in(sequence, position), spec_.dim);
+  if (!has_index()) return;
+  const int64_t first_column = spec_.dim + compressed_size();
+  const auto read_index = [&](int64_t at, int64_t first, float* numbers) {
+    const char* from = token_in(cache(), step_, sequence, at, first_column + first);
+    for (int64_t d = 0; d < spec_.index.dim; ++d) {
+      level_.widen(from + d * kCacheBlock * bytes, spec_.cache_format, numbers + d, 1);
+    }
+  };
+  key = compress(spec_.index, position, scratch, read_index);
+  write_token(level_, cache(), step_, token, first_column + spec_.index.key.outputs - spec_.index.dim, key, spec_.index.dim);
 }
 
-void CompressedStep::compress(const Compressor& of, int64_t first, int64_t token, float* scratch) const {
-  const StepSequence& sequence = sequence_of(step_, token);
-  const int64_t dim = of.dim, outputs = of.key.outputs, begin = position_of(sequence, token) + 1 - spec_.period;
-  const int64_t oldest = std::max<int64_t>(0, begin - (series_ - 1) * spec_.period), count = begin + spec_.period - oldest;
-  const int64_t stride = most_tokens(spec_), bytes = bytes_of(spec_.cache_format) * kCacheBlock;
+template <typename Read>
+const float* CompressedStep::compress(const Compressor& of, int64_t position, float* scratch, Read read) const {
+  const int64_t dim = of.dim, outputs = of.key.outputs, begin = position + 1 - spec_.period;
+  const int64_t oldest = std::max<int64_t>(0, begin - (series_ - 1) * spec_.period), count = position + 1 - oldest;
+  const int64_t stride = most_tokens(spec_);
   float *gates = scratch, *keys = gates + dim * stride, *mean = keys + dim * stride;
-  for (int64_t position = oldest, size; position < oldest + count; position += size) {  // tokens of one block and period
-    size = std::min(kCacheBlock - position % kCacheBlock, (position < begin ? begin : oldest + count) - position);
-    const int64_t series = position < begin ? 0 : (series_ - 1) * dim, place = position - oldest;
-    const char* from = token_in(cache(), step_, sequence, position, first + series);
-    for (int64_t d = 0; d < dim; ++d) {
-      level_.widen(from + d * bytes, spec_.cache_format, keys + d * stride + place, size);
-      float* own = gates + d * stride + place;
-      level_.widen(from + (outputs + d) * bytes, spec_.cache_format, own, size);
-      const float* bias = of.bias + position % spec_.period * outputs + series + d;
-      for (int64_t i = 0; i < size; ++i) own[i] += bias[i * outputs];
-    }
+  for (int64_t place = 0; place < count; ++place) {
+    const int64_t at = oldest + place, series = at < begin ? 0 : (series_ - 1) * dim;
+    const float* bias = of.bias + at % spec_.period * outputs + series;
+    read(at, series, mean);
+    for (int64_t d = 0; d < dim; ++d) keys[d * stride + place] = mean[d];
+    read(at, outputs + series, mean);
+    for (int64_t d = 0; d < dim; ++d) gates[d * stride + place] = mean[d] + bias[d];
   }
   for (int64_t d = 0; d < dim; ++d) {
     level_.soft_max(gates + d * stride, count);
@@ -160,7 +177,17 @@ void CompressedStep::compress(const Compressor& of, int64_t first, int64_t token
   }
   level_.normalise(mean, of.norm, of.epsilon, dim, mean);
   rotate(mean, dim, begin, nullptr);
-  write_token(level_, cache(), step_, token, first + outputs - dim, mean, dim);
+  return mean;
+}
+
+char* CompressedStep::compressed_in(const StepSequence& sequence, int64_t position) const {
+  const int64_t place = position % kCacheBlock;
+  const char* block = token_in(cache(), step_, sequence, position - place, spec_.dim);
+  return const_cast<char*>(block) + place * compressed_size() * bytes_of(spec_.cache_format);
+}
+
+char* CompressedStep::compressed_key_in(const StepSequence& sequence, int64_t last) const {
+  return compressed_in(sequence, last) + (spec_.keys.key.outputs - spec_.dim) * bytes_of(spec_.cache_format);
 }
 
 void CompressedStep::turn(int64_t token) const {
@@ -188,7 +215,7 @@ void CompressedStep::score(int64_t tile, int thread) const {
   const StepSequence& sequence = sequence_of(step_, token);
   const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
   if (sees_all(position) || first_block >= blocks) return;
-  const int64_t first = spec_.dim + 2 * spec_.keys.key.outputs + spec_.index.key.outputs - spec_.index.dim;
+  const int64_t first = spec_.dim + compressed_size() + spec_.index.key.outputs - spec_.index.dim;
   IndexScores scores{};
   scores.query = index_queries_ + token * spec_.index_heads * spec_.index.dim;
   scores.weights = rows + token * width_ + first_weight();
@@ -238,23 +265,32 @@ CompressedStep::Keys CompressedStep::keys_of(int64_t token) const {
 
 template <typename Number>
 void CompressedStep::gather(const StepSequence& sequence, const Keys& keys, int64_t first, Number* to) const {
-  const int64_t column = spec_.keys.key.outputs, last = std::min(first + kPartKeys, keys.total);
-  const auto copy = [&](int64_t position, int64_t at, int64_t place, int64_t count) {
-    const auto* from = reinterpret_cast<const Number*>(token_in(cache(), step_, sequence, position, at));
-    Number* target = to + place / kCacheBlock * kCacheBlock * spec_.dim + place % kCacheBlock;
-    for (int64_t d = 0; d < spec_.dim; ++d, from += kCacheBlock, target += kCacheBlock) {
-      for (int64_t i = 0; i < count; ++i) target[i] = from[i];
-    }
+  const int64_t last = std::min(first + kPartKeys, keys.total);
+  const auto target_of = [&](int64_t key) {
+    const int64_t place = key - first;
+    return to + place / kCacheBlock * kCacheBlock * spec_.dim + place % kCacheBlock;
   };
   int64_t key = first;
-  for (; key < std::min(last, keys.compressed); ++key) {
-    const int64_t number = keys.chosen ? keys.chosen[key] : key;
-    copy((number + 1) * spec_.period - 1, column, key - first, 1);
+  for (int64_t size; key < std::min(last, keys.compressed); key += size) {  // of one block
+    size = std::min<int64_t>(kCacheBlock, std::min(last, keys.compressed) - key);
+    const Number* from[kCacheBlock];
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t number = keys.chosen ? keys.chosen[key + i] : key + i;
+      from[i] = reinterpret_cast<const Number*>(compressed_key_in(sequence, (number + 1) * spec_.period - 1));
+    }
+    Number* target = target_of(key);
+    for (int64_t d = 0; d < spec_.dim; ++d, target += kCacheBlock) {
+      for (int64_t i = 0; i < size; ++i) target[i] = from[i][d];
+    }
   }
   for (int64_t size; key < last; key += size) {  // neighbours in a block of both
     const int64_t position = keys.oldest + key - keys.compressed, place = key - first;
     size = std::min({kCacheBlock - position % kCacheBlock, kCacheBlock - place % kCacheBlock, last - key});
-    copy(position, 0, place, size);
+    const auto* from = reinterpret_cast<const Number*>(token_in(cache(), step_, sequence, position, 0));
+    Number* target = target_of(key);
+    for (int64_t d = 0; d < spec_.dim; ++d, from += kCacheBlock, target += kCacheBlock) {
+      for (int64_t i = 0; i < size; ++i) target[i] = from[i];
+    }
   }
 }
 

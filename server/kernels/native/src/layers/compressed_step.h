@@ -82,8 +82,14 @@ class CompressedStep {
   void rotate(float* x, int64_t dim, int64_t place, float* back) const;
   int64_t place_of(int64_t token) const { return step_.has_own_angles ? token : position_at(token); }
 
-  // `first` is the place of the keys in the cache.
-  void compress(const Compressor& of, int64_t first, int64_t token, float* scratch) const;
+  // Makes the key of the period that ends at a position, of what `read(position, first, numbers)` gives of its tokens.
+  template <typename Read>
+  const float* compress(const Compressor& of, int64_t position, float* scratch, Read read) const;
+
+  // What the cache has of a token for compressed keys, and the compressed key of a period by its last token.
+  int64_t compressed_size() const { return 2 * spec_.keys.key.outputs; }
+  char* compressed_in(const StepSequence& sequence, int64_t position) const;
+  char* compressed_key_in(const StepSequence& sequence, int64_t last) const;
 
   // Copies a part of a token's keys into blocks of their own.
   template <typename Number>
