@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.server.kernels.triton.compiled import EVERYWHERE, GENERATIONS
 from tests.server.kernels.triton.layers import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[4]
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that a block may use
+# Bytes that a block may use; of 80 those of 86 and 89, for which Triton makes the same code.
+SHARED = {80: 99 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 ROCM_SHARED = 64 << 10
 KERNELS = {"first_few", "second_few", "first_many", "second_many"}
 OTHERS = {
@@ -41,12 +43,17 @@ def compiled(made: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return made["cards"]
 
 
-def test_every_kernel_compiles_for_every_card_and_format(compiled: list[dict[str, Any]]) -> None:
-    assert {(each["kernel"], each["card"]) for each in compiled} == {
-        (name, card) for name in KERNELS | OTHERS for card in SHARED
+def test_every_kernel_compiles_for_every_generation_of_cards(compiled: list[dict[str, Any]]) -> None:
+    made = {
+        (each["kernel"], each["card"]) for each in compiled if each["kind"] == EVERYWHERE or each["kind"] not in KINDS
     }
-    experts = {(each["kernel"], each["kind"]) for each in compiled if each["kind"] in KINDS}
-    assert experts == {(name, kind) for name in KERNELS for kind in KINDS}
+    assert made >= {(name, card) for name in KERNELS | OTHERS for card in GENERATIONS}
+    assert {each["card"] for each in compiled} == set(SHARED)
+
+
+def test_both_products_of_experts_compile_for_every_format(compiled: list[dict[str, Any]]) -> None:
+    found = {(each["kernel"].split("_")[0], each["kind"]) for each in compiled if each["kind"] in KINDS}
+    assert found == {(name, kind) for name in ("first", "second") for kind in KINDS}
 
 
 def test_no_kernel_spills_registers(compiled: list[dict[str, Any]]) -> None:
