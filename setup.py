@@ -8,6 +8,7 @@ install continues without the library, and writes the reason to a note in its pl
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 import os
@@ -87,6 +88,8 @@ class Compiler:
     def objects(self, sources: Path, folder: Path) -> list[Path]:
         """Compile all sources that this compiler can build, unless the result is newer than its source and headers.
 
+        Another process that compiles into the same folder ends first.
+
         Args:
             sources: the folder of the sources.
             folder: the folder of the results, which are kept for the next build.
@@ -115,7 +118,10 @@ class Compiler:
             print(f"{result} ({next(numbers)} of {len(chosen)})", flush=True)
             return target
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as threads:
+        num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock, ThreadPoolExecutor(num_threads) as threads:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             return list(threads.map(compiled, chosen))
 
     def takes(self, stem: str) -> bool:
