@@ -1,7 +1,7 @@
 """A process that has torch and the server's modules imported, and forks a `greenroom` command at each request.
 
 It runs no operation of torch and has one thread, so the state of the children is that of a process which has just
-imported the same. ``tests/e2e/forked_process.py`` starts it, says what it imports (``all`` or ``torch``), and sends
+imported the same. ``tests/e2e/forked_process.py`` starts it, says what it imports (``all`` or ``libraries``), and sends
 requests.
 """
 
@@ -27,6 +27,27 @@ NUM_FILES = 4  # the connection that reports on the child, and its standard stre
 # What a server of the bundled model imports once it runs.
 MODULES = ("server.lifecycle.serving", "torch.utils._device", "transformers.models.qwen3_moe.modeling_qwen3_moe")
 
+# Libraries that read none of the variables with which commands differ. fastapi imports parts of OpenTelemetry,
+# which do.
+LIBRARIES = (
+    "PIL.Image",
+    "gguf",
+    "httptools",
+    "httpx",
+    "jinja2",
+    "llguidance",
+    "prometheus_client",
+    "prompt_toolkit",
+    "psutil",
+    "pydantic",
+    "rich.console",
+    "safetensors.torch",
+    "starlette.applications",
+    "tokenizers",
+    "uvicorn",
+    "uvloop",
+)
+
 
 def import_all() -> None:
     """Import what commands import, in the order in which `greenroom serve` does."""
@@ -40,16 +61,18 @@ def import_all() -> None:
         import_module(name)
 
 
-def import_torch_alone() -> None:
-    """Import torch as `greenroom serve` does, and nothing that reads variables of the hub."""
+def import_libraries_alone() -> None:
+    """Import torch as `greenroom serve` does, then ``LIBRARIES``, and nothing that reads variables of the hub."""
     from server.lifecycle.lighter_imports import import_torch  # noqa: PLC0415
     from server.lifecycle.torch_setup import ENVIRONMENT  # noqa: PLC0415
 
     os.environ.update(ENVIRONMENT)
     import_torch()
+    for name in LIBRARIES:
+        import_module(name)
 
 
-IMPORTS = {"all": import_all, "torch": import_torch_alone}
+IMPORTS = {"all": import_all, "libraries": import_libraries_alone}
 
 
 @dataclass

@@ -21,7 +21,7 @@ ENVIRONMENT = dict(os.environ)  # while the fork server imports
 # The commands read these when they run, or never: the tests import more of torch, and Ray, which set some. Any other
 # may be read while modules are imported.
 READ_LATE = ("FORCE_COLOR", "GREENROOM_", "PYTEST_", "RAY_", "TORCHINDUCTOR_")
-# Modules beside torch read these, some while they are imported: commands with them have only torch imported.
+# Modules of the server read these, or import what does: commands with them have only libraries imported that do not.
 READ_AFTER_TORCH = ("AWS_", "HF_", "OLLAMA_", "OTEL_")
 
 
@@ -50,7 +50,7 @@ class ForkedProcess(subprocess.Popen[str]):
                 "process_group": os.getpgrp(),
             }
             has_all = _differs_by(READ_LATE, environment)
-            server = _fork_server("all" if has_all else "torch")
+            server = _fork_server("all" if has_all else "libraries")
             socket.send_fds(server.requests, [json.dumps(request).encode()], [its_end.fileno(), *files])
         self.pid = self._read_number()
         self._child_created = True

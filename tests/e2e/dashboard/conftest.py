@@ -15,6 +15,8 @@ from tests.e2e.processes import Server, serving
 from tests.server.engine.fakes import Rig
 
 CHROMIUM = shutil.which("chromium")
+# Fewer processes: none for drawing, and none that wait for a page of another site.
+FLAGS = ["--in-process-gpu", "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process"]
 
 
 @pytest.fixture(scope="package")  # not session: while playwright runs, no other event loop can run in this thread
@@ -22,7 +24,7 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install chromium")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 
