@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,5 +85,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
 
 
+@cache  # of some thousand tests in a few hundred files
 def _is_in(path: Path, place: str) -> bool:
     return f"{path}/".startswith(f"{Path(__file__).parent}/{place}/")

@@ -327,10 +327,47 @@ FAMILIES = {  # by the model type of its text
 }
 
 
+# Multimodal families whose text is another one's here: the same layers read weights of other names.
+WITH_TEXT_OF_ANOTHER = frozenset(
+    {
+        "aria",
+        "dots3_note",
+        "gemma4",
+        "glm46v",
+        "inkling2",
+        "inkling2_loop",
+        "inkling_mm_model",
+        "internvl",
+        "kimi_k25",
+        "llama4",
+        "minimax_m3_vl",
+        "mistral3",
+        "nemo_speechlm",
+        "nemotron_h_omni",
+        "qwen3_5_moe",
+        "qwen3_omni_moe",
+        "qwen4_exp",
+        "step3p7",
+    }
+)
+
+
 def make_config(model_type: str) -> PreTrainedConfig:
     """Return the tiny configuration of one of the families above."""
     config_class = CONFIG_MAPPING[model_type]
     return _make(config_class, FAMILIES[model_type].special, TOP if _holds_text(config_class) else SIZES)
+
+
+def make_small_config(model_type: str) -> PreTrainedConfig:
+    """Return the same with half as many heads, and with two layers where that leaves each kind, for interpreters."""
+    config = make_config(model_type)
+    config.num_attention_heads //= 2
+    config.num_key_value_heads //= 2
+    if model_type not in {"gemma4_text", "lfm2_moe"}:  # layers have settings of their own; two are dense
+        config.num_hidden_layers = 2
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[-2:]
+    return config
 
 
 def _make(config_class: Any, special: dict[str, Any], sizes: dict[str, Any]) -> PreTrainedConfig:

@@ -63,7 +63,7 @@ def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "qwen3_next", "deepseek_v4"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_next"])  # with states too; steps pool the rows of any model alike
 def test_deterministic_embeddings_are_batch_invariant(name: str, tmp_path: Path) -> None:
     """They are bitwise equal, although prompts are cut into other chunks."""
     trunk = load_trunk(make_checkpoint(name, tmp_path), torch.float32, is_deterministic=True)

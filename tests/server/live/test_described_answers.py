@@ -29,7 +29,7 @@ def server(codec: Codec) -> Iterator[FakeServer]:
 
 
 @schema.parametrize()
-@examples(10)
+@examples(6)
 def test_every_answer_is_in_the_description(
     case: schemathesis.Case, server: FakeServer, session: requests.Session
 ) -> None:

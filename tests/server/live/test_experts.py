@@ -215,19 +215,22 @@ def test_an_unknown_expert_is_not_found(path: str, server: ExpertServer) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("experts", "sentence"),
+    ("action", "experts", "sentence"),
     [
-        ([[0, 8]], "layer 0 has no expert 8; it has experts 0 to 7"),
-        ([[0, -1]], "layer 0 has no expert -1; it has experts 0 to 7"),
-        ([[5, 0]], "layer 5 has no routed experts; layers with routed experts are 0 to 1"),
-        ([[0]], "'experts' must hold pairs of integers [layer, expert] only, got [0]."),
-        ([[0, 1.0]], "'experts' must hold pairs of integers [layer, expert] only, got [0, 1.0]."),
-        ([[True, 1]], "'experts' must hold pairs of integers [layer, expert] only, got [True, 1]."),
-        ("all", "'experts' must be a list of at most 32768 pairs [layer, expert]."),
-        ([[0, 0]] * 32769, "'experts' must be a list of at most 32768 pairs [layer, expert]."),
+        *(
+            (action, [[0, 8]], "layer 0 has no expert 8; it has experts 0 to 7")
+            for action in ("unpin", "prefetch", "evict")
+        ),
+        ("pin", [[0, 8]], "layer 0 has no expert 8; it has experts 0 to 7"),
+        ("pin", [[0, -1]], "layer 0 has no expert -1; it has experts 0 to 7"),
+        ("pin", [[5, 0]], "layer 5 has no routed experts; layers with routed experts are 0 to 1"),
+        ("pin", [[0]], "'experts' must hold pairs of integers [layer, expert] only, got [0]."),
+        ("pin", [[0, 1.0]], "'experts' must hold pairs of integers [layer, expert] only, got [0, 1.0]."),
+        ("pin", [[True, 1]], "'experts' must hold pairs of integers [layer, expert] only, got [True, 1]."),
+        ("pin", "all", "'experts' must be a list of at most 32768 pairs [layer, expert]."),
+        ("pin", [[0, 0]] * 32769, "'experts' must be a list of at most 32768 pairs [layer, expert]."),
     ],
 )
-@pytest.mark.parametrize("action", ["pin", "unpin", "prefetch", "evict"])
 def test_invalid_lists_of_experts_are_refused(
     action: str, experts: object, sentence: str, server: ExpertServer
 ) -> None:

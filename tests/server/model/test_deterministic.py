@@ -31,7 +31,11 @@ LONGEST = 160
 BLOCKS = LONGEST // BLOCK_SIZE
 PROMPT_LENGTHS = (1, 9, 140)  # the last goes over a segment of attention
 STEPS = 4
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# All in the type that checkpoints have; in float32 those whose experts and attention differ most.
+CASES = [
+    *((name, torch.bfloat16) for name in CONFIGS),
+    *((name, torch.float32) for name in ("qwen3_moe", "gpt_oss", "deepseek_v3")),
+]
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -124,14 +128,22 @@ def check(trunk: Trunk) -> None:
 
 
 @pytest.mark.slow
-@DTYPES
+@pytest.mark.parametrize(("checkpoint", "dtype"), CASES, indirect=["checkpoint"], ids=str)
 def test_batch_order_chunks_and_cache_size_change_no_bit(checkpoint: Path, dtype: torch.dtype) -> None:
     check(load_trunk(checkpoint, dtype, is_deterministic=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("weights", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)], ids=["int8", "int4"]
+    ("checkpoint", "weights", "dtype"),
+    [
+        ("qwen3_moe", "int8", torch.float32),
+        ("gpt_oss", "int8", torch.float32),
+        ("gpt_oss", "int4", torch.bfloat16),
+        ("deepseek_v3", "int4", torch.bfloat16),
+    ],
+    indirect=["checkpoint"],
+    ids=str,
 )
 def test_quantised_experts_change_no_bit_either(
     checkpoint: Path, tmp_path: Path, weights: WeightFormat, dtype: torch.dtype

@@ -22,7 +22,7 @@ from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
-from tests.families import FAMILIES, make_config
+from tests.families import FAMILIES, WITH_TEXT_OF_ANOTHER, make_config
 from tests.family_checks import examine
 from tests.family_programs import BATCHED, program_of
 from tests.models_page import PAGE
@@ -97,6 +97,7 @@ def test_a_pack_of_a_family_gives_the_same_bits(loaded: Loaded, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loaded", [name for name in SERVED if name not in WITH_TEXT_OF_ANOTHER], indirect=True)
 def test_a_deterministic_family_is_batch_invariant(loaded: Loaded) -> None:
     """Pieces of its prompts of any size, beside any other pieces, have the same bits."""
     trunk = load_trunk(loaded.folder, torch.bfloat16, is_deterministic=True)

@@ -19,7 +19,7 @@ from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.card import fast_interpreter
 from tests.checkpoints import save_checkpoint
-from tests.families import make_config
+from tests.families import make_small_config
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(family: str, folder: Path, *, with_triton: bool) -> Trunk:
     model = folder / "model"
     if not model.exists():
-        save_checkpoint(make_config(family), model, torch.float32)
+        save_checkpoint(make_small_config(family), model, torch.float32)
     trunk = load_trunk(model, torch.float32, DEVICE, pool=ComputePool(1, triton_device=DEVICE if with_triton else None))
     assert isinstance(trunk, Trunk)
     return trunk

@@ -79,9 +79,9 @@ def test_chunks_change_no_bit_of_a_long_context(native: Trunk, alone: Written) -
     assert torch.equal(write_first(native, [LONG], chunk=400)[1], alone[1])
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_threads_change_no_bit_of_a_long_context(folder: Path, alone: Written, num_threads: int) -> None:
-    kernels = Kernels(num_threads)
-    found = write_first(load(folder, ComputePool(num_threads, kernels)), [LONG])
+def test_threads_change_no_bit_of_a_long_context(folder: Path, alone: Written) -> None:
+    """Three and two."""
+    kernels = Kernels(3)
+    found = write_first(load(folder, ComputePool(3, kernels)), [LONG])
     kernels.close()
     assert torch.equal(found[1], alone[1])

@@ -24,7 +24,7 @@ from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
-from tests.families import make_config
+from tests.families import WITH_TEXT_OF_ANOTHER, make_config
 from tests.native_families import NATIVE_FAMILIES
 from tests.server.model.test_parity import PROMPTS, generate
 
@@ -121,8 +121,12 @@ def test_projections_of_different_formats_give_what_the_modules_give(
     assert_native_layers_give_what_the_modules_give(pack(tmp_path, "int8"), pool)
 
 
+@pytest.mark.parametrize(
+    "native", [name for name in NATIVE_FAMILIES if name not in WITH_TEXT_OF_ANOTHER], indirect=True
+)
 def test_other_sequences_change_no_bit_of_native_layers(native: Native) -> None:
-    for prompt, (tokens, logits) in zip(PROMPTS, native.written, strict=True):
+    """The first one has its rows in the same places alone."""
+    for prompt, (tokens, logits) in zip(PROMPTS[1:], native.written[1:], strict=True):
         ((alone_tokens, alone),) = write(native.trunk, [prompt])
         assert tokens == alone_tokens
         assert torch.equal(logits, alone)

@@ -75,7 +75,11 @@ def test_headers_or_config_alone_give_the_bytes_of_the_checkpoint(published: tup
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("published", "weights"),
+    [*((name, "bfloat16") for name in FORMATS), ("fp8", "int8"), ("mxfp4", "int4"), ("gptq", "int4")],
+    indirect=["published"],
+)
 def test_a_pack_equals_that_of_the_dequantised_checkpoint(
     published: tuple[Path, Path], weights: WeightFormat, tmp_path: Path
 ) -> None:
