@@ -46,10 +46,13 @@ def seen() -> dict[str, Any]:
         "cache = walk.cache_info().maxsize, walk.cache_info().currsize < 100\n"
         "distributed = torch.distributed.is_available() == hasattr(torch._C, '_c10d_init')\n"
         "compiled = torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item()\n"
-        "print(json.dumps([names, cache, distributed, os.environ['LRU_CACHE_CAPACITY'], compiled]))"
+        "from torch._subclasses import FakeTensorMode\n"
+        "convolve = torch.nn.functional.conv1d\n"
+        "with FakeTensorMode(): shape = list(convolve(torch.ones(1, 2, 5), torch.ones(3, 2, 2)).shape)\n"
+        "print(json.dumps([names, cache, distributed, os.environ['LRU_CACHE_CAPACITY'], compiled, shape]))"
     )
     parts = json.loads(run(code, LRU_CACHE_CAPACITY="512"))
-    return dict(zip(("names", "cache", "distributed", "capacity", "compiled"), parts, strict=True))
+    return dict(zip(("names", "cache", "distributed", "capacity", "compiled", "shape"), parts, strict=True))
 
 
 @pytest.mark.slow
@@ -117,12 +120,8 @@ def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiler_gets_the_kernels_for_the_meta_device() -> None:
-    code = (
-        "import torch._dynamo; from torch._subclasses import FakeTensorMode\n"
-        "with FakeTensorMode(): print(torch.nn.functional.conv1d(torch.ones(1, 2, 5), torch.ones(3, 2, 2)).shape)"
-    )
-    assert run(code) == "torch.Size([1, 3, 4])"
+def test_the_compiler_gets_the_kernels_for_the_meta_device(seen: dict[str, Any]) -> None:
+    assert seen["shape"] == [1, 3, 4]
 
 
 @pytest.mark.slow
