@@ -80,9 +80,6 @@ class ResidentAddresses:
 
         Returns:
             The place in ``keys`` of the first count, the counts, and the bounds of each layer among them.
-
-        Raises:
-            ValueError: counts are not of all experts of a layer.
         """
         row = self._layers.index(layers[0]) if layers else 0
         end = row + len(layers)
@@ -92,13 +89,18 @@ class ResidentAddresses:
             return self.counts_of(self._layers, spread)
         sizes = self._sizes[row:end]
         width = max(sizes, default=0)
-        if rows.shape[1] < width:
-            raise ValueError(f"{rows.shape[1]} counts for the {width} experts of these layers")
         if self._is_even or not layers:
             counts = rows[:, :width].reshape(-1)
         else:
             counts = np.concatenate([each[:size] for each, size in zip(rows, sizes, strict=True)])
         return int(self._bounds[row]), counts, self._bounds[row : end + 1] - self._bounds[row]
+
+    def check_counts(self, layers: list[int], rows: Counts) -> None:
+        """Raise ValueError if counts are not of all experts of a layer; see ``counts_of``."""
+        if rows.shape[1] < self._addresses.shape[1]:
+            width = max((self._sizes[self._layers.index(layer)] for layer in layers), default=0)
+            if rows.shape[1] < width:
+                raise ValueError(f"{rows.shape[1]} counts for the {width} experts of these layers")
 
     def hold(self, *, needs_all: bool = False) -> Addresses | None:
         """Hold the resident experts in their slots.
@@ -110,12 +112,16 @@ class ResidentAddresses:
             None, and no hold, if another lease waits for a slot, or a resize of the device tier for its turn.
         """
         pools = self._state.pools
-        if self._state.next_device_slots is not None or any(pool.queue.has_waiters for pool in pools):
+        if self._state.next_device_slots is not None:
             return None
-        tiers = [pool.top for pool in pools]
-        if any(one is not other for one, other in zip(tiers, self._tiers, strict=True)):
-            self._tiers, self._num_changes = tiers, None
-        num_changes = [tier.num_changes for tier in tiers]
+        num_changes = []
+        for index, pool in enumerate(pools):
+            if pool.queue.has_waiters:
+                return None
+            tier = pool.top
+            if tier is not self._tiers[index]:
+                self._tiers[index], self._num_changes = tier, None
+            num_changes.append(tier.num_changes)
         if num_changes != self._num_changes:
             self._update(num_changes)
         if needs_all and self.num_resident < len(self.keys):
@@ -129,8 +135,9 @@ class ResidentAddresses:
 
     def end_hold(self) -> None:
         """End one ``hold``."""
-        if any(pool.evicts_at_end for pool in self._state.pools):
-            self._state.lock.settle()
+        for pool in self._state.pools:
+            if pool.evicts_at_end:
+                self._state.lock.settle()
         for pool in self._state.pools:
             pool.end_hold()
         self._state.lock.wake_waiters()
@@ -209,11 +216,11 @@ class StepLease:
         """
         if not self._is_open:
             raise ValueError("the lease of this step is closed already")
-        first, counts, bounds = self._residents.counts_of(layers, rows)
+        self._residents.check_counts(layers, rows)
         lock = self._state.lock
         lock.acquire()
         try:
-            lock.defer(lambda: self._count_step(first, counts, bounds, phase))
+            lock.defer(lambda: self._count_step(layers, rows, phase))
             if self._recorder is not None:  # it may be closed before anything else is done with the store
                 lock.settle()
             self._is_open = False
@@ -221,8 +228,9 @@ class StepLease:
         finally:
             lock.release()
 
-    def _count_step(self, first: int, counts: Counts, bounds: npt.NDArray[np.intp], phase: Phase) -> None:
-        """Count what a step used; see ``ResidentAddresses.counts_of``."""
+    def _count_step(self, layers: list[int], rows: Counts, phase: Phase) -> None:
+        """Count what a step used; see ``close``."""
+        first, counts, bounds = self._residents.counts_of(layers, rows)
         used = counts.nonzero()[0]
         requested = [self._residents.keys[first + place] for place in used.tolist()]
         self._count_tokens(used + first, counts[used])

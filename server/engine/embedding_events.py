@@ -24,6 +24,8 @@ def embedding_events(
         The only event of each such prompt whose last token is in the step.
     """
     events: list[tuple[Sequence, TokenEvent | GenerationFailedError]] = []
+    if not [item for item in step if item.sequence.pooler is not None]:  # as in most steps
+        return events
     ends = accumulate(item.num_hidden for item in step)
     for index, (item, end) in enumerate(zip(step, ends, strict=True)):
         sequence, pooler = item.sequence, item.sequence.pooler

@@ -13,6 +13,8 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.block_salt import block_salt
 from server.engine.deadline_watch import DeadlineWatch
@@ -239,7 +241,10 @@ class Engine:
             record_start(step, self.clock(), self.statistics.latencies)
             for part, result in self._executor.execute(step):
                 self._postprocess(part, result)
-            is_decode = sum(item.num_tokens for item in step) == len(step)  # one token of each
+            num_tokens = 0
+            for item in step:
+                num_tokens += item.num_tokens
+            is_decode = num_tokens == len(step)  # one token of each
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._update_statistics()
 
@@ -248,7 +253,9 @@ class Engine:
         if isinstance(result, Exception):
             self._publisher.fail_step(step, result)
             return
-        self.statistics.prompt_tokens += sum(item.num_tokens for item in step if not item.sequence.num_generated)
+        for item in step:
+            if not item.sequence.num_generated:
+                self.statistics.prompt_tokens += item.num_tokens
         try:
             with panics_as_errors():
                 events = postprocess(step, result, self._blocks, self._eos_token_ids, self._kernels)
@@ -260,7 +267,7 @@ class Engine:
         error: EngineError = EngineUnavailableError(STOPPING)
         self.statistics.is_alive = True
         try:
-            with panics_as_errors():
+            with panics_as_errors(), torch.inference_mode():
                 while self._wait_for_work():
                     self._deadlines.begin_step()
                     self.step()

@@ -56,7 +56,7 @@ def postprocess(
             rows.append(end - 1)
         sequence.num_cached += item.num_tokens
         blocks.cache_full_blocks(sequence.blocks, sequence.prefix_cache_ids, sequence.num_cached)
-    are_all = len(rows) == output.logits.shape[0]
-    events = token_events(ready, output.logits if are_all else output.logits[rows], eos_token_ids, kernels)
+    logits = output.scores if len(rows) == output.num_logits else output.logits[rows]
+    events = token_events(ready, logits, eos_token_ids, kernels)
     items += zip(ready, events, strict=True)
     return items

@@ -102,7 +102,11 @@ class PagedModelRunner:
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         if self._before_step is not None:
-            self._before_step(sum(len(chunk.token_ids) for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
+            num_tokens = num_logits = 0
+            for chunk in chunks:
+                num_tokens += len(chunk.token_ids)
+                num_logits += chunk.num_logits
+            self._before_step(num_tokens, num_logits)
         if self._gpu is None:
             return self._forward(chunks)
         with current_device(self._gpu):

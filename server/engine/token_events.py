@@ -19,6 +19,7 @@ from server.engine.interface import (
 from server.engine.sampling.logprobs import NOT_FINITE, token_logprobs
 from server.engine.sampling.sampler import sample
 from server.engine.sequence import Sequence
+from server.model.step import HostLogits
 
 if TYPE_CHECKING:
     from server.kernels.native.library import Kernels
@@ -28,7 +29,7 @@ NOTHING_ALLOWED = "no token may come next: allow more of them in 'allowed_token_
 
 def token_events(
     sequences: AbstractSequence[Sequence],
-    logits: torch.Tensor,
+    logits: torch.Tensor | HostLogits,
     eos_token_ids: frozenset[int],
     kernels: Kernels | None = None,
 ) -> list[TokenEvent | EngineError]:
@@ -45,9 +46,12 @@ def token_events(
     if not sequences:
         return []
     listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
-    own_logits = logits[listed] if listed else logits  # a copy, because the sampler changes them
+    own_logits = None
+    if listed:
+        logits = logits.tensor() if isinstance(logits, HostLogits) else logits
+        own_logits = logits[listed]  # a copy, because the sampler changes them
     tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids, kernels)
-    logprobs = _logprobs(sequences, tokens, listed, own_logits)
+    logprobs = {} if own_logits is None else _logprobs(sequences, tokens, listed, own_logits)
     return [
         _failure(sequence) if token is None else _append(sequence, token, logprobs.get(row), eos_token_ids)
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))

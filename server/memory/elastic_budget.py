@@ -52,6 +52,7 @@ class ElasticBudget:
         self.adjustments = Adjustments()
         self._store, self._plan, self._clock = store, plan, clock
         self._step_bytes = plan.first_step_bytes
+        self._most_tokens = self._most_logits = 0  # of a step so far
         self._reserve = self._requests = 0
         self._was_shrink: bool | None = None
         self._lock = threading.RLock()  # guards the budgets and the reserve
@@ -153,6 +154,10 @@ class ElasticBudget:
 
     def reserve_for_step(self, num_tokens: int, num_logits: int) -> None:
         """Reserve memory for a step, if it is larger than all steps before."""
+        if num_tokens <= self._most_tokens and num_logits <= self._most_logits:
+            return
+        self._most_tokens = max(self._most_tokens, num_tokens)
+        self._most_logits = max(self._most_logits, num_logits)
         shape, plan = self._plan.needs.step, self._plan
         if step_bytes(shape, num_tokens, num_logits) <= self._step_bytes:
             return

@@ -81,6 +81,8 @@ class StepTokens:
     token_ids: list[int]
     logit_rows: list[int]  # tokens to return logits of
     hidden_rows: list[int]  # tokens to return hidden states of
+    has_media: bool  # a chunk is of a prompt with images
+    has_weights: bool  # a chunk has weights beside the base model's
 
     @classmethod
     def of(cls, chunks: Sequence[SequenceChunk]) -> StepTokens:
@@ -88,12 +90,15 @@ class StepTokens:
         token_ids: list[int] = []
         logit_rows: list[int] = []
         hidden_rows: list[int] = []
+        has_media = has_weights = False
         for chunk in chunks:
+            has_media = has_media or chunk.media is not None
+            has_weights = has_weights or chunk.weights is not None
             token_ids += chunk.token_ids
             end = len(token_ids)
             logit_rows += range(end - chunk.num_logits, end)
             hidden_rows += range(end - chunk.num_hidden, end)
-        return cls(token_ids, logit_rows, hidden_rows)
+        return cls(token_ids, logit_rows, hidden_rows, has_media, has_weights)
 
 
 @dataclass
@@ -116,6 +121,32 @@ class ExpertCost:
         self.remote_bytes += other.remote_bytes
 
 
+@dataclass(slots=True, eq=False)
+class HostLogits:
+    """Logits in the host's memory, which kernels find by their address: most steps need no tensor of them."""
+
+    rows: npt.NDArray[np.float32]  # (rows, vocabulary), contiguous
+    address: int  # of ``rows``
+
+    @classmethod
+    def empty(cls, num_rows: int, vocabulary: int) -> HostLogits:
+        """Allocate logits."""
+        rows = np.empty((num_rows, vocabulary), dtype=np.float32)
+        return cls(rows, rows.ctypes.data)
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> HostLogits:
+        """Return logits that a tensor on the CPU holds; in its memory, if its rows are next to each other."""
+        rows = np.ascontiguousarray(logits.numpy())
+        return cls(rows, rows.ctypes.data)
+
+    def tensor(self) -> torch.Tensor:
+        """Return them as a tensor, which shares their memory."""
+        import torch  # noqa: PLC0415  see the module
+
+        return torch.from_numpy(self.rows)
+
+
 RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): experts of a token, -1 for none
 
 
@@ -125,7 +156,7 @@ class StepOutput:
 
     # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk. On a device the next step
     # overwrites them.
-    logits: torch.Tensor
+    scores: torch.Tensor | HostLogits
     routing: Mapping[int, npt.NDArray[np.int64]]  # experts (tokens, k), by MoE layer that all tokens go to
     experts: ExpertCost
     costs: Sequence[ExpertCost] = ()  # by chunk, for its own tokens (``cost_attribution.attribute_costs``)
@@ -136,3 +167,13 @@ class StepOutput:
         ChosenAdapters | None
     ] = ()  # by chunk, for those with a router of adapters; none if no chunk has one
     label_logits: torch.Tensor | None = None  # float32 (chunks, labels), of a model with labels
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """``scores`` as a tensor."""
+        return self.scores.tensor() if isinstance(self.scores, HostLogits) else self.scores
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits."""
+        return len(self.scores.rows if isinstance(self.scores, HostLogits) else self.scores)

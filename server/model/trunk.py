@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -30,7 +31,7 @@ from server.model.experts.cost_attribution import RowOwners, attribute_costs, la
 from server.model.experts.hits_first import ChoiceReader
 from server.model.experts.host_compute import HostCompute, MissCompute, MissPlacement
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
-from server.model.experts.step_experts import StepExperts, prefetched_step
+from server.model.experts.step_experts import StepExperts
 from server.model.experts.step_record import StepRouting
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.experts.waitless_experts import SlotTables
@@ -56,9 +57,11 @@ from server.model.program import NO_KERNELS, ModelProgram, Target
 from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
-from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
+from server.model.step import HostLogits, SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.step_graphs import StepGraphs
 from server.model.transformers_hooks.batching_checks import COMPRESSED, INVARIANT, find_special_layers
+
+NOTHING = nullcontext()
 
 
 class Trunk(ResidentModel):
@@ -181,7 +184,6 @@ class Trunk(ResidentModel):
         num_double = num_slots if self.facts.state_rows > 1 else 0
         return StateCache(self.facts.states, num_slots + num_snapshots, self.device, num_double=num_double)
 
-    @torch.inference_mode()
     def forward(
         self,
         chunks: Sequence[SequenceChunk],
@@ -201,38 +203,56 @@ class Trunk(ResidentModel):
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
         """
+        if torch.is_inference_mode_enabled():  # as in the engine's thread: to begin and end it takes long in a step
+            return self._run(chunks, kv_cache, store, prefetcher, states)
+        with torch.inference_mode():
+            return self._run(chunks, kv_cache, store, prefetcher, states)
+
+    def _run(
+        self,
+        chunks: Sequence[SequenceChunk],
+        kv_cache: KVCache,
+        store: ExpertStore,
+        prefetcher: Prefetcher | None,
+        states: StateCache | None,
+    ) -> StepOutput:
         tokens = StepTokens.of(chunks)
         phase: Phase = "decode" if len(tokens.token_ids) == len(chunks) else "prefill"
         ahead = None
-        if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
+        if phase == "prefill" or (tokens.has_media and any(chunk.shows_images for chunk in chunks)):
             ahead, prefetcher = None if prefetcher is None else prefetcher.for_prompts, None
-        with prefetched_step(prefetcher):
+        started = time.perf_counter()
+        if prefetcher is not None:
+            prefetcher.begin_step()
+        overlay = StepImages.of(self._model, chunks) if tokens.has_media else None
+        rows = self._rows(chunks, tokens, overlay)
+        adapters = variants = None
+        if tokens.has_weights:
             adapters = StepAdapters.of(chunks)
-            overlay = None
-            if any(chunk.media for chunk in chunks):
-                overlay = StepImages.of(self._model, chunks)
-            rows = self._rows(chunks, tokens, overlay)
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
-            experts = StepExperts(
-                store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
+        experts = StepExperts(
+            store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
+        )
+        if adapters is not None and (self._native is None or rows.are_images is not None):
+            adapters.rows_of_layer = rows.tokens
+        logits: torch.Tensor | HostLogits
+        if self._native is not None:
+            logits, hidden = self._run_native(
+                self._native,
+                chunks,
+                tokens,
+                kv_cache=kv_cache,
+                experts=experts,
+                overlay=overlay,
+                states=states,
+                adapters=adapters,
             )
-            if adapters is not None and (self._native is None or rows.are_images is not None):
-                adapters.rows_of_layer = rows.tokens
-            if self._native is not None:
-                logits, hidden = self._run_native(
-                    self._native,
-                    chunks,
-                    tokens,
-                    kv_cache=kv_cache,
-                    experts=experts,
-                    overlay=overlay,
-                    states=states,
-                    adapters=adapters,
-                )
-            else:
-                logits, hidden = self._run_modules(
-                    chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=states, adapters=adapters
-                )
+        else:
+            logits, hidden = self._run_modules(
+                chunks, tokens, kv_cache, experts=experts, overlay=overlay, states=states, adapters=adapters
+            )
+        if prefetcher is not None:
+            prefetcher.end_step(time.perf_counter() - started)
         record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
         return StepOutput(
             logits,
@@ -260,20 +280,27 @@ class Trunk(ResidentModel):
         overlay: StepImages | None,
         states: StateCache | None,
         adapters: StepAdapters | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[HostLogits, torch.Tensor]:
         """Run a step through the native kernels, with modules where mixers are such; returns as ``_run_modules``."""
         step_states = self._step_states(chunks, states)
-        is_inside = not native.outside
-        with (
-            nullcontext() if adapters is None or is_inside else self._add_to_linears(adapters, tokens, step_states),
-            batch_invariant() if self._is_deterministic and not is_inside else nullcontext(),
-        ):
+        with self._around_mixers(adapters, tokens, step_states) if native.outside else NOTHING:
             result = native.run(
                 chunks, tokens, kv_cache, experts=experts, adapters=adapters, states=step_states, images=overlay
             )
         if step_states is not None:
             step_states.commit()
         return result
+
+    @contextmanager
+    def _around_mixers(
+        self, adapters: StepAdapters | None, tokens: StepTokens, states: StepStates | None
+    ) -> Iterator[None]:
+        """Return what modules need that are mixers of native layers."""
+        with (
+            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, states),
+            batch_invariant() if self._is_deterministic else nullcontext(),
+        ):
+            yield
 
     def _run_modules(
         self,

@@ -44,6 +44,9 @@ class EventOutlet(Protocol):
 
 def publish(items: Sequence[SinkItem]) -> None:
     """Send the items of a step, those of an outlet together; from any thread."""
+    if len(items) == 1:
+        items[0][0].outlet.send(items)
+        return
     by_outlet: dict[EventOutlet, list[SinkItem]] = {}
     for sink, item in items:
         by_outlet.setdefault(sink.outlet, []).append((sink, item))

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import c_int32, sizeof
+from ctypes import c_int32
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from server.kernels.native.structures.sampling import RowSampling, SamplingCall
+from server.model.step import HostLogits
 
 if TYPE_CHECKING:
-    import torch
-
     from server.engine.sampling.sampling_state import SamplingState
     from server.kernels.native.library import Kernels
-
-_ROW = np.dtype(  # the random number of a row, in place
-    {"names": ["draw"], "formats": ["f8"], "offsets": [RowSampling.draw.offset], "itemsize": sizeof(RowSampling)}
-)
 
 
 def choose_natively(
     kernels: Kernels,
-    logits: torch.Tensor,
+    logits: HostLogits,
     states: Sequence[SamplingState],
-    draws: npt.NDArray[np.float64],
+    draws: Sequence[float],
     adjusted: Sequence[int] = (),
 ) -> list[int | None]:
     """Choose the token of each row, by the filters and the order of ``sampler.sample``.
 
     Args:
-        logits: float32 ``(rows, vocabulary)`` after all changes, the numbers of a row next to each other.
+        logits: after all changes.
         draws: the random number of each row, in ``[0, 1)``.
         adjusted: rows that were changed, so that some of their logits may be ``-inf``.
     """
-    count, size = logits.shape
+    count, size = logits.rows.shape
     rows = (RowSampling * count)(*[state.row for state in states])
-    np.frombuffer(memoryview(rows), _ROW)["draw"] = draws
+    for row, draw in zip(rows, draws, strict=True):
+        row.draw = draw
     for index in adjusted:
         rows[index].has_masks = True
     tokens = (c_int32 * count)()
-    kernels.sample(SamplingCall(logits.data_ptr(), rows, tokens, count, size, logits.stride(0)))
+    kernels.sample(SamplingCall(logits.address, rows, tokens, count, size, size))
     return [token if token >= 0 else None for token in tokens]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
-
 GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def uniforms(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
+def uniforms(seeds: list[int], positions: list[int]) -> list[float]:
     """Return a number in ``[0, 1)`` for each pair of a seed and a position; each depends on its pair only.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): each seed is a stream
@@ -22,11 +19,10 @@ def uniforms(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
         positions: from 0.
     """
     # For the few rows of a step, Python's integers are faster than NumPy's.
-    numbers = [
-        _mix(_of_seed(seed) + (position + 1) * GOLDEN & _MASK) >> 11
+    return [
+        (_mix(_of_seed(seed) + (position + 1) * GOLDEN & _MASK) >> 11) * 2.0**-53
         for seed, position in zip(seeds, positions, strict=True)
     ]
-    return np.array(numbers, np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from server.engine.sampling.blocked_logits import BLOCK, BlockedLogits
@@ -17,6 +16,7 @@ from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampling_state import SamplingState
 from server.engine.sampling.top_p import Filters, lowest_scores
 from server.kernels.upload import upload
+from server.model.step import HostLogits
 
 if TYPE_CHECKING:
     from server.kernels.native.library import Kernels
@@ -26,7 +26,7 @@ Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.
 
 
 def sample(
-    logits: torch.Tensor,
+    logits: torch.Tensor | HostLogits,
     states: Sequence[SamplingState],
     eos_token_ids: frozenset[int] = frozenset(),
     kernels: Kernels | None = None,
@@ -50,11 +50,15 @@ def sample(
     Returns:
         The tokens; None for a row whose logits are not finite or allow no token.
     """
-    if not logits.is_cuda and all(state.is_plain for state in states):  # as in most steps
-        if not any(state.params.temperature for state in states):
-            return _most_likely_of_all(logits)
-        if kernels is not None:
+    is_plain = True
+    for state in states:
+        is_plain = is_plain and state.is_plain
+    if isinstance(logits, HostLogits):
+        if is_plain and kernels is not None:  # as in most steps
             return choose_natively(kernels, logits, states, _draws(states))
+        logits = logits.tensor()
+    if is_plain and not logits.is_cuda and not any(state.params.temperature for state in states):
+        return _most_likely_of_all(logits)
     return _sample_changed(logits, states, eos_token_ids, kernels)
 
 
@@ -74,10 +78,10 @@ def _sample_changed(
         return _most_likely_of_all(logits)
     if kernels is not None and not logits.is_cuda:
         if not any(state.changes_logits for state in states):
-            return choose_natively(kernels, logits, states, _draws(states))
+            return choose_natively(kernels, HostLogits.of(logits), states, _draws(states))
         finite = _are_finite(logits)  # before the changes
         adjusted = adjust(logits, states, eos_token_ids)
-        natively = choose_natively(kernels, logits, states, _draws(states), adjusted)
+        natively = choose_natively(kernels, HostLogits.of(logits), states, _draws(states), adjusted)
         return [token if is_finite else None for token, is_finite in zip(natively, finite, strict=True)]
     blocked = BlockedLogits(logits)
     adjusted = adjust(blocked.logits, states, eos_token_ids)
@@ -175,7 +179,7 @@ def _select(
     lowest: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the token that each row's random number selects: first its block, then its index in the block."""
-    draws = upload(_draws(states), rows.device)
+    draws = upload(np.array(_draws(states), np.float64), rows.device)
     masses = blocked.block_weights(rows, temperatures, lowest)  # (rows, blocks)
     block = _select_index(masses, draws)
     sums = masses.cumsum(-1)
@@ -185,7 +189,7 @@ def _select(
     return block * BLOCK + _select_index(weights, within.clamp(0, 1))
 
 
-def _draws(states: Sequence[SamplingState]) -> npt.NDArray[np.float64]:
+def _draws(states: Sequence[SamplingState]) -> list[float]:
     return uniforms([state.seed for state in states], [state.num_generated for state in states])
 
 

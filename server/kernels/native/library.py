@@ -19,7 +19,7 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 13
+ABI = 14
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -188,17 +188,17 @@ class Kernels:
         """Run the final norm and the head (``HeadCall``)."""
         self._check(self._library.greenroom_head(self._handle, byref(call)))
 
-    def read_rows(self, matrix: Matrix, rows: np.ndarray, target: int) -> bool:
+    def read_rows(self, matrix: Matrix, rows: int, count: int, target: int) -> bool:
         """Write rows of a matrix in float32 at an address; False if rows of its format can't be read.
 
         Args:
-            rows: int64, contiguous.
+            rows: the address of so many int32 numbers.
 
         Raises:
             IndexError: there is no such row.
         """
         call = self._library.greenroom_read_rows
-        status = call(self._handle, byref(matrix), rows.ctypes.data, len(rows), target)
+        status = call(self._handle, byref(matrix), rows, count, target)
         if status == 2:  # noqa: PLR2004
             raise IndexError(f"a row is not one of {matrix.outputs}")
         return bool(status == 0)

@@ -215,6 +215,11 @@ class Positions:
         """True if there are cosines and sines."""
         return self._rotary is not None
 
+    @property
+    def num_positions(self) -> int:
+        """Positions of the tables, which are others once there are more."""
+        return self._num
+
     def update(self, call: StepCall, last: int) -> None:
         """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
         self.grow(last)
@@ -258,11 +263,15 @@ class PositionTables:
         self._kinds = kinds
         self._addresses = np.zeros((2, len(kinds)), dtype=np.uint64)
         self._address = int(self._addresses.ctypes.data)
+        self._sizes = [-1] * len(kinds)  # positions of the tables at ``_addresses``; -1 if these are others
 
     def update(self, call: StepCall, last: int) -> None:
         """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
         for index, positions in enumerate(self._kinds):
-            self._addresses[:, index] = positions.grow(last)
+            size = positions.num_positions
+            if size != self._sizes[index] or (last >= size and positions.is_rotary):
+                self._addresses[:, index] = positions.grow(last)
+                self._sizes[index] = positions.num_positions
         call.cosines, call.sines = self._address, self._address + self._addresses.strides[0]
         call.has_own_angles, call.newest = 0, None
 
@@ -273,6 +282,7 @@ class PositionTables:
             call: of the step.
             positions: ``(axes, tokens)``.
         """
+        self._sizes = [-1] * len(self._kinds)
         self._rows = [kind.of(positions) if kind.is_rotary else [] for kind in self._kinds]
         for index, tables in enumerate(self._rows):
             for part, table in enumerate(tables):

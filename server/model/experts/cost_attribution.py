@@ -15,7 +15,7 @@ from server.model.step import ExpertCost, RoutedExperts, SequenceChunk
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RowOwners:
     """The chunk that each row of a layer of experts belongs to.
 
@@ -118,7 +118,7 @@ def last_choices_of_chunks(
     parts: Sequence[LayerRun | ResidentRuns], rows: RowOwners, layers: Sequence[int]
 ) -> list[RoutedExperts | None]:
     """Return the experts of each chunk's last token, by layer; None for a chunk that does not want them."""
-    if not any(chunk.wants_experts for chunk in rows.chunks):
+    if not [chunk for chunk in rows.chunks if chunk.wants_experts]:  # as in most steps
         return [None] * len(rows.chunks)
     latest = {run.layer: run for run in runs_of(parts)}
     return [

@@ -19,6 +19,15 @@ from server.model.experts.step_variants import StepVariants
 IntArray = npt.NDArray[np.int64]
 
 
+class RoutedLayers:
+    """Some layers with experts, which are described once for many steps."""
+
+    def __init__(self, layers: Sequence[ExpertLayer]):
+        self.layers = layers
+        self.numbers = [layer.number for layer in layers]
+        self.sizes = [(layer.number, len(layer.keys)) for layer in layers]  # numbers, and experts of each
+
+
 class ResidentExperts:
     """A context manager that holds the resident experts under one lease (``ExpertStore.hold_residents``).
 
@@ -46,6 +55,10 @@ class ResidentExperts:
     ) -> None:
         self._lease.__exit__(kind, error, traceback)
 
+    def cancel(self) -> None:
+        """End the lease, if it is not finished yet; nothing is counted."""
+        self._lease.__exit__(None, None, None)
+
     def slots(self, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
         """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident."""
         lease = self._lease
@@ -68,7 +81,7 @@ class ResidentExperts:
 
     def finish(
         self,
-        layers: Sequence[ExpertLayer],
+        layers: RoutedLayers,
         chosen: Callable[[], Sequence[IntArray]],
         num_choices: int,
         rows: IntArray,
@@ -90,7 +103,7 @@ class ResidentExperts:
             self._observe(runs, predicted)
         elif self._prefetcher is not None and not self._lease.holds_all:
             self._prefetcher.count_lookups(runs.num_lookups)
-        self._lease.close([layer.number for layer in layers], rows, self._phase)
+        self._lease.close(layers.numbers, rows, self._phase)
 
     @property
     def holds_all(self) -> bool:
@@ -107,18 +120,16 @@ class ResidentExperts:
 
     def _runs(
         self,
-        layers: Sequence[ExpertLayer],
+        layers: RoutedLayers,
         chosen: Callable[[], Sequence[IntArray]],
         num_choices: int,
         rows: IntArray,
     ) -> ResidentRuns:
         variants = self._variants
         if variants is None:
-            return ResidentRuns(
-                lambda: [(layer.number, len(layer.keys)) for layer in layers], chosen, num_choices, rows
-            )
-        places, own = [variants.places(layer) for layer in layers], chosen()
-        sets = [variants.sets_of_rows(layer.number, len(rows)) for layer, rows in zip(layers, own, strict=True)]
+            return ResidentRuns(layers.sizes, chosen, num_choices, rows)
+        places, own = [variants.places(layer) for layer in layers.layers], chosen()
+        sets = [variants.sets_of_rows(number, len(rows)) for number, rows in zip(layers.numbers, own, strict=True)]
         placed = [each.place(rows, of) for each, rows, of in zip(places, own, sets, strict=True)]
-        sizes = [(layer.number, len(each.keys)) for layer, each in zip(layers, places, strict=True)]
-        return ResidentRuns(lambda: sizes, lambda: placed, num_choices, rows, [each.numbers for each in places])
+        sizes = [(number, len(each.keys)) for number, each in zip(layers.numbers, places, strict=True)]
+        return ResidentRuns(sizes, lambda: placed, num_choices, rows, [each.numbers for each in places])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -238,19 +237,6 @@ class StepExperts:
             yield rows, lease
         self.has_read = bool(lease.missed) or (self._prefetcher is not None and self._prefetcher.has_requested)
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
-
-
-def prefetched_step(prefetcher: Prefetcher | None) -> AbstractContextManager[None]:
-    """Report the beginning of a step to the prefetcher, and its duration once the step has succeeded."""
-    return nullcontext() if prefetcher is None else _prefetched_step(prefetcher)
-
-
-@contextmanager
-def _prefetched_step(prefetcher: Prefetcher) -> Iterator[None]:
-    started = time.perf_counter()
-    prefetcher.begin_step()
-    yield
-    prefetcher.end_step(time.perf_counter() - started)
 
 
 def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArray, dict[ExpertKey, tuple[int, int]]]:

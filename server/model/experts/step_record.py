@@ -43,7 +43,7 @@ class ResidentRuns:
 
     def __init__(
         self,
-        layers: Callable[[], Sequence[tuple[int, int]]],
+        layers: Sequence[tuple[int, int]],
         chosen: Callable[[], Sequence[IntArray]],
         num_choices: int,
         rows: IntArray,
@@ -61,7 +61,7 @@ class ResidentRuns:
     @cached_property
     def runs(self) -> Sequence[LayerRun]:
         """Each layer."""
-        layers = self._layers()
+        layers = self._layers
         num_lookups = np.count_nonzero(self._rows, axis=1).tolist()
         of_layers = [None] * len(layers) if self._numbers is None else self._numbers
         return [

@@ -13,7 +13,7 @@ import torch
 from server.kernels.backend import ResidentBackend
 from server.kernels.upload import upload, upload_into
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.resident_experts import ResidentExperts, RoutedLayers
 
 IntArray = npt.NDArray[np.int64]
 
@@ -123,4 +123,4 @@ class WaitlessExperts:
         rows = np.zeros((len(layers), max(len(layer.keys) for layer in layers)), np.int64)
         for row, layer, part in zip(rows, layers, parts, strict=True):
             row[: len(layer.keys)] = np.bincount(part, minlength=len(layer.keys))[: len(layer.keys)]
-        self._residents.finish(layers, lambda: chosen, sum(each.shape[1] for each in chosen), rows)
+        self._residents.finish(RoutedLayers(layers), lambda: chosen, sum(each.shape[1] for each in chosen), rows)

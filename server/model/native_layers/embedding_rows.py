@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from server.kernels.native.library import Kernels
+from server.kernels.native.linear import plain_matrix
+from server.model.blocks.workspace import Workspace
 from server.model.quantised.embedding import QuantisedEmbedding
 
 
@@ -20,23 +21,20 @@ class EmbeddingRows:
         scale: of its rows.
     """
 
-    def __init__(self, module: Any, scale: float):
-        self._module, self._scale = module, scale
-        self._is_half, self._numbers = False, None
-        if not isinstance(module, QuantisedEmbedding):
-            table = module.weight.detach()
-            self._is_half = table.dtype == torch.bfloat16  # numpy has no such numbers
-            self._numbers = (table.view(torch.uint16) if self._is_half else table).numpy(force=True)
+    def __init__(self, kernels: Kernels, module: Any, scale: float):
+        self._kernels, self._module, self._scale = kernels, module, scale
+        self._is_quantised = isinstance(module, QuantisedEmbedding)
+        self._table = module.table.matrix if self._is_quantised else plain_matrix(module.weight.detach())
 
-    def write(self, token_ids: Sequence[int], hidden: npt.NDArray[np.float32]) -> None:
-        """Write the rows of tokens, ``(tokens, hidden)``."""
-        if self._numbers is None:
-            hidden[:] = self._module.table.rows_at(torch.tensor(token_ids)).numpy()
-        elif self._is_half:  # the upper halves of float32 numbers
-            numbers = hidden.view(np.uint32)
-            numbers[:] = self._numbers[token_ids]
-            np.left_shift(numbers, 16, out=numbers)
-        else:
-            hidden[:] = self._numbers[token_ids]
+    def write(self, token_ids: Sequence[int], workspace: Workspace) -> None:
+        """Write the rows of a step's tokens, which the workspace has too, into ``workspace.hidden``."""
+        call = workspace.call
+        is_read = self._table is not None and self._kernels.read_rows(
+            self._table, call.token_ids, len(token_ids), call.hidden
+        )
+        if not is_read:
+            rows = torch.tensor(token_ids)
+            found = self._module.table.rows_at(rows) if self._is_quantised else self._module.weight[rows].float()
+            workspace.hidden[:] = found.numpy(force=True)
         if self._scale != 1.0:
-            hidden *= self._scale
+            workspace.hidden[:] *= self._scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from ctypes import c_float
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import MixerStep
 from server.model.blocks.workspace import Workspace
-from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.resident_experts import ResidentExperts, RoutedLayers
 from server.model.experts.step_experts import StepExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
@@ -64,6 +63,7 @@ class LayerSequence:
         self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
         self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
         self._segments = self._split(())
+        self._ranges: dict[tuple[int, int], _Routed] = {}  # those that were recorded, by their first and last one
         self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
         self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
         self._slots_address = self._counts_address = 0
@@ -78,28 +78,33 @@ class LayerSequence:
         num_routed = 0  # layers with experts that have run
         are_images = None if images is None else images.to_image_experts
         self._predicts = are_images is None and experts.predicts
-        with ExitStack() as holds:
-            held = self._hold(experts, holds, 0) if are_images is None else None
+        held = self._hold(experts, 0) if are_images is None else None
+        try:
             for segment in segments:
                 mixer, spec = self._layers[segment.first].mixer, self.specs[segment.first]
                 mix_outside(self._kernels, mixer, spec, self._workspace, mixers)
                 index = segment.first
                 while (index := self._run_held(index, segment.end, held)) < segment.end:
                     self._record(experts, held, num_routed, self._places[index])
+                    held = None
                     if are_images is None:
                         self._run_leased(index, experts)
                     else:
                         self._run_divided(index, experts, are_images)
                     index += 1
                     num_routed = self._places[index]
-                    held = self._hold(experts, holds, num_routed) if are_images is None else None
+                    held = self._hold(experts, num_routed) if are_images is None else None
                 if images is not None:
                     images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
             self._record(experts, held, num_routed, len(self._routed))
+        except BaseException:
+            if held is not None:
+                held.cancel()
+            raise
         if self._predicts:
             experts.request()
 
-    def _hold(self, experts: StepExperts, holds: ExitStack, place: int) -> ResidentExperts | None:
+    def _hold(self, experts: StepExperts, place: int) -> ResidentExperts | None:
         """Hold the experts that are in memory, and describe them to the kernels.
 
         Args:
@@ -113,7 +118,6 @@ class LayerSequence:
         else:
             call.predictions = None
         if held is not None:
-            holds.enter_context(held)
             if held.addresses is not self._addresses:  # experts have moved
                 self._addresses, self._slots = held.addresses, held.slots(self._numbers)
                 if self._counts.shape != self._slots.shape:
@@ -191,10 +195,17 @@ class LayerSequence:
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
         if held is not None:
-            top_ks = self._top_ks[first:end]
-            chosen = self._workspace.all_chosen(first, top_ks)
+            ran = self._ranges.get((first, end)) or self._range(first, end)
+            chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
-            held.finish(self._routed[first:end], chosen, sum(top_ks), self._counts[first:end].copy(), predicted)
+            held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
+
+    def _range(self, first: int, end: int) -> _Routed:
+        """Describe some neighbouring layers with experts."""
+        top_ks = self._top_ks[first:end]
+        described = _Routed(RoutedLayers(self._routed[first:end]), top_ks, sum(top_ks))
+        self._ranges[first, end] = described
+        return described
 
     def _predicted(self, experts: StepExperts, first: int, end: int) -> list[npt.NDArray[np.int64] | None]:
         """Return for each layer with experts the numbers that were predicted of the next one; None after the last."""
@@ -213,6 +224,14 @@ class LayerSequence:
             if not index or layer.mixer.target is not Target.NATIVE or index in more
         ]
         return [_Segment(first, end) for first, end in pairwise([*firsts, len(self._layers)])]
+
+
+class _Routed(NamedTuple):
+    """Neighbouring layers with experts."""
+
+    layers: RoutedLayers
+    top_ks: list[int]  # experts a token
+    num_choices: int  # of a token in all of them
 
 
 class _Segment(NamedTuple):

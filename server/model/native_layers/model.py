@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from server.model.native_layers.layer_sequence import LayerSequence
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Block, ModelProgram, Target
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
-from server.model.step import SequenceChunk, StepTokens, positions_of
+from server.model.step import HostLogits, SequenceChunk, StepTokens, positions_of
 
 
 class NativeModel:
@@ -77,6 +78,7 @@ class NativeModel:
         self._variant_sets = VariantSets([layer for layer in (*layers, *image_layers) if layer.experts is not None])
         self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
         self._no_states = torch.from_numpy(self._normed)
+        self._logits = HostLogits.empty(0, head.matrix.outputs)  # of the last step
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
     @cached_property
@@ -114,7 +116,7 @@ class NativeModel:
         adapters: StepAdapters | None = None,
         states: StepStates | None = None,
         images: StepImages | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[HostLogits, torch.Tensor]:
         """Run one step.
 
         Args:
@@ -136,7 +138,7 @@ class NativeModel:
         last = workspace.begin(chunks, len(kv_cache.groups), rows)
         described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
         workspace.call.lora = self._head.lora = None if described is None else described.address
-        self._embedding.write(tokens.token_ids, workspace.hidden)
+        self._embedding.write(tokens.token_ids, workspace)
         self._positions.update(workspace.call, last)
         self._query_scales.update(workspace.call, last)
         image_rows = None if images is None else self._insert_images(images, chunks)
@@ -158,7 +160,7 @@ class NativeModel:
         call.newest = None if rows.newest is None else rows.newest.ctypes.data
         return rows
 
-    def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[HostLogits, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size
         indices = {row: index for index, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))} if hidden_rows else {}
         wanted = list(indices) if hidden_rows else rows
@@ -166,13 +168,22 @@ class NativeModel:
         if len(wanted) > len(self._normed):
             self._normed = np.empty((len(wanted), size), dtype=np.float32)
             call.normed = self._normed.ctypes.data
-        logits = torch.from_numpy(np.empty((len(rows), call.matrix.outputs), dtype=np.float32))
+        logits = self._logits_of(len(rows))
         call.hidden, call.rows = self._workspace.residual_address, numbers.buffer_info()[0]
-        call.logits, call.num_rows, call.num_logits = logits.data_ptr(), len(wanted), len(rows)
+        call.num_rows, call.num_logits = len(wanted), len(rows)
         self._kernels.head(call)
         if not hidden_rows:
             return logits, self._no_states
         return logits, torch.from_numpy(self._normed[[indices[row] for row in hidden_rows]])
+
+    def _logits_of(self, num_rows: int) -> HostLogits:
+        """Return logits for the head to write: those of the last step, if there are as many and nobody has them."""
+        kept = self._logits
+        is_used = getrefcount(kept) > 3 or getrefcount(kept.rows) > 2  # noqa: PLR2004  held here and there
+        if is_used or len(kept.rows) != num_rows:
+            kept = self._logits = HostLogits.empty(num_rows, self._head.matrix.outputs)
+            self._head.logits = kept.address
+        return kept
 
     def _bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         """Set the addresses of keys, values and states in the specs of the layers' mixers."""

@@ -182,7 +182,7 @@ class _Finder:
             workspace,
             positions=PositionTables(self._positions.kinds),
             query_scales=QueryScales([layer.mixer for layer in layers], self._longest),
-            embedding=EmbeddingRows(self._embeddings, self._embedding_scale(captured)),
+            embedding=EmbeddingRows(self._kernels, self._embeddings, self._embedding_scale(captured)),
             head=head,
             keeps=keeps,
             adapters=self._adapters(every, names),

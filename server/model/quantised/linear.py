@@ -95,7 +95,8 @@ class QuantisedMatrix(nn.Module):
         matrix = None if self.kernels is None else self.matrix
         if matrix is not None and self.kernels is not None:
             found = torch.empty((len(places), self.in_features))
-            if self.kernels.read_rows(matrix, np.ascontiguousarray(places.numpy(force=True)), found.data_ptr()):
+            rows = np.ascontiguousarray(places.numpy(force=True), np.int32)
+            if self.kernels.read_rows(matrix, rows.ctypes.data, len(rows), found.data_ptr()):
                 return found
         outputs = self.format.OUTPUTS
         parts = []

@@ -6,6 +6,7 @@ routed experts call our hooks. So a sequence gives what transformers gives, what
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
-from server.model.experts.step_experts import StepExperts, prefetched_step
+from server.model.experts.step_experts import StepExperts
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.hooks import use_hooks
 from server.model.linear import speed_up_linears
@@ -145,19 +146,23 @@ class SequentialTrunk(ResidentModel):
         ahead = None
         if phase == "prefill" or chunk.shows_images:
             ahead, prefetcher = None if prefetcher is None else prefetcher.for_prompts, None
-        with prefetched_step(prefetcher):
-            adapters = SequenceAdapters.of([chunk])
-            variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
-            experts = StepExperts(
-                store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
-            )
-            self._drops.take()
-            with (
-                use_hooks(_StepHooks(experts)),
-                nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
-                routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
-            ):
-                logits = self._sequential.logits(chunk, cache)
+        started = time.perf_counter()
+        if prefetcher is not None:
+            prefetcher.begin_step()
+        adapters = SequenceAdapters.of([chunk])
+        variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
+        experts = StepExperts(
+            store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
+        )
+        self._drops.take()
+        with (
+            use_hooks(_StepHooks(experts)),
+            nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
+            routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
+        ):
+            logits = self._sequential.logits(chunk, cache)
+        if prefetcher is not None:
+            prefetcher.end_step(time.perf_counter() - started)
         record = experts.record
         record.cost.num_dropped = self._drops.take()
         chosen = last_choices(record.runs, self.facts.text_layers) if chunk.wants_experts else None

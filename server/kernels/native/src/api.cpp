@@ -40,7 +40,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 13; }
+GREENROOM_API int greenroom_abi() { return 14; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -116,13 +116,20 @@ GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call
 
 // Writes rows of a matrix, float32 (count, inputs); returns 1 if rows of its format can't be read, and 2 if there is no such
 // row.
-GREENROOM_API int greenroom_read_rows(Handle* handle, const greenroom::Matrix* matrix, const int64_t* rows, int64_t count,
+GREENROOM_API int greenroom_read_rows(Handle* handle, const greenroom::Matrix* matrix, const int32_t* rows, int64_t count,
                                       float* target) {
   const greenroom::Level& level = handle->context.level;
-  if (!level.read_row(*matrix, 0, nullptr)) return 1;
+  const int64_t size = greenroom::is_plain(matrix->format) ? greenroom::bytes_of(matrix->format) : 0;
+  if (!size && !level.read_row(*matrix, 0, nullptr)) return 1;
   for (int64_t i = 0; i < count; ++i) {
     if (rows[i] < 0 || rows[i] >= matrix->outputs) return 2;
-    level.read_row(*matrix, rows[i], target + i * matrix->inputs);
+    float* numbers = target + i * matrix->inputs;
+    if (size) {
+      const char* row = static_cast<const char*>(matrix->data) + rows[i] * matrix->inputs * size;
+      level.widen(row, matrix->format, numbers, matrix->inputs);
+    } else {
+      level.read_row(*matrix, rows[i], numbers);
+    }
   }
   return 0;
 }

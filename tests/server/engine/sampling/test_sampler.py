@@ -30,6 +30,7 @@ from server.engine.sampling.sampler import sample
 from server.engine.sampling.sampling_state import SamplingState
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.model.step import HostLogits
 
 VOCABULARY = 50
 PROMPT = (3, 7, 7, 11)
@@ -236,6 +237,13 @@ def test_a_row_that_is_not_finite_gives_no_token_and_changes_no_other_row(kernel
     assert tokens[1:2] == expected
 
 
+def test_logits_of_native_layers_give_the_first_of_the_most_likely_tokens(kernels: Kernels | None) -> None:
+    logits = normal(3)
+    logits[0, [9, 30]], logits[1, 4] = 50.0, torch.nan
+    tokens = sample(HostLogits.of(logits), [state(temperature=0.0)] * 3, kernels=kernels)
+    assert tokens == [9, None, int(logits[2].argmax())]
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-4])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 1e-300, "min_p": 1e-300}], ids=str)
 def test_a_temperature_close_to_zero_is_greedy(
@@ -333,7 +341,7 @@ def test_seed_and_position_determine_the_sample() -> None:
     seeds = [0, 1, -1, 2**64 - 1, 12345]
     numbers = uniforms(seeds, [0] * 5)
     assert numbers[2] == numbers[3]
-    assert len(set(numbers.tolist())) == 4
+    assert len(set(numbers)) == 4
     assert uniforms([12345], [0])[0] == numbers[4]
     assert uniforms([12345], [1])[0] != numbers[4]
 
@@ -342,9 +350,10 @@ def test_random_numbers_are_uniform_over_positions_and_over_seeds() -> None:
     """Sixteen equal parts of 16,000 numbers each: none is further from its thousand than chance takes it."""
     count = 16000
     for numbers in (uniforms([7] * count, list(range(count))), uniforms(list(range(count)), [3] * count)):
-        parts = torch.bincount(torch.from_numpy(numbers * 16).long(), minlength=16)
+        drawn = torch.tensor(numbers, dtype=torch.float64)
+        parts = torch.bincount((drawn * 16).long(), minlength=16)
         assert float((parts - 1000).abs().max()) < 150
-        neighbours = torch.corrcoef(torch.from_numpy(numbers).unfold(0, 2, 1).T)[0, 1]
+        neighbours = torch.corrcoef(drawn.unfold(0, 2, 1).T)[0, 1]
         assert abs(float(neighbours)) < 0.03
 
 

@@ -68,7 +68,7 @@ def test_layers_that_ran_under_one_hold_cost_what_each_of_them_does(sizes: tuple
     rng = np.random.default_rng(0)
     chosen = [rng.permuted(np.tile(np.arange(num_choices), (sum(sizes), 1)), axis=1)[:, :TOP_K] for _ in range(3)]
     rows = np.array([np.bincount(each.ravel(), minlength=num_choices)[:NUM_EXPERTS] for each in chosen])
-    held = ResidentRuns(lambda: [(layer, NUM_EXPERTS) for layer in range(3)], lambda: chosen, 3 * TOP_K, rows)
+    held = ResidentRuns([(layer, NUM_EXPERTS) for layer in range(3)], lambda: chosen, 3 * TOP_K, rows)
     owners = RowOwners(chunks_of(*sizes))
     assert attribute_costs([held], owners) == attribute_costs(held.runs, owners)
 

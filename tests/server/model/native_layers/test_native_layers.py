@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.step import HostLogits, SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
@@ -168,6 +171,26 @@ def test_layers_whose_experts_are_in_memory_run_in_one_call(
     assert (0, 0) in calls  # nothing is in memory at first
     assert (0, num_layers) in calls
     assert finished == [*range(num_layers)] * (len(finished) // num_layers)
+
+
+def test_a_step_writes_over_logits_of_the_last_one_that_nobody_has(tmp_path: Path, pool: ComputePool) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool)
+    cache = KVCache(trunk.facts.kv_groups, [1] * len(trunk.facts.kv_groups), BLOCK)
+    with closing(ExpertStore(trunk.catalog, trunk.catalog.total_bytes)) as store:
+
+        def scores_after(token: int) -> HostLogits:
+            chunk = SequenceChunk([token], 0, [[0]] * len(trunk.facts.kv_groups))
+            scores = trunk.forward([chunk], cache, store).scores
+            assert isinstance(scores, HostLogits)
+            return scores
+
+        first = scores_after(3).tensor()
+        as_it_was = first.clone()
+        second = scores_after(5)
+        assert torch.equal(first, as_it_was)
+        address = second.address
+        del second
+        assert scores_after(7).address == address
 
 
 def test_queries_of_latent_attention_are_scaled_by_their_positions(tmp_path: Path, pool: ComputePool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
@@ -9,6 +11,7 @@ from torch import nn
 
 from server.kernels.formats.ggml_types import GGML_TYPES
 from server.kernels.native.library import Kernels
+from server.kernels.native.linear import plain_matrix
 from server.model.quantised.embedding import quantise_embedding
 from server.model.quantised.linear import NAME, QuantisedMatrix
 from tests.server.kernels.formats.ggml_matrices import NUMBERS, QUANTISED, random_rows
@@ -38,6 +41,15 @@ def test_the_kernels_read_rows_with_the_bits_of_the_file(name: str, kernels: Ker
     table, numbers = table_of(name)
     table.kernels = kernels
     assert torch.equal(table.rows_at(torch.tensor(PLACES)), numbers[PLACES])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_kernels_read_rows_of_plain_tables(dtype: torch.dtype, kernels: Kernels) -> None:  # noqa: F811
+    numbers, places = torch.randn(TOKENS, 35).to(dtype), array("i", PLACES)
+    matrix, found = plain_matrix(numbers), torch.empty(len(PLACES), 35)
+    assert matrix is not None
+    assert kernels.read_rows(matrix, places.buffer_info()[0], len(places), found.data_ptr())
+    assert torch.equal(found, numbers[PLACES].float())
 
 
 @pytest.mark.parametrize("place", [-1, TOKENS])
