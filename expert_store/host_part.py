@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
 
 from expert_store.entry import Entry, EntryState
 from expert_store.errors import ExpertLoadError
@@ -26,8 +24,8 @@ class HostPart:
         return [entry.key for entry in self._entries]
 
     @property
-    def addresses(self) -> npt.NDArray[np.uint64]:
-        """The address of each expert's slot in host memory, ``(keys,)``."""
+    def addresses(self) -> array[int]:
+        """The address of each expert's slot in host memory, uint64 ``(keys,)``."""
         return self._pool.host_addresses(self._entries)
 
     def take(self, keys: Sequence[ExpertKey]) -> list[ExpertKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -17,8 +18,6 @@ from expert_store.policies import make_policy
 from expert_store.policies.fair import FairPolicy, slots_per_layer
 from expert_store.resources import StoreResources
 from expert_store.tier import Tier, max_held
-
-FEW_ENTRIES = 16  # whose addresses are computed sooner one by one than by numpy
 
 
 class LayoutTiers:
@@ -87,23 +86,20 @@ class LayoutTiers:
         self._resources.device.order(entry.arrival)
         return self.device_arena.weights(entry.slot)
 
-    def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+    def addresses(self, entries: Sequence[Entry]) -> array[int]:
         """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
         self.order(entries)
         return self.unordered_addresses(entries)
 
-    def unordered_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+    def unordered_addresses(self, entries: Sequence[Entry]) -> array[int]:
         """Return the same addresses, for compute that waits for the entries by ``order``."""
         first, slot_bytes = self.arena_address, self.layout.slot_bytes
-        if len(entries) < FEW_ENTRIES:
-            return np.array([first + entry.slot * slot_bytes for entry in entries], np.uint64)
-        slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
-        return slots * np.uint64(slot_bytes) + np.uint64(first)
+        return array("Q", [first + entry.slot * slot_bytes for entry in entries])
 
-    def host_addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+    def host_addresses(self, entries: Sequence[Entry]) -> array[int]:
         """Return the addresses of the slots of entries of the host tier."""
-        slots = np.fromiter((entry.slot for entry in entries), np.uint64, len(entries))
-        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(self.host_arena.address)
+        first, slot_bytes = self.host_arena.address, self.layout.slot_bytes
+        return array("Q", [first + entry.slot * slot_bytes for entry in entries])
 
     def slots(self, entries: Sequence[Entry]) -> npt.NDArray[np.int64]:
         """Return the slots of ready entries of the top tier, in ``arena``."""

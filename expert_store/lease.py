@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -53,8 +54,8 @@ class ReadyExperts:
         return self._pool.weights(self._entries[index])
 
     @property
-    def addresses(self) -> npt.NDArray[np.uint64]:
-        """The address of each expert's slot, ``(keys,)``; ``ExpertLayout.offsets`` has the places of its tensors.
+    def addresses(self) -> array[int]:
+        """The address of each expert's slot, uint64; ``ExpertLayout.offsets`` has the places of its tensors.
 
         Addresses are in the memory of the host, or of the device where there is a device tier.
         """

@@ -7,6 +7,7 @@ A backend depends on neither store nor model: the protocols here describe what i
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -58,7 +59,7 @@ class ReadyExperts(Protocol):
         """The tensors of ``keys[index]``."""
 
     @property
-    def addresses(self) -> npt.NDArray[np.uint64]:
+    def addresses(self) -> array[int]:
         """The address of each expert's slot, ``(keys,)``."""
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from ctypes import addressof
 from itertools import accumulate, pairwise
@@ -22,8 +23,6 @@ from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraExperts
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import Format, Matrix, Size
-
-IntArray = npt.NDArray[np.int32]
 
 
 def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
@@ -126,19 +125,26 @@ class NativeBackend:
             is_exact=int(is_exact),
         )
         lora = None if rows.additions is None else _BatchAdditions(rows.additions)
+        first = order.ctypes.data
         for ready in batches:
             between()
-            starts, choices = _choices(order, [rows.spans[key] for key in ready.keys])
-            addresses = ready.addresses
-            batch.slots, batch.starts, batch.choices = (array.ctypes.data for array in (addresses, starts, choices))
-            batch.num_experts = len(addresses)
+            addresses, spans = ready.addresses, [rows.spans[key] for key in ready.keys]
+            batch.choices, starts = first, array("i", [start for start, _ in spans])
+            if all(end == start for (_, end), (start, _) in pairwise(spans)):
+                starts.append(spans[-1][1])
+            else:
+                choices = np.concatenate([order[start:end] for start, end in spans])
+                batch.choices = choices.ctypes.data
+                starts = array("i", accumulate((end - start for start, end in spans), initial=0))
+            batch.slots, batch.num_experts = addresses.buffer_info()
+            batch.starts, _ = starts.buffer_info()
             if lora is not None:
                 batch.lora = lora.address(ready.keys)
             self._kernels.experts(self._shape, batch)
         return outputs
 
     def _combine(
-        self, outputs: int, weights: torch.Tensor, absent: IntArray, hidden_states: torch.Tensor
+        self, outputs: int, weights: torch.Tensor, absent: npt.NDArray[np.int32], hidden_states: torch.Tensor
     ) -> torch.Tensor:
         y = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
         tokens, top_k = weights.shape
@@ -177,14 +183,3 @@ class _BatchAdditions:
         self._numbers = np.array([self._additions.number_of(key) for key in keys], dtype=np.int32)
         self._call.numbers = self._numbers.ctypes.data
         return addressof(self._call)
-
-
-def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
-    """The start of each expert's choices, and the choices grouped by expert."""
-    if len(spans) == 1:
-        start, end = spans[0]
-        return np.array((0, end - start), dtype=np.int32), order[start:end]
-    if all(end == start for (_, end), (start, _) in pairwise(spans)):
-        return np.array([*(start for start, _ in spans), *(end for _, end in spans[-1:])], dtype=np.int32), order
-    starts = [0, *accumulate(end - start for start, end in spans)]
-    return np.array(starts, dtype=np.int32), np.concatenate([order[start:end] for start, end in spans])

@@ -38,6 +38,8 @@ class Workspace:
         self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
         self._num_streams = num_streams
         self._capacity = 0
+        self._num_shown = 0  # tokens of these tensors
+        self._shown: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._predicted = np.empty(0, dtype=np.int32)
         self._parts = np.zeros(num_routed + 1, dtype=np.uint32)
         self._predictions = StepPredictions(parts=self._parts.ctypes.data)
@@ -160,10 +162,21 @@ class Workspace:
         start = index * self.call.tokens * self._top_k
         return self._weights[start : start + self.call.tokens * top_k].reshape(-1, top_k)
 
+    def layer_inputs(self, index: int, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``normed`` and ``weights`` of a layer as tensors in the same memory."""
+        if self._num_shown != self.call.tokens:
+            self._num_shown, self._shown = self.call.tokens, {}
+        found = self._shown.get((index, top_k))
+        if found is None:
+            found = torch.from_numpy(self.normed), torch.from_numpy(self.weights(index, top_k))
+            self._shown[index, top_k] = found
+        return found
+
     def _reserve(self, num_tokens: int) -> None:
         if num_tokens <= self._capacity:
             return
         self._capacity = int(num_tokens * GROWTH)
+        self._shown = {}
         self._hidden = np.empty((self._capacity, self._hidden_size), dtype=np.float32)
         self._normed = np.empty_like(self._hidden)
         self._chosen = np.empty(self._num_routed * self._capacity * self._top_k, dtype=np.int32)

@@ -27,6 +27,8 @@ from server.model.experts.waitless_experts import SlotTables, WaitlessExperts
 
 IntArray = npt.NDArray[np.int64]
 
+FEW_CHOICES = 64  # these are sorted sooner without numpy, whose calls take long with cold caches
+
 
 class ExpertAdapters(Protocol):
     """The adapters of a step, as experts know them (``server.model.adapters.step_adapters``)."""
@@ -247,6 +249,8 @@ def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArra
         keys: the layer's experts.
     """
     choices = chosen.ravel()
+    if len(choices) <= FEW_CHOICES:
+        return _sort_few(choices.tolist(), keys)
     order = choices.astype(np.int16).argsort(kind="stable")  # numpy sorts int16 by radix, several times as fast
     counts = np.bincount(choices, minlength=len(keys))[: len(keys)]
     experts = counts.nonzero()[0]
@@ -255,6 +259,17 @@ def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArra
         spans[keys[expert]] = (start, end)
         start = end
     return order, spans
+
+
+def _sort_few(choices: list[int], keys: tuple[ExpertKey, ...]) -> tuple[IntArray, dict[ExpertKey, tuple[int, int]]]:
+    order = sorted(range(len(choices)), key=choices.__getitem__)
+    spans: dict[ExpertKey, tuple[int, int]] = {}
+    for place, choice in enumerate(order):
+        if choices[choice] >= len(keys):
+            break
+        key = keys[choices[choice]]
+        spans[key] = (spans[key][0] if key in spans else place, place + 1)
+    return np.array(order, np.int64), spans
 
 
 def _nothing() -> None:

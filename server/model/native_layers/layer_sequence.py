@@ -23,6 +23,8 @@ from server.model.experts.step_experts import StepExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
 
+MOST_READS = 2
+
 
 class LayerSequence:
     """The layers of a model, and the calls that run them.
@@ -68,7 +70,7 @@ class LayerSequence:
         self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
         self._slots_address = self._counts_address = 0
         self._predicts = False  # whether this step does
-        self._reads = [False] * len(self._routed)  # layers that leased their experts last time, and had to read
+        self._reads = [0] * len(self._routed)  # steps in a row in which layers leased their experts, and had to read
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
@@ -108,9 +110,10 @@ class LayerSequence:
         """Hold the experts that are in memory, and describe them to the kernels.
 
         Args:
-            place: of the next layer with experts; if it had to read last time, a hold would hardly outlast it.
+            place: of the next layer with experts; if it had to read ``MOST_READS`` times in a row, a hold would hardly
+                outlast it. Less often than that, it pays: a lease of a layer takes five times as long.
         """
-        will_read = place == len(self._reads) or self._reads[place]
+        will_read = place == len(self._reads) or self._reads[place] >= MOST_READS
         held, call = None if will_read else experts.hold_residents(), self._workspace.call
         self._predicts = self._predicts and not (held is not None and held.holds_all)
         if self._predicts:
@@ -147,7 +150,7 @@ class LayerSequence:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
         place = self._places[index]
         outputs = self._run_experts(self._layers[index], place, experts, slice(None))
-        self._reads[place] = experts.has_read
+        self._reads[place] = self._reads[place] + 1 if experts.has_read else 0
         self._kernels.finish_layer(self.specs[index], self._workspace.call, place, outputs)
 
     def _run_divided(self, index: int, experts: StepExperts, are_images: npt.NDArray[np.bool_]) -> None:
@@ -183,11 +186,13 @@ class LayerSequence:
         workspace, top_k = self._workspace, layer.mixture.router.top_k
         assert layer.experts is not None
         predicted = self._predicted(experts, place, place + 1)[0] if self._predicts else None
+        normed, weights = workspace.layer_inputs(place, top_k)
+        are_all = isinstance(rows, slice)
         return experts.run_unweighted(
             layer.experts,
-            torch.from_numpy(workspace.normed[rows]),
+            normed if are_all else normed[torch.from_numpy(rows)],
             workspace.chosen(place, top_k)[rows].astype(np.int64),
-            torch.from_numpy(workspace.weights(place, top_k)[rows]),
+            weights if are_all else weights[torch.from_numpy(rows)],
             is_exact=bool(workspace.call.is_exact),
             predicted=predicted,
         )
@@ -198,6 +203,7 @@ class LayerSequence:
             ran = self._ranges.get((first, end)) or self._range(first, end)
             chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
+            self._reads[first:end] = [0] * (end - first)
             held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
 
     def _range(self, first: int, end: int) -> _Routed:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expert_store import ExpertKey
+from server.model.experts import step_experts
 from server.model.experts.step_experts import sort_choices
 
 KEYS = tuple(ExpertKey(3, expert) for expert in range(6))
 
 
+@pytest.mark.parametrize("most", [0, 64], ids=["many", "few"])
 @given(chosen=st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), min_size=1, max_size=20))
-def test_choices_of_an_expert_lie_together_in_their_order(chosen: list[list[int]]) -> None:
-    order, spans = sort_choices(np.array(chosen), KEYS)
+def test_choices_of_an_expert_lie_together_in_their_order(most: int, chosen: list[list[int]]) -> None:
+    with patch.object(step_experts, "FEW_CHOICES", most):
+        order, spans = sort_choices(np.array(chosen), KEYS)
     choices = [expert for token in chosen for expert in token]
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(len(choices)))
