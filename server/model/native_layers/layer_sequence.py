@@ -111,7 +111,7 @@ class LayerSequence:
 
         Args:
             place: of the next layer with experts; if it had to read ``MOST_READS`` times in a row, a hold would hardly
-                outlast it. Less often than that, it pays: a lease of a layer takes five times as long.
+                outlast it. After fewer, it is worth a trial, as a lease of the layer takes several times as long.
         """
         will_read = place == len(self._reads) or self._reads[place] >= MOST_READS
         held, call = None if will_read else experts.hold_residents(), self._workspace.call
@@ -199,7 +199,9 @@ class LayerSequence:
 
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
-        if held is not None:
+        if held is not None and first == end:
+            held.cancel()
+        elif held is not None:
             ran = self._ranges.get((first, end)) or self._range(first, end)
             chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
