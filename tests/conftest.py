@@ -50,6 +50,7 @@ LONG = (
     "soak",
     "server/kernels/native/test_sanitizers.py",
     "server/model/test_families.py",
+    "server/model/native_layers/test_native_layers.py",
     "e2e",
     "faults",
 )
@@ -67,13 +68,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect without collections of garbage, which would look at ever more modules and tests that stay."""
+    """Collect without collections of garbage, which would look at ever more modules and tests that stay.
+
+    Then let torch run on one thread, as several workers share the cores: with two there are three times as many
+    switches between threads. Commands that tests start, and tests that set a number, have theirs.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
