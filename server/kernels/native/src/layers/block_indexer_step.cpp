@@ -16,11 +16,6 @@ struct Memory {
   Buffer tables;  // of a step
 };
 
-constexpr int64_t kPassScores = 4 << 20;
-constexpr int64_t kLeastScored = 8;  // rows and heads of a pass
-constexpr int64_t kMostRows = kIsTight ? 2 : 256;
-constexpr int64_t kSpanOfBlocks = 64;  // of the cache, in a tile of scores
-
 // The highest of some scores.
 float highest(const float* scores, int64_t count) {
   constexpr int64_t kWidth = 16;
@@ -64,16 +59,13 @@ BlockIndexerStep::BlockIndexerStep(Context& context, const GroupedAttention& att
   if (!is_sparse_) return;
 
   const int64_t threads = context.pool.num_threads(), heads = spec_->heads;
-  stride_ = round_up(keys, kCacheBlock);
+  passes_.plan(step.tokens, keys, heads);
   most_blocks_ = divide_up(keys, spec_->block_size);
-  const int64_t least_rows = divide_up(kLeastScored, heads);
-  pass_rows_ = std::min(step.tokens, std::max(least_rows, std::min(kPassScores / (stride_ * heads), kMostRows)));
-  spans_ = divide_up(stride_ / kCacheBlock, kSpanOfBlocks);
   scratch_size_ = round_up(index_scratch(heads, spec_->dim), 16);
-  const int64_t numbers = pass_rows_ * heads * stride_ + threads * scratch_size_;
+  const int64_t num_scores = passes_.most_rows() * heads * passes_.stride(), numbers = num_scores + threads * scratch_size_;
   memory = own.scores.reserve(numbers * 4 + threads * most_blocks_ * int64_t{sizeof(Scored)});
   scores_ = reinterpret_cast<float*>(memory);
-  scratch_ = scores_ + pass_rows_ * heads * stride_;
+  scratch_ = scores_ + num_scores;
   scored_ = reinterpret_cast<Scored*>(scratch_ + threads * scratch_size_);
   if (!attends_) return;
   table_size_ = spec_->top_k * spec_->block_size / kCacheBlock;
@@ -139,40 +131,28 @@ void BlockIndexerStep::place(int64_t token) const {
   }
 }
 
-bool BlockIndexerStep::begin_pass() {
-  if (!is_sparse_) return false;
-  first_ += rows_;
-  rows_ = std::min(pass_rows_, step_.tokens - first_);
-  return rows_ > 0;
-}
-
 void BlockIndexerStep::score(int64_t tile, int thread) const {
-  const int64_t row = tile / spans_, token = first_ + row, first_block = tile % spans_ * kSpanOfBlocks;
-  const StepSequence& sequence = sequence_of(step_, token);
-  const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
-  if (position < first_sparse(*spec_) || first_block >= blocks) return;
-  IndexScores scores{};
-  scores.query = queries_ + token * spec_->heads * spec_->dim;
-  scores.scores = scores_ + row * spec_->heads * stride_ + first_block * kCacheBlock;
-  scores.head_stride = stride_;
+  const ScorePasses::Tile part = passes_.tile_of(step_, tile);
+  if (part.position < first_sparse(*spec_) || part.num_blocks <= 0) return;
+  IndexScores scores = passes_.scores_of(step_, part, attention_.group);
+  scores.query = queries_ + part.token * spec_->heads * spec_->dim;
+  scores.scores = scores_ + part.row * spec_->heads * passes_.stride() + part.first_block * kCacheBlock;
+  scores.head_stride = passes_.stride();
   scores.keys = spec_->cache;
-  scores.blocks = step_.block_tables[attention_.group] + sequence.first_block + first_block;
   scores.scratch = scratch_ + thread * scratch_size_;
-  scores.num_blocks = std::min(kSpanOfBlocks, blocks - first_block);
   scores.heads = spec_->heads;
   scores.dim = scores.stride = spec_->dim;
   scores.format = attention_.cache_format;
-  scores.is_exact = step_.is_exact;
   level_.score_keys(scores);
 }
 
 void BlockIndexerStep::choose(int64_t choice, int thread) const {
-  const int64_t row = choice / spec_->heads, head = choice % spec_->heads, token = first_ + row;
+  const int64_t row = choice / spec_->heads, head = choice % spec_->heads, token = passes_.token_of(row);
   const StepSequence& sequence = sequence_of(step_, token);
   const int64_t position = position_of(sequence, token), size = spec_->block_size, top_k = spec_->top_k;
   if (position < first_sparse(*spec_)) return;
   Scored* scored = scored_ + thread * most_blocks_;
-  const float* scores = scores_ + (row * spec_->heads + head) * stride_;
+  const float* scores = scores_ + (row * spec_->heads + head) * passes_.stride();
   const int64_t count = position / size + 1;
   for (int64_t block = 0; block < count; ++block) {
     const int64_t begin = block * size, end = std::min(begin + size, position + 1);

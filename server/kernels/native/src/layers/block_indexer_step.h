@@ -3,6 +3,7 @@
 
 #include "layers/best_scores.h"
 #include "layers/grouped_attention.h"
+#include "layers/score_passes.h"
 #include "layers/sides.h"
 
 namespace greenroom {
@@ -34,9 +35,9 @@ class BlockIndexerStep {
   void place(int64_t token) const;
 
   // Begins the next pass; returns false if there is none.
-  bool begin_pass();
-  int64_t num_score_tiles() const { return rows_ * spans_; }
-  int64_t num_choices() const { return rows_ * spec_->heads; }
+  bool begin_pass() { return passes_.begin(); }
+  int64_t num_score_tiles() const { return passes_.num_tiles(); }
+  int64_t num_choices() const { return passes_.rows() * spec_->heads; }
   void score(int64_t tile, int thread) const;
   void choose(int64_t choice, int thread) const;
 
@@ -57,8 +58,8 @@ class BlockIndexerStep {
   float* scratch_ = nullptr;                    // of threads
   Scored* scored_ = nullptr;                    // of threads
   int32_t *tables_ = nullptr, *last_places_ = nullptr;
-  int64_t stride_ = 0, scratch_size_ = 0, most_blocks_ = 0, table_size_ = 0;
-  int64_t pass_rows_ = 0, spans_ = 0, first_ = 0, rows_ = 0;
+  int64_t scratch_size_ = 0, most_blocks_ = 0, table_size_ = 0;
+  ScorePasses passes_;
 };
 
 }  // namespace greenroom

@@ -19,10 +19,6 @@ struct Memory {
 };
 
 constexpr int64_t kLeastHeads = 8;  // of a tile of attention, if there are as many
-constexpr int64_t kPassScores = 4 << 20;
-constexpr int64_t kLeastRows = 8;
-constexpr int64_t kMostRows = kIsTight ? kLeastRows : 256;
-constexpr int64_t kSpanOfBlocks = 64;  // blocks of keys in a tile of scores
 constexpr int64_t kPartBlocks = kPartKeys / kCacheBlock;
 
 // Tokens that a compressed key is made of.
@@ -32,6 +28,35 @@ int64_t most_tokens(const CompressedAttention& spec) { return spec.period * num_
 int64_t compressing(const CompressedAttention& spec) {
   const int64_t dim = std::max(spec.keys.dim, spec.index.key.outputs ? spec.index.dim : 0);
   return spec.keys.key.outputs ? dim * (2 * most_tokens(spec) + 1) : 0;
+}
+
+// Writes keys into a block of the cache's layout.
+template <typename Number>
+void transpose(const Number* const* keys, int64_t count, int64_t dim, Number* to) {
+  int64_t first = 0;
+  if constexpr (sizeof(Number) == 2) {  // four numbers of four keys are transposed in registers
+    constexpr uint64_t kEven = 0x0000FFFF0000FFFF, kLow = 0x00000000FFFFFFFF;
+    for (; first + 4 <= count; first += 4) {
+      for (int64_t d = 0; d + 4 <= dim; d += 4) {
+        uint64_t own[4], even[2], odd[2];
+        for (int64_t i = 0; i < 4; ++i) std::memcpy(own + i, keys[first + i] + d, 8);
+        for (int64_t i = 0; i < 2; ++i) {
+          const uint64_t one = own[2 * i], other = own[2 * i + 1];
+          even[i] = (one & kEven) | (other & kEven) << 16;
+          odd[i] = (one >> 16 & kEven) | (other & ~kEven);
+        }
+        const uint64_t rows[] = {(even[0] & kLow) | even[1] << 32, (odd[0] & kLow) | odd[1] << 32,
+                                 even[0] >> 32 | (even[1] & ~kLow), odd[0] >> 32 | (odd[1] & ~kLow)};
+        for (int64_t i = 0; i < 4; ++i) std::memcpy(to + (d + i) * kCacheBlock + first, rows + i, 8);
+      }
+      for (int64_t d = dim / 4 * 4; d < dim; ++d) {
+        for (int64_t i = first; i < first + 4; ++i) to[d * kCacheBlock + i] = keys[i][d];
+      }
+    }
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t i = first; i < count; ++i) to[d * kCacheBlock + i] = keys[i][d];
+  }
 }
 
 }  // namespace
@@ -93,10 +118,9 @@ CompressedStep::CompressedStep(Context& context, const LayerSpec& layer, const C
   if (!is_sparse_) return;
   chosen_ = spec.chosen ? spec.chosen : own.chosen.reserve<int32_t>(tokens * spec.top_k * 4);
   if (!chooses()) return;
-  const int64_t stride = round_up(most_keys_, kCacheBlock), marks = divide_up(most_keys_, 64);
-  pass_rows_ = std::min(tokens, std::clamp(kPassScores / stride, kLeastRows, kMostRows));
-  spans_ = divide_up(stride / kCacheBlock, kSpanOfBlocks);
-  const int64_t bytes = round_up(pass_rows_ * stride * 4, 64);
+  passes_.plan(tokens, most_keys_);
+  const int64_t stride = passes_.stride(), marks = divide_up(most_keys_, 64);
+  const int64_t bytes = round_up(passes_.most_rows() * stride * 4, 64);
   memory = own.scores.reserve(bytes + num_threads_ * (stride * int64_t{sizeof(Scored)} + marks * 8));
   scores_ = floats(0);
   sorted_ = reinterpret_cast<Scored*>(memory + bytes);
@@ -203,37 +227,25 @@ void CompressedStep::turn(int64_t token) const {
   }
 }
 
-bool CompressedStep::begin_pass() {
-  if (!chooses()) return false;
-  first_ += rows_;
-  rows_ = std::min(pass_rows_, step_.tokens - first_);
-  return rows_ > 0;
-}
-
 void CompressedStep::score(int64_t tile, int thread) const {
-  const int64_t row = tile / spans_, token = first_ + row, first_block = tile % spans_ * kSpanOfBlocks;
-  const StepSequence& sequence = sequence_of(step_, token);
-  const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
-  if (sees_all(position) || first_block >= blocks) return;
+  const ScorePasses::Tile part = passes_.tile_of(step_, tile);
+  if (sees_all(part.position) || part.num_blocks <= 0) return;
   const int64_t first = spec_.dim + compressed_size() + spec_.index.key.outputs - spec_.index.dim;
-  IndexScores scores{};
-  scores.query = index_queries_ + token * spec_.index_heads * spec_.index.dim;
-  scores.weights = rows + token * width_ + first_weight();
-  scores.scores = scores_ + row * round_up(most_keys_, kCacheBlock) + first_block * kCacheBlock;
+  IndexScores scores = passes_.scores_of(step_, part, spec_.group);
+  scores.query = index_queries_ + part.token * spec_.index_heads * spec_.index.dim;
+  scores.weights = rows + part.token * width_ + first_weight();
+  scores.scores = scores_ + part.row * passes_.stride() + part.first_block * kCacheBlock;
   scores.keys = static_cast<const char*>(spec_.cache) + first * kCacheBlock * bytes_of(spec_.cache_format);
-  scores.blocks = step_.block_tables[spec_.group] + sequence.first_block + first_block;
   scores.scratch = own_scratch(thread);
-  scores.num_blocks = std::min(kSpanOfBlocks, blocks - first_block);
   scores.heads = spec_.index_heads;
   scores.dim = spec_.index.dim;
   scores.stride = spec_.cache_dim;
   scores.format = spec_.cache_format;
-  scores.is_exact = step_.is_exact;
   level_.score_keys(scores);
 }
 
 void CompressedStep::choose(int64_t row, int thread) const {
-  const int64_t token = first_ + row, position = position_at(token), stride = round_up(most_keys_, kCacheBlock);
+  const int64_t token = passes_.token_of(row), position = position_at(token), stride = passes_.stride();
   if (sees_all(position)) return;
   const int64_t count = (position + 1) / spec_.period;
   Scored* sorted = sorted_ + thread * stride;
@@ -278,10 +290,7 @@ void CompressedStep::gather(const StepSequence& sequence, const Keys& keys, int6
       const int64_t number = keys.chosen ? keys.chosen[key + i] : key + i;
       from[i] = reinterpret_cast<const Number*>(compressed_key_in(sequence, (number + 1) * spec_.period - 1));
     }
-    Number* target = target_of(key);
-    for (int64_t d = 0; d < spec_.dim; ++d, target += kCacheBlock) {
-      for (int64_t i = 0; i < size; ++i) target[i] = from[i][d];
-    }
+    transpose(from, size, spec_.dim, target_of(key));
   }
   for (int64_t size; key < last; key += size) {  // neighbours in a block of both
     const int64_t position = keys.oldest + key - keys.compressed, place = key - first;

@@ -4,12 +4,12 @@
 #include "layers/attention_parts.h"
 #include "layers/best_scores.h"
 #include "layers/compressed_attention.h"
+#include "layers/score_passes.h"
 #include "layers/token_cache.h"
 
 namespace greenroom {
 
-// The attention of a layer: functions of the tiles of its phases, and their memory. Index scores are computed in passes over
-// some tokens of the step, so that their memory does not grow with it.
+// The attention of a layer: functions of the tiles of its phases, and their memory.
 class CompressedStep {
  public:
   CompressedStep(Context& context, const LayerSpec& layer, const CompressedAttention& spec, const StepCall& step);
@@ -39,9 +39,9 @@ class CompressedStep {
   void turn(int64_t token) const;
 
   // Begins the next pass of scores; returns false if there is none.
-  bool begin_pass();
-  int64_t pass_rows() const { return rows_; }
-  int64_t num_score_tiles() const { return rows_ * spans_; }
+  bool begin_pass() { return passes_.begin(); }
+  int64_t pass_rows() const { return passes_.rows(); }
+  int64_t num_score_tiles() const { return passes_.num_tiles(); }
   void score(int64_t tile, int thread) const;
   void choose(int64_t row, int thread) const;
 
@@ -113,7 +113,7 @@ class CompressedStep {
   const MixerResults results_;
   bool is_sparse_ = false;
   int64_t most_keys_, num_threads_, scratch_size_ = 0, head_tiles_ = 1;
-  int64_t pass_rows_ = 0, spans_ = 0, first_ = 0, rows_ = 0;  // of a pass of scores
+  ScorePasses passes_;
   Panel groups_panel_{};                                      // (tokens * num_groups, inputs of a group)
   float *queries_, *index_queries_, *scratch_;  // results of attention take the place of queries
   float* scores_ = nullptr;

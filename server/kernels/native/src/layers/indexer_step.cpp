@@ -17,11 +17,6 @@ struct Memory {
   Buffer windows;
 };
 
-constexpr int64_t kPassScores = 4 << 20;
-constexpr int64_t kLeastRows = 8;
-constexpr int64_t kMostRows = kIsTight ? kLeastRows : 256;
-constexpr int64_t kSpanOfBlocks = 64;  // blocks of keys in a tile of scores
-
 }  // namespace
 
 IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const StepCall& step, const Panel& panel,
@@ -69,15 +64,14 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   query_rows_ = has_query_rows ? queries_ + queries : step.normed;
   if (!is_sparse_) return;
 
-  const int64_t threads = context.pool.num_threads(), stride = round_up(most_keys_, kCacheBlock);
-  pass_rows_ = std::min(step.tokens, std::clamp(kPassScores / stride, kLeastRows, kMostRows));
-  spans_ = divide_up(stride / kCacheBlock, kSpanOfBlocks);
+  passes_.plan(step.tokens, most_keys_);
+  const int64_t threads = context.pool.num_threads(), stride = passes_.stride(), num_scores = passes_.most_rows() * stride;
   scratch_size_ = round_up(index_scratch(spec_->heads, spec_->dim), 16);
   const int64_t marks = divide_up(most_keys_, 64);
-  const int64_t numbers = pass_rows_ * stride + threads * scratch_size_;
+  const int64_t numbers = num_scores + threads * scratch_size_;
   memory = own.scores.reserve(round_up(numbers * 4, 64) + threads * (stride * int64_t{sizeof(Scored)} + marks * 8));
   scores_ = reinterpret_cast<float*>(memory);
-  scratch_ = scores_ + pass_rows_ * stride;
+  scratch_ = scores_ + num_scores;
   sorted_ = reinterpret_cast<Scored*>(memory + round_up(numbers * 4, 64));
   marks_ = reinterpret_cast<uint64_t*>(sorted_ + threads * stride);
 }
@@ -184,15 +178,8 @@ void IndexerStep::place_pool(int64_t token) const {
   write_latent(level_, latents_, step_, token, latents_.rank + latents_.rope_dim, mean, dim);
 }
 
-bool IndexerStep::begin_pass() {
-  if (!chooses_ || !is_sparse_) return false;
-  first_ += rows_;
-  rows_ = std::min(pass_rows_, step_.tokens - first_);
-  return rows_ > 0;
-}
-
 void IndexerStep::turn(int64_t row) const {
-  const int64_t token = first_ + row, position = position_of(sequence_of(step_, token), token);
+  const int64_t token = passes_.token_of(row), position = position_of(sequence_of(step_, token), token);
   if (sees_all(*spec_, position)) return;
   float* queries = queries_ + token * spec_->heads * spec_->dim;
   for (int64_t head = 0; head < spec_->heads; ++head) {
@@ -202,29 +189,24 @@ void IndexerStep::turn(int64_t row) const {
 }
 
 void IndexerStep::score(int64_t tile, int thread) const {
-  const int64_t row = tile / spans_, token = first_ + row, first_block = tile % spans_ * kSpanOfBlocks;
-  const StepSequence& sequence = sequence_of(step_, token);
-  const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
-  if (sees_all(*spec_, position) || first_block >= blocks) return;
-  IndexScores scores{};
-  scores.query = queries_ + token * spec_->heads * spec_->dim;
-  scores.weights = weights_ + token * spec_->heads;
-  scores.scores = scores_ + row * round_up(most_keys_, kCacheBlock) + first_block * kCacheBlock;
+  const ScorePasses::Tile part = passes_.tile_of(step_, tile);
+  if (sees_all(*spec_, part.position) || part.num_blocks <= 0) return;
+  IndexScores scores = passes_.scores_of(step_, part, latents_.group);
+  scores.query = queries_ + part.token * spec_->heads * spec_->dim;
+  scores.weights = weights_ + part.token * spec_->heads;
+  scores.scores = scores_ + part.row * passes_.stride() + part.first_block * kCacheBlock;
   scores.keys = static_cast<const char*>(latents_.cache) +
                 (latents_.rank + latents_.rope_dim) * kCacheBlock * bytes_of(latents_.cache_format);
-  scores.blocks = step_.block_tables[latents_.group] + sequence.first_block + first_block;
   scores.scratch = scratch_ + thread * scratch_size_;
-  scores.num_blocks = std::min(kSpanOfBlocks, blocks - first_block);
   scores.heads = spec_->heads;
   scores.dim = spec_->dim;
   scores.stride = latents_.cache_dim;
   scores.format = latents_.cache_format;
-  scores.is_exact = step_.is_exact;
   level_.score_keys(scores);
 }
 
 void IndexerStep::choose(int64_t row, int thread) const {
-  const int64_t token = first_ + row, stride = round_up(most_keys_, kCacheBlock), top_k = spec_->top_k;
+  const int64_t token = passes_.token_of(row), stride = passes_.stride(), top_k = spec_->top_k;
   const int64_t position = position_of(sequence_of(step_, token), token), keys = position + 1;
   if (sees_all(*spec_, position)) return;
   const int64_t pool = std::max<int64_t>(spec_->pool, 1), num_pools = keys / pool;

@@ -3,13 +3,13 @@
 
 #include "layers/best_scores.h"
 #include "layers/latent_attention.h"
+#include "layers/score_passes.h"
 #include "layers/sides.h"
 
 namespace greenroom {
 
 // Writes the index keys of a step's tokens to their blocks, scores the keys that a token sees, and chooses the best. Where
-// a token sees no more than the indexer chooses, it takes all of them, and nothing is scored. Scores are computed in passes
-// over some tokens of the step, so that their memory does not grow with it.
+// a token sees no more than the indexer chooses, it takes all of them, and nothing is scored.
 class IndexerStep {
  public:
   // `latents` may have no indexer: then nothing has tiles. `panel` and `query_panel` are those of the attention.
@@ -46,9 +46,9 @@ class IndexerStep {
   void place_pool(int64_t token) const;
 
   // Begins the next pass; returns false if there is none.
-  bool begin_pass();
-  int64_t pass_rows() const { return rows_; }
-  int64_t num_score_tiles() const { return rows_ * spans_; }
+  bool begin_pass() { return passes_.begin(); }
+  int64_t pass_rows() const { return passes_.rows(); }
+  int64_t num_score_tiles() const { return passes_.num_tiles(); }
   void turn(int64_t row) const;  // rotates the queries
   void score(int64_t tile, int thread) const;
   void choose(int64_t row, int thread) const;
@@ -74,7 +74,8 @@ class IndexerStep {
   float* scratch_ = nullptr;                                        // of threads
   Scored* sorted_ = nullptr;
   uint64_t* marks_ = nullptr;
-  int64_t scratch_size_ = 0, pass_rows_ = 0, spans_ = 0, first_ = 0, rows_ = 0;
+  int64_t scratch_size_ = 0;
+  ScorePasses passes_;
 };
 
 }  // namespace greenroom
