@@ -51,15 +51,14 @@ from server.model.lora.linear_hooks import add_to_linears, find_linears, sizes_o
 from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights
 from server.model.lora_adapter import LoraAdapter
 from server.model.multimodal.image_embeddings import StepImages
+from server.model.native_layers.find_program import find_program
 from server.model.native_layers.model import NativeModel
-from server.model.native_layers.recognise import find_native_layers
-from server.model.program import NO_KERNELS, ModelProgram, Target
 from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import HostLogits, SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.step_graphs import StepGraphs
-from server.model.transformers_hooks.batching_checks import COMPRESSED, INVARIANT, find_special_layers
+from server.model.transformers_hooks.batching_checks import INVARIANT, find_special_layers
 
 NOTHING = nullcontext()
 
@@ -93,7 +92,16 @@ class Trunk(ResidentModel):
         size = min(self.max_model_len, self.vocab_size)
         first = FirstPass(model, self._forward, size, is_by_sequence=self._is_by_sequence)
         probe, self._recurrent = first.probe, first.recurrent
-        self._native, program = self._find_native(first.tokens, special)
+        self._native, program = find_program(
+            model,
+            self._forward,
+            self._layers,
+            tokens=first.tokens,
+            kernels=self._pool.kernels,
+            longest=self.max_model_len,
+            recurrent=self._recurrent,
+            special=special,
+        )
         if probe.indexed and not program.is_native:
             if is_deterministic or probe.indexed.keys() - probe.choosing:
                 raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
@@ -426,35 +434,6 @@ class Trunk(ResidentModel):
         slots = [chunk.slot for chunk in chunks]
         kind = SequenceStepStates if self._is_by_sequence else StepStates
         return kind(batches, slots, copies, states, self._is_deterministic)
-
-    @torch.inference_mode()
-    def _find_native(self, tokens: Sequence[int], special: str | None) -> tuple[NativeModel | None, ModelProgram]:
-        """Return the model as the native kernels run it, None if they can't, and what runs where.
-
-        Args:
-            tokens: to compare its layers on.
-            special: layers whose attention modules run sequence by sequence, if the kernels do not have all layers.
-        """
-        kernels = self._pool.kernels
-        by_sequence = f"{type(self._model).__name__} has {special}, whose attention runs sequence by sequence"
-        if kernels is None or special not in (None, COMPRESSED):
-            reason = NO_KERNELS if special is None else by_sequence
-            return None, ModelProgram.uniform(self._model, Target.MODULES, reason)
-        found = find_native_layers(
-            self._model,
-            self._forward,
-            self._layers,
-            tokens=tokens,
-            kernels=kernels,
-            longest=self.max_model_len,
-            recurrent=self._recurrent,
-        )
-        if isinstance(found, NativeModel) and (special is None or found.program.is_native):
-            return found, found.program
-        reason = found if isinstance(found, str) else f"its {found.outside[0].name} is not native"
-        if special is not None:
-            reason = f"{by_sequence}, because {reason}"
-        return None, ModelProgram.uniform(self._model, Target.MODULES, reason)
 
 
 class _StepHooks:
