@@ -1,6 +1,8 @@
-"""KeptTensors: float32 copies that a description for the kernels points to."""
+"""KeptTensors: tensors whose memory a description for the kernels refers to."""
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 
@@ -9,17 +11,26 @@ from server.model.blocks.norms import Norm
 
 
 class KeptTensors:
-    """Tensors that live as long as this does, each contiguous and in float32."""
+    """Tensors that live as long as this does."""
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
 
-    def keep(self, tensor: torch.Tensor) -> int:
-        """Keep a copy of a tensor, and return its address."""
-        self._tensors.append(tensor.detach().float().contiguous())
-        return self._tensors[-1].data_ptr()
+    def hold(self, tensor: torch.Tensor) -> int:
+        """Keep a tensor as it is, and return its address."""
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
+
+    @overload
+    def keep(self, tensor: torch.Tensor) -> int: ...
+
+    @overload
+    def keep(self, tensor: torch.Tensor | None) -> int | None: ...
+
+    def keep(self, tensor: torch.Tensor | None) -> int | None:
+        """Keep a contiguous copy of a tensor in float32, and return its address; None for no tensor."""
+        return None if tensor is None else self.hold(tensor.detach().float().contiguous())
 
     def norm(self, norm: Norm) -> NormSpec:
         """Describe a norm to the kernels, but for gates."""
-        addresses = [None if each is None else self.keep(each) for each in (norm.weight, norm.bias)]
-        return NormSpec(*addresses, norm.epsilon, norm.kind)
+        return NormSpec(self.keep(norm.weight), self.keep(norm.bias), norm.epsilon, norm.kind)

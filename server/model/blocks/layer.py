@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from ctypes import addressof
 from typing import Any
 
-import torch
-
 from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate, StreamMix
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import MixerKind
@@ -36,10 +34,9 @@ class NativeLayer:
         self.feed_forward: Mixture | Mlp | None = None
         self.router: RouterWeights | None = None
         self._mixer: Mixer | None = None
-        self._keeps: list[torch.Tensor] = []  # tensors whose memory the spec refers to
         self._gates: list[NormGate] = []
         self._mixes: list[StreamMix] = []
-        self._kept = KeptTensors()
+        self.kept = KeptTensors()  # whose memory the spec refers to
         self._linears: dict[Any, NativeTarget] = {}
 
     @property
@@ -63,22 +60,13 @@ class NativeLayer:
         assert isinstance(self.feed_forward, Mixture)
         return self.feed_forward
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Keep a tensor whose memory the spec refers to."""
-        self._keeps.append(tensor)
-        return tensor
-
-    def address(self, tensor: torch.Tensor | None) -> int | None:
-        """Keep a float32 copy of a tensor, and return its address."""
-        return None if tensor is None else self.keep(tensor.detach().float().contiguous()).data_ptr()
-
     def norm(self, norm: Norm | None, *, can_be_gated: bool = False) -> NormSpec:
         """Describe a norm to the kernels, but for gates; None leaves rows as they are."""
         if norm is None:
             return NormSpec()
         if norm.gates is not None and not can_be_gated:
             raise UnsupportedLayerError("it has a gated norm in another place than before a mixer or experts")
-        return NormSpec(self.address(norm.weight), self.address(norm.bias), norm.epsilon, norm.kind)
+        return self.kept.norm(norm)
 
     def gates(self, norm: Norm | None) -> int | None:
         """Return the address of what describes the gates of a norm; None if it has none."""
@@ -89,7 +77,7 @@ class NativeLayer:
 
     def stream_mix(self, parts: StreamParts) -> int:
         """Return the address of what describes how the rows of the residual stream are mixed."""
-        self._mixes.append(parts.build(self._kept))
+        self._mixes.append(parts.build(self.kept))
         return addressof(self._mixes[-1])
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:

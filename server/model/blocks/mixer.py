@@ -17,6 +17,7 @@ from server.kernels.native.structures.mixers import MixerKind
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import Linear
 from server.model.blocks.workspace import Positions
 from server.model.program import Target
@@ -118,7 +119,7 @@ class Mixer(ABC):
 
     def __init__(self, module: Any, index: int, spec: Structure | None):
         self.module, self.index, self._spec = module, index, spec
-        self.keeps: list[torch.Tensor] = []  # tensors whose memory the spec refers to
+        self.kept = KeptTensors()  # whose memory the spec refers to
         self.linears: dict[Any, NativeTarget] = {}  # places that adapters may add to, by module
 
     @property
@@ -186,10 +187,7 @@ class Mixer(ABC):
 
     def keep(self, tensor: torch.Tensor | None) -> int | None:
         """Keep a float32 copy of a tensor, and return its address."""
-        if tensor is None:
-            return None
-        self.keeps.append(tensor.detach().float().contiguous())
-        return self.keeps[-1].data_ptr()
+        return self.kept.keep(tensor)
 
     def add_target(self, linear: Linear, number: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to.

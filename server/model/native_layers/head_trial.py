@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.structures.layers import HeadCall
-from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import head_of, text_body
 from server.model.blocks.capture import Capture
 from server.model.blocks.errors import UnsupportedLayerError
@@ -37,13 +36,11 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     if not isinstance(head, LINEARS):
         raise UnsupportedLayerError("its head is not a linear layer")
     norm = _final_norm(text_body(model))
-    keeps: list[Any] = [norm.weight] if norm.bias is None else [norm.weight, norm.bias]
-    bias = None if head.bias is None else head.bias.detach().float().contiguous()
-    if bias is not None:
-        keeps.append(bias)
+    kept = KeptTensors()
+    keeps: list[Any] = [kept]
     hidden = captured.layers[-1].output.contiguous()
     count, size = len(hidden), captured.layers[-1].hidden_size
-    streams = _streams(text_body(model), captured.layers[-1].num_streams, keeps)
+    streams = _streams(text_body(model), captured.layers[-1].num_streams, kept, keeps)
     matrix = matrix_of(head)
     if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
         raise UnsupportedLayerError("its head does not fit its hidden states")
@@ -54,10 +51,8 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     )
     call = HeadCall(
         matrix=matrix,
-        bias=None if bias is None else bias.data_ptr(),
-        norm=NormSpec(
-            norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr(), norm.epsilon, norm.kind
-        ),
+        bias=kept.keep(head.bias),
+        norm=kept.norm(norm),
         streams=streams,
         hidden=hidden.data_ptr(),
         rows=rows.ctypes.data,
@@ -98,11 +93,10 @@ def _final_norm(body: nn.Module) -> Norm:
     return found
 
 
-def _streams(body: nn.Module, num_streams: int, keeps: list[Any]) -> int | None:
+def _streams(body: nn.Module, num_streams: int, kept: KeptTensors, keeps: list[Any]) -> int | None:
     """Return the address of what makes one row of a token's rows; None if it has one."""
     if not num_streams:
         return None
-    kept = KeptTensors()
     mix = find_last(body, num_streams).build(kept)
-    keeps += [kept, mix]
+    keeps.append(mix)
     return addressof(mix)

@@ -220,8 +220,8 @@ class _Finder:
                 router = find_router(self._model, names[experts], sample, num_identities)
         found = build_layer(module, index, parts, layer, router=router, own=self._own_routers.get(index))
         if index in self._tables:
-            table = found.keep(self._tables[index])
-            found.mixture.router.table, found.mixture.router.table_rows = table.data_ptr(), len(table)
+            table = self._tables[index]
+            found.mixture.router.table, found.mixture.router.table_rows = found.kept.hold(table), len(table)
         if parts.residual_rows is not None:
             residuals = find_residuals(
                 parts.residual_rows, captured, self._config, found.spec.residual_scale, is_usual=self._is_usual

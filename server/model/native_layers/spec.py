@@ -62,7 +62,7 @@ def build_layer(
         layer.feed_forward = _mixture(layer, parts, router, mlp)
         if own is not None:
             layer.mixture.router_norm = layer.norm(own.norm)
-            layer.mixture.router.expert_scales = layer.address(own.expert_scales)
+            layer.mixture.router.expert_scales = layer.kept.keep(own.expert_scales)
         spec.feed_forward_kind = FeedForwardKind.EXPERTS
     elif mlp is not None and experts is None:
         layer.feed_forward = mlp
@@ -114,7 +114,7 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
     if router.weight.shape[0] != num_experts + num_identities:
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
-    weight = layer.keep(weight if weight.dtype in PLAIN else weight.float())
+    weight = weight if weight.dtype in PLAIN else weight.float()
     mixture = Mixture(experts=shape, num_experts=num_experts, output_norm=layer.norm(parts.experts_norm))
     mixture.experts_scale, mixture.num_identities = 1.0, num_identities
     mixture.scales_input = int(scales_input(parts.experts))
@@ -122,10 +122,10 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
         mixture.shared, mixture.has_shared = shared, 1
     own = mixture.router
     own.matrix = Matrix(
-        format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr()
+        format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=layer.kept.hold(weight)
     )
-    own.bias, layer.router = layer.address(router.bias), router
-    own.correction = layer.address(router.correction)
+    own.bias, layer.router = layer.kept.keep(router.bias), router
+    own.correction = layer.kept.keep(router.correction)
     own.num_groups = own.top_groups = 1
     own.scale = 1.0
     return mixture

@@ -273,7 +273,7 @@ class TrialAttention(GroupedAttentionMixer):
         trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
         trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.data_ptr())
         found = cls(mixer.module, mixer.index, trial, num_tokens, scale_of=mixer._scale_of)  # noqa: SLF001
-        found.keeps.append(nothing)
+        found.kept.hold(nothing)
         return found
 
     @property

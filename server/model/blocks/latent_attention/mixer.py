@@ -195,7 +195,8 @@ class LatentAttentionMixer(RotaryMixer):
             matrices = linear.format.parts(linear.places, NAME)
             has_blocks = matrices is not None and all(each.format not in WITHOUT_BLOCKS for each in matrices)
             if matrices is not None and has_blocks and not (spec.rank % OUTPUTS or spec.value_dim % OUTPUTS):
-                self.keeps.extend(linear.buffers())
+                for buffer in linear.buffers():
+                    self.kept.hold(buffer)
                 spec.to_keys, spec.to_values = matrices
                 return
         if plain_matrix(linear.weight) is None:
@@ -204,7 +205,7 @@ class LatentAttentionMixer(RotaryMixer):
         to_keys = weight[:, : spec.nope_dim].transpose(1, 2).contiguous()  # (heads, rank, nope_dim)
         to_values = weight[:, spec.nope_dim :].contiguous()  # (heads, value_dim, rank)
         for name, tensor in (("to_keys", to_keys), ("to_values", to_values)):
-            self.keeps.append(tensor)
+            self.kept.hold(tensor)
             setattr(spec, name, _matrix(tensor))
 
 

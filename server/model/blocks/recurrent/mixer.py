@@ -107,8 +107,7 @@ class RecurrentMixer(Mixer, Generic[Spec, Parts]):
         spec.num_inputs = len(inputs)
         self.add_target(output, len(inputs))
         if places is not None:
-            self.keeps.append(places.to(torch.int32).contiguous())
-            spec.places = self.keeps[-1].data_ptr()
+            spec.places = self.kept.hold(places.to(torch.int32).contiguous())
 
     def set_seconds(self, spec: Projections, seconds: Mapping[int, Linear]) -> None:
         """Describe linear layers that follow some of the first ones, after these were described.
