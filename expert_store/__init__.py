@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from expert_store.errors import SourceError as SourceError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
+    from expert_store.huge_pages import use_huge_pages as use_huge_pages
     from expert_store.io.gguf_index import BlockType as BlockType
     from expert_store.io.gguf_index import GgufHeader as GgufHeader
     from expert_store.io.gguf_index import GgufTensor as GgufTensor
@@ -123,6 +124,7 @@ _MODULE_OF = {
     "RoutingLogError": "errors",
     "StoreClosedError": "errors",
     "StoreFailedError": "errors",
+    "use_huge_pages": "huge_pages",
     "check_metadata_file": "io.metadata",
     "read_json_object": "io.metadata",
     "read_metadata": "io.metadata",

@@ -53,14 +53,14 @@ def check_budget(settings: ServeSettings) -> Finding:
 
 
 def check_huge_pages(path: Path = HUGE_PAGES) -> Finding:
-    """Check that expert slots may use huge pages, which make direct reads faster."""
+    """Check that weights may lie on huge pages, from which products and direct reads are faster."""
     try:
         text = path.read_text()
     except OSError as error:
         return Finding("huge pages", "ok", f"unknown, as {path} can't be read: {error.strerror}")
     chosen = text.partition("[")[2].partition("]")[0]
     if chosen == "never":
-        advice = f"reads are slower by a tenth to a half; run as root: echo madvise > {path}"
+        advice = f"weights are read at half to two thirds of the speed; run as root: echo madvise > {path}"
         return Finding("huge pages", "warn", f"{chosen} (transparent)", advice)
     return Finding("huge pages", "ok", f"{chosen} (transparent)")
 

@@ -137,6 +137,11 @@ class ResidentModel:
                 tables_of(adapter).experts(layer.number, len(layer.keys))
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that steps read, but for the experts."""
+        return [*self._model.parameters(), *self._model.buffers()]
+
+    @property
     def nbytes(self) -> int:
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

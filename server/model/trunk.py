@@ -166,6 +166,10 @@ class Trunk(ResidentModel):
         self._misses = MissPlacement(mode, HostCompute(self._layers, kernels))
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*super().tensors, *(() if self._native is None else self._native.tensors)]
+
+    @property
     def adaptable(self) -> Mapping[str, tuple[int, int]]:
         if self._native is None:
             return super().adaptable

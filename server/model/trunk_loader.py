@@ -23,6 +23,7 @@ from expert_store import (
     ExpertCatalog,
     TensorReads,
     TensorSource,
+    use_huge_pages,
 )
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
@@ -130,6 +131,8 @@ def load_trunk(
                 max_model_len=max_model_len,
             )
     trunk.num_parameters = loaded.num_parameters
+    if device.type == "cpu":
+        use_huge_pages(trunk.tensors)
     log.info("%s", trunk.facts.program.describe())
     return trunk
 

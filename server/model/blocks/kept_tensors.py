@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import overload
 
 import torch
@@ -15,6 +16,10 @@ class KeptTensors:
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Iterate over the tensors."""
+        return iter(self._tensors)
 
     def hold(self, tensor: torch.Tensor) -> int:
         """Keep a tensor as it is, and return its address."""

@@ -86,6 +86,12 @@ class NativeModel:
         """The target of each part."""
         return ModelProgram(tuple(map(_block, self._layers)))
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that the kernels read, but for experts."""
+        layers = (*self._layers, *self._image_layers)
+        return [tensor for layer in layers for kept in (layer.kept, layer.mixer.kept) for tensor in kept]
+
     @cached_property
     def outside(self) -> Sequence[Mixer]:
         """The mixers that run outside of the kernels."""
