@@ -23,8 +23,6 @@ from server.model.experts.step_experts import StepExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
 
-MOST_READS = 2
-
 
 class LayerSequence:
     """The layers of a model, and the calls that run them.
@@ -70,7 +68,7 @@ class LayerSequence:
         self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
         self._slots_address = self._counts_address = 0
         self._predicts = False  # whether this step does
-        self._reads = [0] * len(self._routed)  # steps in a row in which layers leased their experts, and had to read
+        self._reads = [False] * len(self._routed)  # layers that leased their experts last time, and had to read
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
@@ -110,10 +108,9 @@ class LayerSequence:
         """Hold the experts that are in memory, and describe them to the kernels.
 
         Args:
-            place: of the next layer with experts; if it had to read ``MOST_READS`` times in a row, a hold would hardly
-                outlast it. After fewer, it is worth a trial, as a lease of the layer takes several times as long.
+            place: of the next layer with experts; if it had to read last time, a hold would hardly outlast it.
         """
-        will_read = place == len(self._reads) or self._reads[place] >= MOST_READS
+        will_read = place == len(self._reads) or self._reads[place]
         held, call = None if will_read else experts.hold_residents(), self._workspace.call
         self._predicts = self._predicts and not (held is not None and held.holds_all)
         if self._predicts:
@@ -150,7 +147,7 @@ class LayerSequence:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
         place = self._places[index]
         outputs = self._run_experts(self._layers[index], place, experts, slice(None))
-        self._reads[place] = self._reads[place] + 1 if experts.has_read else 0
+        self._reads[place] = experts.has_read
         self._kernels.finish_layer(self.specs[index], self._workspace.call, place, outputs)
 
     def _run_divided(self, index: int, experts: StepExperts, are_images: npt.NDArray[np.bool_]) -> None:
@@ -205,7 +202,6 @@ class LayerSequence:
             ran = self._ranges.get((first, end)) or self._range(first, end)
             chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
-            self._reads[first:end] = [0] * (end - first)
             held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
 
     def _range(self, first: int, end: int) -> _Routed:

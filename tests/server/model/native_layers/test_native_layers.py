@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from expert_store import ExpertKey, ExpertStore, least_bytes, write_pack
+from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
@@ -171,31 +171,6 @@ def test_layers_whose_experts_are_in_memory_run_in_one_call(
     assert (0, 0) in calls  # nothing is in memory at first
     assert (0, num_layers) in calls
     assert finished == [*range(num_layers)] * (len(finished) // num_layers)
-
-
-def test_a_step_after_a_single_read_is_one_call_again(
-    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool)
-    calls: list[tuple[int, int]] = []  # the first layer of each, and how many have run
-
-    def layers(kernels: Kernels, specs: Any, step: Any, place: int, first: int, end: int) -> int:
-        calls.append((first, run(kernels, specs, step, place, first, end)))
-        return calls[-1][1]
-
-    run, num_layers = Kernels.layers, len(trunk.facts.program.blocks)
-    monkeypatch.setattr(Kernels, "layers", layers)
-    cache = KVCache(trunk.facts.kv_groups, [1] * len(trunk.facts.kv_groups), BLOCK)
-    chunk = SequenceChunk([3], 0, [[0]] * len(trunk.facts.kv_groups))
-    with closing(ExpertStore(trunk.catalog, trunk.catalog.total_bytes)) as store:
-        store.preload(store.absent(), TIMEOUT)
-        wait_until_idle(store)
-        routing = trunk.forward([chunk], cache, store).routing
-        first = min(routing)
-        assert store.evict([ExpertKey(first, int(routing[first][0, 0]))]) == 1
-        for _ in range(2):
-            trunk.forward([chunk], cache, store)
-    assert calls == [(0, num_layers), (0, 0), (1, num_layers - 1), (0, num_layers)]
 
 
 def test_a_step_writes_over_logits_of_the_last_one_that_nobody_has(tmp_path: Path, pool: ComputePool) -> None:
