@@ -116,6 +116,7 @@ class LayerAttention {
         width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
         attended_size_(spec.heads * spec.value_dim),
         token_tile_(is_sparse(spec, step) ? 1 : kTokenTile),
+        scratch_size_(attention_scratch(spec.key_dim)),
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
     for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate}) {  // they share the panel: all take float32 rows
@@ -130,8 +131,8 @@ class LayerAttention {
     auto& own = context.mixers.of<AttentionScratch>();
     heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
     attended = own.attended.reserve<float>(
-        (step.tokens * attended_size_ + context.pool.num_threads() * kAttentionScratch) * 4);
-    scratch_ = attended + step.tokens * attended_size_;
+        (round_up(step.tokens * attended_size_, 16) + context.pool.num_threads() * scratch_size_) * 4);
+    scratch_ = attended + round_up(step.tokens * attended_size_, 16);
     int64_t most_parts = 1, most_tokens = 1;
     for (const StepSequence* sequence = step.sequences; sequence < step.sequences + step.num_sequences; ++sequence) {
       const int64_t tiles = divide_up(sequence->num_tokens, token_tile_);
@@ -188,7 +189,7 @@ class LayerAttention {
   void attend(const BlockIndexerStep& indexer, int64_t number, int thread) const {
     const Tile tile = tile_of(parts_.tile_of(number));
     Attention attention = attention_of(indexer, tile);
-    attention.scratch = scratch_ + thread * kAttentionScratch;
+    attention.scratch = scratch_ + thread * scratch_size_;
     parts_.run(level_, number, thread, parts_of(attention), target_of(tile),
                [&](int64_t part, const PartSums& sums) { level_.attend(attention, part, sums); });
     if (gates_ && !num_joins()) apply_gates(tile);
@@ -270,6 +271,7 @@ class LayerAttention {
     attention.window = spec_.window;
     attention.is_chunked = spec_.is_chunked;
     attention.format = spec_.cache_format;
+    attention.is_exact = step_.is_exact;
     attention.scaling = spec_.scaling;
     attention.softcap = spec_.softcap;
     return attention;
@@ -305,10 +307,11 @@ class LayerAttention {
   const int64_t width_;                   // of queries, gates, keys and values together
   const int64_t attended_size_;
   const int64_t token_tile_;              // tokens of one sequence per tile
+  const int64_t scratch_size_;            // floats of a thread
   const MixerResults results_;
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
-  float* scratch_;  // (threads, kAttentionScratch)
+  float* scratch_;  // (threads, scratch_size_)
   AttentionParts parts_;
 };
 

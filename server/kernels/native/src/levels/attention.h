@@ -18,7 +18,7 @@ struct Attention {
   const void* values;
   const int32_t* blocks;  // the sequence's block table
   const int32_t* newest;  // (tokens) last key that each attends to; null if that is its own
-  float* scratch;         // `kAttentionScratch` floats
+  float* scratch;         // `attention_scratch(key_dim)` floats, aligned to 64 bytes
   int64_t first_position;
   int64_t tokens;
   int64_t heads;
@@ -28,6 +28,7 @@ struct Attention {
   int64_t window;         // keys that a token attends to, its own included; 0 means all
   int32_t is_chunked;     // a token attends to its own chunk of `window` keys instead of the last ones
   Format format;
+  int32_t is_exact;       // queries and weights are never rounded
   float scaling;
   float softcap;          // 0 means none
 };
@@ -52,6 +53,10 @@ static inline int64_t last_seen(const Attention& a) {
 }
 
 inline constexpr int64_t kMostQueryRows = 8;  // rows with sums in registers together, at any level
-inline constexpr int64_t kAttentionScratch = kMostQueryRows * kSpanKeys;
+
+// Scores of a part in float32, and weights and queries in bfloat16.
+static inline int64_t attention_scratch(int64_t key_dim) {
+  return kMostQueryRows * (kPartKeys + kPartKeys / 2 + round_up(key_dim, 32) / 2);
+}
 
 }  // namespace greenroom
