@@ -79,6 +79,7 @@ class NativeModel:
         self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
         self._no_states = torch.from_numpy(self._normed)
         self._logits = HostLogits.empty(0, head.matrix.outputs)  # of the last step
+        self._own_references = self._logits_references()
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
     @cached_property
@@ -184,12 +185,14 @@ class NativeModel:
 
     def _logits_of(self, num_rows: int) -> HostLogits:
         """Return logits for the head to write: those of the last step, if there are as many and nobody has them."""
-        kept = self._logits
-        is_used = getrefcount(kept) > 3 or getrefcount(kept.rows) > 2  # noqa: PLR2004  held here and there
-        if is_used or len(kept.rows) != num_rows:
-            kept = self._logits = HostLogits.empty(num_rows, self._head.matrix.outputs)
-            self._head.logits = kept.address
-        return kept
+        if len(self._logits.rows) != num_rows or self._logits_references() > self._own_references:
+            self._logits = HostLogits.empty(num_rows, self._head.matrix.outputs)
+            self._own_references = self._logits_references()  # Python versions count those of a call differently
+            self._head.logits = self._logits.address
+        return self._logits
+
+    def _logits_references(self) -> int:
+        return getrefcount(self._logits) + getrefcount(self._logits.rows)
 
     def _bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         """Set the addresses of keys, values and states in the specs of the layers' mixers."""
