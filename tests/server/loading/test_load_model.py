@@ -12,10 +12,10 @@ import torch
 from server.kernels.native import available
 from server.kernels.native.available import Availability, kernel_level
 from server.loading.load_model import check_aliases, load_media_processor, load_model
-from server.model import trunk as trunk_module
 from server.model import trunk_loader
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.native_layers import find_program as find_program_module
 from server.model.program import Block, ModelProgram, Target
 from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
@@ -69,7 +69,9 @@ def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     if not is_native:
-        monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_, **__: "its layers are of another kind")
+        monkeypatch.setattr(
+            find_program_module, "find_native_layers", lambda *_, **__: "its layers are of another kind"
+        )
     trunk = load_model(None, ServeSettings()).trunk
     assert (trunk.facts.program.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
 
