@@ -139,9 +139,12 @@ class ResidentModel:
     @property
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that steps read, but for the experts."""
-        return [*self._model.parameters(), *self._model.buffers()]
+        return self._weights
 
     @property
     def nbytes(self) -> int:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._weights)
+
+    @property
+    def _weights(self) -> list[torch.Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
