@@ -255,10 +255,9 @@ The table is what a trial of the config that the tests take finds in float32. Si
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
 this section alone. All families of the table share steps; the third column tells what attention computes at once.
 
-What the kernels lack for the others: keys that an indexer compresses, gates of a residual stream of several rows, and
-embeddings of n-grams (Qwen4), biases by relative positions (Inkling), attention to a prompt and a window behind it
-(Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys, and routers that take rows of the layer
-before (ZAYA), gates of the residual stream, and experts narrower than it whose results are normed (Muse Spark).
+What the kernels lack for the others: biases by relative positions (Inkling), attention to a prompt and a window behind
+it (Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys, and routers that take rows of the
+layer before (ZAYA), gates of the residual stream, and experts narrower than it whose results are normed (Muse Spark).
 
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |

@@ -76,6 +76,8 @@ NATIVE_FAMILIES = (  # by `model_type`
     "qwen3_omni_moe",
     "qwen3_omni_moe_thinker",
     "qwen3_vl_moe",
+    "qwen4_exp",
+    "qwen4_exp_text",
     "sarvam_mla",
     "sarvam_moe",
     "solar_open",
@@ -100,5 +102,6 @@ NATIVE_VISIONS = (  # those of them that take images, but kimi_k25, whose random
     "qwen3_5_moe",
     "qwen3_omni_moe",
     "qwen3_vl_moe",
+    "qwen4_exp",
     "step3p7",
 )

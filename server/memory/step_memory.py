@@ -45,6 +45,8 @@ class StepShape:
     has_modules: bool  # modules of transformers do
     indexer: int = 0  # values of an indexer: its queries, its key, the heads' weights, and the keys that it chooses
     streams: int = 0  # rows of the residual stream, where it has several
+    stream_rank: int = 0  # of the gates of these rows, if there are such
+    ngrams: int = 0  # values of embeddings of n-grams
 
     @classmethod
     def of(
@@ -76,12 +78,14 @@ class StepShape:
         hidden, heads = int(config.hidden_size), _largest(config, "num_attention_heads") or 1
         layers = [shape for group in groups for shape in group.shapes.values()]
         dense = _largest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
-        index_heads, index_dim = _largest(config, "index_n_heads"), _largest(config, "index_head_dim")
+        index_heads = _largest(config, "index_n_heads", "indexer_n_heads")
+        index_dim = _largest(config, "index_head_dim", "indexer_head_dim")
         latent_groups = [group for group in groups if any(shape.is_latent for shape in group.shapes.values())]
         block_keys = _largest(config, "index_topk_blocks") * _largest(config, "index_block_size")
         window = max((group.window or 0 for group in latent_groups), default=0)
         has_pools = _largest(config, "index_kpool") > 0  # a gate beside each value of a key
-        chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + window
+        pool_keys = _largest(config, "indexer_budget") + _largest(config, "indexer_compress_ratio")
+        chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + pool_keys + window
         head_dim = max((shape.dim for shape in layers), default=hidden // heads)
         absorbed = max((shape.dim for shape in layers if shape.is_latent), default=0)
         if hasattr(config, COMPRESSED) and not has_modules:  # rows of the cache also have what is compressed
@@ -103,6 +107,8 @@ class StepShape:
             has_modules=has_modules,
             indexer=index_heads * (index_dim + 1) + (1 + has_pools) * index_dim + chosen,
             streams=_largest(config, "hc_mult", "hc_count"),
+            stream_rank=_largest(config, "hc_lowrank"),
+            ngrams=_largest(config, "ple_embed_dim") if getattr(config, "ple_layer_ids", None) else 0,
         )
 
 
@@ -148,6 +154,10 @@ def _native_bytes(shape: StepShape) -> int:
     routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
     dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT
     mixing = streams + shape.streams * (3 + 2 * shape.streams) * FLOAT  # and weights of the rows
+    if shape.stream_rank:  # the rows of products, and gates
+        mixing += streams + shape.streams * shape.hidden * panel + shape.stream_rank * (FLOAT + panel)
+    if shape.ngrams:  # embeddings, their values and keys, and results of the convolution
+        mixing += shape.ngrams * (FLOAT + panel) + shape.hidden * FLOAT + 2 * streams
     return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * (mixing + attention + max(routed, dense)))
 
 

@@ -59,7 +59,7 @@ def find_program(
     if packs_sequences(type(model)):
         return ModelProgram.uniform(model, Target.MODULES, ENCODER_REASON)
     try:
-        check_batchable(model, is_deterministic=is_deterministic)
+        check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
         if kernels is None:
             if is_deterministic:
                 check_indexers(model, NO_KERNELS)

@@ -125,8 +125,9 @@ class Trunk(ResidentModel):
         if not is_deterministic:
             fuse_mlps(model, self._pool.triton_device)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
+        as_native = probe.kv_groups if program.is_native and not self._is_by_sequence else first.kv_groups
         self.facts = TrunkFacts(
-            probe.kv_groups if program.is_native and not self._is_by_sequence else first.kv_groups,
+            as_native if self._native is None else self._native.groups(as_native),
             probe.top_k,
             first.states if self._native is None else self._native.states(first.states),
             text_layers,

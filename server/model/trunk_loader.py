@@ -103,6 +103,7 @@ def load_trunk(
         "check_memory": check_memory,
         "switch_capacity": switch_capacity,
         "is_deterministic": is_deterministic,
+        "has_kernels": pool is not None and pool.kernels is not None,
     }
     if sequential_reason is None:
         try:
@@ -161,12 +162,13 @@ def _load(
     check_memory: MemoryCheck,
     switch_capacity: float | None,
     is_deterministic: bool,
+    has_kernels: bool,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
-        check_batchable(model, is_deterministic=is_deterministic)
+        check_batchable(model, is_deterministic=is_deterministic, has_kernels=has_kernels)
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])

@@ -21,8 +21,8 @@ QUESTION: Any = [{"role": "user", "content": "Who waits?"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("checkpoints") / "solo"
-    config = make_config("qwen4_exp_text")
-    config.vocab_size, config.max_position_embeddings = 257, 4096
+    config = make_config("inkling_text")
+    config.vocab_size, config.unpadded_vocab_size, config.max_position_embeddings = 257, None, 4096
     config.eos_token_id = 256
     save_checkpoint(config, folder)
     save_byte_tokenizer(folder, special=("<|end_of_text|>",))

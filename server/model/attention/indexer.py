@@ -33,6 +33,10 @@ KINDS = (  # the parts of an attention, those that it may have, and those of its
 BLOCK_PARTS = ("q_proj", "k_proj", "q_norm", "k_norm")  # of an indexer that chooses blocks of keys
 BLOCK_SIZE, TOP_BLOCKS, LOCAL_BLOCKS = "block_size", "topk_blocks", "local_blocks"  # its attributes
 ALL = 1 << 30  # more blocks than there are
+POOL_PARTS = ("index_qk_proj", "q_layernorm", "k_layernorm")  # of an indexer that chooses pools of keys for all heads
+POOL_HEADS, POOL_SIZE, TOP_POOLS = "index_n_heads", "compress_ratio", "block_topk"  # its attributes
+SMALL_POOL = 2  # tokens of one in a short sequence
+POOL_BUDGET = "token_budget"  # the product of the latter two
 
 
 def find_indexer(attention: Any) -> Any:
@@ -63,6 +67,22 @@ def find_block_indexer(attention: Any) -> Any:
     return indexer if is_known else None
 
 
+def find_pool_indexer(attention: Any) -> Any:
+    """Return the indexer of a layer's attention that chooses pools of keys for all heads; None if it has none."""
+    indexer = getattr(attention, "indexer", None)
+    if not isinstance(indexer, nn.Module):
+        return None
+    counts = [getattr(indexer, name, None) for name in (POOL_HEADS, POOL_SIZE, TOP_POOLS, POOL_BUDGET)]
+    is_known = all(isinstance(count, int) for count in counts) and _consists_of(indexer, POOL_PARTS, own=())
+    return indexer if is_known else None
+
+
+def few_pools(indexer: Any, count: int) -> tuple[int, int]:
+    """Return the tokens of a pool, and the chosen pools, of an indexer that chooses so few keys (``few_chosen``)."""
+    size = min(SMALL_POOL, getattr(indexer, POOL_SIZE))
+    return size, min(getattr(indexer, TOP_POOLS), max(1, count // size))
+
+
 def index_dim(attention: Any) -> int:
     """Return the numbers of a token's index key in a layer, and of gates of pools; 0 if it has no indexer."""
     indexer = find_indexer(attention)
@@ -81,7 +101,8 @@ def _consists_of(
 def few_chosen(model: nn.Module, count: int) -> Iterator[None]:
     """Have the indexers of a model choose so few keys, so that a short sequence shows which.
 
-    Those that choose blocks rank single keys and choose all of them, which shows the scores.
+    Those that choose blocks rank single keys and choose all of them, which shows the scores; those that choose pools
+    have smaller ones.
 
     Args:
         count: of keys, at most.
@@ -92,6 +113,9 @@ def few_chosen(model: nn.Module, count: int) -> Iterator[None]:
             changes.append((indexer, TOP_K, min(getattr(indexer, TOP_K), max(count, pool_of(indexer)))))
         if (indexer := find_block_indexer(module)) is not None:
             changes += [(indexer, BLOCK_SIZE, 1), (indexer, TOP_BLOCKS, ALL)]
+        if (indexer := find_pool_indexer(module)) is not None:
+            size, top_k = few_pools(indexer, count)
+            changes += [(indexer, POOL_SIZE, size), (indexer, TOP_POOLS, top_k), (indexer, POOL_BUDGET, size * top_k)]
     wanted = [getattr(indexer, name) for indexer, name, _ in changes]
     for indexer, name, value in changes:
         setattr(indexer, name, value)

@@ -21,6 +21,7 @@ from server.model.errors import NotBatchableError
 from server.model.hooks import IMPLEMENTATION, attention_function, is_choice
 
 PROBING = "greenroom_probe"
+CHOOSING = "greenroom_choice_probe"  # the same for attention whose masks an indexer has taken keys from
 RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention
 SAMPLE = 64  # positions at which a rule without a window is tried
 UNSUPPORTED_ARGUMENTS = ("position_bias", "block_indices", "sinks")  # they change what tokens attend to
@@ -93,5 +94,14 @@ def _attend_by_mask(
     return attention_function(module, query, key, value, **kwargs)
 
 
+def _attend_to_chosen(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Call the attention function with the keys of a mask ``(1, 1, tokens, keys)`` as those that were chosen."""
+    return attention_function(module, query, key, value, **kwargs, indices=KeyChoice([attention_mask[0]]))
+
+
 AttentionInterface.register(PROBING, _attend_by_mask)
+AttentionInterface.register(CHOOSING, _attend_to_chosen)
+ALL_MASK_ATTENTION_FUNCTIONS.register(CHOOSING, make_mask)
 ALL_MASK_ATTENTION_FUNCTIONS.register(PROBING, make_mask)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import decoder_layers, text_body
-from server.model.attention.by_sequence.attention import probe_sequence_masks
-from server.model.attention.indexer import few_chosen
+from server.model.attention.by_sequence.attention import probe_chosen_masks, probe_sequence_masks
+from server.model.attention.by_sequence.sequence_cache import LayerStandIns
+from server.model.attention.indexer import few_chosen, find_pool_indexer
 from server.model.attention.mask_probe import probe_masks
 from server.model.blocks.compressed_attention.short_periods import short_periods
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.gated_streams import flat_streams
 from server.model.blocks.grouped_attention.clips import low_clips
 from server.model.blocks.layer_recorder import LayerRecorder
 from server.model.experts.replacements.longcat import without_identities
@@ -113,7 +116,7 @@ class LayerCapture:
     calls: Sequence[ChildCall] = ()  # in order
     mixer: ModuleCall | None = None  # the one of its mixer, once that is known
     latents: torch.Tensor | None = None  # float32 (tokens, numbers) with the rotated part of keys behind (MLA)
-    index_scores: torch.Tensor | None = None  # float32 (tokens, keys), by which an indexer chose keys
+    index_scores: torch.Tensor | None = None  # float32 (tokens, keys or pools), by which an indexer chose keys
     layer: Any = None  # the model's
     module: Any = None  # the same, or the one of several blocks of it that this is the call of
 
@@ -145,6 +148,16 @@ class Capture:
     rotaries: Sequence[RotaryCall]
 
 
+class _IndexedCache(RecurrentCache):
+    """The cache of a model that also asks it for its layers, around its modules."""
+
+    is_sliding: Sequence[bool] = ()
+
+    @property
+    def layers(self) -> LayerStandIns:
+        return LayerStandIns()
+
+
 class _RankedScores(TorchFunctionMode):
     """Records what a layer ranks, which its modules do not return.
 
@@ -161,7 +174,7 @@ class _RankedScores(TorchFunctionMode):
     ) -> Any:
         del types
         if func in (torch.topk, torch.Tensor.topk):
-            self._probe.ranked = args[0]
+            self._probe.ranked.append(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -177,15 +190,15 @@ class _Probe(Probe):
         self.routing: Routing | None = None
         self.calls: list[ChildCall] = []
         self.latents: torch.Tensor | None = None
-        self.ranked: torch.Tensor | None = None  # what the latest call of `topk` got
+        self.ranked: list[torch.Tensor] = []  # what calls of `topk` got
         self.index_scores: torch.Tensor | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
         self.options, self.queries, self.keys = options, query.float(), key.float()
-        if options.chosen is not None and self.ranked is not None:
-            self.index_scores = self.ranked.float().reshape(-1, self.ranked.shape[-1]).clone()
+        if options.chosen is not None and self.ranked:
+            self.index_scores = _as_rows(self.ranked)
         output = super().attend(layer, query, key, value, options)
         if layer in self.latent_layers:
             projection, latent = self._latents[layer]
@@ -200,6 +213,14 @@ class _Probe(Probe):
         if not self._echoes:
             return nothing
         return echo(hidden_states, top_k_index, top_k_weights, module.num_experts)
+
+
+def _as_rows(ranked: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the scores that were ranked last, or those of all tokens if each has a call of its own."""
+    latest = ranked[-1].float()
+    if latest.ndim > 1:
+        return latest.reshape(-1, latest.shape[-1]).clone()
+    return pad_sequence([each.float() for each in ranked], batch_first=True, padding_value=-torch.inf)
 
 
 def echo(
@@ -264,7 +285,10 @@ class _LayerHooks:
     def _end_block(self, layer: nn.Module, output: torch.Tensor) -> None:
         probe, recorder = self._probe, self._recorder
         seen = probe.options, probe.queries, probe.keys, probe.routing, probe.calls
-        block = LayerCapture(recorder.given, output[0].float().clone(), recorder.positions, *seen, layer=layer)
+        given, output, streams = recorder.given, output[0].float().clone(), flat_streams(layer)
+        if streams:
+            given, output = (rows.view(len(rows), streams, -1) for rows in (given, output))
+        block = LayerCapture(given, output, recorder.positions, *seen, layer=layer)
         self.layers.append(replace(block, latents=probe.latents, index_scores=probe.index_scores))
         probe.begin_layer()
 
@@ -317,11 +341,16 @@ def capture(
     hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
     hooks += [hook for layer in decoder_layers(text_body(model)) or () for hook in layers.add_to(layer)]
     cache = RecurrentCache() if keeps_states else None
+    masks: Callable[[PreTrainedModel], AbstractContextManager[None]] = probe_masks
+    if find_special_layers(model) == COMPRESSED:
+        masks = probe_sequence_masks
+    elif any(find_pool_indexer(module) is not None for module in model.modules()):
+        cache, masks = _IndexedCache(), probe_chosen_masks
     try:
         with (
             torch.inference_mode(),
             use_hooks(probe),
-            probe_sequence_masks(model) if find_special_layers(model) == COMPRESSED else probe_masks(model),
+            masks(model),
             few_chosen(model, few),
             low_clips(model),
             short_periods(model),

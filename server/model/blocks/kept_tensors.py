@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import overload
+from ctypes import Structure
+from typing import TypeVar, overload
 
 import torch
 
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.blocks.norms import Norm
 
+Spec = TypeVar("Spec", bound=Structure)
+
 
 class KeptTensors:
-    """Tensors that live as long as this does."""
+    """Tensors, and descriptions that others refer to, that live as long as this does."""
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
+        self._specs: list[Structure] = []
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Iterate over the tensors."""
@@ -25,6 +29,11 @@ class KeptTensors:
         """Keep a tensor as it is, and return its address."""
         self._tensors.append(tensor)
         return tensor.data_ptr()
+
+    def own(self, spec: Spec) -> Spec:
+        """Keep a description as it is."""
+        self._specs.append(spec)
+        return spec
 
     @overload
     def keep(self, tensor: torch.Tensor) -> int: ...

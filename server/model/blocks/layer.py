@@ -14,8 +14,9 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import Linear, matrix_of
 from server.model.blocks.mixer import Mixer
+from server.model.blocks.ngrams import NativeNgrams, NgramParts
 from server.model.blocks.norms import Norm
-from server.model.blocks.streams import StreamParts
+from server.model.blocks.streams import StreamMixParts
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 
@@ -34,6 +35,7 @@ class NativeLayer:
         self.feed_forward: Mixture | Mlp | None = None
         self.router: RouterWeights | None = None
         self._mixer: Mixer | None = None
+        self.ngrams: NativeNgrams | None = None  # added before the mixer
         self._gates: list[NormGate] = []
         self._mixes: list[StreamMix] = []
         self.kept = KeptTensors()  # whose memory the spec refers to
@@ -75,7 +77,13 @@ class NativeLayer:
         self._gates.append(NormGate(matrix_of(norm.gates.down), matrix_of(norm.gates.up)))
         return addressof(self._gates[-1])
 
-    def stream_mix(self, parts: StreamParts) -> int:
+    def add_ngrams(self, parts: NgramParts | None) -> None:
+        """Add embeddings of n-grams to the residual stream before the mixer; None adds nothing."""
+        if parts is not None:
+            self.ngrams = NativeNgrams(parts)
+            self.spec.ngrams = self.ngrams.address
+
+    def stream_mix(self, parts: StreamMixParts) -> int:
         """Return the address of what describes how the rows of the residual stream are mixed."""
         self._mixes.append(parts.build(self.kept))
         return addressof(self._mixes[-1])

@@ -64,6 +64,8 @@ class LayerTrial:
         workspace.residual[:] = captured.given.numpy()
         spec = LayerSpec.from_buffer_copy(layer.spec)
         spec.mixer, spec.mixer_kind, spec.adds_deferred = mixer.address, mixer.kind, 0
+        ngrams = None if layer.ngrams is None else layer.ngrams.for_trial()
+        spec.ngrams = None if ngrams is None else ngrams.address
         if layer.experts is not None:  # the number of choices may not be known yet
             mixture = Mixture.from_buffer_copy(layer.mixture)
             top_k = mixture.router.top_k = max(1, mixture.router.top_k)

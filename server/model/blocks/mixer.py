@@ -14,7 +14,7 @@ from torch import nn
 
 from server.kernels.native.structures.adapters import LoraPlace
 from server.kernels.native.structures.mixers import MixerKind
-from server.model.attention.kv_cache import KVCache
+from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.kept_tensors import KeptTensors
@@ -140,6 +140,11 @@ class Mixer(ABC):
     @property
     def attention_layer(self) -> int | None:
         """The layer's number in the KV cache; None if it has no keys there."""
+        return None
+
+    @property
+    def kept_of_tokens(self) -> KVShape | None:
+        """What it keeps of a token in the KV cache; None if a first pass of the modules shows it."""
         return None
 
     @property

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.layers import StreamMix
-from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.gated_streams import GatedStreamParts
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import no_matrix
 from server.model.blocks.norms import EPSILONS
+
+if TYPE_CHECKING:
+    from server.model.blocks.capture import LayerCapture
 
 COUNT, EPSILON, ITERATIONS = "hc_mult", ("hc_eps", "eps"), "hc_sinkhorn_iters"  # attributes
 MAGNITUDE = "hc_post_magnitude"  # attribute: of the weights of results
@@ -83,7 +86,10 @@ class StreamParts:
         return mix
 
 
-def find_streams(captured: LayerCapture) -> Sequence[StreamParts]:
+StreamMixParts = StreamParts | GatedStreamParts
+
+
+def find_streams(captured: LayerCapture) -> Sequence[StreamMixParts]:
     """Return what mixes the rows of a layer's residual stream, for its mixer and for its feed-forward part.
 
     Returns:
@@ -92,7 +98,7 @@ def find_streams(captured: LayerCapture) -> Sequence[StreamParts]:
     Raises:
         UnsupportedLayerError: it has other rows.
     """
-    found = [parts for each in captured.calls if (parts := StreamParts.find(each.module)) is not None]
+    found = [parts for each in captured.calls if (parts := _find(each.module)) is not None]
     if captured.num_streams == 0 and not found:
         return []
     if len(found) != PARTS_OF_LAYER or any(parts.num_streams != captured.num_streams for parts in found):
@@ -100,7 +106,7 @@ def find_streams(captured: LayerCapture) -> Sequence[StreamParts]:
     return found
 
 
-def find_last(body: nn.Module, num_streams: int) -> StreamParts:
+def find_last(body: nn.Module, num_streams: int) -> StreamMixParts:
     """Return what makes one row of a token's rows at the end of a model: a module, or the mean.
 
     Args:
@@ -110,9 +116,13 @@ def find_last(body: nn.Module, num_streams: int) -> StreamParts:
     Raises:
         UnsupportedLayerError: it is unknown.
     """
-    found = [parts for child in body.children() if (parts := StreamParts.find(child)) is not None and parts.is_last]
+    found = [parts for child in body.children() if (parts := _find(child)) is not None and parts.is_last]
     if not found:
         return StreamParts(None, None, None, None, num_streams, is_last=True)
     if len(found) != 1 or found[0].num_streams != num_streams:
         raise UnsupportedLayerError("the rows of its residual stream become one in another way")
     return found[0]
+
+
+def _find(module: Any) -> StreamMixParts | None:
+    return StreamParts.find(module) or GatedStreamParts.find(module)

@@ -15,7 +15,7 @@ from server.model.forward import Forward
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers
 from server.model.program import NO_KERNELS, ModelProgram, Target
-from server.model.transformers_hooks.batching_checks import COMPRESSED
+from server.model.transformers_hooks.batching_checks import MAY_BE_NATIVE
 
 
 @torch.inference_mode()
@@ -43,7 +43,7 @@ def find_program(
         special: layers whose attention modules run sequence by sequence, if the kernels do not have all layers.
     """
     by_sequence = f"{type(model).__name__} has {special}, whose attention runs sequence by sequence"
-    if kernels is None or special not in (None, COMPRESSED):
+    if kernels is None or special not in (None, *MAY_BE_NATIVE):
         reason = NO_KERNELS if special is None else by_sequence
         return None, ModelProgram.uniform(model, Target.MODULES, reason)
     found = find_native_layers(

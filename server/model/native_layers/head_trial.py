@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.structures.layers import HeadCall
+from server.kernels.native.structures.layers import Norm as NormSpec
 from server.model.architecture import head_of, text_body
 from server.model.blocks.capture import Capture
 from server.model.blocks.errors import UnsupportedLayerError
@@ -35,14 +36,15 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     head, config, dtype = head_of(model), model.config.get_text_config(), text_body(model).dtype
     if not isinstance(head, LINEARS):
         raise UnsupportedLayerError("its head is not a linear layer")
-    norm = _final_norm(text_body(model))
+    num_streams = captured.layers[-1].num_streams
+    norm = _final_norm(text_body(model), is_needed=not num_streams)
     kept = KeptTensors()
     keeps: list[Any] = [kept]
     hidden = captured.layers[-1].output.contiguous()
     count, size = len(hidden), captured.layers[-1].hidden_size
-    streams = _streams(text_body(model), captured.layers[-1].num_streams, kept, keeps)
+    streams = _streams(text_body(model), num_streams, kept, keeps)
     matrix = matrix_of(head)
-    if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
+    if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or (norm and len(norm.weight) != size):
         raise UnsupportedLayerError("its head does not fit its hidden states")
     rows = np.arange(count, dtype=np.int32)
     logits, normed = (
@@ -52,7 +54,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     call = HeadCall(
         matrix=matrix,
         bias=kept.keep(head.bias),
-        norm=kept.norm(norm),
+        norm=NormSpec() if norm is None else kept.norm(norm),
         streams=streams,
         hidden=hidden.data_ptr(),
         rows=rows.ctypes.data,
@@ -83,9 +85,11 @@ def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def _final_norm(body: nn.Module) -> Norm:
-    """Return the norm before the head, the body's only one."""
+def _final_norm(body: nn.Module, *, is_needed: bool) -> Norm | None:
+    """Return the norm before the head, the body's only one; None if it has none, which is not needed."""
     norms = [each for each in body.children() if is_norm(each)]
+    if not norms and not is_needed:
+        return None
     if len(norms) != 1:
         raise UnsupportedLayerError(f"it has {len(norms)} norms besides those of its layers")
     found = norm_of(norms[0])

@@ -9,6 +9,7 @@ from torch import nn
 
 from server.model.blocks.capture import ChildCall, LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.norms import Norm, norm_of
 from server.model.blocks.streams import find_streams
 from server.model.native_layers.residuals import ResidualRows
@@ -54,8 +55,12 @@ class LayerCalls:
         self._norms: list[tuple[ChildCall, Norm]] = []
         self._others: list[ChildCall] = []
         streams = {parts.module for parts in find_streams(captured)}
+        self.ngrams: list[NgramParts] = []  # what is added to the residual stream before the mixer
         for each in captured.calls:
             if each.module in streams:
+                continue
+            if each is captured.calls[0] and (ngrams := NgramParts.find(each.module)) is not None:
+                self.ngrams.append(ngrams)
                 continue
             norm = norm_of(each.module, each.given.shape[-1]) if each.module is not mixer else None
             if norm is not None and len(norm.weight) != captured.hidden_size:

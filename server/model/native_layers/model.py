@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from sys import getrefcount
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.structures.layers import HeadCall
 from server.model.adapters.step_adapters import StepAdapters
-from server.model.attention.kv_cache import KVCache
+from server.model.attention.kv_cache import KVCache, KVGroup
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.mixer import Mixer, MixerStep
 from server.model.blocks.query_scales import QueryScales
@@ -91,7 +92,9 @@ class NativeModel:
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that the kernels read, but for experts."""
         layers = (*self._layers, *self._image_layers)
-        return [tensor for layer in layers for kept in (layer.kept, layer.mixer.kept) for tensor in kept]
+        kept = [each for layer in layers for each in (layer.kept, layer.mixer.kept)]
+        kept += [layer.ngrams.kept for layer in layers if layer.ngrams is not None]
+        return [tensor for each in kept for tensor in each]
 
     @cached_property
     def outside(self) -> Sequence[Mixer]:
@@ -109,9 +112,24 @@ class NativeModel:
         Args:
             probed: those that the modules of all mixers keep.
         """
-        own = {key: shape for layer in self._layers for key, shape in layer.mixer.states.items()}
+        kept = [layer.mixer.states for layer in self._layers]
+        kept += [layer.ngrams.states for layer in self._layers if layer.ngrams is not None]
+        own = {key: shape for states in kept for key, shape in states.items()}
         inside = {key.layer for key in own}
         return {key: shape for key, shape in probed.items() if key.layer not in inside} | own
+
+    def groups(self, probed: Sequence[KVGroup]) -> tuple[KVGroup, ...]:
+        """Return what is kept of tokens.
+
+        Args:
+            probed: what the layers keep, but for mixers that tell it (``Mixer.kept_of_tokens``).
+        """
+        mixers = [layer.mixer for layer in self._layers]
+        own = {mixer.attention_layer: shape for mixer in mixers if (shape := mixer.kept_of_tokens) is not None}
+        return tuple(
+            replace(group, shapes={layer: own.get(layer, shape) for layer, shape in group.shapes.items()})
+            for group in probed
+        )
 
     def run(
         self,
@@ -202,6 +220,8 @@ class NativeModel:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip((*self._layers, *self._image_layers), self._sequence.specs, strict=True):
             layer.mixer.bind(kv_cache, states)
+            if layer.ngrams is not None:
+                layer.ngrams.bind(states)
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:

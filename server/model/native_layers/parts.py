@@ -15,9 +15,10 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer_recorder import children_of
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import MixerParts
+from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.no_mixer.parts import NoMixerParts
 from server.model.blocks.norms import Norm, norm_of
-from server.model.blocks.streams import StreamParts, find_streams
+from server.model.blocks.streams import StreamMixParts, find_streams
 from server.model.blocks.table import MIXERS
 from server.model.native_layers.layer_calls import LayerCalls, Places
 from server.model.native_layers.residuals import ResidualRows
@@ -82,7 +83,8 @@ class Parts:
     scale: torch.Tensor | None  # of the hidden states after the layer
     residual_rows: ResidualRows | None
     images: ImageParts | None
-    streams: Sequence[StreamParts] = ()  # what mixes the rows of the residual stream, where it has several a token
+    streams: Sequence[StreamMixParts] = ()  # what mixes the rows of the residual stream, where it has several a token
+    ngrams: NgramParts | None = None  # what is added to these before the mixer
 
     @property
     def mixer_module(self) -> nn.Module | None:
@@ -125,7 +127,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     if router is not None:
         inside |= {id(value) for value in router.parameters()}
     streams = find_streams(captured)
-    inside |= {id(value) for parts in streams for value in parts.parameters()}
+    inside |= {id(value) for parts in (*streams, *calls.ngrams) for value in parts.parameters()}
     _check_known(layer, inside)
     return Parts(
         calls.input_norm,
@@ -144,6 +146,7 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         None if streams else calls.residual_rows(places.input_norm),
         images,
         streams,
+        calls.ngrams[0] if calls.ngrams else None,
     )
 
 

@@ -55,6 +55,7 @@ def build_layer(
         spec.output_scale *= depth.output_scale
     if parts.streams:
         spec.mixer_streams, spec.inner_streams = map(layer.stream_mix, parts.streams)
+    layer.add_ngrams(parts.ngrams)
     spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)

@@ -14,7 +14,8 @@ from server.model.multimodal.image_embeddings import EXPERTS_OF, POSITIONS, SPAR
 from server.model.step import SequenceChunk, positions_of
 
 EMBEDDED = "inputs_embeds"
-KNOWN = {EMBEDDED, EXPERTS_OF, POSITIONS, *SPARSE, *SPARSE.values()}
+TOKENS = "ple_input_ids"  # the same as those of the step
+KNOWN = {EMBEDDED, EXPERTS_OF, POSITIONS, TOKENS, *SPARSE, *SPARSE.values()}
 
 
 @dataclass(frozen=True)

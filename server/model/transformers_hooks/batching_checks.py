@@ -28,6 +28,7 @@ BATCHABLE_LAYER_TYPES = {
 }
 INDEXED_LAYER_TYPES = {"indexed_attention", "minimax_m3_sparse"}
 COMPRESSED = "compressed-attention layers"
+MAY_BE_NATIVE = (COMPRESSED, INDEXED)  # which shows once a model has weights
 SPECIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
     **dict.fromkeys(INDEXED_LAYER_TYPES, INDEXED),
     "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
@@ -45,8 +46,12 @@ REPEATS = 5  # times the tokens are repeated for a larger batch
 ROUNDING = 1e-3  # tolerance relative to the range of an output
 
 
-def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False) -> None:
+def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False, has_kernels: bool = True) -> None:
     """Check a model by its names, before it has weights.
+
+    Args:
+        is_deterministic: whether each sequence must have the same results in any company.
+        has_kernels: whether there are native ones, which may run layers that modules run sequence by sequence.
 
     Raises:
         NotBatchableError: some layers are of a type that can't run many sequences in one step, or not with the same
@@ -60,7 +65,7 @@ def check_batchable(model: PreTrainedModel, *, is_deterministic: bool = False) -
     if unknown:
         raise NotBatchableError(f"{type(model).__name__} has {unknown} layers")
     special = find_special_layers(model) if is_deterministic else None
-    if special not in (None, COMPRESSED):  # those may be native, which shows once the model has weights
+    if special not in (None, *(MAY_BE_NATIVE if has_kernels else ())):
         raise NotBatchableError(f"{type(model).__name__} has {special}, and {INVARIANT}")
 
 

@@ -119,17 +119,10 @@ GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call
 GREENROOM_API int greenroom_read_rows(Handle* handle, const greenroom::Matrix* matrix, const int32_t* rows, int64_t count,
                                       float* target) {
   const greenroom::Level& level = handle->context.level;
-  const int64_t size = greenroom::is_plain(matrix->format) ? greenroom::bytes_of(matrix->format) : 0;
-  if (!size && !level.read_row(*matrix, 0, nullptr)) return 1;
+  if (!read_row(level, *matrix, 0, nullptr)) return 1;
   for (int64_t i = 0; i < count; ++i) {
     if (rows[i] < 0 || rows[i] >= matrix->outputs) return 2;
-    float* numbers = target + i * matrix->inputs;
-    if (size) {
-      const char* row = static_cast<const char*>(matrix->data) + rows[i] * matrix->inputs * size;
-      level.widen(row, matrix->format, numbers, matrix->inputs);
-    } else {
-      level.read_row(*matrix, rows[i], numbers);
-    }
+    read_row(level, *matrix, rows[i], target + i * matrix->inputs);
   }
   return 0;
 }

@@ -42,4 +42,7 @@ struct Context {
 void add_bias(const Level& level, const void* bias, Format format, int64_t rows, int64_t first_output,
               int64_t last_output, float* y, int64_t y_stride);
 
+// Writes a row of a matrix in float32; returns false if rows of the format can't be read. `target` may be null.
+bool read_row(const Level& level, const Matrix& matrix, int64_t row, float* target);
+
 }  // namespace greenroom

@@ -199,7 +199,7 @@ struct Fields<GroupedAttention> {
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(output), FIELD(value), FIELD(gate), FIELD(query_bias), FIELD(key_bias),
       FIELD(value_bias), FIELD(output_bias), FIELD(gate_bias), FIELD(query_norm), FIELD(key_norm),
-      FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(pools), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
       FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
       FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
       FIELD(has_gates_in_query), FIELD(has_keys_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind),
@@ -224,6 +224,14 @@ struct Fields<BlockIndexer> {
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(query_norm), FIELD(key_norm), FIELD(cache), FIELD(chosen), FIELD(heads), FIELD(dim),
       FIELD(block_size), FIELD(top_k), FIELD(num_local), FIELD(rope_kind), FIELD(unused)};
+};
+
+template <>
+struct Fields<PoolIndexer> {
+  using Type = PoolIndexer;
+  static constexpr Field kAll[] = {
+      FIELD(query), FIELD(key), FIELD(query_norm), FIELD(key_norm), FIELD(cache), FIELD(chosen), FIELD(heads), FIELD(dim),
+      FIELD(pool), FIELD(top_k), FIELD(rope_kind), FIELD(is_given)};
 };
 
 template <>
@@ -277,7 +285,7 @@ template <>
 struct Fields<Convolution> {
   using Type = Convolution;
   static constexpr Field kAll[] = {
-      FIELD(weight), FIELD(bias), FIELD(states), FIELD(width), FIELD(channels), FIELD(has_silu), FIELD(unused)};
+      FIELD(weight), FIELD(bias), FIELD(states), FIELD(width), FIELD(channels), FIELD(has_silu), FIELD(dilation)};
 };
 
 template <>
@@ -285,7 +293,8 @@ struct Fields<GatedDeltaNet> {
   using Type = GatedDeltaNet;
   static constexpr Field kAll[] = {
       FIELD(projections), FIELD(convolution), FIELD(decay), FIELD(decay_bias), FIELD(norm), FIELD(states),
-      FIELD(key_heads), FIELD(value_heads), FIELD(key_dim), FIELD(value_dim), FIELD(norm_epsilon), FIELD(unused)};
+      FIELD(key_heads), FIELD(value_heads), FIELD(key_dim), FIELD(value_dim), FIELD(norm_epsilon),
+      FIELD(has_sigmoid_gates)};
 };
 
 template <>
@@ -349,10 +358,26 @@ struct Fields<NormGate> {
 };
 
 template <>
+struct Fields<StreamGates> {
+  using Type = StreamGates;
+  static constexpr Field kAll[] = {FIELD(down), FIELD(up)};
+};
+
+template <>
+struct Fields<NgramEmbeddings> {
+  using Type = NgramEmbeddings;
+  static constexpr Field kAll[] = {
+      FIELD(table), FIELD(key), FIELD(value), FIELD(convolution), FIELD(key_norm), FIELD(stream_norm), FIELD(value_norm),
+      FIELD(multipliers), FIELD(sizes), FIELD(offsets), FIELD(states), FIELD(num_streams), FIELD(most), FIELD(heads),
+      FIELD(end), FIELD(epsilon)};
+};
+
+template <>
 struct Fields<StreamMix> {
   using Type = StreamMix;
   static constexpr Field kAll[] = {
-      FIELD(logits), FIELD(bias), FIELD(norm), FIELD(norm_epsilon), FIELD(epsilon), FIELD(result_epsilon), FIELD(magnitude),
+      FIELD(logits), FIELD(bias), FIELD(norm), FIELD(gates), FIELD(norm_epsilon), FIELD(epsilon), FIELD(result_epsilon),
+      FIELD(magnitude),
       FIELD(scales), FIELD(num_streams), FIELD(iterations), FIELD(is_last)};
 };
 
@@ -361,7 +386,8 @@ struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(input_gate), FIELD(inner_gate),
-      FIELD(mixer_streams), FIELD(inner_streams), FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture), FIELD(mixer_kind),
+      FIELD(mixer_streams), FIELD(inner_streams), FIELD(ngrams), FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture),
+      FIELD(mixer_kind),
       FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
       FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
       FIELD(adds_deferred)};
@@ -491,13 +517,15 @@ constexpr Layout kLayouts[] = {
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
-    layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"), layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
+    layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"), layout<PoolIndexer>("PoolIndexer"),
+    layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
     layout<Compressor>("Compressor"), layout<CompressedAttention>("CompressedAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),
     layout<LightningAttention>("LightningAttention"),
     layout<ShortConvolution>("ShortConvolution"), layout<Mamba1>("Mamba1"), layout<Mamba2>("Mamba2"), layout<Mlp>("Mlp"),
-    layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<StreamMix, 2>("StreamMix"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
+    layout<Mixture>("Mixture"), layout<NormGate>("NormGate"), layout<StreamGates>("StreamGates"),
+    layout<NgramEmbeddings>("NgramEmbeddings"), layout<StreamMix, 2>("StreamMix"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
     layout<StepPredictions>("StepPredictions"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),

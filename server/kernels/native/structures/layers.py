@@ -94,6 +94,12 @@ class NormGate(Structure):
     _fields_ = [("down", Matrix), ("up", Matrix)]
 
 
+class StreamGates(Structure):
+    """The gates of the rows of a residual stream, which are made from them."""
+
+    _fields_ = [("down", Matrix), ("up", Matrix)]
+
+
 class StreamMix(Structure):
     """Sums the rows of a token's residual stream for a part of a layer, and adds its result to each."""
 
@@ -101,6 +107,7 @@ class StreamMix(Structure):
         ("logits", Matrix),
         ("bias", c_void_p),
         ("norm", c_void_p),
+        ("gates", c_void_p),
         ("norm_epsilon", c_float),
         ("epsilon", c_float),
         ("result_epsilon", c_float),
@@ -124,6 +131,7 @@ class LayerSpec(Structure):
         ("inner_gate", c_void_p),
         ("mixer_streams", c_void_p),
         ("inner_streams", c_void_p),
+        ("ngrams", c_void_p),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
         ("next_mixture", c_void_p),

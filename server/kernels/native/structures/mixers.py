@@ -58,6 +58,7 @@ class GroupedAttention(Structure):
         ("value_norm", c_void_p),
         ("sinks", c_void_p),
         ("indexer", c_void_p),
+        ("pools", c_void_p),
         ("key_cache", c_void_p),
         ("value_cache", c_void_p),
         ("cache_slots", c_int64),
@@ -111,6 +112,25 @@ class BlockIndexer(Structure):
         ("num_local", c_int64),
         ("rope_kind", c_int32),
         ("unused", c_int32),
+    ]
+
+
+class PoolIndexer(Structure):
+    """An indexer that chooses pools of keys for all heads."""
+
+    _fields_ = [
+        ("query", Matrix),
+        ("key", Matrix),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("cache", c_void_p),
+        ("chosen", c_void_p),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("pool", c_int64),
+        ("top_k", c_int64),
+        ("rope_kind", c_int32),
+        ("is_given", c_int32),
     ]
 
 
@@ -255,7 +275,7 @@ class Convolution(Structure):
         ("width", c_int64),
         ("channels", c_int64),
         ("has_silu", c_int32),
-        ("unused", c_int32),
+        ("dilation", c_int32),
     ]
 
 
@@ -272,7 +292,7 @@ class GatedDeltaNet(Structure):
         ("key_dim", c_int64),
         ("value_dim", c_int64),
         ("norm_epsilon", c_float),
-        ("unused", c_int32),
+        ("has_sigmoid_gates", c_int32),
     ]
 
 
@@ -345,4 +365,27 @@ class Mamba2(Structure):
         ("least_step", c_float),
         ("longest_step", c_float),
         ("unused", c_int32),
+    ]
+
+
+class NgramEmbeddings(Structure):
+    """Embeddings of the last tokens together, which are added to the rows of a residual stream."""
+
+    _fields_ = [
+        ("table", Matrix),
+        ("key", Matrix),
+        ("value", Matrix),
+        ("convolution", Convolution),
+        ("key_norm", c_void_p),
+        ("stream_norm", c_void_p),
+        ("value_norm", c_void_p),
+        ("multipliers", c_void_p),
+        ("sizes", c_void_p),
+        ("offsets", c_void_p),
+        ("states", c_void_p),
+        ("num_streams", c_int64),
+        ("most", c_int64),
+        ("heads", c_int64),
+        ("end", c_int32),
+        ("epsilon", c_float),
     ]

@@ -9,7 +9,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from server.model.attention.mask_probe import RULE, make_mask, probe_masks
+from server.model.attention.mask_probe import CHOOSING, RULE, make_mask, probe_masks
 from server.model.attention.span_attention import attend_span_reference
 from server.model.errors import NotBatchableError
 from server.model.hooks import no_mask
@@ -53,6 +53,11 @@ def _attend(
 def probe_sequence_masks(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Have a model make its masks for a first pass over one sequence; afterwards it makes none."""
     return probe_masks(model, PROBING, IMPLEMENTATION)
+
+
+def probe_chosen_masks(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have a model make its masks, and pass the keys that its indexers choose to the hooks of attention."""
+    return probe_masks(model, CHOOSING, IMPLEMENTATION)
 
 
 def as_added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 
 
+ACTIVATION, SILU = "activation", "silu"  # attribute of a norm: the function of gates, which a trial confirms
+
+
 class GatedDeltaNetMixer(RecurrentMixer[GatedDeltaNet, "GatedDeltaNetParts"]):
     """Projections, a convolution, the recurrence, a norm of each head times a gate, and the output projection."""
 
@@ -44,6 +47,7 @@ class GatedDeltaNetMixer(RecurrentMixer[GatedDeltaNet, "GatedDeltaNetParts"]):
         spec.decay, spec.decay_bias = self.keep(-module.A_log.float().exp()), self.keep(module.dt_bias)
         spec.norm = self.keep(module.norm.weight)
         spec.norm_epsilon = epsilon_of(module.norm)
+        spec.has_sigmoid_gates = int(getattr(module.norm, ACTIVATION, SILU) != SILU)
 
     @property
     def shapes(self) -> Shapes:

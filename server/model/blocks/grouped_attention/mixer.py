@@ -15,11 +15,12 @@ from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.clips import REACHED, clip_of
-from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer
+from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer, TrialBlockIndexer
+from server.model.blocks.grouped_attention.pool_indexer import NativePoolIndexer, PoolChoice, TrialPoolIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
 from server.model.blocks.linears import matrix_of, no_matrix
-from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
+from server.model.blocks.mixer import ChosenKeys, LayerPlace, MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
@@ -38,7 +39,7 @@ class GroupedAttentionMixer(RotaryMixer):
     Args:
         parts: of the family's module.
         captured: a call of the layer.
-        index: of the layer.
+        place: of the layer.
 
     Raises:
         UnsupportedLayerError: it computes something else.
@@ -46,9 +47,9 @@ class GroupedAttentionMixer(RotaryMixer):
 
     kind = MixerKind.GROUPED_ATTENTION
 
-    def __init__(self, parts: GroupedAttentionParts, captured: LayerCapture, index: int):
-        self.spec = GroupedAttention()
-        super().__init__(parts.module, index, self.spec)
+    def __init__(self, parts: GroupedAttentionParts, captured: LayerCapture, place: LayerPlace):
+        self.spec, self._dtype = GroupedAttention(), place.dtype
+        super().__init__(parts.module, place.index, self.spec)
         options = captured.options
         if options is None:
             raise UnsupportedLayerError("a layer has no attention")
@@ -75,6 +76,10 @@ class GroupedAttentionMixer(RotaryMixer):
         if options.sinks is not None and options.sinks.numel() != spec.heads:
             raise UnsupportedLayerError("its sinks are not one for each head")
         spec.sinks = self.keep(options.sinks)
+        self._pools = None if parts.pools is None else NativePoolIndexer(parts.pools)
+        if self._pools is not None:
+            self._pools.choice_of(captured)
+            spec.pools = self._pools.address
         self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
         if self._indexer is not None:
             self._set_indexer(self._indexer, options)
@@ -85,6 +90,8 @@ class GroupedAttentionMixer(RotaryMixer):
 
     @property
     def chosen_keys(self) -> ChosenKeys | None:
+        if self._pools is not None:
+            return ChosenKeys(self._pools.most_keys, are_own=True)
         indexer = self._indexer
         return None if indexer is None else ChosenKeys(int(indexer.spec.top_k * indexer.spec.block_size), are_own=True)
 
@@ -110,6 +117,8 @@ class GroupedAttentionMixer(RotaryMixer):
         fit_rotation(self, trial)
         if self._indexer is not None:
             self._indexer.fit(self, trial)
+        if self._pools is not None:
+            self._pools.fit(self, trial)
         if self.spec.gate_kind == GateKind.NONE:
             return
         errors = {}
@@ -119,16 +128,26 @@ class GroupedAttentionMixer(RotaryMixer):
         self.spec.gate_kind = min(errors, key=lambda kind: errors[kind])
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
-        del captured
-        return self._trial(num_tokens)
+        indexer = None if self._indexer is None else self._indexer.for_trial(num_tokens)
+        choice = None if self._pools is None else self._pools.choice_of(captured)
+        return self._trial(num_tokens, indexer, None if choice is None else self._trial_pools(choice, is_given=True))
 
-    def for_choice(self, num_tokens: int, top_k: int) -> TrialAttention:
-        """Return the same, whose indexer chooses so many single keys."""
-        return self._trial(num_tokens, top_k)
+    def for_choice(self, num_tokens: int, choice: int | PoolChoice) -> TrialAttention:
+        """Return the same, whose indexer chooses so many single keys, or as many pools as in a choice."""
+        if isinstance(choice, PoolChoice):
+            return self._trial(num_tokens, None, self._trial_pools(choice, is_given=False))
+        assert self._indexer is not None
+        return self._trial(num_tokens, self._indexer.for_trial(num_tokens, choice), None)
 
-    def _trial(self, num_tokens: int, top_k: int | None = None) -> TrialAttention:
+    def _trial(
+        self, num_tokens: int, indexer: TrialBlockIndexer | None, pools: TrialPoolIndexer | None
+    ) -> TrialAttention:
         own = self.module, self.index, self.spec, num_tokens
-        return TrialAttention(*own, scale_of=self._scale_of, indexer=self._indexer, top_k=top_k)
+        return TrialAttention(*own, scale_of=self._scale_of, indexer=indexer, pools=pools)
+
+    def _trial_pools(self, choice: PoolChoice, *, is_given: bool) -> TrialPoolIndexer:
+        assert self._pools is not None
+        return TrialPoolIndexer(self._pools.spec, choice, int(self.spec.rotary_dim), is_given=is_given)
 
     def for_queries(self, num_tokens: int) -> TrialAttention:
         """Return an attention for a trial whose keys are the queries of this one."""
@@ -142,8 +161,17 @@ class GroupedAttentionMixer(RotaryMixer):
         spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
         spec.cache_format = PLAIN[cache.shape.dtype]
         spec.group, spec.clip = kv_cache.group_of[layer], self._clip
-        if self._indexer is not None and cache.index is not None:
-            self._indexer.bind(cache.index)
+        for indexer in (self._indexer, self._pools):
+            if indexer is not None and cache.index is not None:
+                indexer.bind(cache.index)
+
+    @property
+    def kept_of_tokens(self) -> KVShape | None:
+        if self._pools is None:
+            return None
+        spec = self.spec
+        own = int(spec.kv_heads), int(spec.key_dim), int(spec.value_dim), self._dtype
+        return KVShape(*own, index_dim=self._pools.kept_numbers(int(spec.rotary_dim)))
 
     def _set_indexer(self, indexer: NativeBlockIndexer, options: AttentionOptions) -> None:
         if options.chosen is None:
@@ -229,7 +257,7 @@ class TrialAttention(GroupedAttentionMixer):
         num_tokens: of the one sequence.
         scale_of: returns the factor of the queries at a position.
         indexer: of the attention, whose tokens attend to all keys here.
-        top_k: single keys that it chooses; None for blocks.
+        pools: an indexer of pools.
     """
 
     def __init__(
@@ -240,14 +268,14 @@ class TrialAttention(GroupedAttentionMixer):
         num_tokens: int,
         *,
         scale_of: Callable[[int], float] | None = None,
-        indexer: NativeBlockIndexer | None = None,
-        top_k: int | None = None,
+        indexer: TrialBlockIndexer | None = None,
+        pools: TrialPoolIndexer | None = None,
     ):
         spec = self.spec = GroupedAttention.from_buffer_copy(own)
         super(GroupedAttentionMixer, self).__init__(module, index, spec)
-        self._scale_of = scale_of
-        self.indexer = None if indexer is None else indexer.for_trial(num_tokens, top_k)
-        spec.indexer = None if self.indexer is None else self.indexer.address
+        self._scale_of, self.indexer, self.pools = scale_of, indexer, pools
+        spec.indexer = None if indexer is None else indexer.address
+        spec.pools = None if pools is None else pools.address
         self._num_tokens, num_blocks = num_tokens, -(-num_tokens // BLOCK)
         shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
         self._keys, self._values = (

@@ -12,6 +12,7 @@ from torch import nn
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.grouped_attention.indexer import BlockIndexerParts
 from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
+from server.model.blocks.grouped_attention.pool_indexer import PoolIndexerParts
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, find_norm
@@ -41,6 +42,7 @@ class GroupedAttentionParts(MixerParts):
     key_norm: Norm | None
     value_norm: Norm | None
     indexer: BlockIndexerParts | None = None
+    pools: PoolIndexerParts | None = None
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -63,7 +65,8 @@ class GroupedAttentionParts(MixerParts):
             value_norm = find_norm(value_norm, int(own.head_dim))
         gate_bias = getattr(module, "gate_bias", None)
         norms = query_norm, key_norm, value_norm
-        return cls(module, query, key, value, output, gate, gate_bias, *norms, BlockIndexerParts.find(module))
+        indexers = BlockIndexerParts.find(module), PoolIndexerParts.find(module)
+        return cls(module, query, key, value, output, gate, gate_bias, *norms, *indexers)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for linear in (self.query, self.key, self.value, self.output, self.gate):
@@ -74,8 +77,9 @@ class GroupedAttentionParts(MixerParts):
                 yield from norm.module.parameters()
         if isinstance(self.gate_bias, nn.Parameter):
             yield self.gate_bias
-        if self.indexer is not None:
-            yield from self.indexer.parameters()
+        for indexer in (self.indexer, self.pools):
+            if indexer is not None:
+                yield from indexer.parameters()
         yield from (value for name, value in self.module.named_parameters(recurse=False) if "sink" in name)
 
     @property
@@ -84,7 +88,7 @@ class GroupedAttentionParts(MixerParts):
         return None if self.key_norm is None else self.key_norm.epsilon
 
     def build(self, captured: LayerCapture, place: LayerPlace) -> GroupedAttentionMixer:
-        return GroupedAttentionMixer(self, captured, place.index)
+        return GroupedAttentionMixer(self, captured, place)
 
 
 def _head_norm(attention: Any, names: Iterable[str]) -> Norm | None:

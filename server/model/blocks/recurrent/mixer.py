@@ -137,7 +137,7 @@ class RecurrentMixer(Mixer, Generic[Spec, Parts]):
             raise UnsupportedLayerError("its convolution is not a causal one of each channel")
         spec.weight = self.keep(module.weight.squeeze(1).T)
         spec.bias = self.keep(module.bias)
-        spec.width, spec.channels, spec.has_silu = width, channels, int(has_silu)
+        spec.width, spec.channels, spec.has_silu, spec.dilation = width, channels, int(has_silu), 1
 
     def _key(self, kind: str) -> StateKey:
         return StateKey(int(self.module.layer_idx), kind)

@@ -205,7 +205,7 @@ def test_compressed_attention_that_does_not_fit_itself_is_refused(fields: dict[s
 def delta_net(**fields: Any) -> GatedDeltaNet:
     plain = {"format": Format.FLOAT32, "inputs": HIDDEN, "data": 64}
     own = GatedDeltaNet(decay=64, decay_bias=64, norm=64, key_heads=2, value_heads=4, key_dim=8, value_dim=8)
-    own.convolution = Convolution(weight=64, width=4, channels=64)
+    own.convolution = Convolution(weight=64, width=4, channels=64, dilation=1)
     own.projections.num_inputs = 1
     own.projections.inputs[0] = Matrix(outputs=104, **plain)
     own.projections.output = Matrix(**(plain | {"outputs": HIDDEN, "inputs": 32}))
@@ -224,6 +224,7 @@ def delta_net(**fields: Any) -> GatedDeltaNet:
         ({"key_dim": 16}, "a convolution that doesn't fit its heads"),
         ({"norm": None}, "heads without decays or a norm"),
         ({"convolution__width": 17}, "a convolution of impossible size"),
+        ({"convolution__dilation": 0}, "a convolution whose taps are no tokens apart"),
         ({"convolution__weight": None}, "a convolution without weights"),
         ({"projections__num_inputs": 7}, "an impossible number of projections"),
         ({"projections__num_inputs": 0}, "an impossible number of projections"),

@@ -124,8 +124,34 @@ def test_heads_attend_to_the_blocks_of_keys_that_transformers_chooses(
     check_by_token(save_checkpoint(config, tmp_path), pool)
 
 
-def test_company_and_chunks_change_no_bit_of_attention_to_blocks(tmp_path: Path, pool: ComputePool) -> None:
-    native = load_trunk(save_checkpoint(make_config("minimax_m3_vl_text"), tmp_path), torch.float32, pool=pool)
+@pytest.mark.parametrize(("tokens", "top_k"), [(3, 2), (16, 1), (32, 1), (2, 33)])
+def test_tokens_attend_to_the_pools_of_keys_that_transformers_chooses(
+    tokens: int, top_k: int, tmp_path: Path, pool: ComputePool
+) -> None:
+    """A pool may end in another block of the cache than it begins in, and a short prompt may not fill any."""
+    config = make_config("qwen4_exp_text")
+    config.indexer_compress_ratio, config.indexer_budget = tokens, tokens * top_k
+    check_by_token(save_checkpoint(config, tmp_path), pool)
+
+
+def test_chosen_keys_may_fill_several_parts_of_attention(tmp_path: Path, pool: ComputePool) -> None:
+    config = make_config("qwen4_exp_text")
+    config.layer_types, config.max_position_embeddings = ["linear_attention", "indexed_attention"], 1024
+    config.num_hidden_layers, config.indexer_budget = 2, 540
+    folder, prompts = save_checkpoint(config, tmp_path), [[index % 113 + 3 for index in range(600)]]
+    native = load_trunk(folder, torch.float32, pool=pool)
+    assert native.facts.program.is_native
+    (((_, logits),), ((_, expected),)) = (
+        written(each, 200, prompts) for each in (native, load_trunk(folder, torch.float32))
+    )
+    assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("family", ["minimax_m3_vl_text", "qwen4_exp_text"])
+def test_company_and_chunks_change_no_bit_of_attention_to_chosen_keys(
+    family: str, tmp_path: Path, pool: ComputePool
+) -> None:
+    native = load_trunk(save_checkpoint(make_config(family), tmp_path), torch.float32, pool=pool)
     ((_, alone),) = written(native, prompts=PROMPTS[2:])
     for chunk in (5, 64):
         assert torch.equal(written(native, chunk)[2][1], alone)

@@ -3,43 +3,34 @@
 
 #include "layers/best_scores.h"
 #include "layers/grouped_attention.h"
+#include "layers/key_choice.h"
 #include "layers/score_passes.h"
-#include "layers/sides.h"
 
 namespace greenroom {
 
 // Writes the index keys of a step's tokens to their blocks, scores the keys that a token sees, and chooses the blocks that
 // each head of keys attends to: as a table of its own of blocks of the cache, by which attention sees no other keys. Where
 // a token sees no more blocks than are chosen, nothing is scored. Scores are computed in passes over some tokens.
-class BlockIndexerStep {
+class BlockIndexerStep final : public KeyChoice {
  public:
-  // `attention` may have no indexer: then nothing has tiles. `panel` is the attention's.
+  // `attention` has such an indexer. `panel` is the attention's.
   BlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step, const Panel& panel);
 
-  // Returns true if a token at a position attends to chosen keys.
-  bool is_chosen(int64_t position) const { return attends_ && position >= first_sparse(*spec_); }
-
-  // The chosen blocks of the cache, and the place of the token's last key among theirs.
-  const int32_t* blocks(int64_t token, int64_t head) const { return tables_ + (token * spec_->heads + head) * table_size_; }
-  int64_t last_place(int64_t token, int64_t head) const { return last_places_[token * spec_->heads + head]; }
-
-  // The products with the normed rows, whose outputs begin at `offset`: index keys, and queries if some are scored.
-  int num_sides() const { return num_sides_; }
-  Side side(int number, int64_t offset) const;
-  void take(int64_t row, int64_t output, const float* sums, int64_t count) const;
-
-  // Prepares a token's normed row.
-  void prepare(int64_t token);
+  // Index keys, and queries if some are scored.
+  int num_sides() const override { return num_sides_; }
+  Side side(int number, int64_t offset) const override;
+  void take(int64_t row, int64_t output, const float* sums, int64_t count) const override;
+  void prepare(int64_t token) override;
 
   // Norms and rotates the index key of a token and its queries, and writes the key to the cache.
-  void place(int64_t token) const;
+  void place(int64_t token) const override;
 
-  // Begins the next pass; returns false if there is none.
-  bool begin_pass() { return passes_.begin(); }
-  int64_t num_score_tiles() const { return passes_.num_tiles(); }
-  int64_t num_choices() const { return passes_.rows() * spec_->heads; }
-  void score(int64_t tile, int thread) const;
-  void choose(int64_t choice, int thread) const;
+  bool begin_pass() override { return passes_.begin(); }
+  int64_t num_score_tiles() const override { return passes_.num_tiles(); }
+  int64_t num_choices() const override { return passes_.rows() * spec_.heads; }
+  void score(int64_t tile, int thread) const override;
+  void choose(int64_t choice, int thread) const override;
+  void point(Attention& attention, int64_t token, int64_t head) const override;
 
  private:
   void rotate(float* x, int64_t token, int64_t position) const;
@@ -47,7 +38,7 @@ class BlockIndexerStep {
 
   const Level& level_;
   const GroupedAttention& attention_;
-  const BlockIndexer* spec_;
+  const BlockIndexer& spec_;
   const StepCall& step_;
   bool is_sparse_ = false, attends_ = false;
   int num_sides_ = 0;

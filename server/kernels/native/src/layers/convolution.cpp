@@ -9,16 +9,17 @@ namespace greenroom {
 const float* ConvolutionStep::input(const StepSequence& sequence, int64_t place) const {
   if (place >= 0) return x_ + (sequence.first_row + place) * x_stride_;
   if (sequence.state_from < 0) return nullptr;
-  const int64_t kept = spec_.width - 1;
+  const int64_t kept = kept_inputs(spec_);
   return spec_.states + (sequence.state_from * kept + kept + place) * spec_.channels;
 }
 
 void ConvolutionStep::operator()(int64_t tile, int) const {
-  const int64_t kept = spec_.width - 1;
+  const int64_t kept = kept_inputs(spec_);
   if (tile < step_.tokens) {
     const StepSequence& sequence = sequence_of(step_, tile);
     const float* rows[kMostTaps];
-    for (int64_t tap = 0; tap <= kept; ++tap) rows[tap] = input(sequence, tile - sequence.first_row - kept + tap);
+    const int64_t oldest = tile - sequence.first_row - kept;
+    for (int64_t tap = 0; tap < spec_.width; ++tap) rows[tap] = input(sequence, oldest + tap * spec_.dilation);
     level_.convolve(rows, spec_.weight, spec_.bias, spec_.width, spec_.channels, spec_.has_silu, y_ + tile * y_stride_);
     return;
   }
@@ -37,6 +38,7 @@ void ConvolutionStep::operator()(int64_t tile, int) const {
 
 const char* check_convolution(const Convolution& spec) {
   if (!is_count(spec.channels) || spec.width < 1 || spec.width > kMostTaps) return "a convolution of impossible size";
+  if (!is_count(spec.dilation)) return "a convolution whose taps are no tokens apart";
   return spec.weight ? nullptr : "a convolution without weights";
 }
 

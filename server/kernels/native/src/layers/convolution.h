@@ -10,12 +10,15 @@ inline constexpr int64_t kMostTaps = 16;
 struct Convolution {
   const float* weight;  // (width, channels): a tap's weights, the oldest first
   const float* bias;    // (channels) or null
-  float* states;        // (rows, width - 1, channels): the last inputs, the oldest first
+  float* states;        // (rows, kept, channels): the last inputs, the oldest first; see `kept_inputs`
   int64_t width;
   int64_t channels;
   int32_t has_silu;
-  int32_t unused;
+  int32_t dilation;     // tokens between two taps
 };
+
+// Inputs of a sequence that its next tokens read.
+inline int64_t kept_inputs(const Convolution& spec) { return (spec.width - 1) * spec.dilation; }
 
 const char* check_convolution(const Convolution& spec);
 

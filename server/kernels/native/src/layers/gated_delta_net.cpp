@@ -46,7 +46,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto finish = [&](int64_t token, int64_t head) {
     float* result = mixer.result(token) + head * spec.value_dim;
     level.normalise(result, spec.norm, spec.norm_epsilon, spec.value_dim, result);
-    level.apply_gates(result, mixer.row(token) + channels + head * spec.value_dim, spec.value_dim, true);
+    level.apply_gates(result, mixer.row(token) + channels + head * spec.value_dim, spec.value_dim, !spec.has_sigmoid_gates);
   };
   auto recur = [&](int64_t tile, int thread) { heads.run(tile, thread, mixer.results, values, fill, finish); };
   mixer.run([&](PhaseList& phases) {

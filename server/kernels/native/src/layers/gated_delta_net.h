@@ -22,7 +22,7 @@ struct GatedDeltaNet {
   int64_t key_dim;
   int64_t value_dim;
   float norm_epsilon;
-  int32_t unused;
+  int32_t has_sigmoid_gates;  // instead of SiLU's
 };
 
 extern const MixerOperations kGatedDeltaNet;

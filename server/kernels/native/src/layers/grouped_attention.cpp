@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "formats/checks.h"
 #include "layers/attention_parts.h"
 #include "layers/block_indexer_step.h"
 #include "layers/layer_adapters.h"
+#include "layers/pool_indexer_step.h"
 #include "layers/sides.h"
 
 namespace greenroom {
@@ -143,7 +145,7 @@ class LayerAttention {
         most_parts = std::max(most_parts, range.last - range.first + 1);
       }
     }
-    if (token_tile_ == 1) most_parts = std::min(most_parts, divide_up(first_sparse(*spec.indexer), kPartKeys));
+    if (token_tile_ == 1) most_parts = std::min(most_parts, divide_up(most_sparse(spec), kPartKeys));
     parts_.plan(own.parts, context.pool.num_threads(), token_tiles_ * spec.kv_heads, most_parts,
                 most_tokens * spec.heads / spec.kv_heads, spec.value_dim);
   }
@@ -186,18 +188,20 @@ class LayerAttention {
     place_token(level_, spec_, step_, *sequence, token, row, row + first_key(), row + first_value());
   }
 
-  void attend(const BlockIndexerStep& indexer, int64_t number, int thread) const {
+  void attend(const KeyChoice& choice, int64_t number, int thread) const {
     const Tile tile = tile_of(parts_.tile_of(number));
-    Attention attention = attention_of(indexer, tile);
+    Attention attention = attention_of(choice, tile);
     attention.scratch = scratch_ + thread * scratch_size_;
     parts_.run(level_, number, thread, parts_of(attention), target_of(tile),
-               [&](int64_t part, const PartSums& sums) { level_.attend(attention, part, sums); });
+               [&](int64_t part, const PartSums& sums) {
+                 choice.attend(level_, attention, tile.row, thread, part, sums);
+               });
     if (gates_ && !num_joins()) apply_gates(tile);
   }
 
-  void join(const BlockIndexerStep& indexer, int64_t number) const {
+  void join(const KeyChoice& choice, int64_t number) const {
     const Tile tile = tile_of(number);
-    parts_.join(level_, number, parts_of(attention_of(indexer, tile)), target_of(tile));
+    parts_.join(level_, number, parts_of(attention_of(choice, tile)), target_of(tile));
     if (gates_) apply_gates(tile);
   }
 
@@ -224,7 +228,13 @@ class LayerAttention {
 
   // Returns true if some token of a step attends to chosen keys.
   static bool is_sparse(const GroupedAttention& spec, const StepCall& step) {
+    if (spec.pools) return most_keys(step) > first_sparse(*spec.pools);
     return spec.indexer && !spec.indexer->chosen && most_keys(step) > first_sparse(*spec.indexer);
+  }
+
+  // Keys that a token of a sparse step attends to, at most.
+  static int64_t most_sparse(const GroupedAttention& spec) {
+    return spec.pools ? most_chosen(*spec.pools) : first_sparse(*spec.indexer);
   }
 
   static PartRange parts_of(const Attention& a) { return {oldest_seen(a, 0) / kPartKeys, last_seen(a) / kPartKeys}; }
@@ -242,13 +252,10 @@ class LayerAttention {
     return {&sequence, sequence.first_row + first, std::min<int64_t>(token_tile_, sequence.num_tokens - first), kv_head};
   }
 
-  // The attention of a tile to all keys that its tokens see, or of one token to chosen blocks, as if there were no others.
-  Attention attention_of(const BlockIndexerStep& indexer, const Tile& tile) const {
+  // The attention of a tile to all keys that its tokens see, or of one token to chosen ones.
+  Attention attention_of(const KeyChoice& choice, const Tile& tile) const {
     Attention attention = attention_of(tile);
-    if (indexer.is_chosen(attention.first_position)) {
-      attention.blocks = indexer.blocks(tile.row, tile.kv_head);
-      attention.first_position = indexer.last_place(tile.row, tile.kv_head);
-    }
+    choice.point(attention, tile.row, tile.kv_head);
     return attention;
   }
 
@@ -319,14 +326,19 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GroupedAttention*>(layer.mixer);
   const Level& level = context.level;
   LayerAttention attention(context, layer, spec, step);
-  BlockIndexerStep indexer(context, spec, step, attention.panel);
+  KeyChoice all;
+  std::optional<BlockIndexerStep> blocks;
+  std::optional<PoolIndexerStep> pools;
+  KeyChoice& choice = spec.pools     ? pools.emplace(context, spec, step, attention.panel)
+                      : spec.indexer ? blocks.emplace(context, spec, step, attention.panel)
+                                     : all;
   auto& own = context.mixers.of<AttentionScratch>();
   LoraSums* const lora[kMostSides] = {&own.query_lora, &own.key_lora,       &own.value_lora,
                                       &own.gate_lora,  &own.index_key_lora, &own.index_query_lora};
   LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : lora) sums->clear();
   output_lora.clear();
-  const int num_sides = 4 + indexer.num_sides();
+  const int num_sides = 4 + choice.num_sides();
   const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kIndexKey, kIndexQuery};
   const auto site = [&](int i) { return LoraSite{*lora[i], mixer_place(places[i]), step.normed, step.hidden_size}; };
   const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5)};
@@ -336,14 +348,14 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                             {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
                             {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]}};
   for (int i = 4; i < num_sides; ++i) {
-    sides[i] = indexer.side(i - 4, attention.width());
+    sides[i] = choice.side(i - 4, attention.width());
     sides[i].lora = lora[i];
   }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
   auto norm = [&](int64_t token, int) {
     attention.norm(token);
-    indexer.prepare(token);
+    choice.prepare(token);
   };
   auto multiply_down = [&](int64_t tile, int thread) {
     for (LoraSums* sums : lora) {
@@ -352,18 +364,19 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     }
   };
   const auto take_heads = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
-    if (output >= attention.width()) return indexer.take(row, output - attention.width(), sums, count);
+    if (output >= attention.width()) return choice.take(row, output - attention.width(), sums, count);
     attention.take_heads(row, output, sums, count);
   };
   auto project = multiply_sides(context, attention.panel, sides, num_sides, kOutputTile, take_heads);
   auto place = [&](int64_t token, int) {
     attention.place(token);
-    indexer.place(token);
+    choice.place(token);
   };
-  auto score = [&](int64_t tile, int thread) { indexer.score(tile, thread); };
-  auto choose = [&](int64_t choice, int thread) { indexer.choose(choice, thread); };
-  auto attend = [&](int64_t tile, int thread) { attention.attend(indexer, tile, thread); };
-  auto join = [&](int64_t tile, int) { attention.join(indexer, tile); };
+  auto place_pool = [&](int64_t token, int thread) { choice.place_pool(token, thread); };
+  auto score = [&](int64_t tile, int thread) { choice.score(tile, thread); };
+  auto choose = [&](int64_t number, int thread) { choice.choose(number, thread); };
+  auto attend = [&](int64_t tile, int thread) { attention.attend(choice, tile, thread); };
+  auto join = [&](int64_t tile, int) { attention.join(choice, tile); };
   auto prepare_output = [&](int64_t token, int thread) {
     if (token >= step.tokens) return output_lora.multiply_down(level, token - step.tokens, thread);
     attention.prepare_output(token);
@@ -379,9 +392,10 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   phases.add(num_down, multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
-  while (indexer.begin_pass()) {
-    phases.add(indexer.num_score_tiles(), score);
-    phases.add(indexer.num_choices(), choose);
+  if (choice.has_pools()) phases.add(step.tokens, place_pool);
+  while (choice.begin_pass()) {
+    phases.add(choice.num_score_tiles(), score);
+    phases.add(choice.num_choices(), choose);
     phases.run();  // since the next pass changes what these refer to
   }
   phases.add(attention.num_tiles(), attend);
@@ -430,6 +444,12 @@ const char* check(const void* mixer, int64_t hidden_size) {
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
     if (const char* reason = check_block_indexer(*spec.indexer, hidden_size, spec.kv_heads, rotary_dim)) return reason;
     if (spec.key_cache && !spec.indexer->cache) return "an indexer without a cache";
+  }
+  if (spec.pools) {
+    if (spec.window || spec.indexer) return "an indexer with a window or another one";
+    const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
+    if (const char* reason = check_pool_indexer(*spec.pools, hidden_size, rotary_dim)) return reason;
+    if (spec.key_cache && !spec.pools->cache) return "an indexer without a cache";
   }
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.key_cache) return nullptr;

@@ -4,6 +4,7 @@
 
 #include "layers/block_indexer.h"
 #include "layers/layer.h"
+#include "layers/pool_indexer.h"
 
 namespace greenroom {
 
@@ -26,6 +27,7 @@ struct GroupedAttention {
   const float* value_norm;   // (value_dim) or null
   const float* sinks;        // (heads) or null
   const BlockIndexer* indexer;  // chooses blocks of the keys that a token sees; or null
+  const PoolIndexer* pools;     // chooses pools of these; or null
   void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see levels/attention.h
   void* value_cache;
   int64_t cache_slots;

@@ -13,7 +13,8 @@ void run_head(Context& context, const HeadCall& call) {
   Panel panel =
       place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
   if (call.streams) {
-    sum_streams(context, *call.streams, call.hidden, call.rows, call.num_rows, hidden_size, call.normed);
+    sum_streams(context, *call.streams, call.hidden, call.rows, call.num_rows, hidden_size, call.is_exact,
+                call.normed);
   }
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;

@@ -83,13 +83,19 @@ void MixerResults::take(int64_t row, int64_t first, const float* numbers, int64_
 
 // Returns null, or what is impossible in a layer whose residual stream has several rows a token.
 const char* check_streams(const LayerSpec& layer, int64_t hidden_size) {
-  if (!layer.mixer_streams && !layer.inner_streams) return nullptr;
+  if (!layer.mixer_streams && !layer.inner_streams) {
+    return layer.ngrams ? "embeddings of n-grams and one residual stream" : nullptr;
+  }
   if (!layer.mixer_streams || !layer.inner_streams) return "several residual streams for one of its parts";
   for (const StreamMix* mix : {layer.mixer_streams, layer.inner_streams}) {
     if (mix->is_last) return "residual streams that take no results";
     if (const char* reason = check_stream_mix(*mix, hidden_size)) return reason;
   }
   if (layer.mixer_streams->num_streams != layer.inner_streams->num_streams) return "parts of other residual streams";
+  if (layer.ngrams) {
+    if (layer.ngrams->num_streams != layer.mixer_streams->num_streams) return "embeddings of n-grams for other residual streams";
+    if (const char* reason = check_ngram_embeddings(*layer.ngrams, hidden_size)) return reason;
+  }
   const bool has_both = layer.mixer_kind != MixerKind::kNone && layer.feed_forward_kind != FeedForwardKind::kNone;
   if (!has_both || layer.is_parallel) return "several residual streams and not one part after another";
   if (layer.input_gate || layer.inner_gate) return "several residual streams and gated rows";
@@ -131,6 +137,7 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
   if (layer.input_gate) return run_gated_norm(context, layer.input_norm, *layer.input_gate, step);
+  if (layer.ngrams) add_ngram_embeddings(context, *layer.ngrams, step);
   if (layer.mixer_streams) return open_streams(context, *layer.mixer_streams, layer.input_norm, step);
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "layers/gated_norm.h"
+#include "layers/ngram_embeddings.h"
 #include "layers/norm.h"
 #include "layers/step.h"
 #include "layers/streams.h"
@@ -39,6 +40,7 @@ struct LayerSpec {
   const NormGate* inner_gate;
   const StreamMix* mixer_streams;  // how the mixer and the feed-forward part take the rows of a token; or null
   const StreamMix* inner_streams;
+  const NgramEmbeddings* ngrams;  // added to the rows of a token before the mixer; or null
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   const void* next_mixture;  // of the next layer with experts, which are predicted; or null

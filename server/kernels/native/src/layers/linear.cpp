@@ -2,7 +2,16 @@
 
 #include <algorithm>
 
+#include "formats/checks.h"
+
 namespace greenroom {
+
+bool read_row(const Level& level, const Matrix& matrix, int64_t row, float* target) {
+  if (!is_plain(matrix.format)) return level.read_row(matrix, row, target);
+  const int64_t bytes = row * matrix.inputs * bytes_of(matrix.format);
+  if (target) level.widen(static_cast<const char*>(matrix.data) + bytes, matrix.format, target, matrix.inputs);
+  return true;
+}
 
 void add_bias(const Level& level, const void* bias, Format format, int64_t rows, int64_t first_output,
               int64_t last_output, float* y, int64_t y_stride) {

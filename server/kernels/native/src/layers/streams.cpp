@@ -49,10 +49,38 @@ void normalise_weights(const StreamMix& mix, const float* logits, const float* b
 
 int64_t kept_weights(const StreamMix& mix) { return mix.num_streams * (1 + (mix.iterations ? mix.num_streams : 0)); }
 
+// Keeps the weights of a token's results, from its logits, and those from row to row behind them.
+void keep_weights(const StreamMix& mix, const float* logits, float* weights) {
+  const int64_t n = mix.num_streams, first = mix.gates ? 0 : n;  // gates take the place of logits for sums
+  for (int64_t i = 0; i < n; ++i) {
+    weights[i] = mix.magnitude * sigmoid(logits[first + i] * mix.scales[1] + mix.bias[first + i]) + mix.result_epsilon;
+  }
+  if (mix.iterations) normalise_weights(mix, logits + 2 * n, mix.bias + 2 * n, weights + n);
+}
+
+// Sums the rows of tokens by gates; `finish` is as of `sum_rows`.
+template <typename Finish>
+void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+                  int64_t hidden_size, bool is_exact, Finish finish) {
+  auto& own = context.mixers.of<Memory>();
+  const int64_t n = mix.num_streams;
+  float* sums = own.rows.reserve<float>(num_rows * (hidden_size + n) * 4);
+  float* logits = sums + num_rows * hidden_size;
+  float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
+  sum_gated_rows(context, mix, streams, rows, num_rows, hidden_size, is_exact, sums, logits);
+  auto take = [&](int64_t row, int) {
+    if (!mix.is_last) keep_weights(mix, logits + row * n, kept + row * kept_weights(mix));
+    finish(row, sums + row * hidden_size);
+  };
+  const Phase phase = phase_of(num_rows, take);
+  context.pool.run(&phase, 1);
+}
+
 // Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change.
 template <typename Finish>
 void sum_rows(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
-              int64_t hidden_size, Finish finish) {
+              int64_t hidden_size, bool is_exact, Finish finish) {
+  if (mix.gates) return sum_by_gates(context, mix, streams, rows, num_rows, hidden_size, is_exact, finish);
   const Level& level = context.level;
   auto& own = context.mixers.of<Memory>();
   const int64_t n = mix.num_streams, size = n * hidden_size, outputs = mix.logits.outputs;
@@ -85,13 +113,7 @@ void sum_rows(Context& context, const StreamMix& mix, const float* streams, cons
           outputs ? sigmoid(own_logits[i] * mix.scales[0] + mix.bias[i]) + mix.epsilon : 1.0f / static_cast<float>(n);
       level.add_scaled(to, from + i * hidden_size, weight, hidden_size);
     }
-    if (!mix.is_last) {
-      float* weights = kept + row * kept_weights(mix);
-      for (int64_t i = n; i < 2 * n; ++i) {
-        weights[i - n] = mix.magnitude * sigmoid(own_logits[i] * mix.scales[1] + mix.bias[i]) + mix.result_epsilon;
-      }
-      if (mix.iterations) normalise_weights(mix, own_logits + 2 * n, mix.bias + 2 * n, weights + n);
-    }
+    if (!mix.is_last) keep_weights(mix, own_logits, kept + row * kept_weights(mix));
     finish(row, to);
   };
   PhaseList phases(context.pool);
@@ -109,6 +131,13 @@ const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
   const int64_t n = mix.num_streams;
   if (n < 1 || n > kMostStreams) return "an impossible number of residual streams";
   if (mix.iterations < 0 || mix.iterations > kMostIterations) return "residual streams that are mixed impossibly often";
+  if (mix.gates) {
+    if (mix.iterations) return "gated residual streams that are mixed";
+    if (const char* reason = check_stream_gates(*mix.gates, n * hidden_size)) return reason;
+    if (!mix.norm) return "residual streams without a norm";
+    if (mix.is_last) return mix.logits.outputs ? "results of residual streams at its end" : nullptr;
+    return is_shaped(mix.logits, n, n * hidden_size) && mix.bias ? nullptr : "weights of residual streams that don't fit them";
+  }
   if (!mix.logits.outputs) return mix.is_last ? nullptr : "residual streams that take no results";
   const int64_t outputs = mix.is_last ? n : 2 * n + (mix.iterations ? n * n : 0);
   if (!is_shaped(mix.logits, outputs, n * hidden_size)) return "weights of residual streams that don't fit them";
@@ -117,7 +146,7 @@ const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
 
 void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step) {
   const int64_t size = step.hidden_size;
-  sum_rows(context, mix, step.streams, nullptr, step.tokens, size, [&](int64_t token, float* sum) {
+  sum_rows(context, mix, step.streams, nullptr, step.tokens, size, step.is_exact, [&](int64_t token, float* sum) {
     apply_norm(context.level, norm, sum, size, step.normed + token * size);
     std::memset(step.hidden + token * size, 0, static_cast<size_t>(size) * 4);
   });
@@ -148,8 +177,8 @@ void close_streams(Context& context, const StreamMix& mix, const StepCall& step)
 }
 
 void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
-                 int64_t hidden_size, float* to) {
-  sum_rows(context, mix, streams, rows, num_rows, hidden_size, [&](int64_t row, const float* sum) {
+                 int64_t hidden_size, bool is_exact, float* to) {
+  sum_rows(context, mix, streams, rows, num_rows, hidden_size, is_exact, [&](int64_t row, const float* sum) {
     std::memcpy(to + row * hidden_size, sum, static_cast<size_t>(hidden_size) * 4);
   });
 }

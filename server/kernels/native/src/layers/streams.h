@@ -2,18 +2,21 @@
 // token's rows, and its result is added to each of them with a weight of its own. The weights are made from the rows.
 #pragma once
 
+#include "layers/gated_streams.h"
 #include "layers/norm.h"
 #include "layers/step.h"
 
 namespace greenroom {
 
 // How the rows of a token are summed for a part of a layer, and how they take its result. With `logits` of the normed rows
-// of a token side by side, a row's weight in the sum is sigmoid(logit * scale + bias) + epsilon.
+// of a token side by side, a row's weight in the sum is sigmoid(logit * scale + bias) + epsilon. With gates, rows are normed one
+// by one, and the sum is the mean of these rows times their gates; logits are those of results alone.
 struct StreamMix {
   Matrix logits;         // (outputs, num_streams * hidden): for sums, for results, and from row to row; without outputs, the
                          // sum is the mean, and there are no results
   const float* bias;     // (outputs)
-  const float* norm;     // (num_streams * hidden), weights of the RMS norm of the rows of a token together
+  const float* norm;     // (num_streams * hidden), weights of the RMS norm of the rows of a token together, or one by one
+  const StreamGates* gates;  // or null
   float norm_epsilon;
   float epsilon;
   float result_epsilon;  // of the weights of results, which are `magnitude` times the sigmoid
@@ -35,6 +38,6 @@ void close_streams(Context& context, const StreamMix& mix, const StepCall& step)
 
 // Writes the sums of some tokens, `to (num_rows, hidden)`.
 void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
-                 int64_t hidden_size, float* to);
+                 int64_t hidden_size, bool is_exact, float* to);
 
 }  // namespace greenroom

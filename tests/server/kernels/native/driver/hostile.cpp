@@ -241,6 +241,19 @@ class AnyLayer {
       attention_.indexer = &indexer_;
       attention_.window = one_in(8);
     }
+    if (has_attention() && one_in(3)) {
+      pools_.heads = maybe(between(1, 5));
+      pools_.dim = maybe(between(1, 20));
+      pools_.pool = maybe(between(1, 20));
+      pools_.top_k = maybe(between(1, 3));
+      pools_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+      const bool has_key = one_in(2);
+      pools_.query = any_matrix(product(has_key ? pools_.heads : sum(pools_.heads, 1), pools_.dim), hidden_, true);
+      if (has_key) pools_.key = any_matrix(pools_.dim, hidden_, true);
+      attention_.pools = &pools_;
+      if (!one_in(8)) attention_.indexer = nullptr;
+      attention_.window = one_in(8);
+    }
     for (NormGate& gate : gates_) {
       const int64_t rank = maybe(between(1, 20));
       gate = {any_matrix(rank, hidden_, true), any_matrix(hidden_, rank, true)};
@@ -252,6 +265,29 @@ class AnyLayer {
       mix.iterations = maybe32(between(0, 3));
       const int64_t outputs = product(mix.num_streams, mix.iterations ? sum(2, mix.num_streams) : 2);
       mix.logits = any_matrix(outputs, product(num_streams, hidden_), true);
+    }
+    if (num_streams && one_in(2)) {
+      for (int i = 0; i < 2; ++i) {
+        const int64_t rank = maybe(between(1, 20)), size = product(num_streams, hidden_);
+        stream_gates_[i] = {any_matrix(rank, size, true), any_matrix(size, rank, true)};
+        mixes_[i].iterations = maybe32(0);
+        mixes_[i].logits = any_matrix(num_streams, size, true);
+        mixes_[i].gates = &stream_gates_[i];
+      }
+    }
+    if (num_streams && one_in(2)) {
+      ngrams_.num_streams = maybe(num_streams);
+      ngrams_.most = maybe(between(2, 4));
+      ngrams_.heads = maybe(between(1, 3) * (std::clamp<int64_t>(ngrams_.most, 2, 100) - 1));
+      ngrams_.table = any_matrix(between(1, 60), between(1, 12), true);
+      ngrams_.table.format = Format::kFloat32;
+      const int64_t inputs = product(ngrams_.heads, ngrams_.table.inputs);
+      ngrams_.key = any_matrix(product(num_streams, hidden_), inputs, true);
+      ngrams_.value = any_matrix(hidden_, inputs, true);
+      ngrams_.convolution.width = maybe(between(1, 4));
+      ngrams_.convolution.dilation = maybe32(between(1, 4));
+      ngrams_.convolution.channels = maybe(product(num_streams, hidden_));
+      spec_.ngrams = &ngrams_;
     }
     if (num_streams) spec_.mixer_streams = &mixes_[0];
     if (num_streams) spec_.inner_streams = &mixes_[1];
@@ -273,7 +309,7 @@ class AnyLayer {
   }
 
   void run(Handle* handle) {
-    attention_.key_cache = attention_.value_cache = indexer_.cache = any_bits(memory_, 1);  // so that its sizes are checked
+    attention_.key_cache = attention_.value_cache = indexer_.cache = pools_.cache = any_bits(memory_, 1);  // so that its sizes are checked
     if (!place_all() || greenroom_check_layer(&spec_, hidden_, experts_.slot_bytes)) return;
     const int64_t top_k = has_router() ? mixture_.router.top_k : 1;
     if (has_router() && mixture_.router.matrix.outputs * tokens_ > kMostBytes) return;
@@ -282,6 +318,10 @@ class AnyLayer {
     if (attention_.indexer) {
       const int64_t index_bytes = attention_.cache_slots * indexer_.dim * bytes_of(attention_.cache_format);
       indexer_.cache = any_bits(memory_, index_bytes);
+    }
+    if (attention_.pools) {
+      const int64_t size = pools_.dim + (pools_.rope_kind == RopeKind::kNone ? 0 : attention_.rotary_dim);
+      pools_.cache = any_bits(memory_, attention_.cache_slots * size * bytes_of(attention_.cache_format));
     }
     attention_.key_cache = any_bits(memory_, cache_bytes);
     attention_.value_cache = any_bits(memory_, cache_bytes);
@@ -292,6 +332,11 @@ class AnyLayer {
     step.weights = floats(tokens_ * top_k);
     step.most_top_k = top_k;
     if (spec_.mixer_streams) step.streams = floats(tokens_ * mixes_[0].num_streams * hidden_);
+    if (spec_.ngrams) {
+      step.token_ids = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * 4));
+      ngrams_.states = reinterpret_cast<int32_t*>(any_bits(memory_, 2 * (ngrams_.most - 1) * 4));
+      ngrams_.convolution.states = floats(2 * kept_inputs(ngrams_.convolution) * ngrams_.convolution.channels);
+    }
     ++num_accepted[2];
     if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
     for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
@@ -316,7 +361,13 @@ class AnyLayer {
       if (matrix->outputs) matrices.push_back(matrix);
     }
     if (attention_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key});
+    if (attention_.pools) matrices.push_back(&pools_.query);
+    if (attention_.pools && pools_.key.outputs) matrices.push_back(&pools_.key);
     if (spec_.mixer_streams) matrices.insert(matrices.end(), {&mixes_[0].logits, &mixes_[1].logits});
+    for (StreamGates& gates : stream_gates_) {
+      if (mixes_[0].gates) matrices.insert(matrices.end(), {&gates.down, &gates.up});
+    }
+    if (spec_.ngrams) matrices.insert(matrices.end(), {&ngrams_.table, &ngrams_.key, &ngrams_.value});
     if (spec_.input_gate) matrices.insert(matrices.end(), {&gates_[0].down, &gates_[0].up});
     if (spec_.inner_gate) matrices.insert(matrices.end(), {&gates_[1].down, &gates_[1].up});
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
@@ -335,10 +386,12 @@ class AnyLayer {
       if (is_of_hidden && spec_.mixer_streams && !one_in(8)) continue;
       *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
     }
-    for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm}) {
-      *norm = {floats(std::clamp<int64_t>(indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
+    for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm, &pools_.query_norm, &pools_.key_norm}) {
+      const bool is_of_pools = norm == &pools_.query_norm || norm == &pools_.key_norm;
+      *norm = {floats(std::clamp<int64_t>(is_of_pools ? pools_.dim : indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
                static_cast<NormKind>(maybe32(between(0, 2)))};
     }
+    if (spec_.ngrams) place_ngrams();
     for (StreamMix& mix : mixes_) {
       mix.bias = floats(std::clamp<int64_t>(mix.logits.outputs, 0, kMostBytes));
       mix.norm = floats(std::clamp<int64_t>(mix.logits.inputs, 0, kMostBytes));
@@ -352,11 +405,30 @@ class AnyLayer {
     return true;
   }
 
+  void place_ngrams() {
+    const int64_t channels = std::clamp<int64_t>(ngrams_.convolution.channels, 0, 1 << 19);
+    const int64_t heads = std::clamp<int64_t>(ngrams_.heads, 0, 1000), rows = ngrams_.table.outputs;
+    for (const float** norm : {&ngrams_.key_norm, &ngrams_.stream_norm, &ngrams_.value_norm}) *norm = floats(16 * hidden_);
+    ngrams_.convolution.weight = floats(std::clamp<int64_t>(ngrams_.convolution.width, 0, 100) * channels);
+    const auto numbers = [&](int64_t count) { return reinterpret_cast<int64_t*>(any_bits(memory_, count * 8)); };
+    ngrams_.multipliers = numbers(std::clamp<int64_t>(ngrams_.most, 0, 100));
+    int64_t *sizes = numbers(heads), *offsets = numbers(heads);
+    for (int64_t i = 0; i < heads; ++i) {
+      sizes[i] = maybe(between(1, rows));
+      offsets[i] = maybe(between(0, std::max<int64_t>(0, rows - std::clamp<int64_t>(sizes[i], 0, rows))));
+    }
+    ngrams_.sizes = sizes;
+    ngrams_.offsets = offsets;
+  }
+
   int64_t hidden_ = between(1, 70), tokens_ = between(1, 5), first_position_ = between(0, 30), kv_heads_ = between(1, 3);
   std::deque<std::vector<char>> memory_;
   AnyExperts experts_, dense_;
   GroupedAttention attention_{};
   BlockIndexer indexer_{};
+  PoolIndexer pools_{};
+  StreamGates stream_gates_[2]{};
+  NgramEmbeddings ngrams_{};
   NormGate gates_[2]{};
   StreamMix mixes_[2]{};
   Mixture mixture_{};

@@ -149,6 +149,7 @@ class AnyRecurrent {
   void set_convolution(Convolution& spec, int64_t channels) {
     spec.channels = maybe(channels);
     spec.width = maybe(between(1, 5));
+    spec.dilation = maybe32(between(1, 3));
     spec.has_silu = static_cast<int32_t>(between(0, 1));
   }
 
@@ -194,7 +195,7 @@ class AnyRecurrent {
     if (convolution) {
       convolution->weight = floats(convolution->width * convolution->channels);
       if (one_in(2)) convolution->bias = floats(convolution->channels);
-      convolution->states = floats(2 * (convolution->width - 1) * convolution->channels);
+      convolution->states = floats(2 * kept_inputs(*convolution) * convolution->channels);
     }
     if (one_in(2)) projections.biases[0] = floats(projections.inputs[0].outputs);
     if (one_in(2)) projections.output_bias = floats(hidden_);
