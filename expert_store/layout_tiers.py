@@ -89,10 +89,6 @@ class LayoutTiers:
     def addresses(self, entries: Sequence[Entry]) -> array[int]:
         """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
         self.order(entries)
-        return self.unordered_addresses(entries)
-
-    def unordered_addresses(self, entries: Sequence[Entry]) -> array[int]:
-        """Return the same addresses, for compute that waits for the entries by ``order``."""
         first, slot_bytes = self.arena_address, self.layout.slot_bytes
         return array("Q", [first + entry.slot * slot_bytes for entry in entries])
 

@@ -5,6 +5,7 @@ A step may also use experts of variants. Each layer then has a list of *places*:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
@@ -24,10 +25,14 @@ from expert_store.store_state import StoreState
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 LayerKeys = Mapping[int, Sequence[ExpertKey]]
+VERSIONS = itertools.count()
 
 
 class ResidentAddresses:
     """The addresses of those of some experts that are in the tier that compute reads.
+
+    They are one table, in which each hold enters what has come and gone, so that kernels can read it in place. An
+    address that a hold has found stays until its end; those of experts that arrive meanwhile may be entered by others.
 
     The caller holds the store's lock.
 
@@ -43,8 +48,11 @@ class ResidentAddresses:
         self._is_even = len({*self._sizes}) == 1
         self._bounds = np.cumsum([0, *self._sizes])  # the first of ``keys`` of each layer
         self._layers = list(self._by_layer)
-        self._places = {
-            key: (row, place) for row, keys in enumerate(self._by_layer.values()) for place, key in enumerate(keys)
+        shape = len(self._by_layer), max(map(len, self._by_layer.values()))
+        self._places = {  # in the flattened table
+            key: row * shape[1] + place
+            for row, keys in enumerate(self._by_layer.values())
+            for place, key in enumerate(keys)
         }
         rows = {layer: row for row, layer in enumerate(state.catalog.layers)}
         width = state.statistics.tokens.shape[1]
@@ -59,7 +67,11 @@ class ResidentAddresses:
         }
         self._tiers = [pool.top for pool in state.pools]  # a device tier is replaced when it is resized
         self._num_changes: list[int] | None = None
-        self._addresses = np.zeros((len(self._by_layer), max(map(len, self._by_layer.values()))), np.uint64)
+        table = np.zeros(shape, np.uint64)
+        self._cells = table.reshape(-1).data
+        self.addresses = table.view()  # (layers, places): where each slot begins; 0 for an expert that is not resident
+        self.addresses.flags.writeable = False
+        self.version = next(VERSIONS)  # another number in each table, and after each change
         self._arrived: dict[ExpertKey, tuple[LayoutPool, Entry]] = {}  # those that compute does not wait for yet
         self.num_resident = 0
         self.prefetched: list[Entry] = []  # entries that were prefetched and may not have been requested yet
@@ -97,27 +109,27 @@ class ResidentAddresses:
 
     def check_counts(self, layers: list[int], rows: Counts) -> None:
         """Raise ValueError if counts are not of all experts of a layer; see ``counts_of``."""
-        if rows.shape[1] < self._addresses.shape[1]:
+        if rows.shape[1] < self.addresses.shape[1]:
             width = max((self._sizes[self._layers.index(layer)] for layer in layers), default=0)
             if rows.shape[1] < width:
                 raise ValueError(f"{rows.shape[1]} counts for the {width} experts of these layers")
 
-    def hold(self, *, needs_all: bool = False) -> Addresses | None:
+    def hold(self, *, needs_all: bool = False) -> bool:
         """Hold the resident experts in their slots.
 
         Args:
-            needs_all: return None if one is not resident.
+            needs_all: return False if one is not resident.
 
         Returns:
-            None, and no hold, if another lease waits for a slot, or a resize of the device tier for its turn.
+            False, and no hold, if another lease waits for a slot, or a resize of the device tier for its turn.
         """
         pools = self._state.pools
         if self._state.next_device_slots is not None:
-            return None
+            return False
         num_changes = []
         for index, pool in enumerate(pools):
             if pool.queue.has_waiters:
-                return None
+                return False
             tier = pool.top
             if tier is not self._tiers[index]:
                 self._tiers[index], self._num_changes = tier, None
@@ -125,13 +137,13 @@ class ResidentAddresses:
         if num_changes != self._num_changes:
             self._update(num_changes)
         if needs_all and self.num_resident < len(self.keys):
-            return None
+            return False
         for pool in pools:
             pool.top.hold(self._keys[pool])
         for pool, entry in self._arrived.values():
             pool.order([entry])
         self._arrived = {}
-        return self._addresses
+        return True
 
     def end_hold(self) -> None:
         """End one ``hold``."""
@@ -143,24 +155,26 @@ class ResidentAddresses:
         self._state.lock.wake_waiters()
 
     def _update(self, num_changes: list[int]) -> None:
-        """Take over what has come and gone; arrays that were returned stay as they are."""
-        addresses = self._addresses.copy()
+        """Enter what has come and gone."""
+        cells, places = self._cells, self._places
         for pool, known in zip(self._state.pools, self._num_changes or [0] * len(num_changes), strict=True):
             changed = None if self._num_changes is None else pool.top.changed_since(known)
             keys = self._keys[pool] if changed is None else self._keys[pool].intersection(changed)
-            entries = [pool.top.find(key) for key in keys]
-            ready = [entry for entry in entries if entry is not None and entry.state is EntryState.READY]
+            first, slot_bytes = pool.arena_address, pool.layout.slot_bytes
             for key in keys:
-                addresses[self._places[key]] = 0
+                entry, place = pool.top.find(key), places[key]
                 self._arrived.pop(key, None)
-            for entry, address in zip(ready, pool.unordered_addresses(ready), strict=True):
-                addresses[self._places[entry.key]] = address
-            if pool.has_device:
-                self._arrived.update((entry.key, (pool, entry)) for entry in ready)
-            self.prefetched += [entry for entry in ready if entry.is_prefetched]
-        self.num_resident = int(np.count_nonzero(addresses))
-        addresses.flags.writeable = False
-        self._addresses, self._num_changes = addresses, num_changes
+                self.num_resident -= cells[place] > 0
+                cells[place] = 0
+                if entry is None or entry.state is not EntryState.READY:
+                    continue
+                self.num_resident += 1
+                cells[place] = first + entry.slot * slot_bytes
+                if pool.has_device:
+                    self._arrived[key] = pool, entry
+                if entry.is_prefetched:
+                    self.prefetched.append(entry)
+        self._num_changes, self.version = num_changes, next(VERSIONS)
 
 
 class StepLease:
@@ -170,13 +184,12 @@ class StepLease:
     may have to wait for the end of this one.
     """
 
-    def __init__(
-        self, state: StoreState, residents: ResidentAddresses, addresses: Addresses, recorder: Recorder | None
-    ):
+    def __init__(self, state: StoreState, residents: ResidentAddresses, recorder: Recorder | None):
         self._state, self._residents, self._recorder = state, residents, recorder
         self._is_open = True
         self.layers = list(state.keys)  # in the order of the rows of ``addresses``
-        self.addresses = addresses  # (layers, places): where each slot begins; 0 for an expert that is not resident
+        self.addresses = residents.addresses  # (layers, places), see there; a table that later holds change
+        self.version = residents.version  # another number once an expert has moved
         self.holds_all = residents.num_resident == len(residents.keys)
 
     def __enter__(self) -> Self:

@@ -178,10 +178,11 @@ class ExpertStore(StoreReports):
                 if not self._variant_residents.is_of(keys):
                     self._variant_residents = ResidentAddresses(self._state, keys)
                 residents = self._variant_residents
-            addresses = residents.hold(needs_all=needs_all)
+            if not residents.hold(needs_all=needs_all):
+                return None
+            return StepLease(self._state, residents, self._recorder)
         finally:
             lock.release()
-        return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
     def prefetch(self, keys: Sequence[ExpertKey]) -> int:
         """Start reads of experts that will be leased soon, the likeliest first; return how many were started.

@@ -182,11 +182,6 @@ class Prefetcher:
         """Return the ranks of a layer's predictions that this step requests: bit i is set if rank i is."""
         return self._precision[layer].asked if self._is_requesting else 0
 
-    @property
-    def has_requested(self) -> bool:
-        """True if reads were started for the prediction of the next layer."""
-        return self._prediction is not None and self._has_started
-
     def count_lookups(self, count: int) -> None:
         """Note that a step requested so many experts, in layers that it does not observe."""
         self._num_lookups += count

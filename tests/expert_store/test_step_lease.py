@@ -208,17 +208,16 @@ def test_a_resize_of_the_device_goes_before_a_hold(make_store: MakeStore) -> Non
     assert held(store).slots(0).max() < ALL // 2
 
 
-def test_the_same_addresses_serve_until_something_moves(make_store: MakeStore) -> None:
+def test_a_later_hold_enters_what_has_moved_into_the_same_table(make_store: MakeStore) -> None:
     store = make_store()
     first, second = held(store), held(store)
-    assert first.addresses is second.addresses
-    assert not first.addresses.flags.writeable
     first.close(*counts({}))
     second.close(*counts({}))
-    store.evict(KEYS)
-    fill(store)
-    with held(store) as hold:
-        assert are_in_place(hold)
+    store.evict([ExpertKey(1, 4)])
+    with held(store) as third:
+        assert first.version == second.version != third.version
+        assert third.addresses is first.addresses
+        assert missing(first) == {ExpertKey(1, 4)}
 
 
 def test_nothing_is_evicted_while_all_are_held(make_store: MakeStore) -> None:

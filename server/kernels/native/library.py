@@ -7,6 +7,7 @@ its calls take.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p, sizeof
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 14
+ABI = 15
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -68,6 +69,7 @@ def load() -> ctypes.CDLL:
         ("greenroom_combine", [POINTER(Combination)]),
         ("greenroom_begin_layer", [c_void_p, c_void_p, c_int64]),
         ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
+        ("greenroom_chosen_experts", [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int]),
         ("greenroom_norm_input", [c_void_p, c_void_p]),
         ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
         ("greenroom_head", [c_void_p]),
@@ -166,18 +168,36 @@ class Kernels:
         """Add the experts' results, at the address ``outputs``, and the shared expert's to the hidden states."""
         self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
 
+    def chosen_experts(
+        self, layer: Structure, step: Structure, place: int, experts: array[int], slots: array[int], *, are_last: bool
+    ) -> None:
+        """Run some of the experts that a decoder layer has chosen, which has begun.
+
+        Each chosen expert is in one call. The results are kept, and added to the hidden states after the last ones.
+
+        Args:
+            place: see ``begin_layer``.
+            experts: their places in a row of ``step.slots``, int32.
+            slots: the address of each, uint64.
+            are_last: whether the layer is finished.
+        """
+        call, (numbers, count) = self._library.greenroom_chosen_experts, experts.buffer_info()
+        addresses, _ = slots.buffer_info()
+        self._check(call(self._handle, byref(layer), byref(step), place, numbers, addresses, count, are_last))
+
     def norm_input(self, layer: Structure, step: Structure) -> None:
         """Normalise the hidden states for an external mixer of a layer, into ``step.normed``."""
         self._check(self._library.greenroom_norm_input(self._handle, byref(layer), byref(step)))
 
     def layers(self, layers: ctypes.Array[Any], step: Structure, place: int, first: int, end: int) -> int:
-        """Run decoder layers ``first`` to ``end``, with experts at the addresses ``step.slots``.
+        """Run decoder layers ``first`` to ``end``, with experts at the addresses ``step.slots``, if there are any.
 
         Args:
             place: the index of the first of them among all layers with a router.
 
         Returns:
-            How many have run. The next one chose an expert whose address is 0, and has only begun.
+            How many have run. The next one chose an expert without an address, and has only begun; ``step.counts`` has
+            the rows of its experts.
         """
         num_run, call = c_int64(), self._library.greenroom_layers
         address = byref(layers, first * sizeof(layers._type_))

@@ -60,16 +60,19 @@ class ResidentExperts:
         self._lease.__exit__(None, None, None)
 
     def slots(self, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident."""
+        """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident.
+
+        It is the store's own table if the layers are in its order, and else a copy.
+        """
         lease = self._lease
         if lease.layers == layers:
             return lease.addresses
         return lease.addresses[[lease.layers.index(number) for number in layers]]
 
     @property
-    def addresses(self) -> npt.NDArray[np.uint64]:
-        """The address of each place's slot; the same object until an expert has moved."""
-        return self._lease.addresses
+    def version(self) -> int:
+        """Another number once an expert has moved."""
+        return self._lease.version
 
     def slots_of(self, layer: int) -> IntArray:
         """Return the slot of each place of a layer in ``arena``, -1 where no expert is resident."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -28,6 +29,19 @@ from server.model.experts.waitless_experts import SlotTables, WaitlessExperts
 IntArray = npt.NDArray[np.int64]
 
 FEW_CHOICES = 64  # these are sorted sooner without numpy, whose calls take long with cold caches
+
+
+class RunGiven(Protocol):
+    """Runs some of the chosen experts of a layer."""
+
+    def __call__(self, places: array[int], slots: array[int], are_last: bool) -> None:
+        """Run them.
+
+        Args:
+            places: of the experts, int32.
+            slots: the address of each one's slot, uint64.
+            are_last: whether these are the last ones.
+        """
 
 
 class ExpertAdapters(Protocol):
@@ -66,9 +80,6 @@ class StepExperts:
         self._ahead = prefetcher or stream
         self._between = _nothing if self._ahead is None else self._ahead.request
         self.record = StepRecord()
-        self.has_read = (
-            False  # whether the last layer with a lease of its own had to read experts, or began to do so ahead
-        )
         self._waitless: WaitlessExperts | None = None
         self._hits_first: HitsFirst | None = None
         self._reader: ChoiceReader | None = None
@@ -105,7 +116,6 @@ class StepExperts:
         weights: torch.Tensor,
         *,
         is_exact: bool,
-        predicted: IntArray | None = None,
     ) -> int:
         """Run each choice's expert on its row, for a caller that weights and adds the results.
 
@@ -114,7 +124,6 @@ class StepExperts:
             chosen: ``(tokens, k)``, each an expert.
             weights: of the router, ``(tokens, k)``.
             is_exact: whether rows are never rounded before a product.
-            predicted: what the next layer's router chooses on these rows, if ``asked_ranks`` were asked for.
 
         Returns:
             The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
@@ -122,8 +131,45 @@ class StepExperts:
         if not len(chosen):  # as above
             self.record.note_chosen(layer.number, chosen)
             return 0
-        with self._leased(layer, chosen, hidden_states, weights, predicted=predicted) as (rows, lease):
+        with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
             return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
+
+    def run_chosen(
+        self,
+        layer: ExpertLayer,
+        hidden_states: torch.Tensor | None,
+        chosen: IntArray,
+        rows: Mapping[int, int],
+        run: RunGiven,
+        *,
+        predicted: IntArray | None = None,
+    ) -> None:
+        """Lease the experts that a layer has chosen, for a caller that runs them.
+
+        Args:
+            hidden_states: ``(tokens, hidden)``; needed if experts are asked for ahead (``asks_ahead``).
+            chosen: ``(tokens, k)``, each a row of the token's router.
+            rows: of each place of an expert that was chosen.
+            run: called with those that are ready, each once.
+            predicted: what the next layer's router chooses on these rows, if ``asked_ranks`` were asked for.
+        """
+        keys, numbers, routed = layer.keys, None, chosen
+        if self.variants is not None:
+            places = self.variants.places(layer)
+            chosen = places.place(chosen, self.variants.sets_of_rows(layer.number, len(chosen)))
+            keys, numbers, routed = places.keys, places.numbers, places.numbers[chosen]
+        self.record.note_chosen(layer.number, routed)
+        place_of, num_left = {keys[place]: place for place in rows}, len(rows)
+        with self._store.lease({keys[place]: count for place, count in rows.items()}, self.phase) as lease:
+            if self._ahead is not None:
+                self._observe(layer, routed, hidden_states, predicted)
+            for ready in lease.batches():
+                self._between()
+                num_left -= len(ready.keys)
+                run(array("i", [place_of[key] for key in ready.keys]), ready.addresses, not num_left)
+            if not rows:
+                run(array("i"), array("Q"), True)
+        self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
 
     @contextmanager
     def without_waits(self, tables: SlotTables | None) -> Iterator[WaitlessExperts | None]:
@@ -168,6 +214,11 @@ class StepExperts:
         return self._hits_first
 
     @property
+    def asks_ahead(self) -> bool:
+        """True if experts of the next layer are asked for while a layer with a lease of its own runs."""
+        return self._ahead is not None
+
+    @property
     def predicts(self) -> bool:
         """True if each layer's choices are predicted from the layer before, by the next layer's router."""
         return self._prefetcher is not None and self._prefetcher.observes and self._prefetcher.has_gates
@@ -208,13 +259,11 @@ class StepExperts:
         after: LayerHold | None = None,
         *,
         uses_host: bool = False,
-        predicted: IntArray | None = None,
     ) -> Iterator[tuple[SortedRows, Lease]]:
         """Sort a layer's rows by expert and lease the experts; record the layer after it has run.
 
         Args:
             after, uses_host: see ``ExpertStore.lease``.
-            predicted: see ``run_unweighted``.
         """
         keys, numbers = layer.keys, None
         if self.variants is not None:
@@ -232,13 +281,22 @@ class StepExperts:
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self.phase, after, uses_host=uses_host) as lease:
             if self._ahead is not None:
-                keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
-                given = GateInput(hidden_states, self.variants, predicted)
                 with nullcontext() if self._reader is None else self._reader.in_stream():
-                    self._ahead.observe(layer.number, routed, given, keys_of)
+                    self._observe(layer, routed, hidden_states)
             yield rows, lease
-        self.has_read = bool(lease.missed) or (self._prefetcher is not None and self._prefetcher.has_requested)
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
+
+    def _observe(
+        self,
+        layer: ExpertLayer,
+        routed: IntArray,
+        hidden_states: torch.Tensor | None,
+        predicted: IntArray | None = None,
+    ) -> None:
+        """Let the prefetcher observe a layer, whose own reads are under way."""
+        assert self._ahead is not None
+        keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(routed))
+        self._ahead.observe(layer.number, routed, GateInput(hidden_states, self.variants, predicted), keys_of)
 
 
 def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArray, dict[ExpertKey, tuple[int, int]]]:

@@ -34,18 +34,18 @@ class SlotTables:
         bounds = np.cumsum([0, *sizes])
         self._host = np.full(bounds[-1], -1, np.int32)  # what the table holds
         self._parts = {layer.number: slice(*pair) for layer, pair in zip(layers, pairwise(bounds), strict=True)}
-        self._known: npt.NDArray[np.uint64] | None = None  # the addresses that are in the table
+        self._known: int | None = None  # the version of the addresses that are in the table
 
     def of(self, layer: int) -> torch.Tensor:
         return self._of_layer[layer]
 
     def update(self, residents: ResidentExperts) -> None:
         """Take over where experts are now, if they have moved."""
-        if residents.addresses is not self._known:
+        if residents.version != self._known:
             slots = [residents.slots_of(layer.number).astype(np.int32) for layer in self.layers]
             numbers = np.concatenate(slots)
             upload_into(numbers, self._table)
-            self._host, self._known = numbers, residents.addresses
+            self._host, self._known = numbers, residents.version
 
     def update_layer(self, layer: int, slots: npt.NDArray[np.int32]) -> None:
         """Take over where the experts of one layer are now, if they have moved."""

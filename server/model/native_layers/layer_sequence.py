@@ -29,14 +29,14 @@ class LayerSequence:
 
     A *segment* of neighbouring layers ends before a layer whose mixer runs outside of the kernels, so a model without
     such is one segment. One call runs a segment up to the first layer that chooses an expert which is not in memory.
-    That layer leases its own experts; then the next call goes on behind it. In a step that predicts, so does a layer
-    whose successor is predicted to choose an expert that is not in memory: a read takes a slot, and the hold of all
-    residents leaves none.
+    That layer leases its own experts, and runs them batch by batch; then the next call goes on behind it. In a step
+    that predicts, so does a layer whose successor is predicted to choose an expert that is not in memory: a read takes
+    a slot, and the hold of all residents leaves none.
 
     Other threads evict, resize and remove variants meanwhile, so:
 
     - the kernels read a slot only during a hold or a lease that was taken before the call and ends after it;
-    - addresses are taken anew at each hold, and no hold is open while a layer leases or anything is requested;
+    - each hold updates the table of addresses, and none is open while a layer leases or anything is requested;
     - each layer is counted, recorded and observed once, in the order in which layers run, however it ran.
 
     Args:
@@ -65,10 +65,12 @@ class LayerSequence:
         self._segments = self._split(())
         self._ranges: dict[tuple[int, int], _Routed] = {}  # those that were recorded, by their first and last one
         self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
-        self._addresses = self._slots = np.zeros((0, 0), np.uint64)  # as they were held last, and those of these layers
+        self._slots = np.zeros((0, 0), np.uint64)  # the addresses that were held last
+        self._slots_version = -1
         self._slots_address = self._counts_address = 0
+        every = [layer.experts for layer in (*layers, *image_layers) if layer.experts is not None]
+        self._num_places = max((len(layer.keys) for layer in every), default=0)
         self._predicts = False  # whether this step does
-        self._reads = [False] * len(self._routed)  # layers that leased their experts last time, and had to read
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
@@ -78,13 +80,15 @@ class LayerSequence:
         num_routed = 0  # layers with experts that have run
         are_images = None if images is None else images.to_image_experts
         self._predicts = are_images is None and experts.predicts
+        variants = experts.variants
+        self._count(self._num_places if variants is None else max(map(len, variants.keys.values())))
         held = self._hold(experts, 0) if are_images is None else None
         try:
             for segment in segments:
                 mixer, spec = self._layers[segment.first].mixer, self.specs[segment.first]
                 mix_outside(self._kernels, mixer, spec, self._workspace, mixers)
                 index = segment.first
-                while (index := self._run_held(index, segment.end, held)) < segment.end:
+                while (index := self._run_layers(index, segment.end)) < segment.end:
                     self._record(experts, held, num_routed, self._places[index])
                     held = None
                     if are_images is None:
@@ -108,47 +112,52 @@ class LayerSequence:
         """Hold the experts that are in memory, and describe them to the kernels.
 
         Args:
-            place: of the next layer with experts; if it had to read last time, a hold would hardly outlast it.
+            place: of the next layer with experts.
         """
-        will_read = place == len(self._reads) or self._reads[place]
-        held, call = None if will_read else experts.hold_residents(), self._workspace.call
+        held, call = None if place == len(self._routed) else experts.hold_residents(), self._workspace.call
         self._predicts = self._predicts and not (held is not None and held.holds_all)
         if self._predicts:
             self._workspace.predict(experts.asked_ranks(self._numbers), NUM_RANKS)
         else:
             call.predictions = None
-        if held is not None:
-            if held.addresses is not self._addresses:  # experts have moved
-                self._addresses, self._slots = held.addresses, held.slots(self._numbers)
-                if self._counts.shape != self._slots.shape:
-                    self._counts = np.zeros(self._slots.shape, np.int64)
-                self._slots_address, self._counts_address = self._slots.ctypes.data, self._counts.ctypes.data
-            call.slots, call.counts = self._slots_address, self._counts_address
-            call.most_experts = self._slots.shape[1]
+        if held is None:
+            call.slots = None
+            return None
+        if held.version != self._slots_version:  # experts have moved
+            slots, self._slots_version = held.slots(self._numbers), held.version
+            if slots is not self._slots:
+                self._slots, self._slots_address = slots, slots.ctypes.data
+        call.slots = self._slots_address
+        self._count(self._slots.shape[1])
         return held
 
-    def _run_held(self, first: int, end: int, held: ResidentExperts | None) -> int:
-        """Run layers whose experts are held.
+    def _run_layers(self, first: int, end: int) -> int:
+        """Run layers whose experts are held; return the first one with others, which has only begun, or ``end``."""
+        return first + self._kernels.layers(self.specs, self._workspace.call, self._places[first], first, end)
 
-        Returns:
-            The first layer with other experts, which has only begun; ``end`` if there is none.
-        """
-        kernels, call = self._kernels, self._workspace.call
-        if held is not None:
-            return first + kernels.layers(self.specs, call, self._places[first], first, end)
-        for index in range(first, end):
-            kernels.begin_layer(self.specs[index], call, self._places[index])
-            if self._layers[index].experts is not None:
-                return index
-            kernels.finish_layer(self.specs[index], call, self._places[index], 0)
-        return end
+    def _count(self, num_places: int) -> None:
+        """Let the kernels count the rows of so many places of each layer."""
+        call = self._workspace.call
+        if self._counts.shape[1] != num_places:
+            self._counts = np.zeros((len(self._routed), num_places), np.int64)
+            self._counts_address = self._counts.ctypes.data
+        call.counts, call.most_experts = self._counts_address, num_places
 
     def _run_leased(self, index: int, experts: StepExperts) -> None:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
-        place = self._places[index]
-        outputs = self._run_experts(self._layers[index], place, experts, slice(None))
-        self._reads[place] = experts.has_read
-        self._kernels.finish_layer(self.specs[index], self._workspace.call, place, outputs)
+        workspace, layer, place = self._workspace, self._layers[index], self._places[index]
+        top_k = self._top_ks[place]
+        assert layer.experts is not None
+        experts.run_chosen(
+            layer.experts,
+            workspace.layer_inputs(place, top_k)[0] if experts.asks_ahead else None,
+            workspace.chosen(place, top_k).astype(np.int64),
+            {number: count for number, count in enumerate(self._counts[place].tolist()) if count},
+            lambda places, slots, are_last: self._kernels.chosen_experts(
+                self.specs[index], workspace.call, place, places, slots, are_last=are_last
+            ),
+            predicted=self._predicted(experts, place, place + 1)[0] if self._predicts else None,
+        )
 
     def _run_divided(self, index: int, experts: StepExperts, are_images: npt.NDArray[np.bool_]) -> None:
         """Run the experts of a layer that has begun, and those for images on the tokens of images.
@@ -172,26 +181,21 @@ class LayerSequence:
                 outputs[rows] = np.ctypeslib.as_array(numbers).reshape(shape)
         self._kernels.finish_layer(self.specs[index], workspace.call, place, outputs.ctypes.data)
 
-    def _run_experts(
-        self, layer: NativeLayer, place: int, experts: StepExperts, rows: slice | npt.NDArray[np.bool_]
-    ) -> int:
+    def _run_experts(self, layer: NativeLayer, place: int, experts: StepExperts, rows: npt.NDArray[np.bool_]) -> int:
         """Run the chosen experts of a layer on some tokens; return the address of the outputs.
 
         Args:
             place: of the layer among those with experts.
         """
-        workspace, top_k = self._workspace, layer.mixture.router.top_k
+        workspace, top_k, tokens = self._workspace, layer.mixture.router.top_k, torch.from_numpy(rows)
         assert layer.experts is not None
-        predicted = self._predicted(experts, place, place + 1)[0] if self._predicts else None
         normed, weights = workspace.layer_inputs(place, top_k)
-        are_all = isinstance(rows, slice)
         return experts.run_unweighted(
             layer.experts,
-            normed if are_all else normed[torch.from_numpy(rows)],
+            normed[tokens],
             workspace.chosen(place, top_k)[rows].astype(np.int64),
-            weights if are_all else weights[torch.from_numpy(rows)],
+            weights[tokens],
             is_exact=bool(workspace.call.is_exact),
-            predicted=predicted,
         )
 
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:

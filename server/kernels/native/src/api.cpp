@@ -40,7 +40,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 14; }
+GREENROOM_API int greenroom_abi() { return 15; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -97,6 +97,14 @@ GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerS
                                          const greenroom::StepCall* step, int64_t place, const float* outputs) {
   return greenroom::guarded(
       handle, [&](greenroom::Context& context) { finish_layer(context, *layer, *step, place, outputs); });
+}
+
+GREENROOM_API int greenroom_chosen_experts(Handle* handle, const greenroom::LayerSpec* layer,
+                                           const greenroom::StepCall* step, int64_t place, const int32_t* experts,
+                                           const uint64_t* slots, int64_t count, int are_last) {
+  return greenroom::guarded(handle, [&](greenroom::Context& context) {
+    run_chosen_experts(context, *layer, *step, place, {experts, slots, count}, are_last != 0);
+  });
 }
 
 GREENROOM_API int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer,

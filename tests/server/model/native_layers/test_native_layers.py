@@ -159,13 +159,14 @@ def test_layers_whose_experts_are_in_memory_run_in_one_call(
         finished.extend(range(first, first + calls[-1][1]))
         return calls[-1][1]
 
-    def finish_layer(kernels: Kernels, layer: Any, *arguments: Any) -> None:
-        finished.append(layer.index)
-        finish(kernels, layer, *arguments)
+    def chosen_experts(kernels: Kernels, layer: Any, *arguments: Any, are_last: bool) -> None:
+        if are_last:
+            finished.append(layer.index)
+        run_chosen(kernels, layer, *arguments, are_last=are_last)
 
-    run, finish = Kernels.layers, Kernels.finish_layer
+    run, run_chosen = Kernels.layers, Kernels.chosen_experts
     monkeypatch.setattr(Kernels, "layers", layers)
-    monkeypatch.setattr(Kernels, "finish_layer", finish_layer)
+    monkeypatch.setattr(Kernels, "chosen_experts", chosen_experts)
     write(trunk, [PROMPTS[1]], share=0.9)
     num_layers = len(trunk.facts.program.blocks)
     assert (0, 0) in calls  # nothing is in memory at first

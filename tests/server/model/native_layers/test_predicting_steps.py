@@ -33,12 +33,12 @@ class Calls:
     def __init__(self, kernels: Any, monkeypatch: pytest.MonkeyPatch):
         self.layers = self.experts = 0
         monkeypatch.setattr(kernels, "layers", self._counted("layers", kernels.layers))
-        monkeypatch.setattr(kernels, "experts", self._counted("experts", kernels.experts))
+        monkeypatch.setattr(kernels, "chosen_experts", self._counted("experts", kernels.chosen_experts))
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
             setattr(self, name, getattr(self, name) + 1)
-            return call(*arguments)
+            return call(*arguments, **options)
 
         return counted
 

@@ -154,8 +154,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
   if (!is_in_blocks || groups.order) return "groups that its results can't be divided into";
   if (!spec.query_norm || !spec.head_norm || !spec.key_norm) return "queries or keys without a norm";
   if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
-  const bool is_rotated = spec.rope_kind != RopeKind::kNone;
-  const auto fits = [&](int64_t dim) { return !is_rotated || (spec.rotary_dim >= 0 && spec.rotary_dim <= dim); };
+  const auto fits = [&](int64_t dim) { return spec.rotary_dim >= 0 && spec.rotary_dim <= dim; };
   if (!fits(spec.dim) || spec.rotary_dim % 2) return "rotary positions that are larger than a head";
   if (spec.keys.key.outputs) {
     if (!is_count(spec.period) || spec.period > kMost / 2) return "compressed keys of no tokens";

@@ -30,6 +30,7 @@ constexpr FeedForwardOperations kNoFeedForward = {
     [](const void*, int64_t, int64_t) -> const char* { return nullptr; },
     [](Context&, const LayerSpec&, const StepCall&, int64_t) {},
     [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
+    [](Context&, const LayerSpec&, const StepCall&, int64_t, const GivenExperts&) {},
     [](Context&, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       if (layer.output_scale == 1.0f) return;
       for (int64_t i = 0; i < step.tokens * step.hidden_size; ++i) step.hidden[i] *= layer.output_scale;
@@ -167,6 +168,12 @@ void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step,
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
   operations_of(layer.feed_forward_kind)->finish(context, layer, step, place, outputs);
   if (layer.inner_streams) close_streams(context, *layer.inner_streams, step);
+}
+
+void run_chosen_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place,
+                        const GivenExperts& given, bool are_last) {
+  operations_of(layer.feed_forward_kind)->run_given(context, layer, step, place, given);
+  if (are_last) finish_layer(context, layer, step, place, nullptr);
 }
 
 int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {

@@ -70,6 +70,13 @@ struct MixerOperations {
   void (*run)(Context& context, const LayerSpec& layer, const StepCall& step);
 };
 
+// Some experts of a layer and their slots.
+struct GivenExperts {
+  const int32_t* experts;  // (count): their indices in a row of `StepCall::slots`
+  const uint64_t* slots;   // (count) addresses
+  int64_t count;
+};
+
 struct FeedForwardOperations {
   bool is_routed;  // has a row of choices, slots and counts in a step; `place` is its index among those
 
@@ -78,11 +85,15 @@ struct FeedForwardOperations {
   // Normalises the hidden states, and chooses experts if it is routed.
   void (*begin)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
-  // Runs the chosen experts; returns their results (tokens * top_k, hidden), or null if it is not routed, or one of them
-  // or of those predicted for the next layer has no slot.
+  // Counts the rows of each chosen expert, and runs them; returns their results (tokens * top_k, hidden), or null if it is
+  // not routed, or one of them or of those predicted for the next layer has no slot.
   const float* (*run_experts)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
 
-  // Adds these weighted results, and those of what every token runs through.
+  // Runs those of the chosen experts that are given, and keeps their results.
+  void (*run_given)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place,
+                    const GivenExperts& given);
+
+  // Adds these weighted results, by default those that were kept, and those of what every token runs through.
   void (*finish)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 };
 
@@ -111,6 +122,10 @@ void norm_input(Context& context, const LayerSpec& layer, const StepCall& step);
 
 // Runs a layer up to the choice of its experts.
 void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place);
+
+// Runs some of the experts that a layer has chosen, which has begun; finishes the layer after the last ones.
+void run_chosen_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place,
+                        const GivenExperts& given, bool are_last);
 
 // Adds the results of its experts, and what else the layer adds.
 void finish_layer(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);

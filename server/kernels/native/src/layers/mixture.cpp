@@ -178,59 +178,107 @@ bool lacks_predicted(Context& context, const LayerSpec& layer, const StepCall& s
   return false;
 }
 
-// Runs the experts of a layer; returns null if one of them has no slot, or one that is predicted.
-const float* run_resident_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
-  if (lacks_predicted(context, layer, step, place)) return nullptr;
-  const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
-  const int64_t num_choices = step.tokens * mixture.router.top_k;
-  const int64_t num_experts = step.sets ? step.most_experts : mixture.num_experts;
-  const int32_t* chosen = choices_of(step, place);
-  const uint64_t* slots = step.slots + place * step.most_experts;
-  auto* used_slots = context.sorted.reserve<uint64_t>(num_experts * 8 + (3 * num_experts + 2 + 2 * num_choices) * 4);
-  auto* starts = reinterpret_cast<int32_t*>(used_slots + num_experts);
-  int32_t* ends = starts + num_experts + 1;  // by expert
-  int32_t* used = ends + num_experts + 1;
-  int32_t* choices = used + num_experts;
-  const int32_t* numbers = nullptr;  // by place
+// The choices of a layer by expert.
+struct SortedChoices {
+  const int32_t* chosen;   // the index of each choice's expert in the layer's slots; from `num_experts` on there is none
+  const int32_t* numbers;  // by that index: the expert's number for adapters; null if they are the same
+  int64_t* counts;         // rows of each expert
+  uint64_t* given;         // room for the slot of each expert
+  uint64_t* used_slots;    // room for those that run: their slots, numbers, and the start of each one's choices
+  int32_t* used;
+  int32_t* starts;
+  int32_t* ends;           // by expert
+  int32_t* choices;
+  int64_t num_experts;
+  int64_t num_choices;
+};
+
+// Finds the expert of each choice, and counts its rows.
+SortedChoices count_choices(Context& context, const Mixture& mixture, const StepCall& step, int64_t place) {
+  SortedChoices sorted{};
+  const int64_t num_choices = sorted.num_choices = step.tokens * mixture.router.top_k;
+  const int64_t num_experts = sorted.num_experts = step.sets ? step.most_experts : mixture.num_experts;
+  sorted.given = context.sorted.reserve<uint64_t>(2 * num_experts * 8 + (3 * num_experts + 2 + 2 * num_choices) * 4);
+  sorted.used_slots = sorted.given + num_experts;
+  sorted.starts = reinterpret_cast<int32_t*>(sorted.used_slots + num_experts);
+  sorted.ends = sorted.starts + num_experts + 1;
+  sorted.used = sorted.ends + num_experts + 1;
+  sorted.choices = sorted.used + num_experts;
+  sorted.chosen = choices_of(step, place);
+  sorted.counts = step.counts + place * step.most_experts;
   if (step.sets) {
-    int32_t* places = choices + num_choices;
+    int32_t* places = sorted.choices + num_choices;
     for (int64_t i = 0; i < num_choices; ++i) {
-      places[i] = static_cast<int32_t>(expert_of(step, mixture, place, i / mixture.router.top_k, chosen[i]));
+      places[i] = static_cast<int32_t>(expert_of(step, mixture, place, i / mixture.router.top_k, sorted.chosen[i]));
     }
-    chosen = places;
-    numbers = step.sets->numbers + place * step.most_experts;
+    sorted.chosen = places;
+    sorted.numbers = step.sets->numbers + place * step.most_experts;
   }
-  std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
+  std::fill(sorted.counts, sorted.counts + num_experts, 0);
   for (int64_t i = 0; i < num_choices; ++i) {
-    if (chosen[i] < num_experts) ++ends[chosen[i]];
+    if (sorted.chosen[i] < num_experts) ++sorted.counts[sorted.chosen[i]];
   }
-  int64_t* counts = step.counts + place * step.most_experts;
+  return sorted;
+}
+
+float* results_of(Context& context, const Mixture& mixture, const StepCall& step) {
+  return context.results.reserve<float>(step.tokens * mixture.router.top_k * step.hidden_size * 4);
+}
+
+// Runs those chosen experts that have a slot. If `needs_all`, runs none and returns false if another is chosen.
+bool run_sorted(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const SortedChoices& sorted,
+                const uint64_t* slots, bool needs_all) {
+  const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
   int64_t num_used = 0;
   int32_t end = 0;
-  for (int64_t expert = 0; expert < num_experts; ++expert) {
-    const int32_t count = ends[expert];
-    counts[expert] = count;
-    ends[expert] = end;  // for now the start of its choices
+  for (int64_t expert = 0; expert < sorted.num_experts; ++expert) {
+    const auto count = static_cast<int32_t>(sorted.counts[expert]);
+    sorted.ends[expert] = end;  // for now the start of its choices
     if (!count) continue;
-    if (!slots[expert]) return nullptr;
-    starts[num_used] = end;
-    used[num_used] = numbers ? numbers[expert] : static_cast<int32_t>(expert);
-    used_slots[num_used++] = slots[expert];
+    const uint64_t slot = slots[expert];  // read once, as other threads enter experts that arrive
+    if (!slot && needs_all) return false;
+    if (!slot) {
+      sorted.ends[expert] = -1;
+      continue;
+    }
+    sorted.starts[num_used] = end;
+    sorted.used[num_used] = sorted.numbers ? sorted.numbers[expert] : static_cast<int32_t>(expert);
+    sorted.used_slots[num_used++] = slot;
     end += count;
   }
-  starts[num_used] = end;
-  for (int64_t i = 0; i < num_choices; ++i) {
-    if (chosen[i] < num_experts) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
+  sorted.starts[num_used] = end;
+  for (int64_t i = 0; i < sorted.num_choices; ++i) {
+    const int32_t expert = sorted.chosen[i];
+    if (expert < sorted.num_experts && sorted.ends[expert] >= 0) sorted.choices[sorted.ends[expert]++] = static_cast<int32_t>(i);
   }
-  float* results = context.results.reserve<float>(num_choices * step.hidden_size * 4);
-  LoraExperts lora = lora_of_experts(context, layer, step, used, [](const LoraLayer& of) {
+  LoraExperts lora = lora_of_experts(context, layer, step, sorted.used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
   });
-  ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, mixture.router.top_k,
-                    step.hidden_size, Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
+  ExpertBatch batch{sorted.used_slots, sorted.starts, sorted.choices,   step.normed,  results_of(context, mixture, step),
+                    num_used,          mixture.router.top_k, step.hidden_size, Format::kFloat32, step.is_exact,
+                    step.lora ? &lora : nullptr};
   if (mixture.scales_input) weight_inputs(context, mixture.router, step, weights_of(step, place), batch, lora);
   run_experts(context, mixture.experts, batch);
-  return results;
+  return true;
+}
+
+// Runs the experts of a layer; returns null if one of them has no slot, or one that is predicted.
+const float* run_resident_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
+  const bool may_run = step.slots && !lacks_predicted(context, layer, step, place);
+  const SortedChoices sorted = count_choices(context, mixture, step, place);
+  if (!may_run) return nullptr;
+  const uint64_t* slots = step.slots + place * step.most_experts;
+  return run_sorted(context, layer, step, place, sorted, slots, true) ? results_of(context, mixture, step) : nullptr;
+}
+
+// Runs some of the chosen experts of a layer; see `run_chosen_experts`.
+void run_given_experts(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place,
+                       const GivenExperts& given) {
+  const SortedChoices sorted = count_choices(context, *static_cast<const Mixture*>(layer.feed_forward), step, place);
+  std::fill(sorted.given, sorted.given + sorted.num_experts, 0);
+  for (int64_t i = 0; i < given.count; ++i) sorted.given[given.experts[i]] = given.slots[i];
+  if (given.count) run_sorted(context, layer, step, place, sorted, sorted.given, false);
 }
 
 const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
@@ -262,6 +310,7 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
   const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
   const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
+  if (!outputs) outputs = results_of(context, mixture, step);
   const Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
                         mixture.output_norm, mixture.is_deferred != 0};
   add_results(context, layer, step, choices, shared, mixture.shared);
@@ -278,6 +327,7 @@ const FeedForwardOperations kMlp = {
       norm_and_route(context, layer, nullptr, {}, step, place);
     },
     [](Context&, const LayerSpec&, const StepCall&, int64_t) -> const float* { return nullptr; },
+    [](Context&, const LayerSpec&, const StepCall&, int64_t, const GivenExperts&) {},
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
       const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false};
@@ -294,6 +344,7 @@ const FeedForwardOperations kExperts = {
       norm_and_route(context, layer, &mixture.router, mixture.router_norm, step, place, next ? &next->router : nullptr);
     },
     run_resident_experts,
+    run_given_experts,
     finish_mixture,
 };
 

@@ -43,7 +43,7 @@ struct StepCall {
   float* normed;                       // (tokens, hidden): the experts' input, for the caller
   int32_t* chosen;                     // (layers with a router, tokens, top_k)
   float* weights;                      // (layers, tokens, top_k)
-  const uint64_t* slots;               // (layers with a router, experts) addresses; 0 of an expert that is not loaded
+  const uint64_t* slots;               // (layers with a router, experts) addresses; 0 of an expert that is not loaded; or null
   int64_t* counts;                     // (layers with a router, experts): rows of each expert, for the caller
   const ExpertSets* sets;              // null if all sequences use the model's own weights
   int64_t tokens;

@@ -22,6 +22,8 @@ int greenroom_begin_layer(Handle* handle, const greenroom::LayerSpec* layer, con
                           int64_t place);
 int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
                            int64_t place, const float* outputs);
+int greenroom_chosen_experts(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
+                             int64_t place, const int32_t* experts, const uint64_t* slots, int64_t count, int are_last);
 int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step);
 int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
                      const greenroom::StepCall* step, int64_t place, int64_t* num_run);

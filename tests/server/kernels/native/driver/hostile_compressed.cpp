@@ -61,7 +61,9 @@ class AnyCompressed {
       if (check_matrix(*matrix) || is_large(*matrix)) return;
       place(*matrix, memory_);
     }
-    if (spec_.period > kMostSize || spec_.dim > kMostSize || spec_.cache_dim > kMostSize || spec_.heads > kMostSize) return;
+    for (const int64_t count : {spec_.period, spec_.dim, spec_.cache_dim, spec_.heads, spec_.top_k}) {
+      if (count > kMostSize) return;
+    }
     const int64_t dim = std::max<int64_t>(spec_.dim, 0);
     spec_.query_norm = floats(spec_.query_down.outputs);
     spec_.head_norm = floats(dim);

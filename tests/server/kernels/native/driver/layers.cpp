@@ -82,6 +82,28 @@ void check_predicted(const char* level, const Step& step, const Mixture& next, i
   if (predictions.parts[place]) check("a missing expert", level, Format::kFloat32, static_cast<double>(num_missing), 0, 0);
 }
 
+// Runs the chosen experts of a layer that has begun in two calls, each of them in one, and finishes the layer.
+void run_in_batches(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
+  const auto first = step.chosen.begin() + step.place_of_choices(place);
+  const std::vector<uint64_t> addresses = layer.experts[0].addresses();
+  std::vector<int32_t> experts[2];
+  std::vector<uint64_t> slots[2];
+  for (int32_t expert = 0; expert < layer.mixture.num_experts; ++expert) {
+    const auto end = first + step.call.tokens * layer.mixture.router.top_k;
+    if (std::find(first, end, expert) == end) continue;
+    const int64_t batch = between(0, 1);
+    experts[batch].push_back(expert);
+    slots[batch].push_back(addresses[static_cast<size_t>(expert)]);
+  }
+  for (int batch = 0; batch < 2; ++batch) {
+    const auto count = static_cast<int64_t>(experts[batch].size());
+    if (greenroom_chosen_experts(handle, &layer.spec, &step.call, place, experts[batch].data(), slots[batch].data(), count,
+                                 batch)) {
+      std::abort();
+    }
+  }
+}
+
 // Runs layers where some experts are not in memory, in as few calls as there may be, with predictions or without.
 void run_where_some_are_missing(Handle* handle, const char* level, const std::deque<Layer>& layers,
                                 const LayerSpec* specs, Step& step) {
@@ -100,6 +122,10 @@ void run_where_some_are_missing(Handle* handle, const char* level, const std::de
       place += layers[index].has_router();
     }
     if (index == num_layers) return;
+    if (one_in(2)) {
+      run_in_batches(handle, layers[index], step, place);
+      continue;
+    }
     const std::vector<float> outputs = expert_outputs(handle, layers[index], step, place);
     if (greenroom_finish_layer(handle, specs + index, &step.call, place, outputs.data())) std::abort();
   }
