@@ -144,7 +144,7 @@ class Mixer(ABC):
 
     @property
     def kept_of_tokens(self) -> KVShape | None:
-        """What it keeps of a token in the KV cache; None if a first pass of the modules shows it."""
+        """The numbers that it keeps of a token in the KV cache; None if a first pass of the modules shows them."""
         return None
 
     @property

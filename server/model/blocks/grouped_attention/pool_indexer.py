@@ -172,7 +172,7 @@ class NativePoolIndexer:
 
 @dataclass(frozen=True)
 class PoolChoice:
-    """What an indexer of pools chose in a capture, which has fewer and smaller pools."""
+    """The choice of an indexer of pools in a capture, which has fewer and smaller pools."""
 
     pool: int
     top_k: int

@@ -6,7 +6,7 @@
 
 namespace greenroom {
 
-// The cache has of each token its index key, and the cosines and sines of its position behind it. The mean of a complete pool,
+// The cache has of each token its index key, and the cosines and sines of its position behind it, in one piece. The mean of a complete pool,
 // normed and rotated by the position of its first token, takes the place of the key of its last token. A token attends to all
 // tokens of the chosen pools, and to those of its own pool that is not complete yet.
 struct PoolIndexer {
@@ -14,7 +14,7 @@ struct PoolIndexer {
   Matrix key;       // (dim, hidden)
   Norm query_norm;  // of each head
   Norm key_norm;    // of means
-  void* cache;      // (slots, dim + numbers that the attention rotates), in blocks like those of latents
+  void* cache;      // (slots, dim + numbers that the attention rotates)
   int32_t* chosen;  // (tokens, keys that a token attends to at most) positions in order, of tokens that see more; or null, for
                     // memory of the step
   int64_t heads;

@@ -19,6 +19,13 @@ struct Memory {
 };
 
 constexpr int64_t kPartBlocks = kPartKeys / kCacheBlock;
+constexpr int64_t kMeanBlocks = 8;  // of means that are scored together; at most as many as of a part
+
+// Copies some neighbours in a block of keys.
+template <int64_t kCount, typename Number>
+void copy_columns(const Number* from, int64_t dim, Number* to) {
+  for (int64_t d = 0; d < dim; ++d) std::memcpy(to + d * kCacheBlock, from + d * kCacheBlock, kCount * sizeof(Number));
+}
 
 // The blocks of gathered keys, which lie one after the other.
 const int32_t* gathered_blocks() {
@@ -61,7 +68,7 @@ PoolIndexerStep::PoolIndexerStep(Context& context, const GroupedAttention& atten
   }
 
   const int64_t threads = context.pool.num_threads(), numbers = round_up(step.tokens * width(), 16);
-  means_size_ = round_up(stride() + kCacheBlock, 16);
+  means_size_ = 2 * round_up(stride(), 16);
   rows_ = own.rows.reserve<float>((numbers + threads * means_size_) * 4);
   means_ = rows_ + numbers;
   if (!is_sparse_) return;
@@ -72,9 +79,9 @@ PoolIndexerStep::PoolIndexerStep(Context& context, const GroupedAttention& atten
   if (!scores) return;
 
   const int64_t keys = most_keys(step);
-  passes_.plan(step.tokens, keys);
+  passes_.plan(step.tokens, keys, 1, spec_.pool);
   most_pools_ = keys / spec_.pool;
-  scratch_size_ = round_up(index_scratch(spec_.heads, spec_.dim), 16);
+  scratch_size_ = round_up(index_scratch(spec_.heads, spec_.dim), 16) + kMeanBlocks * kCacheBlock * spec_.dim;
   const int64_t num_scores = round_up(passes_.most_rows() * passes_.stride(), 16), heads = round_up(spec_.heads, 16);
   const int64_t floats = num_scores + heads + threads * scratch_size_;
   scores_ = own.scores.reserve<float>(floats * 4 + threads * most_pools_ * int64_t{sizeof(Scored)});
@@ -104,23 +111,8 @@ void PoolIndexerStep::prepare(int64_t token) {
 
 char* PoolIndexerStep::cached(const StepSequence& sequence, int64_t position) const {
   const int64_t block = step_.block_tables[attention_.group][sequence.first_block + position / kCacheBlock];
-  const int64_t bytes = bytes_of(attention_.cache_format);
-  return static_cast<char*>(spec_.cache) + (block * kCacheBlock * stride() + position % kCacheBlock) * bytes;
-}
-
-void PoolIndexerStep::write(const StepSequence& sequence, int64_t position, int64_t first, const float* numbers,
-                            int64_t count) const {
-  const int64_t bytes = bytes_of(attention_.cache_format);
-  char* to = cached(sequence, position) + first * kCacheBlock * bytes;
-  constexpr int64_t kPiece = 64;
-  alignas(64) char narrowed[kPiece * 4];
-  for (int64_t d = 0; d < count; d += kPiece) {
-    const int64_t size = std::min(kPiece, count - d);
-    level_.narrow(numbers + d, attention_.cache_format, narrowed, size);
-    for (int64_t i = 0; i < size; ++i) {
-      std::memcpy(to + (d + i) * kCacheBlock * bytes, narrowed + i * bytes, static_cast<size_t>(bytes));
-    }
-  }
+  const int64_t row = block * kCacheBlock + position % kCacheBlock;
+  return static_cast<char*>(spec_.cache) + row * stride() * bytes_of(attention_.cache_format);
 }
 
 void PoolIndexerStep::rotate(float* x, const float* cosines, const float* sines) const {
@@ -129,16 +121,17 @@ void PoolIndexerStep::rotate(float* x, const float* cosines, const float* sines)
 
 void PoolIndexerStep::place(int64_t token) const {
   const StepSequence& sequence = sequence_of(step_, token);
-  const int64_t position = position_of(sequence, token), pairs = angles_ / 2;
+  const int64_t position = position_of(sequence, token), pairs = angles_ / 2, bytes = bytes_of(attention_.cache_format);
   float* row = rows_ + token * width();
-  write(sequence, position, 0, row + query_size(), spec_.dim);
+  char* to = cached(sequence, position);
+  level_.narrow(row + query_size(), attention_.cache_format, to, spec_.dim);
   const float *cosines = nullptr, *sines = nullptr;
   if (angles_) {
     const int64_t offset = (step_.has_own_angles ? token : position) * pairs;
     cosines = step_.cosines[attention_.rope] + offset;
     sines = step_.sines[attention_.rope] + offset;
-    write(sequence, position, spec_.dim, cosines, pairs);
-    write(sequence, position, spec_.dim + pairs, sines, pairs);
+    level_.narrow(cosines, attention_.cache_format, to + spec_.dim * bytes, pairs);
+    level_.narrow(sines, attention_.cache_format, to + (spec_.dim + pairs) * bytes, pairs);
   }
   if (spec_.is_given || position < first_sparse(spec_)) return;
   for (int64_t head = 0; head < spec_.heads; ++head) {
@@ -152,40 +145,57 @@ void PoolIndexerStep::place_pool(int64_t token, int thread) const {
   const StepSequence& sequence = sequence_of(step_, token);
   const int64_t position = position_of(sequence, token), dim = spec_.dim, bytes = bytes_of(attention_.cache_format);
   if ((position + 1) % spec_.pool) return;
-  const int64_t begin = position + 1 - spec_.pool;
-  float *mean = means_ + thread * means_size_, *numbers = mean + stride();
+  const int64_t first = position + 1 - spec_.pool;
+  float *mean = means_ + thread * means_size_, *numbers = mean + round_up(stride(), 16);
   std::memset(mean, 0, static_cast<size_t>(dim) * 4);
-  for (int64_t first = begin, size; first <= position; first += size) {  // neighbours in a block
-    size = std::min(kCacheBlock - first % kCacheBlock, position + 1 - first);
-    const char* from = cached(sequence, first);
-    for (int64_t d = 0; d < dim; ++d, from += kCacheBlock * bytes) {
-      level_.widen(from, attention_.cache_format, numbers, size);
-      for (int64_t i = 0; i < size; ++i) mean[d] += numbers[i];
-    }
+  for (int64_t i = first; i <= position; ++i) {
+    level_.widen(cached(sequence, i), attention_.cache_format, numbers, dim);
+    level_.add_scaled(mean, numbers, 1.0f, dim);
   }
   for (int64_t d = 0; d < dim; ++d) mean[d] /= static_cast<float>(spec_.pool);
   apply_norm(level_, spec_.key_norm, mean, dim, mean);
-  const char* from = cached(sequence, begin) + dim * kCacheBlock * bytes;
-  float* angles = mean + dim;
-  for (int64_t i = 0; i < angles_; ++i) level_.widen(from + i * kCacheBlock * bytes, attention_.cache_format, angles + i, 1);
-  rotate(mean, angles, angles + angles_ / 2);
-  write(sequence, position, 0, mean, dim);
+  if (angles_) {
+    level_.widen(cached(sequence, first) + dim * bytes, attention_.cache_format, numbers, angles_);
+    rotate(mean, numbers, numbers + angles_ / 2);
+  }
+  level_.narrow(mean, attention_.cache_format, cached(sequence, position), dim);
+}
+
+template <typename Number>
+void PoolIndexerStep::gather_means(const StepSequence& sequence, int64_t first, int64_t last, Number* to) const {
+  for (int64_t pool = first; pool < last; ++pool) {
+    const Number* from = reinterpret_cast<const Number*>(cached(sequence, (pool + 1) * spec_.pool - 1));
+    const int64_t place = pool - first;
+    Number* target = to + place / kCacheBlock * kCacheBlock * spec_.dim + place % kCacheBlock;
+    for (int64_t d = 0; d < spec_.dim; ++d) target[d * kCacheBlock] = from[d];
+  }
 }
 
 void PoolIndexerStep::score(int64_t tile, int thread) const {
   const ScorePasses::Tile part = passes_.tile_of(step_, tile);
   if (part.position < first_sparse(spec_) || part.num_blocks <= 0) return;
+  float *scratch = scratch_ + thread * scratch_size_, *means = scratch + round_up(index_scratch(spec_.heads, spec_.dim), 16);
   IndexScores scores = passes_.scores_of(step_, part, attention_.group);
   scores.query = rows_ + part.token * width();
   scores.weights = weights_;
-  scores.scores = scores_ + part.row * passes_.stride() + part.first_block * kCacheBlock;
-  scores.keys = spec_.cache;
-  scores.scratch = scratch_ + thread * scratch_size_;
+  scores.keys = means;
+  scores.blocks = gathered_blocks();
+  scores.scratch = scratch;
   scores.heads = spec_.heads;
-  scores.dim = spec_.dim;
-  scores.stride = stride();
+  scores.dim = scores.stride = spec_.dim;
   scores.format = attention_.cache_format;
-  level_.score_keys(scores);
+  const int64_t num_pools = (part.position + 1) / spec_.pool, end = part.first_block + part.num_blocks;
+  for (int64_t block = part.first_block; block < end; block += kMeanBlocks) {
+    const int64_t first = block * kCacheBlock, last = std::min(first + kMeanBlocks * kCacheBlock, num_pools);
+    if (attention_.cache_format == Format::kFloat32) {
+      gather_means(*part.sequence, first, last, means);
+    } else {
+      gather_means(*part.sequence, first, last, reinterpret_cast<uint16_t*>(means));
+    }
+    scores.scores = scores_ + part.row * passes_.stride() + first;
+    scores.num_blocks = divide_up(last - first, kCacheBlock);
+    level_.score_keys(scores);
+  }
 }
 
 void PoolIndexerStep::choose(int64_t row, int thread) const {
@@ -194,7 +204,7 @@ void PoolIndexerStep::choose(int64_t row, int thread) const {
   const int64_t pool = spec_.pool, num_pools = (position + 1) / pool;
   Scored* scored = scored_ + thread * most_pools_;
   const float* scores = scores_ + row * passes_.stride();
-  for (int64_t i = 0; i < num_pools; ++i) scored[i] = {scores[(i + 1) * pool - 1], static_cast<int32_t>(i)};
+  for (int64_t i = 0; i < num_pools; ++i) scored[i] = {scores[i], static_cast<int32_t>(i)};
   choose_best(scored, num_pools, spec_.top_k);
   std::sort(scored, scored + spec_.top_k, [](const Scored& one, const Scored& other) { return one.position < other.position; });
   int32_t* to = chosen_ + token * most_chosen(spec_);
@@ -219,8 +229,14 @@ void PoolIndexerStep::gather(const Attention& attention, const int32_t* blocks, 
     for (size = 1; size < most && positions[place + size] == position + size;) ++size;
     const Number* from = static_cast<const Number*>(attention.keys) + block * kCacheBlock * dim + own;
     Number* to = keys + place / kCacheBlock * kCacheBlock * dim + place % kCacheBlock;
-    for (int64_t d = 0; d < dim; ++d, from += kCacheBlock, to += kCacheBlock) {
-      for (int64_t i = 0; i < size; ++i) to[i] = from[i];
+    switch (size) {
+      case kCacheBlock: std::copy_n(from, kCacheBlock * dim, to); break;
+      case 8: copy_columns<8>(from, dim, to); break;
+      case 4: copy_columns<4>(from, dim, to); break;
+      default:
+        for (int64_t d = 0; d < dim; ++d, from += kCacheBlock, to += kCacheBlock) {
+          for (int64_t i = 0; i < size; ++i) to[i] = from[i];
+        }
     }
     const Number* rows = static_cast<const Number*>(attention.values) + (block * kCacheBlock + own) * dim;
     std::copy_n(rows, size * dim, values + place * dim);

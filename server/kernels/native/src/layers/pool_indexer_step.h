@@ -37,8 +37,9 @@ class PoolIndexerStep final : public KeyChoice {
   int64_t query_size() const { return spec_.heads * spec_.dim; }
   int64_t width() const { return query_size() + spec_.dim; }
   int64_t num_chosen(int64_t position) const { return spec_.top_k * spec_.pool + (position + 1) % spec_.pool; }
-  char* cached(const StepSequence& sequence, int64_t position) const;
-  void write(const StepSequence& sequence, int64_t position, int64_t first, const float* numbers, int64_t count) const;
+  char* cached(const StepSequence& sequence, int64_t position) const;  // its row
+  template <typename Number>
+  void gather_means(const StepSequence& sequence, int64_t first, int64_t last, Number* to) const;
   void rotate(float* x, const float* cosines, const float* sines) const;
   template <typename Number>
   void gather(const Attention& attention, const int32_t* blocks, const int32_t* positions, int64_t count, Number* keys,
@@ -57,7 +58,7 @@ class PoolIndexerStep final : public KeyChoice {
   float* means_ = nullptr;    // of threads
   float* scores_ = nullptr;   // (rows of the pass, stride)
   float* weights_ = nullptr;  // (heads), ones
-  float* scratch_ = nullptr;  // of threads
+  float* scratch_ = nullptr;  // of threads, and means of some pools in blocks
   Scored* scored_ = nullptr;  // of threads
   int32_t* chosen_ = nullptr;
   char* gathered_ = nullptr;  // of threads: the keys of a part, and their values

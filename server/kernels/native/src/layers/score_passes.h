@@ -12,7 +12,7 @@ namespace greenroom {
 
 class ScorePasses {
  public:
-  // A token of a pass, and some blocks of the cache; none if it sees none of them.
+  // A token of a pass, and some blocks of keys; none if it sees none of them.
   struct Tile {
     const StepSequence* sequence;
     int64_t row;    // in the pass
@@ -22,10 +22,12 @@ class ScorePasses {
     int64_t num_blocks;
   };
 
-  // `most_keys` are those that a token sees, and `heads` those with scores of their own.
-  void plan(int64_t tokens, int64_t most_keys, int64_t heads = 1) {
+  // `most_keys` are those that a token sees, and `heads` those with scores of their own. `pool` tokens have a key, if there are
+  // as many.
+  void plan(int64_t tokens, int64_t most_keys, int64_t heads = 1, int64_t pool = 1) {
     tokens_ = tokens;
-    stride_ = round_up(most_keys, kCacheBlock);
+    pool_ = pool;
+    stride_ = round_up(most_keys / pool, kCacheBlock);
     const int64_t least = divide_up(kLeastScored, heads), most = kIsTight ? least : std::max(least, kMostRows);
     most_rows_ = std::min(tokens, std::clamp(kPassScores / (stride_ * heads), least, most));
     spans_ = divide_up(stride_ / kCacheBlock, kSpanOfBlocks);
@@ -48,7 +50,7 @@ class ScorePasses {
   Tile tile_of(const StepCall& step, int64_t tile) const {
     const int64_t row = tile / spans_, token = token_of(row), first_block = tile % spans_ * kSpanOfBlocks;
     const StepSequence& sequence = sequence_of(step, token);
-    const int64_t position = position_of(sequence, token), blocks = position / kCacheBlock + 1;
+    const int64_t position = position_of(sequence, token), blocks = divide_up((position + 1) / pool_, kCacheBlock);
     return {&sequence, row, token, position, first_block, std::min(kSpanOfBlocks, blocks - first_block)};
   }
 
@@ -67,7 +69,7 @@ class ScorePasses {
   static constexpr int64_t kMostRows = 256;
   static constexpr int64_t kSpanOfBlocks = 64;  // of a tile
 
-  int64_t tokens_ = 0, stride_ = 0, most_rows_ = 0, spans_ = 0;
+  int64_t tokens_ = 0, pool_ = 1, stride_ = 0, most_rows_ = 0, spans_ = 0;
   int64_t first_ = 0, rows_ = 0;  // of the pass
 };
 
