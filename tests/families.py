@@ -108,6 +108,26 @@ MINIMAX_M3 = {
     "index_topk_blocks": 2,
 }
 
+INKLING = {
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_head_dim": 8,
+    "sliding_window_size": 6,
+    "d_rel": 4,
+    "rel_extent": 20,
+    "n_shared_experts": 2,
+    "log_scaling_n_floor": 8,
+}
+INKLING_LOOP = INKLING | {
+    "n_layers_per_attn_res_block": 1,
+    "loop_layer_index_start": 1,
+    "loop_layer_index_end": 2,
+    "loop_num_passes": 2,
+    "loop_gate_rank": 8,
+}
+
 RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
@@ -212,12 +232,14 @@ FAMILIES = {  # by the model type of its text
     "hy_v3": Family(),
     "hy_v4": Family(LATENT),
     "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)})),
-    "inkling2": Family(by_sequence=RELATIVE),
-    "inkling2_loop": Family(by_sequence=RELATIVE),
-    "inkling2_loop_text": Family(by_sequence=RELATIVE),
-    "inkling2_text": Family(by_sequence=RELATIVE),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12, "patch_size": 2}}, by_sequence=RELATIVE),
-    "inkling_text": Family(by_sequence=RELATIVE),
+    "inkling2": Family(_text(INKLING), by_sequence=RELATIVE),
+    "inkling2_loop": Family(_text(INKLING_LOOP), by_sequence=RELATIVE),
+    "inkling2_loop_text": Family(INKLING_LOOP, by_sequence=RELATIVE),
+    "inkling2_text": Family(INKLING, by_sequence=RELATIVE),
+    "inkling_mm_model": Family(
+        {"vision_config": {"num_hidden_layers": 12, "patch_size": 2}, "text_config": INKLING}, by_sequence=RELATIVE
+    ),
+    "inkling_text": Family(INKLING, by_sequence=RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),

@@ -50,11 +50,12 @@ sequences use the frequencies for long ones, as in vLLM: long sequences give tra
 those of the beginning of a long text.
 
 *Sequence by sequence* means: experts, MLPs, norms and the head run on the rows of all sequences, and each attention
-module is called for one sequence after the other, as transformers has it. What it keeps of a token lies in the blocks
-of the KV cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is
-kept of a token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the
-last token that it is made of, so that a step compresses only what is new; on [native layers](#native-decoder-layers)
-its sequences are attended together.
+module is called for one sequence after the other, as transformers has it, or once for the new tokens of all sequences
+that have one each, if a trial shows that it can (Inkling 2). What it keeps of a token lies in the blocks of the KV
+cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is kept of a
+token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the last token
+that it is made of, so that a step compresses only what is new; on [native layers](#native-decoder-layers) its sequences
+are attended together.
 
 The index of DeepSeek-V4 scores a compressed key by a sum of what is positive of its heads' products, so that several
 keys of a text may have the score 0. Where these are on the border of what is chosen, transformers' choice changes with
@@ -255,9 +256,10 @@ The table is what a trial of the config that the tests take finds in float32. Si
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
 this section alone. All families of the table share steps; the third column tells what attention computes at once.
 
-What the kernels lack for the others: biases by relative positions (Inkling), attention to a prompt and a window behind
-it (Unlimited-OCR), experts of queries (JetMoE), convolutions of queries and keys, and routers that take rows of the
-layer before (ZAYA), gates of the residual stream, and experts narrower than it whose results are normed (Muse Spark).
+What the kernels lack for the others: convolutions with weights of each token, limits of the norms of heads, and
+attention to the sums of earlier layers (Inkling 2), attention to a prompt and a window behind it (Unlimited-OCR),
+experts of queries (JetMoE), convolutions of queries and keys, and routers that take rows of the layer before (ZAYA),
+gates of the residual stream, and experts narrower than it whose results are normed (Muse Spark).
 
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |

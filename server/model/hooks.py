@@ -33,6 +33,7 @@ class AttentionOptions:
     is_chunked: bool = False  # the window is a fixed chunk instead of a sliding one (``window.oldest_seen``)
     sinks: torch.Tensor | None = None  # (heads,) a logit per head that takes weight and has no value (gpt-oss)
     softcap: float | None = None
+    bias: torch.Tensor | None = None  # (heads, tokens, keys), added to scores; of a complete sequence
     chosen: Any = None  # (tokens, k) positions that an indexer chose for each token, or a ``KeyChoice``; None for all
 
 
@@ -107,6 +108,7 @@ def attention_function(
         is_chunked=kwargs.get("is_chunked", False),
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
+        bias=None if kwargs.get("position_bias") is None else kwargs["position_bias"][0],
         chosen=_chosen(kwargs, attention_mask),
     )
     output = current_hooks().attend(module.layer_idx, query[0], key[0], value[0], options)

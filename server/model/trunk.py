@@ -31,6 +31,7 @@ from server.model.experts.cost_attribution import RowOwners, attribute_costs, la
 from server.model.experts.hits_first import ChoiceReader
 from server.model.experts.host_compute import HostCompute, MissCompute, MissPlacement
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
+from server.model.experts.router import changeable
 from server.model.experts.step_experts import StepExperts
 from server.model.experts.step_record import StepRouting
 from server.model.experts.step_variants import StepVariants, has_variants
@@ -146,9 +147,10 @@ class Trunk(ResidentModel):
         is_plain = special is None and not is_deterministic and not probe.choosing
         if has_waitless and is_gpu(self.device) and is_plain:
             self._graphs = StepGraphs(self._pool, self.device, self._run_on_device)
-        self.routers = find_routers(model, layers, probe.routed)
+        routers = find_routers(model, layers, probe.routed)
+        self.routers = changeable(routers)
         self._router_layers = find_routers_with_products(model, self.routers, first.router_calls, len(first.tokens))
-        self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
+        self.gates = find_next_layer_gates(routers, layers, probe.routed)
 
     def place_misses(self, mode: MissCompute, kernels: Kernels) -> None:
         """Let the CPU compute missed experts in steps of decodes.

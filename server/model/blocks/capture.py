@@ -30,8 +30,8 @@ from server.model.experts.replacements.longcat import without_identities
 from server.model.forward import Forward
 from server.model.hooks import AttentionOptions, use_hooks
 from server.model.recurrent.recurrent_modules import ModuleCall
-from server.model.recurrent.states import RecurrentCache
-from server.model.transformers_hooks.batching_checks import COMPRESSED, find_special_layers
+from server.model.recurrent.states import RecurrentCache, UnsupportedCacheError
+from server.model.transformers_hooks.batching_checks import COMPRESSED, RELATIVE, find_special_layers
 from server.model.transformers_hooks.probe import Probe
 
 ROPE_KIND = "rope_layer_type"  # attribute of an attention: which of several cosines and sines it takes
@@ -148,14 +148,30 @@ class Capture:
     rotaries: Sequence[RotaryCall]
 
 
-class _IndexedCache(RecurrentCache):
-    """The cache of a model that also asks it for its layers, around its modules."""
+class _PassCache(RecurrentCache):
+    """A cache for tokens behind others that nobody has seen, which a model may ask for its layers around its modules.
+
+    Args:
+        first: position of the first token.
+    """
 
     is_sliding: Sequence[bool] = ()
+
+    def __init__(self, first: int):
+        super().__init__()
+        self._first = first
 
     @property
     def layers(self) -> LayerStandIns:
         return LayerStandIns()
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        del layer_idx
+        return self._first
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        del layer_idx
+        return query_length, self._first
 
 
 class _RankedScores(TorchFunctionMode):
@@ -340,12 +356,12 @@ def capture(
 
     hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
     hooks += [hook for layer in decoder_layers(text_body(model)) or () for hook in layers.add_to(layer)]
-    cache = RecurrentCache() if keeps_states else None
+    cache = _PassCache(first) if keeps_states else None
     masks: Callable[[PreTrainedModel], AbstractContextManager[None]] = probe_masks
-    if find_special_layers(model) == COMPRESSED:
+    if find_special_layers(model) in (COMPRESSED, RELATIVE):
         masks = probe_sequence_masks
     elif any(find_pool_indexer(module) is not None for module in model.modules()):
-        cache, masks = _IndexedCache(), probe_chosen_masks
+        cache, masks = _PassCache(first), probe_chosen_masks
     try:
         with (
             torch.inference_mode(),
@@ -358,6 +374,8 @@ def capture(
             _RankedScores(probe),
         ):
             logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)), cache)
+    except UnsupportedCacheError as error:
+        raise UnsupportedLayerError(str(error)) from error
     except (KeyError, IndexError, TypeError) as error:
         raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error
     finally:

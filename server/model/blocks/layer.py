@@ -9,6 +9,7 @@ from typing import Any
 from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate, StreamMix
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import MixerKind
+from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.kept_tensors import KeptTensors
@@ -16,9 +17,11 @@ from server.model.blocks.linears import Linear, matrix_of
 from server.model.blocks.mixer import Mixer
 from server.model.blocks.ngrams import NativeNgrams, NgramParts
 from server.model.blocks.norms import Norm
+from server.model.blocks.residual_convolution import NativeConvolution, ResidualConvolution
 from server.model.blocks.streams import StreamMixParts
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
+from server.model.recurrent.states import StateCache, StateShapes
 
 
 class NativeLayer:
@@ -38,6 +41,7 @@ class NativeLayer:
         self.ngrams: NativeNgrams | None = None  # added before the mixer
         self._gates: list[NormGate] = []
         self._mixes: list[StreamMix] = []
+        self._convolutions: list[NativeConvolution] = []
         self.kept = KeptTensors()  # whose memory the spec refers to
         self._linears: dict[Any, NativeTarget] = {}
 
@@ -55,6 +59,21 @@ class NativeLayer:
     def linears(self) -> Mapping[Any, NativeTarget]:
         """The places that adapters may add to, by module."""
         return self._linears | self.mixer.linears
+
+    @property
+    def states(self) -> StateShapes:
+        """The states of one sequence."""
+        own = {key: shape for each in self._convolutions for key, shape in each.states.items()}
+        of_ngrams = {} if self.ngrams is None else self.ngrams.states
+        return {**self.mixer.states, **of_ngrams, **own}
+
+    def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
+        """Set the addresses of keys, values and states in the specs of the layer's parts."""
+        self.mixer.bind(kv_cache, states)
+        if self.ngrams is not None:
+            self.ngrams.bind(states)
+        for convolution in self._convolutions:
+            convolution.bind(states)
 
     @property
     def mixture(self) -> Mixture:
@@ -87,6 +106,17 @@ class NativeLayer:
         """Return the address of what describes how the rows of the residual stream are mixed."""
         self._mixes.append(parts.build(self.kept))
         return addressof(self._mixes[-1])
+
+    def convolution(self, parts: ResidualConvolution | None, number: int) -> int | None:
+        """Return the address of what describes a convolution of results; None if there is none.
+
+        Args:
+            number: among the convolutions of the layer.
+        """
+        if parts is None:
+            return None
+        self._convolutions.append(NativeConvolution(parts, number))
+        return self._convolutions[-1].address
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

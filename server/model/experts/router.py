@@ -18,6 +18,7 @@ SCORINGS: tuple[Scoring, ...] = (
     lambda logits: F.softplus(logits).sqrt(),
 )
 
+SHARED = "n_shared_experts"  # attribute of a router
 LEAST_AGREEMENT = 0.5  # share of the model's own choices that a router must find to be worth applying ahead
 
 
@@ -25,12 +26,13 @@ LEAST_AGREEMENT = 0.5  # share of the model's own choices that a router must fin
 class RouterWeights:
     """The linear part of a router."""
 
-    weight: torch.Tensor  # (experts, hidden)
+    weight: torch.Tensor  # (experts, hidden); rows of shared experts follow
     bias: torch.Tensor | None  # (experts,)
     correction: torch.Tensor | None  # (experts,), added to the scores to balance the experts' load
     scoring: Scoring
     names: Mapping[str, str] = field(default_factory=dict)  # of ``weight``, ``bias`` and ``correction`` in the model
     top_k: int = 0  # experts that a token chooses
+    num_shared: int = 0  # rows whose scores only weight experts that every token runs through
 
     @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
@@ -39,6 +41,7 @@ class RouterWeights:
         Routers that admit only the best groups of experts are applied without their groups.
         """
         scores = F.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)  # (tokens, experts)
+        scores = scores[:, : scores.shape[1] - self.num_shared]
         if self.correction is not None:
             scores = self.scoring(scores.float()) + self.correction
         return scores.topk(k, dim=-1).indices
@@ -59,6 +62,11 @@ class RouterSample:
 
     hidden_states: torch.Tensor  # (tokens, hidden)
     top_k_index: torch.Tensor  # (tokens, k)
+
+
+def changeable(routers: Mapping[int, RouterWeights]) -> dict[int, RouterWeights]:
+    """Return the routers that variants may change, by layer: those whose rows are all of experts."""
+    return {layer: router for layer, router in routers.items() if not router.num_shared}
 
 
 def find_router(model: nn.Module, name: str, sample: RouterSample, num_identities: int = 0) -> RouterWeights | None:
@@ -86,10 +94,19 @@ def find_router(model: nn.Module, name: str, sample: RouterSample, num_identitie
             for path, tensor in [*owner.named_parameters(), *owner.named_buffers()]
             if id(tensor) not in inside
         }
-        weights = [path for path, tensor in tensors.items() if tuple(tensor.shape) == (num_experts, hidden)]
+        weights = [
+            path
+            for path, tensor in tensors.items()
+            if tuple(tensor.shape) in {(num_experts + more, hidden) for more in (0, _num_shared(owner, path))}
+        ]
         if len(weights) == 1:
             return _router(weights[0], tensors, num_experts, sample, owner_name)
     return None
+
+
+def _num_shared(owner: nn.Module, path: str) -> int:
+    """Return how many experts the module of a tensor weights that every token runs through."""
+    return int(getattr(owner.get_submodule(path.rpartition(".")[0]), SHARED, None) or 0)
 
 
 def _router(
@@ -107,8 +124,9 @@ def _router(
     found = {role: tensors[path] for role, path in paths.items()}
     correction = found["correction"].detach().flatten() if "correction" in found else None
     names = {role: f"{owner}.{path}" for role, path in paths.items()}
+    top_k, num_shared = sample.top_k_index.shape[-1], len(found["weight"]) - num_experts
     routers = [
-        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, sample.top_k_index.shape[-1])
+        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, top_k, num_shared)
         for scoring in SCORINGS
     ]
     best = max(routers, key=lambda router: _agreement(router, sample))

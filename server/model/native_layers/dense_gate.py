@@ -51,6 +51,8 @@ class DenseGate:
                 setattr(module, name, nn.Identity() if child is dense.down else _Given(stands[child]))
             with torch.inference_mode():
                 result: torch.Tensor = module(gate_up.new_empty((1, 1)))
+            if dense.factor is not None:
+                result = result / dense.factor
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):  # a forward of another kind
             result = self.act_fn(gate) * up
         finally:

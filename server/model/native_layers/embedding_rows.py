@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import plain_matrix
+from server.kernels.native.structures.layers import LayerSpec
+from server.model.blocks.kept_tensors import KeptTensors
+from server.model.blocks.norms import Norm, norm_of
 from server.model.blocks.workspace import Workspace
 from server.model.quantised.embedding import QuantisedEmbedding
 
@@ -19,10 +23,13 @@ class EmbeddingRows:
     Args:
         module: the embedding.
         scale: of its rows.
+        norm: of its rows, before the scale; None if it has none.
     """
 
-    def __init__(self, kernels: Kernels, module: Any, scale: float):
+    def __init__(self, kernels: Kernels, module: Any, scale: float, norm: Norm | None = None):
         self._kernels, self._module, self._scale = kernels, module, scale
+        self._kept = KeptTensors()
+        self._norm = None if norm is None else LayerSpec(input_norm=self._kept.norm(norm))
         self._is_quantised = isinstance(module, QuantisedEmbedding)
         self._table = module.table.matrix if self._is_quantised else plain_matrix(module.weight.detach())
 
@@ -36,5 +43,19 @@ class EmbeddingRows:
             rows = torch.tensor(token_ids)
             found = self._module.table.rows_at(rows) if self._is_quantised else self._module.weight[rows].float()
             workspace.hidden[:] = found.numpy(force=True)
+        if self._norm is not None:
+            self._kernels.norm_input(self._norm, call)
+            workspace.hidden[:] = workspace.normed
         if self._scale != 1.0:
             workspace.hidden[:] *= self._scale
+
+
+def norm_of_rows(embedding: nn.Module, size: int) -> Norm | None:
+    """Return the norm within an embedding, which its rows pass through; None if it has none.
+
+    Args:
+        embedding: of a model.
+        size: of its rows.
+    """
+    norms = [norm for child in embedding.children() if (norm := norm_of(child, size)) is not None]
+    return norms[0] if len(norms) == 1 else None

@@ -93,7 +93,9 @@ class ExpertResults:
         owner: NativeLayer | None = None,
         owner_call: LayerCapture | None = None,
     ) -> float:
-        """Return the factor of the sum of experts that return their input; 1 if a norm or several rows a token follow.
+        """Return the factor of the sum of experts that return their input.
+
+        It is 1 if a norm, a convolution or several rows a token follow.
 
         Args:
             layer: adds the sum.
@@ -101,7 +103,8 @@ class ExpertResults:
             owner: the layer of the experts, and a call of it, if that is another one.
         """
         owner, owner_call = owner or layer, owner_call or captured
-        if owner.spec.output_norm.kind or owner.mixture.output_norm.kind or captured.num_streams:
+        has_norm = owner.spec.output_norm.kind or owner.mixture.output_norm.kind
+        if has_norm or owner.spec.inner_convolution or captured.num_streams:
             return 1.0
         self._trial.run(layer, captured)
         wanted = captured.output - torch.from_numpy(self._trial.workspace.residual)

@@ -46,9 +46,12 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     matrix = matrix_of(head)
     if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or (norm and len(norm.weight) != size):
         raise UnsupportedLayerError("its head does not fit its hidden states")
+    num_logits = captured.logits.shape[1]
+    if num_logits > matrix.outputs:
+        raise UnsupportedLayerError(f"its head gives {num_logits} logits")
     rows = np.arange(count, dtype=np.int32)
     logits, normed = (
-        np.empty((count, head.out_features), dtype=np.float32),
+        np.empty((count, num_logits), dtype=np.float32),
         np.empty((count, size), dtype=np.float32),
     )
     call = HeadCall(
@@ -63,6 +66,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
         num_rows=count,
         num_logits=count,
         hidden_size=size,
+        vocabulary=num_logits,
         scale=1.0,
         is_exact=1,
     )
@@ -78,11 +82,16 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     return call, keeps
 
 
-def cap_logits(outputs: torch.Tensor, head: HeadCall) -> torch.Tensor:
-    """Return logits for the outputs of a head's matrix, as the kernels compute them."""
-    logits = outputs * head.scale
-    cap = float(head.softcap)
-    return torch.tanh(logits / cap) * cap if cap else logits
+def cap_logits(outputs: torch.Tensor, head: HeadCall) -> list[torch.Tensor]:
+    """Return logits for the outputs of a head's module, as the kernels compute them.
+
+    There are two, as the factor that the kernels multiply logits by may be one of the module's input.
+    """
+    cap, found = float(head.softcap), []
+    for scale in (head.scale, 1.0):
+        logits = outputs[..., : head.vocabulary] * scale
+        found.append(torch.tanh(logits / cap) * cap if cap else logits)
+    return found
 
 
 def _final_norm(body: nn.Module, *, is_needed: bool) -> Norm | None:

@@ -11,6 +11,7 @@ from server.model.blocks.capture import ChildCall, LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.residual_convolution import ResidualConvolution
 from server.model.blocks.streams import find_streams
 from server.model.native_layers.residuals import ResidualRows
 
@@ -27,6 +28,7 @@ class Places:
     experts_norm: Norm | None
     dense_norm: Norm | None
     output_norm: Norm | None
+    output_convolution: ResidualConvolution | None  # of the results
     is_parallel: bool
 
     @property
@@ -54,6 +56,7 @@ class LayerCalls:
         self._mixer = found
         self._norms: list[tuple[ChildCall, Norm]] = []
         self._others: list[ChildCall] = []
+        self._convolutions: list[tuple[ChildCall, ResidualConvolution]] = []
         streams = {parts.module for parts in find_streams(captured)}
         self.ngrams: list[NgramParts] = []  # what is added to the residual stream before the mixer
         for each in captured.calls:
@@ -68,14 +71,24 @@ class LayerCalls:
             if norm is not None:
                 self._norms.append((each, norm))
             elif each.module is not mixer:
-                self._others.append(each)
+                convolution = ResidualConvolution.find(each.module)
+                if convolution is None:
+                    self._others.append(each)
+                else:
+                    self._convolutions.append((each, convolution))
         self.input_norm = None if found is None else self._before(found)
         self.mixer_norm = None if found is None else self._after(found)
+        self.mixer_convolution = None if found is None else self._convolution_of(found)
 
     @property
     def norms(self) -> list[Norm]:
         """The norms among the layer's children."""
         return [norm for _, norm in self._norms]
+
+    @property
+    def convolutions(self) -> list[ResidualConvolution]:
+        """The convolutions among the layer's children."""
+        return [convolution for _, convolution in self._convolutions]
 
     def place_parts(self, experts: nn.Module | None) -> Places:
         """Return the places of the other parts.
@@ -110,6 +123,9 @@ class LayerCalls:
             raise UnsupportedLayerError(f"its layers have {len(self._norms)} norms, some of them in unknown places")
         if len(parts) == 1:
             norms = [None]
+        convolution = self._convolution_of(parts[0]) if len(parts) == 1 else None
+        if len(self._convolutions) > sum(each is not None for each in (self.mixer_convolution, convolution)):
+            raise UnsupportedLayerError("its layers have convolutions in unknown places")
         by_part = dict(zip(map(id, parts), norms, strict=True))
         return Places(
             experts=holder,
@@ -120,6 +136,7 @@ class LayerCalls:
             experts_norm=by_part.get(id(holder)),
             dense_norm=by_part.get(id(dense)),
             output_norm=output_norm,
+            output_convolution=convolution,
             is_parallel=is_parallel,
         )
 
@@ -132,7 +149,9 @@ class LayerCalls:
         if self._mixer is None or self.input_norm is None or self.mixer_norm is not None or inner is None:
             return None
         call = next(each for each, norm in self._norms if norm is inner)
-        return ResidualRows(self._mixer.given, self._mixer.output, call.given, call.output)
+        mixed = next((each.output for each, own in self._convolutions if own is self.mixer_convolution), None)
+        mixed = self._mixer.output if mixed is None else mixed
+        return ResidualRows(self._mixer.given, mixed, call.given, call.output)
 
     def _before(self, call: ChildCall, known: Norm | None = None) -> Norm | None:
         """Return the norm whose output a module takes; of several with the same output, another than the known one."""
@@ -142,6 +161,10 @@ class LayerCalls:
     def _after(self, call: ChildCall) -> Norm | None:
         """Return the norm that takes a module's output."""
         return next((norm for each, norm in self._norms if self._is_same(each.given, call.output)), None)
+
+    def _convolution_of(self, call: ChildCall) -> ResidualConvolution | None:
+        """Return the convolution that takes a module's output."""
+        return next((found for each, found in self._convolutions if self._is_same(each.given, call.output)), None)
 
     @staticmethod
     def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -79,7 +79,7 @@ class NativeModel:
         self._variant_sets = VariantSets([layer for layer in (*layers, *image_layers) if layer.experts is not None])
         self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
         self._no_states = torch.from_numpy(self._normed)
-        self._logits = HostLogits.empty(0, head.matrix.outputs)  # of the last step
+        self._logits = HostLogits.empty(0, head.vocabulary)  # of the last step
         self._own_references = self._logits_references()
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
@@ -112,9 +112,7 @@ class NativeModel:
         Args:
             probed: those that the modules of all mixers keep.
         """
-        kept = [layer.mixer.states for layer in self._layers]
-        kept += [layer.ngrams.states for layer in self._layers if layer.ngrams is not None]
-        own = {key: shape for states in kept for key, shape in states.items()}
+        own = {key: shape for layer in self._layers for key, shape in layer.states.items()}
         inside = {key.layer for key in own}
         return {key: shape for key, shape in probed.items() if key.layer not in inside} | own
 
@@ -204,7 +202,7 @@ class NativeModel:
     def _logits_of(self, num_rows: int) -> HostLogits:
         """Return logits for the head to write: those of the last step, if there are as many and nobody has them."""
         if len(self._logits.rows) != num_rows or self._logits_references() > self._own_references:
-            self._logits = HostLogits.empty(num_rows, self._head.matrix.outputs)
+            self._logits = HostLogits.empty(num_rows, self._head.vocabulary)
             self._own_references = self._logits_references()  # Python versions count those of a call differently
             self._head.logits = self._logits.address
         return self._logits
@@ -219,9 +217,7 @@ class NativeModel:
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip((*self._layers, *self._image_layers), self._sequence.specs, strict=True):
-            layer.mixer.bind(kv_cache, states)
-            if layer.ngrams is not None:
-                layer.ngrams.bind(states)
+            layer.bind(kv_cache, states)
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:

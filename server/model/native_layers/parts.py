@@ -18,10 +18,12 @@ from server.model.blocks.mixer import MixerParts
 from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.no_mixer.parts import NoMixerParts
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.residual_convolution import ResidualConvolution
 from server.model.blocks.streams import StreamMixParts, find_streams
 from server.model.blocks.table import MIXERS
 from server.model.native_layers.layer_calls import LayerCalls, Places
 from server.model.native_layers.residuals import ResidualRows
+from server.model.native_layers.shared_experts import SharedExperts
 
 DENSE_NAMES = (  # gate, up and down; where there are two, the first may be both gate and up
     ("gate_proj", "up_proj", "down_proj"),
@@ -34,6 +36,7 @@ ACTIVATIONS = ("act_fn", "activation_fn", "activation")
 COMBINATION = "shared_expert_combination_strategy"  # attribute: of experts and the shared one
 WEIGHTING = "shared_expert_gate"
 SCALE = "layer_scalar"
+FACTOR = "global_scale"  # parameter: factor of an MLP's result
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Dense:
     input_norm: Norm | None = None  # of the hidden states, if it is not the layer's
     output_norm: Norm | None = None
     scale: float = 1.0  # factor of the result
+    factor: nn.Parameter | None = None  # the module's own part of it
 
     @property
     def has_gate(self) -> bool:
@@ -83,6 +87,9 @@ class Parts:
     scale: torch.Tensor | None  # of the hidden states after the layer
     residual_rows: ResidualRows | None
     images: ImageParts | None
+    shared: SharedExperts | None = None  # experts beside the others that the router weights, too
+    mixer_convolution: ResidualConvolution | None = None  # of the mixer's results
+    output_convolution: ResidualConvolution | None = None  # of those of the feed-forward part
     streams: Sequence[StreamMixParts] = ()  # what mixes the rows of the residual stream, where it has several a token
     ngrams: NgramParts | None = None  # what is added to these before the mixer
 
@@ -117,6 +124,11 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
     images = _images(places, experts, others)
     if images is not None:
         inside |= {id(value) for value in images.block.parameters()}
+    shared = None
+    if experts is not None and places.experts is not None:
+        shared = SharedExperts.find(places.experts.module, experts)
+    inside |= {id(value) for part in (shared,) if part is not None for value in part.parameters()}
+    inside |= {id(value) for part in calls.convolutions for value in part.module.parameters()}
     router = None
     if places.router is not None:
         router = places.router.module
@@ -145,6 +157,9 @@ def find_parts(layer: nn.Module, captured: LayerCapture, recurrent: Collection[n
         next((value.detach() for name, value in layer.named_buffers(recurse=False) if name == SCALE), None),
         None if streams else calls.residual_rows(places.input_norm),
         images,
+        shared,
+        calls.mixer_convolution,
+        places.output_convolution,
         streams,
         calls.ngrams[0] if calls.ngrams else None,
     )
@@ -202,7 +217,10 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     weighting = next((getattr(block, WEIGHTING) for block in blocks if hasattr(block, WEIGHTING)), None)
     norms = places.dense_input_norm, places.dense_norm
     averages = [getattr(block, COMBINATION, None) == "average" for block in blocks]
-    return Dense(module, gate, up[0] if up else None, down, act_fn, weighting, *norms, 0.5 if any(averages) else 1.0)
+    scale, factor = 0.5 if any(averages) else 1.0, getattr(module, FACTOR, None)
+    if factor is not None:
+        scale *= float(factor)
+    return Dense(module, gate, up[0] if up else None, down, act_fn, weighting, *norms, scale, factor)
 
 
 def _images(places: Places, experts: nn.Module | None, others: Sequence[nn.Module]) -> ImageParts | None:
@@ -250,3 +268,5 @@ def _known(norms: Iterable[Norm], mixer: nn.Module | None, dense: Dense | None) 
     for module in modules:
         if module is not None:
             yield from module.parameters()
+    if dense is not None and dense.factor is not None:
+        yield dense.factor

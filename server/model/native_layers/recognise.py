@@ -29,7 +29,7 @@ from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
 from server.model.native_layers.adapters import NativeAdapters
-from server.model.native_layers.embedding_rows import EmbeddingRows
+from server.model.native_layers.embedding_rows import EmbeddingRows, norm_of_rows
 from server.model.native_layers.expert_results import ExpertResults
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.hash_router import HashRouter, find_hash_router
@@ -147,7 +147,8 @@ class _Finder:
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
         for layer, experts in images.items():
-            self._fit_router(layer, experts.parts, experts.captured)
+            self._find_router_kind(layer, experts.parts, experts.captured)
+            self._check_router(layer, experts.parts, experts.captured)
             self._trial.check(layer.spec)
             experts.check(layer)
         echoed = capture(self._model, self._forward, self._tokens, keeps_states=keeps_states, echoes=True)
@@ -182,7 +183,7 @@ class _Finder:
             workspace,
             positions=PositionTables(self._positions.kinds),
             query_scales=QueryScales([layer.mixer for layer in layers], self._longest),
-            embedding=EmbeddingRows(self._kernels, self._embeddings, self._embedding_scale(captured)),
+            embedding=self._embedding(captured),
             head=head,
             keeps=keeps,
             adapters=self._adapters(every, names),
@@ -266,10 +267,15 @@ class _Finder:
             raise UnsupportedLayerError(f"its {layer.mixer.name} takes the keys that an indexer chose")
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
-        """Fit the mixer and find the kind of router, and compare what the layer adds with the modules' output."""
+        """Fit the mixer and find the kind of router, and compare what the layer adds with the modules' output.
+
+        The router is found first: it may weight experts that are among what the layer adds.
+        """
+        if layer.experts is not None:
+            self._find_router_kind(layer, parts, captured)
         self._fit_mixer(layer, captured)
         if layer.experts is not None:
-            self._fit_router(layer, parts, captured)
+            self._check_router(layer, parts, captured)
         self._trial.check(layer.spec)
 
     def _fit_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
@@ -291,8 +297,8 @@ class _Finder:
         if not error < tolerance:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
 
-    def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
-        """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
+    def _find_router_kind(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
+        """Find the kind of router by a trial of the modules alone."""
         routing, router, mixture = captured.routing, layer.router, layer.mixture
         assert routing is not None
         assert router is not None
@@ -305,6 +311,15 @@ class _Finder:
         mixture.router.scale = nearest_named(
             mixture.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype]
         )
+
+    def _check_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
+        """Compare the kernels' choices with the modules'."""
+        routing, router, mixture = captured.routing, layer.router, layer.mixture
+        assert routing is not None
+        assert router is not None
+        correction = None if router.correction is None else router.correction.double()
+        own_router = self._own_routers.get(layer.spec.index)
+        table = self._tables.get(layer.spec.index)
         self._trial.run(layer, captured)
         top_k, tolerance = mixture.router.top_k, TOLERANCES[self._dtype]
         rows = routing.hidden_states
@@ -323,16 +338,20 @@ class _Finder:
         if not choices_agree(int(is_same.sum()), int(is_steady.sum()), self._dtype) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
-    def _embedding_scale(self, captured: Capture) -> float:
-        """Return the factor of embeddings before the first layer."""
+    def _embedding(self, captured: Capture) -> EmbeddingRows:
+        """Find the norm of embeddings before the first layer, and their factor."""
         embedded = embedded_rows(self._embeddings, torch.tensor(self._tokens))
+        norm = norm_of_rows(self._embeddings, embedded.shape[1])
+        if norm is not None:
+            embedded = norm.module(embedded.to(self._dtype)).float()
         given = captured.layers[0].given
         if captured.layers[0].num_streams:
             embedded = embedded.unsqueeze(1).expand_as(given)
         scale = float((embedded * given).sum() / embedded.square().sum())
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")
-        return nearest_named(scale, self._config, ROUNDING[self._dtype])
+        scale = nearest_named(scale, self._config, ROUNDING[self._dtype])
+        return EmbeddingRows(self._kernels, self._embeddings, scale, norm)
 
 
 def _check_choices(layers: Sequence[NativeLayer]) -> None:

@@ -182,13 +182,15 @@ def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Route
         owner: the module that owns the router's parameters; it may define groups.
         is_corrected: values are added to scores for the choice.
     """
-    num_groups, top_groups = groups_of(owner, router.matrix.outputs, router.top_k)
+    num_groups, top_groups = groups_of(owner, router.matrix.outputs - router.num_shared, router.top_k)
     kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST]
     if is_corrected:
         kinds = [RouterKind.SIGMOID, *reversed(kinds), RouterKind.TOP_SIGMOID]
     else:  # the order of logits is that of their sigmoids, but it has no ties where these are 1
         kinds.append(RouterKind.TOP_SIGMOID if num_groups == 1 else RouterKind.SIGMOID)
     kinds.append(RouterKind.SQRT_SOFTPLUS)
+    if router.num_shared:
+        kinds = [RouterKind.SIGMOID]
     jitter = float(getattr(owner, JITTER, 0.0))
     if jitter:
         kinds.append(RouterKind.SPARSE_MIXER)
@@ -295,6 +297,8 @@ def choose(
         scores = logits.sigmoid()
     elif router.kind == RouterKind.SQRT_SOFTPLUS:
         scores = F.softplus(logits).sqrt()
+    num_experts = scores.shape[1] - int(router.num_shared)
+    scores, shared = scores[:, :num_experts], scores[:, num_experts:]
     ranked = scores if correction is None else scores + correction
     if router.num_groups > 1:
         groups = ranked.view(len(ranked), router.num_groups, -1)
@@ -309,7 +313,8 @@ def choose(
         weights = weights.sigmoid()
     if router.kind == RouterKind.TOP_FIRST:
         weights = weights.softmax(1)
-    return chosen, weights / weights.sum(1, keepdim=True) if router.is_normalised else weights
+    total = weights.sum(1, keepdim=True) + shared.sum(1, keepdim=True)
+    return chosen, weights / total if router.is_normalised else weights
 
 
 def _mix_sparsely(scores: torch.Tensor, chosen: torch.Tensor, near: float) -> torch.Tensor:

@@ -24,6 +24,8 @@ from server.model.native_layers.depth_scales import DepthScales
 from server.model.native_layers.own_router import OwnRouter
 from server.model.native_layers.parts import Dense, Parts
 
+MIXER_RESULTS, INNER_RESULTS = 2, 3  # numbers of a layer's convolutions, after those of keys and values
+
 
 def build_layer(
     module: nn.Module,
@@ -56,6 +58,8 @@ def build_layer(
     if parts.streams:
         spec.mixer_streams, spec.inner_streams = map(layer.stream_mix, parts.streams)
     layer.add_ngrams(parts.ngrams)
+    spec.mixer_convolution = layer.convolution(parts.mixer_convolution, MIXER_RESULTS)
+    spec.inner_convolution = layer.convolution(parts.output_convolution, INNER_RESULTS)
     spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)
@@ -112,7 +116,7 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
         outputs, inputs = router.weight.shape  # layer without calling it, so that PEFT's additions do nothing
         layer.add_place(owner, LoraPlace.ROUTER, inputs, outputs)
     num_experts, num_identities = len(layer.experts.keys), getattr(parts.experts, "num_identities", 0)
-    if router.weight.shape[0] != num_experts + num_identities:
+    if router.weight.shape[0] != num_experts + num_identities + router.num_shared:
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
@@ -121,6 +125,12 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
     mixture.scales_input = int(scales_input(parts.experts))
     if shared is not None:
         mixture.shared, mixture.has_shared = shared, 1
+    if parts.shared is not None:
+        if shared is not None or parts.shared.count != router.num_shared:
+            raise UnsupportedLayerError("its shared experts are not those that its router weights")
+        parts.shared.describe(mixture, layer.kept)
+    elif router.num_shared:
+        raise UnsupportedLayerError("its router weights shared experts that were not found")
     own = mixture.router
     own.matrix = Matrix(
         format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=layer.kept.hold(weight)

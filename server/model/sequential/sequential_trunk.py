@@ -23,6 +23,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.chunk_weights import ChosenAdapters
 from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
+from server.model.experts.router import changeable
 from server.model.experts.step_experts import StepExperts
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.hooks import use_hooks
@@ -83,9 +84,10 @@ class SequentialTrunk(ResidentModel):
             self._sequential.is_encoder_decoder,
             hidden_size=self._sequential.hidden_size,
         )
-        self.routers = find_routers(model, layers, seen.routed)
+        routers = find_routers(model, layers, seen.routed)
+        self.routers = changeable(routers)
         self._router_layers = find_routers_with_products(model, self.routers, router_calls, None)
-        self.gates = find_next_layer_gates(self.routers, layers, seen.routed)
+        self.gates = find_next_layer_gates(routers, layers, seen.routed)
 
     def new_states(self, num_slots: int, num_snapshots: int = 0) -> TransformersCaches:
         """Return a place for the caches of running sequences; each is made when its sequence begins."""

@@ -28,7 +28,8 @@ BATCHABLE_LAYER_TYPES = {
 }
 INDEXED_LAYER_TYPES = {"indexed_attention", "minimax_m3_sparse"}
 COMPRESSED = "compressed-attention layers"
-MAY_BE_NATIVE = (COMPRESSED, INDEXED)  # which shows once a model has weights
+RELATIVE = "attention with relative position biases"
+MAY_BE_NATIVE = (COMPRESSED, INDEXED, RELATIVE)  # which shows once a model has weights
 SPECIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
     **dict.fromkeys(INDEXED_LAYER_TYPES, INDEXED),
     "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
@@ -37,8 +38,8 @@ SPECIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_util
 }
 SPECIAL_MODULES = {  # descriptions of such layers, by the name of a module in them
     "indexer": INDEXED,
-    "rel_logits_proj": "attention with relative position biases",
-    "relative_position_bias": "attention with relative position biases",
+    "rel_logits_proj": RELATIVE,
+    "relative_position_bias": RELATIVE,
 }
 INVARIANT = "its results do not depend on other sequences if each runs by itself"
 ENCODER_REASON = "an encoder that reads the whole prompt before a decoder answers it"

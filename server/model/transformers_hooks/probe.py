@@ -135,6 +135,8 @@ def attend_sequence(
         taken = F.pad(torch.zeros_like(seen), (0, 1)).scatter(-1, torch.where(places < 0, seen.shape[-1], places), True)
         seen = seen & taken[..., :-1]
     mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
+    if options.bias is not None:
+        mask = mask + options.bias.view(len(key), -1, *options.bias.shape[1:])
     output, lse = attend_span_reference(
         query[None], key[None], value[None], options.scaling, options.softcap, mask=mask
     )

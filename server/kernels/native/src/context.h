@@ -21,8 +21,10 @@ struct Context {
   Buffer middle;    // results of the experts' first matrix
   Buffer hidden;    // panels of the inputs of their second matrix
   Buffer tables;    // tables of tiles
-  Buffer mixed;     // results of a mixer that a norm follows
+  Buffer mixed;     // results of a part that a norm or a convolution follows
+  Buffer convolved; // the same after the convolution
   Buffer logits;    // logits of routers
+  Buffer shares;    // weights of a router for experts that every token runs through
   Buffer ahead;     // logits of the next layer's router
   Buffer ahead_weights;  // of its choices, which nobody reads
   Buffer sorted;    // choices by expert

@@ -190,7 +190,7 @@ struct Fields<Router> {
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(expert_scales), FIELD(kind), FIELD(top_k), FIELD(num_groups),
       FIELD(top_groups), FIELD(is_normalised), FIELD(scale), FIELD(near), FIELD(is_by_best),
-      FIELD(table), FIELD(table_rows)};
+      FIELD(table), FIELD(table_rows), FIELD(num_shared)};
 };
 
 template <>
@@ -199,11 +199,18 @@ struct Fields<GroupedAttention> {
   static constexpr Field kAll[] = {
       FIELD(query), FIELD(key), FIELD(output), FIELD(value), FIELD(gate), FIELD(query_bias), FIELD(key_bias),
       FIELD(value_bias), FIELD(output_bias), FIELD(gate_bias), FIELD(query_norm), FIELD(key_norm),
-      FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(pools), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(value_norm), FIELD(sinks), FIELD(indexer), FIELD(pools), FIELD(relative), FIELD(key_convolution),
+      FIELD(value_convolution), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
       FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
       FIELD(is_chunked), FIELD(norms_together), FIELD(norms_rotated), FIELD(scales_queries), FIELD(looks_ahead),
       FIELD(has_gates_in_query), FIELD(has_keys_in_query), FIELD(rope), FIELD(group), FIELD(rope_kind), FIELD(gate_kind),
       FIELD(cache_format), FIELD(head_norm_epsilon), FIELD(value_scale), FIELD(scaling), FIELD(softcap), FIELD(clip)};
+};
+
+template <>
+struct Fields<RelativeBiases> {
+  using Type = RelativeBiases;
+  static constexpr Field kAll[] = {FIELD(weights), FIELD(profiles), FIELD(num_profiles), FIELD(extent)};
 };
 
 template <>
@@ -348,7 +355,8 @@ struct Fields<Mixture> {
   using Type = Mixture;
   static constexpr Field kAll[] = {
       FIELD(router), FIELD(experts), FIELD(shared), FIELD(router_norm), FIELD(output_norm), FIELD(num_experts),
-      FIELD(has_shared), FIELD(experts_scale), FIELD(scales_input), FIELD(num_identities), FIELD(is_deferred)};
+      FIELD(has_shared), FIELD(experts_scale), FIELD(scales_input), FIELD(num_identities), FIELD(is_deferred),
+      FIELD(shared_bytes)};
 };
 
 template <>
@@ -386,8 +394,8 @@ struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
       FIELD(input_norm), FIELD(mixer_norm), FIELD(inner_norm), FIELD(output_norm), FIELD(input_gate), FIELD(inner_gate),
-      FIELD(mixer_streams), FIELD(inner_streams), FIELD(ngrams), FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture),
-      FIELD(mixer_kind),
+      FIELD(mixer_streams), FIELD(inner_streams), FIELD(ngrams), FIELD(mixer_convolution), FIELD(inner_convolution),
+      FIELD(mixer), FIELD(feed_forward), FIELD(next_mixture), FIELD(mixer_kind),
       FIELD(feed_forward_kind), FIELD(index), FIELD(is_parallel),
       FIELD(residual_scale), FIELD(output_scale), FIELD(mixer_residual), FIELD(inner_residual),
       FIELD(adds_deferred)};
@@ -428,7 +436,8 @@ struct Fields<HeadCall> {
   using Type = HeadCall;
   static constexpr Field kAll[] = {
       FIELD(matrix), FIELD(bias), FIELD(norm), FIELD(streams), FIELD(hidden), FIELD(rows), FIELD(normed), FIELD(logits),
-      FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(scale), FIELD(softcap), FIELD(is_exact),
+      FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(vocabulary), FIELD(scale), FIELD(softcap),
+      FIELD(is_exact),
       FIELD(lora)};
 };
 
@@ -517,8 +526,8 @@ constexpr Layout kLayouts[] = {
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
     layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
     layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"),
-    layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"), layout<PoolIndexer>("PoolIndexer"),
-    layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
+    layout<RelativeBiases>("RelativeBiases"), layout<HeadScales>("HeadScales"), layout<BlockIndexer>("BlockIndexer"),
+    layout<PoolIndexer>("PoolIndexer"), layout<Indexer>("Indexer"), layout<LatentAttention>("LatentAttention"),
     layout<Compressor>("Compressor"), layout<CompressedAttention>("CompressedAttention"),
     layout<Projections, 3 * (kMostProjections - 1)>("Projections"), layout<Convolution>("Convolution"),
     layout<GatedDeltaNet>("GatedDeltaNet"), layout<KimiDeltaAttention>("KimiDeltaAttention"),

@@ -59,6 +59,7 @@ class Router(Structure):
         ("is_by_best", c_int32),
         ("table", c_void_p),
         ("table_rows", c_int64),
+        ("num_shared", c_int64),
     ]
 
 
@@ -85,6 +86,7 @@ class Mixture(Structure):
         ("scales_input", c_int32),
         ("num_identities", c_int32),
         ("is_deferred", c_int32),
+        ("shared_bytes", c_int64),
     ]
 
 
@@ -132,6 +134,8 @@ class LayerSpec(Structure):
         ("mixer_streams", c_void_p),
         ("inner_streams", c_void_p),
         ("ngrams", c_void_p),
+        ("mixer_convolution", c_void_p),
+        ("inner_convolution", c_void_p),
         ("mixer", c_void_p),
         ("feed_forward", c_void_p),
         ("next_mixture", c_void_p),
@@ -215,6 +219,7 @@ class HeadCall(Structure):
         ("num_rows", c_int64),
         ("num_logits", c_int64),
         ("hidden_size", c_int64),
+        ("vocabulary", c_int64),
         ("scale", c_float),
         ("softcap", c_float),
         ("is_exact", c_int32),

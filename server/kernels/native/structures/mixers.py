@@ -59,6 +59,9 @@ class GroupedAttention(Structure):
         ("sinks", c_void_p),
         ("indexer", c_void_p),
         ("pools", c_void_p),
+        ("relative", c_void_p),
+        ("key_convolution", c_void_p),
+        ("value_convolution", c_void_p),
         ("key_cache", c_void_p),
         ("value_cache", c_void_p),
         ("cache_slots", c_int64),
@@ -87,6 +90,12 @@ class GroupedAttention(Structure):
         ("softcap", c_float),
         ("clip", c_float),
     ]
+
+
+class RelativeBiases(Structure):
+    """Biases of scores by the distance from a token back to a key: sums of profiles with weights of the token."""
+
+    _fields_ = [("weights", Matrix), ("profiles", c_void_p), ("num_profiles", c_int64), ("extent", c_int64)]
 
 
 class HeadScales(Structure):

@@ -18,17 +18,21 @@ from server.model.blocks.grouped_attention.clips import REACHED, clip_of
 from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer, TrialBlockIndexer
 from server.model.blocks.grouped_attention.pool_indexer import NativePoolIndexer, PoolChoice, TrialPoolIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
+from server.model.blocks.grouped_attention.relative_biases import NativeRelativeBiases
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, LayerPlace, MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
+from server.model.blocks.residual_convolution import NativeConvolution
 from server.model.blocks.workspace import BLOCK
 from server.model.hooks import AttentionOptions
-from server.model.recurrent.states import StateCache
+from server.model.recurrent.states import StateCache, StateShapes
 
 if TYPE_CHECKING:
     from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+    from server.model.blocks.grouped_attention.relative_biases import RelativeParts
 
+RELATIVE = 7  # place of the weights of relative biases among an adapter's, after those of an indexer
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
 
@@ -83,6 +87,12 @@ class GroupedAttentionMixer(RotaryMixer):
         self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
         if self._indexer is not None:
             self._set_indexer(self._indexer, options)
+        self._relative = None if parts.relative is None else NativeRelativeBiases(parts.relative)
+        if self._relative is not None and parts.relative is not None:
+            self._set_relative(self._relative, parts.relative)
+        self._convolutions = [NativeConvolution(each, number) for number, each in enumerate(parts.convolutions)]
+        if self._convolutions:
+            spec.key_convolution, spec.value_convolution = (each.address for each in self._convolutions)
 
     @property
     def name(self) -> str:
@@ -98,6 +108,10 @@ class GroupedAttentionMixer(RotaryMixer):
     @property
     def attention_layer(self) -> int:
         return int(self.module.layer_idx)
+
+    @property
+    def states(self) -> StateShapes:
+        return {key: shape for each in self._convolutions for key, shape in each.states.items()}
 
     @property
     def most_rotated(self) -> int:
@@ -154,8 +168,9 @@ class GroupedAttentionMixer(RotaryMixer):
         return TrialAttention.of_queries(self, num_tokens)
 
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
-        del states
         layer, spec = self.attention_layer, self.spec
+        for convolution in self._convolutions:
+            convolution.bind(states)
         cache = kv_cache.layers[layer]
         spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
         spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
@@ -167,11 +182,11 @@ class GroupedAttentionMixer(RotaryMixer):
 
     @property
     def kept_of_tokens(self) -> KVShape | None:
-        if self._pools is None:
+        if self._pools is None and self._relative is None:
             return None
         spec = self.spec
         own = int(spec.kv_heads), int(spec.key_dim), int(spec.value_dim), self._dtype
-        return KVShape(*own, index_dim=self._pools.kept_numbers(int(spec.rotary_dim)))
+        return KVShape(*own, index_dim=0 if self._pools is None else self._pools.kept_numbers(int(spec.rotary_dim)))
 
     def _set_indexer(self, indexer: NativeBlockIndexer, options: AttentionOptions) -> None:
         if options.chosen is None:
@@ -179,6 +194,12 @@ class GroupedAttentionMixer(RotaryMixer):
         self.spec.indexer = indexer.address
         for number, linear in enumerate(indexer.parts.linears, len(MATRICES)):
             self.add_target(linear, number)
+
+    def _set_relative(self, relative: NativeRelativeBiases, parts: RelativeParts) -> None:
+        if parts.weights.out_features != self.spec.heads * parts.num_profiles:
+            raise UnsupportedLayerError("its relative biases are not those of its heads")
+        self.spec.relative, self.spec.looks_ahead = relative.address, 0
+        self.add_target(parts.weights, RELATIVE)
 
     def _set_heads(self, parts: GroupedAttentionParts) -> None:
         spec = self.spec
@@ -294,6 +315,7 @@ class TrialAttention(GroupedAttentionMixer):
         elif own.has_keys_in_query:  # so do keys and values behind all queries
             trial.heads, trial.has_keys_in_query = own.heads + 2 * own.kv_heads, 0
         trial.gate, trial.gate_kind = no_matrix(), GateKind.NONE
+        trial.relative = trial.key_convolution = trial.value_convolution = None
         size = trial.heads * own.key_dim
         nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)
         trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,9 +13,11 @@ from server.model.blocks.capture import LayerCapture
 from server.model.blocks.grouped_attention.indexer import BlockIndexerParts
 from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
 from server.model.blocks.grouped_attention.pool_indexer import PoolIndexerParts
+from server.model.blocks.grouped_attention.relative_biases import RelativeParts
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, find_norm
+from server.model.blocks.residual_convolution import ResidualConvolution
 
 HEAD_NORMS = (
     ("q_norm", "q_layernorm", "query_layernorm", "qk_norm"),
@@ -23,6 +25,7 @@ HEAD_NORMS = (
 )
 VALUE_NORM = "v_norm"
 GATES = ("g_proj", "gate_proj")
+CONVOLUTIONS = ("k_sconv", "v_sconv")  # of keys before their norm, and of values
 JOINED = "Wqkv"  # a projection of queries, keys and values
 OUTPUTS = ("o_proj", "out_proj", "dense")
 
@@ -43,6 +46,8 @@ class GroupedAttentionParts(MixerParts):
     value_norm: Norm | None
     indexer: BlockIndexerParts | None = None
     pools: PoolIndexerParts | None = None
+    relative: RelativeParts | None = None
+    convolutions: Sequence[ResidualConvolution] = ()  # of keys and of values, or none
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
@@ -65,8 +70,16 @@ class GroupedAttentionParts(MixerParts):
             value_norm = find_norm(value_norm, int(own.head_dim))
         gate_bias = getattr(module, "gate_bias", None)
         norms = query_norm, key_norm, value_norm
-        indexers = BlockIndexerParts.find(module), PoolIndexerParts.find(module)
-        return cls(module, query, key, value, output, gate, gate_bias, *norms, *indexers)
+        found = [getattr(module, name) for name in CONVOLUTIONS if isinstance(getattr(module, name, None), nn.Module)]
+        convolutions = [each for child in found if (each := ResidualConvolution.find(child)) is not None]
+        return cls(
+            module,
+            *(query, key, value, output, gate, gate_bias, *norms),
+            indexer=BlockIndexerParts.find(module),
+            pools=PoolIndexerParts.find(module),
+            relative=RelativeParts.find(module),
+            convolutions=convolutions if len(convolutions) == len(CONVOLUTIONS) else (),
+        )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for linear in (self.query, self.key, self.value, self.output, self.gate):
@@ -80,6 +93,10 @@ class GroupedAttentionParts(MixerParts):
         for indexer in (self.indexer, self.pools):
             if indexer is not None:
                 yield from indexer.parameters()
+        if self.relative is not None:
+            yield from (*self.relative.weights.parameters(), self.relative.profiles)
+        for convolution in self.convolutions:
+            yield from convolution.module.parameters()
         yield from (value for name, value in self.module.named_parameters(recurse=False) if "sink" in name)
 
     @property

@@ -87,6 +87,10 @@ def router(**fields: Any) -> Router:
         {"top_groups": 5},
         {"kind": 6},
         {"table": 64, "table_rows": 0},
+        {"num_shared": -1},
+        {"num_shared": 8},  # whose scores are not in the sum that weights are divided by
+        {"num_shared": 8, "is_normalised": 1, "num_groups": 1, "top_k": 9},
+        {"num_shared": 8, "is_normalised": 1, "num_groups": 1, "kind": RouterKind.SOFTMAX_FIRST},
     ],
 )
 def test_impossible_routers_are_refused(fields: dict[str, Any]) -> None:

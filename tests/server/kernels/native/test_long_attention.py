@@ -25,6 +25,7 @@ from server.kernels.native.structures.mixers import (
     GroupedAttention,
     LatentAttention,
     MixerKind,
+    RelativeBiases,
 )
 from server.model.blocks.linears import no_matrix
 
@@ -114,7 +115,12 @@ class Step:
         return hidden - self.rows
 
     def attended(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int = KEYS
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        window: int = KEYS,
+        biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the attention of float64, ``(tokens, heads * dim)``.
 
@@ -122,10 +128,15 @@ class Step:
             queries: ``(heads, tokens, dim)``.
             keys: of each head, ``(heads, keys, dim)``, in the order of positions.
             values: the same.
+            biases: of scores by distance, ``(heads, tokens, distances)``.
         """
         scores = queries.double() @ keys.double().transpose(1, 2) * SCALING
         positions = torch.arange(KEYS - self.num_tokens, KEYS)[:, None]
         places = torch.arange(keys.shape[1])
+        if biases is not None:
+            distances, extent = positions - places, biases.shape[-1]
+            by_key = biases.double().gather(-1, distances.clamp(0, extent - 1).expand(HEADS, -1, -1))
+            scores = scores + by_key * ((distances >= 0) & (distances < extent))
         scores = scores.masked_fill((places > positions) | (places <= positions - window), -torch.inf)
         return (scores.softmax(-1) @ values.double()).transpose(0, 1).flatten(1)
 
@@ -203,6 +214,28 @@ def test_grouped_attention_reads_no_key_outside_of_a_window(kernels: Kernels, le
     of_heads = [of_all_heads(rows_of(seen[0])[..., :key_dim]), of_all_heads(seen[1].flatten(1, 2)[..., :value_dim])]
     wanted = step.attended(queries, *(each.nan_to_num() for each in of_heads), window)
     assert error_of(found, wanted) < (ROUNDED if level in ROUNDING else EXACT)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 19])
+def test_scores_of_far_keys_have_no_relative_biases(kernels: Kernels, level: str, num_tokens: int) -> None:
+    """The last distance with a bias lies within a block of keys."""
+    torch.manual_seed(0)
+    step, num_profiles, extent = Step(num_tokens), 3, 1001
+    shape = KV_HEADS, step.num_blocks * BLOCK, DIM
+    keys = step.placed(in_blocks(torch.randn(shape).bfloat16()), 1)
+    values = step.placed(ramp(*shape).unflatten(1, (-1, BLOCK)), 1)
+    both, few, weights = selection(HIDDEN), selection(KV_HEADS * DIM), selection(HEADS * num_profiles)
+    profiles = torch.randn(num_profiles, extent) * 0.5
+    padded = torch.nn.functional.pad(profiles.flip(1), (BLOCK, BLOCK))
+    relative = RelativeBiases(matrix_of(weights), padded.data_ptr(), num_profiles, extent)
+    spec = grouped_attention(step, keys, values, (both, few, few, both))
+    spec.relative = addressof(relative)
+    found = step.run(kernels, MixerKind.GROUPED_ATTENTION, spec)
+    queries = step.rows.view(num_tokens, HEADS, DIM).transpose(0, 1)
+    biases = (step.rows @ weights.T).view(num_tokens, HEADS, num_profiles).transpose(0, 1) @ profiles
+    seen = [each[:, step.order] for each in (keys, values)]
+    wanted = step.attended(queries, of_all_heads(rows_of(seen[0])), of_all_heads(seen[1].flatten(1, 2)), biases=biases)
+    assert error_of(found, wanted) < (ROUNDED if level in ROUNDING else 2 * EXACT)
 
 
 def test_grouped_attention_of_a_token_has_the_same_bits_alone(kernels: Kernels) -> None:

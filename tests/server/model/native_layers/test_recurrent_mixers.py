@@ -19,6 +19,7 @@ from tests.server.model.test_parity import generate
 FAMILIES = (
     "bailing_hybrid",
     "granitemoehybrid",
+    "inkling_text",
     "jamba",
     "kimi_linear",
     "lfm2_moe",

@@ -37,6 +37,7 @@ FAMILIES = (
     "dbrx",
     "gemma4_text",
     "granitemoehybrid",
+    "inkling_text",
     "jamba",
     "kimi_linear",
     "lfm2_moe",

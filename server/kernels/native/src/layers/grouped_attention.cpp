@@ -20,19 +20,20 @@ struct AttentionScratch {
   Buffer heads;     // queries, keys and values of a step
   Buffer attended;  // results of attention, and its scratch memory
   Buffer parts;     // sums of parts of the keys
-  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora;
+  Buffer convolved; // keys and values after their convolutions
+  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora;
   LoraSums index_query_lora, index_key_lora;
 };
 
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention, unless they see chosen keys
 
 // The matrices that adapters may add to, in the order of their places.
-enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey };
-constexpr int kMostSides = 6;  // products with the normed rows
+enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey, kRelative };
+constexpr int kMostSides = 7;  // products with the normed rows
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
 void place_token(const Level& level, const GroupedAttention& attention, const StepCall& step, const StepSequence& sequence,
-                 int64_t token, float* query, float* key, float* value) {
+                 int64_t token, float* query, float* key, float* value, float* profile_weights) {
   const int64_t position = sequence.first_position + token - sequence.first_row;
   const auto norm_heads = [&](float* x, const float* weight, int64_t heads) {
     if (!weight) return;
@@ -83,6 +84,8 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
   if (attention.scales_queries) {
     const float factor = step.query_scales[position];
     for (int64_t i = 0; i < attention.heads * attention.key_dim; ++i) query[i] *= factor;
+    const int64_t weights = attention.relative ? attention.heads * attention.relative->num_profiles : 0;
+    for (int64_t i = 0; i < weights; ++i) profile_weights[i] *= factor;
   }
   const int32_t* blocks = step.block_tables[attention.group] + sequence.first_block;
   const int64_t block = blocks[position / kCacheBlock], place = position % kCacheBlock;
@@ -115,14 +118,16 @@ class LayerAttention {
         queries_(spec.heads * spec.key_dim),
         gates_(spec.has_gates_in_query ? queries_ : spec.gate.outputs),
         keys_(spec.kv_heads * spec.key_dim),
-        width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
+        values_(spec.kv_heads * spec.value_dim),
+        width_(queries_ + gates_ + keys_ + values_ + (spec.relative ? spec.heads * spec.relative->num_profiles : 0)),
         attended_size_(spec.heads * spec.value_dim),
         token_tile_(is_sparse(spec, step) ? 1 : kTokenTile),
         scratch_size_(attention_scratch(spec.key_dim)),
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
-    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate}) {  // they share the panel: all take float32 rows
-      if (matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
+    const Matrix* const weights = spec.relative ? &spec.relative->weights : nullptr;
+    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate, weights}) {  // they share the panel: all take float32 rows
+      if (matrix && matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
     }
     const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
     const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
@@ -132,6 +137,7 @@ class LayerAttention {
         place_panel(output_kind, step.tokens, attended_size_, static_cast<char*>(panel.data) + size);
     auto& own = context.mixers.of<AttentionScratch>();
     heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
+    if (spec.key_convolution) convolved_ = own.convolved.reserve<float>(step.tokens * (keys_ + values_) * 4);
     attended = own.attended.reserve<float>(
         (round_up(step.tokens * attended_size_, 16) + context.pool.num_threads() * scratch_size_) * 4);
     scratch_ = attended + round_up(step.tokens * attended_size_, 16);
@@ -155,6 +161,7 @@ class LayerAttention {
   int64_t first_gate() const { return queries_; }
   int64_t first_key() const { return queries_ + gates_; }
   int64_t first_value() const { return first_key() + keys_; }
+  int64_t first_profile_weight() const { return first_value() + values_; }
   int64_t width() const { return width_; }
   int64_t attended_size() const { return attended_size_; }
 
@@ -181,11 +188,20 @@ class LayerAttention {
     }
   }
 
+  // The convolutions of keys and of values, if there are such.
+  ConvolutionStep convolution_of_keys() const { return convolution(*spec_.key_convolution, first_key(), 0); }
+  ConvolutionStep convolution_of_values() const { return convolution(*spec_.value_convolution, first_value(), keys_); }
+
   void place(int64_t token) const {
     const StepSequence* sequence = step_.sequences;
     while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
     float* row = heads_ + token * width_;
-    place_token(level_, spec_, step_, *sequence, token, row, row + first_key(), row + first_value());
+    float *key = row + first_key(), *value = row + first_value();
+    if (convolved_) {
+      const int64_t count = keys_ + values_;
+      std::memcpy(key, convolved_ + token * count, static_cast<size_t>(count) * sizeof(float));
+    }
+    place_token(level_, spec_, step_, *sequence, token, row, key, value, row + first_profile_weight());
   }
 
   void attend(const KeyChoice& choice, int64_t number, int thread) const {
@@ -239,6 +255,11 @@ class LayerAttention {
 
   static PartRange parts_of(const Attention& a) { return {oldest_seen(a, 0) / kPartKeys, last_seen(a) / kPartKeys}; }
 
+  // Args: the offset in `heads_` of what it convolves, and that of the results in `convolved_`.
+  ConvolutionStep convolution(const Convolution& spec, int64_t first, int64_t target) const {
+    return {level_, spec, step_, heads_ + first, width_, convolved_ + target, keys_ + values_};
+  }
+
   // The tiles of all sequences. The last tokens of a sequence attend to the most keys, so they are taken first.
   Tile tile_of(int64_t number) const {
     int64_t place = token_tiles_ - 1 - number / spec_.kv_heads;
@@ -281,6 +302,14 @@ class LayerAttention {
     attention.is_exact = step_.is_exact;
     attention.scaling = spec_.scaling;
     attention.softcap = spec_.softcap;
+    if (spec_.relative) {
+      const int64_t num_profiles = spec_.relative->num_profiles;
+      attention.profile_weights =
+          heads_ + tile.row * width_ + first_profile_weight() + tile.kv_head * group * num_profiles;
+      attention.profiles = spec_.relative->profiles;
+      attention.num_profiles = num_profiles;
+      attention.extent = spec_.relative->extent;
+    }
     return attention;
   }
 
@@ -310,14 +339,15 @@ class LayerAttention {
   const LayerSpec& layer_;
   const GroupedAttention& spec_;
   const StepCall& step_;
-  const int64_t queries_, gates_, keys_;  // numbers of a token's queries, gates and keys
-  const int64_t width_;                   // of queries, gates, keys and values together
+  const int64_t queries_, gates_, keys_, values_;  // numbers of a token's queries, gates, keys and values
+  const int64_t width_;                   // of these and of the weights of profiles together
   const int64_t attended_size_;
   const int64_t token_tile_;              // tokens of one sequence per tile
   const int64_t scratch_size_;            // floats of a thread
   const MixerResults results_;
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
+  float* convolved_ = nullptr;  // (tokens, keys + values), if there are convolutions
   float* scratch_;  // (threads, scratch_size_)
   AttentionParts parts_;
 };
@@ -334,21 +364,25 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                                      : all;
   auto& own = context.mixers.of<AttentionScratch>();
   LoraSums* const lora[kMostSides] = {&own.query_lora, &own.key_lora,       &own.value_lora,
-                                      &own.gate_lora,  &own.index_key_lora, &own.index_query_lora};
+                                      &own.gate_lora,  &own.relative_lora,  &own.index_key_lora,
+                                      &own.index_query_lora};
   LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : lora) sums->clear();
   output_lora.clear();
-  const int num_sides = 4 + choice.num_sides();
-  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kIndexKey, kIndexQuery};
+  constexpr Matrix kNoMatrix{};
+  const int num_sides = 5 + choice.num_sides();
+  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kRelative, kIndexKey, kIndexQuery};
   const auto site = [&](int i) { return LoraSite{*lora[i], mixer_place(places[i]), step.normed, step.hidden_size}; };
-  const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5)};
+  const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5), site(6)};
   const LoraSite output_site{output_lora, mixer_place(kOutput), attention.attended, attention.attended_size()};
   Side sides[kMostSides] = {{&spec.query, spec.query_bias, 0, lora[0]},
                             {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
                             {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
-                            {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]}};
-  for (int i = 4; i < num_sides; ++i) {
-    sides[i] = choice.side(i - 4, attention.width());
+                            {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]},
+                            {spec.relative ? &spec.relative->weights : &kNoMatrix, nullptr,
+                             attention.first_profile_weight(), lora[4]}};
+  for (int i = 5; i < num_sides; ++i) {
+    sides[i] = choice.side(i - 5, attention.width());
     sides[i].lora = lora[i];
   }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
@@ -368,6 +402,13 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     attention.take_heads(row, output, sums, count);
   };
   auto project = multiply_sides(context, attention.panel, sides, num_sides, kOutputTile, take_heads);
+  std::optional<ConvolutionStep> of_keys, of_values;
+  if (spec.key_convolution) of_keys.emplace(attention.convolution_of_keys());
+  if (spec.value_convolution) of_values.emplace(attention.convolution_of_values());
+  auto convolve = [&](int64_t tile, int thread) {
+    const int64_t tiles = of_keys->num_tiles();
+    tile < tiles ? (*of_keys)(tile, thread) : (*of_values)(tile - tiles, thread);
+  };
   auto place = [&](int64_t token, int) {
     attention.place(token);
     choice.place(token);
@@ -391,6 +432,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   for (const LoraSums* sums : lora) num_down += sums->num_tiles();
   phases.add(num_down, multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
+  phases.add(of_keys ? of_keys->num_tiles() + of_values->num_tiles() : 0, convolve);
   phases.add(step.tokens, place);
   if (choice.has_pools()) phases.add(step.tokens, place_pool);
   while (choice.begin_pass()) {
@@ -450,6 +492,18 @@ const char* check(const void* mixer, int64_t hidden_size) {
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
     if (const char* reason = check_pool_indexer(*spec.pools, hidden_size, rotary_dim)) return reason;
     if (spec.key_cache && !spec.pools->cache) return "an indexer without a cache";
+  }
+  if (spec.relative) {
+    if (const char* reason = check_relative_biases(*spec.relative, spec.heads, hidden_size)) return reason;
+    if (spec.indexer || spec.pools || spec.looks_ahead) return "relative biases of other keys than those before a token";
+  }
+  if (!spec.key_convolution != !spec.value_convolution) return "a convolution of its keys or its values alone";
+  if (spec.key_convolution) {
+    for (const Convolution* each : {spec.key_convolution, spec.value_convolution}) {
+      if (const char* reason = check_convolution(*each)) return reason;
+    }
+    const bool has_sizes = spec.key_convolution->channels == keys && spec.value_convolution->channels == values;
+    if (!has_sizes || shares_keys || has_keys) return "convolutions that don't fit its keys and values";
   }
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.key_cache) return nullptr;

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "layers/block_indexer.h"
+#include "layers/convolution.h"
 #include "layers/layer.h"
 #include "layers/pool_indexer.h"
+#include "layers/relative_biases.h"
 
 namespace greenroom {
 
@@ -28,6 +30,9 @@ struct GroupedAttention {
   const float* sinks;        // (heads) or null
   const BlockIndexer* indexer;  // chooses blocks of the keys that a token sees; or null
   const PoolIndexer* pools;     // chooses pools of these; or null
+  const RelativeBiases* relative;        // biases of scores by distance; or null
+  const Convolution* key_convolution;    // of keys before their norm; or null
+  const Convolution* value_convolution;  // of values; or null
   void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see levels/attention.h
   void* value_cache;
   int64_t cache_slots;

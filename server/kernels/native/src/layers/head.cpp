@@ -1,5 +1,6 @@
 #include "layers/head.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "layers/sides.h"
@@ -8,7 +9,7 @@ namespace greenroom {
 
 void run_head(Context& context, const HeadCall& call) {
   const Level& level = context.level;
-  const int64_t hidden_size = call.hidden_size, rows = call.num_logits, vocabulary = call.matrix.outputs;
+  const int64_t hidden_size = call.hidden_size, rows = call.num_logits, vocabulary = call.vocabulary;
   const PanelKind kind = level.panel_kind(call.matrix, call.is_exact);
   Panel panel =
       place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
@@ -30,6 +31,7 @@ void run_head(Context& context, const HeadCall& call) {
   const Side side[] = {{&call.matrix, call.bias, 0, &lora}};
   auto multiply = multiply_sides(context, panel, side, 1, kOutputTile,
                                  [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                   count = std::min(count, vocabulary - output);
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
                                    if (call.softcap == 0.0f) return;

@@ -19,6 +19,7 @@ struct HeadCall {
   int64_t num_rows;
   int64_t num_logits;
   int64_t hidden_size;
+  int64_t vocabulary;        // outputs of the matrix beyond are padding
   float scale;               // factor of the logits
   float softcap;             // of the scaled logits, or 0
   int32_t is_exact;

@@ -13,6 +13,7 @@
 #include "layers/mamba1.h"
 #include "layers/mamba2.h"
 #include "layers/mixture.h"
+#include "layers/result_convolution.h"
 #include "layers/short_convolution.h"
 
 namespace greenroom {
@@ -50,15 +51,16 @@ const Operations* at(const Operations* const (&table)[N], Kind kind) {
 }
 
 float* kept_results(Context& context, const LayerSpec& layer, const StepCall& step) {
-  if (layer.mixer_norm.kind == NormKind::kNone) return nullptr;
+  if (layer.mixer_norm.kind == NormKind::kNone && !layer.mixer_convolution) return nullptr;
   return context.mixed.reserve<float>(step.tokens * step.hidden_size * 4);
 }
 
-// Adds a mixer's results to the hidden states after the norm, if there is one.
-void add_normed_results(Context& context, const LayerSpec& layer, const StepCall& step) {
+// Adds a mixer's results to the hidden states after the norm or the convolution, if there is one.
+void add_kept_results(Context& context, const LayerSpec& layer, const StepCall& step) {
   const int64_t size = step.hidden_size;
   float* kept = kept_results(context, layer, step);
   if (!kept) return;
+  if (layer.mixer_convolution) return add_convolved(context, *layer.mixer_convolution, layer, step, kept);
   auto add = [&](int64_t token, int) {
     float* row = kept + token * size;
     apply_norm(context.level, layer.mixer_norm, row, size, row);
@@ -130,6 +132,8 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   if (const char* reason = check_streams(layer, hidden_size)) return reason;
   const bool has_results = mixer != &kExternal && mixer != &kNoMixer;
   if (!has_results && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the kernels don't run";
+  if (!has_results && layer.mixer_convolution) return "a convolution after a mixer that the kernels don't run";
+  if (const char* reason = check_result_convolutions(layer, hidden_size)) return reason;
   if (mixer == &kNoMixer && feed_forward == &kNoFeedForward) return "neither a mixer nor a feed-forward part";
   if (layer.adds_deferred && feed_forward == &kNoFeedForward) return "results of experts and no part that adds them";
   if (const char* reason = mixer->check(layer.mixer, hidden_size)) return reason;
@@ -157,7 +161,7 @@ void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step,
     own.input_norm.kind = NormKind::kReady;
   }
   operations_of(own.mixer_kind)->run(context, own, step);
-  add_normed_results(context, own, step);
+  add_kept_results(context, own, step);
   if (own.mixer_streams) close_streams(context, *own.mixer_streams, step);
   if (own.inner_gate) run_gated_norm(context, own.inner_norm, *own.inner_gate, step);
   if (own.inner_streams) open_streams(context, *own.inner_streams, own.inner_norm, step);

@@ -3,6 +3,7 @@
 // and a row in layer.cpp, and a mirror in `structures/mixers.py` or `layers.py` there.
 #pragma once
 
+#include "layers/convolution.h"
 #include "layers/gated_norm.h"
 #include "layers/ngram_embeddings.h"
 #include "layers/norm.h"
@@ -41,6 +42,8 @@ struct LayerSpec {
   const StreamMix* mixer_streams;  // how the mixer and the feed-forward part take the rows of a token; or null
   const StreamMix* inner_streams;
   const NgramEmbeddings* ngrams;  // added to the rows of a token before the mixer; or null
+  const Convolution* mixer_convolution;  // of the mixer's results, whose own are added instead of them; or null
+  const Convolution* inner_convolution;  // the same of the feed-forward part
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   const void* next_mixture;  // of the next layer with experts, which are predicted; or null
@@ -97,7 +100,8 @@ struct FeedForwardOperations {
   void (*finish)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 };
 
-// Takes the results of a mixer, each number once: adds them to the hidden states, or keeps them for the norm after it.
+// Takes the results of a mixer, each number once: adds them to the hidden states, or keeps them for the norm or the
+// convolution after it.
 class MixerResults {
  public:
   MixerResults(Context& context, const LayerSpec& layer, const StepCall& step);

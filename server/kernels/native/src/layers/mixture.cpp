@@ -5,6 +5,7 @@
 
 #include "formats/checks.h"
 #include "layers/layer_adapters.h"
+#include "layers/result_convolution.h"
 
 namespace greenroom {
 namespace {
@@ -24,10 +25,11 @@ void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step
   }
 }
 
-// The results of an MLP, (tokens, hidden), and their weights; null if they have none.
+// The results of MLPs, (tokens, count, hidden), and their weights; null if they have none.
 struct Weighted {
   float* results;
   const float* weights;
+  int64_t count;
 };
 
 // The weighted results of experts, (tokens * top_k, hidden), and the norm of a token's sum.
@@ -70,14 +72,32 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
   const ExpertBatch batch{&slot,       starts, numbers,          x,            results, 1, 1, hidden_size,
                           Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
   greenroom::run_experts(context, mlp.shape, batch);
-  if (!mlp.weighting.outputs) return {results, nullptr};
+  if (!mlp.weighting.outputs) return {results, nullptr, 1};
   Panel panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
                             context.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   level.prepare(panel, x, Format::kFloat32, hidden_size, nullptr, 0, tokens);
   level.multiply(mlp.weighting, panel, 0, tokens, 0, 1, gates, 1);
   if (step.lora) add_to_gates(context, layer, step, x, gates);
   level.sigmoid(gates, tokens);
-  return {results, gates};
+  return {results, gates, 1};
+}
+
+// Runs the MLPs that the router's shared rows weight.
+Weighted run_shared(Context& context, const Mixture& mixture, const StepCall& step) {
+  const int64_t count = mixture.router.num_shared, tokens = step.tokens;
+  auto* results = context.shared.reserve<float>(tokens * count * step.hidden_size * 4);
+  auto* slots = context.sorted.reserve<uint64_t>(count * 8 + (count + 1 + tokens * count) * 4);
+  auto* starts = reinterpret_cast<int32_t*>(slots + count);
+  int32_t* choices = starts + count + 1;
+  for (int64_t i = 0; i < count; ++i) {
+    slots[i] = static_cast<uint64_t>(i * mixture.shared_bytes);
+    starts[i] = static_cast<int32_t>(i * tokens);
+    for (int64_t token = 0; token < tokens; ++token) choices[i * tokens + token] = static_cast<int32_t>(token * count + i);
+  }
+  starts[count] = static_cast<int32_t>(count * tokens);
+  const ExpertBatch batch{slots, starts, choices, step.normed, results, count, count, step.hidden_size, Format::kFloat32, step.is_exact, nullptr};
+  greenroom::run_experts(context, mixture.shared.shape, batch);
+  return {results, shares_of(context, mixture.router, step), count};
 }
 
 // Adds the results of experts and of an MLP to the hidden states.
@@ -87,6 +107,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
   const bool is_kept = choices.is_deferred || layer.adds_deferred;
+  float* kept = layer.inner_convolution ? context.mixed.reserve<float>(tokens * hidden_size * 4) : nullptr;
   float* deferred = is_kept ? context.deferred.reserve<float>(tokens * hidden_size * 4) : nullptr;
   auto add = [&](int64_t token, int thread) {
     float* sum = sums + thread * hidden_size;
@@ -105,12 +126,16 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
       std::memcpy(deferred + token * hidden_size, sum, static_cast<size_t>(hidden_size) * sizeof(float));
       std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
     }
-    if (mlp.results) {
-      float* result = mlp.results + token * hidden_size;
+    for (int64_t i = token * mlp.count; i < (token + 1) * mlp.count; ++i) {
+      float* result = mlp.results + i * hidden_size;
       apply_norm(level, dense.output_norm, result, hidden_size, result);
-      level.add_scaled(sum, result, mlp.weights ? mlp.weights[token] * dense.scale : dense.scale, hidden_size);
+      level.add_scaled(sum, result, mlp.weights ? mlp.weights[i] * dense.scale : dense.scale, hidden_size);
     }
     apply_norm(level, layer.output_norm, sum, hidden_size, sum);
+    if (kept) {
+      std::memcpy(kept + token * hidden_size, sum, static_cast<size_t>(hidden_size) * sizeof(float));
+      return;
+    }
     float* hidden = step.hidden + token * hidden_size;
     level.add_scaled(hidden, sum, layer.residual_scale, hidden_size);
     if (layer.adds_deferred) level.add_scaled(hidden, deferred + token * hidden_size, layer.residual_scale, hidden_size);
@@ -119,6 +144,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
   };
   const Phase phase = phase_of(tokens, add);
   context.pool.run(&phase, 1);
+  if (kept) add_convolved(context, *layer.inner_convolution, layer, step, kept);
 }
 
 // Gives each choice of a batch a row of its own, which the router's weight scales.
@@ -293,12 +319,18 @@ const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
 const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t slot_bytes) {
   const auto& mixture = *static_cast<const Mixture*>(feed_forward);
   if (const char* reason = check_router(mixture.router, hidden_size)) return reason;
-  if (mixture.num_identities < 0 || mixture.router.matrix.outputs != mixture.num_experts + mixture.num_identities) {
+  if (mixture.num_identities < 0 || num_choosable(mixture.router) != mixture.num_experts + mixture.num_identities) {
     return "a router of other experts";
   }
   if (mixture.num_identities && mixture.scales_input) return "weighted inputs of experts that return them";
   for (const Norm& norm : {mixture.router_norm, mixture.output_norm}) {
     if (const char* reason = check_norm(norm)) return reason;
+  }
+  if (mixture.router.num_shared) {
+    const Mlp& shared = mixture.shared;
+    const bool has_norms = shared.input_norm.kind != NormKind::kNone || shared.output_norm.kind != NormKind::kNone;
+    if (!mixture.has_shared || has_norms || shared.weighting.outputs) return "shared experts that the router doesn't weight alone";
+    if (mixture.shared_bytes < 0 || (mixture.router.num_shared > 1 && !mixture.shared_bytes)) return "shared experts without a place";
   }
   if (!slot_bytes) return "experts without a slot";
   if (const char* reason = check_experts(mixture.experts, hidden_size, slot_bytes)) return reason;
@@ -307,7 +339,10 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
 
 void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
   const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
-  const Weighted shared = mixture.has_shared ? run_mlp(context, layer, mixture.shared, step) : Weighted{};
+  Weighted shared{};
+  if (mixture.has_shared) {
+    shared = mixture.router.num_shared ? run_shared(context, mixture, step) : run_mlp(context, layer, mixture.shared, step);
+  }
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
   const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
   if (!outputs) outputs = results_of(context, mixture, step);

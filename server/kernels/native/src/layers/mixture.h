@@ -23,11 +23,12 @@ struct Mixture {
   Norm router_norm;   // of the hidden states for the router; none: the rows of the layer's inner norm
   Norm output_norm;   // of the experts' weighted sum
   int32_t num_experts;
-  int32_t has_shared;
+  int32_t has_shared;    // `shared` is there; if the router has shared rows, it is the first of as many MLPs
   float experts_scale;   // factor of the experts' weighted sum
   int32_t scales_input;  // the router's weights scale the inputs of experts instead of their results
   int32_t num_identities;  // rows of the router after the experts', whose result is the expert's input
   int32_t is_deferred;     // the experts' sum is added by a later layer (`adds_deferred`)
+  int64_t shared_bytes;    // from each matrix of a shared MLP to that of the next one
 };
 
 extern const FeedForwardOperations kMlp;

@@ -72,11 +72,11 @@ void mix_sparsely(const Level& level, const Router& router, int64_t num_experts,
 float sqrt_soft_plus(float x) { return std::sqrt(std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x)))); }
 
 // `scores` are the logits of a token with this number in the vocabulary; `spare` is memory for as many numbers, and for one
-// of each group.
+// of each group. `shares` takes the weights of shared rows; or null.
 void choose(const Level& level, const Router& router, int64_t num_experts, int32_t token_id, float* scores, float* spare,
-            int32_t* chosen, float* weights) {
+            int32_t* chosen, float* weights, float* shares) {
   if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
-  if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts);
+  if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts + router.num_shared);
   if (router.kind == RouterKind::kSqrtSoftPlus) std::transform(scores, scores + num_experts, scores, sqrt_soft_plus);
   if (router.table) {
     const int64_t row = std::clamp<int64_t>(token_id, 0, router.table_rows - 1);
@@ -95,7 +95,9 @@ void choose(const Level& level, const Router& router, int64_t num_experts, int32
   if (router.is_normalised) {
     total = 1e-20f;
     for (int32_t i = 0; i < router.top_k; ++i) total += weights[i];
+    for (int64_t i = 0; i < router.num_shared; ++i) total += scores[num_experts + i];
   }
+  for (int64_t i = 0; shares && i < router.num_shared; ++i) shares[i] = scores[num_experts + i] / total * router.scale;
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
   if (router.expert_scales) {
     for (int32_t i = 0; i < router.top_k; ++i) weights[i] *= router.expert_scales[chosen[i]];
@@ -112,6 +114,7 @@ const Router& router_of(const Router& own, const StepCall& step, int64_t place, 
 struct Chosen {
   int32_t* experts;
   float* weights;
+  float* shares;  // (tokens, num_shared); null if there are none, or nobody reads them
 };
 
 // Computes the logits of all rows. Each row has its own router; the tiles of one router lie together, and rows of others
@@ -164,8 +167,9 @@ class RouterLogits {
     const int64_t top_k = own_.top_k;
     float* spare = logits_ + step_.tokens * width_ + thread * spare_;
     const int32_t token_id = step_.token_ids ? step_.token_ids[token] : 0;
-    greenroom::choose(context_.level, router, router.matrix.outputs, token_id, logits_ + token * width_, spare,
-                      chosen_.experts + token * top_k, chosen_.weights + token * top_k);
+    float* shares = chosen_.shares ? chosen_.shares + token * own_.num_shared : nullptr;
+    greenroom::choose(context_.level, router, num_choosable(router), token_id, logits_ + token * width_, spare,
+                      chosen_.experts + token * top_k, chosen_.weights + token * top_k, shares);
   }
 
  private:
@@ -220,12 +224,12 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
   lora.clear();
   const LoraSite site{lora, LoraPlace::kRouter, rows, hidden_size};
   plan_sites(phases, &site, 1, context, layer, step);
-  const Chosen own{choices_of(step, place), weights_of(step, place)};
+  const Chosen own{choices_of(step, place), weights_of(step, place), shares_of(context, *router, step)};
   const RouterLogits logits(context, *router, step, place, panel, context.logits, own, &lora);
   std::optional<RouterLogits> ahead;
   if (next && step.predictions) {
     const Chosen predicted{predicted_of(step, place + 1),
-                           context.ahead_weights.reserve<float>(tokens * next->top_k * 4)};
+                           context.ahead_weights.reserve<float>(tokens * next->top_k * 4), nullptr};
     ahead.emplace(context, *next, step, place + 1, panel, context.ahead, predicted, nullptr);
   }
   const int64_t num_tiles = logits.num_tiles();
@@ -244,19 +248,23 @@ const char* check_router(const Router& router, int64_t hidden_size) {
   const Matrix& matrix = router.matrix;
   if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
   if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSqrtSoftPlus) return "an unknown kind of router";
-  if (router.top_k < 1 || router.top_k > matrix.outputs) return "a router that chooses more experts than there are";
+  const int64_t experts = num_choosable(router);
+  if (router.num_shared < 0 || (router.num_shared && (router.kind != RouterKind::kSigmoid || !router.is_normalised))) {
+    return "a router that weights shared experts in an unknown way";
+  }
+  if (router.top_k < 1 || router.top_k > experts) return "a router that chooses more experts than there are";
   if (router.table) {
     if (!is_count(router.table_rows)) return "a router with an empty table";
     for (const int32_t* each = router.table; each < router.table + router.table_rows * router.top_k; ++each) {
-      if (*each < 0 || *each >= matrix.outputs) return "a router whose table has other experts";
+      if (*each < 0 || *each >= experts) return "a router whose table has other experts";
     }
   }
   if (router.num_groups == 1) return nullptr;
   // A group is chosen by its two best experts.
-  if (router.num_groups < 1 || matrix.outputs % router.num_groups || matrix.outputs / router.num_groups < 2) {
+  if (router.num_groups < 1 || experts % router.num_groups || experts / router.num_groups < 2) {
     return "groups that its experts can't be divided into";
   }
-  const int64_t size = matrix.outputs / router.num_groups;
+  const int64_t size = experts / router.num_groups;
   const bool is_possible = router.top_groups >= 1 && router.top_groups <= router.num_groups;
   return is_possible && router.top_k <= router.top_groups * size ? nullptr : "groups with too few experts to choose";
 }

@@ -30,7 +30,11 @@ struct Router {
   int32_t is_by_best;       // a group is chosen by its best expert, instead of the sum of its two best
   const int32_t* table;     // (table_rows, top_k) experts of each token of the vocabulary, in place of a choice; or null
   int64_t table_rows;
+  int64_t num_shared;       // rows after the experts', whose scores count in the sum that weights are divided by
 };
+
+// The rows of a router that tokens choose among.
+inline int64_t num_choosable(const Router& router) { return router.matrix.outputs - router.num_shared; }
 
 const char* check_router(const Router& router, int64_t hidden_size);
 
@@ -45,6 +49,11 @@ inline int32_t* choices_of(const StepCall& step, int64_t place) {
 // The choices that are predicted of a layer.
 inline int32_t* predicted_of(const StepCall& step, int64_t place) {
   return step.predictions->chosen + place * step.tokens * step.most_top_k;
+}
+
+// The weights that the latest router gave its shared rows, (tokens, num_shared).
+inline float* shares_of(Context& context, const Router& router, const StepCall& step) {
+  return router.num_shared ? context.shares.reserve<float>(step.tokens * router.num_shared * 4) : nullptr;
 }
 
 inline float* weights_of(const StepCall& step, int64_t place) {

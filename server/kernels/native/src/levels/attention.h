@@ -31,6 +31,10 @@ struct Attention {
   int32_t is_exact;       // queries and weights are never rounded
   float scaling;
   float softcap;          // 0 means none
+  const float* profile_weights;  // (tokens, heads, num_profiles), as far apart as queries; null for no biases of scores
+  const float* profiles;  // (num_profiles, extent + 2 * kCacheBlock): biases by distance, the furthest first, zeros around
+  int64_t num_profiles;
+  int64_t extent;         // distances from a token back to a key that have biases; the first is that to its own
 };
 
 // The first and the last key that a token attends to. (Static: each level compiles its own.)

@@ -294,7 +294,8 @@ void run_head(Handle* handle, const char* level) {
   call.num_rows = num_rows;
   call.num_logits = between(0, num_rows);
   std::vector<float> normed(static_cast<size_t>(num_rows * hidden));
-  std::vector<float> logits(static_cast<size_t>(call.num_logits * vocabulary));
+  call.vocabulary = one_in(2) ? vocabulary : between(1, vocabulary);
+  std::vector<float> logits(static_cast<size_t>(call.num_logits * call.vocabulary));
   call.matrix = weights.matrix();
   call.bias = one_in(2) ? bias.data() : nullptr;
   call.norm = {norm.data(), nullptr, kEpsilon, one_in(2) ? NormKind::kRms : NormKind::kLayer};
@@ -310,7 +311,7 @@ void run_head(Handle* handle, const char* level) {
   for (int64_t row = 0; row < num_rows; ++row) {
     const Vector x = driver::normed(call.norm, widened(states.data() + rows[static_cast<size_t>(row)] * hidden, hidden));
     check_vector("a last state", level, Format::kFloat32, normed.data() + row * hidden, x, kNear * largest(x));
-    for (int64_t i = 0; row < call.num_logits && i < vocabulary; ++i) {
+    for (int64_t i = 0; row < call.num_logits && i < call.vocabulary; ++i) {
       double size, wanted = weights.sum(x.data(), i, &size);
       if (call.bias) wanted += bias[static_cast<size_t>(i)];
       double most = call.is_exact ? kExact * size : weights.rounding(x.data(), i);
@@ -321,7 +322,7 @@ void run_head(Handle* handle, const char* level) {
       }
       wanted *= call.scale;
       if (call.softcap != 0.0f) wanted = call.softcap * std::tanh(wanted / call.softcap);
-      check("a logit", level, weights.layout.format, logits[row * vocabulary + i], wanted, most + 1e-5);
+      check("a logit", level, weights.layout.format, logits[row * call.vocabulary + i], wanted, most + 1e-5);
     }
   }
 }
