@@ -15,7 +15,7 @@ from server.model.model_shapes import infer_shapes
 from server.model.program import ModelProgram, Target
 from server.model.program_trial import find_program
 from tests.checkpoints import transformers_class
-from tests.families import FAMILIES, make_config
+from tests.families import FAMILIES, RELATIVE, make_config
 
 BATCHED = [name for name, family in FAMILIES.items() if family.refusal is None and family.sequential is None]
 
@@ -39,8 +39,9 @@ class FamilyProgram:
 
     @property
     def _attention(self) -> str:
-        if FAMILIES[self.model_type].by_sequence is not None and not self.program.is_native:
-            return "one sequence after the other"
+        by_sequence = FAMILIES[self.model_type].by_sequence
+        if by_sequence is not None and not self.program.is_native:
+            return "all sequences, but for prompts" if by_sequence == RELATIVE else "one sequence after the other"
         config = make_config(self.model_type).get_text_config()
         if not self.program.has_native and hasattr(config, TOP_K):
             return "all sequences, but for indexers"

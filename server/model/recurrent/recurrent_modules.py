@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ from server.model.recurrent.states import (
 from server.model.step import SequenceChunk
 
 HIDDEN = "hidden_states"  # the first argument of a mixer
+BY_SEQUENCE = "rows", "sources", "targets"  # fields of a batch
 ROUNDING = 1e-2  # tolerance relative to the range of an output, in bfloat16 too
 
 
@@ -216,6 +217,14 @@ def _batch(
         num_tokens=chunks[0].num_tokens,
         has_state=chunks[0].num_cached > 0,
     )
+
+
+def join_batches(batches: Sequence[RecurrentBatch]) -> RecurrentBatch:
+    """Return one batch of several with as many tokens of each sequence and states before them."""
+    if len(batches) == 1:
+        return batches[0]
+    rows, sources, targets = (torch.cat([getattr(each, name) for each in batches]) for name in BY_SEQUENCE)
+    return replace(batches[0], rows=rows, sources=sources, targets=targets)
 
 
 def rows_of_chunks(chunks: Sequence[SequenceChunk], states: StateCache | None) -> npt.NDArray[np.int64]:

@@ -29,6 +29,10 @@ class View:
         """Return the oldest position whose keys a token and those after it read."""
         return 0 if self.reach is None else max(0, position - self.reach + 1)
 
+    def num_seen(self, position: int) -> int:
+        """Return how many keys a token reads, its own included."""
+        return position + 1 - self.oldest(position)
+
     def seen(self, first: int, num_tokens: int, num_prompt: int, device: torch.device) -> torch.Tensor:
         """Return which keys each token sees of those from ``oldest(first)`` on, bool ``(tokens, keys)``.
 

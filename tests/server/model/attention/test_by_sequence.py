@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from expert_store import ExpertStore
 from server.model import trunk_loader
 from server.model.attention.by_sequence import modules
+from server.model.attention.by_sequence.decode_batch import MOST_ROWS, batches_of
 from server.model.attention.by_sequence.view import View
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.attention.step_checks import check_blocks_of_another, check_company_and_chunks
+from tests.server.model.test_parity import PROMPTS, generate
 
 CPU = torch.device("cpu")
 
@@ -37,6 +40,27 @@ def load(family: str, folder: Path) -> Trunk:
 )
 def test_company_and_chunks_change_only_rounding(family: str, tmp_path: Path) -> None:
     check_company_and_chunks(load(family, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["inkling2_loop_text", "inkling2_text"])
+def test_a_module_takes_new_tokens_of_all_sequences_in_one_call(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk, sizes, run = load(family, tmp_path), list[tuple[int, int]](), modules.SequenceModule._run_batch
+    monkeypatch.setattr(
+        modules.SequenceModule, "_run_batch", lambda *given: (sizes.append(given[2].size), run(*given))[1]
+    )
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    try:
+        generate(trunk, store, 64, 2)
+    finally:
+        store.close()
+    assert sizes == [(len(PROMPTS), 1)] * sum(group.num_layers for group in trunk.facts.kv_groups)
+
+
+def test_new_tokens_that_see_many_keys_run_in_several_calls() -> None:
+    assert [*batches_of([3, MOST_ROWS // 2, 2, MOST_ROWS + 1, 5])] == [[0, 1], [2], [3], [4]]
 
 
 @pytest.mark.slow
