@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from server.deferred_work import DeferredWork
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.block_salt import block_salt
 from server.engine.deadline_watch import DeadlineWatch
@@ -85,6 +86,7 @@ class Engine:
         admission: chooses the sequences that decode while not all experts fit; None lets all of them decode.
         reclaim: called before each step, and every ``RECLAIM_SECONDS`` while nothing runs and its last call returned
             True.
+        deferred: what the runner's steps run while other threads compute; None if they don't.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Engine:
         kernels: Kernels | None = None,
         admission: DecodeGroupRotation | None = None,
         reclaim: Callable[[], bool] = lambda: False,
+        deferred: DeferredWork | None = None,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
@@ -114,7 +117,7 @@ class Engine:
         )
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
         self._executor = StepExecutor(runner, blocks, admission)
-        self._publisher = EventPublisher(self._scheduler, self.statistics)
+        self._publisher = EventPublisher(self._scheduler, self.statistics, deferred)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
         self._unloaded: deque[str] = deque()  # weights whose prefixes the next step discards
         self._waits = False  # every sequence waits for its weights
@@ -240,12 +243,15 @@ class Engine:
         if step:
             record_start(step, self.clock(), self.statistics.latencies)
             for part, result in self._executor.execute(step):
+                self._publisher.send_deferred()  # nothing, unless the step has failed
                 self._postprocess(part, result)
             num_tokens = 0
             for item in step:
                 num_tokens += item.num_tokens
             is_decode = num_tokens == len(step)  # one token of each
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
+        if not step or not self._scheduler.running:
+            self._publisher.send_deferred()
         self._update_statistics()
 
     def _postprocess(self, step: AbstractSequence[Scheduled], result: StepOutput | Exception) -> None:

@@ -41,7 +41,8 @@ def token_events(
         kernels: choose the tokens; torch does without them.
 
     Returns:
-        The event of each sequence. An event with a finish reason is its last, and so is an error.
+        The event of each sequence. An event with a finish reason is its last, and so is an error. One that
+        ``lacks_text`` gets it by ``add_text``, in the order of its sequence's events.
     """
     if not sequences:
         return []
@@ -103,7 +104,9 @@ def _append(
     is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
     ends = is_eos or token in params.stop_token_ids
     listed = () if logprobs is None else (replace(logprobs, text_offset=text.num_characters),)
-    new = "" if ends else text.push(token, may_stop=num_generated > params.min_tokens)
+    may_stop = text.can_stop and num_generated > params.min_tokens
+    ends_later = not ends and not may_stop and matcher is None and num_generated != params.max_tokens
+    new = "" if ends or ends_later else text.push(token, may_stop=may_stop)
     reason = usage = None
     if ends or text.stopped_by is not None or (matcher is not None and matcher.is_complete):
         reason = FinishReason.STOP
@@ -124,4 +127,12 @@ def _append(
         token_id=token,
         adapters=sequence.last_adapters,
         adapter_shares=None if sequence.weights is None else sequence.take_adapter_shares(),
+        lacks_text=ends_later,
     )
+
+
+def add_text(sequence: Sequence, event: TokenEvent) -> None:
+    """Add the text of the token to an event that lacks it."""
+    assert event.token_id is not None
+    event.text = sequence.text.push(event.token_id, may_stop=False)
+    event.lacks_text = False

@@ -138,6 +138,7 @@ def build_engine(
         grammar=codec.grammar,
         weights=weights,
         kernels=model.kernels,
+        deferred=model.kernels.deferred if model.kernels is not None and model.trunk.facts.program.has_native else None,
         admission=make_admission(store, model.experts_per_layer) if rotates else None,
         reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )

@@ -146,6 +146,7 @@ class TokenEvent:
     token_id: int | None = None  # the new token; None if there is none
     adapters: Mapping[str, float] | None = None  # their factors for the token before the new one, if requested
     adapter_shares: AdapterShares | None = None  # in the tokens since the last event, if adapters are chosen by token
+    lacks_text: bool = False  # until the event is published
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,11 @@ class TextAssembler:
         self.stopped_by: str | None = None  # the stop string that ended the text
 
     @property
+    def can_stop(self) -> bool:
+        """True if there are stop strings."""
+        return bool(self._stop)
+
+    @property
     def is_stopped(self) -> bool:
         return self.stopped_by is not None
 

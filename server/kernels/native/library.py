@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from server.deferred_work import DeferredWork
 from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 15
+ABI = 16
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -75,9 +76,12 @@ def load() -> ctypes.CDLL:
         ("greenroom_head", [c_void_p]),
         ("greenroom_read_rows", [POINTER(Matrix), c_void_p, c_int64, c_void_p]),
         ("greenroom_sample", [POINTER(SamplingCall)]),
+        ("greenroom_start_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
+        ("greenroom_start_head", [c_void_p]),
+        ("greenroom_join", []),
     ):
         function = getattr(library, name)
-        function.restype = c_int
+        function.restype = None if name.startswith("greenroom_start") else c_int
         function.argtypes = [c_void_p, *arguments]
     for name, num_sizes in CHECKS.items():
         check = getattr(library, name)
@@ -120,11 +124,15 @@ class Kernels:
         level: the highest instruction set to use, one of ``LEVELS``; by default the processor's highest
             that is not ``UNTIMED``.
         rounds_float32: whether rows in float32 may be rounded before a product, as those in bfloat16 are.
+
+    Attributes:
+        deferred: work of the thread that runs steps. ``layers`` and ``head`` run it while other threads compute.
     """
 
     def __init__(self, num_threads: int, level: str | None = None, *, rounds_float32: bool = False):
         self.rounds_float32 = rounds_float32
         self._handle = None  # close() also runs if the constructor fails
+        self.deferred = DeferredWork()
         self.level = best_level(level)
         self.num_threads = num_threads
         self._library = load()
@@ -199,14 +207,15 @@ class Kernels:
             How many have run. The next one chose an expert without an address, and has only begun; ``step.counts`` has
             the rows of its experts.
         """
-        num_run, call = c_int64(), self._library.greenroom_layers
-        address = byref(layers, first * sizeof(layers._type_))
-        self._check(call(self._handle, address, end - first, byref(step), place, byref(num_run)))
+        num_run, library = c_int64(), self._library
+        arguments = byref(layers, first * sizeof(layers._type_)), end - first, byref(step), place, byref(num_run)
+        self._run_beside(library.greenroom_layers, library.greenroom_start_layers, arguments)
         return num_run.value
 
     def head(self, call: Structure) -> None:
         """Run the final norm and the head (``HeadCall``)."""
-        self._check(self._library.greenroom_head(self._handle, byref(call)))
+        library = self._library
+        self._run_beside(library.greenroom_head, library.greenroom_start_head, (byref(call),))
 
     def read_rows(self, matrix: Matrix, rows: int, count: int, target: int) -> bool:
         """Write rows of a matrix in float32 at an address; False if rows of its format can't be read.
@@ -225,6 +234,20 @@ class Kernels:
 
     def sample(self, call: SamplingCall) -> None:
         self._check(self._library.greenroom_sample(self._handle, byref(call)))
+
+    def _run_beside(self, call: Any, start: Any, arguments: tuple[Any, ...]) -> None:
+        """Run a call, and the deferred work beside it; without other threads, before it."""
+        if self.num_threads == 1:
+            self.deferred.run()
+        if not self.deferred:
+            self._check(call(self._handle, *arguments))
+            return
+        start(self._handle, *arguments)
+        try:
+            self.deferred.run()
+        finally:
+            status = self._library.greenroom_join(self._handle)
+        self._check(status)
 
     def _check(self, status: int) -> None:
         if status:

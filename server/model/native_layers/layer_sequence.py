@@ -100,7 +100,7 @@ class LayerSequence:
                     held = self._hold(experts, num_routed) if are_images is None else None
                 if images is not None:
                     images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
-            self._record(experts, held, num_routed, len(self._routed))
+            self._record_last(experts, held, num_routed)
         except BaseException:
             if held is not None:
                 held.cancel()
@@ -207,6 +207,14 @@ class LayerSequence:
             chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
             held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
+
+    def _record_last(self, experts: StepExperts, held: ResidentExperts | None, first: int) -> None:
+        """Record the last layers with experts beside the head, unless predictions are asked for at once."""
+        end = len(self._routed)
+        if self._predicts or held is None or first == end:
+            self._record(experts, held, first, end)
+        else:
+            self._kernels.deferred.add(lambda: self._record(experts, held, first, end))
 
     def _range(self, first: int, end: int) -> _Routed:
         """Describe some neighbouring layers with experts."""

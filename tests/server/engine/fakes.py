@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from server.deferred_work import DeferredWork
 from server.engine.engine import Engine, EngineLimits
 from server.engine.interface import GenerationRequest, Grammar, GrammarSpec, RequestWeights, SamplingParams, TokenStream
 from server.engine.kv.block_manager import BlockGroup, BlockManager
@@ -61,9 +62,12 @@ class FakeModel:
         self.hidden_size = 3
         self.released: list[int] = []  # slots
         self.stalls: Sequence[Stall] = ()  # stalls of each step
+        self.deferred: DeferredWork | None = None  # that steps run, as those of native layers do
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
+        if self.deferred is not None:
+            self.deferred.run()
         self.steps.append([len(chunk.token_ids) for chunk in chunks])
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
@@ -149,6 +153,7 @@ class Rig:
     num_snapshots: int | None = None  # for a model with states
     vocab_size: int = VOCABULARY
     detokenizer: Callable[[Sequence[int], Collection[int]], Detokenizer] = detokenizer
+    defers: bool = True  # events are sent during the next step
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
@@ -164,6 +169,7 @@ class Rig:
             self.model = FakeModel(groups, self.max_running + self.num_snapshots, self.vocab_size)
             snapshots = SnapshotPool(range(self.max_running, self.max_running + self.num_snapshots))
         self.blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
+        self.model.deferred = DeferredWork() if self.defers else None
         limits = EngineLimits(
             max_model_len=self.num_blocks * BLOCK_SIZE,
             max_queued=self.max_queued,
@@ -178,6 +184,7 @@ class Rig:
             detokenizer=self.detokenizer,
             weights=lambda names: self.weights.get(names.pin) or self.find_weights(names),
             grammar=lambda spec: self.grammars.get(spec) or self.find_grammar(spec),
+            deferred=self.model.deferred,
         )
 
     def submit(

@@ -22,8 +22,9 @@ from server.engine.interface import (
     SamplingParams,
 )
 from server.engine.kv.block_manager import BlockGroup
+from server.engine.text.detokenizer import WindowDetokenizer
 from server.model.step import SequenceChunk, StepOutput
-from tests.server.engine.fakes import Rig, collect, collect_together, continuation, next_token, run
+from tests.server.engine.fakes import Rig, collect, collect_together, continuation, decode, next_token, run
 
 
 def test_requests_in_a_batch_generate_what_each_generates_alone() -> None:
@@ -329,6 +330,29 @@ def test_a_panic_during_a_step_ends_only_the_faulty_request() -> None:
         assert await collect(rig.submit(b"lucky", 5)) == continuation(b"lucky", 5)
 
     run(rig, scenario)
+
+
+@pytest.mark.parametrize("defers", [True, False])
+def test_a_text_that_cannot_be_made_ends_only_its_request(defers: bool) -> None:
+    class Faulty(WindowDetokenizer):
+        def push(self, token_id: int) -> str:
+            raise RuntimeError("no such token")
+
+    rig = Rig(
+        defers=defers,
+        detokenizer=lambda prompt, _: (Faulty if bytes(prompt) == b"unlucky" else WindowDetokenizer)(
+            decode, (), prompt
+        ),
+    )
+
+    async def scenario() -> None:
+        lucky = asyncio.create_task(collect(rig.submit(b"lucky", 20)))
+        with pytest.raises(GenerationFailedError):
+            await collect(rig.submit(b"unlucky", 20))
+        assert await lucky == continuation(b"lucky", 20)
+
+    run(rig, scenario)
+    assert rig.engine.statistics.finished == {"length": 1, "error": 1}
 
 
 def test_stopping_ends_open_streams_with_an_error() -> None:

@@ -1,5 +1,6 @@
 // The C interface that `library.py` loads. Nothing here throws: a call returns 0, or 1 if memory runs out.
 
+#include <functional>
 #include <mutex>
 
 #include "formats/checks.h"
@@ -22,11 +23,13 @@ struct Handle {
 
   Context context;
   std::mutex is_busy;  // the context serves one call at a time
+
+  std::function<void(Context&)> started;
+  int status;
 };
 
 template <typename Function>
-int guarded(Handle* handle, Function function) {
-  const std::lock_guard<std::mutex> lock(handle->is_busy);
+int unlocked(Handle* handle, Function function) {
   try {
     function(handle->context);
   } catch (const std::bad_alloc&) {
@@ -35,12 +38,31 @@ int guarded(Handle* handle, Function function) {
   return 0;
 }
 
+template <typename Function>
+int guarded(Handle* handle, Function function) {
+  const std::lock_guard<std::mutex> lock(handle->is_busy);
+  return unlocked(handle, function);
+}
+
+// Lets the other threads begin a call. The same thread must call `greenroom_join` next.
+template <typename Function>
+void start(Handle* handle, Function function) {
+  handle->is_busy.lock();
+  handle->started = function;
+  handle->context.pool.start(
+      [](void* started) {
+        auto* own = static_cast<Handle*>(started);
+        own->status = unlocked(own, own->started);
+      },
+      handle);
+}
+
 }  // namespace
 }  // namespace greenroom
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 15; }
+GREENROOM_API int greenroom_abi() { return 16; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -120,6 +142,26 @@ GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* l
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
   return greenroom::guarded(handle, [&](greenroom::Context& context) { run_head(context, *call); });
+}
+
+// As the calls of these names, on the other threads while the caller's goes on. Arguments must live until `greenroom_join`,
+// which the same thread calls next: it helps until the end, and returns the status.
+GREENROOM_API void greenroom_start_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
+                                          const greenroom::StepCall* step, int64_t place, int64_t* num_run) {
+  greenroom::start(handle, [=](greenroom::Context& context) {
+    *num_run = run_layers(context, layers, num_layers, *step, place);
+  });
+}
+
+GREENROOM_API void greenroom_start_head(Handle* handle, const greenroom::HeadCall* call) {
+  greenroom::start(handle, [=](greenroom::Context& context) { run_head(context, *call); });
+}
+
+GREENROOM_API int greenroom_join(Handle* handle) {
+  handle->context.pool.join();
+  const int status = handle->status;
+  handle->is_busy.unlock();
+  return status;
 }
 
 // Writes rows of a matrix, float32 (count, inputs); returns 1 if rows of its format can't be read, and 2 if there is no such

@@ -74,39 +74,79 @@ void ThreadPool::run(const Phase* phases, int num_phases) {
     done_[phase].value.store(0, std::memory_order_relaxed);
   }
   num_inside_.store(0, std::memory_order_release);
-  epoch_.fetch_add(1, std::memory_order_seq_cst);
-  if (num_asleep_.load(std::memory_order_seq_cst) > 0) wake_all(epoch_);
-  help(0);
+  announce();
+  help(leader_);
   // No thread joins from here on; those that did may still read the counters.
   num_inside_.fetch_add(kClosed, std::memory_order_acq_rel);
   wait_until([this] { return num_inside_.load(std::memory_order_acquire) == kClosed; });
 }
 
+void ThreadPool::start(void (*function)(void*), void* context) {
+  if (workers_.empty()) return function(context);
+  function_ = function;
+  function_context_ = context;
+  lead_.store(Lead::kStarted, std::memory_order_release);
+  started_ = announce();
+}
+
+void ThreadPool::join() {
+  if (workers_.empty()) return;
+  for (uint32_t seen = started_; lead_.load(std::memory_order_acquire) != Lead::kEnded;) {
+    seen = next_call(seen);
+    assist(0);
+  }
+  lead_.store(Lead::kNone, std::memory_order_relaxed);
+}
+
 void ThreadPool::work(int thread) {
   uint32_t seen = 0;
   while (true) {
-    auto deadline = std::chrono::steady_clock::now() + kAwake;
-    for (int round = 1; epoch_.load(std::memory_order_acquire) == seen; ++round) {
-      pause();
-      if (round % kChecks) continue;
-      std::this_thread::yield();  // to the event loop, say, when it has no core
-      if (std::chrono::steady_clock::now() > deadline) {
-        num_asleep_.fetch_add(1, std::memory_order_seq_cst);
-        while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
-        num_asleep_.fetch_sub(1, std::memory_order_relaxed);
-        break;
-      }
-    }
-    seen = epoch_.load(std::memory_order_acquire);
+    seen = next_call(seen);
     if (is_closing_.load(std::memory_order_acquire)) return;
-    // Join only while the call is open; the number of a finished call is negative.
-    int32_t inside = num_inside_.load(std::memory_order_acquire);
-    while (inside >= 0 && !num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+    if (thread == 1 && lead_.load(std::memory_order_acquire) == Lead::kStarted) {
+      leader_ = 1;
+      function_(function_context_);
+      leader_ = 0;
+      lead_.store(Lead::kEnded, std::memory_order_release);
+      seen = announce();
+    } else {
+      assist(thread);
     }
-    if (inside < 0) continue;
-    help(thread);
-    num_inside_.fetch_sub(1, std::memory_order_acq_rel);
   }
+}
+
+// Tells all threads of a call, and returns its number.
+uint32_t ThreadPool::announce() {
+  const uint32_t number = epoch_.fetch_add(1, std::memory_order_seq_cst) + 1;
+  if (num_asleep_.load(std::memory_order_seq_cst) > 0) wake_all(epoch_);
+  return number;
+}
+
+// Waits for a call after number `seen`, and returns the number of the last one.
+uint32_t ThreadPool::next_call(uint32_t seen) {
+  auto deadline = std::chrono::steady_clock::now() + kAwake;
+  for (int round = 1; epoch_.load(std::memory_order_acquire) == seen; ++round) {
+    pause();
+    if (round % kChecks) continue;
+    std::this_thread::yield();  // to the event loop, say, when it has no core
+    if (std::chrono::steady_clock::now() > deadline) {
+      num_asleep_.fetch_add(1, std::memory_order_seq_cst);
+      while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
+      num_asleep_.fetch_sub(1, std::memory_order_relaxed);
+      break;
+    }
+  }
+  return epoch_.load(std::memory_order_acquire);
+}
+
+// Joins the call while it is open; the number of a finished call is negative.
+void ThreadPool::assist(int thread) {
+  int32_t inside = num_inside_.load(std::memory_order_acquire);
+  while (inside >= 0 && !num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+  }
+  if (inside < 0) return;
+  help(thread);
+  num_inside_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
 void ThreadPool::help(int thread) {

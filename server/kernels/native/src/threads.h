@@ -31,8 +31,17 @@ class ThreadPool {
   // Runs all phases; the calling thread is thread 0.
   void run(const Phase* phases, int num_phases);
 
+  // Lets the first worker run `function(context)`, which may call `run`, and returns at once; `join` must follow, and nothing
+  // else may be called before it. Without workers, the function has run when this returns.
+  void start(void (*function)(void*), void* context);
+
+  // Helps as thread 0 until the function that was started has returned.
+  void join();
+
  private:
   static constexpr int kMostPhases = 32;
+
+  enum class Lead { kNone, kStarted, kEnded };
 
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
@@ -40,6 +49,9 @@ class ThreadPool {
 
   void work(int thread);
   void help(int thread);
+  void assist(int thread);
+  uint32_t announce();
+  uint32_t next_call(uint32_t seen);
 
   Counter& next(int phase, int range) { return next_[static_cast<size_t>(phase * num_threads_ + range)]; }
 
@@ -47,8 +59,13 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   const Phase* phases_ = nullptr;
   int num_phases_ = 0;
+  int leader_ = 0;  // the thread that calls `run`
+  void (*function_)(void*) = nullptr;
+  void* function_context_ = nullptr;
+  uint32_t started_ = 0;  // the number of the call that announced it
   std::vector<Counter> next_;  // by phase and range
   Counter done_[kMostPhases];
+  alignas(64) std::atomic<Lead> lead_{Lead::kNone};
   alignas(64) std::atomic<uint32_t> epoch_{0};     // number of calls; sleeping threads wait on it
   alignas(64) std::atomic<int32_t> num_inside_{0};  // threads in the current call; negative while no more may join
   alignas(64) std::atomic<int32_t> num_asleep_{0};

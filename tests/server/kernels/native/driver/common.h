@@ -28,6 +28,10 @@ int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer, cons
 int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
                      const greenroom::StepCall* step, int64_t place, int64_t* num_run);
 int greenroom_head(Handle* handle, const greenroom::HeadCall* call);
+void greenroom_start_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
+                            const greenroom::StepCall* step, int64_t place, int64_t* num_run);
+void greenroom_start_head(Handle* handle, const greenroom::HeadCall* call);
+int greenroom_join(Handle* handle);
 const char* greenroom_check_matrix(const greenroom::Matrix* matrix);
 const char* greenroom_check_experts(const greenroom::ExpertShape* shape, int64_t hidden_size, int64_t slot_bytes);
 const char* greenroom_check_layer(const greenroom::LayerSpec* layer, int64_t hidden_size, int64_t slot_bytes);
