@@ -10,14 +10,16 @@ import pytest
 from server.kernels.native.available import availability
 from server.kernels.native.library import impossible
 from server.kernels.native.structures.experts import ExpertShape, Gate
-from server.kernels.native.structures.layers import FeedForwardKind, LayerSpec, Router, RouterKind
+from server.kernels.native.structures.layers import FeedForwardKind, LayerSpec, Mlp, Norm, NormKind, Router, RouterKind
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.kernels.native.structures.mixers import (
     CompressedAttention,
     Compressor,
     Convolution,
     GatedDeltaNet,
+    GroupedAttention,
     MixerKind,
+    RelativeBiases,
     RopeKind,
 )
 
@@ -203,6 +205,65 @@ def test_compressed_attention_that_does_not_fit_itself_is_refused(fields: dict[s
             owner = getattr(owner, part)
         setattr(owner, field, value)
     layer.mixer = addressof(spec)
+    assert impossible("greenroom_check_layer", layer, HIDDEN, 0) == reason
+
+
+def convolved_layer(fields: dict[str, Any]) -> tuple[LayerSpec, list[Any]]:
+    """Return a layer of attention with relative biases whose keys, values and results are convolved, and its parts.
+
+    Args:
+        fields: of a part, by its name and theirs.
+    """
+
+    def projection(outputs: int, inputs: int = HIDDEN) -> Matrix:
+        return Matrix(format=Format.FLOAT32, outputs=outputs, inputs=inputs, data=64)
+
+    parts: dict[str, Any] = {
+        "relative": RelativeBiases(projection(4 * 3), 64, 3, 5),
+        **{name: Convolution(weight=64, width=4, channels=16, dilation=1) for name in ("keys", "values")},
+        **{name: Convolution(weight=64, width=4, channels=HIDDEN, dilation=1) for name in ("mixed", "inner")},
+        "attention": GroupedAttention(
+            query=projection(32), key=projection(16), value=projection(16), output=projection(HIDDEN, 32)
+        ),
+        "layer": LayerSpec(mixer_kind=MixerKind.GROUPED_ATTENTION, feed_forward_kind=FeedForwardKind.MLP),
+        "mlp": Mlp(shape=experts(matrix(), matrix(outputs=HIDDEN, inputs=16)), weighting=Matrix(format=Format.FLOAT32)),
+    }
+    attention, layer = parts["attention"], parts["layer"]
+    attention.heads, attention.kv_heads, attention.key_dim, attention.value_dim = 4, 2, 8, 8
+    attention.gate = Matrix(format=Format.FLOAT32)
+    layer.mixer, layer.feed_forward, layer.output_scale = addressof(attention), addressof(parts["mlp"]), 1.0
+    attention.relative = addressof(parts["relative"])
+    attention.key_convolution, attention.value_convolution = addressof(parts["keys"]), addressof(parts["values"])
+    layer.mixer_convolution, layer.inner_convolution = addressof(parts["mixed"]), addressof(parts["inner"])
+    for name, value in fields.items():
+        part, _, field = name.partition("__")
+        setattr(parts[part], field, value)
+    return layer, [*parts.values()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
+        ({"relative__num_profiles": 0}, "relative biases without profiles"),
+        ({"relative__extent": -1}, "relative biases without profiles"),
+        ({"relative__profiles": None}, "relative biases without profiles"),
+        ({"relative__num_profiles": 4}, "relative biases of other heads"),
+        ({"attention__looks_ahead": 1}, "relative biases of other keys than those before a token"),
+        ({"attention__value_convolution": None}, "a convolution of its keys or its values alone"),
+        ({"keys__channels": 8}, "convolutions that don't fit its keys and values"),
+        ({"values__width": 0}, "a convolution of impossible size"),
+        ({"layer__inner_convolution": None}, "a convolution of the results of one part alone"),
+        ({"mixed__channels": 8}, "a convolution that doesn't fit its results"),
+        ({"layer__output_scale": 2.0}, "convolved results that are added otherwise"),
+        ({"layer__output_norm": Norm(64, None, 1e-6, NormKind.RMS)}, "results that are both normed and convolved"),
+        ({"layer__feed_forward_kind": FeedForwardKind.NONE}, "a convolution of the results of no part"),
+    ],
+)
+def test_biases_and_convolutions_that_do_not_fit_their_layer_are_refused(
+    fields: dict[str, Any], reason: str | None
+) -> None:
+    layer, _parts = convolved_layer(fields)
     assert impossible("greenroom_check_layer", layer, HIDDEN, 0) == reason
 
 
