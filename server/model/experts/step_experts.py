@@ -153,11 +153,8 @@ class StepExperts:
             run: called with those that are ready, each once.
             predicted: what the next layer's router chooses on these rows, if ``asked_ranks`` were asked for.
         """
-        keys, numbers, routed = layer.keys, None, chosen
-        if self.variants is not None:
-            places = self.variants.places(layer)
-            chosen = places.place(chosen, self.variants.sets_of_rows(layer.number, len(chosen)))
-            keys, numbers, routed = places.keys, places.numbers, places.numbers[chosen]
+        chosen, keys, numbers = self._placed(layer, chosen)
+        routed = chosen if numbers is None else numbers[chosen]
         self.record.note_chosen(layer.number, routed)
         place_of, num_left = {keys[place]: place for place in rows}, len(rows)
         with self._store.lease({keys[place]: count for place, count in rows.items()}, self.phase) as lease:
@@ -265,14 +262,7 @@ class StepExperts:
         Args:
             after, uses_host: see ``ExpertStore.lease``.
         """
-        keys, numbers = layer.keys, None
-        if self.variants is not None:
-            places = self.variants.places(layer)
-            chosen, keys, numbers = (
-                places.place(chosen, self.variants.sets_of_rows(layer.number, len(chosen))),
-                places.keys,
-                places.numbers,
-            )
+        chosen, keys, numbers = self._placed(layer, chosen)
         routed = chosen if numbers is None else numbers[chosen]
         self.record.note_chosen(layer.number, routed)
         order, spans = sort_choices(chosen, keys)
@@ -285,6 +275,16 @@ class StepExperts:
                     self._observe(layer, routed, hidden_states)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, catalog=self._store.catalog, numbers=numbers)
+
+    def _placed(self, layer: ExpertLayer, chosen: IntArray) -> tuple[IntArray, tuple[ExpertKey, ...], IntArray | None]:
+        """Return the places of chosen rows of a layer's router, and the expert and the number of each place.
+
+        Places are numbers where no sequence has a variant; None is returned instead of these then.
+        """
+        if self.variants is None:
+            return chosen, layer.keys, None
+        places = self.variants.places(layer)
+        return places.place(chosen, self.variants.sets_of_rows(layer.number, len(chosen))), places.keys, places.numbers
 
     def _observe(
         self,
