@@ -289,7 +289,7 @@ def delta_net(**fields: Any) -> GatedDeltaNet:
         ({"key_dim": 16}, "a convolution that doesn't fit its heads"),
         ({"norm": None}, "heads without decays or a norm"),
         ({"convolution__width": 17}, "a convolution of impossible size"),
-        ({"convolution__dilation": 0}, "a convolution whose taps are no tokens apart"),
+        ({"convolution__dilation": 0}, "a convolution whose taps are impossibly far apart"),
         ({"convolution__weight": None}, "a convolution without weights"),
         ({"projections__num_inputs": 7}, "an impossible number of projections"),
         ({"projections__num_inputs": 0}, "an impossible number of projections"),

@@ -19,6 +19,7 @@ from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
+from tests.server.model.attention.step_checks import check_blocks_of_another
 from tests.server.model.test_parity import generate
 
 TOLERANCE = 1e-5  # of the range of the logits
@@ -145,6 +146,17 @@ def test_chosen_keys_may_fill_several_parts_of_attention(tmp_path: Path, pool: C
         written(each, 200, prompts) for each in (native, load_trunk(folder, torch.float32))
     )
     assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_a_sequence_continues_from_pools_of_another(tmp_path: Path, pool: ComputePool) -> None:
+    """One pool begins in a block of the other sequence and ends in an own one."""
+    config = make_config("qwen4_exp_text")
+    config.layer_types, config.ple_layer_ids, config.indexer_compress_ratio = ["indexed_attention"] * 3, [], 3
+    config.indexer_budget = 6
+    native = load_trunk(save_checkpoint(config, tmp_path), torch.float32, pool=pool)
+    assert isinstance(native, Trunk)
+    assert native.facts.program.is_native
+    check_blocks_of_another(native)
 
 
 @pytest.mark.parametrize("family", ["minimax_m3_vl_text", "qwen4_exp_text"])

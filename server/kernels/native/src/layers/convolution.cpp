@@ -38,7 +38,7 @@ void ConvolutionStep::operator()(int64_t tile, int) const {
 
 const char* check_convolution(const Convolution& spec) {
   if (!is_count(spec.channels) || spec.width < 1 || spec.width > kMostTaps) return "a convolution of impossible size";
-  if (!is_count(spec.dilation)) return "a convolution whose taps are no tokens apart";
+  if (spec.dilation < 1 || spec.dilation > kMostDilation) return "a convolution whose taps are impossibly far apart";
   return spec.weight ? nullptr : "a convolution without weights";
 }
 

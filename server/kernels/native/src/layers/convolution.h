@@ -6,6 +6,7 @@
 namespace greenroom {
 
 inline constexpr int64_t kMostTaps = 16;
+inline constexpr int32_t kMostDilation = 64;
 
 struct Convolution {
   const float* weight;  // (width, channels): a tap's weights, the oldest first

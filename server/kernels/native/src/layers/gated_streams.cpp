@@ -55,7 +55,8 @@ void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams
   };
   auto multiply_down = multiply_sides(context, panel, sides, num_sides, kOutputTile,
                                       [&](int64_t row, int64_t output, const float* from, int64_t count) {
-                                        float* to = output < rank ? ranks + row * rank + output : logits + row * n + output - rank;
+                                        float* to = output < rank ? ranks + row * rank + output
+                                                                  : logits + row * n + output - rank;
                                         std::memcpy(to, from, static_cast<size_t>(count) * 4);
                                       });
   auto activate = [&](int64_t row, int) {

@@ -96,7 +96,8 @@ const char* check_streams(const LayerSpec& layer, int64_t hidden_size) {
   }
   if (layer.mixer_streams->num_streams != layer.inner_streams->num_streams) return "parts of other residual streams";
   if (layer.ngrams) {
-    if (layer.ngrams->num_streams != layer.mixer_streams->num_streams) return "embeddings of n-grams for other residual streams";
+    const bool fits = layer.ngrams->num_streams == layer.mixer_streams->num_streams;
+    if (!fits) return "embeddings of n-grams for other residual streams";
     if (const char* reason = check_ngram_embeddings(*layer.ngrams, hidden_size)) return reason;
   }
   const bool has_both = layer.mixer_kind != MixerKind::kNone && layer.feed_forward_kind != FeedForwardKind::kNone;

@@ -104,7 +104,8 @@ void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const S
   };
   auto project = multiply_sides(context, panel, sides, 2, kOutputTile,
                                 [&](int64_t row, int64_t output, const float* sums, int64_t count) {
-                                  float* to = output < size ? keys + row * size + output : values + row * hidden + output - size;
+                                  float* to = output < size ? keys + row * size + output
+                                                            : values + row * hidden + output - size;
                                   std::memcpy(to, sums, static_cast<size_t>(count) * 4);
                                 });
   auto add_values = [&](int64_t token, int) {
@@ -115,7 +116,8 @@ void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const S
       level.normalise(key, spec.key_norm + i, spec.epsilon, hidden, key);
       level.normalise(row, spec.stream_norm + i, spec.epsilon, hidden, normed);
       const float product = level.dot(key, normed, hidden) * root;
-      const float logit = product == 0.0f ? 0.0f : std::copysign(std::sqrt(std::max(std::abs(product), kLeastGate)), product);
+      const float magnitude = std::sqrt(std::max(std::abs(product), kLeastGate));
+      const float logit = product == 0.0f ? 0.0f : std::copysign(magnitude, product);
       const float gate = 1.0f / (1.0f + std::exp(-logit));
       for (int64_t j = 0; j < hidden; ++j) key[j] = value[j] * gate;
       level.add_scaled(row, key, 1.0f, hidden);

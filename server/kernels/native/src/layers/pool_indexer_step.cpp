@@ -174,7 +174,8 @@ void PoolIndexerStep::gather_means(const StepSequence& sequence, int64_t first, 
 void PoolIndexerStep::score(int64_t tile, int thread) const {
   const ScorePasses::Tile part = passes_.tile_of(step_, tile);
   if (part.position < first_sparse(spec_) || part.num_blocks <= 0) return;
-  float *scratch = scratch_ + thread * scratch_size_, *means = scratch + round_up(index_scratch(spec_.heads, spec_.dim), 16);
+  float* scratch = scratch_ + thread * scratch_size_;
+  float* means = scratch + round_up(index_scratch(spec_.heads, spec_.dim), 16);
   IndexScores scores = passes_.scores_of(step_, part, attention_.group);
   scores.query = rows_ + part.token * width();
   scores.weights = weights_;
@@ -206,10 +207,12 @@ void PoolIndexerStep::choose(int64_t row, int thread) const {
   const float* scores = scores_ + row * passes_.stride();
   for (int64_t i = 0; i < num_pools; ++i) scored[i] = {scores[i], static_cast<int32_t>(i)};
   choose_best(scored, num_pools, spec_.top_k);
-  std::sort(scored, scored + spec_.top_k, [](const Scored& one, const Scored& other) { return one.position < other.position; });
+  const auto is_before = [](const Scored& one, const Scored& other) { return one.position < other.position; };
+  std::sort(scored, scored + spec_.top_k, is_before);
   int32_t* to = chosen_ + token * most_chosen(spec_);
   for (int64_t i = 0; i < spec_.top_k; ++i) {
-    for (int64_t key = scored[i].position * pool; key < (scored[i].position + 1) * pool; ++key) *to++ = static_cast<int32_t>(key);
+    const int64_t first = scored[i].position * pool;
+    for (int64_t key = first; key < first + pool; ++key) *to++ = static_cast<int32_t>(key);
   }
   for (int64_t key = num_pools * pool; key <= position; ++key) *to++ = static_cast<int32_t>(key);
 }
@@ -220,11 +223,11 @@ void PoolIndexerStep::point(Attention& attention, int64_t, int64_t) const {
 }
 
 template <typename Number>
-void PoolIndexerStep::gather(const Attention& attention, const int32_t* blocks, const int32_t* positions, int64_t count,
-                             Number* keys, Number* values) const {
+void PoolIndexerStep::gather(const Attention& attention, const int32_t* positions, int64_t count, Number* keys,
+                             Number* values) {
   const int64_t dim = attention.dim;
   for (int64_t place = 0, size; place < count; place += size) {  // neighbours in a block of both
-    const int64_t position = positions[place], block = blocks[position / kCacheBlock], own = position % kCacheBlock;
+    const int64_t position = positions[place], block = attention.blocks[position / kCacheBlock], own = position % kCacheBlock;
     const int64_t most = std::min({kCacheBlock - own, kCacheBlock - place % kCacheBlock, count - place});
     for (size = 1; size < most && positions[place + size] == position + size;) ++size;
     const Number* from = static_cast<const Number*>(attention.keys) + block * kCacheBlock * dim + own;
@@ -243,7 +246,10 @@ void PoolIndexerStep::gather(const Attention& attention, const int32_t* blocks, 
   }
   // Keys behind the last get no weight; their numbers must be some.
   const int64_t end = round_up(count, kCacheBlock), last = end - kCacheBlock;
-  for (int64_t d = 0; d < dim; ++d) std::fill(keys + last * dim + d * kCacheBlock + count - last, keys + last * dim + (d + 1) * kCacheBlock, Number{});
+  for (int64_t d = 0; d < dim; ++d) {
+    Number* row = keys + last * dim + d * kCacheBlock;
+    std::fill(row + count - last, row + kCacheBlock, Number{});
+  }
   std::fill(values + count * dim, values + end * dim, Number{});
 }
 
@@ -256,9 +262,9 @@ void PoolIndexerStep::attend(const Level& level, const Attention& attention, int
   const int32_t* positions = chosen_ + token * most_chosen(spec_) + first;
   char *keys = gathered_ + thread * 2 * gathered_size_, *values = keys + gathered_size_;
   if (attention.format == Format::kFloat32) {
-    gather(attention, attention.blocks, positions, count, reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
+    gather(attention, positions, count, reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
   } else {
-    gather(attention, attention.blocks, positions, count, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
+    gather(attention, positions, count, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
   }
   Attention own = attention;
   own.keys = keys;

@@ -42,8 +42,7 @@ class PoolIndexerStep final : public KeyChoice {
   void gather_means(const StepSequence& sequence, int64_t first, int64_t last, Number* to) const;
   void rotate(float* x, const float* cosines, const float* sines) const;
   template <typename Number>
-  void gather(const Attention& attention, const int32_t* blocks, const int32_t* positions, int64_t count, Number* keys,
-              Number* values) const;
+  static void gather(const Attention& attention, const int32_t* positions, int64_t count, Number* keys, Number* values);
 
   const Level& level_;
   const GroupedAttention& attention_;
