@@ -60,7 +60,14 @@ class RecurrentHeads {
     float* value = decayed + kHeadTokens * key_stride;
     float* beta = value + kHeadTokens * value_stride;
     Recurrence recurrence{};
-    recurrence.state = begin(sequence, head);
+    const int64_t size = keys_ * round_up(values_, kStateLanes);
+    recurrence.state = states_ + (sequence.state_to * heads_ + head) * size;
+    recurrence.before = recurrence.state;
+    if (sequence.state_from < 0) {
+      std::memset(recurrence.state, 0, static_cast<size_t>(size) * sizeof(float));
+    } else {
+      recurrence.before = states_ + (sequence.state_from * heads_ + head) * size;
+    }
     recurrence.key = key;
     recurrence.query = query;
     recurrence.decay = decay;
@@ -82,24 +89,12 @@ class RecurrentHeads {
                         value + i * value_stride, beta + i});
       }
       level_.recur(recurrence);
+      recurrence.before = recurrence.state;
       for (int64_t i = 0; i < recurrence.tokens; ++i) finish(first + i, head);
     }
   }
 
  private:
-  // Returns a head's state after this step, which holds the one before for now.
-  float* begin(const StepSequence& sequence, int64_t head) const {
-    const int64_t size = keys_ * round_up(values_, kStateLanes);
-    float* to = states_ + (sequence.state_to * heads_ + head) * size;
-    const auto bytes = static_cast<size_t>(size) * sizeof(float);
-    if (sequence.state_from < 0) {
-      std::memset(to, 0, bytes);
-    } else {
-      std::memcpy(to, states_ + (sequence.state_from * heads_ + head) * size, bytes);
-    }
-    return to;
-  }
-
   const Level& level_;
   const StepCall& step_;
   float* const states_;

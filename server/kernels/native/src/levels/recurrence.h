@@ -12,7 +12,8 @@ inline constexpr int64_t kStateLanes = 16;  // the columns of a state are padded
 // where `change` is the value, or beta * (value - key * (decay * state)) by the delta rule. Tokens come one after the
 // other, and each number of an output is a sum in the order of the keys, so chunks change no bit.
 struct Recurrence {
-  float* state;  // (keys, round_up(values, kStateLanes)); the padding is zero
+  float* state;         // (keys, round_up(values, kStateLanes)); the padding is zero
+  const float* before;  // the state before the first token, which may be the same memory
   const float* key;
   const float* query;
   const float* decay;
