@@ -242,13 +242,15 @@ class Engine:
         self._waits = not step and self._scheduler.waits_for_weights
         if step:
             record_start(step, self.clock(), self.statistics.latencies)
-            for part, result in self._executor.execute(step):
-                self._publisher.send_deferred()  # nothing, unless the step has failed
-                self._postprocess(part, result)
             num_tokens = 0
             for item in step:
                 num_tokens += item.num_tokens
             is_decode = num_tokens == len(step)  # one token of each
+            if not is_decode:  # its images may take long before its layers
+                self._publisher.send_deferred()
+            for part, result in self._executor.execute(step):
+                self._publisher.send_deferred()  # nothing, unless the step has failed
+                self._postprocess(part, result)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         if not step or not self._scheduler.running:
             self._publisher.send_deferred()

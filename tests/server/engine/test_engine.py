@@ -332,6 +332,23 @@ def test_a_panic_during_a_step_ends_only_the_faulty_request() -> None:
     run(rig, scenario)
 
 
+def test_no_event_waits_for_a_step_with_a_prompt() -> None:
+    rig = Rig(max_running=2)
+    run_model, are_waiting = rig.model.run, {True: set[bool](), False: set[bool]()}  # by whether the step has a prompt
+
+    def run_step(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        are_waiting[any(chunk.num_tokens > 1 for chunk in chunks)].add(bool(rig.model.deferred))
+        return run_model(chunks)
+
+    rig.model.run = run_step  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        await collect_together(rig, (b"first", 40), (b"second", 5), (b"third", 5))
+
+    run(rig, scenario)
+    assert are_waiting == {True: {False}, False: {True}}
+
+
 @pytest.mark.parametrize("defers", [True, False])
 def test_a_text_that_cannot_be_made_ends_only_its_request(defers: bool) -> None:
     class Faulty(WindowDetokenizer):
