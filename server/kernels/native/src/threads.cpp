@@ -82,7 +82,6 @@ void ThreadPool::run(const Phase* phases, int num_phases) {
 }
 
 void ThreadPool::start(void (*function)(void*), void* context) {
-  if (workers_.empty()) return function(context);
   function_ = function;
   function_context_ = context;
   lead_.store(Lead::kStarted, std::memory_order_release);
@@ -90,7 +89,11 @@ void ThreadPool::start(void (*function)(void*), void* context) {
 }
 
 void ThreadPool::join() {
-  if (workers_.empty()) return;
+  if (take_lead()) {
+    function_(function_context_);
+    lead_.store(Lead::kNone, std::memory_order_relaxed);
+    return;
+  }
   for (uint32_t seen = started_; lead_.load(std::memory_order_acquire) != Lead::kEnded;) {
     seen = next_call(seen);
     assist(0);
@@ -103,8 +106,8 @@ void ThreadPool::work(int thread) {
   while (true) {
     seen = next_call(seen);
     if (is_closing_.load(std::memory_order_acquire)) return;
-    if (thread == 1 && lead_.load(std::memory_order_acquire) == Lead::kStarted) {
-      leader_ = 1;
+    if (take_lead()) {
+      leader_ = thread;
       function_(function_context_);
       leader_ = 0;
       lead_.store(Lead::kEnded, std::memory_order_release);
@@ -113,6 +116,12 @@ void ThreadPool::work(int thread) {
       assist(thread);
     }
   }
+}
+
+// Returns true for the one thread that is to run the function which was started.
+bool ThreadPool::take_lead() {
+  Lead expected = Lead::kStarted;
+  return lead_.compare_exchange_strong(expected, Lead::kTaken, std::memory_order_acq_rel);
 }
 
 // Tells all threads of a call, and returns its number.

@@ -31,17 +31,17 @@ class ThreadPool {
   // Runs all phases; the calling thread is thread 0.
   void run(const Phase* phases, int num_phases);
 
-  // Lets the first worker run `function(context)`, which may call `run`, and returns at once; `join` must follow, and nothing
-  // else may be called before it. Without workers, the function has run when this returns.
+  // Lets a worker run `function(context)`, which may call `run`, and returns at once; `join` must follow, and nothing else may
+  // be called before it.
   void start(void (*function)(void*), void* context);
 
-  // Helps as thread 0 until the function that was started has returned.
+  // Helps as thread 0 until the function that was started has returned, or runs it if no worker has begun.
   void join();
 
  private:
   static constexpr int kMostPhases = 32;
 
-  enum class Lead { kNone, kStarted, kEnded };
+  enum class Lead { kNone, kStarted, kTaken, kEnded };
 
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
@@ -50,6 +50,7 @@ class ThreadPool {
   void work(int thread);
   void help(int thread);
   void assist(int thread);
+  bool take_lead();
   uint32_t announce();
   uint32_t next_call(uint32_t seen);
 
