@@ -35,6 +35,7 @@ LEAST_MATRIX_BYTES, MOST_MATRIX_BYTES = 128 << 20, 256 << 20
 NUM_CACHES = 4  # a matrix of so many times the last cache is read from memory
 CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 FILE_BYTES = 256 << 20
+MOST_EXPERTS = 1024  # in a file: of tiny ones, which each take longer to describe than to read, it is smaller
 READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy
 LEAST_READS = 12  # experts in flight, if they are large
 
@@ -124,7 +125,7 @@ def temporary_experts(layout: ExpertLayout, folder: Path | None = None) -> Itera
     with TemporaryDirectory(prefix="greenroom-", dir=folder) as scratch:
         path = Path(scratch) / "experts"
         nbytes = sum(parameter.nbytes for parameter in layout.parameters)
-        count = max(2, FILE_BYTES // nbytes)
+        count = min(max(2, FILE_BYTES // nbytes), MOST_EXPERTS)
         random_bytes = np.random.default_rng(0).bytes(nbytes)
         with path.open("wb") as file:
             for _ in range(count):
