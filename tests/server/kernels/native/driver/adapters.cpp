@@ -69,6 +69,9 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
       if (!layer.is_joined) of.places[2] = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
       of.places[3] = memory_.parts(hidden, layer.heads * layer.value_dim);
       if (layer.has_own_gate) of.places[4] = memory_.parts(layer.gate.layout.outputs, hidden);
+      if (layer.attention.indexer) of.places[5] = memory_.parts(layer.kv_heads * layer.index_dim, hidden);
+      if (layer.attention.indexer) of.places[6] = memory_.parts(layer.index_dim, hidden);
+      if (layer.attention.relative) of.places[7] = memory_.parts(layer.heads * layer.num_profiles, hidden);
       if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
         of.places[static_cast<int>(LoraPlace::kRouter)] = memory_.parts(layer.mixture.num_experts, hidden);

@@ -31,6 +31,21 @@ Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
   set_gates();
   set_experts();
   if (!attention.window && !one_in(3)) set_indexer();
+  if (!attention.indexer && one_in(2)) set_relative();
+  if (convolves_keys) {
+    set_convolution(key_inputs, kv_heads * key_dim);
+    set_convolution(value_inputs, kv_heads * value_dim);
+    attention.key_convolution = &key_inputs.spec;
+    attention.value_convolution = &value_inputs.spec;
+  }
+  if (one_in(4)) {
+    set_convolution(mixer_results, hidden);
+    set_convolution(inner_results, hidden);
+    spec.mixer_convolution = &mixer_results.spec;
+    spec.inner_convolution = &inner_results.spec;
+    spec.mixer_norm = spec.output_norm = {};
+    spec.output_scale = 1.0f;
+  }
   set_cache();
 }
 
@@ -60,6 +75,48 @@ void Layer::set_indexer() {
   indexer.num_local = between(0, 2);
   indexer.rope_kind = index_dim < attention.rotary_dim ? RopeKind::kNone : attention.rope_kind;
   attention.indexer = &indexer;
+}
+
+void Layer::set_relative() {
+  relative.weights = profile_weights.matrix();
+  relative.num_profiles = num_profiles;
+  relative.extent = between(1, 90);
+  const int64_t width = relative.extent + 2 * kCacheBlock;
+  std::vector<float> profiles(static_cast<size_t>(num_profiles * width));
+  for (int64_t i = 0; i < num_profiles * relative.extent; ++i) {
+    const int64_t place = i / relative.extent * width + kCacheBlock + i % relative.extent;
+    profiles[static_cast<size_t>(place)] = normal() / std::sqrt(static_cast<float>(hidden));
+  }
+  numbers.push_back(profiles);
+  relative.profiles = numbers.back().data();
+  attention.relative = &relative;
+}
+
+void Layer::set_convolution(Convolved& of, int64_t channels) {
+  Convolution& by = of.spec;
+  by.width = between(1, 4);
+  by.dilation = one_in(2) ? 1 : static_cast<int32_t>(between(1, 3));
+  by.channels = channels;
+  by.weight = keep(by.width * channels, 0.5f, 0.0f);
+  by.bias = maybe(channels);
+  by.has_silu = static_cast<int32_t>(between(0, 1));
+  const int64_t size = kept_inputs(by) * channels;
+  for (const Sequence& sequence : plan.sequences) {
+    const std::vector<float> given = sequence.first_position ? normals(size) : std::vector<float>(static_cast<size_t>(size), NAN);
+    of.states.insert(of.states.end(), given.begin(), given.end());
+    of.states.resize(of.states.size() + static_cast<size_t>((kStateRows - 1) * size), NAN);
+  }
+  of.states.shrink_to_fit();
+  by.states = of.states.data();
+}
+
+void Layer::settle(int64_t sequence, int64_t num_chunks) {
+  for (Convolved* of : convolutions) {
+    const int64_t size = kept_inputs(of->spec) * of->spec.channels;
+    float* first = of->states.data() + (kStateRows * sequence + 1) * size;
+    if (num_chunks % 2 == 0) std::copy(first + size, first + 2 * size, first);
+    std::fill(first + size, first + 2 * size, NAN);
+  }
 }
 
 const float* Layer::keep(int64_t count, float scale, float mean) {
@@ -233,6 +290,9 @@ int64_t Layer::oldest_seen(int64_t position) const {
 Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<Chunk>& chunks,
            const std::vector<float>& given, bool is_exact) {
   for (const Chunk& chunk : chunks) {
+    const auto state = static_cast<int32_t>((chunk.sequence - plan.sequences.data()) * kStateRows);
+    const int32_t given_state = chunk.sequence->first_position ? state : -1;
+    const auto turn = static_cast<int32_t>(chunk.number % 2);
     int64_t first_block = 0;
     for (const Sequence& before : plan.sequences) {
       if (&before == chunk.sequence) break;
@@ -240,7 +300,8 @@ Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<
     }
     sequences.push_back({static_cast<int32_t>(call.tokens), static_cast<int32_t>(chunk.count),
                          static_cast<int32_t>(chunk.sequence->first_position + chunk.first),
-                         static_cast<int32_t>(first_block), -1, 0});
+                         static_cast<int32_t>(first_block), chunk.number ? state + 2 - turn : given_state,
+                         state + 1 + turn});
     const auto begin = given.begin() + (chunk.sequence->first_row + chunk.first) * plan.hidden;
     hidden.insert(hidden.end(), begin, begin + chunk.count * plan.hidden);
     call.tokens += chunk.count;

@@ -30,11 +30,24 @@ struct Plan {
 struct Chunk {
   const Sequence* sequence;
   int64_t first, count;
+  int64_t number = 0;  // chunks of the sequence before it
+};
+
+// The rows of states of a sequence: the given one, which no call writes, and two that chunks write by turns.
+constexpr int64_t kStateRows = 3;
+
+// A convolution, and the states of all sequences.
+struct Convolved {
+  Convolution spec{};
+  std::vector<float> states;  // (sequences * kStateRows, kept, channels); NaN where nothing was written
 };
 
 // A layer, and the memory that its spec points to.
 struct Layer {
   Layer(const Plan& plan, int32_t number);
+
+  // Moves the states that a sequence's last chunk wrote to the row that its first one writes.
+  void settle(int64_t sequence, int64_t num_chunks);
 
   bool has_router() const { return !router.empty(); }
   bool has_dense() const { return !dense.empty(); }
@@ -65,6 +78,9 @@ struct Layer {
   Weights key = trunk_weights(kv_heads * key_dim, hidden);
   bool shares_keys = key_dim == value_dim && !is_joined && one_in(3), has_own_gate = !has_gate && !is_joined && one_in(2);
   Weights value = trunk_weights(shares_keys ? 1 : kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
+  bool convolves_keys = !is_joined && !shares_keys && one_in(2);
+  int64_t num_profiles = between(1, 5);
+  Weights profile_weights = trunk_weights(heads * num_profiles, hidden);
   Weights gate = trunk_weights(one_in(2) ? heads : heads * value_dim, hidden);
   int64_t gate_rank = between(1, 40), index_dim = between(1, 40);
   std::deque<Weights> gate_down, gate_up;        // of the norms before the mixer and the feed-forward part
@@ -77,6 +93,9 @@ struct Layer {
   std::vector<char> keys, values, index_keys;
   NormGate gates[2]{};
   BlockIndexer indexer{};
+  RelativeBiases relative{};
+  Convolved key_inputs, value_inputs, mixer_results, inner_results;
+  std::vector<Convolved*> convolutions = {&key_inputs, &value_inputs, &mixer_results, &inner_results};
   GroupedAttention attention{};
   Mixture mixture{};  // of a layer without experts, only the shared part
   LayerSpec spec{};
@@ -89,6 +108,8 @@ struct Layer {
   void set_attention(int32_t number);
   void set_gates();
   void set_indexer();
+  void set_relative();
+  void set_convolution(Convolved& of, int64_t channels);
   void set_experts();
   void set_cache();
 };

@@ -189,12 +189,20 @@ struct Caches {
     for (const Layer& layer : layers) {
       keys.push_back(layer.keys);
       values.push_back(layer.values);
+      for (const Convolved* of : layer.convolutions) states.push_back(of->states);
     }
   }
   void put_back(std::deque<Layer>& layers) const {
     for (size_t i = 0; i < layers.size(); ++i) {
       std::copy(keys[i].begin(), keys[i].end(), layers[i].keys.begin());
       std::copy(values[i].begin(), values[i].end(), layers[i].values.begin());
+    }
+    auto saved = states.begin();
+    for (Layer& layer : layers) {
+      for (Convolved* of : layer.convolutions) {
+        std::copy(saved->begin(), saved->end(), of->states.begin());
+        ++saved;
+      }
     }
   }
   void check_equal(const char* what, const char* level, const std::deque<Layer>& layers) const {
@@ -203,9 +211,17 @@ struct Caches {
       check_same(what, level, layers[i].keys.data(), keys[i].data(), bytes);
       check_same(what, level, layers[i].values.data(), values[i].data(), bytes);
     }
+    auto saved = states.begin();
+    for (const Layer& layer : layers) {
+      for (const Convolved* of : layer.convolutions) {
+        check_same(what, level, of->states.data(), saved->data(), static_cast<int64_t>(saved->size() * sizeof(float)));
+        ++saved;
+      }
+    }
   }
 
   std::vector<std::vector<char>> keys, values;
+  std::vector<std::vector<float>> states;  // of each convolution
 };
 
 }  // namespace
@@ -243,18 +259,21 @@ void run_layers(Handle* handle, const char* level) {
   check_rows("layers with missing experts", level, layers, partial, 0, parts, 0, plan.tokens);
   after.check_equal("caches of layers with missing experts", level, layers);
 
-  before.put_back(layers);
-  Step apart(plan, layers, chunks, given, is_exact);
-  run_mixers_apart(handle, layers, apart);
-  check_rows("layers whose mixers run before", level, layers, apart, 0, parts, 0, plan.tokens);
-  check_counts(level, layers, apart);
+  if (std::none_of(specs.begin(), specs.end(), [](const LayerSpec& spec) { return spec.mixer_convolution; })) {
+    before.put_back(layers);
+    Step apart(plan, layers, chunks, given, is_exact);
+    run_mixers_apart(handle, layers, apart);
+    check_rows("layers whose mixers run before", level, layers, apart, 0, parts, 0, plan.tokens);
+    check_counts(level, layers, apart);
+  }
 
   const auto run_alone = [&](const char* what, const Step& wanted, const Caches& caches, const Adapters* adapters) {
     before.put_back(layers);
     for (const Sequence& sequence : plan.sequences) {
+      int64_t number = 0;
       for (int64_t first = 0, count; first < sequence.num_tokens; first += count) {
         count = between(1, sequence.num_tokens - first);
-        const std::vector<Chunk> chunk = {{&sequence, first, count}};
+        const std::vector<Chunk> chunk = {{&sequence, first, count, number++}};
         Step alone(plan, layers, chunk, given, is_exact);
         Adapters::OfTokens of_tokens;
         if (adapters) {
@@ -264,6 +283,7 @@ void run_layers(Handle* handle, const char* level) {
         run_all(handle, specs.data(), num_layers, alone.call, 0);
         check_rows(what, level, layers, alone, 0, wanted, sequence.first_row + first, count);
       }
+      for (Layer& layer : layers) layer.settle(&sequence - plan.sequences.data(), number);
     }
     caches.check_equal(what, level, layers);
   };

@@ -54,6 +54,40 @@ void soft_max(Vector& x) {
   for (double& number : x) number /= total;
 }
 
+// An input of a convolution by its place among a sequence's tokens in a step, negative for those before; empty if unknown.
+Vector input(const Convolved& by, const StepSequence& sequence, const std::vector<Vector>& inputs, int64_t place) {
+  if (place >= 0) return inputs[static_cast<size_t>(place)];
+  const int64_t kept = kept_inputs(by.spec), channels = by.spec.channels;
+  if (sequence.state_from < 0) return Vector(static_cast<size_t>(channels));
+  return widened(by.states.data() + (sequence.state_from * kept + kept + place) * channels, channels);
+}
+
+// The result of a convolution for one of a sequence's tokens in a step; empty if an input is unknown.
+Vector convolved(const Convolved& by, const StepSequence& sequence, const std::vector<Vector>& inputs, size_t token) {
+  const Convolution& spec = by.spec;
+  Vector y(static_cast<size_t>(spec.channels));
+  for (int64_t tap = 0; tap < spec.width; ++tap) {
+    const int64_t place = static_cast<int64_t>(token) - kept_inputs(spec) + tap * spec.dilation;
+    const Vector x = input(by, sequence, inputs, place);
+    if (x.empty()) return {};
+    for (size_t i = 0; i < y.size(); ++i) y[i] += spec.weight[static_cast<size_t>(tap) * y.size() + i] * x[i];
+  }
+  for (size_t i = 0; i < y.size(); ++i) {
+    if (spec.bias) y[i] += spec.bias[i];
+    if (spec.has_silu) y[i] /= 1 + std::exp(-y[i]);
+  }
+  return y;
+}
+
+void check_states(const char* level, const Convolved& by, const StepSequence& sequence, const std::vector<Vector>& inputs) {
+  const int64_t kept = kept_inputs(by.spec), channels = by.spec.channels;
+  for (int64_t i = 0; i < kept; ++i) {
+    const Vector wanted = input(by, sequence, inputs, sequence.num_tokens - kept + i);
+    check_vector("a state of a convolution", level, Format::kFloat32,
+                 by.states.data() + (sequence.state_to * kept + i) * channels, wanted, kNear * (largest(wanted) + 1));
+  }
+}
+
 // A norm of a layer's rows, with gates if it has some.
 Vector normed_rows(const Layer& layer, bool is_inner, const Vector& states) {
   Vector y = normed(is_inner ? layer.spec.inner_norm : layer.spec.input_norm, states);
@@ -65,16 +99,33 @@ Vector normed_rows(const Layer& layer, bool is_inner, const Vector& states) {
   return y;
 }
 
+// Keys and values of a sequence's tokens in a step, before their convolutions.
+struct ConvolvedHeads {
+  ConvolvedHeads(const Layer& layer, const StepSequence& sequence, const float* given) {
+    for (int64_t i = 0; layer.convolves_keys && i < sequence.num_tokens; ++i) {
+      const Vector x = normed_rows(layer, false, widened(given + (sequence.first_row + i) * layer.hidden, layer.hidden));
+      keys.push_back(product(layer.key, layer.attention.key_bias, x));
+      values.push_back(product(layer.value, layer.attention.value_bias, x));
+    }
+  }
+
+  std::vector<Vector> keys, values;
+};
+
 // Queries, keys and values of a token, after norms and rotary embedding.
 struct Heads {
-  Heads(const Layer& layer, const float* given, int64_t position) {
+  Heads(const Layer& layer, const float* given, const StepSequence& sequence, const ConvolvedHeads& before, int64_t token) {
     const GroupedAttention& spec = layer.attention;
-    const Vector x = normed_rows(layer, false, widened(given, layer.hidden));
+    const int64_t position = sequence.first_position + token;
+    const Vector x = normed_rows(layer, false, widened(given + (sequence.first_row + token) * layer.hidden, layer.hidden));
     query = product(layer.query, spec.query_bias, x);
     if (spec.has_gates_in_query) take_gates(layer);
     if (layer.has_own_gate) gates = product(layer.gate, spec.gate_bias, x);
     if (spec.has_keys_in_query) {
       take_keys(layer);
+    } else if (layer.convolves_keys) {
+      key = convolved(layer.key_inputs, sequence, before.keys, static_cast<size_t>(token));
+      value = convolved(layer.value_inputs, sequence, before.values, static_cast<size_t>(token));
     } else {
       key = product(layer.key, spec.key_bias, x);
       value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
@@ -99,7 +150,21 @@ struct Heads {
       if (spec.norms_rotated) norm();
     }
     if (spec.indexer) index(layer, x, position);
-    for (double& number : query) number *= spec.scales_queries ? layer.query_scales[position] : 1.0f;
+    if (spec.relative) profile_weights = product(layer.profile_weights, nullptr, x);
+    for (Vector* vector : {&query, &profile_weights}) {
+      for (double& number : *vector) number *= spec.scales_queries ? layer.query_scales[position] : 1.0f;
+    }
+  }
+
+  // What is added to the score of a key for a head.
+  double bias(const Layer& layer, int64_t head, int64_t distance) const {
+    const RelativeBiases& by = layer.relative;
+    double sum = 0;
+    for (int64_t i = 0; layer.attention.relative && distance < by.extent && i < by.num_profiles; ++i) {
+      sum += profile_weights[static_cast<size_t>(head * by.num_profiles + i)] *
+             by.profiles[i * (by.extent + 2 * kCacheBlock) + kCacheBlock + by.extent - 1 - distance];
+    }
+    return sum;
   }
 
   void index(const Layer& layer, const Vector& x, int64_t position) {
@@ -145,7 +210,7 @@ struct Heads {
     }
   }
 
-  Vector query, key, value, gates, index_query, index_key;
+  Vector query, key, value, gates, index_query, index_key, profile_weights;
 };
 
 // True if two scores are too close to tell which is greater.
@@ -196,7 +261,8 @@ Vector attended(const Layer& layer, const int32_t* table, const Heads& heads, in
                  get_plain(spec.cache_format, layer.keys.data() + layer.key_place(table, kv_head, key, d));
       }
       score *= spec.scaling;
-      scores.push_back(spec.softcap ? std::tanh(score / spec.softcap) * spec.softcap : score);
+      score = spec.softcap ? std::tanh(score / spec.softcap) * spec.softcap : score;
+      scores.push_back(score + heads.bias(layer, head, position - key));
     }
     if (spec.sinks) scores.push_back(spec.sinks[head]);
     soft_max(scores);
@@ -320,11 +386,14 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
   const int64_t hidden = layer.hidden;
   for (const StepSequence& sequence : step.sequences) {
     const int32_t* table = layer.blocks.data() + sequence.first_block;
+    const ConvolvedHeads before(layer, sequence, given.data());
+    std::vector<Vector> added;  // empty for a token that is not compared
     for (int64_t i = 0; i < sequence.num_tokens; ++i) {
-      const int64_t position = sequence.first_position + i, row = sequence.first_row + i;
+      const int64_t position = sequence.first_position + i;
+      added.emplace_back();
       copy_token(layer, table, position, keys, values);
       if (!step.call.is_exact) continue;
-      const Heads heads(layer, given.data() + row * hidden, position);
+      const Heads heads(layer, given.data(), sequence, before, i);
       check_cache(level, layer, table, position, heads);
       for (int64_t d = 0; spec.indexer && d < layer.index_dim; ++d) {
         const double own = heads.index_key[static_cast<size_t>(d)];
@@ -338,11 +407,22 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
         const double gate = heads.gates[d * heads.gates.size() / result.size()];
         result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::log1p(std::exp(gate));
       }
-      Vector wanted = normed(layer.spec.mixer_norm, product(layer.output, spec.output_bias, result));
+      added.back() = normed(layer.spec.mixer_norm, product(layer.output, spec.output_bias, result));
+    }
+    for (size_t i = 0; i < added.size(); ++i) {
+      const int64_t row = sequence.first_row + static_cast<int64_t>(i);
+      Vector wanted = layer.spec.mixer_convolution ? convolved(layer.mixer_results, sequence, added, i) : added[i];
+      if (wanted.empty()) continue;
       for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + layer.spec.residual_scale * wanted[d];
       check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1));
     }
+    if (!step.call.is_exact) continue;
+    if (layer.convolves_keys) {
+      check_states(level, layer.key_inputs, sequence, before.keys);
+      check_states(level, layer.value_inputs, sequence, before.values);
+    }
+    if (layer.spec.mixer_convolution) check_states(level, layer.mixer_results, sequence, added);
   }
   check_same("a cache of keys", level, keys.data(), layer.keys.data(), static_cast<int64_t>(keys.size()));
   check_same("a cache of values", level, values.data(), layer.values.data(), static_cast<int64_t>(values.size()));
@@ -383,9 +463,10 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
                   const std::vector<float>& given, const std::vector<float>& outputs) {
   const int64_t hidden = layer.hidden, top_k = layer.has_router() ? layer.mixture.router.top_k : 0;
   const float* weights = step.weights.data() + step.place_of_choices(place);
+  std::vector<Vector> added;
+  double size = 0;  // of the largest sum of magnitudes
   for (int64_t token = 0; token < step.call.tokens; ++token) {
     Vector wanted(static_cast<size_t>(hidden));
-    double size = 0;
     for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
       const float weight = layer.mixture.scales_input ? 1.0f : weights[i];
       for (int64_t d = 0; d < hidden; ++d) wanted[d] += weight * outputs[i * hidden + d];
@@ -397,17 +478,28 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
       const Vector rows = mlp.input_norm.kind == NormKind::kNone
                               ? widened(step.normed.data() + token * hidden, hidden)
                               : normed(mlp.input_norm, widened(given.data() + token * hidden, hidden));
-      const Vector added = normed(mlp.output_norm, layer.dense[0].run(0, rows.data(), &size));
+      double own_size;
+      const Vector own = normed(mlp.output_norm, layer.dense[0].run(0, rows.data(), &own_size));
+      size = std::max(size, own_size);
       const bool has_gate = !layer.dense_gate.empty();
       const double by = has_gate ? 1 / (1 + std::exp(-product(layer.dense_gate[0], nullptr, rows)[0])) : 1;
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] += by * mlp.scale * added[d];
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] += by * mlp.scale * own[d];
     }
-    wanted = normed(layer.spec.output_norm, wanted);
-    for (int64_t d = 0; d < hidden; ++d) {
-      wanted[d] = layer.spec.output_scale * (given[token * hidden + d] + layer.spec.residual_scale * wanted[d]);
+    added.push_back(normed(layer.spec.output_norm, wanted));
+  }
+  for (const StepSequence& sequence : step.sequences) {
+    const auto first = added.begin() + sequence.first_row;
+    const std::vector<Vector> inputs(first, first + sequence.num_tokens);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const int64_t row = sequence.first_row + static_cast<int64_t>(i);
+      Vector wanted = layer.spec.inner_convolution ? convolved(layer.inner_results, sequence, inputs, i) : inputs[i];
+      for (int64_t d = 0; d < hidden; ++d) {
+        wanted[d] = layer.spec.output_scale * (given[row * hidden + d] + layer.spec.residual_scale * wanted[d]);
+      }
+      check_vector("a layer", level, Format::kFloat32, step.hidden.data() + row * hidden, wanted,
+                   kNear * (largest(wanted) + 1) + kExact * size);
     }
-    check_vector("a layer", level, Format::kFloat32, step.hidden.data() + token * hidden, wanted,
-                 kNear * (largest(wanted) + 1) + kExact * size);
+    if (layer.spec.inner_convolution) check_states(level, layer.inner_results, sequence, inputs);
   }
 }
 
