@@ -16,6 +16,7 @@ from server.model.lora.targets import LoraTargets
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
 READABLE = FLOATS | {torch.float64}
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+EMBEDDINGS = (".lora_embedding_A", ".lora_embedding_B")  # the same of an embedding
 NESTED, WEIGHT = ".base_layer", ".weight"
 
 
@@ -101,7 +102,7 @@ def match_pairs(sources: Mapping[str, TensorSource], config: PeftConfig, targets
             pairs.append(matcher.pair(module, tensors[DOWN], tensors[UP]))
         except _MismatchError as error:
             problems.append(str(error))
-    return Match(tuple(pairs), (*problems, *_twice(pairs)), len(sources), num_idle)
+    return Match(tuple(pairs), (*dict.fromkeys(problems), *_twice(pairs)), len(sources), num_idle)
 
 
 class _MismatchError(Exception):
@@ -116,6 +117,9 @@ class _Matcher:
         """Return a sentence about a tensor that is no addition; None if it is a copy of the model's own."""
         module = source.name.removeprefix(PEFT_PREFIX).removesuffix(WEIGHT).removesuffix(NESTED)
         own = self._names.copied(module) if source.name.endswith(WEIGHT) else None
+        embedding = next((module.removesuffix(end) for end in EMBEDDINGS if module.endswith(end)), None)
+        if embedding is not None and self._names.is_refused(embedding):
+            return self._names.absence(embedding)
         if own is None:
             return f"the tensor {source.name} is unknown; a LoRA has tensors named lora_A.weight and lora_B.weight"
         if is_copy(source, own):
@@ -135,8 +139,10 @@ class _Matcher:
         Raises:
             _MismatchError: the model has no such module, or the tensors do not fit it.
         """
-        _check_tensors(down, up)
         linear = self._names.linear(module)
+        if linear is None and self._names.is_refused(module):
+            raise _MismatchError(self._names.absence(module))
+        _check_tensors(down, up)
         if linear is not None:
             rank = self._rank(module, module, down, up, sizes=self._targets.linears[linear])
             return LoraPair(linear, None, down, up, rank, self._config.scale_of(module, rank))

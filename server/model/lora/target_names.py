@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from server.model.lora.peft_config import RETRAIN
 from server.model.lora.targets import LoraTargets
 
 PEFT_PREFIX = "base_model.model."
@@ -104,7 +105,7 @@ class TargetNames:
         """Return why no addition to a module can be applied."""
         for spelling in self._spellings(name):
             if spelling in self._targets.refused:
-                return f"it can't change {name}, because {self._targets.refused[spelling]}"
+                return f"it can't change {name}, because {self._targets.refused[spelling]}; {RETRAIN}, or merge it"
         return f"the model has no layer {name} that an adapter can change"
 
     def _spellings(self, name: str) -> Iterator[str]:

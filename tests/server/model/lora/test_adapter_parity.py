@@ -39,6 +39,7 @@ class Case:
     law: Sequence[str]
     code: Sequence[str]
     parameters: Sequence[str] = ()
+    times: int = 1  # by which prompts are longer
 
     def configs(self) -> dict[str, LoraConfig]:
         ranks = {self.law[0]: 7} if self.law else {}
@@ -66,6 +67,13 @@ NATIVE = {
     "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
     "deepseek_v32": Case([*LATENT, *INDEXER], ["wk", "q_a_proj"], EXPERTS),
     "deepseek_v4": Case(COMPRESSED, ["kv_proj", "lm_head"], [*EXPERTS, ROUTER]),
+    "inkling_text": Case([*ATTENTION, "r_proj", *DENSE], ["r_proj", "lm_head"], [*EXPERTS, ROUTER]),
+    "minimax_m3_vl_text": Case(
+        [*ATTENTION, "gate_up_proj"], ["indexer.q_proj", "lm_head"], [*EXPERTS, ROUTER], times=5
+    ),
+    "qwen4_exp_text": Case(
+        ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"], [*ATTENTION, "lm_head"], [*EXPERTS, ROUTER]
+    ),
     "lfm2_moe": Case(["in_proj"], ["in_proj", "out_proj", "q_proj"], EXPERTS),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
     "qwen3_next": Case(
@@ -88,10 +96,11 @@ class Model(WritingModel):
     case: Case
 
     def __post_init__(self) -> None:
+        self.prompts = [prompt * self.case.times for prompt in PROMPTS]
         self._peft = PeftAdapters(self.folder, self.case.configs())
         self.expected = [
             self._peft.greedy(prompt, STEPS, mix) if mix else self._base(prompt)
-            for prompt, mix in zip(PROMPTS, MIXES, strict=True)
+            for prompt, mix in zip(self.prompts, MIXES, strict=True)
         ]
 
     def _base(self, prompt: list[int]) -> Greedy:

@@ -239,15 +239,24 @@ def test_an_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -
         read_adapter(adapter, other, PAGE)
 
 
-def test_a_target_that_is_no_linear_layer_is_refused_with_the_reason(adapter: Path, targets: LoraTargets) -> None:
-    def add(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.embed_tokens.lora_A.weight"] = torch.ones(4, 128)
-        tensors["model.embed_tokens.lora_B.weight"] = torch.ones(32, 4)
-
-    rewrite(adapter, add)
+@pytest.mark.parametrize(
+    ("ends", "shapes"),
+    [
+        ((".lora_A.weight", ".lora_B.weight"), ((4, 128), (32, 4))),
+        ((".lora_A.weight", ".lora_B.weight"), ((4, 128, 3), (32, 4, 1))),
+        ((".lora_embedding_A", ".lora_embedding_B"), ((4, 128), (32, 4))),
+    ],
+    ids=["matrices", "convolution", "embedding"],
+)
+def test_a_target_that_is_no_linear_layer_is_refused_with_the_reason(
+    adapter: Path, targets: LoraTargets, ends: tuple[str, str], shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    added = {f"model.embed_tokens{end}": torch.ones(shape) for end, shape in zip(ends, shapes, strict=True)}
+    rewrite(adapter, lambda tensors: tensors.update(added))
     with pytest.raises(
         AdapterError,
-        match=r"can't change model.embed_tokens, because adapters of layers of type Embedding",
+        match=r"12 of 14 .*; it can't change model.embed_tokens, because adapters of layers of type Embedding are not "
+        r"supported; train the adapter without it, or merge it$",
     ):
         read_adapter(adapter, targets, PAGE)
 

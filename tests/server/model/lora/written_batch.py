@@ -36,6 +36,7 @@ class WritingModel:
 
     trunk: Any
     expected: Sequence[Greedy]
+    prompts: Sequence[list[int]] = PROMPTS
 
     def weights(self, index: int) -> ChunkWeights | None:
         """Return the weights of a prompt; None for the base model's."""
@@ -49,7 +50,7 @@ class WritingModel:
             if all_fit:
                 store.preload(store.absent(), TIMEOUT)
                 wait_until_idle(store)
-            prompts, weights = [PROMPTS[index] for index in wanted], [self.weights(index) for index in wanted]
+            prompts, weights = [self.prompts[index] for index in wanted], [self.weights(index) for index in wanted]
             return generate(self.trunk, store, 5, STEPS, block_size=BLOCK, prompts=prompts, weights=weights)
         finally:
             store.close()
