@@ -54,8 +54,8 @@ module is called for one sequence after the other, as transformers has it, or on
 that have one each, if a trial shows that it can (Inkling 2). What it keeps of a token lies in the blocks of the KV
 cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is kept of a
 token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the last token
-that it is made of, so that a step compresses only what is new; on [native layers](#native-decoder-layers) its sequences
-are attended together.
+that it is made of, so that a step compresses only what is new. On [native layers](#native-decoder-layers), attention
+takes all sequences of a step together, also those of such families (DeepSeek-V4, Inkling, Qwen4 Exp).
 
 The index of DeepSeek-V4 scores a compressed key by a sum of what is positive of its heads' products, so that several
 keys of a text may have the score 0. Where these are on the border of what is chosen, transformers' choice changes with
@@ -256,10 +256,18 @@ The table is what a trial of the config that the tests take finds in float32. Si
 change it: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
 this section alone. All families of the table share steps; the third column tells what attention computes at once.
 
-What the kernels lack for the others: convolutions with weights of each token, limits of the norms of heads, and
-attention to the sums of earlier layers (Inkling 2), attention to a prompt and a window behind it (Unlimited-OCR),
-experts of queries (JetMoE), convolutions of queries and keys, and routers that take rows of the layer before (ZAYA),
-gates of the residual stream, and experts narrower than it whose results are normed (Muse Spark).
+The kernels lack these parts of the others:
+
+- Inkling 2: attention to the states of earlier layers before each part of a layer, separate inputs for queries, keys
+  and values, convolutions of keys and values whose weights depend on the token, limits of the norms of heads, sinks
+  that depend on the token, and layers that run several times (`inkling2_loop`).
+- JetMoE: experts, which a router chooses, for the projections of queries and of the output of attention.
+- Muse Spark: gates of the residual stream, norms that follow their weights, and experts that are narrower than the
+  residual stream, each with a norm of its results.
+- Unlimited-OCR: attention to the whole prompt and to a window of what follows it.
+- ZAYA: convolutions that mix the numbers of a head of queries or keys, values of which one half comes from the token
+  before, routers that are MLPs and add the rows of the router one layer earlier, and factors and biases of the residual
+  stream.
 
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |

@@ -107,8 +107,11 @@ class LayerCalls:
         if holder is not None and holder.module is experts:
             router = next((each for each in rest if each.output.shape[-1] != each.given.shape[-1]), None)
             rest = [each for each in rest if each is not router]
-        if len(rest) > 1 or not (holder or rest or self._mixer):
-            raise UnsupportedLayerError(f"its layers have {len(self._others)} parts besides a mixer and norms")
+        if len(rest) > 1:
+            names = ", ".join(sorted({type(each.module).__name__ for each in rest}))
+            raise UnsupportedLayerError(f"its layers have several parts besides a mixer, norms and experts: {names}")
+        if not (holder or rest or self._mixer):
+            raise UnsupportedLayerError("its layers have neither a mixer nor experts nor an MLP")
         dense = rest[0] if rest else None
         main = holder or dense
         input_norm = None if main is None else self._before(main)

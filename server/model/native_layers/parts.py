@@ -188,7 +188,7 @@ def find_mixers(layer: nn.Module, captured: LayerCapture, recurrent: Collection[
             return mixers
     if captured.options is None and unknown is None and not any(module in recurrent for module in layer.modules()):
         return [NoMixerParts()]
-    raise unknown or UnsupportedLayerError("its attention has no projections of queries, keys and values")
+    raise unknown or UnsupportedLayerError("the kernels have no attention of its kind")
 
 
 def _check_known(module: nn.Module, known: Collection[int]) -> None:
