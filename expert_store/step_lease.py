@@ -114,11 +114,12 @@ class ResidentAddresses:
             if rows.shape[1] < width:
                 raise ValueError(f"{rows.shape[1]} counts for the {width} experts of these layers")
 
-    def hold(self, *, needs_all: bool = False) -> bool:
+    def hold(self, *, needs_all: bool = False, overlaps: bool = False) -> bool:
         """Hold the resident experts in their slots.
 
         Args:
             needs_all: return False if one is not resident.
+            overlaps: return False if the end of another hold is to evict.
 
         Returns:
             False, and no hold, if another lease waits for a slot, or a resize of the device tier for its turn.
@@ -128,7 +129,7 @@ class ResidentAddresses:
             return False
         num_changes = []
         for index, pool in enumerate(pools):
-            if pool.queue.has_waiters:
+            if pool.queue.has_waiters or (overlaps and pool.evicts_at_end):
                 return False
             tier = pool.top
             if tier is not self._tiers[index]:

@@ -157,7 +157,9 @@ class ExpertStore(StoreReports):
         with self._state.lock:
             return self._state.pool_of[layer].arena
 
-    def hold_residents(self, keys: LayerKeys | None = None, *, needs_all: bool = False) -> StepLease | None:
+    def hold_residents(
+        self, keys: LayerKeys | None = None, *, needs_all: bool = False, overlaps: bool = False
+    ) -> StepLease | None:
         """Lease the experts of all layers that are in the memory that compute reads, for a step.
 
         The result is a context manager. The call takes microseconds, so it may be made at each step, and again after a
@@ -169,6 +171,7 @@ class ExpertStore(StoreReports):
             keys: the experts of each layer, those of variants included; by default the model's own. Passing the same
                 object again saves time.
             needs_all: return None unless all of them are in memory.
+            overlaps: another one of the same keys is open; return None if an eviction waits for its end.
         """
         lock = self._state.lock
         lock.acquire()  # nothing that was deferred is needed
@@ -178,7 +181,7 @@ class ExpertStore(StoreReports):
                 if not self._variant_residents.is_of(keys):
                     self._variant_residents = ResidentAddresses(self._state, keys)
                 residents = self._variant_residents
-            if not residents.hold(needs_all=needs_all):
+            if not residents.hold(needs_all=needs_all, overlaps=overlaps):
                 return None
             return StepLease(self._state, residents, self._recorder)
         finally:

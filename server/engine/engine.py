@@ -111,7 +111,9 @@ class Engine:
         self._eos_token_ids, self._detokenizer, self._kernels = eos_token_ids, detokenizer, kernels
         self._find_grammar, self._find_weights = grammar, weights
         self._admission, self._reclaim = admission, reclaim
-        self._scheduler = Scheduler(blocks, limits.scheduler, admission, runner.release)
+        self._scheduler = Scheduler(
+            blocks, limits.scheduler, admission, runner.release, allocates_ahead=runner.runs_ahead
+        )
         self._validator = RequestValidator(
             runner, vocab_size, limits.max_model_len, limits.scheduler.max_batched_tokens
         )
@@ -252,6 +254,8 @@ class Engine:
                 self._publisher.send_deferred()  # nothing, unless the step has failed
                 self._postprocess(part, result)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
+        if not step:
+            self._runner.pause()
         if not step or not self._scheduler.running:
             self._publisher.send_deferred()
         self._update_statistics()

@@ -11,7 +11,7 @@ from server.engine.kv.block_manager import BlockManager
 from server.engine.sampling.logprobs import collect_prompt_logprobs
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
-from server.engine.token_events import token_events
+from server.engine.token_events import events_of_tokens, token_events
 from server.model.step import StepOutput
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def postprocess(
             rows.append(end - 1)
         sequence.num_cached += item.num_tokens
         blocks.cache_full_blocks(sequence.blocks, sequence.prefix_cache_ids, sequence.num_cached)
+    if output.tokens is not None:
+        items += zip(ready, events_of_tokens(ready, output.tokens, eos_token_ids), strict=True)
+        return items
     logits = output.scores if len(rows) == output.num_logits else output.logits[rows]
     events = token_events(ready, logits, eos_token_ids, kernels)
     items += zip(ready, events, strict=True)

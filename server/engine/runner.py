@@ -44,11 +44,18 @@ class ModelRunner(Protocol):
     def hidden_size(self) -> int:
         """Size of a last hidden state; 0 if the model gives none."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """True if it may begin the step after one of decodes before it is asked for."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """Run one ragged step."""
 
+    def pause(self) -> None:
+        """Stop a step that has begun ahead, so that nothing is in use until the next step."""
+
     def release(self, slot: int) -> None:
-        """Free the slot of a sequence that does not continue."""
+        """Free the slot of a sequence that does not continue, after ``pause``."""
 
 
 class PagedModelRunner:
@@ -70,7 +77,7 @@ class PagedModelRunner:
         states: StateCache | None = None,
         before_step: Callable[[int, int], None] | None = None,
     ):
-        self._facts, self._states, self._before_step = trunk.facts, states, before_step
+        self._trunk, self._facts, self._states, self._before_step = trunk, trunk.facts, states, before_step
         self._gpu = kv_cache.device if is_gpu(kv_cache.device) else None
         self._forward: Callable[[Sequence[SequenceChunk]], StepOutput] = partial(
             trunk.forward, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
@@ -100,7 +107,12 @@ class PagedModelRunner:
     def hidden_size(self) -> int:
         return self._facts.hidden_size
 
+    @property
+    def runs_ahead(self) -> bool:
+        return self._trunk.runs_ahead
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
+        self._trunk.prepare_step(chunks)
         if self._before_step is not None:
             num_tokens = num_logits = 0
             for chunk in chunks:
@@ -112,6 +124,10 @@ class PagedModelRunner:
         with current_device(self._gpu):
             return self._forward(chunks)
 
+    def pause(self) -> None:
+        self._trunk.prepare_step(())
+
     def release(self, slot: int) -> None:
+        self.pause()
         if self._states is not None:
             self._states.release(slot)

@@ -62,6 +62,8 @@ class Scheduler:
     Args:
         admission: chooses the sequences that decode; None lets all of them decode.
         release: called with each slot that becomes free.
+        allocates_ahead: whether a decode gets the block of the token after its own, if it can, so that its next step
+            may begin before it is scheduled.
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class Scheduler:
         limits: SchedulerLimits,
         admission: DecodeAdmission | None = None,
         release: Callable[[int], None] = lambda _: None,
+        *,
+        allocates_ahead: bool = False,
     ):
+        self._allocates_ahead = allocates_ahead
         self._blocks, self._limits, self._admission, self._release = blocks, limits, admission, release
         self.waiting: list[Sequence] = []  # in the order of their priority, as is ``running``
         self.running: list[Sequence] = []
@@ -205,8 +210,16 @@ class Scheduler:
                 if last is sequence:
                     return 0
             self._blocks.allocate(sequence.blocks, num_tokens)
+        if self._allocates_ahead and count == 1 and sequence.may_continue:
+            self._allocate_ahead(sequence, num_tokens + 1)
         step.append(Scheduled(sequence, count))
         return count
+
+    def _allocate_ahead(self, sequence: Sequence, num_tokens: int) -> None:
+        """Allocate the block of a token that a later step computes, if there is one."""
+        blocks = sequence.blocks
+        if not self._blocks.has_allocated(blocks, num_tokens) and self._blocks.can_allocate(blocks, num_tokens):
+            self._blocks.allocate(blocks, num_tokens)
 
     def _most_tokens(self, sequence: Sequence, first: int, budget: int, step: list[Scheduled]) -> int:
         """Return how many tokens from ``first`` on go into a step; more than the budget if an image needs them."""

@@ -86,6 +86,11 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_ids)
 
     @property
+    def may_continue(self) -> bool:
+        """True if a token may follow the one that is chosen next."""
+        return self.num_generated + 1 < self.request.sampling.max_tokens
+
+    @property
     def num_uncached(self) -> int:
         return len(self.token_ids) - self.num_cached
 

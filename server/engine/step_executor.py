@@ -13,7 +13,8 @@ from server.engine.kv.block_manager import BlockManager
 from server.engine.latency_recording import record_stalls
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled
-from server.model.step import SequenceChunk, StepOutput
+from server.engine.sequence import Sequence
+from server.model.step import SequenceChunk, StepOutput, TokenChoice
 from server.panics import panics_as_errors
 
 log = logging.getLogger(__name__)
@@ -90,4 +91,14 @@ class StepExecutor:
             wants_experts=request.returns_experts and item.reaches_end,
             wants_adapters=request.returns_adapters and item.reaches_end,
             weights=None if sequence.weights is None else sequence.weights.chunk_weights,
+            choice=_choice(sequence) if self._runner.runs_ahead and item.num_tokens == item.num_logits == 1 else None,
         )
+
+
+def _choice(sequence: Sequence) -> TokenChoice | None:
+    """Return how the next token of a decode is chosen; None if that takes more than its logits."""
+    sampling = sequence.sampling
+    if not sampling.is_plain or sampling.params.logprobs is not None:
+        return None
+    draw, next_draw = sampling.draws(2)
+    return TokenChoice(sampling.row, draw, next_draw if sequence.may_continue else None)

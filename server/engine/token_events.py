@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +55,22 @@ def token_events(
         own_logits = logits[listed]  # a copy, because the sampler changes them
     tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids, kernels)
     logprobs = {} if own_logits is None else _logprobs(sequences, tokens, listed, own_logits)
+    return events_of_tokens(sequences, tokens, eos_token_ids, logprobs)
+
+
+def events_of_tokens(
+    sequences: AbstractSequence[Sequence],
+    tokens: AbstractSequence[int | None],
+    eos_token_ids: frozenset[int],
+    logprobs: Mapping[int, TokenLogprobs] = MappingProxyType({}),
+) -> list[TokenEvent | EngineError]:
+    """Append the next token of each sequence; returns as ``token_events``.
+
+    Args:
+        tokens: the chosen ones; None for a sequence without any.
+        eos_token_ids: tokens that end a sequence.
+        logprobs: by the index of the sequence.
+    """
     return [
         _failure(sequence) if token is None else _append(sequence, token, logprobs.get(row), eos_token_ids)
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))

@@ -117,15 +117,18 @@ def build_engine(
         release=kv_cache.release,
     )
     rotates = settings.admission == "auto" and not trunk.facts.is_encoder
+    runner = PagedModelRunner(
+        trunk,
+        kv_cache,
+        store,
+        prefetcher=experts.prefetcher,
+        states=trunk.new_states(kv.num_slots, kv.num_snapshots),
+        before_step=before_step,
+    )
+    if elastic is not None:
+        elastic.before_growth = runner.pause
     return Engine(
-        PagedModelRunner(
-            trunk,
-            kv_cache,
-            store,
-            prefetcher=experts.prefetcher,
-            states=trunk.new_states(kv.num_slots, kv.num_snapshots),
-            before_step=before_step,
-        ),
+        runner,
         blocks,
         EngineLimits(
             kv.max_model_len,

@@ -63,6 +63,9 @@ class ElasticBudget:
         self._chunk = max(plan.kv.extent_bytes, self._shared_bytes() // CHUNKS)
         self._reclaimed_at = clock()
         self._window_began, self._peak, self._peak_before = clock(), 0, 0
+        self.before_growth: Callable[[], None] = lambda: (
+            None
+        )  # ends what keeps experts in memory, in the engine's thread
         self.allowance = Allowance(self._first_kv, grow=self.grow_kv_cache)
         self._set_kept()
         with self._lock:
@@ -135,6 +138,7 @@ class ElasticBudget:
         """Grant blocks ``nbytes`` more, or as many as experts can give up."""
         if self._plan.has_kv_budget:
             return
+        self.before_growth()
         with self._lock:
             allowance = self.allowance
             # The longest sequence must be able to continue, whatever the reserve is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from server.model.lora.linear_hooks import sizes_of
 from server.model.lora_adapter import LoraAdapter
 from server.model.program import ModelProgram
 from server.model.recurrent.states import StateShapes, state_rows, states_bytes
+from server.model.step import SequenceChunk
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,14 @@ class ResidentModel:
         if self._pool.kernels is not None:
             for layer in self._layers.values():
                 tables_of(adapter).experts(layer.number, len(layer.keys))
+
+    @property
+    def runs_ahead(self) -> bool:
+        """True if it may begin the step after one of decodes before it is asked for."""
+        return False
+
+    def prepare_step(self, chunks: Sequence[SequenceChunk]) -> None:
+        """Stop a step that has begun ahead, unless it is of these chunks."""
 
     @property
     def tensors(self) -> list[torch.Tensor]:

@@ -16,7 +16,17 @@ from server.model.stalls import Stall
 if TYPE_CHECKING:
     import torch
 
+    from server.kernels.native.structures.sampling import RowSampling
     from server.model.prompt_media import PromptMedia
+
+
+@dataclass(slots=True)
+class TokenChoice:
+    """How the next token of a sequence is chosen from its logits alone."""
+
+    row: RowSampling  # without a random number
+    draw: float  # the random number, in ``[0, 1)``
+    next_draw: float | None  # that of the token after it; None if the sequence ends before
 
 
 @dataclass(slots=True)
@@ -40,6 +50,7 @@ class SequenceChunk:
     wants_experts: bool = False  # whether to return the experts of its last token
     wants_adapters: bool = False  # whether to return the shares of adapters in its last token
     weights: ChunkWeights | None = None  # beside the base model's
+    choice: TokenChoice | None = None  # the model may choose the next token so
 
     @property
     def num_tokens(self) -> int:
@@ -155,7 +166,7 @@ class StepOutput:
     """The results of a step."""
 
     # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk. On a device the next step
-    # overwrites them.
+    # overwrites them. None where the model has chosen the tokens.
     scores: torch.Tensor | HostLogits
     routing: Mapping[int, npt.NDArray[np.int64]]  # experts (tokens, k), by MoE layer that all tokens go to
     experts: ExpertCost
@@ -167,6 +178,7 @@ class StepOutput:
         ChosenAdapters | None
     ] = ()  # by chunk, for those with a router of adapters; none if no chunk has one
     label_logits: torch.Tensor | None = None  # float32 (chunks, labels), of a model with labels
+    tokens: Sequence[int | None] | None = None  # the next token of each chunk, where the model has chosen them
 
     @property
     def logits(self) -> torch.Tensor:

@@ -53,7 +53,7 @@ from server.model.lora.router_hooks import find_routers_with_products, routed_by
 from server.model.lora_adapter import LoraAdapter
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.find_program import find_program
-from server.model.native_layers.model import NativeModel
+from server.model.native_layers.model import NativeModel, NativeResult
 from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
@@ -204,6 +204,14 @@ class Trunk(ResidentModel):
         num_double = num_slots if self.facts.state_rows > 1 else 0
         return StateCache(self.facts.states, num_slots + num_snapshots, self.device, num_double=num_double)
 
+    @property
+    def runs_ahead(self) -> bool:
+        return self._native is not None and self._native.may_run_ahead
+
+    def prepare_step(self, chunks: Sequence[SequenceChunk]) -> None:
+        if self._native is not None and not self._native.ahead.continues(chunks):
+            self._native.ahead.stop()
+
     def forward(
         self,
         chunks: Sequence[SequenceChunk],
@@ -256,8 +264,9 @@ class Trunk(ResidentModel):
         if adapters is not None and (self._native is None or rows.are_images is not None):
             adapters.rows_of_layer = rows.tokens
         logits: torch.Tensor | HostLogits
+        next_tokens: Sequence[int | None] | None = None
         if self._native is not None:
-            logits, hidden = self._run_native(
+            logits, hidden, next_tokens = self._run_native(
                 self._native,
                 chunks,
                 tokens,
@@ -283,6 +292,7 @@ class Trunk(ResidentModel):
             hidden,
             record.stalls,
             () if adapters is None or adapters.choices is None else adapters.choices.chosen(chunks),
+            tokens=next_tokens,
         )
 
     def _rows(self, chunks: Sequence[SequenceChunk], tokens: StepTokens, overlay: StepImages | None) -> RowOwners:
@@ -300,8 +310,8 @@ class Trunk(ResidentModel):
         overlay: StepImages | None,
         states: StateCache | None,
         adapters: StepAdapters | None,
-    ) -> tuple[HostLogits, torch.Tensor]:
-        """Run a step through the native kernels, with modules where mixers are such; returns as ``_run_modules``."""
+    ) -> NativeResult:
+        """Run a step through the native kernels, with modules where mixers are such."""
         step_states = self._step_states(chunks, states)
         with self._around_mixers(adapters, tokens, step_states) if native.outside else NOTHING:
             result = native.run(

@@ -246,6 +246,16 @@ def test_a_smaller_budget_waits_for_the_end(make_store: MakeStore) -> None:
     assert store.tiers()["host"].num_slots == store.tiers()["host"].num_resident == 5
 
 
+def test_none_begins_before_another_ends_while_a_smaller_budget_waits(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store):
+        with held(store):
+            store.resize(host_bytes=5 * SLOT)
+        assert store.hold_residents(overlaps=True) is None
+    with held(store):
+        assert store.hold_residents(overlaps=True) is not None
+
+
 def test_a_larger_budget_comes_at_once(make_store: MakeStore) -> None:
     store = make_store()
     store.resize(host_bytes=(ALL - 1) * SLOT)

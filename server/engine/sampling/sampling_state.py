@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from server.engine.interface import Grammar, SamplingParams
 from server.engine.sampling.grammar import GrammarMatcher
+from server.engine.sampling.random_numbers import uniforms
 from server.kernels.native.structures.sampling import RowSampling
 
 MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
@@ -68,6 +69,11 @@ class SamplingState:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def draws(self, count: int) -> list[float]:
+        """Return the random numbers of its next tokens."""
+        first = self.num_generated
+        return uniforms([self.seed] * count, [first + index for index in range(count)])
 
     @property
     def is_too_short(self) -> bool:

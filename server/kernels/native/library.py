@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p, sizeof
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from server.deferred_work import DeferredWork
 from server.kernels.native.mirrors import Layouts, difference
+from server.kernels.native.structures.decode_run import DecodeRun
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 16
+ABI = 17
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -79,6 +82,10 @@ def load() -> ctypes.CDLL:
         ("greenroom_start_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
         ("greenroom_start_head", [c_void_p]),
         ("greenroom_join", []),
+        ("greenroom_start_decodes", [c_void_p, c_int64]),
+        ("greenroom_allow_decodes", [c_int64]),
+        ("greenroom_await_decodes", [c_int64]),
+        ("greenroom_end_decodes", []),
     ):
         function = getattr(library, name)
         function.restype = None if name.startswith("greenroom_start") else c_int
@@ -133,6 +140,7 @@ class Kernels:
         self.rounds_float32 = rounds_float32
         self._handle = None  # close() also runs if the constructor fails
         self.deferred = DeferredWork()
+        self._running: tuple[int, Callable[[], None]] | None = None  # the thread of a run of steps, and what ends it
         self.level = best_level(level)
         self.num_threads = num_threads
         self._library = load()
@@ -156,13 +164,13 @@ class Kernels:
         return int(self._results.ctypes.data)
 
     def linear(self, call: LinearCall) -> None:
-        self._check(self._library.greenroom_linear(self._handle, byref(call)))
+        self._call(self._library.greenroom_linear, byref(call))
 
     def experts(self, shape: ExpertShape, batch: ExpertBatch) -> None:
-        self._check(self._library.greenroom_experts(self._handle, byref(shape), byref(batch)))
+        self._call(self._library.greenroom_experts, byref(shape), byref(batch))
 
     def combine(self, call: Combination) -> None:
-        self._check(self._library.greenroom_combine(self._handle, byref(call)))
+        self._call(self._library.greenroom_combine, byref(call))
 
     def begin_layer(self, layer: Structure, step: Structure, place: int) -> None:
         """Run a decoder layer (``LayerSpec`` and ``StepCall``) up to the choice of its experts.
@@ -170,11 +178,11 @@ class Kernels:
         Args:
             place: the layer's index among those with a router.
         """
-        self._check(self._library.greenroom_begin_layer(self._handle, byref(layer), byref(step), place))
+        self._call(self._library.greenroom_begin_layer, byref(layer), byref(step), place)
 
     def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
         """Add the experts' results, at the address ``outputs``, and the shared expert's to the hidden states."""
-        self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
+        self._call(self._library.greenroom_finish_layer, byref(layer), byref(step), place, outputs)
 
     def chosen_experts(
         self, layer: Structure, step: Structure, place: int, experts: array[int], slots: array[int], *, are_last: bool
@@ -191,11 +199,11 @@ class Kernels:
         """
         call, (numbers, count) = self._library.greenroom_chosen_experts, experts.buffer_info()
         addresses, _ = slots.buffer_info()
-        self._check(call(self._handle, byref(layer), byref(step), place, numbers, addresses, count, are_last))
+        self._call(call, byref(layer), byref(step), place, numbers, addresses, count, are_last)
 
     def norm_input(self, layer: Structure, step: Structure) -> None:
         """Normalise the hidden states for an external mixer of a layer, into ``step.normed``."""
-        self._check(self._library.greenroom_norm_input(self._handle, byref(layer), byref(step)))
+        self._call(self._library.greenroom_norm_input, byref(layer), byref(step))
 
     def layers(self, layers: ctypes.Array[Any], step: Structure, place: int, first: int, end: int) -> int:
         """Run decoder layers ``first`` to ``end``, with experts at the addresses ``step.slots``, if there are any.
@@ -233,10 +241,46 @@ class Kernels:
         return bool(status == 0)
 
     def sample(self, call: SamplingCall) -> None:
-        self._check(self._library.greenroom_sample(self._handle, byref(call)))
+        self._call(self._library.greenroom_sample, byref(call))
+
+    def start_decodes(self, run: DecodeRun, num_allowed: int, end: Callable[[], None]) -> None:
+        """Begin a run of steps on the other threads, for the calling thread.
+
+        Args:
+            run: described until ``end_decodes``.
+            num_allowed: steps that may run.
+            end: calls ``end_decodes``; this thread's next other call of the kernels does so first.
+        """
+        self._end_run()
+        self._library.greenroom_start_decodes(self._handle, byref(run), num_allowed)
+        self._running = get_ident(), end
+
+    def allow_decodes(self, num_steps: int) -> bool:
+        """Let a run go on to so many steps; return False if it has ended before."""
+        return not self._library.greenroom_allow_decodes(self._handle, num_steps)
+
+    def await_decodes(self, num_steps: int) -> None:
+        """Help, after the deferred work, until so many steps have finished."""
+        self.deferred.run()
+        self._check(self._library.greenroom_await_decodes(self._handle, num_steps))
+
+    def end_decodes(self) -> None:
+        """End a run before its next layer."""
+        self._running = None
+        self._check(self._library.greenroom_end_decodes(self._handle))
+
+    def _call(self, call: Any, *arguments: Any) -> None:
+        self._end_run()
+        self._check(call(self._handle, *arguments))
+
+    def _end_run(self) -> None:
+        """End the calling thread's run of steps; another thread's call waits until it ends."""
+        if self._running is not None and self._running[0] == get_ident():
+            self._running[1]()
 
     def _run_beside(self, call: Any, start: Any, arguments: tuple[Any, ...]) -> None:
         """Run a call, and the deferred work beside it; without other threads, before it."""
+        self._end_run()
         if self.num_threads == 1:
             self.deferred.run()
         if not self.deferred:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_char_p, c_int64
 from enum import IntEnum
 
-from server.kernels.native.structures import adapters, experts, layers, matrices, mixers, sampling
+from server.kernels.native.structures import adapters, decode_run, experts, layers, matrices, mixers, sampling
 
-MODULES = (matrices, experts, layers, mixers, adapters, sampling)
+MODULES = (matrices, experts, layers, mixers, adapters, sampling, decode_run)
 MIRRORED = tuple(
     mirror
     for module in MODULES

@@ -43,3 +43,7 @@ class QueryScales:
             more = [self._mixer.query_scale(position) for position in range(known, count)]
             self._table = np.concatenate([self._table, np.array(more, dtype=np.float32)])
         call.query_scales = self._table.ctypes.data
+
+    def has(self, position: int) -> bool:
+        """Return whether the table has a position, if a mixer reads it."""
+        return self._mixer is None or position < len(self._table)

@@ -103,6 +103,11 @@ class Workspace:
         self.call.predictions = addressof(self._predictions)
 
     @property
+    def num_streams(self) -> int:
+        """Rows of a token's residual stream; 0 if that is one row and nothing else."""
+        return self._num_streams
+
+    @property
     def hidden(self) -> npt.NDArray[np.float32]:
         """The residual stream, or the embeddings where it has several rows a token, ``(tokens, hidden)``."""
         return self._hidden[: self.call.tokens]
@@ -148,8 +153,15 @@ class Workspace:
             first: index of the first layer among those with experts.
             top_ks: experts a token in this layer and each that follows.
         """
+        size = self.call.tokens * self._top_k
+        return self.copy_chosen(self._chosen[first * size : (first + len(top_ks)) * size], top_ks)
+
+    def copy_chosen(
+        self, chosen: npt.NDArray[np.int32], top_ks: Sequence[int]
+    ) -> Callable[[], list[npt.NDArray[np.int64]]]:
+        """Return the same for choices of some layers that lie as the last call's, and may be overwritten then."""
         num_tokens, size = self.call.tokens, self.call.tokens * self._top_k
-        chosen = self._chosen[first * size : (first + len(top_ks)) * size].copy()  # the next step overwrites them
+        chosen = chosen.copy()
 
         def by_layer() -> list[npt.NDArray[np.int64]]:
             layers = chosen.astype(np.int64).reshape(-1, size)
@@ -287,6 +299,10 @@ class PositionTables:
                 self._sizes[index] = positions.num_positions
         call.cosines, call.sines = self._address, self._address + self._addresses.strides[0]
         call.has_own_angles, call.newest = 0, None
+
+    def has(self, position: int) -> bool:
+        """Return whether the tables that the last step used have a position."""
+        return all(size > position or not kind.is_rotary for size, kind in zip(self._sizes, self._kinds, strict=True))
 
     def take_rows(self, call: StepCall, positions: torch.Tensor) -> None:
         """Set cosines and sines of each row of a step, instead of each position.

@@ -19,6 +19,16 @@ from server.model.experts.step_variants import StepVariants
 IntArray = npt.NDArray[np.int64]
 
 
+def slots_of(lease: StepLease, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident.
+
+    It is the store's own table if the layers are in its order, and else a copy.
+    """
+    if lease.layers == layers:
+        return lease.addresses
+    return lease.addresses[[lease.layers.index(number) for number in layers]]
+
+
 class RoutedLayers:
     """Some layers with experts, which are described once for many steps."""
 
@@ -43,44 +53,34 @@ class ResidentExperts:
         variants: StepVariants | None = None,
         prefetcher: Prefetcher | None = None,
     ):
-        self._lease, self._phase, self._record, self._variants = lease, phase, record, variants
+        self.lease, self._phase, self._record, self._variants = lease, phase, record, variants
         self._prefetcher = prefetcher
 
     def __enter__(self) -> Self:
-        self._lease.__enter__()
+        self.lease.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lease.__exit__(kind, error, traceback)
+        self.lease.__exit__(kind, error, traceback)
 
     def cancel(self) -> None:
         """End the lease, if it is not finished yet; nothing is counted."""
-        self._lease.__exit__(None, None, None)
-
-    def slots(self, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Return the address of each place's slot, ``(layers, places)``; 0 where no expert is resident.
-
-        It is the store's own table if the layers are in its order, and else a copy.
-        """
-        lease = self._lease
-        if lease.layers == layers:
-            return lease.addresses
-        return lease.addresses[[lease.layers.index(number) for number in layers]]
+        self.lease.__exit__(None, None, None)
 
     @property
     def version(self) -> int:
         """Another number once an expert has moved."""
-        return self._lease.version
+        return self.lease.version
 
     def slots_of(self, layer: int) -> IntArray:
         """Return the slot of each place of a layer in ``arena``, -1 where no expert is resident."""
-        return self._lease.slots(layer)
+        return self.lease.slots(layer)
 
     def arena(self, layer: int) -> torch.Tensor:
         """Return the slots of a layer's experts, uint8 ``(slots, slot_bytes)``."""
-        return self._lease.arena(layer)
+        return self.lease.arena(layer)
 
     def finish(
         self,
@@ -104,14 +104,14 @@ class ResidentExperts:
         self._record.add_residents(runs)
         if predicted is not None:
             self._observe(runs, predicted)
-        elif self._prefetcher is not None and not self._lease.holds_all:
+        elif self._prefetcher is not None and not self.lease.holds_all:
             self._prefetcher.count_lookups(runs.num_lookups)
-        self._lease.close(layers.numbers, rows, self._phase)
+        self.lease.close(layers.numbers, rows, self._phase)
 
     @property
     def holds_all(self) -> bool:
         """True if every expert is resident, so that there is nothing to predict."""
-        return self._lease.holds_all
+        return self.lease.holds_all
 
     def _observe(self, residents: ResidentRuns, predicted: Sequence[IntArray | None]) -> None:
         """Let the prefetcher observe the layers in the order in which they ran."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
+from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher, StepLease
 from expert_store.layer_hold import LayerHold
 from expert_store.prefetching.prefetcher import ReadAhead
 from server.kernels.backend import SortedRows
@@ -245,6 +245,14 @@ class StepExperts:
         if lease is None:
             return None
         return ResidentExperts(lease, self.phase, self.record, self.variants, self._prefetcher)
+
+    def hold_all(self, *, overlaps: bool = False) -> StepLease | None:
+        """Lease the model's own experts if all are in memory; see ``ExpertStore.hold_residents``."""
+        return self._store.hold_residents(needs_all=True, overlaps=overlaps)
+
+    def residents(self, lease: StepLease) -> ResidentExperts:
+        """Return what records the layers that have run under a lease of ``hold_all``."""
+        return ResidentExperts(lease, self.phase, self.record)
 
     @contextmanager
     def _leased(

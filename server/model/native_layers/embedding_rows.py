@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.matrices import Matrix
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.norms import Norm, norm_of
 from server.model.blocks.workspace import Workspace
@@ -27,11 +29,19 @@ class EmbeddingRows:
     """
 
     def __init__(self, kernels: Kernels, module: Any, scale: float, norm: Norm | None = None):
-        self._kernels, self._module, self._scale = kernels, module, scale
+        self._kernels, self._module, self.scale = kernels, module, scale
         self._kept = KeptTensors()
         self._norm = None if norm is None else LayerSpec(input_norm=self._kept.norm(norm))
         self._is_quantised = isinstance(module, QuantisedEmbedding)
         self._table = module.table.matrix if self._is_quantised else plain_matrix(module.weight.detach())
+
+    @property
+    def readable(self) -> Matrix | None:
+        """The table, if its rows times ``scale`` are the embeddings and the kernels can read them."""
+        none = np.zeros(0, np.int32)
+        if self._table is None or self._norm is not None:
+            return None
+        return self._table if self._kernels.read_rows(self._table, none.ctypes.data, 0, 0) else None
 
     def write(self, token_ids: Sequence[int], workspace: Workspace) -> None:
         """Write the rows of a step's tokens, which the workspace has too, into ``workspace.hidden``."""
@@ -46,8 +56,8 @@ class EmbeddingRows:
         if self._norm is not None:
             self._kernels.norm_input(self._norm, call)
             workspace.hidden[:] = workspace.normed
-        if self._scale != 1.0:
-            workspace.hidden[:] *= self._scale
+        if self.scale != 1.0:
+            workspace.hidden[:] *= self.scale
 
 
 def norm_of_rows(embedding: nn.Module, size: int) -> Norm | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ctypes import c_float
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from expert_store import StepLease
 from expert_store.prefetching.prefetcher import NUM_RANKS
 from server.kernels.native.library import Kernels
 from server.kernels.native.structures.layers import LayerSpec
@@ -18,7 +19,7 @@ from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import MixerStep
 from server.model.blocks.workspace import Workspace
-from server.model.experts.resident_experts import ResidentExperts, RoutedLayers
+from server.model.experts.resident_experts import ResidentExperts, RoutedLayers, slots_of
 from server.model.experts.step_experts import StepExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
@@ -60,7 +61,8 @@ class LayerSequence:
             spec.next_mixture = following.feed_forward
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
-        self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
+        self.num_layers = len(layers)
+        self.top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
         self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
         self._segments = self._split(())
         self._ranges: dict[tuple[int, int], _Routed] = {}  # those that were recorded, by their first and last one
@@ -123,13 +125,27 @@ class LayerSequence:
         if held is None:
             call.slots = None
             return None
-        if held.version != self._slots_version:  # experts have moved
-            slots, self._slots_version = held.slots(self._numbers), held.version
+        call.slots, num_places = self.address_slots(held.lease)
+        self._count(num_places)
+        return held
+
+    def address_slots(self, lease: StepLease) -> tuple[int, int]:
+        """Return the address of the table of slots under a lease, ``(layers, places)``, and its places."""
+        if lease.version != self._slots_version:  # experts have moved
+            slots, self._slots_version = slots_of(lease, self._numbers), lease.version
             if slots is not self._slots:
                 self._slots, self._slots_address = slots, slots.ctypes.data
-        call.slots = self._slots_address
-        self._count(self._slots.shape[1])
-        return held
+        return self._slots_address, self._slots.shape[1]
+
+    def finish_all(
+        self,
+        held: ResidentExperts,
+        chosen: Callable[[], list[npt.NDArray[np.int64]]],
+        counts: npt.NDArray[np.int64],
+    ) -> None:
+        """End a hold of all experts, under which all layers have run; see ``ResidentExperts.finish``."""
+        ran = self._ran(0, len(self._routed))
+        held.finish(ran.layers, chosen, ran.num_choices, counts)
 
     def _run_layers(self, first: int, end: int) -> int:
         """Run layers whose experts are held; return the first one with others, which has only begun, or ``end``."""
@@ -146,7 +162,7 @@ class LayerSequence:
     def _run_leased(self, index: int, experts: StepExperts) -> None:
         """Run the experts of a layer that has begun under a lease of its own, and finish the layer."""
         workspace, layer, place = self._workspace, self._layers[index], self._places[index]
-        top_k = self._top_ks[place]
+        top_k = self.top_ks[place]
         assert layer.experts is not None
         experts.run_chosen(
             layer.experts,
@@ -166,7 +182,7 @@ class LayerSequence:
             are_images: ``(tokens,)``.
         """
         workspace, place = self._workspace, self._places[index]
-        top_k, image_place = self._top_ks[place], len(self._routed) + place
+        top_k, image_place = self.top_ks[place], len(self._routed) + place
         self._kernels.begin_layer(self.specs[len(self._layers) + place], workspace.call, image_place)
         weights, of_images = (workspace.weights(each, top_k) for each in (place, image_place))
         weights[are_images] = of_images[are_images]
@@ -203,7 +219,7 @@ class LayerSequence:
         if held is not None and first == end:
             held.cancel()
         elif held is not None:
-            ran = self._ranges.get((first, end)) or self._range(first, end)
+            ran = self._ran(first, end)
             chosen = self._workspace.all_chosen(first, ran.top_ks)
             predicted = self._predicted(experts, first, end) if self._predicts else None
             held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
@@ -216,17 +232,19 @@ class LayerSequence:
         else:
             self._kernels.deferred.add(lambda: self._record(experts, held, first, end))
 
-    def _range(self, first: int, end: int) -> _Routed:
-        """Describe some neighbouring layers with experts."""
-        top_ks = self._top_ks[first:end]
-        described = _Routed(RoutedLayers(self._routed[first:end]), top_ks, sum(top_ks))
-        self._ranges[first, end] = described
+    def _ran(self, first: int, end: int) -> _Routed:
+        """Return the description of some neighbouring layers with experts."""
+        described = self._ranges.get((first, end))
+        if described is None:
+            top_ks = self.top_ks[first:end]
+            described = _Routed(RoutedLayers(self._routed[first:end]), top_ks, sum(top_ks))
+            self._ranges[first, end] = described
         return described
 
     def _predicted(self, experts: StepExperts, first: int, end: int) -> list[npt.NDArray[np.int64] | None]:
         """Return for each layer with experts the numbers that were predicted of the next one; None after the last."""
         return [
-            experts.numbers_of(self._numbers[place], self._workspace.predicted(place, self._top_ks[place]))
+            experts.numbers_of(self._numbers[place], self._workspace.predicted(place, self.top_ks[place]))
             if place < len(self._numbers)
             else None
             for place in range(first + 1, end + 1)

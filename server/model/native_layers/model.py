@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from sys import getrefcount
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.step_experts import StepExperts
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.adapters import NativeAdapters
+from server.model.native_layers.decode_steps import DecodeSteps
 from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.expert_sets import VariantSets
 from server.model.native_layers.layer_sequence import LayerSequence
@@ -31,6 +32,14 @@ from server.model.native_layers.step_images import ImageRows
 from server.model.program import Block, ModelProgram, Target
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.step import HostLogits, SequenceChunk, StepTokens, positions_of
+
+
+class NativeResult(NamedTuple):
+    """The results of a step."""
+
+    logits: HostLogits  # float32 (logit_rows, vocabulary); no rows if the tokens are chosen
+    hidden: torch.Tensor  # normed last states, float32 (hidden_rows, hidden)
+    tokens: Sequence[int | None] | None = None  # the next token of each chunk, if they are chosen
 
 
 class NativeModel:
@@ -79,8 +88,17 @@ class NativeModel:
         self._variant_sets = VariantSets([layer for layer in (*layers, *image_layers) if layer.experts is not None])
         self._normed = np.empty((0, workspace.call.hidden_size), dtype=np.float32)  # the head's input, of any step
         self._no_states = torch.from_numpy(self._normed)
-        self._logits = HostLogits.empty(0, head.vocabulary)  # of the last step
+        self._logits = self._no_logits = HostLogits.empty(0, head.vocabulary)  # of the last step; and none
         self._own_references = self._logits_references()
+        self.ahead = DecodeSteps(
+            kernels,
+            self._sequence,
+            workspace,
+            positions=positions,
+            query_scales=query_scales,
+            embedding=embedding,
+            head=head,
+        )
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
     @cached_property
@@ -100,6 +118,11 @@ class NativeModel:
     def outside(self) -> Sequence[Mixer]:
         """The mixers that run outside of the kernels."""
         return [layer.mixer for layer in self._layers if layer.mixer.target is not Target.NATIVE]
+
+    @cached_property
+    def may_run_ahead(self) -> bool:
+        """True if the kernels can run steps one after another."""
+        return not self.outside and self.ahead.can_run
 
     @property
     def replaced(self) -> Sequence[nn.Module]:
@@ -139,7 +162,7 @@ class NativeModel:
         adapters: StepAdapters | None = None,
         states: StepStates | None = None,
         images: StepImages | None = None,
-    ) -> tuple[HostLogits, torch.Tensor]:
+    ) -> NativeResult:
         """Run one step.
 
         Args:
@@ -150,12 +173,12 @@ class NativeModel:
             adapters: of the step, if it has any.
             states: of the mixers that keep some; needed if there are such.
             images: of the step, if it has any.
-
-        Returns:
-            Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
         """
         cache = None if states is None else states.cache
         self._bind(kv_cache, cache)
+        chosen = self.ahead.take(chunks, experts)
+        if chosen is not None:
+            return NativeResult(self._no_logits, self._no_states, chosen)
         workspace = self._workspace
         rows = None if cache is None else [cache.rows_of(chunk) for chunk in chunks]
         last = workspace.begin(chunks, len(kv_cache.groups), rows)
@@ -169,9 +192,13 @@ class NativeModel:
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
+        if self.may_run_ahead and images is None and adapters is None and (cache is None or cache.is_double):
+            chosen = self.ahead.begin(chunks, len(kv_cache.groups), experts, self._logits_of)
+            if chosen is not None:
+                return NativeResult(self._no_logits, self._no_states, chosen)
         mixers = MixerStep(self._rotary, positions_of(chunks) if self.outside else (), self._dtype, states)
         self._sequence.run(experts, mixers, image_rows)
-        return self._run_head(tokens.logit_rows, tokens.hidden_rows)
+        return NativeResult(*self._run_head(tokens.logit_rows, tokens.hidden_rows))
 
     def _insert_images(self, images: StepImages, chunks: Sequence[SequenceChunk]) -> ImageRows:
         """Set the rows of a step with images, and what their attention sees."""

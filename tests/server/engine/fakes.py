@@ -104,6 +104,13 @@ class FakeModel:
         place = chunk.num_cached + chunk.num_tokens - 1
         return np.array([[chunk.token_ids[-1] % 8, -1], [place % 8, (place + 1) % 8]], dtype=np.int16)
 
+    @property
+    def runs_ahead(self) -> bool:
+        return False
+
+    def pause(self) -> None:
+        """Do nothing: it never runs ahead."""
+
     def release(self, slot: int) -> None:
         self.released.append(slot)
 

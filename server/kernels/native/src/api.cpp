@@ -5,6 +5,7 @@
 
 #include "formats/checks.h"
 #include "formats/grids.h"
+#include "layers/decode_run.h"
 #include "layers/experts.h"
 #include "layers/head.h"
 #include "layers/layer.h"
@@ -25,6 +26,7 @@ struct Handle {
   std::mutex is_busy;  // the context serves one call at a time
 
   std::function<void(Context&)> started;
+  DecodeProgress progress;  // of a run of steps
   int status;
 };
 
@@ -62,7 +64,7 @@ void start(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 16; }
+GREENROOM_API int greenroom_abi() { return 17; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -159,6 +161,34 @@ GREENROOM_API void greenroom_start_head(Handle* handle, const greenroom::HeadCal
 
 GREENROOM_API int greenroom_join(Handle* handle) {
   handle->context.pool.join();
+  const int status = handle->status;
+  handle->is_busy.unlock();
+  return status;
+}
+
+// Lets the other threads begin a run of steps, of which `num_allowed` may run. Until `greenroom_end_decodes` the same thread
+// may call the next two functions alone.
+GREENROOM_API void greenroom_start_decodes(Handle* handle, const greenroom::DecodeRun* run, int64_t num_allowed) {
+  handle->progress.begin(num_allowed);
+  greenroom::start(handle, [=](greenroom::Context& context) { run_decodes(context, *run, handle->progress); });
+}
+
+// Lets a run go on to so many steps; returns 1 if it has ended before.
+GREENROOM_API int greenroom_allow_decodes(Handle* handle, int64_t num_steps) {
+  return handle->progress.allow(num_steps) ? 0 : 1;
+}
+
+// Helps until so many steps have finished; returns 1 if the run ends before, as memory runs out.
+GREENROOM_API int greenroom_await_decodes(Handle* handle, int64_t num_steps) {
+  handle->context.pool.help_until(handle->progress.num_finished, num_steps);
+  return handle->progress.num_finished.load(std::memory_order_acquire) >= num_steps ? 0 : 1;
+}
+
+// Ends a run before its next layer; returns the status of its calls.
+GREENROOM_API int greenroom_end_decodes(Handle* handle) {
+  handle->context.is_stopped.store(true, std::memory_order_relaxed);
+  handle->context.pool.join();
+  handle->context.is_stopped.store(false, std::memory_order_relaxed);
   const int status = handle->status;
   handle->is_busy.unlock();
   return status;

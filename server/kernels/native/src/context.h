@@ -1,6 +1,7 @@
 // What every call needs: threads, a level and working memory.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "adapters/lora.h"
@@ -16,6 +17,7 @@ struct Context {
   Context(int num_threads, const Level& level) : pool(num_threads), level(level) {}
 
   ThreadPool pool;
+  std::atomic<bool> is_stopped{false};  // whether a run of steps ends before its next layer
   const Level& level;
   Buffer rows;      // panels of the input rows
   Buffer middle;    // results of the experts' first matrix

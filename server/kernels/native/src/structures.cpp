@@ -8,6 +8,7 @@
 #include "formats/table.h"
 #include "layers/block_indexer.h"
 #include "layers/compressed_attention.h"
+#include "layers/decode_run.h"
 #include "layers/gated_delta_net.h"
 #include "layers/grouped_attention.h"
 #include "layers/head.h"
@@ -497,6 +498,20 @@ struct Fields<SamplingCall> {
 };
 
 template <>
+struct Fields<DecodeResults> {
+  using Type = DecodeResults;
+  static constexpr Field kAll[] = {FIELD(sampling), FIELD(chosen), FIELD(counts)};
+};
+
+template <>
+struct Fields<DecodeRun> {
+  using Type = DecodeRun;
+  static constexpr Field kAll[] = {
+      FIELD(layers), FIELD(num_layers), FIELD(step), FIELD(sequences), FIELD(token_ids), FIELD(head), FIELD(embedding),
+      FIELD(even), FIELD(odd), FIELD(num_streams), FIELD(embedding_scale), FIELD(unused)};
+};
+
+template <>
 struct Fields<LoraStep> {
   using Type = LoraStep;
   static constexpr Field kAll[] = {FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
@@ -538,7 +553,8 @@ constexpr Layout kLayouts[] = {
     layout<StepPredictions>("StepPredictions"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
     layout<LoraPlace>("LoraPlace"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer, static_cast<size_t>(LoraPlace::kCount) - 1>("LoraLayer"),
     layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),
-    layout<LoraExperts>("LoraExperts"), layout<RowSampling>("RowSampling"), layout<SamplingCall>("SamplingCall")};
+    layout<LoraExperts>("LoraExperts"), layout<RowSampling>("RowSampling"), layout<SamplingCall>("SamplingCall"), layout<DecodeResults>("DecodeResults"),
+    layout<DecodeRun>("DecodeRun")};
 
 }  // namespace
 

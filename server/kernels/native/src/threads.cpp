@@ -1,6 +1,5 @@
 #include "threads.h"
 
-#include <chrono>
 #include <climits>
 
 #include <linux/futex.h>
@@ -10,17 +9,7 @@
 namespace greenroom {
 namespace {
 
-constexpr auto kAwake = std::chrono::milliseconds(1);  // longer than the time between two decode steps
-constexpr int kChecks = 64;                              // pauses between two reads of the clock
 constexpr int kClosed = INT_MIN / 2;
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -35,7 +24,7 @@ template <typename Condition>
 void wait_until(Condition is_met) {
   for (int round = 0; !is_met(); ++round) {
     if (round < kChecks * kChecks) {
-      pause();
+      pause_thread();
     } else {
       std::this_thread::yield();
     }
@@ -85,20 +74,30 @@ void ThreadPool::start(void (*function)(void*), void* context) {
   function_ = function;
   function_context_ = context;
   lead_.store(Lead::kStarted, std::memory_order_release);
-  started_ = announce();
+  seen_ = announce();
 }
 
 void ThreadPool::join() {
+  help_while([] { return true; });
+  lead_.store(Lead::kNone, std::memory_order_relaxed);
+}
+
+void ThreadPool::help_until(const std::atomic<int64_t>& counter, int64_t least) {
+  help_while([&] { return counter.load(std::memory_order_acquire) < least; });
+}
+
+// Helps while a condition is met and the function that was started has not returned.
+template <typename Condition>
+void ThreadPool::help_while(Condition is_met) {
   if (take_lead()) {
     function_(function_context_);
-    lead_.store(Lead::kNone, std::memory_order_relaxed);
+    lead_.store(Lead::kEnded, std::memory_order_relaxed);
     return;
   }
-  for (uint32_t seen = started_; lead_.load(std::memory_order_acquire) != Lead::kEnded;) {
-    seen = next_call(seen);
-    assist(0);
+  while (lead_.load(std::memory_order_acquire) != Lead::kEnded && is_met()) {
+    seen_ = next_call(seen_);
+    if (is_met()) assist(0);
   }
-  lead_.store(Lead::kNone, std::memory_order_relaxed);
 }
 
 void ThreadPool::work(int thread) {
@@ -133,17 +132,10 @@ uint32_t ThreadPool::announce() {
 
 // Waits for a call after number `seen`, and returns the number of the last one.
 uint32_t ThreadPool::next_call(uint32_t seen) {
-  auto deadline = std::chrono::steady_clock::now() + kAwake;
-  for (int round = 1; epoch_.load(std::memory_order_acquire) == seen; ++round) {
-    pause();
-    if (round % kChecks) continue;
-    std::this_thread::yield();  // to the event loop, say, when it has no core
-    if (std::chrono::steady_clock::now() > deadline) {
-      num_asleep_.fetch_add(1, std::memory_order_seq_cst);
-      while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
-      num_asleep_.fetch_sub(1, std::memory_order_relaxed);
-      break;
-    }
+  if (!wait_awake([&] { return epoch_.load(std::memory_order_acquire) != seen; })) {
+    num_asleep_.fetch_add(1, std::memory_order_seq_cst);
+    while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
+    num_asleep_.fetch_sub(1, std::memory_order_relaxed);
   }
   return epoch_.load(std::memory_order_acquire);
 }

@@ -2,11 +2,36 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace greenroom {
+
+constexpr auto kAwake = std::chrono::milliseconds(1);  // longer than the time between two decode steps
+constexpr int kChecks = 64;                             // pauses between two reads of the clock
+
+inline void pause_thread() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until a condition is met, and yields to others in between; returns false after a millisecond.
+template <typename Condition>
+bool wait_awake(Condition is_met) {
+  const auto deadline = std::chrono::steady_clock::now() + kAwake;
+  for (int round = 1; !is_met(); ++round) {
+    pause_thread();
+    if (round % kChecks) continue;
+    std::this_thread::yield();  // to the event loop, say, when it has no core
+    if (std::chrono::steady_clock::now() > deadline) return false;
+  }
+  return true;
+}
 
 // Tiles 0 to `num_tiles` - 1, each run once by any thread. The next phase begins when all are done.
 struct Phase {
@@ -38,6 +63,12 @@ class ThreadPool {
   // Helps as thread 0 until the function that was started has returned, or runs it if no worker has begun.
   void join();
 
+  // The same until a counter, which the function counts up before it calls `notify`, is at least so high; `join` must follow.
+  void help_until(const std::atomic<int64_t>& counter, int64_t least);
+
+  // Wakes the thread in `help_until`.
+  void notify() { announce(); }
+
  private:
   static constexpr int kMostPhases = 32;
 
@@ -50,6 +81,8 @@ class ThreadPool {
   void work(int thread);
   void help(int thread);
   void assist(int thread);
+  template <typename Condition>
+  void help_while(Condition is_met);
   bool take_lead();
   uint32_t announce();
   uint32_t next_call(uint32_t seen);
@@ -63,7 +96,7 @@ class ThreadPool {
   int leader_ = 0;  // the thread that calls `run`
   void (*function_)(void*) = nullptr;
   void* function_context_ = nullptr;
-  uint32_t started_ = 0;  // the number of the call that announced it
+  uint32_t seen_ = 0;  // the last call that the thread which started it knows
   std::vector<Counter> next_;  // by phase and range
   Counter done_[kMostPhases];
   alignas(64) std::atomic<Lead> lead_{Lead::kNone};

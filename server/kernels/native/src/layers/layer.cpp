@@ -183,6 +183,7 @@ void run_chosen_experts(Context& context, const LayerSpec& layer, const StepCall
 
 int64_t run_layers(Context& context, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place) {
   for (int64_t i = 0; i < num_layers; ++i) {
+    if (context.is_stopped.load(std::memory_order_relaxed)) return i;
     const FeedForwardOperations& feed_forward = *operations_of(layers[i].feed_forward_kind);
     begin_layer(context, layers[i], step, place);
     const float* outputs = feed_forward.run_experts(context, layers[i], step, place);

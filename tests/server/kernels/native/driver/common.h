@@ -82,6 +82,7 @@ void run_layers(Handle* handle, const char* level);
 void run_latents(Handle* handle, const char* level);
 void run_head(Handle* handle, const char* level);
 void run_sampling(Handle* handle, const char* level);
+void run_decodes(Handle* handle, const char* level);
 void run_hostile(Handle* handle, int num_rounds);
 
 }  // namespace driver

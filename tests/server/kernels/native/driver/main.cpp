@@ -230,6 +230,7 @@ int main(int count, char** arguments) {
       run_experts(handle, level);
       run_head(handle, level);
       for (int i = 0; i < 3; ++i) run_sampling(handle, level);
+      run_decodes(handle, level);
       if (round % kLayerShare == 0) run_layers(handle, level);
       if (round % kLayerShare == 1) run_latents(handle, level);
     }
