@@ -240,6 +240,7 @@ class DecodeSteps:
             token_ids=addressof(self._token_ids),
             head=addressof(head),
             embedding=addressof(self._table),
+            embedding_norm=self._embedding.norm,
             even=buffers.results(0, logits),
             odd=buffers.results(1, logits),
             num_streams=self._workspace.num_streams,

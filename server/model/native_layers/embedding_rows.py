@@ -12,6 +12,7 @@ from torch import nn
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import Norm as RowNorm
 from server.kernels.native.structures.matrices import Matrix
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.norms import Norm, norm_of
@@ -31,17 +32,17 @@ class EmbeddingRows:
     def __init__(self, kernels: Kernels, module: Any, scale: float, norm: Norm | None = None):
         self._kernels, self._module, self.scale = kernels, module, scale
         self._kept = KeptTensors()
-        self._norm = None if norm is None else LayerSpec(input_norm=self._kept.norm(norm))
+        self.norm = RowNorm() if norm is None else self._kept.norm(norm)
+        self._normed = None if norm is None else LayerSpec(input_norm=self.norm)
         self._is_quantised = isinstance(module, QuantisedEmbedding)
         self._table = module.table.matrix if self._is_quantised else plain_matrix(module.weight.detach())
 
     @property
     def readable(self) -> Matrix | None:
-        """The table, if its rows times ``scale`` are the embeddings and the kernels can read them."""
+        """The table, if the kernels can read its rows."""
         none = np.zeros(0, np.int32)
-        if self._table is None or self._norm is not None:
-            return None
-        return self._table if self._kernels.read_rows(self._table, none.ctypes.data, 0, 0) else None
+        is_read = self._table is not None and self._kernels.read_rows(self._table, none.ctypes.data, 0, 0)
+        return self._table if is_read else None
 
     def write(self, token_ids: Sequence[int], workspace: Workspace) -> None:
         """Write the rows of a step's tokens, which the workspace has too, into ``workspace.hidden``."""
@@ -53,8 +54,8 @@ class EmbeddingRows:
             rows = torch.tensor(token_ids)
             found = self._module.table.rows_at(rows) if self._is_quantised else self._module.weight[rows].float()
             workspace.hidden[:] = found.numpy(force=True)
-        if self._norm is not None:
-            self._kernels.norm_input(self._norm, call)
+        if self._normed is not None:
+            self._kernels.norm_input(self._normed, call)
             workspace.hidden[:] = workspace.normed
         if self.scale != 1.0:
             workspace.hidden[:] *= self.scale

@@ -508,7 +508,7 @@ struct Fields<DecodeRun> {
   using Type = DecodeRun;
   static constexpr Field kAll[] = {
       FIELD(layers), FIELD(num_layers), FIELD(step), FIELD(sequences), FIELD(token_ids), FIELD(head), FIELD(embedding),
-      FIELD(even), FIELD(odd), FIELD(num_streams), FIELD(embedding_scale), FIELD(unused)};
+      FIELD(embedding_norm), FIELD(even), FIELD(odd), FIELD(num_streams), FIELD(embedding_scale), FIELD(unused)};
 };
 
 template <>

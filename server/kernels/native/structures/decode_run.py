@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
+from server.kernels.native.structures.layers import Norm
 from server.kernels.native.structures.sampling import SamplingCall
 
 
@@ -22,6 +23,7 @@ class DecodeRun(Structure):
         ("token_ids", c_void_p),
         ("head", c_void_p),
         ("embedding", c_void_p),
+        ("embedding_norm", Norm),
         ("even", DecodeResults),
         ("odd", DecodeResults),
         ("num_streams", c_int64),

@@ -33,6 +33,7 @@ MIXERS = (
     "qwen3_5_moe_text",
     "jamba",
     "qwen4_exp_text",
+    "inkling_text",
 )
 PROMPTS = [[3, 5, 7], [11], [13, 2]]
 EVERY = [0, 1, 2]

@@ -18,6 +18,7 @@ bool advance(const Context& context, const DecodeRun& run, const int32_t* tokens
     run.token_ids[i] = tokens[i];
     float* row = step.hidden + i * step.hidden_size;
     read_row(context.level, *run.embedding, tokens[i], row);
+    apply_norm(context.level, run.embedding_norm, row, step.hidden_size, row);
     for (int64_t k = 0; k < step.hidden_size; ++k) row[k] *= run.embedding_scale;
     for (int64_t stream = 0; stream < run.num_streams; ++stream) {
       std::memcpy(step.streams + (i * run.num_streams + stream) * step.hidden_size, row,

@@ -24,6 +24,7 @@ struct DecodeRun {
   int32_t* token_ids;       // those of `step`
   const HeadCall* head;
   const Matrix* embedding;  // whose rows can be read (`read_row`)
+  Norm embedding_norm;      // of its rows, before the scale
   DecodeResults even;       // of the steps with these numbers, from 0
   DecodeResults odd;
   int64_t num_streams;      // rows of a token's residual stream, or 0
