@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class TokenChoice:
-    """How the next token of a sequence is chosen from its logits alone."""
+    """Parameters of the choice of a sequence's next token, which depends on its logits alone."""
 
     row: RowSampling  # without a random number
     draw: float  # the random number, in ``[0, 1)``

@@ -9,7 +9,7 @@ from server.kernels.native.structures.sampling import SamplingCall
 
 
 class DecodeResults(Structure):
-    """What a step leaves for the caller."""
+    """The results of a step, for the caller."""
 
     _fields_ = [("sampling", SamplingCall), ("chosen", c_void_p), ("counts", c_void_p)]
 
