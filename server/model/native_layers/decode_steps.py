@@ -16,6 +16,7 @@ from server.kernels.native.structures.layers import HeadCall, StepCall, StepSequ
 from server.kernels.native.structures.sampling import RowSampling, SamplingCall
 from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
+from server.model.chunk_weights import ChunkWeights
 from server.model.experts.step_experts import StepExperts
 from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.layer_sequence import LayerSequence
@@ -33,8 +34,8 @@ class DecodeSteps:
     begun ends before its next layer. It has changed nothing that counts: keys and values are written again, and
     states lie beside those before the step.
 
-    It does so for steps whose experts are all in memory, without adapters, variants or images, and whose tokens are
-    chosen from logits alone. A step may begin ahead if each sequence has a block for its token.
+    It does so for steps whose experts are all in memory, without variants, images or adapters that are chosen by token,
+    and whose tokens are chosen from logits alone. A step may begin ahead if each sequence has a block for its token.
 
     Args:
         sequence: the layers, which the kernels run in one call.
@@ -63,8 +64,10 @@ class DecodeSteps:
         self.can_run = kernels.num_threads > 1 and has_rows
         self._buffers: _Buffers | None = None
         self._logits: HostLogits | None = None  # of the steps of an open run
+        self._adapters: object = None
         self._leases: list[StepLease] = []  # of the step that has begun
         self._slots: list[int] = []  # of the sequences
+        self._weights: list[ChunkWeights | None] = []
         self._next_tokens: list[int] = []
         self._index = 0  # of the step that has begun, or may not begin
         self._is_open = False
@@ -73,9 +76,10 @@ class DecodeSteps:
         """Return whether a step is the one that has begun."""
         if not self._leases or len(chunks) != len(self._slots):
             return False
-        for chunk, slot, token, position in zip(chunks, self._slots, self._next_tokens, self._places, strict=True):
+        known = zip(chunks, self._slots, self._weights, self._next_tokens, self._places, strict=True)
+        for chunk, slot, weights, token, position in known:
             is_same = chunk.slot == slot and chunk.num_cached == position and chunk.choice is not None
-            if not is_same or len(chunk.token_ids) != 1 or chunk.token_ids[0] != token:
+            if not is_same or len(chunk.token_ids) != 1 or chunk.token_ids[0] != token or chunk.weights != weights:
                 return False
         return True
 
@@ -89,7 +93,7 @@ class DecodeSteps:
                 for lease in self._leases:
                     lease.__exit__(None, None, None)
                 self._leases.clear()
-                self._logits = None
+                self._logits = self._adapters = None
 
     def begin(
         self,
@@ -97,6 +101,7 @@ class DecodeSteps:
         num_groups: int,
         experts: StepExperts,
         logits_of: Callable[[int], HostLogits],
+        adapters: object = None,
     ) -> list[int | None] | None:
         """Run the step that is described in the workspace.
 
@@ -105,6 +110,7 @@ class DecodeSteps:
             num_groups: of layers with attention.
             experts: of the step.
             logits_of: returns logits for a number of rows, which the steps overwrite.
+            adapters: what the workspace and the head refer to, if sequences have adapters.
 
         Returns:
             The chosen tokens, None for a row that allows none; None if the step has to run otherwise.
@@ -120,7 +126,9 @@ class DecodeSteps:
         if buffers is None or buffers.num_rows != len(chunks):
             buffers = self._buffers = _Buffers(len(chunks), self._workspace.call.hidden_size)
         self._describe(buffers, chunks, num_groups, self._logits, lease)
+        self._adapters = adapters
         self._slots = [chunk.slot for chunk in chunks]
+        self._weights = [chunk.weights for chunk in chunks]
         self._places = [chunk.num_cached for chunk in chunks]
         self._index = 0
         buffers.set_rows(0, [choice.row for choice in choices], [choice.draw for choice in choices])
@@ -226,8 +234,7 @@ class DecodeSteps:
         call.sequences, call.block_tables = addressof(sequences), addressof(self._groups)
         call.token_ids = addressof(self._token_ids)
         head = self._run_head = HeadCall.from_buffer_copy(self._head)
-        head.hidden, head.lora = self._workspace.residual_address, None
-        head.logits = logits.address
+        head.hidden, head.logits = self._workspace.residual_address, logits.address
         buffers.fill_head(head)
         buffers.reserve(
             len(self._sequence.top_ks) * count * call.most_top_k, len(self._sequence.top_ks), call.most_experts
@@ -310,7 +317,9 @@ def _choices(chunks: Sequence[SequenceChunk]) -> list[TokenChoice] | None:
     """Return how the tokens of a step are chosen; None unless each chunk is one token that something follows."""
     choices = []
     for chunk in chunks:
-        is_plain = chunk.weights is None and chunk.media is None and chunk.resumes is None
+        weights, is_plain = chunk.weights, chunk.media is None and chunk.resumes is None
+        if weights is not None and (weights.variant is not None or weights.chooser is not None):
+            return None
         if chunk.choice is None or not is_plain or len(chunk.token_ids) != 1 or chunk.num_hidden:
             return None
         choices.append(chunk.choice)

@@ -192,8 +192,8 @@ class NativeModel:
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
-        if self.may_run_ahead and images is None and adapters is None and (cache is None or cache.is_double):
-            chosen = self.ahead.begin(chunks, len(kv_cache.groups), experts, self._logits_of)
+        if self.may_run_ahead and images is None and (cache is None or cache.is_double):
+            chosen = self.ahead.begin(chunks, len(kv_cache.groups), experts, self._logits_of, described)
             if chosen is not None:
                 return NativeResult(self._no_logits, self._no_states, chosen)
         mixers = MixerStep(self._rotary, positions_of(chunks) if self.outside else (), self._dtype, states)

@@ -17,6 +17,8 @@ from server.kernels.native.available import availability
 from server.kernels.native.linear import native_linear, plain_matrix
 from server.kernels.native.structures.sampling import RowSampling
 from server.model.attention.kv_cache import KVCache
+from server.model.chunk_weights import ChunkWeights, WeightedAdapter
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.recurrent.states import StateCache
 from server.model.step import HostLogits, SequenceChunk, TokenChoice
 from server.model.trunk import Trunk
@@ -47,9 +49,19 @@ class Writer:
 
     Args:
         is_ahead: whether steps may begin ahead; if not, tokens are chosen after each.
+        weights: of the first sequence, beside the base model's.
     """
 
-    def __init__(self, trunk: Trunk, store: ExpertStore, pool: ComputePool, *, is_ahead: bool):
+    def __init__(
+        self,
+        trunk: Trunk,
+        store: ExpertStore,
+        pool: ComputePool,
+        *,
+        is_ahead: bool,
+        weights: ChunkWeights | None = None,
+    ):
+        self._weights = [weights, *[None] * (len(PROMPTS) - 1)]
         self._trunk, self._store, self._is_ahead = trunk, store, is_ahead
         self._kernels = pool.kernels
         per_sequence = -(-(STEPS + 8) // BLOCK)
@@ -83,7 +95,15 @@ class Writer:
         choice = TokenChoice(self._row, self._draw(index, 0), self._draw(index, 1)) if self._is_ahead else None
         tables = [table] * len(self._trunk.facts.kv_groups)
         num_prompt = len(PROMPTS[index])
-        return SequenceChunk(text[cached:], cached, tables, slot=index, num_prompt=num_prompt, choice=choice)
+        return SequenceChunk(
+            text[cached:],
+            cached,
+            tables,
+            slot=index,
+            num_prompt=num_prompt,
+            weights=self._weights[index],
+            choice=choice,
+        )
 
     def _draw(self, index: int, later: int) -> float:
         return uniforms([index], [len(self.texts[index]) + later])[0]
@@ -177,3 +197,28 @@ def test_a_smaller_budget_of_experts_waits_for_one_step_at_most(
         other.step(EVERY)
     assert store.host_resident_bytes <= trunk.catalog.total_bytes // 2
     assert other.texts == one.texts
+
+
+def test_a_sequence_with_an_adapter_runs_ahead(
+    open_model: Callable[[str], tuple[Trunk, ExpertStore]], pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk, store = open_model("qwen3_moe")
+    generator = torch.Generator().manual_seed(2)
+    linears = {}
+    for name, (inputs, outputs) in trunk.adaptable.items():
+        down, up = (torch.randn(shape, generator=generator) for shape in ((4, inputs), (outputs, 4)))
+        linears[name] = (LoraMatrix(down, up, 0.1),)
+    weights = ChunkWeights(adapters=(WeightedAdapter(LoraAdapter("law", linears, {})),))
+    plain, one, other = (
+        Writer(trunk, store, pool, is_ahead=is_ahead, weights=given)
+        for is_ahead, given in ((False, None), (False, weights), (True, weights))
+    )
+    starts = count(monkeypatch, pool.kernels, "start_decodes")
+    for writer in (plain, one, other):
+        for _ in range(8):
+            writer.step(EVERY)
+    trunk.prepare_step(())
+    assert 0 < starts[0] < 7
+    assert other.texts == one.texts
+    assert one.texts[0] != plain.texts[0]
+    assert one.texts[1:] == plain.texts[1:]
