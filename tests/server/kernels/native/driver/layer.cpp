@@ -31,7 +31,7 @@ Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
   set_gates();
   set_experts();
   if (!attention.window && !one_in(3)) set_indexer();
-  if (!attention.indexer && one_in(2)) set_relative();
+  if (!attention.indexer && !one_in(4)) set_relative();
   if (convolves_keys) {
     set_convolution(key_inputs, kv_heads * key_dim);
     set_convolution(value_inputs, kv_heads * value_dim);
