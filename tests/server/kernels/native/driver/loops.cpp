@@ -405,7 +405,7 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       if (result.empty()) continue;
       for (size_t d = 0; !heads.gates.empty() && d < result.size(); ++d) {
         const double gate = heads.gates[d * heads.gates.size() / result.size()];
-        result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::log1p(std::exp(gate));
+        result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::fmax(gate, 0.0) + std::log1p(std::exp(-std::fabs(gate)));
       }
       added.back() = normed(layer.spec.mixer_norm, product(layer.output, spec.output_bias, result));
     }
