@@ -68,7 +68,8 @@ class DecodeSteps:
         self._leases: list[StepLease] = []  # of the step that has begun
         self._slots: list[int] = []  # of the sequences
         self._weights: list[ChunkWeights | None] = []
-        self._next_tokens: list[int] = []
+        self._next_tokens: list[int] = []  # of the step that has begun, with their positions
+        self._places: list[int] = []
         self._index = 0  # of the step that has begun, or may not begin
         self._is_open = False
 
@@ -85,15 +86,15 @@ class DecodeSteps:
 
     def stop(self) -> None:
         """Stop the step that has begun, if there is one. The kernels may be called by others then."""
-        if self._is_open:
-            self._is_open = False
-            try:
+        is_open, self._is_open = self._is_open, False
+        try:
+            if is_open:
                 self._kernels.end_decodes()
-            finally:
-                for lease in self._leases:
-                    lease.__exit__(None, None, None)
-                self._leases.clear()
-                self._logits = self._adapters = None
+        finally:
+            for lease in self._leases:
+                lease.__exit__(None, None, None)
+            self._leases.clear()
+            self._logits = self._adapters = None
 
     def begin(
         self,
@@ -121,20 +122,12 @@ class DecodeSteps:
         lease = experts.hold_all()
         if lease is None:
             return None
-        self._leases = [lease]
-        buffers, self._logits = self._buffers, logits_of(len(chunks))
-        if buffers is None or buffers.num_rows != len(chunks):
-            buffers = self._buffers = _Buffers(len(chunks), self._workspace.call.hidden_size)
-        self._describe(buffers, chunks, num_groups, self._logits, lease)
-        self._adapters = adapters
-        self._slots = [chunk.slot for chunk in chunks]
-        self._weights = [chunk.weights for chunk in chunks]
-        self._places = [chunk.num_cached for chunk in chunks]
-        self._index = 0
-        buffers.set_rows(0, [choice.row for choice in choices], [choice.draw for choice in choices])
-        self._is_open = True
-        num_allowed = 2 if self._prepare_next(buffers, chunks, choices, experts) else 1
-        self._kernels.start_decodes(self._run, num_allowed, self.stop)
+        self._leases.append(lease)
+        try:
+            self._start(chunks, choices, num_groups, experts, logits=logits_of(len(chunks)), adapters=adapters)
+        except BaseException:
+            self.stop()
+            raise
         return self._finish(experts)
 
     def take(self, chunks: Sequence[SequenceChunk], experts: StepExperts) -> list[int | None] | None:
@@ -152,6 +145,31 @@ class DecodeSteps:
         if is_prepared and not self._kernels.allow_decodes(self._index + 2):
             self._leases.pop().__exit__(None, None, None)
         return self._finish(experts)
+
+    def _start(
+        self,
+        chunks: Sequence[SequenceChunk],
+        choices: Sequence[TokenChoice],
+        num_groups: int,
+        experts: StepExperts,
+        *,
+        logits: HostLogits,
+        adapters: object,
+    ) -> None:
+        """Let the kernels begin the step that is described in the workspace, and the next one if it may follow."""
+        buffers = self._buffers
+        if buffers is None or buffers.num_rows != len(chunks):
+            buffers = self._buffers = _Buffers(len(chunks), self._workspace.call.hidden_size)
+        self._logits, self._adapters = logits, adapters
+        self._describe(buffers, chunks, num_groups, logits)
+        self._slots = [chunk.slot for chunk in chunks]
+        self._weights = [chunk.weights for chunk in chunks]
+        self._places = [chunk.num_cached for chunk in chunks]
+        self._index = 0
+        buffers.set_rows(0, [choice.row for choice in choices], [choice.draw for choice in choices])
+        num_allowed = 2 if self._prepare_next(buffers, chunks, choices, experts) else 1
+        self._kernels.start_decodes(self._run, num_allowed, self.stop)
+        self._is_open = True
 
     def _finish(self, experts: StepExperts) -> list[int | None]:
         """Finish the step that has begun, while the next one may begin."""
@@ -211,13 +229,12 @@ class DecodeSteps:
         chunks: Sequence[SequenceChunk],
         num_groups: int,
         logits: HostLogits,
-        lease: StepLease,
     ) -> None:
         """Describe the run to the kernels, as the workspace describes its first step."""
         assert self._table is not None
         given, count = self._workspace.call, len(chunks)
         call = self._call = StepCall.from_buffer_copy(given)
-        call.slots, call.most_experts = self._sequence.address_slots(lease)
+        call.slots, call.most_experts = self._sequence.address_slots(self._leases[0])
         sequences = self._sequences = (StepSequence * count).from_buffer_copy(
             (StepSequence * count).from_address(given.sequences)
         )

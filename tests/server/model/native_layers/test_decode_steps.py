@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore
+from expert_store import ExpertKey, ExpertStore
 from server.engine.sampling.native_choice import choose_natively
 from server.engine.sampling.random_numbers import uniforms
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
+from server.kernels.native.library import KernelError
 from server.kernels.native.linear import native_linear, plain_matrix
 from server.kernels.native.structures.sampling import RowSampling
 from server.model.attention.kv_cache import KVCache
@@ -222,3 +223,31 @@ def test_a_sequence_with_an_adapter_runs_ahead(
     assert other.texts == one.texts
     assert one.texts[0] != plain.texts[0]
     assert one.texts[1:] == plain.texts[1:]
+
+
+@pytest.mark.parametrize("method", ["start_decodes", "await_decodes"])
+def test_a_step_that_fails_can_run_again(
+    method: str,
+    open_model: Callable[[str], tuple[Trunk, ExpertStore]],
+    pool: ComputePool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trunk, store = open_model("qwen3_5_moe_text")
+    one, other = (Writer(trunk, store, pool, is_ahead=is_ahead) for is_ahead in (False, True))
+    for _ in range(8):
+        one.step(EVERY)
+    for step in range(8):
+        if step in {1, 4}:
+            trunk.prepare_step(())
+            with monkeypatch.context() as patch:
+                patch.setattr(pool.kernels, method, fail)
+                with pytest.raises(KernelError):
+                    other.step(EVERY)
+        other.step(EVERY)
+    trunk.prepare_step(())
+    assert other.texts == one.texts
+    assert store.evict([ExpertKey(layer, 0) for layer in trunk.catalog.layers]) == len(trunk.catalog.layers)
+
+
+def fail(*_: object) -> None:
+    raise KernelError("the native kernels ran out of memory")
