@@ -62,10 +62,12 @@ class EventPublisher:
     def fail(self, sequence: Sequence, error: EngineError, reason: str = "error") -> None:
         """End a request with an error."""
         self.send_deferred()
-        if sequence in self._failed:  # it has its error
-            return
+        has_error = sequence in self._failed
+        if has_error:
+            self._failed.remove(sequence)
         self._remove(sequence, reason)
-        publish([(sequence.sink, error)])
+        if not has_error:
+            publish([(sequence.sink, error)])
 
     def fail_step(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others continue."""

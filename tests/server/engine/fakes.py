@@ -57,10 +57,12 @@ class FakeModel:
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
         self.next_token = next_token
+        self.runs_ahead = False  # the model chooses tokens itself where it may
         self.is_sequential = self.is_encoder_decoder = self.is_encoder = self.reads_images = False
         self.labels: tuple[str, ...] = ()
         self.hidden_size = 3
         self.released: list[int] = []  # slots
+        self.num_chosen = 0  # steps whose tokens the model has chosen
         self.stalls: Sequence[Stall] = ()  # stalls of each step
         self.deferred: DeferredWork | None = None  # that steps run, as those of native layers do
 
@@ -88,7 +90,12 @@ class FakeModel:
             hidden += [hidden_state(tokens[: end + 1]) for end in range(length - chunk.num_hidden, length)]
         costs = [self._cost(chunk) for chunk in chunks]
         chosen = [self._chosen(chunk) for chunk in chunks]
-        return StepOutput(logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden), self.stalls)
+        chooses = all(chunk.choice is not None for chunk in chunks)
+        chosen_tokens = logits.argmax(-1).tolist() if chooses else None
+        self.num_chosen += chooses
+        return StepOutput(
+            logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden), self.stalls, tokens=chosen_tokens
+        )
 
     @staticmethod
     def _cost(chunk: SequenceChunk) -> ExpertCost:
@@ -104,12 +111,8 @@ class FakeModel:
         place = chunk.num_cached + chunk.num_tokens - 1
         return np.array([[chunk.token_ids[-1] % 8, -1], [place % 8, (place + 1) % 8]], dtype=np.int16)
 
-    @property
-    def runs_ahead(self) -> bool:
-        return False
-
     def pause(self) -> None:
-        """Do nothing: it never runs ahead."""
+        """Do nothing: no step begins before it is asked for."""
 
     def release(self, slot: int) -> None:
         self.released.append(slot)
@@ -161,6 +164,7 @@ class Rig:
     vocab_size: int = VOCABULARY
     detokenizer: Callable[[Sequence[int], Collection[int]], Detokenizer] = detokenizer
     defers: bool = True  # events are sent during the next step
+    runs_ahead: bool = False
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
@@ -176,6 +180,7 @@ class Rig:
             self.model = FakeModel(groups, self.max_running + self.num_snapshots, self.vocab_size)
             snapshots = SnapshotPool(range(self.max_running, self.max_running + self.num_snapshots))
         self.blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
+        self.model.runs_ahead = self.runs_ahead
         self.model.deferred = DeferredWork() if self.defers else None
         limits = EngineLimits(
             max_model_len=self.num_blocks * BLOCK_SIZE,

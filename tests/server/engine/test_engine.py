@@ -428,11 +428,14 @@ def test_random_requests_each_get_their_own_text(
 ) -> None:
     """Long, short and cancelled requests, some of which begin alike, over a small cache, submitted at random moments.
 
-    With snapshots the model has states, too, that each sequence must go on from where it stands.
+    With snapshots the model has states, too, that each sequence must go on from where it stands. With some seeds it
+    chooses the tokens of decodes itself.
     """
     monkeypatch.setattr("server.engine.kv.block_manager.MIN_SNAPSHOT_TOKENS", 4)
     rng = random.Random(seed)
-    rig = Rig(num_blocks=24, max_running=5, max_batched_tokens=16, num_snapshots=num_snapshots)
+    rig = Rig(
+        num_blocks=24, max_running=5, max_batched_tokens=16, num_snapshots=num_snapshots, runs_ahead=seed % 2 == 1
+    )
 
     async def one() -> None:
         prompt = b"a common beginning of some prompts"[: rng.choice((0, 0, 10, 25, 34))]
@@ -459,6 +462,24 @@ def test_random_requests_each_get_their_own_text(
             await asyncio.sleep(0)
 
     run(rig, scenario)
+
+
+def test_a_decode_has_the_block_of_the_token_after_its_own_if_steps_may_begin_ahead() -> None:
+    rig, tables = Rig(runs_ahead=True), []
+    run_step = rig.model.run
+
+    def noted(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        tables.append([len(chunk.block_tables[0]) for chunk in chunks])
+        return run_step(chunks)
+
+    rig.model.run = noted  # type: ignore[method-assign]
+
+    async def scenario() -> str:
+        return await collect(rig.submit(b"p" * 3, 4))
+
+    assert run(rig, scenario) == continuation(b"p" * 3, 4)
+    assert tables == [[1], [2], [2], [2]]
+    assert rig.model.num_chosen == 3
 
 
 def test_a_repeated_prompt_is_computed_once_and_continued_equally() -> None:
