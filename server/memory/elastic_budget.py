@@ -63,9 +63,7 @@ class ElasticBudget:
         self._chunk = max(plan.kv.extent_bytes, self._shared_bytes() // CHUNKS)
         self._reclaimed_at = clock()
         self._window_began, self._peak, self._peak_before = clock(), 0, 0
-        self.before_growth: Callable[[], None] = lambda: (
-            None
-        )  # ends what keeps experts in memory, in the engine's thread
+        self.before_growth: Callable[[], None] = _nothing  # ends what keeps experts in memory, in the engine's thread
         self.allowance = Allowance(self._first_kv, grow=self.grow_kv_cache)
         self._set_kept()
         with self._lock:
@@ -272,3 +270,7 @@ class ElasticBudget:
             log.warning("expert memory was not resized: %s", error)
             return
         self._host_bytes = nbytes
+
+
+def _nothing() -> None:
+    """Stand in for ``before_growth`` where nothing keeps experts in memory."""

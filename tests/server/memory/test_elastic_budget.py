@@ -96,6 +96,18 @@ def test_experts_in_use_stay_and_blocks_get_no_memory_for_them(scene: Scene) -> 
 
 
 @pytest.mark.slow
+def test_what_keeps_experts_in_memory_ends_before_blocks_take_theirs(scene: Scene) -> None:
+    scene.store.preload(scene.store.absent(), 60)
+    lease = scene.store.hold_residents()
+    assert lease is not None
+    scene.shares.before_growth = lambda: lease.__exit__(None, None, None)
+    before = scene.shares.allowance.limit_bytes
+    scene.shares.grow_kv_cache(2 * MIB)
+    assert scene.shares.allowance.limit_bytes >= before + 2 * MIB
+    assert scene.spent <= scene.to_spend
+
+
+@pytest.mark.slow
 def test_memory_of_ended_sequences_goes_to_experts_after_a_while(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     sequence = scene.hold(8192)
