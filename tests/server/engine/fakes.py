@@ -82,7 +82,7 @@ class FakeModel:
         row = 0
         for chunk in chunks:
             length = chunk.num_cached + chunk.num_tokens
-            tokens = [self._slots[0][self._slot(chunk.block_tables[0], position)] for position in range(length)]
+            tokens = self._tokens(chunk, length)
             self._check_windows(chunk, tokens)
             for end in range(length - chunk.num_logits, length):
                 logits[row, self.next_token(tokens[: end + 1])] = 1.0
@@ -121,7 +121,7 @@ class FakeModel:
         """Continue each sequence from the state in its slot or snapshot, and check that it is the right one."""
         before = [self._states[chunk.slot if chunk.resumes is None else chunk.resumes] for chunk in chunks]
         for chunk, state in zip(chunks, before, strict=True):
-            held = [self._slots[0][self._slot(chunk.block_tables[0], place)] for place in range(chunk.num_cached)]
+            held = self._tokens(chunk, chunk.num_cached)
             assert state == held if chunk.num_cached else chunk.resumes is None
             self._states[chunk.slot] = [*held, *chunk.token_ids]
         for chunk in chunks:
@@ -135,6 +135,15 @@ class FakeModel:
             oldest = oldest_seen(chunk.num_cached, group.window, group.is_chunked)
             for position in range(max(0, oldest), len(tokens)):
                 assert slots[self._slot(table, position)] == tokens[position]
+
+    def _tokens(self, chunk: SequenceChunk, count: int) -> list[int]:
+        """Return the first tokens of a sequence, block by block: those of a long one are read at each step."""
+        blocks = chunk.block_tables[0][: -(-count // BLOCK_SIZE)]
+        assert all(block >= 0 for block in blocks)
+        slots = self._slots[0]
+        found = [token for block in blocks for token in slots[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]]
+        assert len(found) >= count
+        return found[:count]
 
     @staticmethod
     def _slot(table: Sequence[int], position: int) -> int:
