@@ -71,7 +71,9 @@ class SamplingState:
         return len(self.token_ids) - self.num_prompt_tokens
 
     def draws(self, count: int) -> list[float]:
-        """Return the random numbers of its next tokens."""
+        """Return the random numbers of its next tokens; zeros if none is random."""
+        if not self.params.temperature:
+            return [0.0] * count
         first = self.num_generated
         return uniforms([self.seed] * count, [first + index for index in range(count)])
 
