@@ -260,8 +260,7 @@ class Kernels:
         return not self._library.greenroom_allow_decodes(self._handle, num_steps)
 
     def await_decodes(self, num_steps: int) -> None:
-        """Help, after the deferred work, until so many steps have finished."""
-        self.deferred.run()
+        """Help until so many steps have finished."""
         self._check(self._library.greenroom_await_decodes(self._handle, num_steps))
 
     def end_decodes(self) -> None:

@@ -124,6 +124,7 @@ class DecodeSteps:
             return None
         self._leases.append(lease)
         try:
+            self._kernels.deferred.run()
             self._start(chunks, choices, num_groups, experts, logits=logits_of(len(chunks)), adapters=adapters)
         except BaseException:
             self.stop()
@@ -141,9 +142,15 @@ class DecodeSteps:
             self.stop()
             return None
         assert self._buffers is not None
-        is_prepared = self._prepare_next(self._buffers, chunks, choices, experts)
-        if is_prepared and not self._kernels.allow_decodes(self._index + 2):
-            self._leases.pop().__exit__(None, None, None)
+        try:
+            # If this fails, the step runs again: the next one, which overwrites its states, may not have begun.
+            self._kernels.deferred.run()
+            is_prepared = self._prepare_next(self._buffers, chunks, choices, experts)
+            if is_prepared and not self._kernels.allow_decodes(self._index + 2):
+                self._leases.pop().__exit__(None, None, None)
+        except BaseException:
+            self.stop()
+            raise
         return self._finish(experts)
 
     def _start(

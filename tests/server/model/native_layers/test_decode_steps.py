@@ -225,7 +225,7 @@ def test_a_sequence_with_an_adapter_runs_ahead(
     assert one.texts[1:] == plain.texts[1:]
 
 
-@pytest.mark.parametrize("method", ["start_decodes", "await_decodes"])
+@pytest.mark.parametrize("method", ["start_decodes", "deferred work"])
 def test_a_step_that_fails_can_run_again(
     method: str,
     open_model: Callable[[str], tuple[Trunk, ExpertStore]],
@@ -237,10 +237,13 @@ def test_a_step_that_fails_can_run_again(
     for _ in range(8):
         one.step(EVERY)
     for step in range(8):
-        if step in {1, 4}:
-            trunk.prepare_step(())
+        if step in {2, 5}:
             with monkeypatch.context() as patch:
-                patch.setattr(pool.kernels, method, fail)
+                if method == "start_decodes":
+                    trunk.prepare_step(())
+                    patch.setattr(pool.kernels, method, fail)
+                else:  # beside a step that has begun
+                    pool.kernels.deferred.add(fail)
                 with pytest.raises(KernelError):
                     other.step(EVERY)
         other.step(EVERY)
