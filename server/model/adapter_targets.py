@@ -13,12 +13,10 @@ from server.model.lora.targets import LoraTargets, expert_shapes
 from server.model.quantised.linear import QuantisedLinear
 from server.model.resident_model import ResidentModel
 
-NO_PLACE = "native layers take no adapters there"
-
 
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
     """Return the layers and experts of a trunk that an adapter can add to."""
-    model, layers, linears, unplaced = trunk.model, trunk.expert_numbers, trunk.adaptable, trunk.unplaced
+    model, layers, linears = trunk.model, trunk.expert_numbers, trunk.adaptable
     inside = {*text_part(model).modules(), head_of(model)}
     ends = {model.get_input_embeddings(), head_of(model)}
     refused: dict[str, str] = {}
@@ -27,7 +25,7 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         if module in layers:
             experts[name] = module
         elif name not in linears and any(True for _ in module.parameters(recurse=False)):
-            refused[name] = NO_PLACE if name in unplaced else _reason(module, module in inside)
+            refused[name] = _reason(module, module in inside)
     shapes = {
         (layers[module], parameter): shape
         for module in experts.values()

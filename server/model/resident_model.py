@@ -131,11 +131,6 @@ class ResidentModel:
             **{name: (inputs, outputs) for name, (outputs, inputs) in routers.items()},
         }
 
-    @property
-    def unplaced(self) -> frozenset[str]:
-        """Linear layers that adapters could change in the family's modules, and cannot in native layers, by name."""
-        return frozenset()
-
     def prepare_adapter(self, adapter: LoraAdapter) -> None:
         """Make what steps need of an adapter, so that its first step does not wait for it; any thread may call it."""
         if self._pool.kernels is not None:

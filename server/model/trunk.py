@@ -117,7 +117,7 @@ class Trunk(ResidentModel):
             fuse_mixers(first.recurrent_calls, self._pool.triton_device, first.states)
         resolve_projections(model, probe.latent_layers, () if self._native is None else self._native.replaced)
         linears = find_linears(model, first.linear_calls, len(first.tokens))
-        self._linears, self._called = self._outside_of_native(linears), frozenset(linears)
+        self._linears = self._outside_of_native(linears)
         speed_up_linears(model, self._pool)
         if not is_deterministic:
             fuse_routers(model, self._pool.triton_device)
@@ -180,10 +180,6 @@ class Trunk(ResidentModel):
         native = self._native.adapters.targets.items()
         in_mixers = {name: sizes_of(module) for name, module in self._linears.items()}
         return in_mixers | {name: (target.inputs, target.outputs) for name, target in native}
-
-    @property
-    def unplaced(self) -> frozenset[str]:
-        return self._called - self.adaptable.keys()
 
     def prepare_adapter(self, adapter: LoraAdapter) -> None:
         super().prepare_adapter(adapter)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-HEAD = -1  # in the place of a ``LoraPlace``
+END = -1  # of a model: the last entry of an adapter's layers
 
 
 class NativeTarget(NamedTuple):
     """A linear layer in the place where the kernels compute it."""
 
-    layer: int
-    place: int  # ``LoraPlace``: one of the layer's mixer counted from ``MIXER``, one of its other parts, or ``HEAD``
+    layer: int  # or ``END``
+    place: int  # ``LoraPlace``: one of the layer's mixer counted from ``MIXER``, or one of its other parts
     inputs: int
     outputs: int
     offset: int = 0  # of its outputs, for one of several that are computed together

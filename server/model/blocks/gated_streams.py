@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from ctypes import addressof
 from dataclasses import dataclass
@@ -81,6 +81,15 @@ class GatedStreamParts:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         yield from self.module.parameters()
+
+    def places(self, first: int) -> Mapping[int, Linear]:
+        """Return its linear layers by the place that adapters add to.
+
+        Args:
+            first: place of its gates.
+        """
+        linears = (self.down, self.up, self.results)
+        return {place: linear for place, linear in enumerate(linears, first) if linear is not None}
 
     def build(self, kept: KeptTensors) -> StreamMix:
         """Describe it to the kernels.

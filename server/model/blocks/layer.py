@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ctypes import addressof
 from typing import Any
 
+from server.kernels.native.structures.adapters import LoraPlace
 from server.kernels.native.structures.layers import LayerSpec, Mixture, Mlp, NormGate, StreamMix
 from server.kernels.native.structures.layers import Norm as NormSpec
 from server.kernels.native.structures.mixers import MixerKind
@@ -89,10 +90,16 @@ class NativeLayer:
             raise UnsupportedLayerError("it has a gated norm in another place than before a mixer or experts")
         return self.kept.norm(norm)
 
-    def gates(self, norm: Norm | None) -> int | None:
-        """Return the address of what describes the gates of a norm; None if it has none."""
+    def gates(self, norm: Norm | None, place: int) -> int | None:
+        """Return the address of what describes the gates of a norm; None if it has none.
+
+        Args:
+            place: that adapters add to.
+        """
         if norm is None or norm.gates is None:
             return None
+        for number, linear in enumerate((norm.gates.down, norm.gates.up)):
+            self.add_target(linear, place + number)
         self._gates.append(NormGate(matrix_of(norm.gates.down), matrix_of(norm.gates.up)))
         return addressof(self._gates[-1])
 
@@ -101,9 +108,17 @@ class NativeLayer:
         if parts is not None:
             self.ngrams = NativeNgrams(parts)
             self.spec.ngrams = self.ngrams.address
+            self.add_target(parts.key, LoraPlace.NGRAM_KEY)
+            self.add_target(parts.value, LoraPlace.NGRAM_VALUE)
 
-    def stream_mix(self, parts: StreamMixParts) -> int:
-        """Return the address of what describes how the rows of the residual stream are mixed."""
+    def stream_mix(self, parts: StreamMixParts, place: int) -> int:
+        """Return the address of what describes how the rows of the residual stream are mixed.
+
+        Args:
+            place: of gates, that adapters add to.
+        """
+        for each, linear in parts.places(place).items():
+            self.add_target(linear, each)
         self._mixes.append(parts.build(self.kept))
         return addressof(self._mixes[-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from server.kernels.native.structures.layers import StreamMix
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.gated_streams import GatedStreamParts
 from server.model.blocks.kept_tensors import KeptTensors
-from server.model.blocks.linears import no_matrix
+from server.model.blocks.linears import Linear, no_matrix
 from server.model.blocks.norms import EPSILONS
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class StreamParts:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         yield from (each for each in (self.logits, self.bias, self.scales) if each is not None)
+
+    def places(self, first: int) -> Mapping[int, Linear]:
+        """Return no linear layers that adapters add to: it has parameters alone."""
+        del first
+        return {}
 
     def build(self, kept: KeptTensors) -> StreamMix:
         """Describe it to the kernels.

@@ -11,21 +11,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from server.kernels.native.lora import LowRank, PartsTable, addresses
-from server.kernels.native.structures.adapters import LoraLayer, LoraParts, LoraRouter, LoraRouting, LoraStep
+from server.kernels.native.structures.adapters import LoraLayer, LoraRouter, LoraRouting, LoraStep
 from server.model.adapters.chosen_adapters import StepChoices
 from server.model.adapters.prototypes import Vectors
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.adapters.tables import tables_of
-from server.model.blocks.adapter_places import HEAD, NativeTarget
+from server.model.blocks.adapter_places import NativeTarget
 from server.model.lora_adapter import LoraAdapter
 
 
 @dataclass
 class _Adapter:
-    """One adapter's additions to all decoder layers and to the head."""
+    """One adapter's additions to all decoder layers and to the end of the model."""
 
     layers: int  # address
-    head: LoraParts
     parts: Sequence[tuple[Any, str]]  # ``LoraPart``, with the name of the linear layer
     keeps: Sequence[object]
     vectors: Vectors | None = None  # by which routers score it, once one has chosen it
@@ -68,7 +67,7 @@ class NativeAdapters:
             for adapter, vectors in zip(described, adapters.choices.vectors(), strict=True):
                 if vectors:
                     adapter.set_vectors(vectors)
-        return NativeStep(described, adapters)
+        return NativeStep(described, adapters, len(self._experts))
 
     def prepare(self, adapter: LoraAdapter) -> _Adapter:
         """Return an adapter's tables, which are made at the first call."""
@@ -90,34 +89,32 @@ class NativeAdapters:
             target = self.targets[name]
             row.module = self._offsets[target.layer, target.place].index(target.offset)
         places = dict(zip(found, table.parts, strict=True))
-        layers = (LoraLayer * len(self._experts))()
+        layers = (LoraLayer * (len(self._experts) + 1))()
         keeps: list[object] = [table, layers]
         for (number, place), additions in places.items():
-            if place != HEAD:
-                layers[number].places[place] = additions
-        for layer, experts in zip(layers, self._experts, strict=True):
+            layers[number].places[place] = additions
+        for layer, experts in zip(layers, self._experts, strict=False):  # the end of the model has none
             if experts is None:
                 continue
             tables = tables_of(adapter).experts(*experts)
             layer.first, layer.second = addresses((tables.first, tables.second)).tolist()
             keeps.append(tables)
         rows = [*zip(table.rows, names, strict=True)]
-        return _Adapter(addressof(layers), places.get((0, HEAD), LoraParts()), rows, keeps)
+        return _Adapter(addressof(layers), rows, keeps)
 
 
 class NativeStep:
     """The adapters of one step; the address of a ``LoraStep`` and what it refers to."""
 
-    def __init__(self, adapters: Sequence[_Adapter], step: StepAdapters):
+    def __init__(self, adapters: Sequence[_Adapter], step: StepAdapters, num_layers: int):
         self._adapters, self._factors = adapters, np.ascontiguousarray(step.factors)
         self._layers = np.array([adapter.layers for adapter in adapters], dtype=np.uint64)
-        self._heads = (LoraParts * len(adapters))(*(adapter.head for adapter in adapters))
         self._choices = None if step.choices is None else _NativeChoices(step.choices)
         self._call = LoraStep(
             self._layers.ctypes.data,
-            addressof(self._heads),
             self._factors.ctypes.data,
             len(adapters),
+            num_layers,
             None if self._choices is None else self._choices.address,
         )
 

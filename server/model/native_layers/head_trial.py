@@ -19,13 +19,15 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import LINEARS, matrix_of
 from server.model.blocks.norms import Norm, is_norm, norm_of
-from server.model.blocks.streams import find_last
+from server.model.blocks.streams import StreamMixParts, find_last
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.native_layers.scales import ROUNDING, nearest_named
 
 
-def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tuple[HeadCall, list[Any]]:
-    """Return a model's head, and what owns the memory that it refers to.
+def find_head(
+    model: PreTrainedModel, captured: Capture, kernels: Kernels
+) -> tuple[HeadCall, StreamMixParts | None, list[Any]]:
+    """Return a model's head, what makes one row of a token's rows before it, and what owns the memory of both.
 
     Args:
         captured: a pass over some tokens, with the modules' logits.
@@ -39,10 +41,11 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     num_streams = captured.layers[-1].num_streams
     norm = _final_norm(text_body(model), is_needed=not num_streams)
     kept = KeptTensors()
-    keeps: list[Any] = [kept]
     hidden = captured.layers[-1].output.contiguous()
     count, size = len(hidden), captured.layers[-1].hidden_size
-    streams = _streams(text_body(model), num_streams, kept, keeps)
+    last = find_last(text_body(model), num_streams) if num_streams else None
+    mix = None if last is None else last.build(kept)
+    keeps = [kept, mix]
     matrix = matrix_of(head)
     if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or (norm and len(norm.weight) != size):
         raise UnsupportedLayerError("its head does not fit its hidden states")
@@ -58,7 +61,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
         matrix=matrix,
         bias=kept.keep(head.bias),
         norm=NormSpec() if norm is None else kept.norm(norm),
-        streams=streams,
+        streams=None if mix is None else addressof(mix),
         hidden=hidden.data_ptr(),
         rows=rows.ctypes.data,
         normed=normed.ctypes.data,
@@ -79,7 +82,7 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> tu
     if not (found * scale - wanted).norm() <= TOLERANCES[dtype] * wanted.norm():
         raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
     call.scale, call.softcap = nearest_named(scale, config, ROUNDING[dtype]), softcap
-    return call, keeps
+    return call, last, keeps
 
 
 def cap_logits(outputs: torch.Tensor, head: HeadCall) -> list[torch.Tensor]:
@@ -104,12 +107,3 @@ def _final_norm(body: nn.Module, *, is_needed: bool) -> Norm | None:
     found = norm_of(norms[0])
     assert found is not None
     return found
-
-
-def _streams(body: nn.Module, num_streams: int, kept: KeptTensors, keeps: list[Any]) -> int | None:
-    """Return the address of what makes one row of a token's rows; None if it has one."""
-    if not num_streams:
-        return None
-    mix = find_last(body, num_streams).build(kept)
-    keeps.append(mix)
-    return addressof(mix)

@@ -15,14 +15,16 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.adapters import LoraPlace
 from server.model.architecture import decoder_layers, head_of, text_body
-from server.model.blocks.adapter_places import HEAD, NativeTarget
+from server.model.blocks.adapter_places import END, NativeTarget
 from server.model.blocks.capture import Capture, LayerCapture, Routing, capture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
 from server.model.blocks.query_scales import QueryScales
+from server.model.blocks.streams import StreamMixParts
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.blocks.workspace import PositionTables, Workspace
 from server.model.experts.expert_layer import ExpertLayer
@@ -156,7 +158,7 @@ class _Finder:
         for layer in layers:
             if isinstance(layer.mixer, RotaryMixer):
                 layer.mixer.use_rope(self._positions.kind_of(layer))
-        head, keeps = find_head(self._model, captured, self._kernels)
+        head, streams, keeps = find_head(self._model, captured, self._kernels)
         check_far(
             self._model,
             self._forward,
@@ -186,16 +188,19 @@ class _Finder:
             embedding=self._embedding(captured),
             head=head,
             keeps=keeps,
-            adapters=self._adapters(every, names),
+            adapters=self._adapters(every, streams, names),
             rotary=self._rotary,
             dtype=self._dtype,
             image_layers=[*images],
         )
 
-    def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
-        head = head_of(self._model)
+    def _adapters(
+        self, layers: Sequence[NativeLayer], last: StreamMixParts | None, names: Mapping[Any, str]
+    ) -> NativeAdapters:
         targets = {names[module]: target for layer in layers for module, target in layer.linears.items()}
-        targets[names[head]] = NativeTarget(0, HEAD, head.in_features, head.out_features)
+        at_end = {LoraPlace.HEAD: head_of(self._model), **({} if last is None else last.places(LoraPlace.INPUT_GATE))}
+        for place, linear in at_end.items():
+            targets[names[linear]] = NativeTarget(END, place, linear.in_features, linear.out_features)
         experts = [None if each.experts is None else (each.experts.number, len(each.experts.keys)) for each in layers]
         return NativeAdapters(targets, experts)
 

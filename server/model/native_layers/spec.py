@@ -46,7 +46,8 @@ def build_layer(
     spec.input_norm, spec.inner_norm = (
         layer.norm(norm, can_be_gated=True) for norm in (parts.input_norm, parts.inner_norm)
     )
-    spec.input_gate, spec.inner_gate = layer.gates(parts.input_norm), layer.gates(parts.inner_norm)
+    spec.input_gate = layer.gates(parts.input_norm, LoraPlace.INPUT_GATE)
+    spec.inner_gate = layer.gates(parts.inner_norm, LoraPlace.INNER_GATE)
     spec.mixer_norm, spec.output_norm = layer.norm(parts.mixer_norm), layer.norm(parts.output_norm)
     spec.output_scale = 1.0 if parts.scale is None else float(parts.scale)
     depth = DepthScales.of(module)
@@ -56,7 +57,8 @@ def build_layer(
         spec.output_norm = layer.norm(depth.output_norm(parts.output_norm))
         spec.output_scale *= depth.output_scale
     if parts.streams:
-        spec.mixer_streams, spec.inner_streams = map(layer.stream_mix, parts.streams)
+        places = LoraPlace.INPUT_GATE, LoraPlace.INNER_GATE
+        spec.mixer_streams, spec.inner_streams = map(layer.stream_mix, parts.streams, places)
     layer.add_ngrams(parts.ngrams)
     spec.mixer_convolution = layer.convolution(parts.mixer_convolution, MIXER_RESULTS)
     spec.inner_convolution = layer.convolution(parts.output_convolution, INNER_RESULTS)

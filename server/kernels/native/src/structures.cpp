@@ -461,7 +461,9 @@ struct Fields<LoraPlace> {
   static constexpr Field kAll[] = {
       number("MIXER", LoraPlace::kMixer), number("ROUTER", LoraPlace::kRouter),
       number("DENSE_FIRST", LoraPlace::kDenseFirst), number("DENSE_SECOND", LoraPlace::kDenseSecond),
-      number("DENSE_GATE", LoraPlace::kDenseGate), number("COUNT", LoraPlace::kCount)};
+      number("DENSE_GATE", LoraPlace::kDenseGate), number("INPUT_GATE", LoraPlace::kInputGate),
+      number("INNER_GATE", LoraPlace::kInnerGate), number("NGRAM_KEY", LoraPlace::kNgramKey),
+      number("NGRAM_VALUE", LoraPlace::kNgramValue), number("HEAD", LoraPlace::kHead), number("COUNT", LoraPlace::kCount)};
 };
 
 template <>
@@ -514,7 +516,8 @@ struct Fields<DecodeRun> {
 template <>
 struct Fields<LoraStep> {
   using Type = LoraStep;
-  static constexpr Field kAll[] = {FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
+  static constexpr Field kAll[] = {
+      FIELD(layers), FIELD(factors), FIELD(num_adapters), FIELD(num_layers), FIELD(routing)};
 };
 
 template <>

@@ -7,14 +7,22 @@ from enum import IntEnum
 
 
 class LoraPlace(IntEnum):
-    """The matrices of a layer that adapters may add to: those of its mixer, in an order of its kind, and others."""
+    """The matrices of a layer that adapters may add to: those of its mixer, in an order of its kind, and others.
+
+    ``INPUT_GATE`` and ``INNER_GATE`` are each the first of three: gates, down and up, and weights of results.
+    """
 
     MIXER = 0
     ROUTER = 10
     DENSE_FIRST = 11
     DENSE_SECOND = 12
     DENSE_GATE = 13
-    COUNT = 14
+    INPUT_GATE = 14
+    INNER_GATE = 17
+    NGRAM_KEY = 20
+    NGRAM_VALUE = 21
+    HEAD = 22
+    COUNT = 23
 
 
 class LoraPart(Structure):
@@ -58,9 +66,9 @@ class LoraRouting(Structure):
 class LoraStep(Structure):
     _fields_ = [
         ("layers", c_void_p),
-        ("heads", c_void_p),
         ("factors", c_void_p),
         ("num_adapters", c_int64),
+        ("num_layers", c_int64),
         ("routing", c_void_p),
     ]
 

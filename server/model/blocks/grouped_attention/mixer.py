@@ -84,6 +84,7 @@ class GroupedAttentionMixer(RotaryMixer):
         if self._pools is not None:
             self._pools.choice_of(captured)
             spec.pools = self._pools.address
+            self.add_target(self._pools.parts.both, len(MATRICES))
         self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
         if self._indexer is not None:
             self._set_indexer(self._indexer, options)

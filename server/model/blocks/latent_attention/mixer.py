@@ -160,8 +160,7 @@ class LatentAttentionMixer(RotaryMixer):
     def _set_indexer(self, indexer: NativeIndexer) -> None:
         self.spec.indexer = indexer.address
         for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
-            if number > len(MATRICES) or not self._parts.takes_raw:  # adapters would read the raw rows as inputs
-                self.add_target(linear, number)
+            self.add_target(linear, number)
 
     def _set_window(self, window: int, *, is_chunked: bool) -> None:
         """Let a token attend to the last latents alone."""

@@ -17,7 +17,16 @@ from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters
-from tests.server.model.lora.written_batch import ATTENTION, DENSE, PROMPTS, STEPS, Greedy, WritingModel, needs_peft
+from tests.server.model.lora.written_batch import (
+    ATTENTION,
+    DENSE,
+    GATES,
+    PROMPTS,
+    STEPS,
+    Greedy,
+    WritingModel,
+    needs_peft,
+)
 
 MIXES: list[dict[str, float]] = [
     {"law": 1.0},
@@ -72,8 +81,11 @@ NATIVE = {
         [*ATTENTION, "gate_up_proj"], ["indexer.q_proj", "lm_head"], [*EXPERTS, ROUTER], times=5
     ),
     "qwen4_exp_text": Case(
-        ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"], [*ATTENTION, "lm_head"], [*EXPERTS, ROUTER]
+        ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", *GATES, "value_proj"],
+        [*ATTENTION, "lm_head", "index_qk_proj", *GATES, "key_proj"],
+        [*EXPERTS, ROUTER],
     ),
+    "axk2": Case(["q_gate_proj", *INDEXER, "fc1", "fc2"], ["wq_b", "fc2", "lm_head"], EXPERTS),
     "lfm2_moe": Case(["in_proj"], ["in_proj", "out_proj", "q_proj"], EXPERTS),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
     "qwen3_next": Case(

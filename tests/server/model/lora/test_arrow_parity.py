@@ -19,7 +19,16 @@ from server.model.chunk_weights import AdapterChooser, ChunkWeights, WeightedAda
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters
-from tests.server.model.lora.written_batch import ATTENTION, DENSE, PROMPTS, STEPS, Greedy, WritingModel, needs_peft
+from tests.server.model.lora.written_batch import (
+    ATTENTION,
+    DENSE,
+    GATES,
+    PROMPTS,
+    STEPS,
+    Greedy,
+    WritingModel,
+    needs_peft,
+)
 
 NAMES = ("code", "law", "music", "sea")
 ROUTED, FIXED, BASE = "routed", "fixed", "base"
@@ -29,6 +38,8 @@ NATIVE = {
     "qwen3_moe": [*ATTENTION, "lm_head"],
     "qwen2_moe": ["v_proj", *DENSE, "shared_expert_gate"],
     "deepseek_v3": ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
+    "qwen4_exp_text": ["index_qk_proj", *GATES, "key_proj"],
+    "axk2": ["wq_b", "fc1", "fc2"],
 }
 MODULES = {
     "qwen3_moe": [*ATTENTION, "lm_head"],

@@ -67,15 +67,6 @@ def test_native_layers_and_modules_refuse_adapters_of_outputs_in_groups(tmp_path
         assert targets.refused[name] == "the model does not call it with one row for each token"
 
 
-@pytest.mark.slow
-def test_linear_layers_where_native_layers_take_no_adapters_are_refused_for_that(
-    tmp_path: Path, pool: ComputePool
-) -> None:
-    targets = targets_of("qwen4_exp_text", tmp_path, pool)
-    for name in ("1.self_attn.indexer.index_qk_proj", "0.ple.value_proj", "2.mlp_hyper_connection.block_inject_weight"):
-        assert targets.refused[f"model.layers.{name}"] == "native layers take no adapters there"
-
-
 def test_towers_are_refused(tmp_path: Path) -> None:
     targets = targets_of("qwen3_vl_moe", tmp_path)
     assert targets.refused["model.visual.blocks.0.attn.qkv"] == "it is not part of the text model"

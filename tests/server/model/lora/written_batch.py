@@ -19,6 +19,7 @@ TOLERANCE = 1e-5  # of the range of the logits
 PROMPTS = [[5, 17, 99, 3, 42, 8, 64], [7], [23, 11, 90, 90, 12, 13, 14, 15, 16, 1, 77], [4, 90, 31], [61, 2, 8]]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 DENSE = ["gate_proj", "up_proj", "down_proj"]
+GATES = ["input_mix_weight_down", "input_mix_weight_up", "block_inject_weight"]  # of the residual stream
 
 Greedy = tuple[list[int], torch.Tensor]
 

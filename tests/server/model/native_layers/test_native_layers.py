@@ -15,6 +15,7 @@ from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.model.adapter_targets import lora_targets
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
@@ -33,6 +34,8 @@ from tests.server.model.test_parity import PROMPTS, generate
 
 BLOCK = 16  # tokens; what the native attention takes
 TOLERANCE = 1e-5  # of the range of the logits
+UNCALLED = "the model does not call it with one row for each token"
+NEVER_CALLED = {"o_a_proj", "dt_proj", "classifier"}  # of DeepSeek-V4, Jamba and LongCat
 
 pytestmark = [
     pytest.mark.slow,
@@ -133,6 +136,11 @@ def test_other_sequences_change_no_bit_of_native_layers(native: Native) -> None:
         ((alone_tokens, alone),) = write(native.trunk, [prompt])
         assert tokens == alone_tokens
         assert torch.equal(logits, alone)
+
+
+def test_native_layers_take_adapters_of_all_linear_layers_that_modules_call_by_token(native: Native) -> None:
+    uncalled = [name for name, reason in lora_targets(native.trunk).refused.items() if reason == UNCALLED]
+    assert {name.rsplit(".", 1)[-1] for name in uncalled} <= NEVER_CALLED
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])

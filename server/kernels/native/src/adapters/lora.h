@@ -36,19 +36,27 @@ struct LoraParts {
   int64_t count;
 };
 
-// The matrices of a decoder layer that adapters may add to, besides those of experts.
+// The matrices of a decoder layer, and of the end of a model, that adapters may add to, besides those of experts.
 enum class LoraPlace : int32_t {
   kMixer = 0,  // the first of its mixer's, which are in an order of its kind
   kRouter = 10,
   kDenseFirst = 11,
   kDenseSecond = 12,
   kDenseGate = 13,
-  kCount = 14,
+  kInputGate = 14,  // gates of a norm, or of rows of the residual stream, before the mixer: down, up, and weights of results
+  kInnerGate = 17,  // the same before the feed-forward part
+  kNgramKey = 20,
+  kNgramValue = 21,
+  kHead = 22,       // of the end of a model, whose gates have the place of those before a mixer
+  kCount = 23,
 };
 
-inline constexpr LoraPlace mixer_place(int number) { return static_cast<LoraPlace>(number); }
+inline constexpr LoraPlace place_after(LoraPlace place, int number) {
+  return static_cast<LoraPlace>(static_cast<int>(place) + number);
+}
+inline constexpr LoraPlace mixer_place(int number) { return place_after(LoraPlace::kMixer, number); }
 
-// An adapter's additions to a decoder layer.
+// An adapter's additions to a decoder layer, or to the end of a model.
 struct LoraLayer {
   LoraParts places[static_cast<int>(LoraPlace::kCount)];
   const LoraParts* first;   // (experts), or null
@@ -59,10 +67,10 @@ struct LoraLayer {
 
 // The adapters of a step, in an order that does not depend on what else is in the step.
 struct LoraStep {
-  const LoraLayer* const* layers;  // (adapters), each by layer
-  const LoraParts* heads;          // (adapters)
+  const LoraLayer* const* layers;  // (adapters), each by layer, and then of the end of the model
   const float* factors;            // (tokens, adapters); 0 where a token does not use the adapter
   int64_t num_adapters;
+  int64_t num_layers;
   const LoraRouting* routing;      // null if all factors are fixed
 };
 

@@ -9,12 +9,13 @@
 namespace greenroom {
 
 void LoraRoutes::prepare(const LoraRouting& routing, const LoraFactors& fixed, int64_t num_rows, const float* x,
-                         int64_t inputs) {
+                         int64_t inputs, int64_t stride) {
   routing_ = routing;
   fixed_ = fixed;
   num_rows_ = num_rows;
   x_ = x;
   inputs_ = inputs;
+  stride_ = stride;
   num_modules_ = 1;
 }
 
@@ -46,7 +47,7 @@ void LoraRoutes::score(const Level& level, int64_t row, int thread) {
     float* factors = factors_ + (module * num_rows_ + row) * num_adapters;
     std::memcpy(factors, fixed_.factors + token * num_adapters, static_cast<size_t>(num_adapters) * 4);
     if (router < 0) continue;
-    choose(level, routing_.routers[router], x_ + row * inputs_, vectors_ + module * num_adapters,
+    choose(level, routing_.routers[router], x_ + row * stride_, vectors_ + module * num_adapters,
            scores_ + thread * 3 * num_adapters, factors, token);
   }
 }

@@ -43,11 +43,12 @@ struct LoraFactors {
 // for each row, then `factors`. It keeps its memory from step to step.
 class LoraRoutes {
  public:
-  // `x (rows, inputs)` is float32 and need not have its values yet; `parts_of(adapter)` returns `LoraParts`.
+  // `x (rows, inputs)` is float32, each row `stride` after the one before, and need not have its values yet;
+  // `parts_of(adapter)` returns `LoraParts`.
   template <typename PartsOf>
   void begin(const LoraRouting& routing, const LoraFactors& fixed, int64_t num_rows, const float* x, int64_t inputs,
-             int num_threads, PartsOf parts_of) {
-    prepare(routing, fixed, num_rows, x, inputs);
+             int64_t stride, int num_threads, PartsOf parts_of) {
+    prepare(routing, fixed, num_rows, x, inputs, stride);
     for (int64_t adapter = 0; adapter < fixed.num_adapters; ++adapter) count_modules(parts_of(adapter));
     reserve(num_threads);
     for (int64_t adapter = 0; adapter < fixed.num_adapters; ++adapter) place(parts_of(adapter), adapter);
@@ -58,7 +59,8 @@ class LoraRoutes {
   LoraFactors factors() const;
 
  private:
-  void prepare(const LoraRouting& routing, const LoraFactors& fixed, int64_t num_rows, const float* x, int64_t inputs);
+  void prepare(const LoraRouting& routing, const LoraFactors& fixed, int64_t num_rows, const float* x, int64_t inputs,
+               int64_t stride);
   void count_modules(const LoraParts& parts);
   void reserve(int num_threads);
   void place(const LoraParts& parts, int64_t adapter);
@@ -70,6 +72,7 @@ class LoraRoutes {
   const float* x_ = nullptr;
   int64_t num_rows_ = 0;
   int64_t inputs_ = 0;
+  int64_t stride_ = 0;
   int64_t num_modules_ = 0;
   const float** vectors_ = nullptr;  // (modules, adapters)
   float* factors_ = nullptr;         // (modules, rows, adapters)

@@ -132,7 +132,7 @@ void route(Context& context, LoraSums& sums, const ExpertBatch& batch, const Lor
   const LoraExperts& lora = *batch.lora;
   const int64_t rows = batch.starts[1] - batch.starts[0];
   const auto parts = parts_of(lora, by_adapter);
-  sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, sources, 0}, rows, x, inputs,
+  sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, sources, 0}, rows, x, inputs, inputs,
                     context.pool.num_threads(), [&](int64_t adapter) { return parts(0, adapter); });
   auto score = [&](int64_t row, int thread) { sums.routes.score(context.level, row, thread); };
   const Phase phase = phase_of(rows, score);

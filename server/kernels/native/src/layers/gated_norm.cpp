@@ -13,6 +13,7 @@ struct Memory {
   Buffer panels;
   Buffer ranks;  // (tokens, rank)
   Buffer gates;  // (tokens, hidden)
+  LoraSums down_lora, up_lora;
 };
 
 }  // namespace
@@ -23,7 +24,8 @@ const char* check_norm_gate(const NormGate& gate, int64_t hidden_size) {
   return fits ? nullptr : "gates that don't fit its norms";
 }
 
-void run_gated_norm(Context& context, const Norm& norm, const NormGate& gate, const StepCall& step) {
+void run_gated_norm(Context& context, const Norm& norm, const NormGate& gate, const StepCall& step,
+                    const AdaptedRows& rows, LoraPlace place) {
   const Level& level = context.level;
   const int64_t size = step.hidden_size, rank = gate.down.outputs, tokens = step.tokens;
   auto& own = context.mixers.of<Memory>();
@@ -34,17 +36,23 @@ void run_gated_norm(Context& context, const Norm& norm, const NormGate& gate, co
   Panel rank_panel = place_panel(rank_kind, tokens, rank, memory + bytes);
   float* ranks = own.ranks.reserve<float>(tokens * rank * 4);
   float* gates = own.gates.reserve<float>(tokens * size * 4);
-  const Side down{&gate.down, nullptr, 0}, up{&gate.up, nullptr, 0};
+  const Side down{&gate.down, nullptr, 0, &own.down_lora}, up{&gate.up, nullptr, 0, &own.up_lora};
+  const LoraSite down_site{own.down_lora, place, step.normed, size};
+  const LoraSite up_site{own.up_lora, place_after(place, 1), ranks, rank};
+  own.down_lora.clear();
+  own.up_lora.clear();
 
   auto normalise = [&](int64_t token, int) {
     apply_norm(level, norm, step.hidden + token * size, size, step.normed + token * size);
     level.prepare(panel, step.normed, Format::kFloat32, size, nullptr, token, token + 1);
   };
-  const auto put = [](float* rows, int64_t width) {
-    return [rows, width](int64_t row, int64_t output, const float* sums, int64_t count) {
-      std::memcpy(rows + row * width + output, sums, static_cast<size_t>(count) * 4);
+  const auto put = [](float* target, int64_t width) {
+    return [target, width](int64_t row, int64_t output, const float* sums, int64_t count) {
+      std::memcpy(target + row * width + output, sums, static_cast<size_t>(count) * 4);
     };
   };
+  auto adapt_down = [&](int64_t tile, int thread) { own.down_lora.multiply_down(level, tile, thread); };
+  auto adapt_up = [&](int64_t tile, int thread) { own.up_lora.multiply_down(level, tile, thread); };
   auto multiply_down = multiply_sides(context, panel, &down, 1, kOutputTile, put(ranks, rank));
   auto activate = [&](int64_t token, int) {
     float* row = ranks + token * rank;
@@ -58,8 +66,12 @@ void run_gated_norm(Context& context, const Norm& norm, const NormGate& gate, co
   };
   PhaseList phases(context.pool);
   phases.add(tokens, normalise);
+  plan_sites(phases, &down_site, 1, context, rows);
+  phases.add(own.down_lora.num_tiles(), adapt_down);
   phases.add(num_tiles(&down, 1, tokens, kOutputTile), multiply_down);
   phases.add(tokens, activate);
+  plan_sites(phases, &up_site, 1, context, rows);
+  phases.add(own.up_lora.num_tiles(), adapt_up);
   phases.add(num_tiles(&up, 1, tokens, kOutputTile), multiply_up);
   phases.add(tokens, apply);
   phases.run();

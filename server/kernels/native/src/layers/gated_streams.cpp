@@ -15,6 +15,7 @@ struct Memory {
   Buffer normed;  // (rows, streams * hidden)
   Buffer ranks;   // (rows, rank)
   Buffer gates;   // (rows, streams * hidden)
+  LoraSums down_lora, up_lora, result_lora;
 };
 
 }  // namespace
@@ -25,13 +26,14 @@ const char* check_stream_gates(const StreamGates& gates, int64_t size) {
   return fits ? nullptr : "gates that don't fit its residual streams";
 }
 
-void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
                     int64_t hidden_size, bool is_exact, float* sums, float* logits) {
   const Level& level = context.level;
   const StreamGates& of = *mix.gates;
   auto& own = context.mixers.of<Memory>();
-  const int64_t n = mix.num_streams, size = n * hidden_size, rank = of.down.outputs;
-  const Side sides[] = {{&of.down, nullptr, 0}, {&mix.logits, nullptr, rank}}, up{&of.up, nullptr, 0};
+  const int64_t n = mix.num_streams, size = n * hidden_size, rank = of.down.outputs, num_rows = rows.count;
+  const Side sides[] = {{&of.down, nullptr, 0, &own.down_lora}, {&mix.logits, nullptr, rank, &own.result_lora}};
+  const Side up{&of.up, nullptr, 0, &own.up_lora};
   const int num_sides = mix.logits.outputs ? 2 : 1;
   PanelKind kind = level.panel_kind(of.down, is_exact);
   const PanelKind rank_kind = level.panel_kind(of.up, is_exact);
@@ -45,14 +47,18 @@ void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams
   float* ranks = own.ranks.reserve<float>(num_rows * rank * 4);
   float* gates = own.gates.reserve<float>(num_rows * size * 4);
   const float share = 1.0f / static_cast<float>(n);
+  const LoraSite sites[] = {{own.down_lora, place, normed, size}, {own.result_lora, place_after(place, 2), normed, size}};
+  const LoraSite up_site{own.up_lora, place_after(place, 1), ranks, rank};
+  for (LoraSums* lora : {&own.down_lora, &own.result_lora, &own.up_lora}) lora->clear();
 
   auto normalise = [&](int64_t row, int) {
-    const float* from = streams + (rows ? rows[row] : row) * size;
+    const float* from = streams + (rows.tokens ? rows.tokens[row] : row) * size;
     for (int64_t i = 0; i < size; i += hidden_size) {
       level.normalise(from + i, mix.norm + i, mix.norm_epsilon, hidden_size, normed + row * size + i);
     }
     level.prepare(panel, normed, Format::kFloat32, size, nullptr, row, row + 1);
   };
+  auto adapt_down = [&](int64_t tile, int thread) { multiply_sites_down(level, sites, num_sides, tile, thread); };
   auto multiply_down = multiply_sides(context, panel, sides, num_sides, kOutputTile,
                                       [&](int64_t row, int64_t output, const float* from, int64_t count) {
                                         float* to = output < rank ? ranks + row * rank + output
@@ -65,6 +71,7 @@ void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams
     for (int64_t i = 0; i < rank; ++i) x[i] /= 1.0f + std::exp(-x[i]);
     level.prepare(rank_panel, ranks, Format::kFloat32, rank, nullptr, row, row + 1);
   };
+  auto adapt_up = [&](int64_t tile, int thread) { own.up_lora.multiply_down(level, tile, thread); };
   auto multiply_up = multiply_sides(context, rank_panel, &up, 1, kOutputTile,
                                     [&](int64_t row, int64_t output, const float* from, int64_t count) {
                                       float* to = gates + row * size + output;
@@ -78,8 +85,12 @@ void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams
   };
   PhaseList phases(context.pool);
   phases.add(num_rows, normalise);
+  plan_sites(phases, sites, num_sides, context, rows);
+  phases.add(num_down_tiles(sites, num_sides), adapt_down);
   phases.add(num_tiles(sides, num_sides, num_rows, kOutputTile), multiply_down);
   phases.add(num_rows, activate);
+  plan_sites(phases, &up_site, 1, context, rows);
+  phases.add(own.up_lora.num_tiles(), adapt_up);
   phases.add(num_tiles(&up, 1, num_rows, kOutputTile), multiply_up);
   phases.add(num_rows, sum);
   phases.run();

@@ -1,6 +1,7 @@
 // Sums of the rows of a residual stream whose weights are gates, number by number (Qwen4).
 #pragma once
 
+#include "layers/lora_sites.h"
 #include "layers/step.h"
 
 namespace greenroom {
@@ -17,9 +18,9 @@ struct StreamGates {
 // together.
 const char* check_stream_gates(const StreamGates& gates, int64_t size);
 
-// Writes the means of the gated rows of tokens, `sums (num_rows, hidden)`, and the mix's logits of the normed rows. `rows[i]`,
-// or i if null, is the token of row i.
-void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+// Writes the means of the gated rows of tokens, `sums (rows, hidden)`, and the mix's logits of the normed rows. `place` is that
+// of the gates.
+void sum_gated_rows(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
                     int64_t hidden_size, bool is_exact, float* sums, float* logits);
 
 }  // namespace greenroom

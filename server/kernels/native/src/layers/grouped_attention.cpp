@@ -22,7 +22,7 @@ struct AttentionScratch {
   Buffer parts;     // sums of parts of the keys
   Buffer convolved; // keys and values after their convolutions
   LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora;
-  LoraSums index_query_lora, index_key_lora;
+  LoraSums index_lora[2];
 };
 
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention, unless they see chosen keys
@@ -363,15 +363,16 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                       : spec.indexer ? blocks.emplace(context, spec, step, attention.panel)
                                      : all;
   auto& own = context.mixers.of<AttentionScratch>();
-  LoraSums* const lora[kMostSides] = {&own.query_lora, &own.key_lora,       &own.value_lora,
-                                      &own.gate_lora,  &own.relative_lora,  &own.index_key_lora,
-                                      &own.index_query_lora};
+  LoraSums* const lora[kMostSides] = {&own.query_lora,    &own.key_lora,      &own.value_lora,   &own.gate_lora,
+                                      &own.relative_lora, &own.index_lora[0], &own.index_lora[1]};
   LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : lora) sums->clear();
   output_lora.clear();
   constexpr Matrix kNoMatrix{};
-  const int num_sides = 5 + choice.num_sides();
-  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kRelative, kIndexKey, kIndexQuery};
+  // Adapters know one matrix of queries and keys of an indexer of pools.
+  const int num_sides = 5 + choice.num_sides(), num_sites = spec.pools ? 6 : num_sides;
+  const Place places[kMostSides] = {kQuery,    kKey, kValue, kGate, kRelative, spec.pools ? kIndexQuery : kIndexKey,
+                                    kIndexQuery};
   const auto site = [&](int i) { return LoraSite{*lora[i], mixer_place(places[i]), step.normed, step.hidden_size}; };
   const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5), site(6)};
   const LoraSite output_site{output_lora, mixer_place(kOutput), attention.attended, attention.attended_size()};
@@ -383,7 +384,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                              attention.first_profile_weight(), lora[4]}};
   for (int i = 5; i < num_sides; ++i) {
     sides[i] = choice.side(i - 5, attention.width());
-    sides[i].lora = lora[i];
+    sides[i].lora = lora[spec.pools ? 5 : i];
   }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
@@ -392,10 +393,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     choice.prepare(token);
   };
   auto multiply_down = [&](int64_t tile, int thread) {
-    for (LoraSums* sums : lora) {
-      if (tile < sums->num_tiles()) return sums->multiply_down(level, tile, thread);
-      tile -= sums->num_tiles();
-    }
+    multiply_sites_down(level, sites, num_sites, tile, thread);
   };
   const auto take_heads = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
     if (output >= attention.width()) return choice.take(row, output - attention.width(), sums, count);
@@ -427,10 +425,8 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
 
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
-  plan_sites(phases, sites, num_sides, context, layer, step);
-  int64_t num_down = 0;
-  for (const LoraSums* sums : lora) num_down += sums->num_tiles();
-  phases.add(num_down, multiply_down);
+  plan_sites(phases, sites, num_sites, context, layer, step);
+  phases.add(num_down_tiles(sites, num_sites), multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(of_keys ? of_keys->num_tiles() + of_values->num_tiles() : 0, convolve);
   phases.add(step.tokens, place);

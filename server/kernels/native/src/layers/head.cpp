@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/lora_sites.h"
 #include "layers/sides.h"
 
 namespace greenroom {
@@ -14,8 +15,8 @@ void run_head(Context& context, const HeadCall& call) {
   Panel panel =
       place_panel(kind, rows, hidden_size, context.rows.reserve(panel_bytes(kind, rows, hidden_size)));
   if (call.streams) {
-    sum_streams(context, *call.streams, call.hidden, call.rows, call.num_rows, hidden_size, call.is_exact,
-                call.normed);
+    sum_streams(context, *call.streams, call.hidden, rows_at_end(call.lora, call.num_rows, call.rows), hidden_size,
+                call.is_exact, call.normed);
   }
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;
@@ -26,7 +27,7 @@ void run_head(Context& context, const HeadCall& call) {
   LoraSums& lora = context.head_lora;
   lora.clear();
   PhaseList phases(context.pool);
-  auto score = [&](int64_t row, int thread) { lora.routes.score(level, row, thread); };
+  const LoraSite site{lora, LoraPlace::kHead, call.normed, hidden_size};
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
   const Side side[] = {{&call.matrix, call.bias, 0, &lora}};
   auto multiply = multiply_sides(context, panel, side, 1, kOutputTile,
@@ -40,20 +41,7 @@ void run_head(Context& context, const HeadCall& call) {
                                    }
                                  });
   phases.add(call.num_rows, norm);
-  if (call.lora) {
-    const LoraStep& step = *call.lora;
-    LoraFactors factors{step.factors, step.num_adapters, call.rows, 0};
-    if (step.routing) {
-      lora.routes.begin(*step.routing, factors, rows, call.normed, hidden_size, context.pool.num_threads(),
-                        [&](int64_t adapter) { return step.heads[adapter]; });
-      phases.add(rows, score);
-      phases.run();
-      factors = lora.routes.factors();
-    }
-    const int32_t starts[] = {0, static_cast<int32_t>(rows)};
-    lora.plan(factors, {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, context.pool.num_threads(),
-              [&](int64_t, int64_t adapter) { return step.heads[adapter]; });
-  }
+  plan_sites(phases, &site, 1, context, rows_at_end(call.lora, rows, call.rows));
   phases.add(lora.num_tiles(), multiply_down);
   phases.add(num_tiles(side, 1, rows, kOutputTile), multiply);
   phases.run();

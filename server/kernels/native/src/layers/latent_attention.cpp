@@ -73,21 +73,17 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   };
   const auto last = [&](int i) { return site(std::min(i, num_sides - 1)); };
   const LoraSite sites[kMostSides] = {last(0), last(1), last(2), last(3), last(4), last(5), last(6)};
+  const int64_t rank = latents.query_rank();
   const LoraSite query_sites[] = {
       {query_lora, mixer_place(kQuery), latents.downs, latents.downs_size()},
-      {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, latents.query_rank()}};
+      {own.index_query_lora, mixer_place(kIndexQuery), latents.downs, rank, latents.downs_size() - rank}};
   const LoraSite output_site{output_lora, mixer_place(kOutput), latents.attended, latents.attended_size()};
 
   auto norm = [&](int64_t token, int) {
     latents.norm(token);
     indexer.prepare(token);
   };
-  auto multiply_down = [&](int64_t tile, int thread) {
-    for (int i = 0; i < num_sides; ++i) {
-      if (tile < lora[i]->num_tiles()) return lora[i]->multiply_down(level, tile, thread);
-      tile -= lora[i]->num_tiles();
-    }
-  };
+  auto multiply_down = [&](int64_t tile, int thread) { multiply_sites_down(level, sites, num_sides, tile, thread); };
   const auto take_first = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
     if (output >= first_index) return indexer.take(row, output - first_index, sums, count);
     latents.take_first(row, output, sums, count);
@@ -99,8 +95,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   };
   auto place_pool = [&](int64_t token, int) { indexer.place_pool(token); };
   auto multiply_query_down = [&](int64_t tile, int thread) {
-    if (tile < query_lora.num_tiles()) return query_lora.multiply_down(level, tile, thread);
-    own.index_query_lora.multiply_down(level, tile - query_lora.num_tiles(), thread);
+    multiply_sites_down(level, query_sites, num_query_sides, tile, thread);
   };
   const auto take_query = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
     if (output >= first_index_query) return indexer.take_query(row, output - first_index_query, sums, count);
@@ -127,16 +122,13 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
   plan_sites(phases, sites, num_sides, context, layer, step);
-  int64_t lora_tiles = 0;
-  for (int i = 0; i < num_sides; ++i) lora_tiles += lora[i]->num_tiles();
-  phases.add(lora_tiles, multiply_down);
+  phases.add(num_down_tiles(sites, num_sides), multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   phases.add(indexer.has_pools() ? step.tokens : 0, place_pool);
   if (has_down) {
     plan_sites(phases, query_sites, num_query_sides, context, layer, step);
-    const int64_t index_tiles = indexer.has_queries() ? own.index_query_lora.num_tiles() : 0;
-    phases.add(query_lora.num_tiles() + index_tiles, multiply_query_down);
+    phases.add(num_down_tiles(query_sites, num_query_sides), multiply_query_down);
     phases.add(num_tiles(query_sides, num_query_sides, step.tokens, kOutputTile), project_queries);
   }
   while (indexer.begin_pass()) {

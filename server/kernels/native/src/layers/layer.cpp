@@ -9,6 +9,7 @@
 #include "layers/grouped_attention.h"
 #include "layers/kimi_delta_attention.h"
 #include "layers/latent_attention.h"
+#include "layers/layer_adapters.h"
 #include "layers/lightning_attention.h"
 #include "layers/mamba1.h"
 #include "layers/mamba2.h"
@@ -142,9 +143,11 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
 }
 
 void norm_input(Context& context, const LayerSpec& layer, const StepCall& step) {
-  if (layer.input_gate) return run_gated_norm(context, layer.input_norm, *layer.input_gate, step);
-  if (layer.ngrams) add_ngram_embeddings(context, *layer.ngrams, step);
-  if (layer.mixer_streams) return open_streams(context, *layer.mixer_streams, layer.input_norm, step);
+  const AdaptedRows rows = rows_of(layer, step);
+  constexpr LoraPlace kGate = LoraPlace::kInputGate;
+  if (layer.input_gate) return run_gated_norm(context, layer.input_norm, *layer.input_gate, step, rows, kGate);
+  if (layer.ngrams) add_ngram_embeddings(context, *layer.ngrams, step, rows);
+  if (layer.mixer_streams) return open_streams(context, *layer.mixer_streams, layer.input_norm, step, rows, kGate);
   const int64_t size = step.hidden_size;
   auto norm = [&](int64_t token, int) {
     norm_hidden(context.level, layer.input_norm, layer.mixer_residual, step.hidden + token * size, size,
@@ -164,8 +167,10 @@ void begin_layer(Context& context, const LayerSpec& layer, const StepCall& step,
   operations_of(own.mixer_kind)->run(context, own, step);
   add_kept_results(context, own, step);
   if (own.mixer_streams) close_streams(context, *own.mixer_streams, step);
-  if (own.inner_gate) run_gated_norm(context, own.inner_norm, *own.inner_gate, step);
-  if (own.inner_streams) open_streams(context, *own.inner_streams, own.inner_norm, step);
+  const AdaptedRows rows = rows_of(layer, step);
+  constexpr LoraPlace kGate = LoraPlace::kInnerGate;
+  if (own.inner_gate) run_gated_norm(context, own.inner_norm, *own.inner_gate, step, rows, kGate);
+  if (own.inner_streams) open_streams(context, *own.inner_streams, own.inner_norm, step, rows, kGate);
   if (own.inner_gate || own.inner_streams) own.inner_norm.kind = NormKind::kReady;
   operations_of(own.feed_forward_kind)->begin(context, own, step, place);
 }

@@ -1,38 +1,10 @@
 // What the adapters of a step add to the matrices of a decoder layer.
 #pragma once
 
-#include "context.h"
 #include "layers/layer.h"
+#include "layers/lora_sites.h"
 
 namespace greenroom {
-
-// A matrix of a layer that adapters may add to, and its input (tokens, inputs).
-struct LoraSite {
-  LoraSums& sums;
-  LoraPlace place;
-  const float* x;
-  int64_t inputs;
-};
-
-inline bool is_routed(const StepCall& step) { return step.lora && step.lora->routing; }
-
-// Prepares the computation of a site's factors from its input.
-inline void begin_routes(const Context& context, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
-  const LoraStep& lora = *step.lora;
-  site.sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, nullptr, 0}, step.tokens, site.x, site.inputs,
-                         context.pool.num_threads(),
-                         [&](int64_t adapter) { return lora.layers[adapter][layer.index].at(site.place); });
-}
-
-// Plans what the adapters of a step add at a site, after a router's factors were computed.
-inline void plan_lora(const Context& context, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
-  const LoraStep& lora = *step.lora;
-  const int32_t starts[] = {0, static_cast<int32_t>(step.tokens)};
-  const LoraFactors fixed{lora.factors, lora.num_adapters, nullptr, 0};
-  site.sums.plan(lora.routing ? site.sums.routes.factors() : fixed, {site.x, Format::kFloat32, site.inputs, nullptr}, 1,
-                 starts, context.pool.num_threads(),
-                 [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].at(site.place); });
-}
 
 // An adapter's additions to the first and the second matrix of experts, by expert, or null.
 struct ExpertParts {
@@ -55,20 +27,14 @@ LoraExperts lora_of_experts(Context& context, const LayerSpec& layer, const Step
   return {first, second, lora.factors, lora.num_adapters, numbers, nullptr};
 }
 
-// Plans additions to matrices of the same input. If a router computes factors, runs the phases so far, which compute the
-// input, and the routing.
+// The rows of a step in a layer.
+inline AdaptedRows rows_of(const LayerSpec& layer, const StepCall& step) {
+  return {step.lora, layer.index, step.tokens, nullptr};
+}
+
 inline void plan_sites(PhaseList& phases, const LoraSite* sites, int num_sites, const Context& context,
                        const LayerSpec& layer, const StepCall& step) {
-  if (!step.lora) return;
-  auto score = [&](int64_t row, int thread) {
-    for (int i = 0; i < num_sites; ++i) sites[i].sums.routes.score(context.level, row, thread);
-  };
-  if (is_routed(step)) {
-    for (int i = 0; i < num_sites; ++i) begin_routes(context, sites[i], layer, step);
-    phases.add(step.tokens, score);
-    phases.run();
-  }
-  for (int i = 0; i < num_sites; ++i) plan_lora(context, sites[i], layer, step);
+  plan_sites(phases, sites, num_sites, context, rows_of(layer, step));
 }
 
 }  // namespace greenroom

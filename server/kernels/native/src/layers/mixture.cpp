@@ -14,11 +14,12 @@ namespace {
 void add_to_gates(Context& context, const LayerSpec& layer, const StepCall& step, const float* x, float* gates) {
   LoraSums& sums = context.gate_lora;
   const LoraSite site{sums, LoraPlace::kDenseGate, x, step.hidden_size};
-  if (is_routed(step)) {
-    begin_routes(context, site, layer, step);
+  const AdaptedRows rows = rows_of(layer, step);
+  if (rows.are_routed()) {
+    begin_routes(context, site, rows);
     for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(context.level, row, 0);
   }
-  plan_lora(context, site, layer, step);
+  plan_lora(context, site, rows);
   for (int64_t tile = 0; tile < sums.num_tiles(); ++tile) sums.multiply_down(context.level, tile, 0);
   for (int64_t row = 0; row < step.tokens; row += kRowTile) {
     sums.add(context.level, 0, row, std::min(row + kRowTile, step.tokens), 0, 1, gates + row, 1);

@@ -16,6 +16,7 @@ struct Memory {
   Buffer values;    // (tokens, hidden)
   Buffer keys;      // (tokens, streams * hidden), and then normed values
   Buffer mixed;     // (tokens, streams * hidden): results of the convolution
+  LoraSums key_lora, value_lora;
 };
 
 constexpr int64_t kMostTokens = 16;   // of an n-gram
@@ -78,12 +79,12 @@ const char* check_ngram_embeddings(const NgramEmbeddings& spec, int64_t hidden_s
   return spec.convolution.channels == size ? nullptr : "a convolution that doesn't fit its residual streams";
 }
 
-void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const StepCall& step) {
+void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const StepCall& step, const AdaptedRows& rows) {
   const Level& level = context.level;
   auto& own = context.mixers.of<Memory>();
   const int64_t hidden = step.hidden_size, size = spec.num_streams * hidden, tokens = step.tokens;
   const int64_t dim = spec.table.inputs, inputs = spec.heads * dim;
-  const Side sides[] = {{&spec.key, nullptr, 0}, {&spec.value, nullptr, size}};
+  const Side sides[] = {{&spec.key, nullptr, 0, &own.key_lora}, {&spec.value, nullptr, size, &own.value_lora}};
   PanelKind kind = level.panel_kind(spec.key, step.is_exact);
   // Both share the panel: all matrices take float32 rows.
   if (level.panel_kind(spec.value, step.is_exact) != kind) kind = PanelKind::kFloat32;
@@ -93,6 +94,10 @@ void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const S
   float* keys = own.keys.reserve<float>(tokens * size * 4);
   float* mixed = own.mixed.reserve<float>(tokens * size * 4);
   const float root = 1.0f / std::sqrt(static_cast<float>(hidden));
+  const LoraSite sites[] = {{own.key_lora, LoraPlace::kNgramKey, embedded, inputs},
+                            {own.value_lora, LoraPlace::kNgramValue, embedded, inputs}};
+  own.key_lora.clear();
+  own.value_lora.clear();
 
   auto embed = [&](int64_t tile, int) {
     if (tile >= tokens) return keep_tokens(spec, step, step.sequences[tile - tokens]);
@@ -102,6 +107,7 @@ void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const S
     });
     level.prepare(panel, embedded, Format::kFloat32, inputs, nullptr, tile, tile + 1);
   };
+  auto multiply_down = [&](int64_t tile, int thread) { multiply_sites_down(level, sites, 2, tile, thread); };
   auto project = multiply_sides(context, panel, sides, 2, kOutputTile,
                                 [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                   float* to = output < size ? keys + row * size + output
@@ -130,6 +136,8 @@ void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const S
   };
   PhaseList phases(context.pool);
   phases.add(tokens + step.num_sequences, embed);
+  plan_sites(phases, sites, 2, context, rows);
+  phases.add(num_down_tiles(sites, 2), multiply_down);
   phases.add(num_tiles(sides, 2, tokens, kOutputTile), project);
   phases.add(tokens, add_values);
   phases.add(convolve.num_tiles(), convolve);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "layers/convolution.h"
+#include "layers/lora_sites.h"
 
 namespace greenroom {
 
@@ -33,7 +34,7 @@ struct NgramEmbeddings {
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has".
 const char* check_ngram_embeddings(const NgramEmbeddings& spec, int64_t hidden_size);
 
-// Adds to the rows of each token in `step.streams`.
-void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const StepCall& step);
+// Adds to the rows of each token in `step.streams`. `rows` are all of the step.
+void add_ngram_embeddings(Context& context, const NgramEmbeddings& spec, const StepCall& step, const AdaptedRows& rows);
 
 }  // namespace greenroom

@@ -94,7 +94,7 @@ PoolIndexerStep::PoolIndexerStep(Context& context, const GroupedAttention& atten
 Side PoolIndexerStep::side(int number, int64_t offset) const {
   const bool is_key = number == 1 || (num_sides_ == 1 && spec_.key.outputs);
   const Panel* panel = has_own_[is_key] ? panels_ + is_key : nullptr;
-  if (is_key) return {&spec_.key, nullptr, offset + query_size(), nullptr, panel};
+  if (is_key) return {&spec_.key, nullptr, offset + query_size(), nullptr, panel, query_size()};
   return {&spec_.query, nullptr, offset, nullptr, panel};
 }
 

@@ -79,14 +79,6 @@ void ProjectedMixer::norm_token(int64_t token) {
   }
 }
 
-void ProjectedMixer::multiply_lora_down(int64_t tile, int thread) const {
-  for (int i = 0; i < count_; ++i) {
-    LoraSums& sums = memory_.lora[i];
-    if (tile < sums.num_tiles()) return sums.multiply_down(context_.level, tile, thread);
-    tile -= sums.num_tiles();
-  }
-}
-
 void ProjectedMixer::prepare_second(int64_t tile, int thread) {
   for (int i = 0; i < num_seconds_ && tile < step_.tokens; ++i) {
     context_.level.prepare(second_panels_[i], between_[i], Format::kFloat32, seconds_[i].matrix->inputs, nullptr, tile,

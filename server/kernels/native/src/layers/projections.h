@@ -41,7 +41,6 @@ class ProjectedMixer {
   template <typename AddPhases>
   void run(AddPhases add_phases) {
     auto norm = [this](int64_t token, int) { norm_token(token); };
-    auto multiply_down = [this](int64_t tile, int thread) { multiply_lora_down(tile, thread); };
     const auto put = [this](auto... results) { take_rows(results...); };
     auto project = multiply_sides(context_, panels_[0], sides_, count_, kOutputTile, put);
     auto prepare = [this](int64_t token, int thread) { prepare_output(token, thread); };
@@ -67,9 +66,10 @@ class ProjectedMixer {
     PhaseList phases(context_.pool);
     phases.add(step_.tokens, norm);
     plan_sites(phases, sites, count_, context_, layer_, step_);
-    int64_t lora_tiles = 0;
-    for (int i = 0; i < count_; ++i) lora_tiles += lora[i].num_tiles();
-    phases.add(lora_tiles, multiply_down);
+    auto multiply_down = [&](int64_t tile, int thread) {
+      multiply_sites_down(context_.level, sites, count_, tile, thread);
+    };
+    phases.add(num_down_tiles(sites, count_), multiply_down);
     phases.add(num_tiles(sides_, count_, step_.tokens, kOutputTile), project);
     if (num_seconds_) {
       plan_sites(phases, second_sites, num_seconds_, context_, layer_, step_);
@@ -94,7 +94,6 @@ class ProjectedMixer {
 
  private:
   void norm_token(int64_t token);
-  void multiply_lora_down(int64_t tile, int thread) const;
   void take_rows(int64_t row, int64_t output, const float* sums, int64_t count) const;
   void prepare_second(int64_t tile, int thread);
   void prepare_output(int64_t token, int thread);

@@ -15,6 +15,7 @@ struct Side {
   int64_t offset;                 // offset of its first output
   const LoraSums* lora = nullptr;  // what adapters add
   const Panel* panel = nullptr;    // its rows, if it takes another kind than the others
+  int64_t lora_output = 0;         // its first output among those that adapters know
 };
 
 // Returns the function of a tile: kRowTile rows and `output_tile` outputs of one matrix. `put(row, output, sums, count)`
@@ -38,7 +39,10 @@ auto multiply_sides(const Context& context, const Panel& panel, const Side* side
       if (sides[i].bias) {
         add_bias(context.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
       }
-      if (sides[i].lora) sides[i].lora->add(context.level, 0, first_row, last_row, first, last, sums, kOutputTile);
+      if (sides[i].lora) {
+        const int64_t output = sides[i].lora_output;
+        sides[i].lora->add(context.level, 0, first_row, last_row, output + first, output + last, sums, kOutputTile);
+      }
       for (int64_t row = first_row; row < last_row; ++row) {
         put(row, sides[i].offset + first, sums + (row - first_row) * kOutputTile, last - first);
       }

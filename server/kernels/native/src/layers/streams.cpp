@@ -60,14 +60,14 @@ void keep_weights(const StreamMix& mix, const float* logits, float* weights) {
 
 // Sums the rows of tokens by gates; `finish` is as of `sum_rows`.
 template <typename Finish>
-void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
                   int64_t hidden_size, bool is_exact, Finish finish) {
   auto& own = context.mixers.of<Memory>();
-  const int64_t n = mix.num_streams;
+  const int64_t n = mix.num_streams, num_rows = rows.count;
   float* sums = own.rows.reserve<float>(num_rows * (hidden_size + n) * 4);
   float* logits = sums + num_rows * hidden_size;
   float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
-  sum_gated_rows(context, mix, streams, rows, num_rows, hidden_size, is_exact, sums, logits);
+  sum_gated_rows(context, mix, streams, rows, place, hidden_size, is_exact, sums, logits);
   auto take = [&](int64_t row, int) {
     if (!mix.is_last) keep_weights(mix, logits + row * n, kept + row * kept_weights(mix));
     finish(row, sums + row * hidden_size);
@@ -76,14 +76,14 @@ void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, 
   context.pool.run(&phase, 1);
 }
 
-// Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change.
+// Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change. `place` is that of gates.
 template <typename Finish>
-void sum_rows(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+void sum_rows(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
               int64_t hidden_size, bool is_exact, Finish finish) {
-  if (mix.gates) return sum_by_gates(context, mix, streams, rows, num_rows, hidden_size, is_exact, finish);
+  if (mix.gates) return sum_by_gates(context, mix, streams, rows, place, hidden_size, is_exact, finish);
   const Level& level = context.level;
   auto& own = context.mixers.of<Memory>();
-  const int64_t n = mix.num_streams, size = n * hidden_size, outputs = mix.logits.outputs;
+  const int64_t n = mix.num_streams, size = n * hidden_size, outputs = mix.logits.outputs, num_rows = rows.count;
   const int64_t threads = context.pool.num_threads(), stride = round_up(hidden_size, 16);
   Panel panel{};
   if (outputs) {
@@ -92,7 +92,7 @@ void sum_rows(Context& context, const StreamMix& mix, const float* streams, cons
   float* sums_of_threads = own.rows.reserve<float>((threads * stride + num_rows * outputs) * 4);
   float* logits = sums_of_threads + threads * stride;
   float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
-  const auto streams_of = [&](int64_t row) { return streams + (rows ? rows[row] : row) * size; };
+  const auto streams_of = [&](int64_t row) { return streams + (rows.tokens ? rows.tokens[row] : row) * size; };
 
   auto normalise = [&](int64_t row, int) {
     float* normed = static_cast<float*>(panel.data) + row * panel.stride;
@@ -144,9 +144,10 @@ const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
   return mix.bias && mix.norm ? nullptr : "residual streams without a bias or a norm";
 }
 
-void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step) {
+void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step, const AdaptedRows& rows,
+                  LoraPlace place) {
   const int64_t size = step.hidden_size;
-  sum_rows(context, mix, step.streams, nullptr, step.tokens, size, step.is_exact, [&](int64_t token, float* sum) {
+  sum_rows(context, mix, step.streams, rows, place, size, step.is_exact, [&](int64_t token, float* sum) {
     apply_norm(context.level, norm, sum, size, step.normed + token * size);
     std::memset(step.hidden + token * size, 0, static_cast<size_t>(size) * 4);
   });
@@ -176,9 +177,9 @@ void close_streams(Context& context, const StreamMix& mix, const StepCall& step)
   context.pool.run(&phase, 1);
 }
 
-void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+void sum_streams(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows,
                  int64_t hidden_size, bool is_exact, float* to) {
-  sum_rows(context, mix, streams, rows, num_rows, hidden_size, is_exact, [&](int64_t row, const float* sum) {
+  sum_rows(context, mix, streams, rows, LoraPlace::kInputGate, hidden_size, is_exact, [&](int64_t row, const float* sum) {
     std::memcpy(to + row * hidden_size, sum, static_cast<size_t>(hidden_size) * 4);
   });
 }

@@ -30,14 +30,16 @@ struct StreamMix {
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has".
 const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size);
 
-// Writes the norm of each token's sum to `step.normed`, and zeros to `step.hidden`, to which a part adds its results.
-void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step);
+// Writes the norm of each token's sum to `step.normed`, and zeros to `step.hidden`, to which a part adds its results. `rows`
+// are all of the step, and `place` is that of gates.
+void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step, const AdaptedRows& rows,
+                  LoraPlace place);
 
 // Adds the results in `step.hidden` to the rows of each token, with the weights of the last `open_streams`.
 void close_streams(Context& context, const StreamMix& mix, const StepCall& step);
 
-// Writes the sums of some tokens, `to (num_rows, hidden)`.
-void sum_streams(Context& context, const StreamMix& mix, const float* streams, const int32_t* rows, int64_t num_rows,
+// Writes the sums of some tokens at the end of a model, `to (rows, hidden)`.
+void sum_streams(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows,
                  int64_t hidden_size, bool is_exact, float* to);
 
 }  // namespace greenroom

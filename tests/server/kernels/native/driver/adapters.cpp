@@ -71,6 +71,12 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
       if (layer.has_own_gate) of.places[4] = memory_.parts(layer.gate.layout.outputs, hidden);
       if (layer.attention.indexer) of.places[5] = memory_.parts(layer.kv_heads * layer.index_dim, hidden);
       if (layer.attention.indexer) of.places[6] = memory_.parts(layer.index_dim, hidden);
+      for (const auto& [gate, place] : {std::pair{layer.spec.input_gate, LoraPlace::kInputGate},
+                                        std::pair{layer.spec.inner_gate, LoraPlace::kInnerGate}}) {
+        if (!gate) continue;
+        of.places[static_cast<int>(place)] = memory_.parts(layer.gate_rank, hidden);
+        of.places[static_cast<int>(place) + 1] = memory_.parts(hidden, layer.gate_rank);
+      }
       if (layer.attention.relative) of.places[7] = memory_.parts(layer.heads * layer.num_profiles, hidden);
       if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
@@ -86,7 +92,6 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
     }
     found.shrink_to_fit();
     addresses_.push_back(found.data());
-    heads_.push_back({});
   }
   addresses_.shrink_to_fit();
   for (size_t i = 0; i < plan.sequences.size() * static_cast<size_t>(count_); ++i) {
@@ -119,7 +124,7 @@ void Adapters::set(OfTokens& of, const std::vector<Chunk>& chunks, const Plan& p
   of.totals.assign(of.factors.size(), 0.0f);
   of.counts.assign(of.routers.size(), 0);
   of.routing = {routers_.data(), of.routers.data(), of.totals.data(), of.counts.data()};
-  of.step = {addresses_.data(), heads_.data(), of.factors.data(), count_, &of.routing};
+  of.step = {addresses_.data(), of.factors.data(), count_, static_cast<int64_t>(layers_[0].size()), &of.routing};
 }
 
 }  // namespace driver

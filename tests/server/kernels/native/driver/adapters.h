@@ -41,7 +41,6 @@ struct Adapters {
   std::deque<std::vector<LoraParts>> experts_;
   std::deque<std::vector<LoraLayer>> layers_;  // by adapter
   std::vector<const LoraLayer*> addresses_;
-  std::vector<LoraParts> heads_;
   std::vector<float> factors_;  // (sequences, adapters)
   std::vector<uint8_t> candidates_;
   std::vector<LoraRouter> routers_;

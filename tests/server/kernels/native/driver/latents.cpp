@@ -111,10 +111,7 @@ class Latents {
                               plan.hidden, index[0].layout.inputs, plan.hidden, plan.hidden};
     const int64_t outputs[] = {query.layout.outputs, query_rank, rank + rope, heads * (nope + value), plan.hidden,
                                gate[0].layout.outputs, index_heads * index_dim, index_dim, index_heads};
-    for (int part = 0; part < kNumParts; ++part) {
-      if (part == kIndexQuery && takes_raw) continue;  // whose rows lie between others
-      lora.places[part] = memory_.parts(outputs[part], inputs[part]);
-    }
+    for (int part = 0; part < kNumParts; ++part) lora.places[part] = memory_.parts(outputs[part], inputs[part]);
   }
 
   double get(const int32_t* table, int64_t position, int64_t d) const {
@@ -409,7 +406,7 @@ std::vector<float> mixed(Handle* handle, const Latents& latents, const std::vect
   const int32_t* tables = latents.blocks.data();
   const float *cosines = latents.cosines.data(), *sines = latents.sines.data();
   const LoraLayer* layers = &latents.lora;
-  const LoraStep adapters{&layers, nullptr, factors.data(), 1, nullptr};
+  const LoraStep adapters{&layers, factors.data(), 1, 1, nullptr};
   call.hidden = hidden.data();
   call.normed = normed.data();
   call.sequences = sequences.data();

@@ -311,10 +311,12 @@ void run_head(Handle* handle, const char* level) {
   rows.resize(static_cast<size_t>(num_rows));
   rows.shrink_to_fit();
   PartMemory memory;
-  const LoraParts lora = memory.parts(vocabulary, hidden);
+  LoraLayer end{};
+  end.places[static_cast<int>(LoraPlace::kHead)] = memory.parts(vocabulary, hidden);
+  const LoraLayer* layers = &end;
   std::vector<float> factors(static_cast<size_t>(tokens));
   for (float& factor : factors) factor = one_in(3) ? 0.0f : 0.7f;
-  const LoraStep adapters{nullptr, &lora, factors.data(), 1, nullptr};
+  const LoraStep adapters{&layers, factors.data(), 1, 0, nullptr};
   HeadCall call{};
   call.lora = one_in(2) ? &adapters : nullptr;
   call.num_rows = num_rows;
