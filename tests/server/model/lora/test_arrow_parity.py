@@ -40,6 +40,7 @@ NATIVE = {
     "deepseek_v3": ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
     "qwen4_exp_text": ["index_qk_proj", *GATES, "key_proj"],
     "axk2": ["wq_b", "fc1", "fc2"],
+    "deepseek_v4": ["q_b_proj", "o_b_proj"],
 }
 MODULES = {
     "qwen3_moe": [*ATTENTION, "lm_head"],

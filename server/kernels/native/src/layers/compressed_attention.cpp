@@ -57,26 +57,21 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     return LoraSite{lora[place], mixer_place(place), step.normed, step.hidden_size};
   };
   const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5), site(6)};
-  const LoraSite query_sites[] = {{lora[kQuery], mixer_place(kQuery), own.rows, own.width()},
-                                  {lora[kIndexQuery], mixer_place(kIndexQuery), own.rows, own.width()}};
+  const auto query_site = [&](Place place) {
+    const int64_t inputs = spec.query.inputs;
+    return LoraSite{lora[place], mixer_place(place), own.rows, inputs, own.width() - inputs};
+  };
+  const LoraSite query_sites[] = {query_site(kQuery), query_site(kIndexQuery)};
   const LoraSite output_site{lora[kOutput], mixer_place(kOutput), own.grouped, spec.output.inputs};
 
   auto norm = [&](int64_t token, int) { own.norm(token); };
-  auto multiply_down = [&](int64_t tile, int thread) {
-    for (int i = 0; i < num_sides; ++i) {
-      LoraSums& sums = lora[places[i]];
-      if (tile < sums.num_tiles()) return sums.multiply_down(level, tile, thread);
-      tile -= sums.num_tiles();
-    }
-  };
+  auto multiply_down = [&](int64_t tile, int thread) { multiply_sites_down(level, sites, num_sides, tile, thread); };
   const auto take_first = [&](auto... results) { own.take_first(results...); };
   auto project = multiply_sides(context, own.panel, sides, num_sides, kOutputTile, take_first);
   auto place = [&](int64_t token, int) { own.place(token); };
   auto compress = [&](int64_t token, int thread) { own.compress(token, thread); };
   auto multiply_query_down = [&](int64_t tile, int thread) {
-    const int64_t first = lora[kQuery].num_tiles();
-    if (tile < first) return lora[kQuery].multiply_down(level, tile, thread);
-    lora[kIndexQuery].multiply_down(level, tile - first, thread);
+    multiply_sites_down(level, query_sites, num_query_sides, tile, thread);
   };
   const auto take_query = [&](auto... results) { own.take_query(results...); };
   auto project_queries =
@@ -98,14 +93,12 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
   plan_sites(phases, sites, num_sides, context, layer, step);
-  int64_t lora_tiles = 0;
-  for (int i = 0; i < num_sides; ++i) lora_tiles += lora[places[i]].num_tiles();
-  phases.add(lora_tiles, multiply_down);
+  phases.add(num_down_tiles(sites, num_sides), multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
   phases.add(step.tokens, place);
   if (own.has_periods()) phases.add(step.tokens, compress);
   plan_sites(phases, query_sites, num_query_sides, context, layer, step);
-  phases.add(lora[kQuery].num_tiles() + (own.chooses() ? lora[kIndexQuery].num_tiles() : 0), multiply_query_down);
+  phases.add(num_down_tiles(query_sites, num_query_sides), multiply_query_down);
   phases.add(num_tiles(query_sides, num_query_sides, step.tokens, kOutputTile), project_queries);
   phases.add(step.tokens, turn);
   while (own.begin_pass()) {
