@@ -16,3 +16,4 @@ class NativeTarget(NamedTuple):
     outputs: int
     offset: int = 0  # of its outputs, for one of several that are computed together
     is_absorbed: bool = False  # attention applies it to the keys of all earlier tokens at once
+    input_scale: float = 1.0  # its module takes the kernels' inputs times this

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
-from server.model.architecture import decoder_layers, text_body
+from server.model.architecture import decoder_layers, head_of, text_body
 from server.model.attention.by_sequence.attention import probe_chosen_masks, probe_sequence_masks
 from server.model.attention.by_sequence.sequence_cache import LayerStandIns
 from server.model.attention.indexer import few_chosen, find_pool_indexer
@@ -146,6 +146,9 @@ class Capture:
     layers: Sequence[LayerCapture]
     logits: torch.Tensor  # float32 (tokens, vocabulary)
     rotaries: Sequence[RotaryCall]
+    head_rows: (
+        torch.Tensor | None
+    )  # float32 (tokens, hidden) that the module of the head took; None if it was not called
 
 
 class _PassCache(RecurrentCache):
@@ -354,8 +357,14 @@ def capture(
         if call is not None:
             rotaries.append(call)
 
+    head_rows: list[torch.Tensor] = []
+
+    def before_head(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        head_rows.extend(each.flatten(0, -2).float() for each in args[:1])
+
     hooks = [each.register_forward_hook(after_rotary, with_kwargs=True) for each in _rotary_modules(text_body(model))]
     hooks += [hook for layer in decoder_layers(text_body(model)) or () for hook in layers.add_to(layer)]
+    hooks.append(head_of(model).register_forward_pre_hook(before_head))
     cache = _PassCache(first) if keeps_states else None
     masks: Callable[[PreTrainedModel], AbstractContextManager[None]] = probe_masks
     if find_special_layers(model) in (COMPRESSED, RELATIVE):
@@ -381,4 +390,4 @@ def capture(
     finally:
         for hook in hooks:
             hook.remove()
-    return Capture(layers.layers, logits, rotaries)
+    return Capture(layers.layers, logits, rotaries, head_rows[-1] if head_rows else None)

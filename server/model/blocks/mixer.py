@@ -194,15 +194,16 @@ class Mixer(ABC):
         """Keep a float32 copy of a tensor, and return its address."""
         return self.kept.keep(tensor)
 
-    def add_target(self, linear: Linear, number: int, offset: int = 0) -> None:
+    def add_target(self, linear: Linear, number: int, offset: int = 0, input_scale: float = 1.0) -> None:
         """Make a linear layer known as a place that adapters may add to.
 
         Args:
             number: of the kind's matrices.
             offset: of its outputs, for one of several that are computed together.
+            input_scale: it takes the kernels' inputs times this.
         """
-        place = LoraPlace.MIXER + number
-        self.linears[linear] = NativeTarget(self.index, place, linear.in_features, linear.out_features, offset)
+        place, sizes = LoraPlace.MIXER + number, (linear.in_features, linear.out_features)
+        self.linears[linear] = NativeTarget(self.index, place, *sizes, offset, input_scale=input_scale)
 
 
 class RotaryMixer(Mixer):

@@ -29,10 +29,11 @@ class _Adapter:
     keeps: Sequence[object]
     vectors: Vectors | None = None  # by which routers score it, once one has chosen it
 
-    def set_vectors(self, vectors: Vectors) -> None:
+    def set_vectors(self, vectors: Vectors, targets: Mapping[str, NativeTarget]) -> None:
         """Let routers score the adapter."""
         if self.vectors is None:
-            self.vectors = {name: vector.contiguous() for name, vector in vectors.items()}
+            names = {name for _, name in self.parts}
+            self.vectors = {name: (vectors[name] * targets[name].input_scale).contiguous() for name in names}
             for part, name in self.parts:
                 part.vector = self.vectors[name].data_ptr()
 
@@ -66,7 +67,7 @@ class NativeAdapters:
                 adapters.choices.refuse(name)
             for adapter, vectors in zip(described, adapters.choices.vectors(), strict=True):
                 if vectors:
-                    adapter.set_vectors(vectors)
+                    adapter.set_vectors(vectors, self.targets)
         return NativeStep(described, adapters, len(self._experts))
 
     def prepare(self, adapter: LoraAdapter) -> _Adapter:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import addressof
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,18 @@ from server.model.blocks.tolerances import TOLERANCES
 from server.model.native_layers.scales import ROUNDING, nearest_named
 
 
-def find_head(
-    model: PreTrainedModel, captured: Capture, kernels: Kernels
-) -> tuple[HeadCall, StreamMixParts | None, list[Any]]:
-    """Return a model's head, what makes one row of a token's rows before it, and what owns the memory of both.
+@dataclass(frozen=True)
+class Head:
+    """A model's head as the kernels compute it."""
+
+    call: HeadCall
+    streams: StreamMixParts | None  # what makes one row of a token's rows before it
+    input_scale: float  # its module takes the kernels' normed rows times this
+    keeps: Sequence[Any]  # owners of the memory that the call refers to
+
+
+def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> Head:
+    """Return a model's head.
 
     Args:
         captured: a pass over some tokens, with the modules' logits.
@@ -82,7 +92,11 @@ def find_head(
     if not (found * scale - wanted).norm() <= TOLERANCES[dtype] * wanted.norm():
         raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
     call.scale, call.softcap = nearest_named(scale, config, ROUNDING[dtype]), softcap
-    return call, last, keeps
+    scales = [1.0, float(call.scale)]
+    if captured.head_rows is None or captured.head_rows.shape != normed.shape:
+        return Head(call, last, 1.0, keeps)
+    states, given = torch.from_numpy(normed), captured.head_rows
+    return Head(call, last, min(scales, key=lambda by: float((states * by - given).norm())), keeps)
 
 
 def cap_logits(outputs: torch.Tensor, head: HeadCall) -> list[torch.Tensor]:

@@ -24,7 +24,6 @@ from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
 from server.model.blocks.query_scales import QueryScales
-from server.model.blocks.streams import StreamMixParts
 from server.model.blocks.tolerances import TOLERANCES
 from server.model.blocks.workspace import PositionTables, Workspace
 from server.model.experts.expert_layer import ExpertLayer
@@ -35,7 +34,7 @@ from server.model.native_layers.embedding_rows import EmbeddingRows, norm_of_row
 from server.model.native_layers.expert_results import ExpertResults
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.hash_router import HashRouter, find_hash_router
-from server.model.native_layers.head_trial import cap_logits, find_head
+from server.model.native_layers.head_trial import Head, cap_logits, find_head
 from server.model.native_layers.image_experts import ImageExperts
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import OwnRouter, find_own_router
@@ -158,7 +157,8 @@ class _Finder:
         for layer in layers:
             if isinstance(layer.mixer, RotaryMixer):
                 layer.mixer.use_rope(self._positions.kind_of(layer))
-        head, streams, keeps = find_head(self._model, captured, self._kernels)
+        found_head = find_head(self._model, captured, self._kernels)
+        head = found_head.call
         check_far(
             self._model,
             self._forward,
@@ -187,19 +187,20 @@ class _Finder:
             query_scales=QueryScales([layer.mixer for layer in layers], self._longest),
             embedding=self._embedding(captured),
             head=head,
-            keeps=keeps,
-            adapters=self._adapters(every, streams, names),
+            keeps=found_head.keeps,
+            adapters=self._adapters(every, found_head, names),
             rotary=self._rotary,
             dtype=self._dtype,
             image_layers=[*images],
         )
 
-    def _adapters(
-        self, layers: Sequence[NativeLayer], last: StreamMixParts | None, names: Mapping[Any, str]
-    ) -> NativeAdapters:
+    def _adapters(self, layers: Sequence[NativeLayer], head: Head, names: Mapping[Any, str]) -> NativeAdapters:
         targets = {names[module]: target for layer in layers for module, target in layer.linears.items()}
-        at_end = {LoraPlace.HEAD: head_of(self._model), **({} if last is None else last.places(LoraPlace.INPUT_GATE))}
-        for place, linear in at_end.items():
+        module, gates = head_of(self._model), {} if head.streams is None else head.streams.places(LoraPlace.INPUT_GATE)
+        targets[names[module]] = NativeTarget(
+            END, LoraPlace.HEAD, module.in_features, module.out_features, input_scale=head.input_scale
+        )
+        for place, linear in gates.items():
             targets[names[linear]] = NativeTarget(END, place, linear.in_features, linear.out_features)
         experts = [None if each.experts is None else (each.experts.number, len(each.experts.keys)) for each in layers]
         return NativeAdapters(targets, experts)

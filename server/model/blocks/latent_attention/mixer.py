@@ -71,7 +71,7 @@ class LatentAttentionMixer(RotaryMixer):
                 setattr(spec, name, no_matrix() if linear is None else matrix_of(linear))
                 if linear is not None:
                     setattr(spec, f"{name}_bias", self.keep(linear.bias))
-                    self.add_target(linear, number)
+                    self.add_target(linear, number, input_scale=parts.input_scale if name == "query" else 1.0)
         spec.takes_raw, spec.has_gates_in_query = int(parts.takes_raw), int(parts.has_gates_in_query)
         self._indexer = indexer_of(parts.indexer, captured, getattr(parts.module, "config", None))
         if self._indexer is not None:
@@ -160,7 +160,7 @@ class LatentAttentionMixer(RotaryMixer):
     def _set_indexer(self, indexer: NativeIndexer) -> None:
         self.spec.indexer = indexer.address
         for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
-            self.add_target(linear, number)
+            self.add_target(linear, number, input_scale=self._parts.input_scale if number == len(MATRICES) else 1.0)
 
     def _set_window(self, window: int, *, is_chunked: bool) -> None:
         """Let a token attend to the last latents alone."""

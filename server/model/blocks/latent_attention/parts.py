@@ -90,6 +90,11 @@ class LatentAttentionParts(MixerParts):
     def build(self, captured: LayerCapture, place: LayerPlace) -> LatentAttentionMixer:
         return LatentAttentionMixer(self, captured, place.index)
 
+    @property
+    def input_scale(self) -> float:
+        """What queries are made from, by the rows that the kernels have for that."""
+        return 1 / self.query_scale if hasattr(self.module, SCALE_OF_QUERIES) else 1.0
+
     def query_inputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Return what queries are made from."""
         if self.query_down is None or self.query_norm is None:
@@ -145,7 +150,8 @@ class LatentAttentionParts(MixerParts):
 SOURCES = "kv_source_layers"  # setting: for each layer, the one whose latents it takes
 GATES = ("g_proj", "gate_proj")
 NORMS = ("q_a_layernorm", "kv_a_layernorm", ROPE_NORM)
-SCALES = (("mla_scale_q_lora", "q_lora_scale"), ("mla_scale_kv_lora", "kv_lora_scale"))  # attributes
+SCALE_OF_QUERIES = "mla_scale_q_lora"  # attribute: factor of queries; others are of the rows that these are made from
+SCALES = ((SCALE_OF_QUERIES, "q_lora_scale"), ("mla_scale_kv_lora", "kv_lora_scale"))  # attributes
 
 
 def _source_of(attention: Any) -> int:

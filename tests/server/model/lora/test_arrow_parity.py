@@ -41,6 +41,8 @@ NATIVE = {
     "qwen4_exp_text": ["index_qk_proj", *GATES, "key_proj"],
     "axk2": ["wq_b", "fc1", "fc2"],
     "deepseek_v4": ["q_b_proj", "o_b_proj"],
+    "longcat_flash": ["q_b_proj"],  # whose results are scaled
+    "inkling_text": ["lm_head"],  # whose inputs are scaled
 }
 MODULES = {
     "qwen3_moe": [*ATTENTION, "lm_head"],
