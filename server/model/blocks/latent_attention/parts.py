@@ -92,7 +92,7 @@ class LatentAttentionParts(MixerParts):
 
     @property
     def input_scale(self) -> float:
-        """What queries are made from, by the rows that the kernels have for that."""
+        """The factor of the rows that queries are made from, by those that the kernels have for them."""
         return 1 / self.query_scale if hasattr(self.module, SCALE_OF_QUERIES) else 1.0
 
     def query_inputs(self, rows: torch.Tensor) -> torch.Tensor:
