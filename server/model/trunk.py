@@ -26,6 +26,7 @@ from server.model.attention.key_choice import INDEXED, hook_indexers
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.mla import LatentAttention, attend_latents, replace_projections, resolve_projections
 from server.model.attention.paged_attention import StepAttention
+from server.model.coded_linears import CodedLinears
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.hits_first import ChoiceReader
@@ -59,7 +60,7 @@ from server.model.recurrent.states import StateCache, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import HostLogits, SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.step_graphs import StepGraphs
-from server.model.transformers_hooks.batching_checks import INVARIANT, find_special_layers
+from server.model.transformers_hooks.batching_checks import INVARIANT, MAY_BE_NATIVE, find_special_layers
 
 NOTHING = nullcontext()
 
@@ -86,12 +87,14 @@ class Trunk(ResidentModel):
         )
         self._forward = Forward(model)
         special = find_special_layers(model)
+        coded = CodedLinears(model, self._pool.kernels if special in (None, *MAY_BE_NATIVE) else None)
         self._is_by_sequence = special is not None
         if special is None:
             replace_projections(model)
             hook_indexers(model)
-        size = min(self.max_model_len, self.vocab_size)
-        first = FirstPass(model, self._forward, size, is_by_sequence=self._is_by_sequence)
+        first = FirstPass(
+            model, self._forward, min(self.max_model_len, self.vocab_size), is_by_sequence=self._is_by_sequence
+        )
         probe, self._recurrent = first.probe, first.recurrent
         self._native, program = find_program(
             model,
@@ -102,6 +105,7 @@ class Trunk(ResidentModel):
             longest=self.max_model_len,
             recurrent=self._recurrent,
             special=special,
+            coded=coded,
         )
         if probe.indexed and not program.is_native:
             if is_deterministic or probe.indexed.keys() - probe.choosing:

@@ -24,7 +24,7 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 18
+ABI = 19
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -33,6 +33,7 @@ CHECKS = {  # by name in the library, with the number of their sizes
     "greenroom_check_experts": 2,
     "greenroom_check_layer": 2,
 }
+FAST_WITH_CODES = ("avx512_bf16", "amx")  # decode coded bfloat16 faster than memory is read
 UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in levels/level.cpp
 
 
@@ -63,6 +64,8 @@ def load() -> ctypes.CDLL:
     library.greenroom_open.argtypes = [c_int, c_char_p]
     library.greenroom_repack.restype = c_int
     library.greenroom_repack.argtypes = [c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.greenroom_code_bfloat16.restype = c_int64
+    library.greenroom_code_bfloat16.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
     library.greenroom_set_grid.restype = c_int
     library.greenroom_set_grid.argtypes = [c_int, c_void_p, c_int64]
     library.greenroom_close.argtypes = [c_void_p]
@@ -148,6 +151,11 @@ class Kernels:
         if not self._handle:
             raise KernelError(f"can't start {num_threads} threads for the native kernels; set fewer with --threads")
         self._results = np.empty(0, dtype=np.float32)
+
+    @property
+    def gains_from_codes(self) -> bool:
+        """True if products with few rows are faster with weights in coded than in plain bfloat16."""
+        return self.level in FAST_WITH_CODES
 
     def close(self) -> None:
         """End the threads."""

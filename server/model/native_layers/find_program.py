@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
+from server.model.coded_linears import CodedLinears
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.forward import Forward
 from server.model.native_layers.model import NativeModel
@@ -29,6 +30,7 @@ def find_program(
     longest: int,
     recurrent: Collection[nn.Module],
     special: str | None,
+    coded: CodedLinears,
 ) -> tuple[NativeModel | None, ModelProgram]:
     """Return a model as the native kernels run it, None if they can't, and what runs where.
 
@@ -41,6 +43,7 @@ def find_program(
         longest: tokens of the longest sequence.
         recurrent: modules that keep states.
         special: layers whose attention modules run sequence by sequence, if the kernels do not have all layers.
+        coded: the linear layers that are coded; they become plain again if modules run the model.
     """
     by_sequence = f"{type(model).__name__} has {special}, whose attention runs sequence by sequence"
     if kernels is None or special not in (None, *MAY_BE_NATIVE):
@@ -52,6 +55,7 @@ def find_program(
     if isinstance(found, NativeModel) and (special is None or found.program.is_native):
         return found, found.program
     reason = found if isinstance(found, str) else f"its {found.outside[0].name} is not native"
+    coded.restore()
     if special is not None:
         reason = f"{by_sequence}, because {reason}"
     return None, ModelProgram.uniform(model, Target.MODULES, reason)

@@ -64,7 +64,7 @@ void start(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 18; }
+GREENROOM_API int greenroom_abi() { return 19; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -80,6 +80,13 @@ GREENROOM_API int greenroom_repack(int format, const uint8_t* raw, int64_t outpu
                                    uint8_t* scales) {
   const greenroom::Level* level = greenroom::find_level(nullptr);
   return level->repack({static_cast<greenroom::Format>(format), raw, outputs, inputs, codes, scales}) ? 0 : 1;
+}
+
+// Stores blocks of bfloat16 numbers as kCodedBFloat16; returns the number of plain ones. Any number of threads may call it
+// at a time.
+GREENROOM_API int64_t greenroom_code_bfloat16(const uint16_t* weights, int64_t blocks, uint8_t* codes, uint8_t* bases,
+                                              uint16_t* rest, int64_t most) {
+  return greenroom::find_level(nullptr)->code_blocks({weights, blocks, codes, bases, rest, most});
 }
 
 // Sets the table of numbers of a format (formats/grids.h), before any product with it; returns 1 if it has another size.

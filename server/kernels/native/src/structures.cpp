@@ -75,7 +75,8 @@ enum class Size : int32_t {};
 template <>
 struct Fields<Size> {
   static constexpr Field kAll[] = {
-      number("GROUP", kGroup), number("BLOCK", kBlock), number("DECODED", kDecoded), number("MOST_PARTS", kMostParts),
+      number("GROUP", kGroup), number("BLOCK", kBlock), number("DECODED", kDecoded), number("CODED_INPUTS", kCodedInputs),
+      number("MOST_CODED_INPUTS", kMostCodedInputs), number("MOST_PARTS", kMostParts),
       number("CACHE_BLOCK", kCacheBlock), number("MOST_PROJECTIONS", kMostProjections),
       number("STATE_LANES", kStateLanes)};
 };

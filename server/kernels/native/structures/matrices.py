@@ -41,6 +41,7 @@ class Format(IntEnum):
     IQ1_M = 29
     TQ1_0 = 30
     TQ2_0 = 31
+    CODED_BFLOAT16 = 32
 
 
 class Size(IntEnum):
@@ -49,6 +50,8 @@ class Size(IntEnum):
     GROUP = 32  # inputs that share a scale in Q8, Q4 and MXFP4
     BLOCK = 16  # outputs per block in Q8 and Q4
     DECODED = 16  # codes of other formats that are decoded at a time, and share a scale
+    CODED_INPUTS = 64  # per block in CODED_BFLOAT16
+    MOST_CODED_INPUTS = 1 << 15  # of its matrices
     MOST_PARTS = 2  # matrices that an expert's first one may be stored as
     CACHE_BLOCK = 16  # tokens per block of the KV cache
     MOST_PROJECTIONS = 6  # matrices that a recurrent mixer projects its rows by

@@ -41,11 +41,15 @@ enum class Format : int32_t {
   kIq1M = 29,
   kTq1 = 30,
   kTq2 = 31,
+  kCodedBFloat16 = 32,  // server/kernels/formats/coded_bfloat16.py
 };
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4, kMxfp4 and kBlockMxfp4
 inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from kQ4_0 to kIq4Xs
 inline constexpr int kSuperblock = 256;  // inputs of a record or block in kQ2K and those after it
+inline constexpr int kCodedInputs = 64, kCodedBytes = 96;  // of a block in kCodedBFloat16
+inline constexpr int64_t kMostCodedInputs = 1 << 15;       // of its matrices
+inline constexpr uint8_t kPlainBlock = 255;                // the base of a block that is plain
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
@@ -61,9 +65,9 @@ struct Matrix {
   int64_t inputs;
   const void* data;
   const void* scales;  // null for plain formats
-  // The rest is for kFp8, kInt8, kInt4 and kFp4; what a matrix lacks is null.
+  // What follows is for kFp8, kInt8, kInt4, kFp4 and kCodedBFloat16; what a matrix lacks is null.
   const void* zeros;    // int16, for kInt8: one per scale, subtracted from codes before scaling
-  const void* rest;     // bfloat16, for kInt4: added to scales
+  const void* rest;     // bfloat16, for kInt4: added to scales; for kCodedBFloat16: `row_block` plain blocks
   const void* divisor;  // float, for kFp4: divides all scales
   const void* order;    // int32 (inputs): the input that each column belongs to
   int64_t row_block;     // outputs that share a scale

@@ -79,6 +79,12 @@ const char* check_records(const Matrix& matrix) {
   return matrix.inputs % kSuperblock ? "a matrix with an incomplete superblock" : nullptr;
 }
 
+const char* check_coded(const Matrix& matrix) {
+  if (matrix.inputs % kCodedInputs) return "a coded matrix with an incomplete block";
+  if (matrix.inputs > kMostCodedInputs) return "a coded matrix with too many inputs";
+  return matrix.row_block < 0 ? "a coded matrix with a negative number of plain blocks" : nullptr;
+}
+
 Extents plain_extents(const Matrix& matrix) {
   return {matrix.outputs * matrix.inputs * bytes_of(matrix.format), 0, 0, 0, 0, 0};
 }
@@ -112,6 +118,11 @@ Extents file_extents(const Matrix& matrix) {
   constexpr int64_t kBlockBytes[] = {66, 74, 98, 50, 110, 82, 56, 54, 66};  // of kIq2Xxs and those after it
   const int64_t bytes = kBlockBytes[static_cast<int>(matrix.format) - static_cast<int>(Format::kIq2Xxs)];
   return {round_up(matrix.outputs, kBlock) * (matrix.inputs / kSuperblock) * bytes, 0, 0, 0, 0, 0};
+}
+
+Extents coded_extents(const Matrix& matrix) {
+  const int64_t blocks = matrix.outputs * (matrix.inputs / kCodedInputs);
+  return {blocks * kCodedBytes, blocks, 0, matrix.rest ? matrix.row_block * kCodedInputs * 2 : 0, 0, 0};
 }
 
 }  // namespace greenroom

@@ -32,6 +32,7 @@ const char* check_scaled(const Matrix& matrix);  // scales of blocks of any size
 const char* check_fp4(const Matrix& matrix);
 const char* check_int4(const Matrix& matrix);
 const char* check_small_records(const Matrix& matrix);  // of superblocks.inc, with records of 32 inputs
+const char* check_coded(const Matrix& matrix);
 const char* check_records(const Matrix& matrix);        // with records or blocks of 256 inputs
 Extents plain_extents(const Matrix& matrix);
 Extents q8_extents(const Matrix& matrix);
@@ -42,6 +43,7 @@ Extents fp4_extents(const Matrix& matrix);
 Extents int4_extents(const Matrix& matrix);
 Extents record_extents(const Matrix& matrix);
 Extents file_extents(const Matrix& matrix);  // of file_blocks.inc
+Extents coded_extents(const Matrix& matrix);
 
 inline constexpr FormatRow kFormats[] = {
     {Format::kFloat32, "FLOAT32", check_nothing, plain_extents},
@@ -76,6 +78,7 @@ inline constexpr FormatRow kFormats[] = {
     {Format::kIq1M, "IQ1_M", check_records, file_extents},
     {Format::kTq1, "TQ1_0", check_records, file_extents},
     {Format::kTq2, "TQ2_0", check_records, file_extents},
+    {Format::kCodedBFloat16, "CODED_BFLOAT16", check_coded, coded_extents},
 };
 
 inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);

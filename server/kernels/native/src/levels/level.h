@@ -44,6 +44,16 @@ struct Repacking {
   uint8_t* scales;
 };
 
+// Blocks of kCodedInputs bfloat16 numbers, to be stored as kCodedBFloat16.
+struct Coding {
+  const uint16_t* weights;
+  int64_t blocks;
+  uint8_t* codes;
+  uint8_t* bases;
+  uint16_t* rest;  // blocks that are stored plain
+  int64_t most;    // of those that there is memory for
+};
+
 struct Level {
   const char* name;
 
@@ -114,6 +124,9 @@ struct Level {
 
   // Returns false if no type of a file is stored in the format.
   bool (*repack)(const Repacking& call);
+
+  // Codes blocks; returns the number of plain ones, of which up to `most` are written.
+  int64_t (*code_blocks)(const Coding& call);
 
   // Writes a row of a matrix in float32; returns false if rows of the format can't be read. `target` may be null.
   bool (*read_row)(const Matrix& matrix, int64_t row, float* target);

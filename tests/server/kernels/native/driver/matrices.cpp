@@ -13,7 +13,7 @@ constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFlo
                                Format::kMxfp4,   Format::kFp8,      Format::kInt8,    Format::kFp4,  Format::kInt4,
                                Format::kQ4_0,    Format::kQ4_1,     Format::kQ5_0,    Format::kQ5_1, Format::kIq4Nl,
                                Format::kQ2K,     Format::kQ3K,      Format::kQ4K,     Format::kQ5K,  Format::kQ6K,
-                               Format::kIq4Xs,   Format::kBlockMxfp4};
+                               Format::kIq4Xs,   Format::kBlockMxfp4, Format::kCodedBFloat16};
 constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8M0, Format::kFp8};
 constexpr double kQ4Numbers[16] = {-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74};
 constexpr double kFp4Numbers[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
@@ -40,6 +40,7 @@ int64_t column_block_of(int64_t inputs) {
 
 bool supports(Format format, int64_t inputs) {
   if (has_records(format)) return inputs % (has_superblocks(format) ? kSuperblock : kGroup) == 0;
+  if (format == Format::kCodedBFloat16) return inputs % kCodedInputs == 0;
   return format == Format::kMxfp4 ? inputs % kGroup == 0 : format != Format::kFp4 || inputs % 2 == 0;
 }
 
@@ -61,6 +62,7 @@ int64_t supported(Format format, int64_t inputs) {
   if (has_records(format)) return round_up(inputs, has_superblocks(format) ? kSuperblock : kGroup);
   switch (format) {
     case Format::kMxfp4: return round_up(inputs, kGroup);
+    case Format::kCodedBFloat16: return round_up(inputs, kCodedInputs);
     case Format::kFp4: return round_up(inputs, one_in(4) ? 2 : kDecoded);
     case Format::kFp8:
     case Format::kInt8: return one_in(2) ? inputs : round_up(inputs, kDecoded);
@@ -103,6 +105,10 @@ Layout::Layout(Format format, int64_t outputs, int64_t inputs) : format(format),
       has_rest = scale_format == Format::kBFloat16 && one_in(2);
       has_order = one_in(3);
       break;
+    case Format::kCodedBFloat16:
+      row_block = outputs * (inputs / kCodedInputs);  // all blocks may be plain
+      has_rest = true;
+      break;
     default:
       break;
   }
@@ -129,6 +135,7 @@ Weights::Weights(const Layout& layout) : layout(layout), values(static_cast<size
     case Format::kInt8:
     case Format::kFp4: fill_codes(); break;
     case Format::kInt4: fill_int4(); break;
+    case Format::kCodedBFloat16: fill_coded(); break;
     default: has_records(layout.format) ? fill_records() : fill_plain();
   }
 }
@@ -146,6 +153,36 @@ void Weights::fill_plain() {
     for (int64_t input = 0; input < inputs; ++input) {
       const int64_t place = layout.is_transposed ? input * outputs + output : output * inputs + input;
       value(output, input) = put_plain(layout.format, normal(), codes.data() + place * bytes);
+    }
+  }
+}
+
+void Weights::fill_coded() {
+  const int64_t blocks = layout.outputs * (layout.inputs / kCodedInputs);
+  codes.resize(static_cast<size_t>(blocks * kCodedBytes));
+  scales.resize(static_cast<size_t>(blocks));
+  rest.resize(static_cast<size_t>(blocks * kCodedInputs * 2));
+  for (int64_t block = 0; block < blocks; ++block) {
+    char *code = codes.data() + block * kCodedBytes, *plain = rest.data() + block * kCodedInputs * 2;
+    const bool is_plain = one_in(8);
+    const int64_t base = between(56, 60);  // numbers from 2 ** -15 to 4
+    scales[static_cast<size_t>(block)] = static_cast<char>(is_plain ? kPlainBlock : base);
+    const auto place = static_cast<int32_t>(block);
+    if (is_plain) std::memcpy(code, &place, sizeof place);
+    for (int64_t input = 0; input < kCodedInputs; ++input) {
+      uint16_t bits = 0;
+      if (is_plain) {
+        put_plain(Format::kBFloat16, normal(), plain + 2 * input);
+        std::memcpy(&bits, plain + 2 * input, 2);
+      } else {
+        const int64_t at = input % 32 / 8 * 16 + input / 32 * 8 + input % 8, low = between(0, 255), high = between(0, 15);
+        code[at] = static_cast<char>(low);
+        char& both = code[kCodedInputs + at % 32];
+        both = static_cast<char>(both | high << (at / 32 * 4));
+        bits = static_cast<uint16_t>((high & 8) << 12 | (base + (high & 7)) << 8 | low);
+      }
+      const int64_t number = block * kCodedInputs + input;
+      value(number / layout.inputs, number % layout.inputs) = get_plain(Format::kBFloat16, reinterpret_cast<char*>(&bits));
     }
   }
 }

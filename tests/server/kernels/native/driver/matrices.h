@@ -46,6 +46,7 @@ struct Weights {
  private:
   double& value(int64_t output, int64_t column);
   void fill_plain();
+  void fill_coded();
   void fill_pack(bool is_q8);
   void fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t groups);
   void fill_codes();  // for kFp8, kInt8, kFp4 and kMxfp4

@@ -1,0 +1,83 @@
+"""Coded linear layers of a trunk: fewer bytes, and the bits of plain ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from expert_store import ExpertStore
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
+from server.model import coded_linears
+from server.model.attention.kv_cache import KVCache
+from server.model.native_layers import find_program
+from server.model.quantised.linear import QuantisedLinear
+from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
+from server.model.trunk_loader import load_trunk
+from tests.checkpoints import load_transformers_model, save_checkpoint
+from tests.family_divergence import wide_config
+
+BLOCK = 16
+TEXT = [5, 9, 300, 12, 7, 41, 8, 99, 3, 640, 11, 2]
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+@pytest.fixture(autouse=True)
+def gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code layers at every level, on any machine, and those of small models."""
+    monkeypatch.setattr(Kernels, "gains_from_codes", True)
+    monkeypatch.setattr(coded_linears, "LEAST_BYTES", 0)
+
+
+def load(folder: Path) -> Trunk:
+    trunk = load_trunk(folder, torch.bfloat16, pool=ComputePool(1, Kernels(1)))
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+def count(trunk: Trunk, kind: type[nn.Module]) -> int:
+    return sum(type(module) is kind for module in trunk.model.modules())
+
+
+def logits(trunk: Trunk) -> torch.Tensor:
+    """Return logits of a prompt and of three tokens after it."""
+    groups = trunk.facts.kv_groups
+    cache, states = KVCache(groups, [2] * len(groups), BLOCK), trunk.new_states(1)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    try:
+        found = []
+        for first, end in ((0, 9), (9, 10), (10, 11), (11, 12)):
+            chunk = SequenceChunk(TEXT[first:end], first, [[0, 1]] * len(groups), num_logits=end - first, slot=0)
+            found.append(trunk.forward([chunk], cache, store, None, states).logits.clone())
+        return torch.cat(found)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_5_moe", "gpt_oss", "gemma4", "llama4"])
+def test_logits_have_the_bits_of_plain_layers(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(wide_config(family), tmp_path, torch.bfloat16)
+    coded = load(tmp_path)
+    monkeypatch.setattr(Kernels, "gains_from_codes", False)
+    plain = load(tmp_path)
+    assert count(coded, QuantisedLinear)
+    assert coded.nbytes < 0.95 * plain.nbytes
+    assert coded.facts.program == plain.facts.program
+    assert torch.equal(logits(coded), logits(plain))
+
+
+def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(wide_config("qwen3_moe"), tmp_path, torch.bfloat16)
+    stored = dict(load_transformers_model(tmp_path, torch.bfloat16).named_parameters())
+    monkeypatch.setattr(find_program, "find_native_layers", lambda *_args, **_options: "it is not to run natively")
+    trunk = load(tmp_path)
+    assert not count(trunk, QuantisedLinear)
+    weights = {name: weight for name, weight in trunk.model.named_parameters() if weight.ndim > 1}
+    assert len(weights) > 8
+    assert all(torch.equal(weight, stored[name]) for name, weight in weights.items())
