@@ -15,6 +15,8 @@ from server.model.quantised.linear import NAME, QuantisedLinear
 
 LEAST_BYTES = 32 << 20  # of plain layers; less may lie in the processor's caches, and is read fast from there
 
+MOST_OF_PLAIN = 0.82  # of a layer's bytes; 0.75 without plain blocks, which take long to read where there are many
+
 
 class CodedLinears:
     """Codes the large linear layers in bfloat16, but not the head.
@@ -35,9 +37,7 @@ class CodedLinears:
         found = [each for each in layers if each is not head and coded_bfloat16.takes(each.weight)]
         if sum(each.weight.nbytes for each in found) < LEAST_BYTES:
             return
-        for linear in found:
-            _code(linear, kernels)
-        self._linears = found
+        self._linears = [linear for linear in found if _code(linear, kernels)]
 
     def restore(self) -> None:
         """Make plain layers of them again."""
@@ -45,14 +45,18 @@ class CodedLinears:
             _decode(linear)
 
 
-def _code(linear: Any, kernels: Kernels) -> None:
-    """Make a ``QuantisedLinear`` of a linear layer."""
+def _code(linear: Any, kernels: Kernels) -> bool:
+    """Make a ``QuantisedLinear`` of a linear layer; returns False if too little would be saved."""
     weight = linear.weight
+    tensors = coded_bfloat16.code(NAME, weight)
+    if sum(tensor.nbytes for tensor in tensors.values()) > MOST_OF_PLAIN * weight.nbytes:
+        return False
     del linear.weight
     linear.__class__ = QuantisedLinear
     linear.format, linear._dtype, linear.kernels = coded_bfloat16, weight.dtype, kernels  # noqa: SLF001
-    for name, tensor in coded_bfloat16.code(NAME, weight).items():
+    for name, tensor in tensors.items():
         linear.register_buffer(name, tensor, persistent=False)
+    return True
 
 
 def _decode(linear: Any) -> None:

@@ -14,6 +14,7 @@ from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model import coded_linears
 from server.model.attention.kv_cache import KVCache
+from server.model.coded_linears import CodedLinears
 from server.model.native_layers import find_program
 from server.model.quantised.linear import QuantisedLinear
 from server.model.step import SequenceChunk
@@ -81,3 +82,15 @@ def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch:
     weights = {name: weight for name, weight in trunk.model.named_parameters() if weight.ndim > 1}
     assert len(weights) > 8
     assert all(torch.equal(weight, stored[name]) for name, weight in weights.items())
+
+
+def test_layers_of_which_little_would_be_saved_stay_plain(tmp_path: Path) -> None:
+    model, kernels = (
+        load_transformers_model(save_checkpoint(wide_config("qwen3_moe"), tmp_path), torch.bfloat16),
+        Kernels(1),
+    )
+    one, other = (model.get_submodule(f"model.layers.{layer}.self_attn.o_proj") for layer in (0, 1))
+    with torch.no_grad():
+        one.weight[:, ::70] *= 1e-9  # so one block in each of a row's inputs spans more than 14 powers of two
+    CodedLinears(model, kernels)
+    assert (type(one), type(other)) == (nn.Linear, QuantisedLinear)
