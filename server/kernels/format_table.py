@@ -11,6 +11,7 @@ from server.kernels.formats import (
     block_int4,
     block_int8,
     channel_int8,
+    coded_bfloat16,
     dense,
     file_blocks,
     fp4,
@@ -49,6 +50,7 @@ QUANTISED: tuple[QuantisedFormat, ...] = (
     fp8,
     channel_int8,
     group_int8,
+    coded_bfloat16,
     *superblocks.FORMATS,
     *file_blocks.FORMATS,
 )

@@ -32,6 +32,7 @@ OUTPUTS = 1
 CODES = "_codes"
 BASES = "_bases"
 REST = "_rest"
+KINDS = (Format.CODED_BFLOAT16,)  # in the native kernels
 
 
 def takes(matrix: torch.Tensor) -> bool:
@@ -49,6 +50,10 @@ def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
         (name + BASES, torch.uint8, (out_features, num_blocks)),
         (name + REST, torch.bfloat16, (0, BLOCK)),
     ]
+
+
+def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
+    return name + BASES in weights
 
 
 def code(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
