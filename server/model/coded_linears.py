@@ -33,7 +33,7 @@ class CodedLinears:
         self._linears: list[nn.Linear] = []
         if kernels is None or not kernels.gains_from_codes:
             return
-        head, layers = head_of(model), linear_layers(model).values()
+        head, layers = head_of(model), linear_layers(model, is_loaded=True).values()
         found = [each for each in layers if each is not head and coded_bfloat16.takes(each.weight)]
         if sum(each.weight.nbytes for each in found) < LEAST_BYTES:
             return

@@ -50,7 +50,9 @@ def packed_sizes(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, 
     return {name: matrices[hub_name].nbytes for hub_name, name in renamed(model, matrices).items()}
 
 
-def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> dict[str, nn.Linear]:
+def linear_layers(
+    model: PreTrainedModel, *, takes_all_widths: bool = False, is_loaded: bool = False
+) -> dict[str, nn.Linear]:
     """Find the linear layers to quantise, by the names of their weights.
 
     These are the large ones in the text part's layers, and the head. Not included are routers, whose choices are
@@ -59,8 +61,10 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
     Args:
         model: the model on the meta device; this ties its weights.
         takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
+        is_loaded: whether it has its weights instead, which are tied.
     """
-    model.tie_weights()
+    if not is_loaded:
+        model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     experts = () if takes_all_widths else experts_modules(model).values()
     widths = {module.num_experts + getattr(module, "num_identities", 0) for module in experts}  # outputs of routers
