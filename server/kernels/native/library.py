@@ -33,7 +33,7 @@ CHECKS = {  # by name in the library, with the number of their sizes
     "greenroom_check_experts": 2,
     "greenroom_check_layer": 2,
 }
-FAST_WITH_CODES = ("avx512_bf16", "amx")  # decode coded bfloat16 faster than memory is read
+FAST_WITH_CODES = ("avx512_bf16",)  # decode coded bfloat16 faster than memory is read; never measured for amx
 UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in levels/level.cpp
 
 

@@ -82,7 +82,8 @@ const char* check_records(const Matrix& matrix) {
 const char* check_coded(const Matrix& matrix) {
   if (matrix.inputs % kCodedInputs) return "a coded matrix with an incomplete block";
   if (matrix.inputs > kMostCodedInputs) return "a coded matrix with too many inputs";
-  return matrix.row_block < 0 ? "a coded matrix with a negative number of plain blocks" : nullptr;
+  const bool is_possible = matrix.row_block >= 0 && matrix.row_block <= kMost;
+  return is_possible ? nullptr : "a coded matrix with an impossible number of plain blocks";
 }
 
 Extents plain_extents(const Matrix& matrix) {
