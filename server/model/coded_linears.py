@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,9 @@ from server.model.architecture import head_of
 from server.model.checkpoint.packed_trunk import linear_layers
 from server.model.quantised.linear import NAME, QuantisedLinear
 
-LEAST_BYTES = 32 << 20  # of plain layers; less may lie in the processor's caches, and is read fast from there
+log = logging.getLogger(__name__)
 
+LEAST_BYTES = 32 << 20  # of plain layers; less may lie in the processor's caches, and is read fast from there
 MOST_OF_PLAIN = 0.82  # of a layer's bytes; 0.75 without plain blocks, which take long to read where there are many
 
 
@@ -33,11 +35,12 @@ class CodedLinears:
         self._linears: list[nn.Linear] = []
         if kernels is None or not kernels.gains_from_codes:
             return
-        head, layers = head_of(model), linear_layers(model, is_loaded=True).values()
+        head, layers = head_of(model), linear_layers(model).values()
         found = [each for each in layers if each is not head and coded_bfloat16.takes(each.weight)]
         if sum(each.weight.nbytes for each in found) < LEAST_BYTES:
             return
         self._linears = [linear for linear in found if _code(linear, kernels)]
+        log.info("%d linear layers of the trunk take 12 bits a weight, without loss", len(self._linears))
 
     def restore(self) -> None:
         """Make plain layers of them again."""

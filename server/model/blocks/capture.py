@@ -146,9 +146,7 @@ class Capture:
     layers: Sequence[LayerCapture]
     logits: torch.Tensor  # float32 (tokens, vocabulary)
     rotaries: Sequence[RotaryCall]
-    head_rows: (
-        torch.Tensor | None
-    )  # float32 (tokens, hidden) that the module of the head took; None if it was not called
+    head_rows: torch.Tensor | None  # float32 (tokens, hidden) that the head's module took; None if it was not called
 
 
 class _PassCache(RecurrentCache):

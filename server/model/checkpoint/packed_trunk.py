@@ -50,20 +50,17 @@ def packed_sizes(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, 
     return {name: matrices[hub_name].nbytes for hub_name, name in renamed(model, matrices).items()}
 
 
-def linear_layers(
-    model: PreTrainedModel, *, takes_all_widths: bool = False, is_loaded: bool = False
-) -> dict[str, nn.Linear]:
+def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> dict[str, nn.Linear]:
     """Find the linear layers to quantise, by the names of their weights.
 
     These are the large ones in the text part's layers, and the head. Not included are routers, whose choices are
     sensitive to small changes; shared matrices; and the projections that multi-head latent attention splits.
 
     Args:
-        model: the model on the meta device; this ties its weights.
+        model: the model; on the meta device, this ties its weights, which those of a loaded one are already.
         takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
-        is_loaded: whether it has its weights instead, which are tied.
     """
-    if not is_loaded:
+    if model.device.type == "meta":
         model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     experts = () if takes_all_widths else experts_modules(model).values()
