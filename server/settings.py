@@ -110,7 +110,9 @@ class ServeSettings(BaseModel):
         None, description="folder that keeps what is read of a model elsewhere; other servers may share it"
     )
     disk_cache_size: BudgetInBytes = Field(
-        AUTO, description="size of --disk-cache: 40GiB, or auto: what its disk has free, less a twentieth of the disk"
+        AUTO,
+        description="size of --disk-cache: 40GiB, or auto: what its disk has free, less a twentieth of it or 4 GiB, "
+        "whichever is less",
     )
     complete_download: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -13,15 +13,15 @@ from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
-from server.byte_sizes import format_bytes
-from server.model.checkpoint.download import partial_folder, remember
+from server.byte_sizes import GIB, format_bytes
+from server.model.checkpoint.download import Listing, partial_folder, remember
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.settings import ServeSettings, SettingsError
 
 log = logging.getLogger(__name__)
 
-KEPT_FREE_SHARE = 1 / 20  # of a disk
+KEPT_FREE_SHARE, KEPT_FREE_BYTES = 1 / 20, 4 * GIB  # of a disk, the smaller of both
 LEAST_MINUTES = 2  # that are not told in seconds
 
 
@@ -48,7 +48,7 @@ def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | Rem
 def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
     folder = settings.disk_cache
     if folder is not None:
-        free = _free_bytes(folder)
+        free = room_on_disk(folder)
         size = settings.disk_cache_size.resolve(0, 0) or None
         cache = DiskCache(folder, size)
         if size is None:
@@ -58,12 +58,7 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
         return None
     listing = place.folder.listing
     folder = partial_folder(listing.model)
-    free, missing = _free_bytes(folder), listing.missing_bytes
-    if missing <= free:
-        return DiskCache(folder)
-    text = f"{listing.model} is read again and again, as its {format_bytes(missing)} do not fit on the disk"
-    log.warning("%s with %s free; --disk-cache keeps a part of it", text, format_bytes(max(0, free)))
-    return None
+    return DiskCache(folder) if listing.missing_bytes <= room_on_disk(folder) else None
 
 
 def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable[[], None]) -> Fill | None:
@@ -77,7 +72,10 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
     """
     caches = {source.cache for source in store.catalog.sources if isinstance(source, CachedSource)}
     if not caches:
-        if not is_on_disk(store.catalog):
+        uncached = next((each for each in store.catalog.sources if isinstance(each, HubFile)), None)
+        if uncached is not None and settings.complete_download != "off":
+            _warn_of_rereads(uncached.listing)
+        elif not is_on_disk(store.catalog):
             log.info("first answer possible; experts are read when requests need them, and are not kept on a disk")
         return None
     (cache,) = caches
@@ -119,6 +117,13 @@ def describe(progress: FillProgress, spans: ExpertSpans) -> str:
     return f"trunk {held_trunk} of {trunk} {unit}, experts {share:.0f} %, first answer possible{left}"
 
 
+def _warn_of_rereads(listing: Listing) -> None:
+    """Warn that a disk has no room for a model of the hub."""
+    missing, free = listing.missing_bytes, max(0, room_on_disk(partial_folder(listing.model)))
+    text = f"{listing.model} is read again and again, as its {format_bytes(missing)} do not fit on the disk"
+    log.warning("%s with %s free; --disk-cache keeps a part of it", text, format_bytes(free))
+
+
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if minutes < LEAST_MINUTES else f"{minutes // 60} h {minutes % 60:02} min"
@@ -152,7 +157,7 @@ def _keep(fill: Fill) -> None:
     log.info("the model is complete on the disk")
 
 
-def _free_bytes(folder: Path) -> int:
+def room_on_disk(folder: Path) -> int:
     """Return the bytes that a cache may take of the disk of a folder, which need not be there."""
     disk = shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.is_dir()))
-    return disk.free - int(disk.total * KEPT_FREE_SHARE)
+    return disk.free - min(int(disk.total * KEPT_FREE_SHARE), KEPT_FREE_BYTES)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from server.byte_sizes import GIB
+from server.loading.remote_models import room_on_disk
 from tests.e2e.counted import Counted
 from tests.e2e.processes import Server, serving
 
@@ -35,3 +39,13 @@ def counted(server: Server) -> Counted:
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as http:
         yield http
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path) -> Iterator[Path]:
+    """A folder for the hub's cache: in memory if the disk is so full that no download is kept on it."""
+    if room_on_disk(tmp_path) > GIB:
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as in_memory:
+            yield Path(in_memory)

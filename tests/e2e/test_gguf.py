@@ -59,13 +59,13 @@ def test_openais_client_is_told_what_the_file_holds(served: Server) -> None:
     assert (meta["format"], meta["architecture"], meta["quantization"]) == ("gguf", "qwen3moe", "BF16")
 
 
-def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, tmp_path: Path) -> None:
+def test_a_tag_of_the_hub_downloads_the_files_of_one_model(folder: Path, hub_cache: Path) -> None:
     splits = [path.name for path in folder.glob("*Q4_0*")]
     with serving_hub(REPOSITORY, folder) as hub:
-        environment = hub.environment(tmp_path)
+        environment = hub.environment(hub_cache)
         with serving(f"{REPOSITORY}:q4_0", environment=environment) as server:
             assert server.ready_line.endswith(f"(model {REPOSITORY}:q4_0)")
-            wait_for(lambda: all(hub.is_in_cache(tmp_path, name) for name in splits))
+            wait_for(lambda: all(hub.is_in_cache(hub_cache, name) for name in splits))
         assert {name for name in hub.sent if name} == set(splits)
     with serving(f"{REPOSITORY}:Q4_0", environment={**environment, "HF_HUB_OFFLINE": "1"}):
         pass

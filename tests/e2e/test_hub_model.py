@@ -19,6 +19,7 @@ TOKEN = "hf_" + "a" * 34
 OTHERS = ("ACT I. SCENE", "Boil the rice", '{"a": 1}')  # prompts whose experts are partly others
 UNREADABLE = r"expert \d+ of layer \d can't be read; see the log"
 ALONE = ("--complete-download", "off", "--prefetch", "off")
+SIZE = ("--disk-cache-size", "64MiB")  # however full the disk is
 
 
 def write_shards(folder: Path) -> list[str]:
@@ -43,7 +44,7 @@ def test_the_first_answer_comes_before_all_of_it_was_sent_and_is_that_of_the_sam
 ) -> None:
     with serving_hub(MODEL, BUNDLED) as hub:
         environment = hub.environment(tmp_path) | {"HF_TOKEN": TOKEN}
-        cache = ("--disk-cache", str(tmp_path / "experts"))  # so that nothing is sent twice
+        cache = ("--disk-cache", str(tmp_path / "experts"), *SIZE)  # so that nothing is sent twice
         with serving(MODEL, *FEW, *ALONE, *cache, environment=environment) as server:
             text = complete(server, MODEL)
             assert hub.sent["model.safetensors"] < 0.8 * (BUNDLED / "model.safetensors").stat().st_size
@@ -62,13 +63,13 @@ def test_an_expired_link_is_asked_for_once_more(tmp_path: Path) -> None:
         assert hub.resolved == ["model.safetensors"] * 2
 
 
-def test_a_completed_download_of_several_files_is_served_again_without_network(tmp_path: Path) -> None:
+def test_a_completed_download_of_several_files_is_served_again_without_network(tmp_path: Path, hub_cache: Path) -> None:
     shards = write_shards(tmp_path / "shards")
     with serving_hub(MODEL, tmp_path / "shards") as hub:
-        environment = hub.environment(tmp_path)
+        environment = hub.environment(hub_cache)
         with serving(MODEL, *FEW, environment=environment) as server:
             text = complete(server, MODEL)
-            wait_for(lambda: all(hub.is_in_cache(tmp_path, shard) for shard in shards))
+            wait_for(lambda: all(hub.is_in_cache(hub_cache, shard) for shard in shards))
             remote = server.total("expert_lookups_total", 'tier="remote"')
             assert complete(server, MODEL) == text
             metrics = server.metrics()
@@ -81,25 +82,25 @@ def test_a_completed_download_of_several_files_is_served_again_without_network(t
         assert complete(server, MODEL) == text
 
 
-def test_a_download_that_was_killed_is_served_offline_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_download_that_was_killed_is_served_offline_and_goes_on_where_it_was(hub_cache: Path) -> None:
     nbytes = (BUNDLED / "model.safetensors").stat().st_size
     with serving_hub(MODEL, BUNDLED) as hub:
         hub.seconds_per_byte = 2 / nbytes
-        environment = hub.environment(tmp_path)
+        environment = hub.environment(hub_cache)
         with serving(MODEL, *FEW, environment=environment) as server:
             wait_for(lambda: hub.sent["model.safetensors"] > 0.7 * nbytes)
             server.process.kill()
         with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
             _, _, log = server.interrupt()
         with serving(MODEL, *FEW, environment=environment):
-            wait_for(lambda: hub.is_in_cache(tmp_path, "model.safetensors"))
+            wait_for(lambda: hub.is_in_cache(hub_cache, "model.safetensors"))
         assert hub.sent["model.safetensors"] < 1.5 * nbytes
     assert "model.safetensors: it is not on the disk, and HF_HUB_OFFLINE is set" in log
 
 
 def test_a_start_without_network_serves_a_part_and_the_rest_once_the_network_is_back(tmp_path: Path) -> None:
     with serving_hub(MODEL, BUNDLED) as hub:
-        options = (*FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"))
+        options = (*FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"), *SIZE)
         environment = hub.environment(tmp_path)
         with serving(MODEL, *options, environment=environment) as server:
             text = complete(server, MODEL)
@@ -114,7 +115,7 @@ def test_a_start_without_network_serves_a_part_and_the_rest_once_the_network_is_
 
 def test_two_servers_share_what_each_has_read(tmp_path: Path) -> None:
     with serving_hub(MODEL, BUNDLED) as hub:
-        options = (MODEL, *FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"))
+        options = (MODEL, *FEW, *ALONE, "--disk-cache", str(tmp_path / "experts"), *SIZE)
         environment = hub.environment(tmp_path)
         with serving(*options, environment=environment) as one, serving(*options, environment=environment) as other:
             text = complete(one, MODEL)
@@ -125,7 +126,7 @@ def test_two_servers_share_what_each_has_read(tmp_path: Path) -> None:
 
 
 def test_without_network_what_is_on_the_disk_is_served_and_the_rest_fails_by_name(tmp_path: Path) -> None:
-    cache = ("--disk-cache", str(tmp_path / "experts"))
+    cache = ("--disk-cache", str(tmp_path / "experts"), *SIZE)
     with (
         serving_hub(MODEL, BUNDLED) as hub,
         serving(MODEL, *FEW, *ALONE, *cache, environment=hub.environment(tmp_path)) as server,

@@ -1,0 +1,42 @@
+"""The room that a disk has for a model elsewhere, and what is said if it has none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from expert_store import LocalFolder
+from expert_store.disk_cache.cached_source import CachedFolder
+from server.byte_sizes import GIB
+from server.loading.remote_models import make_fill, with_cache
+from server.model.checkpoint.download import Listing
+from server.model.checkpoint.remote.hub_folder import HubFolder
+from server.model.checkpoint.remote.place import RemotePlace
+from server.settings import ServeSettings
+
+
+@pytest.mark.parametrize(("disk_gib", "kept_gib"), [(20, 1), (2000, 4)], ids=["small", "large"])
+def test_a_cache_leaves_the_smaller_of_a_twentieth_of_its_disk_and_4_gib_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_gib: int, kept_gib: int
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=disk_gib * GIB, free=10 * GIB))
+    place = with_cache(RemotePlace(LocalFolder(tmp_path)), ServeSettings(disk_cache=tmp_path / "cache"))
+    assert isinstance(place, RemotePlace)
+    assert isinstance(place.folder, CachedFolder)
+    assert place.folder.cache.max_bytes == (10 - kept_gib) * GIB
+
+
+def test_a_model_of_the_hub_without_room_on_the_disk_is_served_from_there_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=20 * GIB, free=3 * GIB))
+    folder = HubFolder(Listing("a/model", "0" * 40, ["model.safetensors"], {"model.safetensors": 5 * GIB // 2}))
+    place = RemotePlace(folder)
+    assert with_cache(place, ServeSettings()) is place
+    store = SimpleNamespace(catalog=SimpleNamespace(sources=[folder.source("model.safetensors")]))
+    assert make_fill(store, ServeSettings(), lambda: None) is None
+    assert "its 2.5 GiB do not fit on the disk with 2.0 GiB free; --disk-cache keeps a part" in caplog.text
