@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expert_store.catalog import ParameterRecipe as ParameterRecipe
     from expert_store.catalog import ParameterSpec as ParameterSpec
     from expert_store.catalog import PartOf as PartOf
+    from expert_store.catalog import SlotEncoding as SlotEncoding
     from expert_store.catalog import TensorSource as TensorSource
     from expert_store.catalog import Variant as Variant
     from expert_store.catalog import checksum_seed as checksum_seed
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from expert_store.statistics import TierReport as TierReport
     from expert_store.step_lease import StepLease as StepLease
     from expert_store.store import ExpertStore as ExpertStore
+    from expert_store.store import encoding_memory_bytes as encoding_memory_bytes
     from expert_store.verification import unreadable_experts as unreadable_experts
 
 _MODULE_OF = {
@@ -111,6 +113,7 @@ _MODULE_OF = {
     "ParameterRecipe": "catalog",
     "ParameterSpec": "catalog",
     "PartOf": "catalog",
+    "SlotEncoding": "catalog",
     "TensorSource": "catalog",
     "checksum_seed": "catalog",
     "extents": "catalog",
@@ -187,6 +190,7 @@ _MODULE_OF = {
     "TierReport": "statistics",
     "StepLease": "step_lease",
     "ExpertStore": "store",
+    "encoding_memory_bytes": "store",
     "TierName": "entry",
     "unreadable_experts": "verification",
 }

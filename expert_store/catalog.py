@@ -145,19 +145,43 @@ def checksum_seed(key: ExpertKey) -> int:
     return key.layer << 32 | key.expert
 
 
+class SlotEncoding(Protocol):
+    """Encodes experts when they are read, as slots have them in another form than files."""
+
+    @property
+    def stored(self) -> ExpertLayout:
+        """The layout of what is read."""
+
+    def encode(self, stored: Mapping[str, torch.Tensor], slot: Mapping[str, torch.Tensor]) -> None:
+        """Write the tensors of a slot; called from many threads, for different slots.
+
+        Args:
+            stored: the expert's tensors in the layout of what is read.
+        """
+
+
 @dataclass(frozen=True)
 class LayerEntry:
-    """One MoE layer: the layout of its experts and the recipe of each."""
+    """One MoE layer: the layout of its experts and the recipe of each.
+
+    ``encoding`` is None if recipes give the bytes of slots.
+    """
 
     layout: ExpertLayout
     experts: tuple[ExpertRecipe, ...]
+    encoding: SlotEncoding | None = None
+
+    @property
+    def stored(self) -> ExpertLayout:
+        """The layout in which recipes give an expert."""
+        return self.layout if self.encoding is None else self.encoding.stored
 
 
 class ExpertCatalog:
     """All experts of a model, an immutable value; recipes are checked when it is built.
 
-    A *variant* is another set of weights for some places, in the layouts of their layers; it may add experts beyond the
-    model's own. A catalog with one more variant is a new catalog, as a union file system has one more layer.
+    A *variant* is another set of weights for some places, in the stored layouts of their layers; it may add experts
+    beyond the model's own. A catalog with one more variant is a new catalog, as a union file system has one more layer.
 
     Args:
         layers: the model's own experts of each MoE layer.
@@ -172,7 +196,7 @@ class ExpertCatalog:
         self.layers = dict(sorted(layers.items()))
         for index, entry in self.layers.items():
             for expert, recipe in enumerate(entry.experts):
-                _check_recipe(ExpertKey(index, expert), entry.layout, recipe)
+                _check_recipe(ExpertKey(index, expert), entry.stored, recipe)
         self.variants: Mapping[str, Variant] = {}
 
     def with_variant(self, variant: str, recipes: Variant) -> ExpertCatalog:
@@ -190,7 +214,7 @@ class ExpertCatalog:
         for (layer, expert), recipe in recipes.items():
             if layer not in self.layers or expert < 0:
                 raise ValueError(f"the model has no {ExpertKey(layer, expert)}")
-            _check_recipe(ExpertKey(layer, expert, variant), self.layout(layer), recipe)
+            _check_recipe(ExpertKey(layer, expert, variant), self.layers[layer].stored, recipe)
         return self._with_variants({**self.variants, variant: dict(recipes)})
 
     def without_variant(self, variant: str) -> ExpertCatalog:

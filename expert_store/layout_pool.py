@@ -163,7 +163,8 @@ class LayoutPool(LayoutTiers):
 
     def load_to_host(self, key: ExpertKey, priority: Priority) -> Entry | None:
         """Start to read an expert that the host tier lacks; return its leased entry there, None if no slot is free."""
-        recipe, sources = self._resources.catalog.recipe(key), self._resources.sources[key.variant]
+        catalog, sources = self._resources.catalog, self._resources.sources[key.variant]
+        recipe, encoding = catalog.recipe(key), catalog.layers[key.layer].encoding
         entry = self.host.reserve(key)
         if entry is None:
             return None
@@ -172,9 +173,8 @@ class LayoutPool(LayoutTiers):
         def done(error: Exception | None) -> None:
             self._finish_read(entry, nbytes, error, time.perf_counter() - started, is_far=is_far)
 
-        is_far = is_remote(self._resources.catalog, key)
-        nbytes = self._resources.catalog.read_bytes(key)
-        entry.read = ExpertRead(key, recipe, sources, self.host_arena, entry.slot, done, priority)
+        is_far, nbytes = is_remote(catalog, key), catalog.read_bytes(key)
+        entry.read = ExpertRead(key, recipe, sources, self.host_arena, entry.slot, done, priority, encoding)
         self._resources.reader.submit(entry.read)
         return entry
 

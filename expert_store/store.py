@@ -29,6 +29,12 @@ NUM_READERS = 6  # enough to fill a disk's queue; they sleep in the kernel and t
 CPU = torch.device("cpu")
 
 
+def encoding_memory_bytes(catalog: ExpertCatalog) -> int:
+    """Return the most bytes that a store's threads hold of experts that are encoded for their slots."""
+    encodings = [entry.encoding for entry in catalog.layers.values() if entry.encoding is not None]
+    return NUM_READERS * max((encoding.stored.slot_bytes for encoding in encodings), default=0)
+
+
 class ExpertStore(StoreReports):
     """The experts of one model: slots on a device over slots in memory over the checkpoint's files.
 

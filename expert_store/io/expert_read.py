@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 import xxhash
 
-from expert_store.arena import HostArena, Weights
+from expert_store.arena import HostArena, Weights, page_aligned, slot_views
 from expert_store.catalog import (
     Assemble,
+    ExpertLayout,
     ExpertRecipe,
     PackedRecord,
     ParameterRecipe,
     PartOf,
+    SlotEncoding,
     TensorSource,
     checksum_seed,
 )
@@ -37,6 +41,7 @@ class ExpertRead:
     slot: int
     done: Done
     priority: Priority = Priority.DEMAND
+    encoding: SlotEncoding | None = None
 
     def __str__(self) -> str:
         return str(self.key)
@@ -48,13 +53,23 @@ class ExpertRead:
             CheckpointError: a source can't be read.
             ChecksumError: a record's bytes are not those that were packed.
         """
-        if isinstance(self.recipe, PackedRecord):
-            self._read_record(self.recipe, scratch)
-        else:
-            self._read_parameters(self.recipe, scratch)
+        if self.encoding is None:
+            self._read(self.arena.layout, self.arena.bytes_of(self.slot), scratch)
+            return
+        stored = self.encoding.stored
+        raw = _own_memory(stored.slot_bytes)
+        self._read(stored, raw, scratch)
+        self.encoding.encode(_tensors(stored, raw), self.arena.weights(self.slot))
 
-    def _read_record(self, record: PackedRecord, scratch: Bytes) -> None:
-        target, source = self.arena.bytes_of(self.slot), record.extent.source
+    def _read(self, layout: ExpertLayout, raw: Bytes, scratch: Bytes) -> None:
+        """Read the expert in a layout."""
+        if isinstance(self.recipe, PackedRecord):
+            self._read_record(self.recipe, raw, scratch)
+        else:
+            self._read_parameters(self.recipe, layout, raw, scratch)
+
+    def _read_record(self, record: PackedRecord, target: Bytes, scratch: Bytes) -> None:
+        source = record.extent.source
         for _ in range(2):  # a bit flipped in transfer is right the second time, one on the disk is not
             self.sources[source].read([Piece(record.extent.offset, target)], scratch)
             found = xxhash.xxh3_64_intdigest(target.data, seed=checksum_seed(self.key))
@@ -65,8 +80,9 @@ class ExpertRead:
             "the file is damaged; copy it again, or pack the model again"
         )
 
-    def _read_parameters(self, recipe: Mapping[str, ParameterRecipe], scratch: Bytes) -> None:
-        slot, layout = self.arena.bytes_of(self.slot), self.arena.layout
+    def _read_parameters(
+        self, recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout, raw: Bytes, scratch: Bytes
+    ) -> None:
         pieces: dict[Source, list[Piece]] = {}
         assembled: dict[Hashable, _Assembly] = {}
         for parameter in layout.parameters:
@@ -77,7 +93,7 @@ class ExpertRead:
                 assembly.parts[parameter.name] = part.assemble
                 continue
             for source in part.sources:
-                target = slot[offset : offset + source.extent.nbytes]
+                target = raw[offset : offset + source.extent.nbytes]
                 offset += source.extent.nbytes
                 pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
         for assembly in assembled.values():
@@ -87,8 +103,25 @@ class ExpertRead:
             opened = self.sources[each]
             opened.read(parts, scratch)
             opened.refuse_changed()  # unlike records, these bytes have no checksum
-        for assembly in assembled.values():
-            assembly.write(self.arena.weights(self.slot))
+        if assembled:
+            tensors = _tensors(layout, raw)
+            for assembly in assembled.values():
+                assembly.write(tensors)
+
+
+def _tensors(layout: ExpertLayout, raw: Bytes) -> Weights:
+    return slot_views(layout, torch.from_numpy(raw))  # type: ignore[no-untyped-call,unused-ignore]
+
+
+_threads = threading.local()
+
+
+def _own_memory(nbytes: int) -> Bytes:
+    """Return memory of this thread, which its next call may return again: one of a slot's size needs no new pages."""
+    known: Bytes | None = getattr(_threads, "memory", None)
+    if known is None or len(known) < nbytes:
+        known = _threads.memory = page_aligned(nbytes)
+    return known[:nbytes]
 
 
 @dataclass(eq=False)

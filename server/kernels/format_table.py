@@ -49,8 +49,8 @@ QUANTISED: tuple[QuantisedFormat, ...] = (
     fp4,
     fp8,
     channel_int8,
-    group_int8,
     coded_bfloat16,
+    group_int8,  # after it, as both have codes
     *superblocks.FORMATS,
     *file_blocks.FORMATS,
 )

@@ -118,7 +118,7 @@ def memory_usage(
         kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
         adapters=adapters,
         requests=requests,
-        growth_bytes=GROWTH_BYTES + plan.needs.cache_bytes,
+        growth_bytes=GROWTH_BYTES + plan.needs.reading_bytes,
         adjustments=Adjustments() if elastic is None else elastic.adjustments,
     )
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from expert_store import ExpertCatalog, least_bytes
+from expert_store import ExpertCatalog, encoding_memory_bytes, least_bytes
 from expert_store.disk_cache.memory import cache_memory_bytes
 from server.byte_sizes import as_flag, format_bytes
 from server.device import is_gpu
@@ -59,9 +59,9 @@ class ModelNeeds:
     is_loaded: bool = False  # the trunk is in the device's memory already
 
     @cached_property
-    def cache_bytes(self) -> int:
-        """Bytes of a model elsewhere on their way to a disk."""
-        return cache_memory_bytes(self.catalog)
+    def reading_bytes(self) -> int:
+        """Bytes of a model elsewhere on their way to a disk, and of experts that are encoded for their slots."""
+        return cache_memory_bytes(self.catalog) + encoding_memory_bytes(self.catalog)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class MemoryPlan:
     def fixed_bytes(self) -> int:
         """Bytes of the budget that are neither for steps nor for host experts nor for the KV cache."""
         device_bytes = 0 if self.free.has_gpu else self.device_bytes
-        beside = GROWTH_BYTES + self.needs.cache_bytes
+        beside = GROWTH_BYTES + self.needs.reading_bytes
         return self.process_bytes + beside + self.trunk_bytes + device_bytes + self.adapter_bytes
 
 
@@ -107,7 +107,7 @@ def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.devic
     largest, _ = _steps(settings, needs)
     beside = 0 if has_gpu else needs.trunk_bytes + largest + _first_kv_bytes(settings, needs)
     experts = least_bytes(needs.catalog, needs.top_k)
-    return process_bytes + GROWTH_BYTES + needs.cache_bytes + beside + experts + asked_adapter_bytes(settings)
+    return process_bytes + GROWTH_BYTES + needs.reading_bytes + beside + experts + asked_adapter_bytes(settings)
 
 
 def nothing_fits(settings: ServeSettings, needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
@@ -184,7 +184,7 @@ def _plan(
     trunk_bytes = 0 if has_gpu else needs.trunk_bytes
     spare = budget_bytes - least_budget(settings, needs, device, process_bytes)
     adapters = adapter_bytes(settings, budget_bytes, spare)
-    beside = process_bytes + GROWTH_BYTES + needs.cache_bytes + trunk_bytes + adapters
+    beside = process_bytes + GROWTH_BYTES + needs.reading_bytes + trunk_bytes + adapters
     graphs = _graph_bytes(settings, needs) if has_gpu else 0
     free = FreeMemory.beside(
         settings,
@@ -249,11 +249,11 @@ def _refuse_too_little(
     trunk = "" if is_gpu(device) else f"{format_bytes(needs.trunk_bytes)} for the trunk, "
     asked = asked_adapter_bytes(settings)
     adapters = f"{format_bytes(asked)} for adapters, " if asked else ""
-    stored = f"{format_bytes(needs.cache_bytes)} for bytes to be stored on the disk, " if needs.cache_bytes else ""
+    reading = f"{format_bytes(needs.reading_bytes)} to read experts, " if needs.reading_bytes else ""
     raise SettingsError(
         f"the server needs {format_bytes(least)} of memory: {trunk}{format_bytes(process_bytes)} for the process, "
         f"{format_bytes(largest)} for steps of --max-batched-tokens {_batched_tokens(settings)}, "
-        f"{adapters}{stored}the rest for a minimum of experts and KV cache; --memory {settings.memory} is "
+        f"{adapters}{reading}the rest for a minimum of experts and KV cache; --memory {settings.memory} is "
         f"{format_bytes(budget_bytes)}; set --memory to {as_flag(least, rounds_up=True)} or more, or use a machine "
         "with more memory"
     )

@@ -27,6 +27,7 @@ from expert_store import (
 )
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
+from server.kernels.native.library import Kernels
 from server.model.architecture import (
     config_of_class,
     config_parts,
@@ -43,6 +44,7 @@ from server.model.checkpoint.config_checks import (
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
+from server.model.coded_experts import code_experts
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError, incomplete
 from server.model.experts.replacements import replace_experts
@@ -103,7 +105,7 @@ def load_trunk(
         "check_memory": check_memory,
         "switch_capacity": switch_capacity,
         "is_deterministic": is_deterministic,
-        "has_kernels": pool is not None and pool.kernels is not None,
+        "kernels": None if pool is None else pool.kernels,
     }
     if sequential_reason is None:
         try:
@@ -162,20 +164,21 @@ def _load(
     check_memory: MemoryCheck,
     switch_capacity: float | None,
     is_deterministic: bool,
-    has_kernels: bool,
+    kernels: Kernels | None,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
-        check_batchable(model, is_deterministic=is_deterministic, has_kernels=has_kernels)
+        check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
+    catalog = code_experts(tensors.catalog, layers, dtype, kernels if device.type == "cpu" else None)
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
+    check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_matrices(matrices, tensors.packed)
     if config.is_encoder_decoder:
@@ -185,7 +188,7 @@ def _load(
     model.eval()
     if switch_capacity is not None:
         set_switch_capacity(model, switch_capacity)
-    return _Loaded(model, tensors.catalog, layers, num_parameters)
+    return _Loaded(model, catalog, layers, num_parameters)
 
 
 def count_parameters(model: PreTrainedModel) -> int:

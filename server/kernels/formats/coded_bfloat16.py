@@ -8,11 +8,13 @@ base (``src/formats/coded.inc``):
 - ``NAME_codes`` is uint8 ``(out, in / 64, 96)``: 64 low bytes, then 64 codes of four bits.
 - ``NAME_bases`` is uint8 ``(out, in / 64)``; 255 stands for a block that can't be coded so.
 - ``NAME_rest`` is bfloat16 ``(plain blocks, 64)``: those blocks. Of a normal distribution it is one of 200.
+- ``NAME_more``, of an expert's slot, is int64 ``(2,)``: address and number of the blocks that ``rest`` has no room for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from ctypes import c_int16
 
 import torch
 from torch.nn import functional as F
@@ -29,17 +31,23 @@ HIGHS = 8  # upper parts of exponents in a block
 PLAIN = 255  # the base of a block that is plain
 USUAL = 100  # blocks, of which one is plain
 OUTPUTS = 1
+MATRIX_DIMENSIONS = 2
 CODES = "_codes"
 BASES = "_bases"
 REST = "_rest"
+MORE = "_more"
 KINDS = (Format.CODED_BFLOAT16,)  # in the native kernels
 
 
 def takes(matrix: torch.Tensor) -> bool:
     """Return True if a matrix ``(out, in)`` on the CPU can be coded."""
-    inputs = matrix.shape[1]
-    has_blocks = 0 < inputs <= MOST_INPUTS and inputs % BLOCK == 0
-    return has_blocks and matrix.dtype == torch.bfloat16 and matrix.is_cpu and matrix.is_contiguous()
+    return takes_shape(matrix.dtype, matrix.shape) and matrix.is_cpu and matrix.is_contiguous()
+
+
+def takes_shape(dtype: torch.dtype, shape: Sequence[int]) -> bool:
+    """Return True if a contiguous tensor of a shape is a matrix ``(out, in)`` that can be coded."""
+    is_matrix = dtype == torch.bfloat16 and len(shape) == MATRIX_DIMENSIONS
+    return is_matrix and 0 < shape[1] <= MOST_INPUTS and shape[1] % BLOCK == 0
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
@@ -52,6 +60,12 @@ def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
     ]
 
 
+def slot_specs(name: str, out_features: int, in_features: int, most_plain: int) -> list[Spec]:
+    """Name, dtype and shape of each tensor of a matrix in an expert's slot, with memory for some plain blocks."""
+    codes, bases, (rest, dtype, _) = specs(name, out_features, in_features)
+    return [codes, bases, (rest, dtype, (most_plain, BLOCK)), (name + MORE, torch.int64, (2,))]
+
+
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
     return name + BASES in weights
 
@@ -60,15 +74,45 @@ def code(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
     """Code a matrix ``(out, in)`` that ``takes`` accepts."""
     weights = matrix.detach()
     codes, bases, _ = (torch.empty(shape, dtype=dtype) for _, dtype, shape in specs(name, *weights.shape))
-    most = len(bases) * bases.shape[1] // USUAL + 1
-    while True:
-        rest = torch.empty((most, BLOCK), dtype=torch.bfloat16)
-        found = load().greenroom_code_bfloat16(
-            weights.data_ptr(), bases.numel(), codes.data_ptr(), bases.data_ptr(), rest.data_ptr(), most
-        )
-        if found <= most:
-            return {name + CODES: codes, name + BASES: bases, name + REST: rest[:found].clone()}
-        most = found
+    rest = torch.empty((bases.numel() // USUAL + 1, BLOCK), dtype=torch.bfloat16)
+    found = _code(weights, codes, bases, rest)
+    if found > len(rest):
+        rest = torch.empty((found, BLOCK), dtype=torch.bfloat16)
+        _code(weights, codes, bases, rest)
+    return {name + CODES: codes, name + BASES: bases, name + REST: rest[:found].clone()}
+
+
+def code_into(slot: Mapping[str, torch.Tensor], name: str, matrix: torch.Tensor) -> torch.Tensor | None:
+    """Code a matrix ``(out, in)`` that ``takes`` accepts into the tensors of ``slot_specs``.
+
+    Returns:
+        The plain blocks that found no room, to which the slot now refers; None if there are none.
+    """
+    codes, bases, rest, more = (slot[name + suffix] for suffix in (CODES, BASES, REST, MORE))
+    more.zero_()
+    found, room = _code(matrix, codes, bases, rest), len(rest)
+    if found <= room:
+        return None
+    every = torch.empty((found, BLOCK), dtype=torch.bfloat16)
+    _code(matrix, codes, bases, every)
+    rest.copy_(every[:room])
+    left = every[room:].clone()
+    more[0], more[1] = left.data_ptr(), len(left)
+    return left
+
+
+def share_of_plain(matrix: torch.Tensor) -> float:
+    """Return the share of plain blocks in a matrix ``(out, in)`` that ``takes`` accepts."""
+    codes, bases, rest = (torch.empty(shape, dtype=dtype) for _, dtype, shape in specs("", *matrix.shape))
+    return _code(matrix, codes, bases, rest) / max(1, bases.numel())
+
+
+def _code(matrix: torch.Tensor, codes: torch.Tensor, bases: torch.Tensor, rest: torch.Tensor) -> int:
+    """Code a matrix; returns the number of plain blocks, of which those are written that there is room for."""
+    found: int = load().greenroom_code_bfloat16(
+        matrix.data_ptr(), bases.numel(), codes.data_ptr(), bases.data_ptr(), rest.data_ptr(), len(rest)
+    )
+    return found
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -81,8 +125,16 @@ def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     ordered = bits.reshape(*bits.shape[:-1], 4, 2, 8).transpose(-2, -3).reshape(bits.shape)
     matrix: torch.Tensor = ordered.contiguous().view(torch.bfloat16)
     are_plain = bases == PLAIN
-    matrix[are_plain] = rest[codes[are_plain][:, :4].contiguous().view(torch.int32).squeeze(-1).long()]
+    plain = torch.cat((rest, _more(weights[name + MORE]))) if name + MORE in weights else rest
+    matrix[are_plain] = plain[codes[are_plain][:, :4].contiguous().view(torch.int32).squeeze(-1).long()]
     return matrix.flatten(1).float()
+
+
+def _more(more: torch.Tensor) -> torch.Tensor:
+    """Return the plain blocks ``(blocks, 64)`` to which a slot refers."""
+    address, count = more.tolist()
+    memory = (c_int16 * (count * BLOCK)).from_address(address) if count else ()
+    return torch.tensor(memory, dtype=torch.int16).view(torch.bfloat16).view(-1, BLOCK)
 
 
 def project(
@@ -94,8 +146,7 @@ def project(
 
 def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
     """Describe a matrix to the native kernels; None if its tensors are not those of the format."""
-    found = [places.get(name + suffix) for suffix in (CODES, BASES, REST)]
-    codes, bases, rest = found
+    codes, bases, rest, more = (places.get(name + suffix) for suffix in (CODES, BASES, REST, MORE))
     if codes is None or bases is None or rest is None or shape[1] % BLOCK:
         return None
     if [(place.dtype, place.shape) for place in (codes, bases)] != [spec[1:] for spec in specs(name, *shape)[:2]]:
@@ -107,5 +158,6 @@ def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
         data=codes.offset,
         scales=bases.offset,
         rest=rest.offset,
+        zeros=None if more is None else more.offset,
         row_block=rest.shape[0],
     )

@@ -24,7 +24,7 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 19
+ABI = 20
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes

@@ -154,9 +154,9 @@ class _VariantTensors:
             )
 
     def recipe(self, layer: int, expert: int) -> ExpertRecipe:
-        """Return the recipe of one expert, in the layout of its layer."""
+        """Return the recipe of one expert, in the stored layout of its layer."""
         name = self._module_of[layer]
-        module, layout = self._modules[name], self._base.catalog.layout(layer)
+        module, layout = self._modules[name], self._base.catalog.layers[layer].stored
         parts = self.experts[layer, expert]
         try:
             made = expert_parameters(self._base.model, name, module, expert, parts)

@@ -97,7 +97,7 @@ def test_a_model_elsewhere_leaves_room_for_bytes_on_their_way_to_the_disk(needs:
     elsewhere = replace(needs, catalog=ExpertCatalog(layers))
     least = least_budget(ServeSettings(), needs, CPU, PROCESS)
     plan = plan_memory(ServeSettings(), needs, CPU, least, PROCESS)
-    with pytest.raises(SettingsError, match=r"76\.0 MiB for bytes to be stored on the disk"):
+    with pytest.raises(SettingsError, match=r"76\.0 MiB to read experts"):
         plan_memory(ServeSettings(), elsewhere, CPU, least, PROCESS)
     assert plan_memory(ServeSettings(), elsewhere, CPU, least + 76 * MIB, PROCESS).kv == plan.kv
 

@@ -64,7 +64,7 @@ void start(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 19; }
+GREENROOM_API int greenroom_abi() { return 20; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 

@@ -66,6 +66,17 @@ def test_products_have_the_bits_of_plain_numbers(level: str, rounds_float32: boo
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_plain_blocks_without_room_in_a_slot_keep_their_bits(level: str) -> None:
+    matrix, kernels = weights(70, 192), Kernels(1, level)
+    slot = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in coded_bfloat16.slot_specs("w", 70, 192, 2)}
+    left = coded_bfloat16.code_into(slot, "w", matrix)
+    plain, rows = plain_matrix(matrix), torch.randn((3, 192), generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert left is not None
+    assert plain is not None
+    assert torch.equal(native_linear(kernels, rows, described(slot, matrix.shape)), native_linear(kernels, rows, plain))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_rows_are_read_as_they_were(level: str) -> None:
     matrix = weights(20, 128)
     coded, places = coded_bfloat16.code("w", matrix), torch.tensor([3, 0, 19], dtype=torch.int32)

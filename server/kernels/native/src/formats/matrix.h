@@ -49,6 +49,12 @@ inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from k
 inline constexpr int kSuperblock = 256;  // inputs of a record or block in kQ2K and those after it
 inline constexpr int kCodedInputs = 64, kCodedBytes = 96;  // of a block in kCodedBFloat16
 inline constexpr int64_t kMostCodedInputs = 1 << 15;       // of its matrices
+
+// Plain blocks of a matrix in kCodedBFloat16 for which `rest` has no room. Only this process writes it.
+struct MorePlain {
+  const uint16_t* blocks;
+  int64_t count;
+};
 inline constexpr uint8_t kPlainBlock = 255;                // the base of a block that is plain
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
@@ -66,7 +72,7 @@ struct Matrix {
   const void* data;
   const void* scales;  // null for plain formats
   // What follows is for kFp8, kInt8, kInt4, kFp4 and kCodedBFloat16; what a matrix lacks is null.
-  const void* zeros;    // int16, for kInt8: one per scale, subtracted from codes before scaling
+  const void* zeros;    // int16, for kInt8: one per scale, subtracted before scaling; for kCodedBFloat16: MorePlain
   const void* rest;     // bfloat16, for kInt4: added to scales; for kCodedBFloat16: `row_block` plain blocks
   const void* divisor;  // float, for kFp4: divides all scales
   const void* order;    // int32 (inputs): the input that each column belongs to

@@ -123,7 +123,8 @@ Extents file_extents(const Matrix& matrix) {
 
 Extents coded_extents(const Matrix& matrix) {
   const int64_t blocks = matrix.outputs * (matrix.inputs / kCodedInputs);
-  return {blocks * kCodedBytes, blocks, 0, matrix.rest ? matrix.row_block * kCodedInputs * 2 : 0, 0, 0};
+  const int64_t rest = matrix.rest ? matrix.row_block * kCodedInputs * 2 : 0;
+  return {blocks * kCodedBytes, blocks, matrix.zeros ? int64_t{sizeof(MorePlain)} : 0, rest, 0, 0};
 }
 
 }  // namespace greenroom
