@@ -146,7 +146,10 @@ def checksum_seed(key: ExpertKey) -> int:
 
 
 class SlotEncoding(Protocol):
-    """Encodes experts when they are read, as slots have them in another form than files."""
+    """Encodes experts when they are read, as slots have them in another form than files.
+
+    A slot's bytes may refer to memory of the encoding, and mean nothing in another slot.
+    """
 
     @property
     def stored(self) -> ExpertLayout:

@@ -30,7 +30,7 @@ class StoreState:
     Raises:
         BudgetError: a budget holds less than one slot of each layout, or can't be allocated.
         SourceError: a file can't be opened.
-        ValueError: no policy has this name.
+        ValueError: no policy has this name, or encoded experts are to be copied to a device.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class StoreState:
         num_readers: int,
         policy: str,
     ):
+        if device_bytes and any(entry.encoding is not None for entry in catalog.layers.values()):
+            raise ValueError("experts that are encoded for their slots can't be copied to a device")
         host_slots = slots_per_layout(catalog, host_bytes)
         device_slots = slots_per_layout(catalog, device_bytes) if device_bytes else dict.fromkeys(catalog.layouts, 0)
         self._resources = resources = open_resources(catalog, device, num_readers, has_device_tier=bool(device_bytes))

@@ -131,6 +131,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
                 switch_capacity=settings.switch_capacity,
                 check_memory=check_memory,
                 sequential_reason=try_layers(dtype).sequential_reason if is_undecided else None,
+                codes_experts=settings.device_expert_memory.is_auto,
             )
 
     # The names of other models tell whether their results are the same in any company.

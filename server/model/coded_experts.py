@@ -9,7 +9,9 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -44,40 +46,48 @@ class CodedExperts:
     """Codes experts of one stored layout; see ``SlotEncoding``.
 
     Args:
-        matrices: the parameters that are coded.
+        matrices: the parameters that are coded, as ``(out, in)``; True for those that are stored ``(in, out)``.
         share: of a matrix's blocks, for which a slot has room to keep them plain.
     """
 
     stored: ExpertLayout
-    matrices: tuple[ParameterSpec, ...]
-    share: float
+    matrices: Mapping[str, bool]
+    share: float = 0.0
     _left: dict[int, torch.Tensor] = field(default_factory=dict, compare=False)  # by the slot's tensor that names it
 
-    @property
+    @cached_property
     def layout(self) -> ExpertLayout:
         """The layout of slots."""
         specs: list[ParameterSpec] = []
         for spec in self.stored.parameters:
-            if spec not in self.matrices:
+            is_transposed = self.matrices.get(spec.name)
+            if is_transposed is None:
                 specs.append(spec)
                 continue
-            outputs, inputs = spec.shape
+            outputs, inputs = reversed(spec.shape) if is_transposed else spec.shape
             most = math.ceil(self.share * outputs * inputs / coded_bfloat16.BLOCK)
             specs += [ParameterSpec(*each) for each in coded_bfloat16.slot_specs(spec.name, outputs, inputs, most)]
         return ExpertLayout(tuple(specs))
 
     def encode(self, stored: Mapping[str, torch.Tensor], slot: Mapping[str, torch.Tensor]) -> None:
         """See ``SlotEncoding``."""
-        for spec in self.stored.parameters:
-            if spec not in self.matrices:
-                slot[spec.name].copy_(stored[spec.name])
+        for name, tensor in stored.items():
+            if name not in self.matrices:
+                slot[name].copy_(tensor)
                 continue
-            place = slot[spec.name + coded_bfloat16.MORE].data_ptr()
-            left = coded_bfloat16.code_into(slot, spec.name, stored[spec.name])
+            place = slot[name + coded_bfloat16.MORE].data_ptr()
+            left = coded_bfloat16.code_into(slot, name, self._upright(name, tensor))
             if left is not None:
                 self._left[place] = left
             else:
                 self._left.pop(place, None)  # of the expert that was in the slot before
+
+    def share_of_plain(self, stored: Mapping[str, torch.Tensor]) -> float:
+        """Return the largest share of plain blocks in a matrix of an expert."""
+        return max(coded_bfloat16.share_of_plain(self._upright(name, stored[name])) for name in self.matrices)
+
+    def _upright(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.mT if self.matrices[name] else matrix
 
 
 def code_experts(
@@ -112,46 +122,40 @@ def _encodings(
     catalog: ExpertCatalog, layers: Mapping[ExpertsModule, int]
 ) -> Iterator[tuple[ExpertLayout, CodedExperts]]:
     """Yield the layouts whose experts are worth to be coded, and what codes them."""
-    modules: dict[ExpertLayout, list[tuple[int, ExpertsModule]]] = defaultdict(list)
+    modules: dict[ExpertLayout, dict[int, ExpertsModule]] = defaultdict(dict)
     for module, layer in layers.items():
-        modules[catalog.layout(layer)].append((layer, module))
+        modules[catalog.layout(layer)][layer] = module
     for layout, found in modules.items():
-        if layout.slot_bytes > MOST_BYTES:
+        matrices = _matrices(layout, next(iter(found.values())))
+        if not matrices or layout.slot_bytes > MOST_BYTES:
             continue
-        transposed = {name for _, module in found for name in transposed_names(module)}
-        matrices = tuple(
-            spec
-            for spec in layout.parameters
-            if spec.name not in transposed and coded_bfloat16.takes_shape(spec.dtype, spec.shape)
-        )
-        if not matrices:
-            continue
-        share = _share_of_plain(catalog, sorted(layer for layer, _ in found), matrices)
+        share = _share_of_plain(catalog, sorted(found), CodedExperts(layout, matrices))
         encoding = CodedExperts(layout, matrices, SPREAD * share + SPARE)
         coded = encoding.layout
-        runs = all(not isinstance(expert_shape(module, coded), str) for _, module in found)
+        runs = not any(isinstance(expert_shape(module, coded), str) for module in found.values())
         if runs and coded.slot_bytes <= MOST_OF_PLAIN * layout.slot_bytes:
             yield layout, encoding
 
 
-def _share_of_plain(catalog: ExpertCatalog, layers: list[int], matrices: tuple[ParameterSpec, ...]) -> float:
-    """Return the largest share of plain blocks in a matrix of some experts; damaged ones are left to who needs them."""
+def _matrices(layout: ExpertLayout, module: ExpertsModule) -> dict[str, bool]:
+    """Return the parameters that can be coded, and whether they are stored ``(in, out)``."""
+    transposed = transposed_names(module)
+    return {
+        name: name in transposed
+        for name, dtype, shape in layout.parameters
+        if coded_bfloat16.takes_shape(dtype, shape[::-1] if name in transposed else shape)
+    }
+
+
+def _share_of_plain(catalog: ExpertCatalog, layers: list[int], encoding: CodedExperts) -> float:
+    """Return the largest share of plain blocks in some experts; who needs a damaged one will report it."""
     tried = layers[:: max(1, len(layers) // NUM_TRIED)]
     keys = [ExpertKey(layer, expert) for layer in tried for expert in {0, len(catalog.layers[layer].experts) - 1}]
-    store, share = ExpertStore(catalog, least_bytes(catalog, len(keys)), policy="lru"), 0.0
+    store, share = ExpertStore(catalog, least_bytes(catalog, 1), policy="lru"), 0.0
     try:
         for key in keys:
-            share = max(share, _share_in(store, key, matrices))
+            with suppress(ExpertLoadError), store.lease({key: 1}) as lease:
+                share = max(share, *(encoding.share_of_plain(stored) for _, stored in lease))
     finally:
         store.close()
     return share
-
-
-def _share_in(store: ExpertStore, key: ExpertKey, matrices: tuple[ParameterSpec, ...]) -> float:
-    try:
-        with store.lease({key: 1}) as lease:
-            for _, weights in lease:
-                return max(coded_bfloat16.share_of_plain(weights[spec.name]) for spec in matrices)
-    except ExpertLoadError as error:
-        log.warning("%s", error)
-    return 0.0

@@ -80,6 +80,7 @@ def load_trunk(
     switch_capacity: float | None = None,
     check_memory: MemoryCheck = lambda *_: None,
     sequential_reason: str | None = None,
+    codes_experts: bool = True,
 ) -> AnyTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
@@ -93,6 +94,7 @@ def load_trunk(
         switch_capacity: factor of Switch routers, instead of the model's own.
         check_memory: called with the trunk's bytes and the experts before any weight is read; may raise.
         sequential_reason: why sequences run one at a time, if that is known before.
+        codes_experts: code experts where kernels gain from it; they then can't be copied from slot to slot.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
@@ -106,6 +108,7 @@ def load_trunk(
         "switch_capacity": switch_capacity,
         "is_deterministic": is_deterministic,
         "kernels": None if pool is None else pool.kernels,
+        "codes_experts": codes_experts and device.type == "cpu",
     }
     if sequential_reason is None:
         try:
@@ -165,6 +168,7 @@ def _load(
     switch_capacity: float | None,
     is_deterministic: bool,
     kernels: Kernels | None,
+    codes_experts: bool,
 ) -> _Loaded:
     """Load a model without its experts."""
     config = checkpoint.read_config()
@@ -176,7 +180,7 @@ def _load(
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
-    catalog = code_experts(tensors.catalog, layers, dtype, kernels if device.type == "cpu" else None)
+    catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
     matrices = replace_matrices(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)

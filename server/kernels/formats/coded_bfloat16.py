@@ -40,12 +40,13 @@ KINDS = (Format.CODED_BFLOAT16,)  # in the native kernels
 
 
 def takes(matrix: torch.Tensor) -> bool:
-    """Return True if a matrix ``(out, in)`` on the CPU can be coded."""
-    return takes_shape(matrix.dtype, matrix.shape) and matrix.is_cpu and matrix.is_contiguous()
+    """Return True if a matrix ``(out, in)`` on the CPU can be coded; it may be the transpose of a contiguous tensor."""
+    is_dense = matrix.is_contiguous() or matrix.mT.is_contiguous()
+    return takes_shape(matrix.dtype, matrix.shape) and matrix.is_cpu and is_dense
 
 
 def takes_shape(dtype: torch.dtype, shape: Sequence[int]) -> bool:
-    """Return True if a contiguous tensor of a shape is a matrix ``(out, in)`` that can be coded."""
+    """Return True if a tensor of a shape is a matrix ``(out, in)`` that can be coded."""
     is_matrix = dtype == torch.bfloat16 and len(shape) == MATRIX_DIMENSIONS
     return is_matrix and 0 < shape[1] <= MOST_INPUTS and shape[1] % BLOCK == 0
 
@@ -110,7 +111,13 @@ def share_of_plain(matrix: torch.Tensor) -> float:
 def _code(matrix: torch.Tensor, codes: torch.Tensor, bases: torch.Tensor, rest: torch.Tensor) -> int:
     """Code a matrix; returns the number of plain blocks, of which those are written that there is room for."""
     found: int = load().greenroom_code_bfloat16(
-        matrix.data_ptr(), bases.numel(), codes.data_ptr(), bases.data_ptr(), rest.data_ptr(), len(rest)
+        matrix.data_ptr(),
+        not matrix.is_contiguous(),
+        *matrix.shape,
+        codes.data_ptr(),
+        bases.data_ptr(),
+        rest.data_ptr(),
+        len(rest),
     )
     return found
 

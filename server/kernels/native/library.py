@@ -64,8 +64,9 @@ def load() -> ctypes.CDLL:
     library.greenroom_open.argtypes = [c_int, c_char_p]
     library.greenroom_repack.restype = c_int
     library.greenroom_repack.argtypes = [c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
-    library.greenroom_code_bfloat16.restype = c_int64
-    library.greenroom_code_bfloat16.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
+    code = library.greenroom_code_bfloat16
+    code.restype = c_int64
+    code.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
     library.greenroom_set_grid.restype = c_int
     library.greenroom_set_grid.argtypes = [c_int, c_void_p, c_int64]
     library.greenroom_close.argtypes = [c_void_p]

@@ -25,7 +25,7 @@ from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.family_divergence import wide_config
 
 BLOCK = 16
-INPUTS_FIRST = ("gpt_oss", "llama4")  # stored so, experts stay plain
+INPUTS_FIRST = ("gpt_oss", "llama4")
 TEXT = [5, 9, 300, 12, 7, 41, 8, 99, 3, 640, 11, 2]
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
@@ -64,18 +64,21 @@ def logits(trunk: Trunk) -> torch.Tensor:
         store.close()
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_5_moe", "gpt_oss", "gemma4", "llama4"])
-def test_logits_have_the_bits_of_plain_weights(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_5_moe", "gemma4", "gpt_oss", "llama4"])
+def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(wide_config(family), tmp_path, torch.bfloat16)
     coded = load(tmp_path)
     monkeypatch.setattr(Kernels, "gains_from_codes", False)
     plain = load(tmp_path)
     assert count(coded, QuantisedLinear)
     assert coded.nbytes < 0.95 * plain.nbytes
-    if family not in INPUTS_FIRST:
-        assert coded.catalog.total_bytes < 0.82 * plain.catalog.total_bytes
+    assert coded.catalog.total_bytes < 0.82 * plain.catalog.total_bytes
     assert coded.facts.program == plain.facts.program
-    assert torch.equal(logits(coded), logits(plain))
+    found, expected = logits(coded), logits(plain)
+    if family in INPUTS_FIRST:  # coded experts are outputs first, whose products add in another order
+        assert (found - expected).abs().max() < 0.02 * (expected.max() - expected.min())
+    else:
+        assert torch.equal(found, expected)
 
 
 def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,12 @@ GREENROOM_API int greenroom_repack(int format, const uint8_t* raw, int64_t outpu
   return level->repack({static_cast<greenroom::Format>(format), raw, outputs, inputs, codes, scales}) ? 0 : 1;
 }
 
-// Stores blocks of bfloat16 numbers as kCodedBFloat16; returns the number of plain ones. Any number of threads may call it
-// at a time.
-GREENROOM_API int64_t greenroom_code_bfloat16(const uint16_t* weights, int64_t blocks, uint8_t* codes, uint8_t* bases,
-                                              uint16_t* rest, int64_t most) {
-  return greenroom::find_level(nullptr)->code_blocks({weights, blocks, codes, bases, rest, most});
+// Stores a matrix of bfloat16 numbers as kCodedBFloat16; returns the number of plain blocks. Any number of threads may call
+// it at a time.
+GREENROOM_API int64_t greenroom_code_bfloat16(const uint16_t* weights, int is_transposed, int64_t outputs, int64_t inputs,
+                                              uint8_t* codes, uint8_t* bases, uint16_t* rest, int64_t most) {
+  const greenroom::Level* level = greenroom::find_level(nullptr);
+  return level->code_blocks({weights, is_transposed != 0, outputs, inputs, codes, bases, rest, most});
 }
 
 // Sets the table of numbers of a format (formats/grids.h), before any product with it; returns 1 if it has another size.

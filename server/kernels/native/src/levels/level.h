@@ -44,10 +44,12 @@ struct Repacking {
   uint8_t* scales;
 };
 
-// Blocks of kCodedInputs bfloat16 numbers, to be stored as kCodedBFloat16.
+// A matrix of bfloat16 numbers, to be stored as kCodedBFloat16.
 struct Coding {
   const uint16_t* weights;
-  int64_t blocks;
+  bool is_transposed;  // (inputs, outputs)
+  int64_t outputs;
+  int64_t inputs;
   uint8_t* codes;
   uint8_t* bases;
   uint16_t* rest;  // blocks that are stored plain
