@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,16 @@ def gains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coded_experts, "LEAST_BYTES", 0)
 
 
+def config_of(name: str) -> Any:
+    """Return a family's config with few and narrow experts; those stored inputs first keep their sizes."""
+    config = wide_config(name)
+    sizes = {"num_experts": 16, "n_routed_experts": 16, "moe_intermediate_size": 128}
+    for field, size in sizes.items():
+        if hasattr(config, field) and name not in INPUTS_FIRST:
+            setattr(config, field, size)
+    return config
+
+
 def load(folder: Path) -> Trunk:
     trunk = load_trunk(folder, torch.bfloat16, pool=ComputePool(1, Kernels(1)))
     assert isinstance(trunk, Trunk)
@@ -66,7 +77,7 @@ def logits(trunk: Trunk) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_5_moe", "gemma4", "gpt_oss", "llama4"])
 def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(wide_config(family), tmp_path, torch.bfloat16)
+    save_checkpoint(config_of(family), tmp_path, torch.bfloat16)
     coded = load(tmp_path)
     monkeypatch.setattr(Kernels, "gains_from_codes", False)
     plain = load(tmp_path)
@@ -82,7 +93,7 @@ def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypa
 
 
 def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(wide_config("qwen3_moe"), tmp_path, torch.bfloat16)
+    save_checkpoint(config_of("qwen3_moe"), tmp_path, torch.bfloat16)
     stored = dict(load_transformers_model(tmp_path, torch.bfloat16).named_parameters())
     monkeypatch.setattr(find_program, "find_native_layers", lambda *_args, **_options: "it is not to run natively")
     trunk = load(tmp_path)
@@ -94,7 +105,7 @@ def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch:
 
 def test_layers_of_which_little_would_be_saved_stay_plain(tmp_path: Path) -> None:
     model, kernels = (
-        load_transformers_model(save_checkpoint(wide_config("qwen3_moe"), tmp_path), torch.bfloat16),
+        load_transformers_model(save_checkpoint(config_of("qwen3_moe"), tmp_path), torch.bfloat16),
         Kernels(1),
     )
     one, other = (model.get_submodule(f"model.layers.{layer}.self_attn.o_proj") for layer in (0, 1))
@@ -105,7 +116,7 @@ def test_layers_of_which_little_would_be_saved_stay_plain(tmp_path: Path) -> Non
 
 
 def test_experts_keep_their_bits_whatever_was_in_their_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_transformers_model(save_checkpoint(wide_config("qwen3_moe"), tmp_path), torch.bfloat16)
+    model = load_transformers_model(save_checkpoint(config_of("qwen3_moe"), tmp_path), torch.bfloat16)
     with torch.no_grad():  # an expert with more plain blocks than slots have room for, between two that were tried
         model.model.layers[0].mlp.experts.down_proj[1, :, ::70] *= 1e-9
     model.save_pretrained(tmp_path)
