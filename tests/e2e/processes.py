@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +40,7 @@ class Server:
     log: IO[str]  # standard error: a file, for a pipe that nobody reads would stop the server once it is full
     url: str
     ready_line: str
+    clients: ExitStack  # closes them after the server's end
 
     def metrics(self, key: str | None = None) -> dict[str, float]:
         """Return every sample of /metrics by name and labels, as printed.
@@ -57,7 +58,8 @@ class Server:
 
     def client(self) -> openai.OpenAI:
         """Return a client of this server that does not retry."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return self.clients.enter_context(client)
 
     def is_draining(self) -> bool:
         return bool(httpx.get(f"{self.url}/ready").json()["status"] == "draining")
@@ -116,7 +118,7 @@ def serving(
         fresh: start a new program, instead of a fork where that is the same.
     """
     wrapper = wrapper if group is None else group.command(wrapper)
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as log, ExitStack() as clients:
         process = start(
             *("serve", *arguments, "--port", str(port)),
             environment=environment,
@@ -132,7 +134,7 @@ def serving(
                 process.wait(timeout=60)
                 log.seek(0)
                 raise AssertionError(f"no ready line but {line!r}; standard error: {log.read()}")
-            yield Server(process, log, line.removeprefix(READY).split()[0], line.strip())
+            yield Server(process, log, line.removeprefix(READY).split()[0], line.strip(), clients)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -35,7 +35,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    return server.client()
 
 
 def message(*images: Image.Image) -> list[Any]:
@@ -92,7 +92,6 @@ def test_unusable_images_are_refused_and_the_server_continues(client: openai.Ope
 
 
 def test_a_text_model_refuses_images() -> None:
-    with serving() as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.BadRequestError, match="images can't be sent: the model takes no images"):
-            client.chat.completions.create(model="greenroom-demo", messages=message(make_image(1)))
+    reason = "images can't be sent: the model takes no images"
+    with serving() as running, pytest.raises(openai.BadRequestError, match=reason):
+        running.client().chat.completions.create(model="greenroom-demo", messages=message(make_image(1)))

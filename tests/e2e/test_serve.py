@@ -191,7 +191,7 @@ def test_a_budget_too_small_is_raised_with_a_warning() -> None:
 
 def test_deterministic_text_is_the_same_alone_and_in_a_batch() -> None:
     with serving("--deterministic", "--host-expert-memory", "25%") as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        client = running.client()
 
         def ask(prompt: str, seed: int) -> str:
             options = {"model": "greenroom-demo", "prompt": prompt, "seed": seed, "max_tokens": 24, "temperature": 1.2}

@@ -30,7 +30,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_checkpoint(config, folder)
     save_byte_tokenizer(folder, family.template.replace("[THINK]", ""), (*family.special, END))
     with serving(str(folder), "--dtype", "float32", "--served-model-name", "random") as server:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        yield server.client()
 
 
 def test_random_weights_make_the_forced_call(client: openai.OpenAI) -> None:

@@ -39,5 +39,8 @@ def serving_family(family: Family, replies: Sequence[str], folder: Path) -> Iter
         return script[num_written] if 0 <= num_written < len(script) else end
 
     rig.model.next_token = next_token
-    with serving_rig(rig, codec) as server:
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
+    with (
+        serving_rig(rig, codec) as server,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client

@@ -16,37 +16,39 @@ MESSAGES = [{"role": "user", "content": TEXT}]
 NUM_CHAT_TOKENS = len(f"user: {TEXT}\nassistant: ")
 
 
-def openai_client(live: FakeServer) -> openai.OpenAI:
+def client_of(live: FakeServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0)
 
 
 def completion(live: FakeServer) -> tuple[int, int]:
-    usage = openai_client(live).completions.create(model="fake", prompt=TEXT, max_tokens=2).usage
+    with client_of(live) as client:
+        usage = client.completions.create(model="fake", prompt=TEXT, max_tokens=2).usage
     return usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens
 
 
 def chat(live: FakeServer) -> tuple[int, int]:
-    usage = openai_client(live).chat.completions.create(model="fake", messages=MESSAGES, max_tokens=2).usage
+    with client_of(live) as client:
+        usage = client.chat.completions.create(model="fake", messages=MESSAGES, max_tokens=2).usage
     return usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens
 
 
 def streamed_chat(live: FakeServer) -> tuple[int, int]:
-    chunks = openai_client(live).chat.completions.create(
-        model="fake", messages=MESSAGES, max_tokens=2, stream=True, stream_options={"include_usage": True}
-    )
-    usage = list(chunks)[-1].usage
+    asked = {"model": "fake", "messages": MESSAGES, "max_tokens": 2, "stream_options": {"include_usage": True}}
+    with client_of(live) as client:
+        usage = list(client.chat.completions.create(**asked, stream=True))[-1].usage
     return usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens
 
 
 def response(live: FakeServer) -> tuple[int, int]:
-    usage = openai_client(live).responses.create(model="fake", input=MESSAGES, max_output_tokens=16).usage
+    with client_of(live) as client:
+        usage = client.responses.create(model="fake", input=MESSAGES, max_output_tokens=16).usage
     return usage.input_tokens, usage.input_tokens_details.cached_tokens
 
 
 def streamed_message(live: FakeServer) -> tuple[int, int]:
     """Anthropic does not count cached tokens as input tokens."""
     client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{live.port}", api_key="none", max_retries=0)
-    with client.messages.stream(model="fake", messages=MESSAGES, max_tokens=2) as stream:
+    with client, client.messages.stream(model="fake", messages=MESSAGES, max_tokens=2) as stream:
         usage = stream.get_final_message().usage
     return usage.input_tokens + usage.cache_read_input_tokens, usage.cache_read_input_tokens
 
@@ -62,8 +64,8 @@ def test_a_repeated_prompt_is_cached_up_to_its_last_complete_block(
 
 
 def test_choices_that_share_a_prompt_count_it_once(live: FakeServer) -> None:
-    client = openai_client(live)
     prompts = [TEXT, f"Another {TEXT}"]
     for num_cached in (0, sum((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE for prompt in prompts)):
-        usage = client.completions.create(model="fake", prompt=prompts, n=3, max_tokens=2).usage
+        with client_of(live) as client:
+            usage = client.completions.create(model="fake", prompt=prompts, n=3, max_tokens=2).usage
         assert usage.prompt_tokens_details.cached_tokens == num_cached

@@ -6,7 +6,7 @@ import base64
 import math
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -21,8 +21,9 @@ from tests.server.live.requests import post as request
 
 
 @pytest.fixture
-def client(live: FakeServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0)
+def client(live: FakeServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def post(live: FakeServer, **body: Any) -> httpx.Response:

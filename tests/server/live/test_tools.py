@@ -250,7 +250,8 @@ def test_logprobs_list_every_token(client: openai.OpenAI) -> None:
 
 def test_a_model_whose_template_has_no_tools_says_so(live: Any) -> None:
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.BadRequestError, match="the model's chat template does not support tools") as raised:
+    message = "the model's chat template does not support tools"
+    with client, pytest.raises(openai.BadRequestError, match=message) as raised:
         client.chat.completions.create(**ASKED)
     assert raised.value.param == "tools"
 
