@@ -60,8 +60,8 @@ clients: $(VENV)/.installed-dev
 cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/cluster -m cluster -n0 -rA
 
-# Every family and format on a CUDA device that the CPU emulates, a JSON line each: with experts paged, as CI does, and then
-# families with all experts on the device, by Triton's interpreter: a quarter of an hour.
+# Every family and format on a CUDA device that the CPU emulates, a JSON line each: with experts paged, of which CI
+# takes one family of each kind, and then families with all experts on the device, by Triton's interpreter: a quarter of an hour.
 card: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.paging
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.families

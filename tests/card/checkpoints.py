@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, WITH_TEXT_OF_ANOTHER, make_config
 from tests.gguf.wide_model import write_wide_model
+from tests.models_page import PAGE
 from tests.packed_models import pack_model
 from tests.quantise import publish
 from tests.server.kernels.formats.ggml_matrices import QUANTISED
@@ -60,3 +62,16 @@ IN_FORMATS: Mapping[str, Save] = {
 CHECKPOINTS: Mapping[str, Save] = {
     name: SERVED[name] for name in SERVED if name not in WITH_TEXT_OF_ANOTHER
 } | IN_FORMATS
+
+
+def of_each_kind() -> Mapping[str, Save]:
+    """Return the formats, and the families whose attention or expert tensors no earlier one has in docs/models.md."""
+    seen: set[str] = set()
+    kinds = dict[str, Save]()
+    for name, attention, tensors in re.findall(
+        r"^\| `(\w+)` \| \w+ \| (.+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE
+    ):
+        if name in CHECKPOINTS and not {attention, tensors} <= seen:
+            kinds[name] = CHECKPOINTS[name]
+            seen |= {attention, tensors}
+    return kinds | IN_FORMATS

@@ -1,4 +1,7 @@
-"""Every family and format that pages experts through a card has the logits of the CPU, and no race."""
+"""Each kind of family and each format that pages experts through a card has the logits of the CPU, and no race.
+
+`make card` compares every family.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,22 @@ from typing import Any
 
 import pytest
 
-from tests.card.checkpoints import CHECKPOINTS
+from tests.card.checkpoints import of_each_kind
 from tests.card.test_card import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+NAMES = list(of_each_kind())
 TOLERANCE = 2e-5  # by the largest logit, in float32
 
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, Any]:
-    lines = map(json.loads, run("-m", "tests.card.paging").splitlines())
+    lines = map(json.loads, run("-m", "tests.card.paging", *NAMES).splitlines())
     return {line.pop("name"): line for line in lines}
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS, ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name.replace(" ", "_"))
 def test_experts_paged_through_a_card_give_the_logits_of_the_cpu(compared: dict[str, Any], name: str) -> None:
     found = compared[name]
     assert found.pop("error", 1.0) < TOLERANCE, found
