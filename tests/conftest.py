@@ -70,6 +70,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection() -> Iterator[None]:
     """Collect without collections of garbage, which would look at ever more modules and tests that stay.
 
+    Tests make many objects and few cycles, so it is collected seldom: by default that takes a twentieth of the time.
+
     Then let torch run on one thread, as several workers share the cores: with two there are three times as many
     switches between threads. Commands that tests start, and tests that set a number, have theirs.
     """
@@ -78,6 +80,7 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000, 10, 10)
         gc.enable()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
