@@ -27,7 +27,7 @@ CONFIG = {
     "num_experts": 64,
     "num_experts_per_tok": 8,
     "norm_topk_prob": True,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 40960,
     "tie_word_embeddings": False,
     "bos_token_id": 0,
     "eos_token_id": 0,
