@@ -313,6 +313,11 @@ class ExpertCatalog:
         """Bytes of one slot for each of the model's own experts."""
         return sum(len(entry.experts) * entry.layout.slot_bytes for entry in self.layers.values())
 
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the model's own experts as they are read."""
+        return sum(len(entry.experts) * entry.stored.slot_bytes for entry in self.layers.values())
+
     @property
     def all_bytes(self) -> int:
         """Bytes of one slot for every expert, those of variants included."""

@@ -134,7 +134,7 @@ def describe_model(trunk: AnyTrunk, description: ModelDescription, usage: Memory
 
     return ModelCard(
         description.architecture,
-        trunk.nbytes + trunk.catalog.total_bytes,
+        trunk.nbytes + trunk.catalog.stored_bytes,
         host_bytes,
         device_bytes,
         format=description.format,
@@ -158,7 +158,7 @@ def log_plan(trunk: AnyTrunk, store: ExpertStore, memory: MemoryPlan) -> None:
         "experts: %d in %d layers, %s %s",
         sum(catalog.layouts.values()),
         len(catalog.layers),
-        format_bytes(catalog.total_bytes),
+        format_bytes(catalog.stored_bytes),
         "on disk" if is_on_disk(catalog) else "on a server",
     )
     for tier in store.tiers().values():

@@ -84,6 +84,7 @@ def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypa
     assert count(coded, QuantisedLinear)
     assert coded.nbytes < 0.95 * plain.nbytes
     assert coded.catalog.total_bytes < 0.82 * plain.catalog.total_bytes
+    assert coded.catalog.stored_bytes == plain.catalog.stored_bytes == plain.catalog.total_bytes
     assert coded.facts.program == plain.facts.program
     found, expected = logits(coded), logits(plain)
     if family in INPUTS_FIRST:  # coded experts are outputs first, whose products add in another order
