@@ -15,8 +15,8 @@ from tests.e2e.processes import Server, serving
 from tests.server.engine.fakes import Rig
 
 CHROMIUM = shutil.which("chromium")
-# Fewer processes: none for drawing, and none that wait for a page of another site.
-FLAGS = ["--in-process-gpu", "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process"]
+# No emulation of a GPU, and no processes that wait for a page of another site.
+FLAGS = ["--disable-gpu", "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process"]
 
 
 @pytest.fixture(scope="package")  # not session: while playwright runs, no other event loop can run in this thread
