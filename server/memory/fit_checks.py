@@ -7,7 +7,14 @@ import torch
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
 from server.memory.expert_plan import FreeMemory
-from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan, ModelNeeds, plan_memory
+from server.memory.plan import (
+    GROWTH_BYTES,
+    PROCESS_BYTES,
+    MemoryPlan,
+    ModelNeeds,
+    plan_memory,
+    reading_memory_bytes,
+)
 from server.setting_values import Budget
 from server.settings import ServeSettings, SettingsError
 
@@ -65,7 +72,8 @@ def check_trunk(
         return
     advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.has_gpu else MORE_MEMORY
     if not settings.memory.is_auto and short == free.host:
-        enough = PROCESS_BYTES + GROWTH_BYTES + trunk_bytes + least + USUAL_STEP_BYTES
+        reading = reading_memory_bytes(catalog)
+        enough = PROCESS_BYTES + GROWTH_BYTES + reading + trunk_bytes + least + USUAL_STEP_BYTES
         advice = f"set --memory to {as_flag(enough, rounds_up=True)} or more"
     raise SettingsError(
         f"the model does not fit: its trunk needs {format_bytes(trunk_bytes)} in {str(dtype).removeprefix('torch.')} "

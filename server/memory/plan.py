@@ -1,5 +1,7 @@
 """Divides the memory budget at start; `serve`, `inspect` and `doctor` make the same plan.
 
+But where `serve` keeps weights coded, it has smaller ones to plan for (``server.model.coded_experts``).
+
 The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache, a minimum of experts
 and the adapters. The experts get the rest until the KV cache needs it; see ``elastic_budget``.
 """
@@ -60,8 +62,8 @@ class ModelNeeds:
 
     @cached_property
     def reading_bytes(self) -> int:
-        """Bytes of a model elsewhere on their way to a disk, and of experts that are encoded for their slots."""
-        return cache_memory_bytes(self.catalog) + encoding_memory_bytes(self.catalog)
+        """See ``reading_memory_bytes``."""
+        return reading_memory_bytes(self.catalog)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class MemoryPlan:
         device_bytes = 0 if self.free.has_gpu else self.device_bytes
         beside = GROWTH_BYTES + self.needs.reading_bytes
         return self.process_bytes + beside + self.trunk_bytes + device_bytes + self.adapter_bytes
+
+
+def reading_memory_bytes(catalog: ExpertCatalog) -> int:
+    """Return the bytes of a model elsewhere on their way to a disk, and of experts that are encoded for their slots."""
+    return cache_memory_bytes(catalog) + encoding_memory_bytes(catalog)
 
 
 def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.device, process_bytes: int) -> int:

@@ -104,6 +104,20 @@ def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
         check_trunk(settings, 30 << 30, catalog, dtype=dtype, device=device, budget_bytes=budget)
 
 
+def test_a_sufficient_budget_holds_what_reading_experts_takes(
+    catalog: ExpertCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advised() -> int:
+        settings = ServeSettings(memory="100MiB")
+        with pytest.raises(SettingsError, match="does not fit") as caught:
+            check_trunk(settings, 1 << 30, catalog, dtype=torch.bfloat16, device=CPU, budget_bytes=100 << 20)
+        return int(re.findall(r"set --memory to (\d+)MiB", str(caught.value))[0])
+
+    before = advised()
+    monkeypatch.setattr("server.memory.fit_checks.reading_memory_bytes", lambda _: 64 << 20)
+    assert advised() == before + 64
+
+
 @pytest.mark.parametrize(
     ("nbytes", "text"), [(1 << 20, "1MiB"), ((9 << 30) + 1, "9216MiB"), (int(20.19 * (1 << 30)), "20.1GiB")]
 )
