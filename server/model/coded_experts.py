@@ -34,9 +34,7 @@ from server.kernels.native.library import Kernels
 
 log = logging.getLogger(__name__)
 
-LEAST_BYTES = 32 << 20  # of all experts; less may lie in the processor's caches, and is read fast from there
 MOST_BYTES = 64 << 20  # of an expert as it is read, for which each thread that reads experts has memory
-MOST_OF_PLAIN = 0.82  # of an expert's bytes; 0.76 without plain blocks, which take long to read where there are many
 NUM_TRIED = 4  # layers, spread over the model, in which experts are coded first to count their plain blocks
 SPREAD, SPARE = 1.5, 0.01  # room for plain blocks: so many times the largest share that was found, and that much more
 
@@ -102,7 +100,7 @@ def code_experts(
     """
     if kernels is None or not kernels.gains_from_codes or dtype != torch.bfloat16:
         return catalog
-    if catalog.total_bytes < LEAST_BYTES or not is_on_disk(catalog):
+    if catalog.total_bytes < coded_bfloat16.LEAST_BYTES or not is_on_disk(catalog):
         return catalog
     encodings = dict(_encodings(catalog, layers))
     if not encodings:
@@ -133,7 +131,7 @@ def _encodings(
         encoding = CodedExperts(layout, matrices, SPREAD * share + SPARE)
         coded = encoding.layout
         runs = not any(isinstance(expert_shape(module, coded), str) for module in found.values())
-        if runs and coded.slot_bytes <= MOST_OF_PLAIN * layout.slot_bytes:
+        if runs and coded.slot_bytes <= coded_bfloat16.MOST_OF_PLAIN * layout.slot_bytes:
             yield layout, encoding
 
 

@@ -16,9 +16,6 @@ from server.model.quantised.linear import NAME, QuantisedLinear
 
 log = logging.getLogger(__name__)
 
-LEAST_BYTES = 32 << 20  # of plain layers; less may lie in the processor's caches, and is read fast from there
-MOST_OF_PLAIN = 0.82  # of a layer's bytes; 0.75 without plain blocks, which take long to read where there are many
-
 
 class CodedLinears:
     """Codes the large linear layers in bfloat16, but not the head.
@@ -37,7 +34,7 @@ class CodedLinears:
             return
         head, layers = head_of(model), linear_layers(model).values()
         found = [each for each in layers if each is not head and coded_bfloat16.takes(each.weight)]
-        if sum(each.weight.nbytes for each in found) < LEAST_BYTES:
+        if sum(each.weight.nbytes for each in found) < coded_bfloat16.LEAST_BYTES:
             return
         self._linears = [linear for linear in found if _code(linear, kernels)]
         log.info("%d linear layers of the trunk take 12 bits a weight, without loss", len(self._linears))
@@ -52,7 +49,7 @@ def _code(linear: Any, kernels: Kernels) -> bool:
     """Make a ``QuantisedLinear`` of a linear layer; returns False if too little would be saved."""
     weight = linear.weight
     tensors = coded_bfloat16.code(NAME, weight)
-    if sum(tensor.nbytes for tensor in tensors.values()) > MOST_OF_PLAIN * weight.nbytes:
+    if sum(tensor.nbytes for tensor in tensors.values()) > coded_bfloat16.MOST_OF_PLAIN * weight.nbytes:
         return False
     del linear.weight
     linear.__class__ = QuantisedLinear

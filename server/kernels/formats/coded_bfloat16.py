@@ -30,6 +30,10 @@ LANES = 32  # inputs of a block whose codes are the low halves of their bytes
 HIGHS = 8  # upper parts of exponents in a block
 PLAIN = 255  # the base of a block that is plain
 USUAL = 100  # blocks, of which one is plain
+LEAST_BYTES = (
+    32 << 20
+)  # of plain weights, to be coded; less may lie in the processor's caches, and is read fast from there
+MOST_OF_PLAIN = 0.82  # of the bytes; 0.76 without plain blocks, which take long to read where there are many
 OUTPUTS = 1
 MATRIX_DIMENSIONS = 2
 CODES = "_codes"

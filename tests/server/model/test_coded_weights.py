@@ -12,9 +12,9 @@ from torch import nn
 from expert_store import ExpertKey, ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import dequantised
+from server.kernels.formats import coded_bfloat16
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
-from server.model import coded_experts, coded_linears
 from server.model.attention.kv_cache import KVCache
 from server.model.coded_linears import CodedLinears
 from server.model.native_layers import find_program
@@ -36,8 +36,7 @@ pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native 
 def gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code weights at every level, on any machine, and those of small models."""
     monkeypatch.setattr(Kernels, "gains_from_codes", True)
-    monkeypatch.setattr(coded_linears, "LEAST_BYTES", 0)
-    monkeypatch.setattr(coded_experts, "LEAST_BYTES", 0)
+    monkeypatch.setattr(coded_bfloat16, "LEAST_BYTES", 0)
 
 
 def config_of(name: str) -> Any:
