@@ -15,6 +15,7 @@ from server.kernels.expert import dequantised
 from server.kernels.formats import coded_bfloat16
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.model import coded_experts
 from server.model.attention.kv_cache import KVCache
 from server.model.coded_linears import CodedLinears
 from server.model.native_layers import find_program
@@ -90,6 +91,18 @@ def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypa
         assert (found - expected).abs().max() < 0.05 * (expected.max() - expected.min())
     else:
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", INPUTS_FIRST)
+def test_coded_layers_beside_plain_experts_keep_their_bits(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(config_of(family), tmp_path, torch.bfloat16)
+    monkeypatch.setattr(coded_experts, "MOST_BYTES", 0)
+    coded = load(tmp_path)
+    monkeypatch.setattr(Kernels, "gains_from_codes", False)
+    assert count(coded, QuantisedLinear)
+    assert torch.equal(logits(coded), logits(load(tmp_path)))
 
 
 def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
