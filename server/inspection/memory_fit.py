@@ -46,7 +46,7 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
     except SettingsError as error:
         return MemoryFit(nothing_fits(settings, needs, budget), 0, 0, least, str(error))
     host, on_device = (
-        sum(slots_per_layout(summary.catalog, nbytes).values()) if nbytes else 0
+        sum(slots_per_layout(summary.kept, nbytes).values()) if nbytes else 0
         for nbytes in (plan.host_bytes, plan.device_bytes)
     )
     return MemoryFit(plan, host, on_device, least)
@@ -54,7 +54,7 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
 
 def needs_of_summary(summary: ModelSummary, *, has_gpu: bool = False) -> ModelNeeds:
     """Return the sizes that the memory planner needs."""
-    shape, catalog = summary.outline, summary.catalog
+    shape, catalog = summary.outline, summary.kept
     step = StepShape.of(
         shape.model.config.get_text_config(),
         shape.kv_groups,

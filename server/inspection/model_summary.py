@@ -31,15 +31,18 @@ from server.model.checkpoint.locate import find_local, find_original
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
 from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
+from server.model.coded_experts import code_experts
 from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.model.model_shapes import ModelShapes, infer_shapes
 from server.model.program import ModelProgram
 from server.model.program_trial import find_program
 from server.model.recurrent.states import StateShapes, as_native
+from server.model.trunk_loader import build_model, empty_experts
 from server.settings import ServeSettings
 
 Source = Literal["checkpoint", "packed", "gguf", "gguf-headers", "headers", "config"]
+WITH_WEIGHTS = {"checkpoint", "packed", "gguf"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class ModelSummary:
     name: str
     source: Source
     outline: ModelShapes
-    catalog: ExpertCatalog
+    catalog: ExpertCatalog  # the experts as the files have them
+    kept: ExpertCatalog  # and as `serve` keeps them in memory
     program: ModelProgram  # what runs where
     num_unused: int  # tensors in the files that the model does not use
     trunk_format: str = UNCHANGED  # weight format of the trunk's linear layers
@@ -58,7 +62,7 @@ class ModelSummary:
     @property
     def has_experts(self) -> bool:
         """True if the experts' weights are on this machine."""
-        return self.source in {"checkpoint", "packed", "gguf"}
+        return self.source in WITH_WEIGHTS
 
     @property
     def num_experts(self) -> int:
@@ -71,8 +75,16 @@ class ModelSummary:
 
     @property
     def active_expert_bytes(self) -> int:
-        """Bytes of the experts that one token uses."""
-        return sum(k * self.catalog.layout(layer).slot_bytes for layer, k in self.outline.top_k.items())
+        """Bytes of the experts that one token uses, in the files."""
+        return self._active_bytes(self.catalog)
+
+    @property
+    def active_kept_bytes(self) -> int:
+        """Bytes of the experts that one token uses, in memory."""
+        return self._active_bytes(self.kept)
+
+    def _active_bytes(self, catalog: ExpertCatalog) -> int:
+        return sum(k * catalog.layout(layer).slot_bytes for layer, k in self.outline.top_k.items())
 
 
 def summarise_model(model: str | None, settings: ServeSettings, device: torch.device) -> ModelSummary:
@@ -124,11 +136,16 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):
         shape = infer_shapes(config, dtype, length, packed, has_kernels=program.is_native)
+    kept = catalog
+    can_code = kernels is not None and kernels.gains_from_codes and settings.device_expert_memory.is_auto
+    if can_code and source in WITH_WEIGHTS:
+        kept = code_experts(catalog, empty_experts(build_model(config, dtype)), dtype, kernels)
     return ModelSummary(
         name,
         source,
         shape,
         catalog=catalog,
+        kept=kept,
         program=program,
         num_unused=num_unused,
         trunk_format=trunk_format,

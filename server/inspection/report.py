@@ -29,7 +29,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) ->
     of a machine of the same speed with more memory.
     """
     shape, catalog = summary.outline, summary.catalog
-    traffic = Traffic(shape.active_trunk_bytes, summary.active_expert_bytes)
+    traffic = Traffic(shape.active_trunk_bytes, summary.active_kept_bytes, summary.active_expert_bytes)
     uniform = min(1.0, (plan.host_slots + plan.device_slots) / summary.num_experts)
     on_device = plan.device_slots / summary.num_experts if plan.has_gpu else 1.0
     missing = int((1 - uniform) * catalog.total_bytes)
@@ -52,6 +52,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) ->
             "top_k": max(shape.top_k.values()),
             "bytes_each": sorted({layout.slot_bytes for layout in catalog.layouts}),
             "total_bytes": catalog.total_bytes,
+            "memory_bytes": summary.kept.total_bytes,  # less where experts are coded as they are read
         },
         "bytes_per_token": {
             "trunk": traffic.trunk,
@@ -130,6 +131,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         f"{experts['num_experts']} in {experts['num_layers']} layers, {each} each, "
         f"{format_bytes(experts['total_bytes'])}; {experts['top_k']} per layer and token",
     )
+    if experts["memory_bytes"] < experts["total_bytes"]:
+        yield _row("in memory", f"{format_bytes(experts['memory_bytes'])}: 12 bits a weight, without loss")
     yield _row(
         "a token reads",
         f"{format_bytes(token['total'])}: {format_bytes(token['trunk'])} of trunk, "

@@ -21,7 +21,8 @@ class Traffic:
     """Bytes read per token."""
 
     trunk: int
-    experts: int
+    experts: int  # as memory has them
+    stored_experts: int  # as the files have them
 
 
 def tokens_per_second(traffic: Traffic, bandwidths: Bandwidths, hit_ratio: float, device_ratio: float = 1.0) -> float:
@@ -33,7 +34,7 @@ def tokens_per_second(traffic: Traffic, bandwidths: Bandwidths, hit_ratio: float
     """
     seconds = [
         (traffic.trunk + traffic.experts) / bandwidths.compute,
-        (1 - hit_ratio) * traffic.experts / bandwidths.disk,
+        (1 - hit_ratio) * traffic.stored_experts / bandwidths.disk,
     ]
     if bandwidths.copy is not None:
         seconds.append((1 - device_ratio) * traffic.experts / bandwidths.copy)

@@ -1,6 +1,7 @@
 """Divides the memory budget at start; `serve`, `inspect` and `doctor` make the same plan.
 
-But where `serve` keeps weights coded, it has smaller ones to plan for (``server.model.coded_experts``).
+But a model that is not on this machine may get more room: whether its weights can be coded is not known yet
+(``server.model.coded_experts``).
 
 The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache, a minimum of experts
 and the adapters. The experts get the rest until the KV cache needs it; see ``elastic_budget``.

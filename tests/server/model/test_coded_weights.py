@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from expert_store import ExpertKey, ExpertStore
+from server.inspection.memory_fit import needs_of_summary
+from server.inspection.model_summary import summarise_model
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import dequantised
 from server.kernels.formats import coded_bfloat16
@@ -23,6 +25,7 @@ from server.model.quantised.linear import QuantisedLinear
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from server.model.trunk_loader import load_trunk
+from server.settings import ServeSettings
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.family_divergence import wide_config
 
@@ -91,6 +94,14 @@ def test_logits_are_those_of_plain_weights(family: str, tmp_path: Path, monkeypa
         assert (found - expected).abs().max() < 0.05 * (expected.max() - expected.min())
     else:
         assert torch.equal(found, expected)
+
+
+def test_inspect_plans_with_the_experts_as_they_are_kept(tmp_path: Path) -> None:
+    save_checkpoint(config_of("qwen3_moe"), tmp_path, torch.bfloat16)
+    summary = summarise_model(str(tmp_path), ServeSettings(dtype="bfloat16"), torch.device("cpu"))
+    served = load(tmp_path).catalog
+    assert served.stored_bytes == summary.catalog.total_bytes > summary.kept.total_bytes == served.total_bytes
+    assert needs_of_summary(summary).catalog is summary.kept
 
 
 @pytest.mark.parametrize("family", INPUTS_FIRST)
