@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check ruff types layers bench fuzz soak clients cluster card lock clean
+.PHONY: run test nightly check ruff types layers bench fuzz soak clients cluster card lock clean
 
 # Two more than cores: tests also wait, for files and for processes that they start.
 WORKERS ?= $(shell expr $$(nproc) + 2)
@@ -20,7 +20,11 @@ run: $(VENV)/.installed
 	$(BIN)/greenroom serve $(MODEL)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not nightly" --numprocesses $(WORKERS) --dist loadfile
+
+# The cases and trials that CI leaves out (tests/nightly.py).
+nightly: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m nightly --numprocesses $(WORKERS) --dist loadfile
 
 # With --jobs they run together.
 check: ruff types layers
@@ -61,7 +65,7 @@ cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/cluster -m cluster -n0 -rA
 
 # Every family and format on a CUDA device that the CPU emulates, a JSON line each: with experts paged, of which CI
-# takes one family of each kind, and then families with all experts on the device, by Triton's interpreter: a quarter of an hour.
+# takes some, and then families with all experts on the device, by Triton's interpreter: a quarter of an hour.
 card: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.paging
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.card.families

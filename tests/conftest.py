@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.nightly import is_nightly
+
 # As the server sets it, before torch is imported: threads that spin while they wait take cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -87,12 +89,14 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of a folder, and sort them."""
+    """Mark the tests of a folder and those that CI leaves out, and sort them."""
     items.sort(key=lambda item: [not _is_in(item.path, place) for place in LONG])
     for item in items:
         for folder, mark in MARKS.items():
             if _is_in(item.path, folder):
                 item.add_marker(mark)
+        if is_nightly(item):
+            item.add_marker(pytest.mark.nightly)
 
 
 @cache  # of some thousand tests in a few hundred files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,10 @@ import gguf
 import torch
 
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
+from tests import nightly
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, WITH_TEXT_OF_ANOTHER, make_config
 from tests.gguf.wide_model import write_wide_model
-from tests.models_page import PAGE
 from tests.packed_models import pack_model
 from tests.quantise import publish
 from tests.server.kernels.formats.ggml_matrices import QUANTISED
@@ -66,12 +65,4 @@ CHECKPOINTS: Mapping[str, Save] = {
 
 def of_each_kind() -> Mapping[str, Save]:
     """Return the formats, and the families whose attention or expert tensors no earlier one has in docs/models.md."""
-    seen: set[str] = set()
-    kinds = dict[str, Save]()
-    for name, attention, tensors in re.findall(
-        r"^\| `(\w+)` \| \w+ \| (.+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE
-    ):
-        if name in CHECKPOINTS and not {attention, tensors} <= seen:
-            kinds[name] = CHECKPOINTS[name]
-            seen |= {attention, tensors}
-    return kinds | IN_FORMATS
+    return {name: CHECKPOINTS[name] for name in nightly.of_each_kind(CHECKPOINTS)} | IN_FORMATS

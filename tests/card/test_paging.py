@@ -1,6 +1,6 @@
 """Each kind of family and each format that pages experts through a card has the logits of the CPU, and no race.
 
-`make card` compares every family.
+CI takes some of them (`tests/nightly.py`), and `make card` every family.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ TOLERANCE = 2e-5  # by the largest logit, in float32
 
 
 @pytest.fixture(scope="module")
-def compared() -> dict[str, Any]:
-    lines = map(json.loads, run("-m", "tests.card.paging", *NAMES).splitlines())
+def compared(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Compare those for which tests run, in one process."""
+    of_tests = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
+    lines = map(json.loads, run("-m", "tests.card.paging", *of_tests).splitlines())
     return {line.pop("name"): line for line in lines}
 
 

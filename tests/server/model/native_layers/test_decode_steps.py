@@ -24,6 +24,7 @@ from server.model.recurrent.states import StateCache
 from server.model.step import HostLogits, SequenceChunk, TokenChoice
 from server.model.trunk import Trunk
 from tests.checkpoints import save_checkpoint
+from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 from tests.families import make_config
 from tests.server.model.native_layers.test_native_layers import BLOCK, load
 
@@ -127,7 +128,8 @@ def open_model(tmp_path: Path, pool: ComputePool) -> Iterator[Callable[[str], tu
         trunk = load(tmp_path, pool)
         assert trunk.runs_ahead
         stores.append(ExpertStore(trunk.catalog, trunk.catalog.total_bytes))
-        stores[-1].preload(stores[-1].absent(), 60)
+        stores[-1].preload(stores[-1].absent(), TIMEOUT)
+        wait_until_idle(stores[-1])
         return trunk, stores[-1]
 
     yield opened
