@@ -1,4 +1,4 @@
-"""What CI leaves to `make nightly`: most cases of tests that run for every family, and the longest trials.
+"""Names the tests that CI leaves to `make nightly`: most cases of those for every family, and the longest trials.
 
 CI is to end in a quarter of an hour. Of each test of ``sweeps`` it takes a part of the cases.
 """

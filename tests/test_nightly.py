@@ -1,4 +1,4 @@
-"""What CI leaves out is there."""
+"""The tests that CI leaves out exist."""
 
 from __future__ import annotations
 
