@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+WORKFLOWS: dict[str, dict[str, Any]] = {
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").iterdir()
+}
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 LOCK = (ROOT / ".ci/constraints.txt").read_text("utf-8")
 PINS = {each.name: each for each in map(Requirement, re.findall(r"^(?!#)\S.*$", LOCK, re.MULTILINE))}
@@ -35,27 +37,32 @@ def dependencies(extra: str = "") -> list[Requirement]:
     return [*map(Requirement, project["dependencies"]), *own, *others]
 
 
-def steps(job: str) -> list[str]:
-    return [step.get("run") or step["uses"] for step in WORKFLOW["jobs"][job]["steps"]]
+def steps(workflow: str, job: str) -> list[str]:
+    return [step.get("run") or step["uses"] for step in WORKFLOWS[workflow]["jobs"][job]["steps"]]
 
 
-def test_workflow_runs_all_checks_in_the_locked_versions() -> None:
-    assert ".ci/run" in steps("checks")
-    assert WORKFLOW["jobs"]["checks"]["env"]["PIP_CONSTRAINT"].endswith("/.ci/constraints.txt")
+@pytest.mark.parametrize(
+    ("workflow", "job", "command"), [("ci", "checks", ".ci/run"), ("nightly", "nightly", "make nightly")]
+)
+def test_workflow_runs_all_checks_in_the_locked_versions(workflow: str, job: str, command: str) -> None:
+    assert command in steps(workflow, job)
+    assert WORKFLOWS[workflow]["jobs"][job]["env"]["PIP_CONSTRAINT"].endswith("/.ci/constraints.txt")
 
 
 def test_workflow_builds_wheels_on_both_architectures() -> None:
-    assert "python -m cibuildwheel --output-dir wheels" in steps("wheels")
-    runners = WORKFLOW["jobs"]["wheels"]["strategy"]["matrix"]["runner"]
+    assert "python -m cibuildwheel --output-dir wheels" in steps("ci", "wheels")
+    runners = WORKFLOWS["ci"]["jobs"]["wheels"]["strategy"]["matrix"]["runner"]
     assert {runner.endswith("-arm") for runner in runners} == {False, True}
 
 
-def test_workflow_may_only_read_the_repository() -> None:
-    assert WORKFLOW["permissions"] == {"contents": "read"}
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_workflow_may_only_read_the_repository(workflow: str) -> None:
+    assert WORKFLOWS[workflow]["permissions"] == {"contents": "read"}
 
 
-def test_actions_and_tools_have_versions() -> None:
-    used = [step for job in WORKFLOW["jobs"] for step in steps(job)]
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_actions_and_tools_have_versions(workflow: str) -> None:
+    used = [step for job in WORKFLOWS[workflow]["jobs"] for step in steps(workflow, job)]
     actions = [step for step in used if re.match(r"[\w-]+/", step)]
     assert [each for each in actions if not re.search(r"@v\d+$", each)] == []
     installed = [name for step in used for name in re.findall(r"pip install (\S+)", step)]

@@ -1,13 +1,18 @@
-"""The tests that CI leaves out exist."""
+"""The tests and families that CI takes or leaves out exist."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from tests.nightly import TRIALS, sweeps
+from tests.card.checkpoints import CHECKPOINTS
+from tests.families import FAMILIES
+from tests.native_families import NATIVE_FAMILIES
+from tests.nightly import FORMATS_ON_CARD, IN_ENGINE, NAMED, ON_CARD, TRIALS, WITH_IMAGES, sweeps
+from tests.vision import VISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,3 +22,17 @@ def test_an_entry_names_a_test(entry: str) -> None:
     path, *names = entry.partition("[")[0].split("::")
     text = "" if (ROOT / path).is_dir() else (ROOT / path).read_text("utf-8")
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "known"),
+    [
+        (NAMED, NATIVE_FAMILIES),
+        (IN_ENGINE, FAMILIES),
+        (WITH_IMAGES, VISIONS),
+        ([*ON_CARD, *FORMATS_ON_CARD], CHECKPOINTS),
+    ],
+    ids=["of each kind", "in the engine", "with images", "on a card"],
+)
+def test_what_ci_takes_is_there(chosen: Collection[str], known: Collection[str]) -> None:
+    assert set(chosen) <= set(known)

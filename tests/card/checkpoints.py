@@ -10,7 +10,6 @@ import gguf
 import torch
 
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
-from tests import nightly
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, WITH_TEXT_OF_ANOTHER, make_config
 from tests.gguf.wide_model import write_wide_model
@@ -61,8 +60,3 @@ IN_FORMATS: Mapping[str, Save] = {
 CHECKPOINTS: Mapping[str, Save] = {
     name: SERVED[name] for name in SERVED if name not in WITH_TEXT_OF_ANOTHER
 } | IN_FORMATS
-
-
-def of_each_kind() -> Mapping[str, Save]:
-    """Return the formats, and the families whose attention or expert tensors no earlier one has in docs/models.md."""
-    return {name: CHECKPOINTS[name] for name in nightly.of_each_kind(CHECKPOINTS)} | IN_FORMATS

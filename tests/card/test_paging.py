@@ -1,6 +1,6 @@
-"""Each kind of family and each format that pages experts through a card has the logits of the CPU, and no race.
+"""Each family and each format that pages experts through a card has the logits of the CPU, and no race.
 
-CI takes some of them (`tests/nightly.py`), and `make card` every family.
+CI takes some of them (`tests/nightly.py`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.card.checkpoints import of_each_kind
+from tests.card.checkpoints import CHECKPOINTS
 from tests.card.test_card import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NAMES = list(of_each_kind())
 TOLERANCE = 2e-5  # by the largest logit, in float32
 
 
@@ -27,7 +26,7 @@ def compared(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {line.pop("name"): line for line in lines}
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("name", CHECKPOINTS, ids=lambda name: name.replace(" ", "_"))
 def test_experts_paged_through_a_card_give_the_logits_of_the_cpu(compared: dict[str, Any], name: str) -> None:
     found = compared[name]
     assert found.pop("error", 1.0) < TOLERANCE, found
