@@ -60,7 +60,16 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Quantise a matrix ``(out, in)``, whose largest magnitude is at most ``LARGEST_WEIGHT``, to its tensors."""
+    """Quantise a matrix ``(out, in)``, whose largest magnitude is at most ``LARGEST_WEIGHT``, to its tensors.
+
+    The native kernels do so if there are any, with errors as small.
+    """
+    native = blocks.quantise(Format.Q4, specs(name, *matrix.shape), matrix)
+    return _quantise(name, matrix) if native is None else native | blocks.shape_tensors(name + CODES, matrix)
+
+
+def _quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``quantise`` without native kernels."""
     codes, words = [], []
     for groups in blocks.groups_of(matrix):
         found, word = _quantise_groups(groups.flatten(0, 2))

@@ -43,7 +43,16 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Quantise a matrix ``(out, in)``, whose largest magnitude is at most ``LARGEST_WEIGHT``, to its tensors."""
+    """Quantise a matrix ``(out, in)``, whose largest magnitude is at most ``LARGEST_WEIGHT``, to its tensors.
+
+    The native kernels do so if there are any, with errors as small.
+    """
+    native = blocks.quantise(Format.Q8, specs(name, *matrix.shape), matrix)
+    return _quantise(name, matrix) if native is None else native | blocks.shape_tensors(name + CODES, matrix)
+
+
+def _quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``quantise`` without native kernels."""
     codes, scales = [], []
     for groups in blocks.groups_of(matrix):
         found, scale = _quantise_groups(groups)

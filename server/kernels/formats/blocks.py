@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.formats.chunked import CHUNK_WEIGHTS, project_chunks
-from server.kernels.native import slot_format
+from server.kernels.native import library, quantising, slot_format
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix, Size
 
@@ -79,6 +79,23 @@ def groups_of(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
     for chunk in torch.split(matrix, rows):
         filled = F.pad(chunk.float(), (0, -chunk.shape[1] % GROUP, 0, -len(chunk) % OUTPUTS))
         yield filled.reshape(-1, OUTPUTS, num_groups(matrix.shape[1]), GROUP)
+
+
+def quantise(kind: Format, specs: list[Spec], matrix: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """Quantise a matrix by the native kernels.
+
+    Args:
+        specs: of the codes and of their scales, and perhaps of the shape.
+
+    Returns:
+        Codes and scales by name; None if there are no native kernels, or the matrix is not on the CPU.
+    """
+    if not (matrix.is_cpu and library.is_available()):
+        return None
+    (codes, *_), (scales, *_) = specs[:2]
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in specs[:2]}
+    quantising.quantise(kind, matrix, tensors[codes], tensors[scales])
+    return tensors
 
 
 def blocks_per_chunk(scale: torch.Tensor) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import OUTPUTS, Spec
 from server.kernels.formats.chunked import num_rows
-from server.kernels.native import ggml, slot_format
+from server.kernels.native import ggml, library, slot_format
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
 
@@ -77,7 +77,7 @@ class FileBlocks:
     def describe(self, places: Places, name: str, shape: Shape) -> Matrix | None:
         """Describe a matrix to the native kernels; None if its tensor is not that of the type."""
         codes = places.get(name + self.CODES)
-        if codes is None or shape[1] % self.inputs or not ggml.is_available():
+        if codes is None or shape[1] % self.inputs or not library.is_available():
             return None
         if (name + self.CODES, codes.dtype, tuple(codes.shape)) != self.specs(name, *shape)[0]:
             return None

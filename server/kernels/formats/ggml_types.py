@@ -28,7 +28,7 @@ from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, s
 from server.kernels.formats.blocks import Spec
 from server.kernels.formats.file_blocks import FileBlocks
 from server.kernels.formats.superblocks import Superblocks
-from server.kernels.native import ggml
+from server.kernels.native import ggml, library
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
 
@@ -104,7 +104,7 @@ class GgmlType:
             return {specs[0][0]: raw.view(specs[0][1])}
         if into is None:
             into = {key: torch.empty(shape, dtype=dtype) for key, dtype, shape in specs}
-        if self.dtype is None and ggml.is_available():
+        if self.dtype is None and library.is_available():
             places, others = (specs[:1], specs[1:]) if isinstance(self.format, FileBlocks) else (specs[:2], specs[2:])
             ggml.repack(self._stored_as, raw, in_features, [into.get(key) for key, *_ in places])
             made = {key: torch.tensor((len(raw), in_features), dtype=dtype) for key, dtype, _ in others}

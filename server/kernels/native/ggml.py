@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
 
-from server.kernels.native.library import KernelError, load
+from server.kernels.native.library import load
 from server.kernels.native.structures.matrices import Format
-
-
-@cache
-def is_available() -> bool:
-    """Return True if there are native kernels."""
-    try:
-        load()
-    except KernelError:
-        return False
-    return True
 
 
 def repack(kind: Format, raw: torch.Tensor, in_features: int, into: Sequence[torch.Tensor | None]) -> None:

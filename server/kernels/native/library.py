@@ -24,7 +24,7 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 20
+ABI = 21
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -67,6 +67,8 @@ def load() -> ctypes.CDLL:
     code = library.greenroom_code_bfloat16
     code.restype = c_int64
     code.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
+    library.greenroom_quantise.restype = c_int
+    library.greenroom_quantise.argtypes = [c_int, c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]
     library.greenroom_set_grid.restype = c_int
     library.greenroom_set_grid.argtypes = [c_int, c_void_p, c_int64]
     library.greenroom_close.argtypes = [c_void_p]
@@ -99,6 +101,16 @@ def load() -> ctypes.CDLL:
         check.restype = c_char_p
         check.argtypes = [c_void_p, *[c_int64] * num_sizes]
     return library
+
+
+@cache
+def is_available() -> bool:
+    """Return True if there are native kernels."""
+    try:
+        load()
+    except KernelError:
+        return False
+    return True
 
 
 def impossible(check: str, described: Structure, *sizes: int) -> str | None:

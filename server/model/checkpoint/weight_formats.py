@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Literal, get_args
@@ -79,9 +80,10 @@ def quantise(name: str, matrix: torch.Tensor, weights: QuantisedWeights) -> Weig
         ModelError: the matrix has a number that can't be quantised.
     """
     block_format = BLOCK_FORMATS[weights]
-    if not matrix.isfinite().all():
+    least, largest = (extreme.item() for extreme in matrix.aminmax()) if matrix.numel() else (0.0, 0.0)
+    most = max(-least, largest)
+    if not math.isfinite(most):  # NaN is both extremes of a matrix that has one
         raise ModelError(f"{name} holds NaN or infinity, which {weights} can't represent")
-    most = max(abs(extreme.item()) for extreme in matrix.aminmax()) if matrix.numel() else 0.0
     if most > block_format.LARGEST_WEIGHT:
         largest = block_format.LARGEST_WEIGHT
         raise ModelError(f"{name} holds {most:.3g}, more than the largest number of {weights}, {largest:.3g}")

@@ -64,7 +64,7 @@ void start(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 20; }
+GREENROOM_API int greenroom_abi() { return 21; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -88,6 +88,14 @@ GREENROOM_API int64_t greenroom_code_bfloat16(const uint16_t* weights, int is_tr
                                               uint8_t* codes, uint8_t* bases, uint16_t* rest, int64_t most) {
   const greenroom::Level* level = greenroom::find_level(nullptr);
   return level->code_blocks({weights, is_transposed != 0, outputs, inputs, codes, bases, rest, most});
+}
+
+// Stores a matrix of plain numbers as kQ8 or kQ4; returns 1 for other formats. Any number of threads may call it at a time.
+GREENROOM_API int greenroom_quantise(int to, const void* weights, int from, int64_t outputs, int64_t inputs, uint8_t* codes,
+                                     uint16_t* scales) {
+  const greenroom::Level* level = greenroom::find_level(nullptr);
+  const auto format = [](int number) { return static_cast<greenroom::Format>(number); };
+  return level->quantise({format(to), weights, format(from), outputs, inputs, codes, scales}) ? 0 : 1;
 }
 
 // Sets the table of numbers of a format (formats/grids.h), before any product with it; returns 1 if it has another size.

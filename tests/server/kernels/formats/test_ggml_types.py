@@ -10,7 +10,7 @@ from torch import nn
 
 from server.kernels.format_table import format_of
 from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
-from server.kernels.native import ggml
+from server.kernels.native import library
 from server.kernels.native.available import availability
 from server.model.quantised.linear import NAME, QuantisedLinear
 from tests.server.kernels.formats.ggml_matrices import NUMBERS, QUANTISED, random_rows
@@ -65,7 +65,7 @@ def test_native_repacking_writes_the_bits_that_torch_does(
 ) -> None:
     kind, raw = kind_of(name), random_rows(name, out_features, INPUTS)
     found = kind.repack("w", raw, INPUTS)
-    monkeypatch.setattr(ggml, "is_available", lambda: False)
+    monkeypatch.setattr(library, "is_available", lambda: False)
     wanted = kind.repack("w", raw, INPUTS)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(bits(found[key]), bits(wanted[key])) for key in wanted)

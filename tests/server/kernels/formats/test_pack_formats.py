@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.kernels.formats import block_int4, block_int8, blocks, channel_int8, group_int4
+from server.kernels.native import library
 from tests.old_packs import int4_matrix, int8_matrix
 
 Quantise = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -130,6 +131,20 @@ def test_codes_of_int4_are_the_nearest() -> None:
     numbers = torch.tensor(block_int4.TABLE) - zero.view(16, 1, 1)
     nearest = (scale.view(16, 1, 1) * numbers - matrix.unsqueeze(-1)).abs().amin(-1)
     torch.testing.assert_close((block_int4.dequantise(tensors, "w") - matrix).abs(), nearest)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="the native kernels were not built")
+@WRITTEN
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+def test_native_kernels_quantise_with_no_larger_errors_than_torch(kernel: ModuleType, dtype: torch.dtype) -> None:
+    matrix = gaussian((200, 330))
+    matrix[::7, ::11] *= 20
+    matrix = matrix.to(dtype)
+    native, by_torch = kernel.quantise("w", matrix), kernel._quantise("w", matrix)
+    error, wanted = (distance(kernel.dequantise(each, "w"), matrix) for each in (native, by_torch))
+    assert error <= wanted * (1 + 1e-4)
+    same = native["w" + kernel.CODES] == by_torch["w" + kernel.CODES]
+    assert float(same.float().mean()) > 0.99  # a sum in another order decides ties
 
 
 def test_this_processor_has_a_fused_product_for_some_block_size() -> None:

@@ -56,6 +56,17 @@ struct Coding {
   int64_t most;    // of those that there is memory for
 };
 
+// A matrix of plain numbers, to be stored as kQ8 or kQ4, which can represent the largest of them.
+struct Quantising {
+  Format to;
+  const void* weights;
+  Format from;
+  int64_t outputs;
+  int64_t inputs;
+  uint8_t* codes;
+  uint16_t* scales;
+};
+
 struct Level {
   const char* name;
 
@@ -129,6 +140,9 @@ struct Level {
 
   // Codes blocks; returns the number of plain ones, of which up to `most` are written.
   int64_t (*code_blocks)(const Coding& call);
+
+  // Returns false if matrices can't be quantised to the format.
+  bool (*quantise)(const Quantising& call);
 
   // Writes a row of a matrix in float32; returns false if rows of the format can't be read. `target` may be null.
   bool (*read_row)(const Matrix& matrix, int64_t row, float* target);

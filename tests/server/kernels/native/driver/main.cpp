@@ -131,6 +131,24 @@ void run_repack(const char* level) {
   check_same("repacked scales", level, scales.data(), other_scales.data(), extents.scales);
 }
 
+// Quantises numbers of any size to int8 or int4, in memory without a byte too many.
+void run_quantise(const char* level) {
+  const Format to = one_in(2) ? Format::kQ8 : Format::kQ4;
+  const int64_t outputs = between(1, 40), inputs = between(1, 100);
+  const Numbers numbers(plain_format(), outputs * inputs, std::ldexp(1.0f, static_cast<int>(between(-30, 10))));
+  const int64_t groups = round_up(inputs, kGroup) / kGroup * round_up(outputs, kBlock);
+  std::vector<uint8_t> codes(static_cast<size_t>(groups * kGroup / (to == Format::kQ4 ? 2 : 1))), other_codes(codes.size());
+  std::vector<uint16_t> scales(static_cast<size_t>(groups)), other_scales(scales.size());
+  const auto quantise = [&](const char* by, std::vector<uint8_t>& c, std::vector<uint16_t>& s) {
+    const Quantising call{to, numbers.bytes.get(), numbers.format, outputs, inputs, c.data(), s.data()};
+    if (!find_level(by)->quantise(call)) std::abort();
+  };
+  quantise(level, codes, scales);
+  quantise("portable", other_codes, other_scales);
+  check_same("quantised codes", level, codes.data(), other_codes.data(), static_cast<int64_t>(codes.size()));
+  check_same("quantised scales", level, scales.data(), other_scales.data(), groups * static_cast<int64_t>(sizeof(uint16_t)));
+}
+
 void run_experts(Handle* handle, const char* level) {
   const Format format = any_format();
   const int64_t num_experts = between(1, 4), tokens = between(1, 30), top_k = between(1, 3);
@@ -227,6 +245,7 @@ int main(int count, char** arguments) {
     for (int round = 0; round < rounds && !is_hostile; ++round) {
       for (int i = 0; i < 3; ++i) run_linear(handle, level);
       for (int i = 0; i < 10; ++i) run_repack(level);
+      for (int i = 0; i < 3; ++i) run_quantise(level);
       run_experts(handle, level);
       run_head(handle, level);
       for (int i = 0; i < 3; ++i) run_sampling(handle, level);
