@@ -165,7 +165,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "StepStates.reader",
     ),
     "server/model/step_graphs.py": ("_Capture.cut", "_Graph.run", "_StepGraph.run", "_capture"),
-    "server/model/trunk.py": ("Trunk._run_on_device", "_StepHooks.__init__"),
+    "server/model/module_steps.py": ("ModuleSteps._run_on_device", "_StepHooks.__init__"),
 }
 
 # What a function has that is right nonetheless. Memory comes from the pool that all graphs share, and is used until the

@@ -52,7 +52,7 @@ class Model:
         trunk = load_trunk(model, torch.float32, CARD, pool=pool)
         assert isinstance(trunk, Trunk)
         self.trunk, self.errors = trunk, list[str]()
-        assert (trunk._graphs is not None) == with_triton
+        assert (trunk.module_steps.graphs is not None) == with_triton
 
     def open_store(self) -> ExpertStore:
         catalog = self.trunk.catalog
@@ -115,7 +115,7 @@ def fail_in_first_decode(model: Model) -> dict[str, Any]:
     store, model.errors = model.open_store(), []
     model.run(store, "allocation", MIDDLE, 1, only_in=1)
     store.close()
-    graphs = model.trunk._graphs
+    graphs = model.trunk.module_steps.graphs
     assert graphs is not None
     return {"errors": model.errors, "captured": sum(graph.is_captured for graph in graphs._graphs.values())}
 

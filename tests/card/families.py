@@ -60,7 +60,8 @@ def compare(name: str) -> dict[str, Any]:
         model = SERVED[name](Path(folder))
         expected, _ = logits_on(CPU, model)
         found, trunk = logits_on(CARD, model)
-    graphs, tables = (trunk._graphs, trunk._tables) if isinstance(trunk, Trunk) else (None, None)
+    steps = trunk.module_steps if isinstance(trunk, Trunk) else None
+    graphs, tables = (None, None) if steps is None else (steps.graphs, steps.tables)
     return {
         "error": float((found - expected).abs().max() / expected.abs().max()),
         "waitless": tables is not None,

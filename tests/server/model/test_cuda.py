@@ -110,11 +110,11 @@ def load(name: str, folder: Path, device: torch.device = DEVICE) -> Trunk:
 )
 def test_steps_of_graphs_have_the_logits_of_steps_without(name: str, slots: int | None, tmp_path: Path) -> None:
     trunk = load(name, tmp_path)
-    assert trunk._graphs is not None
+    assert trunk.module_steps.graphs is not None
     found = decode(trunk, 5, left_after=2, slots=slots)
-    kinds = [(type(graph).__name__, graph.is_captured) for graph in trunk._graphs._graphs.values()]
+    kinds = [(type(graph).__name__, graph.is_captured) for graph in trunk.module_steps.graphs._graphs.values()]
     assert ("_StepGraph" if slots is None else "_CutGraph", True) in kinds
-    trunk._graphs = None
+    trunk.module_steps.graphs = None
     assert torch.equal(found, decode(trunk, 5, left_after=2))
 
 
@@ -122,15 +122,17 @@ def test_missed_experts_that_the_cpu_computes_are_near_those_of_the_device(tmp_p
     trunk = load("gpt_oss", tmp_path)
     expected = decode(trunk)
     trunk.place_misses("cpu", Kernels(1))
-    assert trunk._graphs is not None
+    assert trunk.module_steps.graphs is not None
     found = decode(trunk, slots=5)
-    assert any(isinstance(graph, _CutGraph) and graph.is_captured for graph in trunk._graphs._graphs.values())
+    assert any(
+        isinstance(graph, _CutGraph) and graph.is_captured for graph in trunk.module_steps.graphs._graphs.values()
+    )
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: Path) -> None:
     trunk = load("qwen3_moe", tmp_path)
-    graphs = trunk._graphs
+    graphs = trunk.module_steps.graphs
     assert graphs is not None
 
     def read(*_: object) -> None:
@@ -139,12 +141,12 @@ def test_a_model_that_reads_the_device_in_a_step_runs_without_graphs(tmp_path: P
     trunk._model.model.register_forward_hook(read)
     found = decode(trunk)
     assert graphs._is_off
-    trunk._graphs = None
+    trunk.module_steps.graphs = None
     assert torch.equal(found, decode(trunk))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_a_second_device_has_the_logits_of_the_first(tmp_path: Path) -> None:
     first, second = (load("qwen3_moe", tmp_path / str(n), torch.device("cuda", n)) for n in (0, 1))
-    assert second._graphs is not None
+    assert second.module_steps.graphs is not None
     assert torch.equal(decode(first), decode(second))
