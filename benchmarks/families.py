@@ -163,6 +163,18 @@ FAMILIES = {
         },
         "14 blocks (6 Mamba-2 of 32 heads of 64, 2 of attention, 6 of 96 experts of 640, 6 chosen, 1 shared)",
     ),
+    "jamba": Family(
+        "jamba",
+        {
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "intermediate_size": 3584,
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "mamba_dt_rank": 64,
+        },
+        "8 layers (1 of attention, 7 Mamba-1 of 2048 channels; 4 dense of 3584), 16 experts of 3584, 2 chosen",
+    ),
     "gemma4": Family(
         "gemma4_text",
         {
