@@ -80,8 +80,8 @@ def quantise(name: str, matrix: torch.Tensor, weights: QuantisedWeights) -> Weig
         ModelError: the matrix has a number that can't be quantised.
     """
     block_format = BLOCK_FORMATS[weights]
-    least, largest = (extreme.item() for extreme in matrix.aminmax()) if matrix.numel() else (0.0, 0.0)
-    most = max(-least, largest)
+    low, high = (extreme.item() for extreme in matrix.aminmax()) if matrix.numel() else (0.0, 0.0)
+    most = max(-low, high)
     if not math.isfinite(most):  # NaN is both extremes of a matrix that has one
         raise ModelError(f"{name} holds NaN or infinity, which {weights} can't represent")
     if most > block_format.LARGEST_WEIGHT:
