@@ -15,6 +15,7 @@ import { count, percent, plural } from "./format.js";
  */
 
 const MAX_BUTTONS = 40; // per domain, one per token text
+const NO_ANSWERS = "No answers yet. Send a message in the playground, or run the examples, one per domain.";
 
 /**
  * Show the share of each domain's tokens that was routed to an expert.
@@ -29,26 +30,39 @@ export function showDomains(transcript, experts, index) {
     return;
   }
   const [row, expert] = [experts.row(index), experts.expert(index)];
-  const { domains, uniform } = tally(transcript, row, expert, experts.sizes[row]);
+  const size = experts.sizes[row];
+  const { domains, choices } = tally(transcript, row, expert);
   transcript.filterBy(transcript.tokens.length ? [row, expert] : null);
-  const greatest = Math.max(uniform, ...domains.map(share));
   const list = make("ul", "domains");
-  list.append(...domains.map((domain) => item(transcript, domain, share(domain) / greatest, uniform / greatest)));
-  const hint = domains.length
-    ? `Share of each domain's generated tokens that was routed to this expert. The marker shows a uniform share, ${percent(uniform)}.`
-    : "No answers yet. Send a message in the playground, or run the examples, one per domain.";
+  list.append(...domains.map((domain) => item(transcript, domain, choices / size)));
+  const hint = domains.length ? explanation(choices, size) : NO_ANSWERS;
   byId("expert-domains").replaceChildren(make("p", "hint", hint), list);
+}
+
+/**
+ * Explain the bars, and why the shares of tokens here exceed the share of choices among the facts.
+ *
+ * @param {number} choices of experts that a token makes in the layer, on average
+ * @param {number} size number of experts in the layer
+ */
+function explanation(choices, size) {
+  const number = count(Number(choices.toFixed(1)));
+  const times = number === "1" ? "" : `, so a share of tokens is ${number} times a share of choices`;
+  return (
+    "Share of each domain's generated tokens that chose this expert. " +
+    `A token chooses ${number} of the layer's ${plural(size, "expert")}${times}. ` +
+    `The marker shows a uniform share, ${percent(choices / size)}.`
+  );
 }
 
 /**
  * @param {Transcript} transcript
  * @param {number} row
  * @param {number} expert
- * @param {number} size number of experts in the layer
- * @returns {{domains: Domain[], uniform: number}} domains by descending share, and the share of each expert if the
- *   layer's tokens were spread evenly
+ * @returns {{domains: Domain[], choices: number}} domains by descending share, and the experts of the layer that a
+ *   token chose on average
  */
-function tally(transcript, row, expert, size) {
+function tally(transcript, row, expert) {
   /** @type {Map<string, Domain>} */
   const domains = new Map();
   let tokens = 0;
@@ -69,7 +83,7 @@ function tally(transcript, row, expert, size) {
     choices += token.routes.reduce((sum, route) => sum + (route[row]?.length ?? 0), 0);
   }
   const answered = [...domains.values()].filter((domain) => domain.total);
-  return { domains: answered.sort((one, other) => share(other) - share(one)), uniform: tokens ? choices / tokens / size : 0 };
+  return { domains: answered.sort((one, other) => share(other) - share(one)), choices: tokens ? choices / tokens : 0 };
 }
 
 /** @param {Domain} domain */
@@ -80,18 +94,17 @@ function share({ routed, total }) {
 /**
  * @param {Transcript} transcript
  * @param {Domain} domain
- * @param {number} filled part of the bar that is filled, 0 to 1
- * @param {number} marker position of the uniform share, 0 to 1
+ * @param {number} uniform share of each expert if tokens chose evenly, which a marker shows
  */
-function item(transcript, domain, filled, marker) {
+function item(transcript, domain, uniform) {
   const title = make("p", "domain-title");
   const amount = `${count(domain.routed)} of ${plural(domain.total, "token")}, ${percent(share(domain))}`;
   title.append(make("span", domain.name ? "" : "unnamed", domain.name || "no domain"), make("span", "amount", amount));
   const bar = make("div", "share");
   bar.append(make("div", "part"), make("div", "uniform"));
   bar.setAttribute("aria-hidden", "true");
-  /** @type {HTMLElement} */ (bar.children[0]).style.width = `${100 * filled}%`;
-  /** @type {HTMLElement} */ (bar.children[1]).style.left = `${100 * marker}%`;
+  /** @type {HTMLElement} */ (bar.children[0]).style.width = `${100 * share(domain)}%`;
+  /** @type {HTMLElement} */ (bar.children[1]).style.left = `${100 * uniform}%`;
   const byFrequency = [...domain.tokens].sort(([, one], [, other]) => other.length - one.length);
   const buttons = make("div", "texts");
   buttons.append(...byFrequency.slice(0, MAX_BUTTONS).map(([text, tokens]) => button(transcript, text, tokens)));

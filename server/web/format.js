@@ -30,6 +30,11 @@ export function count(value) {
   return value.toLocaleString("en");
 }
 
+/** @param {number} value in three digits, such as 646K, where there is little room */
+export function compact(value) {
+  return value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
+}
+
 /** @param {number | null} share 0 to 1; null if unknown */
 export function percent(share) {
   return share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%`;

@@ -30,6 +30,7 @@ const OBSTACLES = {
 export class Inspector {
   constructor() {
     this.box = byId("inspector");
+    this.head = byId("expert-head");
     this.title = byId("expert-title");
     this.facts = byId("expert-facts");
     this.result = byId("result");
@@ -56,12 +57,15 @@ export class Inspector {
   select(index) {
     this.selected = index;
     this.details = null;
-    byId("expert-empty").hidden = index >= 0;
-    for (const id of ["expert-actions", "expert-body"]) byId(id).hidden = index < 0;
+    this.box.hidden = index < 0;
     report(this.result, "");
-    if (index < 0) write(this.title, "Expert");
-    else void this.loadDetails(index);
+    if (index >= 0) void this.loadDetails(index);
     this.show();
+  }
+
+  /** Scroll the least that brings the name, the buttons and the state of the selected expert into view. */
+  reveal() {
+    this.head.scrollIntoView({ block: "nearest" });
   }
 
   /** Focus the first button of the selected expert. */
@@ -82,7 +86,7 @@ export class Inspector {
     /** @type {[string, string][]} */
     const facts = [
       ["Residency", TIER_NAMES[experts.residency[selected]] + (experts.pinned[selected] ? ", pinned" : "")],
-      ["Tokens", inLayer ? `${count(tokens)}, ${percent(tokens / inLayer)} of this layer` : count(tokens)],
+      ["Tokens", inLayer ? `${count(tokens)} since the start, ${percent(tokens / inLayer)} of the layer's choices` : count(tokens)],
     ];
     if (this.details) facts.push(["Size", size(this.details.bytes)]);
     if (this.details && this.details.variant !== "base") facts.push(["Variant", this.details.variant]);
@@ -94,9 +98,16 @@ export class Inspector {
 
   /** @param {[string, string][]} facts */
   write(facts) {
-    while (this.facts.children.length > 2 * facts.length) this.facts.lastElementChild?.remove();
-    while (this.facts.children.length < 2 * facts.length) this.facts.append(make("dt"), make("dd"));
-    facts.flat().forEach((text, place) => write(/** @type {HTMLElement} */ (this.facts.children[place]), text));
+    while (this.facts.children.length > facts.length) this.facts.lastElementChild?.remove();
+    while (this.facts.children.length < facts.length) {
+      const fact = make("div");
+      fact.append(make("dt"), make("dd"));
+      this.facts.append(fact);
+    }
+    facts.forEach((texts, place) => {
+      const fact = this.facts.children[place];
+      texts.forEach((text, part) => write(/** @type {HTMLElement} */ (fact.children[part]), text));
+    });
   }
 
   /** @param {number} index expert whose details are requested from the server */

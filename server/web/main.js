@@ -5,6 +5,7 @@ import { BalanceText } from "./balance.js";
 import { ConnectionStatus, initKeyDialog } from "./connection.js";
 import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
+import { ExpertPicker } from "./expert_picker.js";
 import { ExpertStream } from "./expert_stream.js";
 import { Inspector } from "./inspector.js";
 import { Lines } from "./lines.js";
@@ -43,6 +44,10 @@ const transcript = new Transcript({
 });
 const playground = new Playground(transcript);
 const weights = new Weights((routers) => void playground.loadModels(routers));
+const picker = new ExpertPicker((index) => {
+  if (index >= 0) heatmap.scrollTo(index);
+  select(index);
+});
 const connectionStatus = new ConnectionStatus(() => stream.start());
 
 /** @type {Experts | null} */
@@ -66,6 +71,7 @@ const stream = new ExpertStream({
     write(byId("model"), experts.model);
     document.title = `${experts.model} – Greenroom`;
     heatmap.show(experts);
+    picker.setExperts(experts);
     inspector.setExperts(experts);
     select(inspector.selected);
     playground.setLayers(experts.layers.map(String));
@@ -122,6 +128,7 @@ function showTotals(totals, now) {
 /** @param {number} index -1 for none */
 function select(index) {
   heatmap.mark({ selected: index });
+  picker.show(index);
   inspector.select(index);
   if (experts) showDomains(transcript, experts, index);
 }
@@ -130,8 +137,10 @@ new HeatmapInput(heatmap, {
   select(index, isByKey) {
     select(index);
     if (isByKey) inspector.focus();
+    else inspector.reveal();
   },
   act(action, index) {
+    if (index !== inspector.selected) select(index);
     void inspector.act(action, index);
   },
   clear() {

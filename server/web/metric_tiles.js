@@ -1,7 +1,7 @@
 /** The tiles of metrics above the heatmap, each with a line of the server's history. */
 
 import { make, write } from "./dom.js";
-import { count, latency, percent, plural, rate, size } from "./format.js";
+import { compact, count, latency, percent, rate, size } from "./format.js";
 import { Sparkline } from "./sparkline.js";
 
 /**
@@ -14,7 +14,6 @@ import { Sparkline } from "./sparkline.js";
  * @property {(totals: Totals, rates: Rates, lines: Lines) => string} value
  * @property {(totals: Totals, rates: Rates, lines: Lines) => string} detail text below the value
  * @property {[string, string][]} lines names in the history, and CSS class of each
- * @property {boolean} [isWide]
  * @property {boolean} [isSparse] draws nothing where a line is 0
  * @property {(lines: Lines) => boolean} [isBad] returns true to draw attention to it
  * @property {number} [top] upper end of the scale
@@ -31,11 +30,20 @@ const TILES = [
     value: (totals) => percent(totals.hit_ratio),
     detail: ({ hit_ratio: ratio, optimal_hit_ratio: optimal }) =>
       ratio !== null && optimal !== null && ratio > optimal
-        ? `by prefetching; without it at best ${percent(optimal)}`
+        ? `≤ ${percent(optimal)} without prefetch`
         : `optimal ${percent(optimal)}`,
     lines: [["hit_ratio", ""], ["optimal_hit_ratio", "optimal"]],
     top: 1,
   },
+  {
+    label: "Tokens/s",
+    tooltip: "Generated tokens per second, and below it prompt tokens per second, mean of the last five seconds.",
+    value: (_, rates) => rate(rates.generationTokens),
+    detail: (_, rates) => `prompt ${rate(rates.promptTokens)}`,
+    lines: [["generation_tokens_per_second", ""]],
+  },
+  latencyTile("First token", "Time from the arrival of a request to its first token", "first_token"),
+  latencyTile("Time per token", "Time from a token of a request to its next", "inter_token"),
   {
     label: "Read from disk",
     tooltip: "Expert bytes read from disk per second, mean of the last five seconds.",
@@ -52,22 +60,13 @@ const TILES = [
     top: 1,
   },
   {
-    label: "Tokens/s",
-    tooltip: "Generated tokens per second, and below it prompt tokens per second, mean of the last five seconds.",
-    value: (_, rates) => rate(rates.generationTokens),
-    detail: (_, rates) => `prompt ${rate(rates.promptTokens)}`,
-    lines: [["generation_tokens_per_second", ""]],
-  },
-  {
     label: "KV cache",
     tooltip: "Share of KV cache blocks in use.",
     value: (totals) => percent(totals.kv_cache_usage),
-    detail: (totals) => plural(totals.generation_tokens, "output token"),
+    detail: (totals) => `${compact(totals.generation_tokens)} output tokens`,
     lines: [["kv_cache_usage", ""]],
     top: 1,
   },
-  latencyTile("First token", "Time from the arrival of a request to its first token", "first_token"),
-  latencyTile("Time per token", "Time from a token of a request to its next", "inter_token"),
   {
     label: "Requests",
     tooltip: "Sequences that are running, and sequences that wait in the queue. A request with n choices counts as n sequences.",
@@ -81,7 +80,7 @@ const TILES = [
     value: (_, __, lines) => count(lines.sum("num_errors", ERROR_SECONDS)),
     detail: (_, __, lines) => {
       const [limited, refused] = ["num_rate_limited", "num_client_errors"].map((name) => lines.sum(name, ERROR_SECONDS));
-      return `429: ${count(limited)} · other 4xx: ${count(refused)}`;
+      return `429: ${compact(limited)} · other 4xx: ${compact(refused)}`;
     },
     lines: [["num_rate_limited", "optimal"], ["num_errors", "bad"]],
     isSparse: true,
@@ -100,7 +99,7 @@ export class MetricTiles {
       const value = make("dd", "value", "–");
       const detail = make("dd", "detail");
       const spark = new Sparkline(tile.lines.map(([, name]) => name));
-      const box = make("div", tile.isWide ? "tile wide" : "tile");
+      const box = make("div", "tile");
       box.title = tile.tooltip;
       const line = make("dd");
       line.append(spark.element);
@@ -152,6 +151,5 @@ function latencyTile(label, tooltip, name) {
     value: (_, __, lines) => latency(lines.latest(`${name}_p50`)),
     detail: (_, __, lines) => `p95 ${latency(lines.latest(`${name}_p95`))} · p99 ${latency(lines.latest(`${name}_p99`))}`,
     lines: [[`${name}_p99`, "tail"], [`${name}_p95`, "optimal"], [`${name}_p50`, ""]],
-    isWide: true,
   };
 }

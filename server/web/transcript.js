@@ -40,6 +40,10 @@ export class Transcript {
     this.answerElement = null;
     this.box.addEventListener("click", (event) => this.onClick(event));
     this.box.addEventListener("keydown", (event) => this.onKeyDown(event));
+    this.height = this.box.clientHeight; // when `keepAtEnd` ran last
+    this.isAtEnd = true;
+    this.box.addEventListener("scroll", () => (this.isAtEnd = isScrolledToEnd(this.box, this.height)));
+    new ResizeObserver(() => this.keepAtEnd()).observe(this.box);
   }
 
   clear() {
@@ -133,9 +137,17 @@ export class Transcript {
    * @param {Element} element
    */
   append(parent, element) {
-    const isAtEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
+    const isAtEnd = isScrolledToEnd(this.box, this.box.clientHeight);
     parent.append(element);
     if (isAtEnd) this.box.scrollTop = this.box.scrollHeight;
+  }
+
+  /** After the size of the box changed, show the end if that was visible before. */
+  keepAtEnd() {
+    const { box } = this;
+    if (this.isAtEnd && this.current < 0) box.scrollTop = box.scrollHeight;
+    this.height = box.clientHeight;
+    this.isAtEnd = isScrolledToEnd(box, this.height);
   }
 
   /** @param {string} cost text below the answer that ends */
@@ -232,4 +244,12 @@ export class Transcript {
  */
 function isRoutedTo(token, row, expert) {
   return token.routes.some((route) => route[row]?.includes(expert));
+}
+
+/**
+ * @param {HTMLElement} box
+ * @param {number} height of its visible part
+ */
+function isScrolledToEnd(box, height) {
+  return box.scrollHeight - box.scrollTop - height < 40;
 }

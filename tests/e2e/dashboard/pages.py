@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Page, Request, expect
 
+from server.administration.history import SERIES
 from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
@@ -59,6 +61,17 @@ def synthetic_server(
     with serving_model(model, rig.engine, service=service, port=port) as live:
         yield Synthetic(f"http://127.0.0.1:{live.port}", experts, service)
         service.is_draining = True  # ends the stream
+
+
+def lines(num_points: int = 12, **series: float | None) -> dict[str, Any]:
+    """Return a history whose lines are level; those that are not named are 0."""
+    values = dict.fromkeys(SERIES, 0.0) | series
+    return {
+        "object": "history",
+        "interval_seconds": 5.0,
+        "times": [1e9 + 5 * number for number in range(num_points)],
+        "series": {name: [value] * num_points for name, value in values.items()},
+    }
 
 
 def open_live(page: Page, url: str) -> None:

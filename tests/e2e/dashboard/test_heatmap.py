@@ -55,7 +55,7 @@ def test_experts_are_pinned_and_evicted_by_keys_and_by_clicks(server: Server, pa
     expect(page.locator("#expert-facts")).to_contain_text("disk")
     page.locator("#heatmap").focus()
     page.keyboard.press("Escape")
-    expect(page.locator("#expert-empty")).to_be_visible()
+    expect(page.locator("#inspector")).to_be_hidden()
     assert page_log.errors == []
 
 

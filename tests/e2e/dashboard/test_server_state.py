@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect
 
-from server.administration.history import SERIES
 from server.engine.engine_statistics import FINISHED_REASONS
-from tests.e2e.dashboard.pages import Synthetic, open_live
+from tests.e2e.dashboard.pages import Synthetic, lines, open_live
 
 ROOT = Path(__file__).resolve().parents[3]
 IN_A_MINUTE = """
@@ -52,17 +50,6 @@ QUIET = {
 def test_header_shows_version_and_uptime(synthetic: Synthetic, page: Page) -> None:
     open_live(page, synthetic.url)
     expect(page.locator("#server-facts")).to_have_text("version 1 · up 2.1\u00a0h")
-
-
-def lines(num_points: int = 12, **series: float | None) -> dict[str, Any]:
-    """Return a history whose lines are level; those that are not named are 0."""
-    values = dict.fromkeys(SERIES, 0.0) | series
-    return {
-        "object": "history",
-        "interval_seconds": 5.0,
-        "times": [1e9 + 5 * number for number in range(num_points)],
-        "series": {name: [value] * num_points for name, value in values.items()},
-    }
 
 
 def tile(page: Page, label: str) -> Locator:
@@ -112,7 +99,7 @@ def test_a_hit_ratio_above_the_optimum_is_explained(synthetic: Synthetic, page: 
     synthetic.experts.totals = {"hit_ratio": 0.623, "optimal_hit_ratio": 0.606}
     open_live(page, synthetic.url)
     tile = page.locator("#tiles .tile", has_text="Hit ratio")
-    expect(tile).to_contain_text("62\u00a0%by prefetching; without it at best 61\u00a0%")
+    expect(tile).to_contain_text("62\u00a0%≤ 61\u00a0% without prefetch")
 
 
 def test_warnings_appear_and_disappear(synthetic: Synthetic, page: Page) -> None:
