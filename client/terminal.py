@@ -43,6 +43,17 @@ def ratio_text(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * ratio:.1f} %"
 
 
+def hit_ratio_text(ratio: float | None, optimal: float | None) -> str:
+    """Format a hit ratio and the optimal one, such as ``hit ratio 97.1 % (optimal 98.0 %)``.
+
+    Optimal replacement reads on demand. Prefetched experts count as hits, so that prefetching may exceed it.
+    """
+    is_above = ratio is not None and optimal is not None and ratio > optimal
+    if is_above and ratio_text(ratio) != ratio_text(optimal):
+        return f"hit ratio {ratio_text(ratio)} (without prefetch at most {ratio_text(optimal)})"
+    return f"hit ratio {ratio_text(ratio)} (optimal {ratio_text(optimal)})"
+
+
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the URL and keys of the server. Keys are safer in the environment, which process lists do not show."""
     parser.add_argument(

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.experts import ExpertMap
-from client.terminal import printable, ratio_text, size_text
+from client.terminal import hit_ratio_text, printable, size_text
 
 NUM_HOTTEST = 8
 
@@ -28,7 +28,7 @@ def experts_view(experts: ExpertMap) -> RenderableType:
     return Group(
         table,
         Text(
-            f"hit ratio {ratio_text(experts.hit_ratio)}, optimal {ratio_text(experts.optimal_hit_ratio)} · "
+            f"{hit_ratio_text(experts.hit_ratio, experts.optimal_hit_ratio)} · "
             f"{size_text(experts.loaded_bytes)} read · {experts.stall_seconds:.1f} s stalled"
         ),
         Text(f"most used, as layer/expert (tokens): {hottest}"),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, Download, ExpertFrame, LayerBalance
 from client.memory import Memory
-from client.terminal import printable, ratio_text, size_text
+from client.terminal import hit_ratio_text, printable, size_text
 from client.top.heatmap import HeatMap
 from client.top.palette import MEMORY_RGB, OTHER_RGB, TIER_RGB, Rgb
 from client.top.requests_table import RequestsTable, duration_text
@@ -158,7 +158,7 @@ def _balance(layers: Sequence[LayerBalance]) -> Text:
 def _metrics(frame: ExpertFrame, rates: Rates, width: int) -> RenderableType:
     """Return the metrics in the most columns that fit."""
     hits, reads, stalls, tokens, requests, cache = (
-        f"hit ratio {ratio_text(frame.hit_ratio)} (optimal {ratio_text(frame.optimal_hit_ratio)})",
+        hit_ratio_text(frame.hit_ratio, frame.optimal_hit_ratio),
         f"read {size_text(rates.bytes_read)}/s ({size_text(frame.loaded_bytes)})",
         f"stall {100 * rates.stall_share:.0f} %",
         f"{rates.generation_tokens:.1f} tokens/s (prompt {rates.prompt_tokens:.1f})",

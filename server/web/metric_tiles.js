@@ -29,7 +29,7 @@ const TILES = [
     tooltip: "Share of recent expert lookups that found the expert in memory. Optimal: the hit ratio of Belady's algorithm with the same memory, which knows the future but reads experts only on demand. Prefetched experts count as hits, so prefetching may exceed it.",
     value: (totals) => percent(totals.hit_ratio),
     detail: ({ hit_ratio: ratio, optimal_hit_ratio: optimal }) =>
-      ratio !== null && optimal !== null && ratio > optimal
+      ratio !== null && optimal !== null && ratio > optimal && percent(ratio) !== percent(optimal)
         ? `≤ ${percent(optimal)} without prefetch`
         : `optimal ${percent(optimal)}`,
     lines: [["hit_ratio", ""], ["optimal_hit_ratio", "optimal"]],

@@ -8,7 +8,7 @@ import pytest
 
 from client import APIConnectionError, APITimeoutError, AuthenticationError, StreamInterruptedError
 from client.errors import ErrorBody
-from client.terminal import add_server_arguments, error_line, printable, server_from, size_text
+from client.terminal import add_server_arguments, error_line, hit_ratio_text, printable, server_from, size_text
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,19 @@ def test_control_characters_are_made_visible(text: str, shown: str) -> None:
 )
 def test_sizes_are_short(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "optimal", "text"),
+    [
+        (None, None, "hit ratio - (optimal -)"),
+        (0.5, 0.75, "hit ratio 50.0 % (optimal 75.0 %)"),
+        (1.0, 0.998, "hit ratio 100.0 % (without prefetch at most 99.8 %)"),
+        (0.75004, 0.75003, "hit ratio 75.0 % (optimal 75.0 %)"),
+    ],
+)
+def test_a_hit_ratio_above_the_optimum_is_explained(ratio: float | None, optimal: float | None, text: str) -> None:
+    assert hit_ratio_text(ratio, optimal) == text
 
 
 def test_error_lines_say_what_to_do() -> None:

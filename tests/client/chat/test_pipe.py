@@ -258,7 +258,7 @@ def test_experts_command_shows_a_summary(run_chat: RunChat, scripted: ScriptedSe
         ["host", "3", "of", "4", "slots", "3.0", "KiB", "4.0", "KiB", "1"],
         ["disk", "6", "6.0", "KiB"],
     ]
-    assert "hit ratio 50.0 %, optimal 75.0 % · 8.0 KiB read · 1.5 s stalled\n" in out
+    assert "hit ratio 50.0 % (optimal 75.0 %) · 8.0 KiB read · 1.5 s stalled\n" in out
     assert "most used, as layer/expert (tokens): 1/3 (70), 1/2 (7)\n" in out
     assert (status, err) == (1, "greenroom: 'top_p' is wrong.\n")
 
