@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := server/kernels/native
-NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|removing|Requirement already|Link requires)
+# One line of progress, and the rest in a log: pip and the compilers of the native kernels say hundreds of lines.
+INSTALL = $(PYTHON) .ci/install.py $(VENV)/install.log $(BIN)/pip install $(INSTALL_OPTIONS) --verbose --editable '.$(EXTRA)'
 SHELL := bash
-.SHELLFLAGS := -o pipefail -c
 
 .PHONY: run test nightly check ruff types layers bench fuzz soak clients cluster card lock clean
 
@@ -77,16 +77,16 @@ lock: $(VENV)/.installed-dev
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --extra dev --universal \
 		--python-version 3.11 --no-annotate --upgrade --quiet --output-file .ci/constraints.txt
 
-# A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
-# lines that say nothing to a user. What needs .installed-dev adds its extra here: a fresh environment is installed once.
+# A new installation compiles the changed sources of the native kernels. What needs .installed-dev adds its extra here: a
+# fresh environment is installed once.
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*.* $(KERNELS)/src/*/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(INSTALL_OPTIONS) --verbose --editable '.$(EXTRA)' 2>&1 | grep --line-buffered --invert-match --extended-regexp '$(NOISE)'
+	@$(INSTALL)
 	touch $@ $(if $(EXTRA),$(VENV)/.installed-dev)
 
 $(VENV)/.installed-dev: EXTRA := [dev]
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
-	[[ $@ -nt $< ]] || $(BIN)/pip install $(INSTALL_OPTIONS) --quiet --editable '.$(EXTRA)'
+	@[[ $@ -nt $< ]] || $(INSTALL)
 	touch $@
 
 clean:
