@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
-WAYS = PAGE.partition("\n## Three ways through the code\n")[2].partition("\n## ")[0]
+WAYS = PAGE.partition("\n## Four ways through the code\n")[2].partition("\n## ")[0]
 HOPS = re.findall(r"^\| (.*`.*) \| (.*`.*) \|$", WAYS, re.MULTILINE)
 
 
