@@ -47,7 +47,7 @@ def test_a_failure_shows_the_end_of_the_log_and_its_place(tmp_path: Path) -> Non
     assert status == 1
     assert "\n976\n" not in out
     assert "\n1000\nERROR: no such package\nThe installation failed (status 7): sh -c " in out
-    assert out.endswith(f"The lines above end its log, {tmp_path}/log.\n")
+    assert out.endswith(f"The lines above are the end of its log, {tmp_path}/log.\n")
 
 
 def test_kernels_that_could_not_be_built_are_told_after_a_success(tmp_path: Path) -> None:
