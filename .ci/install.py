@@ -112,7 +112,8 @@ def main() -> int:
         return 0
     lines = log.read_text("utf-8", errors="replace").splitlines()
     print(*lines[-END_LINES:], sep="\n")
-    print(f"The installation failed (status {status}): {shlex.join(command)}\nThe lines above are the end of its log, {log}.")
+    print(f"The installation failed (status {status}): {shlex.join(command)}")
+    print(f"The lines above are the end of its log, {log}.")
     return 1
 
 
