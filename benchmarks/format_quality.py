@@ -28,7 +28,7 @@ from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 from training.corpus import Domain, read_corpus
 from training.measure import held_out_batches, mean_perplexity, measure
 

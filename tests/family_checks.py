@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from expert_store import ExpertCatalog, ExpertStore, find_shards, least_bytes, read_index
 from server.model.checkpoint.tensor_map import map_checkpoint
 from server.model.errors import ModelError
+from server.model.model_building import build_model
 from server.model.resident_model import TrunkFacts
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint, transformers_class
 from tests.families import FAMILIES, make_config
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate

@@ -17,7 +17,7 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.weight_formats import StoredFormat
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 
 
 def pack_model(folder: Path, out: Path, weights: StoredFormat = "bfloat16") -> Path:

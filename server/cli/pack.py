@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     from server.model.checkpoint.locate import find_checkpoint, find_original  # noqa: PLC0415
     from server.model.checkpoint.open_checkpoint import open_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
+    from server.model.model_building import build_model  # noqa: PLC0415
     from server.model.transformers_output import silence_transformers  # noqa: PLC0415
-    from server.model.trunk_loader import build_model  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)

@@ -34,11 +34,11 @@ from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameter
 from server.model.coded_experts import code_experts
 from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
+from server.model.model_building import build_model, empty_experts
 from server.model.model_shapes import ModelShapes, infer_shapes
 from server.model.program import ModelProgram
 from server.model.program_trial import find_program
 from server.model.recurrent.states import StateShapes, as_native
-from server.model.trunk_loader import build_model, empty_experts
 from server.settings import ServeSettings
 
 Source = Literal["checkpoint", "packed", "gguf", "gguf-headers", "headers", "config"]

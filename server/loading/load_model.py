@@ -32,13 +32,14 @@ from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.processor_files import NoImagesError
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.encoders.image_inputs import ImageInputs
+from server.model.model_building import build_model
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.program import ModelProgram
 from server.model.program_trial import find_program
 from server.model.resident_model import TrunkFacts
 from server.model.text.chat_template import check_template
 from server.model.text.tokenizer import Tokenizer, reserved_option
-from server.model.trunk_loader import AnyTrunk, build_model, load_trunk
+from server.model.trunk_loader import AnyTrunk, load_trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 

@@ -10,7 +10,7 @@ from expert_store import ExpertStore
 from server.loading.load_model import ModelParts
 from server.model.checkpoint.variant_files import BaseModel
 from server.model.fingerprint import fingerprint
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 from server.weights.variant_registry import VariantRegistry
 
 

@@ -27,13 +27,13 @@ from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, 
 from server.model.errors import ModelError, NotBatchableError
 from server.model.forward import Forward
 from server.model.hooks import IMPLEMENTATION, use_hooks
+from server.model.model_building import build_model
 from server.model.recurrent.recurrent_modules import StateProbe
 from server.model.recurrent.states import StateShapes
 from server.model.sequential.facts import SequentialFacts
 from server.model.sequential.sequential_model import sequential_model
 from server.model.transformers_hooks.batching_checks import check_batchable, find_special_layers
 from server.model.transformers_hooks.probe import Probe
-from server.model.trunk_loader import build_model
 
 NUM_TOKENS = 2
 

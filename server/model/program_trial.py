@@ -1,28 +1,26 @@
-"""Finds what would run where, from a config alone: tries a few layers on random weights."""
+"""Finds what would run where, from a config alone."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from expert_store import ExpertCatalog
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
-from server.model.architecture import decoder_layers, packs_sequences, text_body
+from server.model.architecture import packs_sequences
+from server.model.attention.rope import max_served_length
 from server.model.checkpoint.config_checks import config_errors
 from server.model.errors import NotBatchableError
+from server.model.experts.expert_layer import expert_layers
+from server.model.model_building import build_model, empty_experts
+from server.model.native_layers.find_program import check_modules, recognise_model
+from server.model.native_layers.recognise import Recognition
+from server.model.native_layers.twin import build_twin
 from server.model.program import ENCODER_REASON, NO_KERNELS, ModelProgram, Target
-from server.model.transformers_hooks.batching_checks import check_batchable, check_indexers
-from server.model.trunk import Trunk
-from server.model.trunk_loader import build_model, empty_experts, load_trunk_weights
-
-MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
-SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
+from server.model.transformers_hooks.batching_checks import check_batchable, check_indexers, find_special_layers
 
 
 @torch.inference_mode()
@@ -37,7 +35,7 @@ def find_program(
 ) -> ModelProgram:
     """Return what serving a model runs where, without its weights.
 
-    The trial has the first layers, as many as show one of each kind, in their full size.
+    It is found on the model's twin, as when the model is loaded.
 
     Args:
         config: of the model.
@@ -50,12 +48,7 @@ def find_program(
     Raises:
         ModelError: the model can't be served.
     """
-    config = deepcopy(config)
-    text = config.get_text_config()
-    text.vocab_size = min(MOST_TOKENS, text.vocab_size)
-    if getattr(text, "pad_token_id", None) is not None:
-        text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
-    model = build_model(config, dtype)
+    model = build_model(deepcopy(config), dtype)
     if packs_sequences(type(model)):
         return ModelProgram.uniform(model, Target.MODULES, ENCODER_REASON)
     try:
@@ -64,85 +57,29 @@ def find_program(
             if is_deterministic:
                 check_indexers(model, NO_KERNELS)
             return ModelProgram.uniform(model, Target.MODULES, NO_KERNELS)
-        kinds = _keep_one_of_each_kind(model)
-        trunk = _try(model, dtype, kernels, catalog, max_model_len)
-        if is_deterministic and not trunk.facts.program.is_native:
-            check_indexers(model, trunk.facts.program.reason)
+        with config_errors(config):
+            program = _try(model, dtype, kernels, catalog, max_model_len, is_deterministic=is_deterministic)
+        if is_deterministic and not program.is_native:
+            check_indexers(model, program.reason)
     except NotBatchableError as error:
-        return ModelProgram.uniform(build_model(config, dtype, None), Target.TRANSFORMERS, str(error))
-    program = trunk.facts.program
-    if not program.has_native:
-        return ModelProgram.uniform(build_model(config, dtype), Target.MODULES, program.reason)
-    blocks = dict(zip(kinds, program.blocks, strict=False))
-    return ModelProgram(tuple(blocks[kind] for kind in kinds))
+        return ModelProgram.uniform(build_model(deepcopy(config), dtype, None), Target.TRANSFORMERS, str(error))
+    return program
 
 
 def _try(
-    model: PreTrainedModel, dtype: torch.dtype, kernels: Kernels, catalog: ExpertCatalog, max_model_len: int | None
-) -> Trunk:
-    layers = empty_experts(model)
-    load_trunk_weights(model, _random_weights(model), dtype, type(model).__name__)
-    _initialise_constants(model)
-    model.eval()
-    with config_errors(model.config):
-        return Trunk(model, catalog, layers, pool=ComputePool(1, kernels), max_model_len=max_model_len)
-
-
-def _initialise_constants(model: PreTrainedModel) -> None:
-    """Give buffers of several dimensions, which are constants, the values that the model computes for them."""
-    for module in model.modules():
-        constants = [buffer for buffer in module.buffers(recurse=False) if buffer.ndim > 1]
-        if not constants or any(True for _ in module.parameters(recurse=False)):
-            continue
-        for buffer in constants:
-            buffer._is_hf_initialized = False  # noqa: SLF001
-        model._init_weights(module)  # noqa: SLF001
-
-
-def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[Hashable]:
-    """Remove the layers behind the first of the last kind; return the kind of each layer before."""
-    body: Any = text_body(model)
-    layers = decoder_layers(body)
-    if layers is None:
-        return ()
-    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
-    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, layers, strict=False)]
-    del layers[1 + max(kinds.index(kind) for kind in kinds) :]
-    return kinds
-
-
-def _kind_of(layer: nn.Module) -> Hashable:
-    """Return what distinguishes a layer from others: its modules, their parameters and settings, but its number."""
-    return tuple(
-        (
-            name,
-            type(module),
-            tuple((parameter, tuple(value.shape)) for parameter, value in module.named_parameters(recurse=False)),
-            tuple(
-                (key, value)
-                for key, value in vars(module).items()
-                if isinstance(value, bool | int | float | str) and key != "layer_idx"
-            ),
-        )
-        for name, module in layer.named_modules()
-    )
-
-
-def _random_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    random, count = torch.Generator().manual_seed(0), max(value.numel() for value in state.values())
-    numbers = torch.empty(min(count, 1 << 20) + SPARE_NUMBERS).normal_(generator=random)
-    numbers = numbers.repeat(-(-(count + SPARE_NUMBERS) // len(numbers)))
-    weights = {}
-    for name, value in state.items():
-        if not value.numel():  # experts, which are not run
-            continue
-        first = int(torch.randint(SPARE_NUMBERS, (), generator=random))
-        own = numbers[first : first + value.numel()].view(value.shape)
-        if not value.is_floating_point():
-            weights[name] = torch.ones(value.shape, dtype=value.dtype)
-        elif value.ndim > 1:
-            weights[name] = (own * value.shape[-1] ** -0.5).to(value.dtype)
-        else:
-            weights[name] = (own * 0.1 + ("norm" in name and name.endswith("weight"))).to(value.dtype)
-    return weights
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    catalog: ExpertCatalog,
+    max_model_len: int | None,
+    *,
+    is_deterministic: bool,
+) -> ModelProgram:
+    layers = expert_layers(empty_experts(model), catalog, ComputePool(1, kernels))
+    longest = max_served_length(model.config.get_text_config(), max_model_len)
+    special, twin = find_special_layers(model), build_twin(model, layers, longest)
+    found = recognise_model(model, lambda: twin, dtype, kernels, longest=longest, special=special)
+    program = found.program if isinstance(found, Recognition) else found
+    if not program.is_native:
+        check_modules(model, twin.first, program, special=special, is_deterministic=is_deterministic)
+    return program

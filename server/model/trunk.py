@@ -16,11 +16,10 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.architecture import set_implementations
-from server.model.attention.key_choice import INDEXED, hook_indexers
+from server.model.attention.key_choice import hook_indexers
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.mla import replace_projections, resolve_projections
 from server.model.coded_linears import CodedLinears
-from server.model.errors import NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.host_compute import MissCompute
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
@@ -45,12 +44,12 @@ from server.model.lora.router_hooks import find_routers_with_products
 from server.model.lora_adapter import LoraAdapter
 from server.model.module_steps import NOTHING, AdaptableModules, ModuleSteps, RecurrentSteps
 from server.model.multimodal.image_embeddings import StepImages
-from server.model.native_layers.find_program import find_program
+from server.model.native_layers.find_program import check_modules, find_program
 from server.model.native_layers.model import NativeModel, NativeResult
 from server.model.recurrent.states import StateCache
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import HostLogits, SequenceChunk, StepOutput, StepTokens
-from server.model.transformers_hooks.batching_checks import INVARIANT, MAY_BE_NATIVE, find_special_layers
+from server.model.transformers_hooks.batching_checks import MAY_BE_NATIVE, find_special_layers
 
 
 class Trunk(ResidentModel):
@@ -84,23 +83,17 @@ class Trunk(ResidentModel):
         probe, recurrent = first.probe, first.recurrent
         self._native, program = find_program(
             model,
-            forward,
             self._layers,
-            tokens=first.tokens,
             kernels=self._pool.kernels,
             longest=self.max_model_len,
             recurrent=recurrent,
             special=special,
             coded=coded,
         )
+        if not program.is_native:
+            check_modules(model, first, program, special=special, is_deterministic=is_deterministic)
         if probe.indexed and not program.is_native:
-            if is_deterministic or probe.indexed.keys() - probe.choosing:
-                raise NotBatchableError(f"{type(model).__name__} has {INDEXED}, and {program.reason or 'modules'}")
             set_implementations(model.config, INDEXED_IMPLEMENTATION)
-        if is_deterministic and not program.is_native:
-            if special is not None:
-                raise NotBatchableError(f"{program.reason}, and {INVARIANT}")
-            first.check_invariance()
         if special is None and not is_deterministic and not probe.choosing:
             fuse_heads(model, self._pool.triton_device, first.run_isolated, recurrent)
             fuse_latents(model, self._pool.triton_device, first.run_isolated, recurrent)

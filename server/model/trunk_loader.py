@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.initialization import no_init_weights
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils.generic import ContextManagers
 
 from expert_store import (
     ExpertCatalog,
@@ -28,14 +20,7 @@ from expert_store import (
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
-from server.model.architecture import (
-    config_of_class,
-    config_parts,
-    find_model_class,
-    packs_sequences,
-    set_implementations,
-)
-from server.model.attention.temperature_tuning import pass_positions
+from server.model.architecture import packs_sequences
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_checks import (
     config_errors,
@@ -43,12 +28,11 @@ from server.model.checkpoint.config_checks import (
 )
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
-from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.coded_experts import code_experts
 from server.model.device_errors import device_errors
-from server.model.errors import ModelError, NotBatchableError, incomplete
-from server.model.experts.replacements import replace_experts
+from server.model.errors import ModelError, NotBatchableError
 from server.model.hooks import IMPLEMENTATION
+from server.model.model_building import CPU, build_model, empty_experts, load_trunk_weights
 from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.switch_capacity import set_switch_capacity
@@ -59,11 +43,8 @@ from server.progress import progress
 if TYPE_CHECKING:
     from server.model.encoders.encoder_trunk import EncoderTrunk
 
-META_KERNELS = "torch._meta_registrations"  # torch's kernels in Python for the meta device
-
 log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 MemoryCheck = Callable[[int, ExpertCatalog], None]  # takes the trunk's bytes and the experts; may raise
 AnyTrunk: TypeAlias = "Trunk | SequentialTrunk | EncoderTrunk"
 TrunkSources = Mapping[str, TensorSource | StoredTensor]
@@ -205,39 +186,6 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:
-    """Take the weights out of the experts modules, which get them from the store; returns each module's layer."""
-    modules = experts_modules(model)
-    numbers = layer_numbers(list(modules))
-    for module in modules.values():
-        parameters = dict(module.named_parameters(recurse=False))
-        module.parameter_shapes = {name: tuple(value.shape[1:]) for name, value in parameters.items()}
-        for name in parameters:
-            delattr(module, name)
-            setattr(module, name, torch.empty(0))  # some models' initialisation reads the attribute
-        module._is_hf_initialized = True  # noqa: SLF001
-    return {module: numbers[name] for name, module in modules.items()}
-
-
-def load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
-    """Put the trunk's tensors into the model, converted and renamed by transformers."""
-    plan = LoadStateDictConfig(
-        dtype=dtype,
-        dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
-        weight_mapping=get_model_conversion_mapping(model),
-    )
-    info, _ = convert_and_load_state_dict_in_model(model, state, plan)
-    if info.mismatched_keys or info.conversion_errors or info.error_msgs:
-        mismatches = [
-            f"{key} has shape {list(found)}, not {list(wanted)}" for key, found, wanted in info.mismatched_keys
-        ]
-        problems = [*sorted(mismatches), *info.conversion_errors.values(), *info.error_msgs]
-        raise ModelError(f"{name} does not match its config.json: {problems[0]}; download the checkpoint again")
-    info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
-    if info.missing_keys:
-        raise incomplete(name, sorted(info.missing_keys))
-
-
 def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
     """The bytes of a loaded trunk whose weights are all of one dtype."""
     return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize
@@ -267,61 +215,3 @@ def _generation_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> Gene
     except Exception as error:  # transformers' checks raise many kinds
         reason = reason_of(error, values)
         raise ModelError(f"generation_config.json of {checkpoint.name} can't be used: {reason}") from error
-
-
-def build_model(
-    config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = IMPLEMENTATION
-) -> PreTrainedModel:
-    """Build a model without weights on the meta device, whose text part calls Greenroom's experts implementation.
-
-    Args:
-        attention: the attention implementation of the text part; None keeps transformers' choice.
-
-    Raises:
-        ModelError: the config describes no model that can be built.
-    """
-    set_implementations(config, attention)
-    model_class: Any = find_model_class(config)
-    with config_errors(config):
-        try:
-            return _build(config, model_class, dtype, _RangesOnCpu())
-        except RuntimeError:  # the model combines ranges with tensors on the meta device, or needs more kernels for it
-            import_module(META_KERNELS)
-            return _build(config, model_class, dtype, nullcontext())
-
-
-def _build(
-    config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[object]
-) -> PreTrainedModel:
-    contexts = model_class.get_init_context(dtype, False, False, False)
-    with ContextManagers([*contexts, no_init_weights(), ranges, _dtype_of_all_parts(config, dtype)]):
-        model: PreTrainedModel = model_class(config_of_class(config, model_class))
-        replace_experts(model)
-        pass_positions(model)
-    return model
-
-
-@contextmanager
-def _dtype_of_all_parts(config: PreTrainedConfig, dtype: torch.dtype) -> Iterator[None]:
-    """Give a config and its parts one dtype for a while; transformers builds each part in the dtype that it names."""
-    stored = [(part, part.dtype) for part in config_parts(config)]
-    try:
-        for part, _ in stored:
-            part.dtype = dtype
-        yield
-    finally:
-        for part, before in stored:
-            part.dtype = before
-
-
-class _RangesOnCpu(TorchFunctionMode):
-    """Makes ``torch.arange`` compute on the CPU, as transformers does for ``torch.linspace``.
-
-    On the meta device torch imports SymPy and its compiler for it, which take 60 MiB, as they do to initialise weights.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options = kwargs or {}
-        return func(*args, **({"device": CPU, **options} if func is torch.arange else options))

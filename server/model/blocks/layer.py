@@ -24,6 +24,8 @@ from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.recurrent.states import StateCache, StateShapes
 
+ROUTER_KIND = ("kind", "top_k", "num_groups", "top_groups", "is_normalised", "scale", "near", "is_by_best")
+
 
 class NativeLayer:
     """One decoder layer as the native kernels run it.
@@ -75,6 +77,18 @@ class NativeLayer:
             self.ngrams.bind(states)
         for convolution in self._convolutions:
             convolution.bind(states)
+
+    def take(self, found: NativeLayer) -> None:
+        """Take what trials found of a layer of the same kind."""
+        own, other = self.spec, found.spec
+        own.mixer_residual, own.inner_residual = other.mixer_residual, other.inner_residual
+        own.residual_scale, own.adds_deferred = other.residual_scale, other.adds_deferred
+        self.mixer.take(found.mixer)
+        if self.experts is not None:
+            for name in ROUTER_KIND:
+                setattr(self.mixture.router, name, getattr(found.mixture.router, name))
+            self.mixture.experts_scale = found.mixture.experts_scale
+            self.mixture.is_deferred = found.mixture.is_deferred
 
     @property
     def mixture(self) -> Mixture:

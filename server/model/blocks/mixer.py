@@ -173,6 +173,9 @@ class Mixer(ABC):
             UnsupportedLayerError: it computes something else.
         """
 
+    def take(self, found: Self) -> None:  # noqa: B027
+        """Take what ``fit`` found of a mixer of the same kind; nothing by default."""
+
     @abstractmethod
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> Mixer:
         """Return a copy that is bound to memory of its own, for one sequence in a trial."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,25 +80,37 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
         weight = torch.ones(size)
     if weight is None or weight.ndim != 1 or (bias is not None and bias.shape != weight.shape):
         return None
-    factor = weight.detach().float().cpu()
-    added = None if bias is None else bias.detach().float().cpu()
-    sample = torch.linspace(-3, 2, len(factor)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
+    size = len(weight)
+    factor, added = torch.linspace(0.5, 1.5, size), None if bias is None else torch.linspace(-0.5, 0.5, size).flip(0)
+    sample = torch.linspace(-3, 2, size).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
     try:
         with torch.inference_mode():
-            found = deepcopy(module).to("cpu", torch.float32)(sample) - (0 if added is None else added)
+            found = _with_weights(module, factor, added)(sample) - (0 if added is None else added)
     except RuntimeError:
         return None  # it takes rows of another shape, such as an image's
+    has_weight = getattr(module, "weight", None) is not None
     candidates = []
     for kind in (NormKind.RMS, NormKind.LAYER):
         rows = sample if kind is NormKind.RMS else sample - sample.mean(1, keepdim=True)
         normed = rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + epsilon)
-        for by in (factor, factor + 1):
-            error = float((found - normed * by).abs().max() / by.abs().max().clamp_min(1e-30))
-            candidates.append((error, kind, by))
-    error, kind, by = min(candidates, key=lambda each: each[0])
+        for offset in (0, 1) if has_weight else (0,):
+            by = factor + offset if has_weight else torch.ones(size)
+            error = float((found - normed * by).abs().max() / by.abs().max())
+            candidates.append((error, kind, offset))
+    error, kind, offset = min(candidates, key=lambda each: each[0])
     if not error <= TOLERANCE:
         return None
-    return Norm(module, by.contiguous(), epsilon, kind, None if added is None else added.contiguous())
+    own_bias = None if bias is None else bias.detach().float().cpu().contiguous()
+    return Norm(module, (weight.detach().float().cpu() + offset).contiguous(), epsilon, kind, own_bias)
+
+
+def _with_weights(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    """Return a copy of a norm with other weights, in float32 on the CPU."""
+    copied = deepcopy(module).to("cpu", torch.float32)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and isinstance(getattr(copied, name, None), nn.Parameter):
+            setattr(copied, name, nn.Parameter(value, requires_grad=False))
+    return copied
 
 
 def _gated_norm_of(module: nn.Module) -> Norm | None:
@@ -110,11 +123,20 @@ def _gated_norm_of(module: nn.Module) -> Norm | None:
     if found is None or len(linears) != 2 or any(each.bias is not None for each in linears):  # noqa: PLR2004
         return None
     down, up = linears
-    rows = torch.linspace(-3, 2, down.in_features).expand(2, -1).to(next(module.parameters()).dtype)
-    with torch.inference_mode():
-        normed = found.module(rows)
-        wanted = normed * torch.sigmoid(up(F.silu(down(normed))).float())
-        error = float((module(rows) - wanted).float().norm() / wanted.float().norm().clamp_min(1e-30))
-    if not error <= torch.finfo(rows.dtype).eps:
+    if isinstance(down, nn.Linear) and isinstance(up, nn.Linear) and not _computes_gates(module):
         return None
     return replace(found, module=module, gates=NormGates(down, up))
+
+
+def _computes_gates(module: nn.Module) -> bool:
+    """Return whether a copy of a module with random weights multiplies its normed rows by gates made from them."""
+    copied, random = deepcopy(module).to("cpu", torch.float32), torch.Generator().manual_seed(0)
+    own: Any = copied
+    with torch.inference_mode():
+        for linear in (each for each in own.mlp.children() if isinstance(each, nn.Linear)):
+            linear.weight.normal_(0, linear.in_features**-0.5, generator=random)
+        down, up = (each for each in own.mlp.children() if isinstance(each, nn.Linear))
+        rows = torch.linspace(-3, 2, down.in_features).expand(2, -1)
+        normed = own.norm(rows)
+        wanted = normed * torch.sigmoid(up(F.silu(down(normed))))
+        return float((copied(rows) - wanted).norm()) <= TOLERANCE * float(wanted.norm())

@@ -230,7 +230,7 @@ class Positions:
     STEP = 1024
 
     def __init__(self, rotary: Rotary | None, angles: PairAngles, longest: int):
-        self._rotary, self._angles, self._longest = rotary, angles, longest
+        self._rotary, self.columns, self._longest = rotary, angles, longest
         self._num = 0
         self._addresses = np.zeros(2, dtype=np.uint64)
         self.rotary_dim = 0  # values of a head that are rotated, once there was a step
@@ -274,7 +274,7 @@ class Positions:
         assert self._rotary is not None
         found, count = self._rotary(positions), positions.shape[-1]
         pair = (found.real, found.imag) if isinstance(found, torch.Tensor) else found
-        return [self._angles.of(table.float().reshape(count, -1)).contiguous().numpy() for table in pair]
+        return [self.columns.of(table.float().reshape(count, -1)).contiguous().numpy() for table in pair]
 
 
 class PositionTables:

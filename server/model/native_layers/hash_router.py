@@ -46,3 +46,9 @@ def find_hash_router(
     names = {"weight": f"{name}.{own_name}"}
     weights = RouterWeights(weight, None, None, F.softmax, names, top_k)
     return HashRouter(weights, table.to(torch.int32).contiguous())
+
+
+def table_of(module: Any) -> torch.Tensor:
+    """Return the table of a router, int32 ``(vocabulary, k)``."""
+    table = next(each for each in module.buffers() if not each.is_floating_point() and each.ndim == 2)  # noqa: PLR2004
+    return table.to(torch.int32).contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import addressof
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Head:
 
 
 def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> Head:
-    """Return a model's head.
+    """Return a model's head, after a trial of it.
 
     Args:
         captured: a pass over some tokens, with the modules' logits.
@@ -45,47 +45,22 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> He
     Raises:
         UnsupportedLayerError: the kernels compute other logits.
     """
-    head, config, dtype = head_of(model), model.config.get_text_config(), text_body(model).dtype
-    if not isinstance(head, LINEARS):
-        raise UnsupportedLayerError("its head is not a linear layer")
-    num_streams = captured.layers[-1].num_streams
-    norm = _final_norm(text_body(model), is_needed=not num_streams)
-    kept = KeptTensors()
-    hidden = captured.layers[-1].output.contiguous()
-    count, size = len(hidden), captured.layers[-1].hidden_size
-    last = find_last(text_body(model), num_streams) if num_streams else None
-    mix = None if last is None else last.build(kept)
-    keeps = [kept, mix]
-    matrix = matrix_of(head)
-    if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or (norm and len(norm.weight) != size):
-        raise UnsupportedLayerError("its head does not fit its hidden states")
+    config, dtype = model.config.get_text_config(), text_body(model).dtype
+    last = captured.layers[-1]
+    built = build_head(model, last.hidden_size, last.num_streams)
+    call, hidden = built.call, last.output.contiguous()
+    count, size = len(hidden), last.hidden_size
     num_logits = captured.logits.shape[1]
-    if num_logits > matrix.outputs:
+    if num_logits > call.matrix.outputs:
         raise UnsupportedLayerError(f"its head gives {num_logits} logits")
     rows = np.arange(count, dtype=np.int32)
-    logits, normed = (
-        np.empty((count, num_logits), dtype=np.float32),
-        np.empty((count, size), dtype=np.float32),
-    )
-    call = HeadCall(
-        matrix=matrix,
-        bias=kept.keep(head.bias),
-        norm=NormSpec() if norm is None else kept.norm(norm),
-        streams=None if mix is None else addressof(mix),
-        hidden=hidden.data_ptr(),
-        rows=rows.ctypes.data,
-        normed=normed.ctypes.data,
-        logits=logits.ctypes.data,
-        num_rows=count,
-        num_logits=count,
-        hidden_size=size,
-        vocabulary=num_logits,
-        scale=1.0,
-        is_exact=1,
-    )
+    logits, normed = (np.empty((count, length), dtype=np.float32) for length in (num_logits, size))
+    call.hidden, call.rows = hidden.data_ptr(), rows.ctypes.data
+    call.normed, call.logits = normed.ctypes.data, logits.ctypes.data
+    call.num_rows = call.num_logits = count
+    call.vocabulary, call.softcap, softcap = num_logits, 0.0, call.softcap
     kernels.head(call)
     found, wanted = torch.from_numpy(logits), captured.logits
-    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
     if softcap:
         wanted = torch.atanh((wanted.double() / softcap).clamp(-1, 1)).float() * softcap
     scale = float((found * wanted).sum() / found.square().sum())
@@ -94,9 +69,48 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> He
     call.scale, call.softcap = nearest_named(scale, config, ROUNDING[dtype]), softcap
     scales = [1.0, float(call.scale)]
     if captured.head_rows is None or captured.head_rows.shape != normed.shape:
-        return Head(call, last, 1.0, keeps)
+        return built
     states, given = torch.from_numpy(normed), captured.head_rows
-    return Head(call, last, min(scales, key=lambda by: float((states * by - given).norm())), keeps)
+    return replace(built, input_scale=min(scales, key=lambda by: float((states * by - given).norm())))
+
+
+def build_head(model: PreTrainedModel, hidden_size: int, num_streams: int, found: Head | None = None) -> Head:
+    """Return a model's head, but for what a trial finds.
+
+    Args:
+        hidden_size: numbers of a row.
+        num_streams: rows of a token's residual stream; 0 if that is one row and nothing else.
+        found: the head of the model's twin, after a trial.
+
+    Raises:
+        UnsupportedLayerError: the head is of another kind.
+    """
+    head, config, body = head_of(model), model.config.get_text_config(), text_body(model)
+    if not isinstance(head, LINEARS):
+        raise UnsupportedLayerError("its head is not a linear layer")
+    norm = _final_norm(body, is_needed=not num_streams)
+    last = find_last(body, num_streams) if num_streams else None
+    kept = KeptTensors()
+    mix = None if last is None else last.build(kept)
+    matrix = matrix_of(head)
+    has_other_norm = norm is not None and len(norm.weight) != hidden_size
+    if impossible("greenroom_check_matrix", matrix) or matrix.inputs != hidden_size or has_other_norm:
+        raise UnsupportedLayerError("its head does not fit its hidden states")
+    call = HeadCall(
+        matrix=matrix,
+        bias=kept.keep(head.bias),
+        norm=NormSpec() if norm is None else kept.norm(norm),
+        streams=None if mix is None else addressof(mix),
+        hidden_size=hidden_size,
+        vocabulary=matrix.outputs,
+        scale=1.0,
+        softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        is_exact=1,
+    )
+    if found is None:
+        return Head(call, last, 1.0, [kept, mix])
+    call.scale, call.vocabulary = found.call.scale, matrix.outputs - found.call.matrix.outputs + found.call.vocabulary
+    return Head(call, last, found.input_scale, [kept, mix])
 
 
 def cap_logits(outputs: torch.Tensor, head: HeadCall) -> list[torch.Tensor]:

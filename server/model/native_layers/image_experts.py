@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.model.blocks.capture import LayerCapture, Routing
@@ -15,7 +14,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.no_mixer.mixer import NoMixer
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.router import RouterSample, find_router
+from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
 from server.model.multimodal.image_embeddings import EXPERTS_OF
 from server.model.native_layers.parts import ImageParts, Parts
@@ -52,18 +51,11 @@ class ImageExperts:
         layer: of the model, with the parts that both kinds of tokens go through.
         parts: of the layer.
         captured: a call of it; the hidden states that it returns are the rows of the trials.
+        routing: what the experts got of these rows.
     """
 
-    def __init__(self, layer: NativeLayer, parts: Parts, images: ImageParts, captured: LayerCapture):
-        if parts.inner_norm is None or parts.is_router_apart:
-            raise UnsupportedLayerError("its experts for images take other rows than normed hidden states")
-        self._own, self._images = layer, images
-        dtype = next(parts.inner_norm.module.parameters()).dtype
-        with torch.inference_mode():
-            rows = parts.inner_norm.module(captured.output.to(dtype))
-        routing = _check_split(parts.block, images, rows)
-        if captured.routing is None or routing.top_k_index.shape[1] != captured.routing.top_k_index.shape[1]:
-            raise UnsupportedLayerError("its tokens of images go to another number of experts")
+    def __init__(self, layer: NativeLayer, parts: Parts, images: ImageParts, captured: LayerCapture, routing: Routing):
+        self._own, self._images, self.routing = layer, images, routing
         self.captured = replace(captured, given=captured.output, routing=routing)
         self.parts = replace(
             parts,
@@ -79,17 +71,31 @@ class ImageExperts:
             images=None,
         )
 
-    def build(self, model: PreTrainedModel, name: str, index: int, layers: Mapping[Any, ExpertLayer]) -> NativeLayer:
+    @classmethod
+    def of_trial(cls, layer: NativeLayer, parts: Parts, images: ImageParts, captured: LayerCapture) -> Self:
+        """Return the experts of a layer after a trial of its modules.
+
+        Raises:
+            UnsupportedLayerError: tokens of images go elsewhere, or to other rows.
+        """
+        if parts.inner_norm is None or parts.is_router_apart:
+            raise UnsupportedLayerError("its experts for images take other rows than normed hidden states")
+        dtype = next(parts.inner_norm.module.parameters()).dtype
+        with torch.inference_mode():
+            rows = parts.inner_norm.module(captured.output.to(dtype))
+        routing = _check_split(parts.block, images, rows)
+        if captured.routing is None or routing.top_k_index.shape[1] != captured.routing.top_k_index.shape[1]:
+            raise UnsupportedLayerError("its tokens of images go to another number of experts")
+        return cls(layer, parts, images, captured, routing)
+
+    def build(self, index: int, layers: Mapping[Any, ExpertLayer], router: RouterWeights | None) -> NativeLayer:
         """Build a layer of the experts alone, whose results the model's layer adds, but for the kind of its router.
 
         Args:
-            name: of the experts in the model.
             index: of the layer among an adapter's layers.
             layers: by module of experts.
+            router: of the experts.
         """
-        routing = self.captured.routing
-        assert routing is not None
-        router = find_router(model, name, RouterSample(routing.hidden_states, routing.top_k_index))
         found = build_layer(self._images.block, index, self.parts, layers[self._images.experts], router=router)
         found.mixer = NoMixer(index)
         return found

@@ -104,7 +104,7 @@ class NativeModel:
     @cached_property
     def program(self) -> ModelProgram:
         """The target of each part."""
-        return ModelProgram(tuple(map(_block, self._layers)))
+        return ModelProgram(tuple(map(block_of, self._layers)))
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -252,5 +252,6 @@ class NativeModel:
         self._bound = kv_cache, states
 
 
-def _block(layer: NativeLayer) -> Block:
+def block_of(layer: NativeLayer) -> Block:
+    """Return the targets of a layer's parts."""
     return Block(layer.mixer.name, layer.mixer.target, Target.NATIVE)

@@ -223,6 +223,11 @@ def _dense(places: Places, experts: nn.Module | None) -> Dense | None:
     return Dense(module, gate, up[0] if up else None, down, act_fn, weighting, *norms, scale, factor)
 
 
+def factor_of(module: Any) -> float:
+    """Return the parameter by which a module multiplies its results; 1 if it has none."""
+    return float(getattr(module, FACTOR, 1.0))
+
+
 def _images(places: Places, experts: nn.Module | None, others: Sequence[nn.Module]) -> ImageParts | None:
     """Return the parts of a layer that hold other experts, which tokens of text do not go to; None if it has none."""
     if len(others) != 1 or places.experts is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from server.model.blocks.capture import Capture, LayerCapture, RotaryCall
 from server.model.blocks.errors import UnsupportedLayerError
@@ -47,10 +49,28 @@ class LayerPositions:
                 groups.append((each.positions, []))
             groups[index][1].append((layer, layer.mixer, each))
             self._by_layer[layer.spec.index] = index
+        self._calls: list[RotaryCall] = []
         for angles, found in groups:
             call = next((call for call in captured.rotaries if call.output is angles), None)
             self.kinds.append(self._find(call, angles, found))
+            if call is not None:
+                self._calls.append(call)
         self.kinds = self.kinds or [none]
+
+    def of(self, model: nn.Module, twin: nn.Module) -> list[Positions]:
+        """Return the same kinds of positions, as the modules of another model compute them.
+
+        Args:
+            model: the other one, which may have frequencies of its own in its checkpoint.
+            twin: the model whose positions these are.
+        """
+        names = {module: name for name, module in twin.named_modules()}
+        calls = [replace(call, module=model.get_submodule(names[call.module])) for call in self._calls]
+        if not calls:
+            return self.kinds
+        return [
+            Positions(call.angles, kind.columns, self._longest) for call, kind in zip(calls, self.kinds, strict=True)
+        ]
 
     def kind_of(self, layer: NativeLayer) -> int:
         """Return the number of a layer's kind of positions."""

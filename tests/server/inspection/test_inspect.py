@@ -29,8 +29,9 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
+from server.model.model_building import build_model
 from server.model.model_shapes import infer_shapes
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import load_trunk
 from server.setting_values import parse_budget
 from server.settings import ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint

@@ -15,7 +15,7 @@ from server.memory.plan import PROCESS_BYTES
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import map_checkpoint
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 from server.setting_values import parse_budget
 from server.settings import ServeSettings, SettingsError
 

@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from server.model.architecture import config_parts
 from server.model.dtype import compute_dtype, stored_dtype, suits_bfloat16
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.model_building import build_model
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.server.model.checkpoint.test_packing import logits_of

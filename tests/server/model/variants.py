@@ -16,7 +16,7 @@ from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.variant_files import BaseModel, VariantFiles, read_variant
 from server.model.chunk_weights import ChunkWeights
 from server.model.fingerprint import fingerprint
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 
 Tensors = dict[str, torch.Tensor]
 

@@ -101,6 +101,9 @@ class CompressedAttentionMixer(RotaryMixer):
             trial.run(own)
             self._choice(trial.captured).check(own.chosen, trial.tolerance)
 
+    def take(self, found: CompressedAttentionMixer) -> None:
+        self.spec.rope_kind, self.spec.rotary_dim = found.spec.rope_kind, found.spec.rotary_dim
+
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialKeys:
         choice = None if self._parts.index is None else self._choice(captured)
         return TrialKeys(self, num_tokens, choice)

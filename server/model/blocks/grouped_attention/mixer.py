@@ -142,6 +142,15 @@ class GroupedAttentionMixer(RotaryMixer):
             errors[kind] = trial.error(self.for_trial(trial.captured, trial.num_tokens))
         self.spec.gate_kind = min(errors, key=lambda kind: errors[kind])
 
+    def take(self, found: GroupedAttentionMixer) -> None:
+        own, other = self.spec, found.spec
+        own.rope_kind, own.norms_rotated, own.rotary_dim = other.rope_kind, other.norms_rotated, other.rotary_dim
+        own.gate_kind = other.gate_kind
+        if self._indexer is not None and found._indexer is not None:
+            self._indexer.spec.rope_kind = found._indexer.spec.rope_kind
+        if self._pools is not None and found._pools is not None:
+            self._pools.spec.rope_kind = found._pools.spec.rope_kind
+
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
         indexer = None if self._indexer is None else self._indexer.for_trial(num_tokens)
         choice = None if self._pools is None else self._pools.choice_of(captured)

@@ -135,6 +135,12 @@ class LatentAttentionMixer(RotaryMixer):
                 inputs = self._parts.query_inputs(rows)
                 self._indexer.fit(self, trial, rows, inputs[..., : inputs.shape[-1] // (1 + self._parts.takes_raw)])
 
+    def take(self, found: LatentAttentionMixer) -> None:
+        self.spec.rope_kind, self.spec.rotary_dim = found.spec.rope_kind, found.spec.rotary_dim
+        if self._indexer is not None and found._indexer is not None:
+            own, other = self._indexer.spec, found._indexer.spec
+            own.rope_kind, own.rotates_last = other.rope_kind, other.rotates_last
+
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
         return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, is_sorted=self._is_sorted)
 

@@ -54,7 +54,9 @@ class ModuleMixer(Mixer):
         super().__init__(call.module, place.index, None)
         self._dtype = place.dtype
         count, size = len(captured.given), captured.hidden_size
-        step = MixerStep(place.rotary, range(count), place.dtype, None)
+        rows = next((value for value in (*call.args, *call.kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        dtype = place.dtype if rows is None else rows.dtype  # of the capture
+        step = MixerStep(place.rotary, range(count), dtype, None)
         self._args = [self._part(value, count, size, captured.positions, step) for value in call.args]
         self._kwargs = {
             name: self._part(value, count, size, captured.positions, step) for name, value in call.kwargs.items()

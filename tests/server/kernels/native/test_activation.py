@@ -13,7 +13,7 @@ from transformers.activations import ACT2CLS, ACT2FN
 
 from server.kernels.native.activation import NAMES, recognise_gate
 from server.kernels.native.structures.experts import Activation, Gate
-from server.model.trunk_loader import build_model
+from server.model.model_building import build_model
 from tests.families import make_config
 
 KINDS = {

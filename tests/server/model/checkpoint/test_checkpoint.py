@@ -18,8 +18,9 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.packing import pack_source
+from server.model.model_building import build_model
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.checkpoints import make_checkpoint
 from tests.packed_models import pack_model

@@ -18,7 +18,8 @@ from server.kernels.native.library import Kernels
 from server.model.checkpoint.packing import _read_expert
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import CheckpointMap, experts_modules, map_checkpoint
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.model_building import build_model
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.expert_linears import split_experts
 from tests.families import make_config

@@ -22,9 +22,10 @@ from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights
 from server.model.errors import ModelError
+from server.model.model_building import build_model
 from server.model.quantised.linear import QuantisedLinear
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import load_trunk
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
 from tests.quantise import fp8, publish

@@ -22,10 +22,11 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
+from server.model.model_building import build_model
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import HostLogits, SequenceChunk
 from server.model.trunk import Trunk
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 from tests.families import WITH_TEXT_OF_ANOTHER, make_config

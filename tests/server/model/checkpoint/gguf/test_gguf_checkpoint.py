@@ -28,7 +28,8 @@ from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.model_building import build_model
+from server.model.trunk_loader import load_trunk
 from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_config, make_model, make_tokenizer
 from tests.server.model.test_parity import generate
 

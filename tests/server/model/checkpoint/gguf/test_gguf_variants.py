@@ -13,7 +13,8 @@ from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.variant_files import BaseModel, read_variant
 from server.model.chunk_weights import ChunkWeights
-from server.model.trunk_loader import build_model, load_trunk
+from server.model.model_building import build_model
+from server.model.trunk_loader import load_trunk
 from tests.packed_models import pack_model
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import (
     FLOAT32,

@@ -1,0 +1,150 @@
+"""Builds the twin of a model: its first layers with random weights in float32, made from its config alone.
+
+What a model computes is found on its twin, so no number of a checkpoint's weights decides what runs where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from server.kernels.expert import ExpertsModule
+from server.model.architecture import decoder_layers, text_body
+from server.model.attention.key_choice import hook_indexers
+from server.model.attention.mla import replace_projections
+from server.model.attention.rope import apply_max_length
+from server.model.checkpoint.tensor_map import experts_modules
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.first_pass import FirstPass
+from server.model.forward import Forward
+from server.model.model_building import build_model, empty_experts, load_trunk_weights
+from server.model.native_layers.depth_scales import INDICES
+from server.model.transformers_hooks.batching_checks import find_special_layers
+
+MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
+SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
+PLACES = {"layer_idx", *INDICES}  # attributes of modules that tell the place of their layer
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A model with the first layers of another one, as many as show one of each kind."""
+
+    model: PreTrainedModel
+    forward: Forward
+    experts: Mapping[ExpertsModule, ExpertLayer]
+    first: FirstPass
+    layer_of: Sequence[int]  # for each layer of the other model, the twin's layer of the same kind
+
+    @property
+    def recurrent(self) -> Sequence[nn.Module]:
+        """The modules that keep states."""
+        return self.first.recurrent
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens to run it on."""
+        return self.first.tokens
+
+
+@torch.inference_mode()
+def build_twin(model: PreTrainedModel, experts: Mapping[Any, ExpertLayer], longest: int) -> Twin:
+    """Return the twin of a model.
+
+    Args:
+        model: on any device, with or without weights.
+        experts: the layers of the model's modules of experts.
+        longest: tokens of the longest sequence.
+    """
+    config = deepcopy(model.config)
+    text = config.get_text_config()
+    text.vocab_size = min(MOST_TOKENS, text.vocab_size)
+    if getattr(text, "pad_token_id", None) is not None:
+        text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
+    twin = build_model(config, torch.float32, model_class=type(model))
+    layer_of = _keep_one_of_each_kind(twin)
+    empty_experts(twin)
+    load_trunk_weights(twin, _random_weights(twin), torch.float32, type(model).__name__)
+    _initialise_constants(twin)
+    twin.eval()
+    apply_max_length(twin, text, longest)
+    is_by_sequence = find_special_layers(twin) is not None
+    if not is_by_sequence:
+        replace_projections(twin)
+        hook_indexers(twin)
+    forward = Forward(twin)
+    first = FirstPass(twin, forward, min(longest, text.vocab_size), is_by_sequence=is_by_sequence)
+    names = {name: experts[module] for name, module in experts_modules(model).items()}
+    own: dict[Any, ExpertLayer] = {module: names[name] for name, module in experts_modules(twin).items()}
+    return Twin(twin, forward, own, first, layer_of)
+
+
+def _initialise_constants(model: PreTrainedModel) -> None:
+    """Give buffers of several dimensions, which are constants, the values that the model computes for them."""
+    for module in model.modules():
+        constants = [buffer for buffer in module.buffers(recurse=False) if buffer.ndim > 1]
+        if not constants or any(True for _ in module.parameters(recurse=False)):
+            continue
+        for buffer in constants:
+            buffer._is_hf_initialized = False  # noqa: SLF001
+        model._init_weights(module)  # noqa: SLF001
+
+
+def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[int]:
+    """Remove the layers behind the first one of the last kind.
+
+    Returns:
+        For each layer, the kept one of the same kind.
+    """
+    layers: Any = decoder_layers(text_body(model)) or ()
+    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, layers, strict=False)]
+    if not kinds:
+        return range(len(layers))
+    count = 1 + max(kinds.index(kind) for kind in kinds)
+    del layers[count:]
+    return [index if index < count else kinds.index(kind) for index, kind in enumerate(kinds)]
+
+
+def _kind_of(layer: nn.Module) -> Hashable:
+    """Return what distinguishes a layer from others: its modules, their parameters and settings, but not its place."""
+    return tuple(
+        (
+            name,
+            type(module),
+            tuple((parameter, tuple(value.shape)) for parameter, value in module.named_parameters(recurse=False)),
+            tuple(
+                (key, value)
+                for key, value in vars(module).items()
+                if isinstance(value, bool | int | float | str) and key not in PLACES
+            ),
+        )
+        for name, module in layer.named_modules()
+    )
+
+
+def _random_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    random, count = torch.Generator().manual_seed(0), max(value.numel() for value in state.values())
+    numbers = torch.empty(min(count, 1 << 20) + SPARE_NUMBERS).normal_(generator=random)
+    numbers = numbers.repeat(-(-(count + SPARE_NUMBERS) // len(numbers)))
+    weights = {}
+    for name, value in state.items():
+        if not value.numel():  # experts, which are not run
+            continue
+        first = int(torch.randint(SPARE_NUMBERS, (), generator=random))
+        own = numbers[first : first + value.numel()].view(value.shape)
+        if not value.is_floating_point():
+            weights[name] = torch.ones(value.shape, dtype=value.dtype)
+        elif value.ndim > 1:
+            weights[name] = (own * value.shape[-1] ** -0.5).to(value.dtype)
+        else:
+            is_factor = value.numel() == 1 or ("norm" in name and name.endswith("weight"))
+            weights[name] = (own * 0.1 + is_factor).to(value.dtype)
+    return weights
