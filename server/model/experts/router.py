@@ -99,8 +99,11 @@ def find_router(model: nn.Module, name: str, sample: RouterSample, num_identitie
             for path, tensor in tensors.items()
             if tuple(tensor.shape) in {(num_experts + more, hidden) for more in (0, _num_shared(owner, path))}
         ]
-        if len(weights) == 1:
-            return _router(weights[0], tensors, num_experts, sample, owner_name)
+        if weights:  # a shared expert's may have the same shape
+            routers = [_router(path, tensors, num_experts, sample, owner_name) for path in weights]
+            agreements = [_agreement(router, sample) for router in routers]
+            best = max(agreements)
+            return routers[agreements.index(best)] if best >= LEAST_AGREEMENT else None
     return None
 
 
@@ -111,8 +114,8 @@ def _num_shared(owner: nn.Module, path: str) -> int:
 
 def _router(
     path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: RouterSample, owner: str
-) -> RouterWeights | None:
-    """Return the router whose matrix is at ``path`` in its owner; None if the model chooses otherwise."""
+) -> RouterWeights:
+    """Return the router whose matrix is at ``path``, with the scoring that agrees best with the choices of a sample."""
     paths: dict[str, str] = {"weight": path}
     bias_path = f"{path.removesuffix('weight')}bias"
     if path.endswith("weight") and bias_path in tensors:
@@ -129,8 +132,7 @@ def _router(
         RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, top_k, num_shared)
         for scoring in SCORINGS
     ]
-    best = max(routers, key=lambda router: _agreement(router, sample))
-    return best if _agreement(best, sample) >= LEAST_AGREEMENT else None
+    return max(routers, key=lambda router: _agreement(router, sample))
 
 
 def _agreement(router: RouterWeights, sample: RouterSample) -> float:
