@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.kernels.triton.available import runs_on
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.tolerances import TOLERANCES
-from server.model.native_layers.router_kinds import LEAST_AGREEMENT, ROWS, SPREADS, Trial, find_router_kind
+from server.model.native_layers.router_kinds import LEAST_AGREEMENT, ROWS, SPREADS, TOLERANCES, Trial, find_router_kind
 
 if TYPE_CHECKING:
     from server.kernels.triton.router_choice import RouterRule

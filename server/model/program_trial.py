@@ -77,9 +77,10 @@ def _try(
 ) -> ModelProgram:
     layers = expert_layers(empty_experts(model), catalog, ComputePool(1, kernels))
     longest = max_served_length(model.config.get_text_config(), max_model_len)
-    special, twin = find_special_layers(model), build_twin(model, layers, longest)
-    found = recognise_model(model, lambda: twin, dtype, kernels, longest=longest, special=special)
+    special = find_special_layers(model)
+    found = recognise_model(model, layers, dtype, kernels, longest=longest, special=special)
     program = found.program if isinstance(found, Recognition) else found
     if not program.is_native:
-        check_modules(model, twin.first, program, special=special, is_deterministic=is_deterministic)
+        first = build_twin(model, longest, is_narrow=False).first
+        check_modules(model, first, program, special=special, is_deterministic=is_deterministic)
     return program

@@ -17,13 +17,10 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.mixer import Mixer, MixerStep, MixerTrial, relative_error
 from server.model.blocks.query_scales import QueryScales
-from server.model.blocks.tolerances import TOLERANCES
+from server.model.blocks.tolerances import TOLERANCE
 from server.model.blocks.workspace import BLOCK, Positions, Workspace
 from server.model.program import Target
 from server.model.step import SequenceChunk
-
-ADDITIONS = 0.3  # error of a layer's additions to the residual stream, by the spacing of its numbers at 1
-MOST_ROUNDED = 0.25  # relative error up to which rounding of the residual stream may be its reason
 
 
 class LayerTrial:
@@ -103,30 +100,17 @@ class LayerTrial:
 
         return MixerTrial(captured, run, positions, error, len(self._tokens), tolerance)
 
-    def error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
+    def error(self, layer: NativeLayer, captured: LayerCapture) -> float:
         """Run a layer, and return the error of its output relative to what its modules add.
-
-        Modules round the residual stream after each addition, which counts where they add little to it. So that part of
-        a small error is left out.
 
         Args:
             layer: without experts, which add nothing.
             captured: the call of its modules.
-            dtype: of the modules.
         """
         self.run(layer, captured)
-        every = torch.ones(len(captured.output), dtype=torch.bool)
-        return self._error(torch.from_numpy(self.workspace.residual), captured, dtype, every)
+        return self._error(captured, torch.ones(len(captured.output), dtype=torch.bool))
 
-    @staticmethod
-    def _error(hidden: torch.Tensor, captured: LayerCapture, dtype: torch.dtype, rows: torch.Tensor) -> float:
-        output = captured.output[rows]
-        added = float((output - captured.given[rows]).norm().clamp_min(1e-20))
-        found = float((hidden[rows] - output).norm()) / added
-        rounding = ADDITIONS * torch.finfo(dtype).eps * float(output.norm()) / added
-        return math.sqrt(max(0.0, found**2 - rounding**2)) if found < MOST_ROUNDED else found
-
-    def echo_error(self, layer: NativeLayer, captured: LayerCapture, dtype: torch.dtype) -> float:
+    def echo_error(self, layer: NativeLayer, captured: LayerCapture) -> float:
         """Return the same of a layer whose experts return their input, for tokens whose routing is the same.
 
         Weights of the sparse mixer jump where a score is on the border of what counts as near.
@@ -138,11 +122,13 @@ class LayerTrial:
         wanted, wanted_order = routing.top_k_index.sort(1)
         weights = torch.from_numpy(self.workspace.weights(0, top_k)).gather(1, order)
         wanted_weights = routing.top_k_weights.float().gather(1, wanted_order)
-        is_near = (weights - wanted_weights).abs() <= TOLERANCES[dtype] * wanted_weights.abs().max()
+        is_near = (weights - wanted_weights).abs() <= TOLERANCE * wanted_weights.abs().max()
         is_same = (chosen == wanted).all(1) & is_near.all(1)
-        if not is_same.any():
-            return math.inf
-        return self._error(torch.from_numpy(self.workspace.residual), captured, dtype, is_same)
+        return self._error(captured, is_same) if is_same.any() else math.inf
+
+    def _error(self, captured: LayerCapture, rows: torch.Tensor) -> float:
+        output, hidden = captured.output[rows], torch.from_numpy(self.workspace.residual)[rows]
+        return float((hidden - output).norm() / (output - captured.given[rows]).norm().clamp_min(1e-20))
 
     def check(self, spec: LayerSpec) -> None:
         """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedConfig
 
 from server.model.blocks.capture import Capture, LayerCapture, echo
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.mixer import relative_error
-from server.model.blocks.tolerances import TOLERANCES
+from server.model.blocks.tolerances import TOLERANCE
 from server.model.native_layers.positions import LayerPositions
-from server.model.native_layers.scales import QUANTISED_ROUNDING, ROUNDING, MeasuredFactor
-from server.model.quantised.linear import QuantisedLinear
+from server.model.native_layers.scales import NamedFactors
 
 
 class ExpertResults:
@@ -23,12 +21,12 @@ class ExpertResults:
 
     Args:
         trial: runs the layers.
-        config: has the numbers that a factor may be.
-        dtype: of the modules.
+        positions: of the layers.
+        factors: that the model's config names.
     """
 
-    def __init__(self, trial: LayerTrial, positions: LayerPositions, config: PreTrainedConfig, dtype: torch.dtype):
-        self._trial, self._positions, self._config, self._dtype = trial, positions, config, dtype
+    def __init__(self, trial: LayerTrial, positions: LayerPositions, factors: NamedFactors):
+        self._trial, self._positions, self._factors = trial, positions, factors
 
     def check(self, layers: Sequence[NativeLayer], captured: Capture) -> None:
         """Find the factor of each layer's experts, and compare the layer with its modules.
@@ -47,8 +45,8 @@ class ExpertResults:
             if self._defers(layers[index : index + 2], named[index : index + 2]):
                 continue
             layer.mixture.experts_scale = self._experts_scale(layer, each)
-            error = self._trial.echo_error(layer, each, self._dtype)
-            if not error < TOLERANCES[self._dtype]:
+            error = self._trial.echo_error(layer, each)
+            if not error < TOLERANCE:
                 raise UnsupportedLayerError(f"its layers change the results of experts, off by {error:.1e}")
 
     def _defers(self, layers: Sequence[NativeLayer], captured: Sequence[LayerCapture]) -> bool:
@@ -64,7 +62,7 @@ class ExpertResults:
         if len(layers) == 1 or captured[0].layer is not captured[1].layer:
             return False
         (own, following), (given, after) = layers, captured
-        if not self._trial.error(own, given, self._dtype) < TOLERANCES[self._dtype]:
+        if not self._trial.error(own, given) < TOLERANCE:
             return False
         self._trial.set_positions(self._positions.kinds[self._positions.kind_of(following)])
         own.mixture.experts_scale = scale = self._experts_scale(following, after, own, given)
@@ -72,7 +70,7 @@ class ExpertResults:
         assert routing is not None
         found = torch.from_numpy(self._trial.workspace.residual) + self._echoes(own, given) * scale
         error = relative_error(found - after.given, after.output - after.given)
-        if not error < TOLERANCES[self._dtype]:
+        if not error < TOLERANCE:
             raise UnsupportedLayerError(f"its layers add the results of experts in another way, off by {error:.1e}")
         own.mixture.is_deferred = following.spec.adds_deferred = 1
         return True
@@ -107,8 +105,9 @@ class ExpertResults:
         if has_norm or owner.spec.inner_convolution or captured.num_streams:
             return 1.0
         self._trial.run(layer, captured)
-        wanted = captured.output - torch.from_numpy(self._trial.workspace.residual)
-        measured = MeasuredFactor.between(self._echoes(owner, owner_call), wanted)
-        is_quantised = any(isinstance(module, QuantisedLinear) for module in owner_call.module.modules())
-        rounding = max(ROUNDING[self._dtype], QUANTISED_ROUNDING if is_quantised else 0.0)
-        return measured.exact(self._config, rounding)
+        wanted, given = (
+            captured.output - torch.from_numpy(self._trial.workspace.residual),
+            self._echoes(owner, owner_call),
+        )
+        square = float(given.double().square().sum().clamp_min(1e-30))
+        return self._factors.exact(float((given.double() * wanted.double()).sum()) / square)

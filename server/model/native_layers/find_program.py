@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+import logging
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
+from server.kernels.native.backend import expert_shape
 from server.kernels.native.library import Kernels
 from server.model.architecture import text_body
 from server.model.attention.key_choice import INDEXED
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.coded_linears import CodedLinears
-from server.model.errors import NotBatchableError
+from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.first_pass import FirstPass
 from server.model.native_layers.assemble import assemble
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import Recognition, recognise
-from server.model.native_layers.twin import Twin, build_twin
+from server.model.native_layers.twin import build_twin
 from server.model.program import NO_KERNELS, ModelProgram, Target
 from server.model.transformers_hooks.batching_checks import INVARIANT, MAY_BE_NATIVE
+
+log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the kernels compute in
 
@@ -53,8 +56,7 @@ def find_program(
     dtype = text_body(model).dtype
     if model.device.type != "cpu":
         kernels = None
-    twin = partial(build_twin, model, layers, longest)
-    found = recognise_model(model, twin, dtype, kernels, longest=longest, special=special)
+    found = recognise_model(model, layers, dtype, kernels, longest=longest, special=special)
     if isinstance(found, Recognition):
         try:
             native = assemble(model, found, layers, kernels=kernels, longest=longest, recurrent=recurrent)
@@ -69,7 +71,7 @@ def find_program(
 @torch.inference_mode()
 def recognise_model(
     model: PreTrainedModel,
-    twin: Callable[[], Twin],
+    layers: Mapping[ExpertsModule, ExpertLayer],
     dtype: torch.dtype,
     kernels: Kernels | None,
     *,
@@ -78,22 +80,35 @@ def recognise_model(
 ) -> Recognition | ModelProgram:
     """Find on a model's twin how the native kernels run it; else return what its modules run.
 
+    A narrow twin is tried first, which takes little time and memory.
+
     Args:
         model: with or without weights.
-        twin: returns the model's twin.
+        layers: the model's modules of experts.
         dtype: to compute in.
         kernels: that may run it.
         longest: tokens of the longest sequence.
         special: layers whose attention modules run sequence by sequence, if the kernels do not have all layers.
+
+    Raises:
+        NotBatchableError: the model can't run many sequences in one step.
     """
     if kernels is None or special not in (None, *MAY_BE_NATIVE):
         return _by_modules(model, special, NO_KERNELS if special is None else None)
     if dtype not in DTYPES:
         return _by_modules(model, special, f"it is computed in {dtype}")
+    shapes = (expert_shape(module, layer.layout) for module, layer in layers.items())
+    reason = next((shape for shape in shapes if isinstance(shape, str)), None)
+    if reason is not None:
+        return _by_modules(model, special, reason)
     try:
-        found = recognise(twin(), kernels, longest)
-    except UnsupportedLayerError as error:
-        return _by_modules(model, special, str(error))
+        found = recognise(build_twin(model, longest, is_narrow=True), kernels, longest)
+    except (UnsupportedLayerError, ModelError, RuntimeError) as error:
+        log.debug("the narrow twin of %s shows nothing: %s", type(model).__name__, error)
+        try:
+            found = recognise(build_twin(model, longest, is_narrow=False), kernels, longest)
+        except UnsupportedLayerError as error:
+            return _by_modules(model, special, str(error))
     if special is not None and not found.program.is_native:
         outside = next(each for each in found.program.blocks if each.mixer is not Target.NATIVE)
         return _by_modules(model, special, f"its {outside.name} is not native")

@@ -22,8 +22,8 @@ from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import LINEARS, matrix_of
 from server.model.blocks.norms import Norm, is_norm, norm_of
 from server.model.blocks.streams import StreamMixParts, find_last
-from server.model.blocks.tolerances import TOLERANCES
-from server.model.native_layers.scales import ROUNDING, nearest_named
+from server.model.blocks.tolerances import TOLERANCE
+from server.model.native_layers.scales import NamedFactors
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Head:
     keeps: Sequence[Any]  # owners of the memory that the call refers to
 
 
-def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> Head:
+def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels, factors: NamedFactors) -> Head:
     """Return a model's head, after a trial of it.
 
     Args:
         captured: a pass over some tokens, with the modules' logits.
+        kernels: that compute others.
+        factors: that the model's config names.
 
     Raises:
         UnsupportedLayerError: the kernels compute other logits.
     """
-    config, dtype = model.config.get_text_config(), text_body(model).dtype
     last = captured.layers[-1]
     built = build_head(model, last.hidden_size, last.num_streams)
     call, hidden = built.call, last.output.contiguous()
@@ -64,9 +65,9 @@ def find_head(model: PreTrainedModel, captured: Capture, kernels: Kernels) -> He
     if softcap:
         wanted = torch.atanh((wanted.double() / softcap).clamp(-1, 1)).float() * softcap
     scale = float((found * wanted).sum() / found.square().sum())
-    if not (found * scale - wanted).norm() <= TOLERANCES[dtype] * wanted.norm():
+    if not (found * scale - wanted).norm() <= TOLERANCE * wanted.norm():
         raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
-    call.scale, call.softcap = nearest_named(scale, config, ROUNDING[dtype]), softcap
+    call.scale, call.softcap = factors.nearest(scale), softcap
     scales = [1.0, float(call.scale)]
     if captured.head_rows is None or captured.head_rows.shape != normed.shape:
         return built

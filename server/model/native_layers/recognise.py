@@ -17,7 +17,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
 from server.model.blocks.mixer import MixerParts
-from server.model.blocks.tolerances import TOLERANCES
+from server.model.blocks.tolerances import TOLERANCE
 from server.model.blocks.workspace import Workspace
 from server.model.experts.router import RouterSample, find_router
 from server.model.native_layers.embedding_rows import norm_of_rows
@@ -39,13 +39,11 @@ from server.model.native_layers.router_kinds import (
     run_trial,
     steady_rows,
 )
-from server.model.native_layers.scales import ROUNDING, nearest_named
+from server.model.native_layers.scales import ROUNDING
 from server.model.native_layers.text_inputs import check_inputs, has_image_experts
-from server.model.native_layers.twin import Twin
+from server.model.native_layers.twin import DTYPE, Twin
 from server.model.program import ModelProgram
 from server.model.quantised.embedding import embedded_rows
-
-ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
 
 @dataclass(frozen=True)
@@ -69,26 +67,27 @@ class Recognition:
         return [number for number, each in enumerate(self.captured.layers) if each.layer is layer]
 
     def embedding_scale_in(self, dtype: torch.dtype) -> float:
-        """Return the factor of embeddings of a model in some dtype, to which transformers may round it.
+        """Return the factor of the other model's embeddings in its dtype, to which transformers may round it.
 
         The twin has that dtype then.
         """
-        rounded = float(torch.tensor(self.embedding_scale, dtype=dtype))
-        if rounded == self.embedding_scale:
-            return rounded
-        model, twin = self.twin.model.to(dtype), self.twin
+        scale, config = self.embedding_scale, self.twin.model.config.get_text_config()
+        own = self.twin.hidden_size**0.5 if abs(scale - config.hidden_size**0.5) <= ROUNDING * scale else scale
+        rounded, own_rounded = (float(torch.tensor(each, dtype=dtype)) for each in (scale, own))
+        if rounded == scale:
+            return own
         given: list[torch.Tensor] = []
-        first = (decoder_layers(text_body(model)) or ())[0]
+        first = (decoder_layers(text_body(self.twin.model.to(dtype))) or ())[0]
         hook = first.register_forward_pre_hook(
-            lambda _layer, args, kwargs: given.append(hidden_of(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: given.append(hidden_of(args, kwargs)), with_kwargs=True
         )
         try:
-            capture(model, twin.forward, twin.tokens, keeps_states=bool(twin.recurrent))
+            capture(self.twin.model, self.twin.forward, self.twin.tokens, keeps_states=bool(self.twin.recurrent))
         finally:
             hook.remove()
-        before = self.captured.layers[0].given  # in float32, times the factor
-        measured = self.embedding_scale * float((before * given[0].float().view_as(before)).sum() / before.square().sum())
-        return min(rounded, self.embedding_scale, key=lambda scale: abs(scale - measured))
+        before = self.captured.layers[0].given  # in float32
+        measured = scale * float((before * given[0].float().view_as(before)).sum() / before.square().sum())
+        return own_rounded if abs(measured - rounded) < abs(measured - scale) else own
 
     @property
     def program(self) -> ModelProgram:
@@ -121,8 +120,7 @@ class _Recogniser:
         model = self._model = twin.model
         check_inputs(model)
         self._builder = LayerBuilder(model, twin.experts, twin.recurrent)
-        self._body, self._config = text_body(model), model.config.get_text_config()
-        self._dtype = self._builder.dtype
+        self._body, self._factors = text_body(model), twin.factors
         if decoder_layers(self._body) is None:
             raise UnsupportedLayerError("its layers have another name")
 
@@ -155,7 +153,7 @@ class _Recogniser:
         slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in every]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True, num_streams=num_streams)
         self._trial = LayerTrial(self._kernels, self._workspace, twin.tokens, slot_bytes)
-        self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCES[self._dtype])
+        self._positions = LayerPositions(self._trial, layers, captured, self._longest, TOLERANCE)
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
         for experts, layer in images.values():
@@ -165,8 +163,8 @@ class _Recogniser:
             self._trial.check(layer.spec)
             experts.check(layer)
         echoed = capture(self._model, twin.forward, twin.tokens, keeps_states=keeps_states, echoes=True)
-        ExpertResults(self._trial, self._positions, self._config, self._dtype).check(layers, echoed)
-        head = find_head(self._model, captured, self._kernels)
+        ExpertResults(self._trial, self._positions, self._factors).check(layers, echoed)
+        head = find_head(self._model, captured, self._kernels, self._factors)
         check_far(
             self._model,
             twin.forward,
@@ -196,7 +194,7 @@ class _Recogniser:
         found = self._builder.build(index, parts, captured, router)
         if parts.residual_rows is not None:
             residuals = find_residuals(
-                parts.residual_rows, captured, self._config, found.spec.residual_scale, is_usual=self._is_usual
+                parts.residual_rows, captured, self._factors, found.spec.residual_scale, is_usual=self._is_usual
             )
             self._is_usual &= not residuals.mixer
             found.spec.mixer_residual, found.spec.inner_residual = residuals.mixer, residuals.inner
@@ -269,11 +267,11 @@ class _Recogniser:
                 self._build_mixer(layer, captured)
 
     def _check_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
-        tolerance = TOLERANCES[self._dtype]
+        tolerance = TOLERANCE
         positions = self._positions.kinds[self._positions.kind_of(layer)]
         self._trial.set_positions(positions)
         layer.mixer.fit(self._trial.of_mixer(layer, captured, positions, tolerance))
-        error = self._trial.error(layer, captured, self._dtype)
+        error = self._trial.error(layer, captured)
         if not error < tolerance:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
 
@@ -285,12 +283,9 @@ class _Recogniser:
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
-        trial = run_trial(parts.block, router, self._dtype, own_router, table)
-        mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, self._dtype)
-        scale = mixture.router.scale / owner.factor
-        mixture.router.scale = owner.factor * nearest_named(
-            scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype]
-        )
+        trial = run_trial(parts.block, router, DTYPE, own_router, table)
+        mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, DTYPE)
+        mixture.router.scale = owner.factor * self._factors.nearest(mixture.router.scale / owner.factor)
 
     def _check_router(self, layer: NativeLayer, owner: LayerRouter, parts: Parts, captured: LayerCapture) -> None:
         """Compare the kernels' choices with the modules'."""
@@ -300,7 +295,7 @@ class _Recogniser:
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
         self._trial.run(layer, captured)
-        top_k, tolerance = mixture.router.top_k, TOLERANCES[self._dtype]
+        top_k, tolerance = mixture.router.top_k, TOLERANCE
         rows = routing.hidden_states
         if own_router is not None:
             rows = own_router.rows(next(each.given for each in captured.calls if each.module is parts.router))
@@ -314,7 +309,7 @@ class _Recogniser:
         weights = routing.top_k_weights.float().gather(1, order)[is_same]
         own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
         are_near = (weights - own).abs() <= tolerance * routing.top_k_weights.abs().max()
-        if not choices_agree(int(is_same.sum()), int(is_steady.sum()), self._dtype) or not bool(are_near.all()):
+        if not choices_agree(int(is_same.sum()), int(is_steady.sum()), DTYPE) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
     def _embedding_scale(self, captured: Capture) -> float:
@@ -323,14 +318,15 @@ class _Recogniser:
         embedded = embedded_rows(embeddings, torch.tensor(self._twin.tokens))
         norm = norm_of_rows(embeddings, embedded.shape[1])
         if norm is not None:
-            embedded = norm.module(embedded.to(self._dtype)).float()
+            embedded = norm.module(embedded)
         given = captured.layers[0].given
         if captured.layers[0].num_streams:
             embedded = embedded.unsqueeze(1).expand_as(given)
         scale = float((embedded * given).sum() / embedded.square().sum())
-        if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
+        if not (embedded * scale - given).norm() <= TOLERANCE * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")
-        return nearest_named(scale, self._config, ROUNDING[self._dtype])
+        root = self._model.config.get_text_config().hidden_size ** 0.5
+        return root if abs(scale - root) <= ROUNDING * scale else self._factors.nearest(scale)
 
 
 def _check_choices(layers: Sequence[NativeLayer]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.mixer import relative_error
-from server.model.blocks.tolerances import TOLERANCES
-from server.model.native_layers.scales import ROUNDING, nearest_named
+from server.model.blocks.tolerances import TOLERANCE
+from server.model.native_layers.scales import ROUNDING, NamedFactors
 
 CLEAR = 0.5  # share of the error of the usual sum up to which another one explains a layer's rows better
 
@@ -35,34 +34,30 @@ class ResidualRows:
 
 
 def find_residuals(
-    rows: ResidualRows, captured: LayerCapture, config: Any, scale: float, *, is_usual: bool = True
+    rows: ResidualRows, captured: LayerCapture, factors: NamedFactors, scale: float, *, is_usual: bool = True
 ) -> Residuals:
     """Return the factors of a layer whose experts add nothing.
 
     Args:
         captured: a call of the layer.
-        config: of the text, which names factors.
+        factors: that the model's config names.
         scale: of the mixer's results, where these are added to the hidden states.
         is_usual: whether layers before add results to the hidden states, which decides where rows show no difference.
     """
-    dtype = rows.mixed.dtype
     normed, mixed, inner = rows.normed.double(), rows.mixed.double(), rows.inner_normed.double()
     given, output = rows.inner_given.double(), captured.output.double()
-    rounding = 10 * ROUNDING[dtype]
 
     def is_clear(error: float, usual: float) -> bool:
-        is_better = usual > ROUNDING[dtype] and error < CLEAR * usual
-        return error < TOLERANCES[dtype] and (is_better or not is_usual)
+        is_better = usual > ROUNDING and error < CLEAR * usual
+        return error < TOLERANCE and (is_better or not is_usual)
 
     columns = torch.stack([normed.flatten(), mixed.flatten()], 1)
-    factors = torch.linalg.lstsq(columns, given.flatten().unsqueeze(1)).solution.flatten()
-    error = relative_error((columns @ factors).view_as(given), given)
+    found = torch.linalg.lstsq(columns, given.flatten().unsqueeze(1)).solution.flatten()
+    error = relative_error((columns @ found).view_as(given), given)
     if not is_clear(error, relative_error(captured.given + scale * mixed, given)):
-        factors = torch.tensor([0.0, scale])
+        found = torch.tensor([0.0, scale])
     kept = (inner * output).sum() / inner.square().sum()
     if not is_clear(relative_error(kept * inner, output), relative_error(given, output)):
         kept = torch.tensor(0.0)
-    exact = [
-        nearest_named(float(each), config, rounding) if float(each) else 0.0 for each in (factors[0], kept, factors[1])
-    ]
+    exact = [factors.nearest(float(each)) if float(each) else 0.0 for each in (found[0], kept, found[1])]
     return Residuals(*exact)

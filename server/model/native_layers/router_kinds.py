@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.tolerances import TOLERANCES
 from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
 from server.model.native_layers.own_router import OwnRouter
@@ -31,6 +30,7 @@ METHOD = "topk_method"  # attribute of a router
 BY_BEST, WITHOUT_GROUPS = "group_limited_greedy", "greedy"  # values of it; the first chooses groups by their best
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
 MOST_JUMP = 0.05  # change of a weight, relative to the largest of its row
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of weights, relative to the largest
 NOISE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of logits, relative to the largest of a row
 LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
 

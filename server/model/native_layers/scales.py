@@ -1,79 +1,60 @@
-"""Finds the exact value of a factor that was measured."""
+"""NamedFactors: the numbers that a measured factor may be."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from server.model.blocks.errors import UnsupportedLayerError
 
-# Errors of a factor measured on many numbers, whose own roundings cancel out.
-ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 4e-4}
-QUANTISED_ROUNDING = 1e-3  # the same where a layer's linear layers are quantised, which rounds their rows too
-SURE = 5  # standard errors that must be small
-FAR = 10  # standard errors that a factor may be off: they are from few rows, and many layers are measured
-MOST_UNSURE = 0.015  # error of a factor that says nothing about it
+ROUNDING = 1e-5  # relative error of a factor that was measured in float32
 
 
 @dataclass(frozen=True)
-class MeasuredFactor:
-    """The factor between two tables of rows, measured on all of their numbers."""
+class NamedFactors:
+    """The factors that a config names: 1, 0.5 as of an average, its numbers, their inverses, the hidden size's root.
 
-    value: float
-    error: float  # standard error, from the differences that the factor leaves
+    Args:
+        numbers: that a factor may be.
+        are_all: whether no factor may be another number.
+    """
+
+    numbers: Sequence[float]
+    are_all: bool = False
 
     @classmethod
-    def between(cls, given: torch.Tensor, wanted: torch.Tensor) -> Self:
-        """Return the factor by which ``given`` comes nearest to ``wanted``, both ``(rows, numbers)``.
-
-        Its error is from the sums of rows, as the numbers of a row may be off in the same direction.
-        """
-        given, wanted = given.double(), wanted.double()
-        square = float(given.square().sum().clamp_min(1e-30))
-        value = float((given * wanted).sum()) / square
-        by_row = ((wanted - value * given) * given).sum(1)
-        return cls(value, float(by_row.norm()) / square)
-
-    def exact(self, config: Any, rounding: float) -> float:
-        """Return 1 or what a config names, if that is the factor.
+    def of(cls, config: Any, without: Collection[str] = ()) -> Self:
+        """Return the factors that a config names.
 
         Args:
             config: of the text.
-            rounding: the least relative error.
+            without: keys whose values are not the model's own; a factor must be another number then.
+        """
+        known = {key: value for key, value in vars(config).items() if key not in without}
+        numbers = [value for value in known.values() if isinstance(value, int | float) and 0 < value < math.inf]
+        roots = [math.sqrt(known["hidden_size"])] if "hidden_size" in known else []
+        return cls([1.0, 0.5, *map(float, numbers), *(1 / number for number in numbers), *roots], bool(without))
+
+    def nearest(self, measured: float) -> float:
+        """Return a named factor if it is the measured one but for rounding; else the measured factor itself.
 
         Raises:
-            UnsupportedLayerError: it is none of these, or could be any.
+            UnsupportedLayerError: none is, and a factor can't be another number.
         """
-        error = max(SURE * self.error, rounding * abs(self.value))
-        if not error <= MOST_UNSURE * abs(self.value):
-            raise UnsupportedLayerError(
-                f"the results of its experts are too small to show their factor ({self.value:.4g} +- {error:.2g})"
-            )
-        far = min(max(FAR * self.error, error), MOST_UNSURE * abs(self.value))
-        named = named_factors(config)
-        found = {number for number in named if abs(number - self.value) <= error}
-        found = found or {number for number in named if abs(number - self.value) <= far}
+        found = min(self.numbers, key=lambda number: abs(number - measured))
+        is_near = abs(found - measured) <= ROUNDING * abs(measured)
+        return self.exact(measured) if self.are_all else found if is_near else measured
+
+    def exact(self, measured: float) -> float:
+        """Return the named factor that is the measured one but for rounding.
+
+        Raises:
+            UnsupportedLayerError: none is, or several are.
+        """
+        found = {number for number in self.numbers if abs(number - measured) <= ROUNDING * abs(measured)}
         if len(found) != 1:
             few = "which its config does not name" if not found else f"which may be any of {sorted(found)}"
-            raise UnsupportedLayerError(f"its layers multiply the results of experts by {self.value:.4g}, {few}")
+            raise UnsupportedLayerError(f"its layers multiply results by {measured:.4g}, {few}")
         return found.pop()
-
-
-def nearest_named(measured: float, config: Any, rounding: float) -> float:
-    """Return 1 or what a config names, if it is the measured factor but for rounding; else the measured factor itself.
-
-    Args:
-        config: of the text.
-        rounding: relative error of the measured factor.
-    """
-    found = min(named_factors(config), key=lambda number: abs(number - measured))
-    return found if abs(found - measured) <= rounding * abs(measured) else measured
-
-
-def named_factors(config: Any) -> list[float]:
-    """Return 1, 0.5 as of an average, the numbers of a config, their inverses, and the root of the hidden size."""
-    numbers = [value for value in vars(config).values() if isinstance(value, int | float) and 0 < value < math.inf]
-    return [1.0, 0.5, *map(float, numbers), *(1 / number for number in numbers), math.sqrt(config.hidden_size)]

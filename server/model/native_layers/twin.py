@@ -14,19 +14,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import decoder_layers, text_body
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.mla import replace_projections
 from server.model.attention.rope import apply_max_length
-from server.model.checkpoint.tensor_map import experts_modules
-from server.model.experts.expert_layer import ExpertLayer
+from server.model.checkpoint.config_catalog import catalog_from_config
+from server.model.experts.expert_layer import ExpertLayer, expert_layers
 from server.model.first_pass import FirstPass
 from server.model.forward import Forward
 from server.model.model_building import build_model, empty_experts, load_trunk_weights
 from server.model.native_layers.depth_scales import INDICES
+from server.model.native_layers.scales import NamedFactors
 from server.model.transformers_hooks.batching_checks import find_special_layers
 
+DTYPE = torch.float32
+HIDDEN_SIZE, WIDTH = 72, 40  # of narrow twins; the root of the first is no number of a config
+HEADS, FEW_HEADS = ("num_attention_heads", "num_key_value_heads"), 8  # keys of latent attention, and their value
 MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
 SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
 PLACES = {"layer_idx", *INDICES}  # attributes of modules that tell the place of their layer
@@ -41,6 +46,8 @@ class Twin:
     experts: Mapping[ExpertsModule, ExpertLayer]
     first: FirstPass
     layer_of: Sequence[int]  # for each layer of the other model, the twin's layer of the same kind
+    hidden_size: int  # of the other model
+    factors: NamedFactors  # that the other model's config names
 
     @property
     def recurrent(self) -> Sequence[nn.Module]:
@@ -54,23 +61,31 @@ class Twin:
 
 
 @torch.inference_mode()
-def build_twin(model: PreTrainedModel, experts: Mapping[Any, ExpertLayer], longest: int) -> Twin:
+def build_twin(model: PreTrainedModel, longest: int, *, is_narrow: bool) -> Twin:
     """Return the twin of a model.
 
     Args:
-        model: on any device, with or without weights.
-        experts: the layers of the model's modules of experts.
+        model: with or without weights.
         longest: tokens of the longest sequence.
+        is_narrow: whether it has small widths, where its config allows.
+
+    Raises:
+        NotBatchableError: the model can't run many sequences in one step.
+        ModelError: no twin can be built.
     """
     config = deepcopy(model.config)
+    config.quantization_config = None
     text = config.get_text_config()
+    hidden_size = int(text.hidden_size)
+    factors = NamedFactors.of(text, _narrow(text) if is_narrow else ())
     text.vocab_size = min(MOST_TOKENS, text.vocab_size)
     if getattr(text, "pad_token_id", None) is not None:
         text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
-    twin = build_model(config, torch.float32, model_class=type(model))
+    twin = build_model(config, DTYPE, model_class=type(model))
     layer_of = _keep_one_of_each_kind(twin)
-    empty_experts(twin)
-    load_trunk_weights(twin, _random_weights(twin), torch.float32, type(model).__name__)
+    catalog = catalog_from_config(twin)
+    experts = expert_layers(empty_experts(twin), catalog, ComputePool(1))
+    load_trunk_weights(twin, _random_weights(twin), DTYPE, type(model).__name__)
     _initialise_constants(twin)
     twin.eval()
     apply_max_length(twin, text, longest)
@@ -80,9 +95,29 @@ def build_twin(model: PreTrainedModel, experts: Mapping[Any, ExpertLayer], longe
         hook_indexers(twin)
     forward = Forward(twin)
     first = FirstPass(twin, forward, min(longest, text.vocab_size), is_by_sequence=is_by_sequence)
-    names = {name: experts[module] for name, module in experts_modules(model).items()}
-    own: dict[Any, ExpertLayer] = {module: names[name] for name, module in experts_modules(twin).items()}
-    return Twin(twin, forward, own, first, layer_of)
+    return Twin(twin, forward, experts, first, layer_of, hidden_size, factors)
+
+
+def _narrow(config: Any) -> set[str]:
+    """Make the widths of a config small that no number depends on but the shapes of weights.
+
+    Numbers of a head stay, as attention is scaled by them.
+
+    Returns:
+        The keys that have other values now; none if the numbers of a head depend on the hidden size.
+    """
+    known = vars(config)  # some configs refuse to read what differs by layer
+    is_latent = bool(known.get("kv_lora_rank"))
+    if not is_latent and not isinstance(known.get("head_dim"), int):
+        return set()
+    widths = {key: WIDTH for key in known if key.endswith("intermediate_size")} | {"hidden_size": HIDDEN_SIZE}
+    if is_latent:
+        heads = {known.get(key) for key in HEADS}
+        widths |= dict.fromkeys(HEADS, FEW_HEADS) if len(heads) == 1 else {}
+    narrowed = {key for key, width in widths.items() if isinstance(value := known.get(key), int) and value > width}
+    for key in narrowed:
+        setattr(config, key, widths[key])
+    return narrowed
 
 
 def _initialise_constants(model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import LayerPlace, Mixer, MixerStep, relative_error
-from server.model.blocks.tolerances import TOLERANCES
+from server.model.blocks.tolerances import TOLERANCE
 from server.model.program import Target
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import AttentionPassThrough
@@ -123,8 +123,7 @@ class _RecordedMixer(Mixer):
         del step
         values = (*self._call.args, *self._call.kwargs.values())
         given = [value for value in values if isinstance(value, torch.Tensor)]
-        tolerance = TOLERANCES[given[0].dtype] if given else 0.0
-        if not any(value.shape[1:] == normed.shape and relative_error(value[0], normed) < tolerance for value in given):
+        if not any(value.shape[1:] == normed.shape and relative_error(value[0], normed) < TOLERANCE for value in given):
             raise UnsupportedLayerError(f"its {self.name} gets something else than normed rows")
         return rows_of(self._call.output)
 
