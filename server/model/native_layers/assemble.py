@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
@@ -66,9 +67,10 @@ class _Assembly:
     def __init__(self, builder: LayerBuilder, recognition: Recognition):
         self._builder, self._model, self._found = builder, builder.model, recognition
         own, twin = ([*(decoder_layers(text_body(each)) or ())] for each in (self._model, recognition.twin.model))
+        widths = _Widths(text_body(recognition.twin.model), text_body(self._model))
         self._places: list[tuple[_Counterparts, int]] = []  # of each block: its layer beside the twin's, and the twin's
         for layer, index in zip(own, recognition.twin.layer_of, strict=True):
-            beside = _Counterparts(layer, twin[index], builder.names, recognition.twin.model)
+            beside = _Counterparts(layer, twin[index], builder.names, recognition.twin.model, widths)
             self._places += [(beside, block) for block in recognition.blocks_of(index)]
 
     def build(self, kernels: Kernels, longest: int) -> NativeModel:
@@ -81,7 +83,7 @@ class _Assembly:
         images = self._build_images(layers, parts, captured)
         every = [*layers, *images]
         routed = [layer for layer in layers if layer.experts is not None]
-        first = self._found.captured.layers[0]
+        first = captured[0]
         is_exact, hidden_size = self._builder.dtype == torch.float32, first.hidden_size
         for each in every:
             slot_bytes = 0 if each.experts is None else each.experts.layout.slot_bytes
@@ -170,6 +172,29 @@ class _Assembly:
         return NativeAdapters(targets, experts)
 
 
+class _Widths:
+    """The hidden sizes of a twin and of the other model.
+
+    Args:
+        twin: the body of one.
+        other: that of the other.
+    """
+
+    def __init__(self, twin: Any, other: Any):
+        self._own, self._other = (int(each.config.hidden_size) for each in (twin, other))
+        self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the first one's id
+
+    def widened(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return hidden states of the twin with zeros behind them, as wide as those of the other model."""
+        count, rest = divmod(rows.shape[-1], self._own)
+        if self._own == self._other or rest:
+            return rows
+        if id(rows) not in self._known:
+            more = count * (self._other - self._own)
+            self._known[id(rows)] = rows, F.pad(rows, (0, more))
+        return self._known[id(rows)][1]
+
+
 class _Counterparts:
     """A layer beside its twin's layer of the same kind.
 
@@ -178,13 +203,14 @@ class _Counterparts:
         other: the twin's.
         names: of the model's modules.
         twin: the other model.
+        widths: of both.
 
     Raises:
         UnsupportedLayerError: the layer has other modules than the twin's.
     """
 
-    def __init__(self, layer: nn.Module, other: nn.Module, names: Mapping[Any, str], twin: nn.Module):
-        self._layer, self._other = layer, other
+    def __init__(self, layer: nn.Module, other: nn.Module, names: Mapping[Any, str], twin: nn.Module, widths: _Widths):
+        self._layer, self._other, self._widths = layer, other, widths
         own = dict(layer.named_modules())
         try:
             self._modules: dict[Any, nn.Module] = {each: own[name] for name, each in other.named_modules()}
@@ -200,13 +226,29 @@ class _Counterparts:
         return self._modules[other]
 
     def capture(self, other: LayerCapture) -> LayerCapture:
-        """Return a call of the twin's layer as one of the layer, whose numbers are still the twin's."""
-        calls = [replace(each, call=replace(each.call, module=self._modules[each.module])) for each in other.calls]
+        """Return a call of the twin's layer as one of the layer, with as wide rows, whose numbers are the twin's."""
+        wide = self._widths.widened
+        calls = [
+            replace(
+                each,
+                call=replace(each.call, module=self._modules[each.module]),
+                given=wide(each.given),
+                output=wide(each.output),
+            )
+            for each in other.calls
+        ]
         options = other.options
         if options is not None and options.sinks is not None:
             options = replace(options, sinks=self._tensor_like(options.sinks))
         return replace(
-            other, layer=self._layer, module=self.module(other.module), calls=calls, options=options, mixer=None
+            other,
+            given=wide(other.given),
+            output=wide(other.output),
+            layer=self._layer,
+            module=self.module(other.module),
+            calls=calls,
+            options=options,
+            mixer=None,
         )
 
     def router(self, other: RouterWeights) -> RouterWeights:

@@ -5,7 +5,7 @@ What a model computes is found on its twin, so no number of a checkpoint's weigh
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ HEADS, FEW_HEADS = ("num_attention_heads", "num_key_value_heads"), 8  # keys of 
 MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
 SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
 PLACES = {"layer_idx", *INDICES}  # attributes of modules that tell the place of their layer
+SHARED, KEPT = "num_kv_shared_layers", "store_full_length_kv"  # such an attribute, where no layer takes others' keys
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[int]:
         For each layer, the kept one of the same kind.
     """
     layers: Any = decoder_layers(text_body(model)) or ()
-    settings = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
-    kinds = [(kind, _kind_of(layer)) for kind, layer in zip(settings, layers, strict=False)]
+    config = model.config.get_text_config()
+    settings = getattr(config, "layer_types", None) or [None] * len(layers)
+    places = PLACES if getattr(config, SHARED, 0) else {*PLACES, KEPT}
+    kinds = [(kind, _kind_of(layer, places)) for kind, layer in zip(settings, layers, strict=False)]
     if not kinds:
         return range(len(layers))
     count = 1 + max(kinds.index(kind) for kind in kinds)
@@ -147,7 +150,7 @@ def _keep_one_of_each_kind(model: PreTrainedModel) -> Sequence[int]:
     return [index if index < count else kinds.index(kind) for index, kind in enumerate(kinds)]
 
 
-def _kind_of(layer: nn.Module) -> Hashable:
+def _kind_of(layer: nn.Module, places: Collection[str]) -> Hashable:
     """Return what distinguishes a layer from others: its modules, their parameters and settings, but not its place."""
     return tuple(
         (
@@ -157,7 +160,7 @@ def _kind_of(layer: nn.Module) -> Hashable:
             tuple(
                 (key, value)
                 for key, value in vars(module).items()
-                if isinstance(value, bool | int | float | str) and key not in PLACES
+                if isinstance(value, bool | int | float | str) and key not in places
             ),
         )
         for name, module in layer.named_modules()
@@ -165,17 +168,23 @@ def _kind_of(layer: nn.Module) -> Hashable:
 
 
 def _random_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
+    model.tie_weights()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {
+        name: value for name, value in model.state_dict().items() if value.numel()
+    }  # not experts, which do not run
     random, count = torch.Generator().manual_seed(0), max(value.numel() for value in state.values())
     numbers = torch.empty(min(count, 1 << 20) + SPARE_NUMBERS).normal_(generator=random)
     numbers = numbers.repeat(-(-(count + SPARE_NUMBERS) // len(numbers)))
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
+    names: dict[int, str] = {}  # of parameters, of which some have several
     for name, value in state.items():
-        if not value.numel():  # experts, which are not run
-            continue
+        tied = names.setdefault(id(parameters.get(name, value)), name)
         first = int(torch.randint(SPARE_NUMBERS, (), generator=random))
         own = numbers[first : first + value.numel()].view(value.shape)
-        if not value.is_floating_point():
+        if tied in weights:
+            weights[name] = weights[tied]
+        elif not value.is_floating_point():
             weights[name] = torch.ones(value.shape, dtype=value.dtype)
         elif value.ndim > 1:
             weights[name] = (own * value.shape[-1] ** -0.5).to(value.dtype)

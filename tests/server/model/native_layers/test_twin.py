@@ -1,0 +1,112 @@
+"""What runs natively is found on a twin, and no number of a checkpoint's weights decides it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.model.architecture import text_body
+from server.model.model_building import build_model
+from server.model.native_layers.twin import HIDDEN_SIZE, build_twin
+from tests.checkpoints import make_checkpoint, save_checkpoint
+from tests.families import make_config
+from tests.server.model.native_layers.test_native_layers import assert_native_layers_give_what_the_modules_give, load
+
+needs_kernels = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+def with_wide_norms(model: PreTrainedModel) -> None:
+    """Give norms weights from 0.1 to 20, by layer."""
+    norms = [value for name, value in model.named_parameters() if "norm" in name]
+    for value, size in zip(norms, torch.logspace(-1, 1.3, len(norms)).tolist(), strict=True):
+        value.mul_(size)
+
+
+def with_a_massive_channel(model: PreTrainedModel) -> None:
+    """Let one token have a value of 2,000 in one channel."""
+    model.get_input_embeddings().weight[3, 5] = 2000
+
+
+def with_nothing(model: PreTrainedModel) -> None:
+    """Make all weights zero."""
+    for value in model.parameters():
+        value.zero_()
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("change", [with_wide_norms, with_a_massive_channel, with_nothing])
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+def test_a_model_in_bfloat16_runs_natively_whatever_its_weights_are(
+    change: object, model_type: str, pool: ComputePool, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(model_type, tmp_path, torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        change(model)  # type: ignore[operator]
+    model.save_pretrained(folder)
+    assert load(folder, pool, torch.bfloat16).is_invariant
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_deep_model_in_bfloat16_runs_natively(pool: ComputePool, tmp_path: Path) -> None:
+    config = make_config("qwen3_moe")
+    config.num_hidden_layers = 94
+    config.layer_types = ["full_attention"] * 94
+    assert load(save_checkpoint(config, tmp_path, torch.bfloat16), pool, torch.bfloat16).is_invariant
+
+
+@needs_kernels
+def test_a_shared_expert_with_the_shape_of_the_router_is_not_taken_for_it(pool: ComputePool, tmp_path: Path) -> None:
+    config = make_config("qwen3_next")
+    config.shared_expert_intermediate_size = config.num_experts
+    assert_native_layers_give_what_the_modules_give(save_checkpoint(config, tmp_path), pool)
+
+
+def wide_config(model_type: str) -> PreTrainedConfig:
+    config = make_config(model_type)
+    config.hidden_size = 256
+    if model_type == "qwen3_moe":
+        config.head_dim = 8
+    return config
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3"])
+def test_a_twin_is_narrow_where_the_numbers_of_a_head_stay(model_type: str) -> None:
+    model = build_model(wide_config(model_type), torch.bfloat16)
+    twin = build_twin(model, 64, is_narrow=True)
+    assert twin.model.config.hidden_size == HIDDEN_SIZE
+    assert twin.model.config.head_dim == model.config.head_dim
+
+
+def test_a_twin_is_wide_where_the_numbers_of_a_head_depend_on_the_hidden_size() -> None:
+    config = wide_config("olmoe")
+    assert build_twin(build_model(config, torch.bfloat16), 64, is_narrow=True).model.config.hidden_size == 256
+
+
+def test_a_twin_has_the_first_layers_alone_up_to_the_last_kind() -> None:
+    config = make_config("lfm2_moe")
+    config.layer_types = ["conv", "full_attention"] * 6
+    config.num_hidden_layers = len(config.layer_types)
+    twin = build_twin(build_model(config, torch.float32), 64, is_narrow=True)
+    assert len(text_body(twin.model).layers) == 4  # two with an MLP, and two with experts
+    assert list(twin.layer_of) == [0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3]
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_the_root_of_the_hidden_size_multiplies_embeddings_in_the_model_s_dtype(
+    pool: ComputePool, tmp_path: Path
+) -> None:
+    config = make_config("gemma4_text")
+    config.hidden_size = 88  # whose root is 9.381
+    native = load(save_checkpoint(config, tmp_path, torch.bfloat16), pool, torch.bfloat16)._native
+    assert native is not None
+    assert native._embedding.scale == 9.375
