@@ -55,9 +55,11 @@ def find_program(
     """
     dtype = text_body(model).dtype
     if model.device.type != "cpu":
-        kernels = None
-    found = recognise_model(model, layers, dtype, kernels, longest=longest, special=special)
+        found: Recognition | ModelProgram = _by_modules(model, special, f"it is computed in {dtype} on {model.device}")
+    else:
+        found = recognise_model(model, layers, dtype, kernels, longest=longest, special=special)
     if isinstance(found, Recognition):
+        assert kernels is not None
         try:
             native = assemble(model, found, layers, kernels=kernels, longest=longest, recurrent=recurrent)
         except UnsupportedLayerError as error:

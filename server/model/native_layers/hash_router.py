@@ -50,5 +50,5 @@ def find_hash_router(
 
 def table_of(module: Any) -> torch.Tensor:
     """Return the table of a router, int32 ``(vocabulary, k)``."""
-    table = next(each for each in module.buffers() if not each.is_floating_point() and each.ndim == 2)  # noqa: PLR2004
+    table: torch.Tensor = next(each for each in module.buffers() if not each.is_floating_point() and each.ndim == 2)  # noqa: PLR2004
     return table.to(torch.int32).contiguous()

@@ -77,8 +77,8 @@ class Recognition:
         if rounded == scale:
             return own
         given: list[torch.Tensor] = []
-        first = (decoder_layers(text_body(self.twin.model.to(dtype))) or ())[0]
-        hook = first.register_forward_pre_hook(
+        layers: Any = decoder_layers(text_body(self.twin.model.to(dtype)))
+        hook = layers[0].register_forward_pre_hook(
             lambda _, args, kwargs: given.append(hidden_of(args, kwargs)), with_kwargs=True
         )
         try:

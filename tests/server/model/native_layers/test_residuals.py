@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
 from server.model.blocks.capture import LayerCapture
 from server.model.native_layers.residuals import ResidualRows, Residuals, find_residuals
+from server.model.native_layers.scales import NamedFactors
 
-CONFIG: Any = SimpleNamespace(hidden_size=32, mixer_factor=1.5, inner_factor=3.5)
+FACTORS = NamedFactors.of(SimpleNamespace(hidden_size=32, mixer_factor=1.5, inner_factor=3.5))
 
 
 def normed(rows: torch.Tensor) -> torch.Tensor:
@@ -24,7 +24,7 @@ def found(given: torch.Tensor, residuals: Residuals, *, is_usual: bool = True) -
     output = normed(inner_given) * residuals.inner if residuals.inner else inner_given
     rows = ResidualRows(normed(given), mixed, inner_given, normed(inner_given))
     captured = LayerCapture(given, output, None, None, given, given, None)
-    return find_residuals(rows, captured, CONFIG, residuals.scale, is_usual=is_usual)
+    return find_residuals(rows, captured, FACTORS, residuals.scale, is_usual=is_usual)
 
 
 def rows() -> torch.Tensor:
