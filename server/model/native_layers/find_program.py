@@ -99,10 +99,6 @@ def recognise_model(
         return _by_modules(model, special, NO_KERNELS if special is None else None)
     if dtype not in DTYPES:
         return _by_modules(model, special, f"it is computed in {dtype}")
-    shapes = (expert_shape(module, layer.layout) for module, layer in layers.items())
-    reason = next((shape for shape in shapes if isinstance(shape, str)), None)
-    if reason is not None:
-        return _by_modules(model, special, reason)
     try:
         found = recognise(build_twin(model, longest, is_narrow=True), kernels, longest)
     except (UnsupportedLayerError, ModelError, RuntimeError) as error:
@@ -114,7 +110,9 @@ def recognise_model(
     if special is not None and not found.program.is_native:
         outside = next(each for each in found.program.blocks if each.mixer is not Target.NATIVE)
         return _by_modules(model, special, f"its {outside.name} is not native")
-    return found
+    shapes = (expert_shape(module, layer.layout) for module, layer in layers.items())
+    reason = next((shape for shape in shapes if isinstance(shape, str)), None)
+    return found if reason is None else _by_modules(model, special, reason)
 
 
 def check_modules(

@@ -15,7 +15,7 @@ from server.loading.load_model import check_aliases, load_media_processor, load_
 from server.model import trunk_loader
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.native_layers import find_program as find_program_module
+from server.model.native_layers import find_program
 from server.model.program import Block, ModelProgram, Target
 from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
@@ -23,6 +23,7 @@ from server.settings import ServeSettings, SettingsError
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
+from tests.server.model.test_coded_weights import unlike_any
 from tests.vision import save_vision
 
 TOGETHER, SOLO = (
@@ -69,9 +70,7 @@ def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     if not is_native:
-        monkeypatch.setattr(
-            find_program_module, "find_native_layers", lambda *_, **__: "its layers are of another kind"
-        )
+        monkeypatch.setattr(find_program, "recognise", unlike_any)
     trunk = load_model(None, ServeSettings()).trunk
     assert (trunk.facts.program.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
 

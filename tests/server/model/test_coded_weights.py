@@ -19,8 +19,10 @@ from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model import coded_experts
 from server.model.attention.kv_cache import KVCache
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.coded_linears import CodedLinears
 from server.model.native_layers import find_program
+from server.model.native_layers.recognise import Recognition
 from server.model.quantised.linear import QuantisedLinear
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
@@ -116,10 +118,14 @@ def test_coded_layers_beside_plain_experts_keep_their_bits(
     assert torch.equal(logits(coded), logits(load(tmp_path)))
 
 
+def unlike_any(*_: object) -> Recognition:
+    raise UnsupportedLayerError("it is not to run natively")
+
+
 def test_layers_that_modules_run_become_plain_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(config_of("qwen3_moe"), tmp_path, torch.bfloat16)
     stored = dict(load_transformers_model(tmp_path, torch.bfloat16).named_parameters())
-    monkeypatch.setattr(find_program, "find_native_layers", lambda *_args, **_options: "it is not to run natively")
+    monkeypatch.setattr(find_program, "recognise", unlike_any)
     trunk = load(tmp_path)
     assert not count(trunk, QuantisedLinear)
     weights = {name: weight for name, weight in trunk.model.named_parameters() if weight.ndim > 1}

@@ -13,7 +13,6 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.first_pass import PROBE_TOKENS
 from tests.checkpoints import make_checkpoint
-from tests.server.model.native_layers.test_native_layers import load
 from tests.server.model.native_layers.test_recognise import largest_difference
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
