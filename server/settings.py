@@ -228,6 +228,11 @@ class ServeSettings(BaseModel):
         description="share cached prefixes only among requests of the same API key, so that nobody learns from a "
         "response's time what others have asked",
     )
+    strict_sampling: bool = Field(
+        False,
+        description="refuse requests with samplers that this server does not have, such as mirostat, instead of naming "
+        "them in the reply",
+    )
     otlp_endpoint: Url | None = Field(
         None, description="OpenTelemetry collector for traces of requests (OTLP over HTTP): http://localhost:4318"
     )

@@ -13,6 +13,7 @@ from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.access.rate_limiter import RATE_HEADERS
 from server.api.core.bodies.hosted_tools import IGNORED_TOOLS_HEADER
+from server.api.core.bodies.other_samplers import IGNORED_FIELDS_HEADER
 from server.api.core.choice.auto_choice import ROUTING_HEADER
 from server.api.core.errors.api_errors import APIError
 from server.api.core.service.openapi import describe
@@ -32,7 +33,14 @@ from server.api.openai.responses import stored as stored_responses
 from server.api.operations import access, dashboard, health, metrics
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.
-EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", IGNORED_TOOLS_HEADER, ROUTING_HEADER, *RATE_HEADERS)
+EXPOSED_HEADERS = (
+    REQUEST_ID_HEADER,
+    "Retry-After",
+    IGNORED_FIELDS_HEADER,
+    IGNORED_TOOLS_HEADER,
+    ROUTING_HEADER,
+    *RATE_HEADERS,
+)
 
 OPERATION_ROUTES = (dashboard, health, metrics, access)
 OLLAMA_ROUTES = (ollama_chat, embed, ollama_models, management)

@@ -43,6 +43,7 @@ def make_service(settings: ServeSettings, address: str) -> Service:
         rate_limiter=RateLimiter(_rate_limits(settings)),
         isolates_prefixes=settings.prefix_cache_isolation,
         logs_prompts=settings.log_prompts,
+        refuses_other_samplers=settings.strict_sampling,
         stream_keep_alive_seconds=settings.stream_keep_alive,
         response_store=open_response_store(settings),
     )

@@ -10,6 +10,7 @@ from server.api.anthropic.tools import ClientTool, ToolChoice, Tools
 from server.api.core.bodies.conversation import Conversation
 from server.api.core.bodies.fields import MAX_INT32, Stops, Text, only
 from server.api.core.bodies.nulls import NullableBody
+from server.api.core.bodies.other_samplers import named
 from server.api.core.bodies.translation import CONTINUATION, split_extra
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, TranslatedChat
@@ -149,7 +150,7 @@ class PromptBody(NullableBody, BaseModel):
 class MessagesBody(PromptBody):
     """A prompt, and the options for its answer."""
 
-    max_tokens: int = Field(ge=1, le=MAX_INT32)
+    max_tokens: int = Field(ge=1, le=MAX_INT32, validation_alias=named("max_tokens"))
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.anthropic.errors import error_body
-from server.api.core.choice.auto_choice import greenroom_member
 from server.api.core.errors.api_errors import APIError
 from server.api.core.json_text.cut_json import parse_cut
 from server.api.core.replies.chat_turn import ChatTurn
@@ -83,7 +82,7 @@ class MessageEncoder(EventEncoder):
             "content": [*self._content],
             **self._stop,
             "usage": self._usage(),
-            **greenroom_member(self.generation.auto_choice),
+            **self.generation.greenroom_member,
         }
 
     def _delta_events(self, delta: Delta, stop: str | None) -> list[JsonObject]:

@@ -34,6 +34,7 @@ from server.api.ollama.reply_encoder import ChatEncoder, GenerateEncoder, loaded
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chat import begin_chat
 from server.api.openai.completions import token_ids
+from server.api.openai.ignored_fields import note_ignored
 from server.api.openai.submit import admit, submit, submit_to
 
 ID_PREFIX = "ollama-"
@@ -68,6 +69,7 @@ async def generate(
     with translate_errors(NAMES_OF_PROMPTS):
         if body.raw:
             completion = body.for_completion(name)
+            note_ignored(completion, service)
             service.unenforced.note(await asyncio.to_thread(lambda: completion.unenforced))
             turn = await begin_completion(request, model, completion)
         else:

@@ -1,27 +1,19 @@
 """``options`` of a request, and their translation to fields of a ``GenerationBody``."""
 
-from typing import Annotated, Any
-
 from pydantic import Field
 
-from server.api.core.bodies.fields import MAX_INT32, Stops, only
+from server.api.core.bodies.fields import MAX_INT32, Stops
+from server.api.core.bodies.other_samplers import OTHER_SAMPLERS, named
 from server.api.core.bodies.translation import EXTRA_SAMPLING_FIELDS, split_extra
 from server.api.core.service.service import Service
 from server.api.ollama.body import OllamaModel
 from server.api.openai.fields import MAX_INT64
 from server.engine.interface import JsonObject
 
-NO_MIROSTAT = "must be 0, because this server samples without mirostat: leave it out"
-NO_FILTER = "must be 1, because this server does not filter tokens so: use 'min_p' or 'top_p'"
-
 # Options of Ollama that choose how a model is loaded or computed, with the reason why they have no effect.
 BY_FLAGS = "the flags of 'greenroom serve' decide it for all requests"
 IGNORED = {
     "num_ctx": "the context length is the same for all requests, that of --max-model-len",
-    "repeat_last_n": "penalties are over all tokens of the prompt and the answer",
-    "penalize_newline": "penalties treat line breaks as all other tokens",
-    "mirostat_tau": "this server samples without mirostat",
-    "mirostat_eta": "this server samples without mirostat",
     "num_keep": "no token of a prompt is ever dropped",
     **dict.fromkeys(
         (
@@ -44,7 +36,7 @@ IGNORED = {
 
 # The names that fields of a GenerationBody have in a request.
 NAMES = {
-    **{name: f"options.{name}" for name in (*EXTRA_SAMPLING_FIELDS, "temperature", "top_p", "stop")},
+    **{name: f"options.{name}" for name in (*EXTRA_SAMPLING_FIELDS, *OTHER_SAMPLERS, "temperature", "top_p", "stop")},
     "max_tokens": "options.num_predict",
     "repetition_penalty": "options.repeat_penalty",
 }
@@ -54,25 +46,25 @@ class Options(OllamaModel):
     """Sampling parameters; 0 or less in ``num_predict`` is as many tokens as fit."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    num_predict: int | None = Field(None, ge=-MAX_INT32, le=MAX_INT32)
+    num_predict: int | None = Field(
+        None, ge=-MAX_INT32, le=MAX_INT32, validation_alias=named("max_tokens", "num_predict", "max_tokens")
+    )
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: Stops = Field([])
-    repeat_penalty: float | None = Field(None, ge=0.01, le=2)
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=2, validation_alias=named("repetition_penalty", "repeat_penalty", "repetition_penalty")
+    )
     repeat_last_n: int | None = Field(None, ge=-1, le=MAX_INT32)
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
-    mirostat: Annotated[Any, only(0, why=NO_MIROSTAT)] = 0
-    tfs_z: Annotated[Any, only(1, 1.0, why=NO_FILTER)] = 1
-    typical_p: Annotated[Any, only(1, 1.0, why=NO_FILTER)] = 1
 
     def note_ignored(self, service: Service) -> None:
         """Log the options that have no effect."""
         _, unknown = split_extra(self.model_extra)
-        given = [*unknown, *(["repeat_last_n"] if self.repeat_last_n else [])]
-        for name in given:
+        for name in unknown:
             if name in IGNORED:
                 service.unknown_fields.note_known([f"options.{name}"], IGNORED[name])
             else:
@@ -98,5 +90,6 @@ class Options(OllamaModel):
             "min_p": self.min_p,
             "seed": None if self.seed == -1 else self.seed,  # Ollama's default, a random one
             "stop": self.stop,
+            "repeat_last_n": self.repeat_last_n or None,
             **penalties,
         }

@@ -127,7 +127,6 @@ class OllamaEncoder(ReplyEncoder):
         started = timeline.submitted_at if timeline.started_at is None else timeline.started_at
         first = started if timeline.first_token_at is None else timeline.first_token_at
         ended = first if timeline.ended_at is None else timeline.ended_at
-        chosen = {} if generation.auto_choice is None else generation.auto_choice.member
         return {
             "done": True,
             "done_reason": self._done_reason,
@@ -137,7 +136,7 @@ class OllamaEncoder(ReplyEncoder):
             "prompt_eval_duration": nanoseconds(first - started),
             "eval_count": sum(generation.num_generated),
             "eval_duration": max(1, nanoseconds(ended - first)),  # clients divide by it
-            "greenroom": expert_usage(generation.expert_usage) | chosen,
+            "greenroom": expert_usage(generation.expert_usage) | generation.remarks,
         }
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from server.api.core.bodies.fields import MAX_INT32, Stops, Text, is_encodable, only
 from server.api.core.bodies.nulls import NullableBody
+from server.api.core.bodies.other_samplers import ignored_samplers, named
 from server.api.core.choice.adapter_choice import AdapterChoices
 from server.api.core.choice.auto_choice import RoutingOptions
 from server.api.core.errors.validation import quote
@@ -61,14 +62,14 @@ class GenerationBody(Constraints, NullableBody, BaseModel):
 
     echo: bool = False  # must precede max_tokens, whose validator reads it
     n: int = Field(1, ge=1, le=128)
-    max_tokens: TokenLimit | None = None
+    max_tokens: TokenLimit | None = Field(None, validation_alias=named("max_tokens"))
     max_completion_tokens: TokenLimit | None = None
     # None: the default of the model.
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)  # 0 is greedy
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=2, validation_alias=named("repetition_penalty"))
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     logit_bias: LogitBias = {}
@@ -78,7 +79,7 @@ class GenerationBody(Constraints, NullableBody, BaseModel):
     allowed_token_ids: AllowedTokenIds | None = None
     bad_words: BadWords = []
     ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32, validation_alias=named("min_tokens"))
 
     adapters: AdapterChoices = []
     routing: RoutingOptions | None = None
@@ -145,6 +146,18 @@ class GenerationBody(Constraints, NullableBody, BaseModel):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def ignored_fields(self) -> list[str]:
+        """The names of fields with which another server would generate something else, and this one does not."""
+        own = {
+            "max_tokens": self.requested_max_tokens,
+            "min_tokens": self.min_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        return ignored_samplers(self.model_extra or {}, own)
+
+    @property
     def is_unlimited(self) -> bool:
         """True if as many tokens are requested as fit the model."""
         return self.requested_max_tokens == UNLIMITED
@@ -177,7 +190,7 @@ class CompletionBody(GenerationBody):
     default_max_tokens: ClassVar[int | None] = 16
 
     prompt: Prompts
-    max_tokens: int | None = Field(None, ge=UNLIMITED, le=MAX_INT32)
+    max_tokens: int | None = Field(None, ge=UNLIMITED, le=MAX_INT32, validation_alias=named("max_tokens"))
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @field_validator("max_tokens")

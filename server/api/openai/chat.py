@@ -23,6 +23,7 @@ from server.api.core.service.openapi import STREAMED
 from server.api.core.service.service import Service
 from server.api.openai.bodies import ChatBody
 from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder, TextChoice
+from server.api.openai.ignored_fields import note_ignored
 from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
 from server.api.openai.submit import admit, submit, submit_to
@@ -239,7 +240,7 @@ async def begin_chat(
 
     """
     model = await service.accepting_model(body.model, body.adapters, body.routing)
-    service.unknown_fields.note(body.model_extra or ())
+    note_ignored(body, service)
     plan = await asyncio.to_thread(plan_turn, body, model.codec)
     service.unenforced.note(plan.unenforced)
     grammar = await compile_grammar(plan, model.grammar_compiler)

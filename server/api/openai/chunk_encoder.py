@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from server.api.core.choice.auto_choice import greenroom_member
 from server.api.core.errors.api_errors import APIError
 from server.api.core.json_text.encoding import TextTemplate, around_list, encode_json, encode_long
 from server.api.core.json_text.parts import JsonList, encode_parts
@@ -41,7 +40,7 @@ class ChunkEncoder(ReplyEncoder):
         super().__init__(generation)
         self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
-        self._next_more = greenroom_member(generation.auto_choice)  # further members of the next chunk
+        self._next_more = generation.greenroom_member  # further members of the next chunk
         # True if most chunks have text alone, which is encoded without the rest of the chunk.
         self._is_plain = not (has_token_ids or generation.returns_experts or generation.returns_adapters)
         self._templates: dict[tuple[int, str], TextTemplate] = {}  # by choice and field
@@ -112,7 +111,7 @@ class ChunkEncoder(ReplyEncoder):
         if (
             event.finish_reason is not None and auto_choice is not None and auto_choice.shares
         ):  # they are known only now
-            self._next_more = greenroom_member(auto_choice)
+            self._next_more = self.generation.greenroom_member
         return begin + b"".join(
             [
                 self._text_chunk(index, choice) if isinstance(choice, TextChoice) else self._chunk(choice)
@@ -136,7 +135,7 @@ class ChunkEncoder(ReplyEncoder):
     def _complete(self, choices: Sequence["ChoiceBuilder"]) -> Sequence[bytes | bytearray]:
         written = [each.choice() | self.generation.traces(index).members for index, each in enumerate(choices)]
         reply = self._frame(self.object) | {"choices": written, "usage": usage(self.generation)} | self.more(choices)
-        return [*encode_parts(reply | greenroom_member(self.generation.auto_choice))]
+        return [*encode_parts(reply | self.generation.greenroom_member)]
 
     def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice

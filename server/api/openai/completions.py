@@ -22,6 +22,7 @@ from server.api.core.service.openapi import STREAMED
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder, TextChoice
 from server.api.openai.fields import Prompt
+from server.api.openai.ignored_fields import note_ignored
 from server.api.openai.logprobs import CompletionLogprobs, Echo, prompt_logprobs
 from server.api.openai.muted_tokens import MutedTokens
 from server.api.openai.prompt_tokens import bad_word_ids, last_tokens, prompt_limit
@@ -179,7 +180,7 @@ async def create_completion(
     request: Request, body: Annotated[CompletionBody, JsonBody(CompletionBody)], service: ServiceDep
 ) -> Response:
     model = await service.accepting_model(body.model, body.adapters, body.routing)
-    service.unknown_fields.note(body.model_extra or ())
+    note_ignored(body, service)
     if body.echo and model.engine.is_encoder_decoder:
         raise InvalidRequestError(
             "This model is an encoder-decoder, which answers prompts instead of continuing them: leave out 'echo'.",

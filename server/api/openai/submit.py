@@ -178,6 +178,7 @@ def submit(
         unread_bytes=admitted.cost.unread_bytes,
         auto_choice=auto_choice,
         adapters={} if model.weights is None else model.weights.factors,
+        ignored_fields=body.ignored_fields,
         expert_usage=ExpertUsage() if auto_choice is None else auto_choice.expert_usage,
     )
     return generation

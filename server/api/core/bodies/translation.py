@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from server.api.core.bodies.other_samplers import OTHER_SAMPLERS
 from server.api.core.errors.api_errors import APIError, InvalidRequestError, api_error
 from server.api.core.errors.validation import first_problem
 from server.engine.interface import EngineError, JsonObject
@@ -92,9 +93,12 @@ def translate_errors(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def split_extra(extra: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
-    """Split a body's extra fields into sampling fields, which are passed on, and names of unknown fields."""
+    """Split a body's extra fields into sampling fields, which are passed on, and names of unknown fields.
+
+    Those of other servers are passed on too: ``ChatBody`` knows which of them it ignores.
+    """
     given = extra or {}
-    passed = {name: value for name, value in given.items() if name in EXTRA_SAMPLING_FIELDS}
+    passed = {name: value for name, value in given.items() if name in EXTRA_SAMPLING_FIELDS or name in OTHER_SAMPLERS}
     return passed, [name for name in given if name not in passed]
 
 

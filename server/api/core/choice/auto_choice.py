@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -188,8 +188,3 @@ def routing_headers(choice: AutoChoice | None) -> dict[str, str]:
     printable = "".join(each if each.isprintable() else "?" for each in name)
     score = "" if choice.score is None else f" score={choice.score:.3f};"
     return {ROUTING_HEADER: f"{printable};{score} method={choice.method}"}
-
-
-def greenroom_member(choice: AutoChoice | None) -> dict[str, Any]:
-    """Return the member ``greenroom`` of a reply; none if no router has chosen its model."""
-    return {} if choice is None else {"greenroom": choice.member}

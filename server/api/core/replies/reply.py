@@ -8,7 +8,6 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.core.choice.auto_choice import routing_headers
 from server.api.core.errors.api_errors import APIError, ClientDisconnectedError, api_error
 from server.api.core.replies.keep_alive import COMMENT, KeepAlive
 from server.api.core.replies.server_sent_events import EVENT_STREAM, HEADERS
@@ -86,7 +85,7 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
     except BaseException:
         generation.cancel()
         raise
-    headers = routing_headers(generation.auto_choice)
+    headers = generation.headers
     if sum(map(len, parts)) <= SMALL_REPLY_BYTES:
         generation.cancel()
         return Response(b"".join(parts), headers=headers, media_type="application/json")
@@ -121,7 +120,7 @@ class GenerationStream(StreamingResponse):
     def __init__(self, encoder: ReplyEncoder, keep_alive_seconds: float) -> None:
         comments_after = keep_alive_seconds if encoder.media_type == EVENT_STREAM else 0.0
         self.generation, self.events = encoder.generation, encode_stream(encoder, comments_after)
-        headers = {**HEADERS, **routing_headers(self.generation.auto_choice)}
+        headers = {**HEADERS, **self.generation.headers}
         super().__init__(self.events, headers=headers, media_type=encoder.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

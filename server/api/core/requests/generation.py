@@ -4,12 +4,14 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.api.core.choice.auto_choice import AutoChoice
+from server.api.core.bodies.other_samplers import IGNORED_FIELDS_HEADER
+from server.api.core.choice.auto_choice import AutoChoice, routing_headers
 from server.api.core.requests.token_traces import TokenTraces
 from server.engine.interface import (
     EngineError,
     ExpertUsage,
     FinishReason,
+    JsonObject,
     RequestMemory,
     Reservation,
     TokenEvent,
@@ -29,6 +31,7 @@ class Generation:
         unread_bytes: the part of it that is for events which wait to be read.
         auto_choice: the choice of the router; None if the request named its model.
         adapters: factors of those that are the same for all tokens, by name.
+        ignored_fields: names of the request's fields with which another server would generate something else.
 
     """
 
@@ -47,6 +50,7 @@ class Generation:
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice
     finish_reasons: list[FinishReason | None] = field(init=False)  # by choice
+    ignored_fields: Sequence[str] = ()
     error: EngineError | None = None  # the error that ended it
 
     def __post_init__(self) -> None:
@@ -59,6 +63,24 @@ class Generation:
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were in the KV cache before the first choice of their prompt began."""
         return sum(stream.timeline.num_cached_tokens for stream in self.streams[:: self.num_choices])
+
+    @property
+    def remarks(self) -> JsonObject:
+        """What a reply tells besides its text: what a router has chosen, and what of the request was ignored."""
+        chosen = {} if self.auto_choice is None else self.auto_choice.member
+        return chosen | ({"ignored_fields": [*self.ignored_fields]} if self.ignored_fields else {})
+
+    @property
+    def greenroom_member(self) -> JsonObject:
+        """The remarks as the member ``greenroom`` of a reply, if there are any."""
+        remarks = self.remarks
+        return {"greenroom": remarks} if remarks else {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The remarks as headers of the response."""
+        ignored = {IGNORED_FIELDS_HEADER: ", ".join(self.ignored_fields)} if self.ignored_fields else {}
+        return routing_headers(self.auto_choice) | ignored
 
     def cancel(self) -> None:
         """Cancel what still runs, and release the memory. Call it at the end of every generation."""

@@ -116,6 +116,7 @@ class Service:
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
     isolates_prefixes: bool = False  # requests share cached prefixes only with those of the same key
     logs_prompts: bool = False
+    refuses_other_samplers: bool = False  # requests with samplers that the server does not have
     stream_keep_alive_seconds: float = 10.0  # silence after which a stream sends a comment; 0: it sends none
     tracer: Tracer | None = None
 

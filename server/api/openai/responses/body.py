@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.api.core.bodies.conversation import Conversation, text_part
 from server.api.core.bodies.fields import Stops, Text, only
 from server.api.core.bodies.nulls import NullableBody
+from server.api.core.bodies.other_samplers import named
 from server.api.core.bodies.translation import CONTINUATION, split_extra
 from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import ChatBody, TranslatedChat
@@ -44,7 +45,9 @@ class ResponsesBody(NullableBody, BaseModel):
     instructions: Text | None = None
     stream: bool = False
 
-    max_output_tokens: TokenLimit | None = None
+    max_output_tokens: TokenLimit | None = Field(
+        None, validation_alias=named("max_tokens", "max_output_tokens", "max_completion_tokens", "max_tokens")
+    )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)

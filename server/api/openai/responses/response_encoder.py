@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from fastapi import status
 
-from server.api.core.choice.auto_choice import greenroom_member
 from server.api.core.errors.api_errors import APIError, ResponseStoreError
 from server.api.core.replies.chat_turn import ChatTurn
 from server.api.core.replies.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
@@ -170,7 +169,7 @@ class ResponseEncoder(EventEncoder):
             "truncation": "disabled",
             "usage": None if state in ("in_progress", "failed") else self._usage(),
             "user": body.user,
-            **greenroom_member(generation.auto_choice),
+            **generation.greenroom_member,
         }
 
     def _usage(self) -> JsonObject:

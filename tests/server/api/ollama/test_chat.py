@@ -205,9 +205,6 @@ def test_bodies_need_no_content_type(ask, content_type):
         ({"options": {"stop": [""]}}, 400, "'options.stop'"),
         ({"options": {"min_tokens": 99, "num_predict": 4}}, 400, "'options.min_tokens' is 99"),
         ({"options": {"logit_bias": {"x": 1}}}, 400, "'options.logit_bias'"),
-        ({"options": {"mirostat": 2}}, 400, "'options.mirostat' must be 0"),
-        ({"options": {"tfs_z": 0.5}}, 400, "'options.tfs_z' must be 1"),
-        ({"options": {"typical_p": 0.5}}, 400, "'options.typical_p' must be 1"),
         ({"top_logprobs": 3}, 400, "'top_logprobs' is allowed only with logprobs"),
     ],
 )
