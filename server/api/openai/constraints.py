@@ -19,7 +19,7 @@ from pydantic import (
 
 from server.api.core.bodies.fields import Text
 from server.api.core.bodies.nulls import NullableBody
-from server.api.core.grammars.json_schema import check_schema, schema_text
+from server.api.core.grammars.json_schema import check_references, check_schema, schema_text
 from server.engine.interface import GrammarSpec
 
 MAX_CHOICES = 1_000
@@ -67,7 +67,9 @@ def lark_choices(choices: list[str]) -> str:
     return f"start: CHOICE\nCHOICE: {' | '.join(json.dumps(choice, ensure_ascii=False) for choice in choices)}"
 
 
-Schema = Annotated[dict[str, Any], BeforeValidator(schema_of), AfterValidator(check_schema)]
+Schema = Annotated[
+    dict[str, Any], BeforeValidator(schema_of), AfterValidator(check_schema), AfterValidator(check_references)
+]
 Regex = Annotated[Text, Field(min_length=1, max_length=MAX_GRAMMAR)]
 Choices = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)]
 Grammar = Annotated[Text, Field(min_length=1, max_length=MAX_GRAMMAR), AfterValidator(lark_of)]

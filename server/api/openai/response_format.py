@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from server.api.core.bodies.fields import Text
-from server.api.core.grammars.json_schema import check_schema, check_strict, schema_text
+from server.api.core.grammars.json_schema import check_references, check_schema, check_strict, schema_text
 from server.engine.interface import GrammarSpec
 
 
@@ -16,7 +16,9 @@ class JsonSchemaFormat(BaseModel):
 
     name: Text = Field(min_length=1)
     description: Text | None = None
-    json_schema: Annotated[dict[str, Any], AfterValidator(check_schema)] = Field(alias="schema")
+    json_schema: Annotated[dict[str, Any], AfterValidator(check_schema), AfterValidator(check_references)] = Field(
+        alias="schema"
+    )
     strict: bool | None = None
 
     @model_validator(mode="after")

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.core.errors.validation import quote
 from server.api.core.grammars.compiler import GrammarCompiler
-from server.api.core.grammars.json_schema import schema_text
+from server.api.core.grammars.json_schema import check_references, schema_text
+from server.api.core.grammars.local_references import MissingSchemaError
 from server.api.core.grammars.relaxed_schema import relax
 from server.api.core.replies.chat_turn import TurnParser
 from server.api.openai.bodies import ChatBody
@@ -89,7 +91,8 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     """Render a chat and plan the turn that follows it; may block.
 
     Raises:
-        InvalidRequestError: an image is not valid base64, or a tool result answers no call.
+        InvalidRequestError: an image is not valid base64, a tool result answers no call, or a tool's schema that must
+            be followed refers to one that it does not hold.
         RequestRefusedError: the model does not take the chat.
 
     """
@@ -105,14 +108,18 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     reasoning = chat_format.reasoning_after(prompt_end, body.messages[-1].text if body.continue_final_message else "")
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
     own_spec = body.grammar_spec
-    spec = chat_format.grammar(
-        own_spec,
-        {tool.name: tool.function.parameters for tool in callable_},
-        reasoning,
-        must_call=calls,
-        has_one_call=has_one_call,
-        is_strict=is_restricted or any(tool.function.strict for tool in callable_),
-    )
+    try:
+        spec = chat_format.grammar(
+            own_spec,
+            {tool.name: tool.function.parameters for tool in callable_},
+            reasoning,
+            must_call=calls,
+            has_one_call=has_one_call,
+            is_strict=is_restricted or any(tool.function.strict for tool in callable_),
+        )
+    except MissingSchemaError:
+        _check_references(callable_)
+        raise
     schemas = {tool.name: tool.function.parameters for tool in shown_tools}
     followed = [] if spec is None or spec is own_spec else callable_
     unenforced = [] if own_spec is None else body.unenforced
@@ -133,6 +140,20 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
         unenforced=unenforced,
         muted=muted,
     )
+
+
+def _check_references(tools: Sequence[Tool]) -> None:
+    """Refuse a tool whose schema refers to one that it does not hold.
+
+    Raises:
+        InvalidRequestError: there is one; the error names the tool.
+
+    """
+    for tool in tools:
+        try:
+            check_references(tool.function.parameters)
+        except MissingSchemaError as error:
+            raise InvalidRequestError(f"The schema of the tool {quote(tool.name)} {error}.", "tools") from error
 
 
 async def compile_grammar(plan: TurnPlan, compiler: GrammarCompiler) -> Grammar | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 Schema = dict[str, Any]
 
@@ -134,7 +135,7 @@ class _Closer:
             return ref
         if ref not in self._copies:
             self._left.append(ref)
-            self._copies[ref] = f"open-{len(self._copies)}-{ref.rpartition('/')[2]}"
+            self._copies[ref] = f"open-{len(self._copies)}"
         return f"#/$defs/{self._copies[ref]}"
 
     def _names(self, schema: Schema) -> Names | None:
@@ -184,7 +185,7 @@ def find_schema(root: Schema, ref: str) -> Schema | None:
 
 def steps_of(ref: str) -> Iterator[str]:
     """Yield the keys and indices on the way from the root to what a reference within it names."""
-    return (step.replace("~1", "/").replace("~0", "~") for step in ref.removeprefix("#").split("/")[1:])
+    return (unquote(step).replace("~1", "/").replace("~0", "~") for step in ref.removeprefix("#").split("/")[1:])
 
 
 def _own_names(schema: Schema) -> Names:

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.api.core.errors.validation import quote
 from server.api.core.grammars.closed_objects import BY_NAME, LITERAL, close_objects
+from server.api.core.grammars.local_references import local_references
 from server.api.core.grammars.recursive_references import separate_references
 from server.api.core.grammars.relaxed_schema import relax
 
@@ -54,14 +55,26 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def check_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a checked schema if it holds all schemas that it refers to.
+
+    Raises:
+        MissingSchemaError: it does not.
+
+    """
+    local_references(schema)
+    return schema
+
+
 def check_strict(schema: Mapping[str, Any], name: str) -> None:
     """Refuse a checked schema that must be followed exactly, if no grammar can.
 
     Raises:
-        ValueError: it has a keyword that no grammar enforces; the message names it and ``name``, the schema's owner.
+        ValueError: it has a keyword that no grammar enforces, or refers to a schema that it does not hold; the message
+            names it and, of a keyword, ``name``, the schema's owner.
 
     """
-    losses = relax(schema).losses
+    losses = relax(local_references(dict(schema))).losses
     if losses:
         raise ValueError(
             f"can't be strict: no grammar enforces {losses[0]} in the schema of {quote(name)}; "
@@ -73,10 +86,14 @@ def schema_text(schema: Mapping[str, Any]) -> str:
     """Encode a checked schema for a ``GrammarSpec`` or for Lark's ``%json``.
 
     It has only keywords that a grammar can follow; its objects are closed, and its white space is bounded.
+
+    Raises:
+        MissingSchemaError: it refers to a schema that it does not hold.
+
     """
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    followed = separate_references(close_objects(_without_annotations(relax(schema).schema)))
+    followed = separate_references(close_objects(_without_annotations(relax(local_references(dict(schema))).schema)))
     return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
 
 
