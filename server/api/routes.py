@@ -7,7 +7,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 
-from server.api.admin import adapters, experts, folders, history, requests, variants
+from server.api.admin import adapters, experts, folders, history, prefix_cache, requests, variants
 from server.api.anthropic import absent as anthropic_absent
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
@@ -61,7 +61,7 @@ USER_ROUTES = (
     absent,
     *OLLAMA_ROUTES,
 )
-ADMIN_ROUTES = (variants, experts, adapters, folders, requests, history)
+ADMIN_ROUTES = (variants, experts, adapters, folders, requests, history, prefix_cache)
 
 
 def add_routes(app: FastAPI, service: Service) -> None:

@@ -106,7 +106,13 @@ class Frontend:
         experts = RemoteExperts(administration, facts.name)
         service.model = LoadedModel(
             facts.name,
-            RemoteEngine(facts, self._sender, self._replicas, self._fleet),
+            RemoteEngine(
+                facts,
+                self._sender,
+                self._replicas,
+                self._fleet,
+                reset_prefixes=partial(administration.ask_every, "engine", "reset_prefix_cache"),
+            ),
             codec,
             defaults=facts.defaults,
             experts=experts,

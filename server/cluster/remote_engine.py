@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 from server.cluster.held_prefixes import routed_request
@@ -94,10 +95,20 @@ class RemoteEngine:
     Args:
         facts: what is the same for all replicas.
         sender: names this ingress.
+        reset_prefixes: calls ``reset_prefix_cache`` of every replica's engine; it may block.
     """
 
-    def __init__(self, facts: ModelFacts, sender: str, submitter: Submitter, fleet: SharedFleet):
+    def __init__(
+        self,
+        facts: ModelFacts,
+        sender: str,
+        submitter: Submitter,
+        fleet: SharedFleet,
+        *,
+        reset_prefixes: Callable[[], object],
+    ):
         self._facts, self._sender, self._submitter, self._fleet = facts, sender, submitter, fleet
+        self._reset_prefixes = reset_prefixes
         self._calls = SharedCalls(sender, submitter)
         self._streams: dict[RemoteStream, asyncio.Task[None]] = {}
         self._is_halted = False
@@ -141,6 +152,9 @@ class RemoteEngine:
     def statuses(self) -> list[RequestStatus]:
         """Return the progress of the requests of this ingress, as far as it has been sent."""
         return [_status(stream) for stream in list(self._streams)]
+
+    def reset_prefix_cache(self) -> None:
+        self._reset_prefixes()
 
     def halt(self) -> None:
         self._is_halted = True

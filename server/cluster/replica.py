@@ -55,6 +55,7 @@ CALLS: Mapping[str, frozenset[str]] = {
     "adapters": frozenset({"folders", "overview"}),
     "variants": frozenset({"folders", "overview"}),
     "directory": frozenset({"prepare", "note_routed"}),
+    "engine": frozenset({"reset_prefix_cache"}),
 }
 
 log = logging.getLogger(__name__)
@@ -266,6 +267,7 @@ class Replica:
             "adapters": None if adapters is None else adapters.registry,
             "variants": loaded.variants,
             "directory": loaded.directory,
+            "engine": self._engine,
         }
         return parts.get(part)
 

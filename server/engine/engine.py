@@ -121,7 +121,7 @@ class Engine:
         self._executor = StepExecutor(runner, blocks, admission)
         self._publisher = EventPublisher(self._scheduler, self.statistics, deferred)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
-        self._unloaded: deque[str] = deque()  # weights whose prefixes the next step discards
+        self._discarded: deque[str | None] = deque()  # weights whose prefixes the next step discards; None for all
         self._waits = False  # every sequence waits for its weights
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -140,7 +140,12 @@ class Engine:
         Args:
             version: one of ``SequenceWeights.versions``.
         """
-        self._unloaded.append(version)
+        self._discarded.append(version)
+        self._submissions.wake()
+
+    def reset_prefix_cache(self) -> None:
+        """Let later requests reuse nothing of earlier ones; see ``GenerationEngine.reset_prefix_cache``."""
+        self._discarded.append(None)
         self._submissions.wake()
 
     def halt(self) -> None:
@@ -235,8 +240,12 @@ class Engine:
         """Drop ended requests and prefixes of unloaded weights, schedule, execute, postprocess."""
         started = time.perf_counter()
         self._publisher.drop_ended(self.clock())
-        while self._unloaded:
-            self._blocks.discard(self._unloaded.popleft())
+        while self._discarded:
+            version = self._discarded.popleft()
+            if version is None:
+                self._blocks.forget_prefixes()
+            else:
+                self._blocks.discard(version)
         step = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)

@@ -27,6 +27,13 @@ async def ready(service: ServiceDep) -> JSONResponse:
     return JSONResponse({"status": service.state}, code)
 
 
+# As vLLM's and SageMaker's, which answer once the model is there, and take both methods.
+@router.api_route("/ping", methods=["GET", "POST"], responses=UNAVAILABLE, operation_id="ping")
+async def ping(service: ServiceDep) -> JSONResponse:
+    """Readiness, as ``/ready``."""
+    return await ready(service)
+
+
 @router.get("/version")
 async def version(service: ServiceDep) -> JSONResponse:
     return JSONResponse({"version": service.version})

@@ -51,6 +51,13 @@ class GenerationEngine(Protocol):
     def statuses(self) -> list[RequestStatus]:
         """Return the status of running, then of waiting requests, in scheduling order; from any thread, at once."""
 
+    def reset_prefix_cache(self) -> None:
+        """Let requests that are submitted from now on reuse no KV cache of earlier ones. It may block.
+
+        Raises:
+            EngineError: it can't be reset.
+        """
+
     def halt(self) -> None:
         """Accept no more requests and end every open stream with an error, without waiting."""
 

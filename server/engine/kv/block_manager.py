@@ -228,6 +228,13 @@ class BlockManager:
         for pool in self._pools:
             pool.discard(owner)
 
+    def forget_prefixes(self) -> None:
+        """Let no sequence reuse what was computed before, but for snapshots that one is about to continue from."""
+        for pool in self._pools:
+            pool.forget_all()
+        if self._snapshots is not None:
+            self._snapshots.forget_all()
+
     def release_memory(self, taken_bytes: int, kept_bytes: int) -> None:
         """Release memory of unused blocks.
 

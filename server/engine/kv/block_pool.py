@@ -127,6 +127,16 @@ class BlockPool:
             self._is_free[block] = True
             self._num_free += 1
 
+    def forget_all(self) -> None:
+        """Free all kept blocks, and make those in use unfindable, so that they are free once they are released."""
+        for block in [*self._unused]:
+            self._forget(block)
+            self._is_free[block] = True
+            self._num_free += 1
+        for block in self._found.values():
+            self._hashes[block] = None
+        self._found.clear()
+
     def release_memory(
         self, is_enough: Callable[[], bool], wanted: AbstractSet[int] = frozenset(), *, spares_kept: bool = False
     ) -> None:

@@ -61,6 +61,11 @@ class SnapshotPool:
         if slot is not None and not self._readers[slot]:
             self.give_back(self._kept.pop(content))
 
+    def forget_all(self) -> None:
+        """Forget all snapshots that are not about to be read."""
+        for content in [*self._kept]:
+            self.drop(content)
+
     def check_integrity(self, taken: Iterable[int], read: Iterable[int]) -> None:
         """Raise AssertionError unless these are the slots in use."""
         slots = [*self._free, *self._kept.values(), *taken]

@@ -66,6 +66,7 @@ class FakeEngine:
     refusals: dict[int, EngineError] = field(default_factory=dict)  # by the number of the submit
     streams: list[WatchedStream] = field(default_factory=list)
     submitted: threading.Event = field(default_factory=threading.Event)
+    num_resets: int = 0  # of the prefix cache
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -85,6 +86,9 @@ class FakeEngine:
 
     def statuses(self) -> list[RequestStatus]:
         return []
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     def halt(self) -> None:
         self.is_alive = False

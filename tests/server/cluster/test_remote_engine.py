@@ -80,7 +80,7 @@ def texts(*scripts: Sequence[Step]) -> tuple[list[str], EngineError | None, Scri
     submitter = Scripted(*scripts)
 
     async def read() -> tuple[list[str], EngineError | None]:
-        engine = RemoteEngine(FACTS, "me", submitter, SharedFleet())
+        engine = RemoteEngine(FACTS, "me", submitter, SharedFleet(), reset_prefixes=lambda: None)
         found: list[str] = []
         try:
             async for event in engine.submit(REQUEST):
@@ -134,7 +134,7 @@ def test_a_request_that_no_replica_takes_is_refused_in_time(monkeypatch: pytest.
 
 def run(submitter: Scripted, work: Callable[[RemoteEngine], object]) -> object:
     async def engine_work() -> object:
-        return await work(RemoteEngine(FACTS, "me", submitter, SharedFleet()))  # type: ignore[misc]
+        return await work(RemoteEngine(FACTS, "me", submitter, SharedFleet(), reset_prefixes=lambda: None))  # type: ignore[misc]
 
     return asyncio.run(engine_work())
 

@@ -225,6 +225,23 @@ def test_prefixes_of_unloaded_weights_are_discarded_while_nothing_runs() -> None
     run(rig, scenario)
 
 
+def test_a_reset_prefix_cache_holds_nothing_for_later_requests() -> None:
+    rig, prompt = Rig(), b"x" * 40
+
+    async def scenario() -> list[int]:
+        hits = []
+        for resets in (False, False, True):
+            if resets:
+                rig.engine.reset_prefix_cache()
+            await collect(rig.submit(prompt, 2))
+            hits.append(rig.engine.statistics.prefix_cache_hits)
+        return hits
+
+    first, second, third = run(rig, scenario)
+    assert first == 0 < second == third
+    rig.blocks.check_integrity([])
+
+
 def test_events_have_the_shares_of_adapters_chosen_for_all_tokens_since_the_last_one() -> None:
     rig, choice = Rig(max_batched_tokens=2), ChoiceByToken(("law", "code"))
     weights, compute = FakeWeights(by_token=choice), rig.model.run

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.engine.kv.block_pool import BlockPool
 
-MOVES = ["grow", "reuse", "release", "discard"]
+MOVES = ["grow", "reuse", "release", "discard", "forget"]
 
 
 def num_runs(table: list[int]) -> int:
@@ -100,6 +100,20 @@ def test_discarding_an_owner_frees_its_kept_blocks_alone() -> None:
     assert sorted(pool.take(None, 2)) == sorted([kept, shared])
 
 
+def test_what_is_forgotten_is_free_once_it_is_released() -> None:
+    pool = BlockPool(4)
+    kept, used = table = pool.take(None, 2)
+    for block in table:
+        pool.name(block, b"%d" % block)
+    pool.release([kept])
+    pool.forget_all()
+    assert [pool.find(b"%d" % block) for block in table] == [None, None]
+    pool.check_integrity([[used]])
+    pool.release([used])
+    assert pool.find(b"%d" % used) is None
+    pool.check_integrity([])
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 7), st.integers(1, 6))))
 def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, int]]) -> None:
@@ -128,4 +142,6 @@ def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, i
             pool.release(tables.pop(who))
         elif kind == "discard":
             pool.discard(str(who))
+        elif kind == "forget":
+            pool.forget_all()
         pool.check_integrity(list(tables.values()))
