@@ -30,7 +30,7 @@ from server.api.ollama import models as ollama_models
 from server.api.openai import absent, chat, classify, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
 from server.api.openai.responses import stored as stored_responses
-from server.api.operations import access, dashboard, health, metrics
+from server.api.operations import access, dashboard, health, metrics, other_routes
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.
 EXPOSED_HEADERS = (
@@ -79,8 +79,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    routers = [module.router for module in (*OPERATION_ROUTES, *USER_ROUTES, *ADMIN_ROUTES)]
-    routes = [route for router in routers for route in router.routes]
+    routers = [module.router for module in (*OPERATION_ROUTES, *USER_ROUTES, *ADMIN_ROUTES, other_routes)]
+    routes = app.state.routes = [route for router in routers for route in router.routes]
 
     def refuse(request: Request, error: APIError) -> JSONResponse:
         if (route := route_of(request, routes)) is not None:

@@ -149,7 +149,7 @@ def test_it_refuses_to_write_in_one_sentence(texts: Server, path: str, body: dic
 def test_a_decoder_refuses_to_classify(server: Server) -> None:
     answer = httpx.post(f"{server.url}/v1/classify", json={"input": "Hi"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith("this model has no labels; use an encoder")
+    assert answer.json()["error"]["message"].startswith("this model has no labels; serve an encoder")
 
 
 @pytest.mark.parametrize("given", ["Hi", [5, 6], "https://example.org/a.png", "data:image/png;base64,AAAA"])

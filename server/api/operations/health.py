@@ -1,4 +1,4 @@
-"""``/health``, ``/ready`` and ``/version``."""
+"""``/health``, ``/ready``, ``/ping`` and ``/version``."""
 
 from typing import Any
 
@@ -28,7 +28,8 @@ async def ready(service: ServiceDep) -> JSONResponse:
 
 
 # As vLLM's and SageMaker's, which answer once the model is there, and take both methods.
-@router.api_route("/ping", methods=["GET", "POST"], responses=UNAVAILABLE, operation_id="ping")
+@router.get("/ping", responses=UNAVAILABLE)
+@router.post("/ping", responses=UNAVAILABLE)
 async def ping(service: ServiceDep) -> JSONResponse:
     """Readiness, as ``/ready``."""
     return await ready(service)

@@ -10,7 +10,10 @@ ACCESS_REASONS: tuple[AccessReason, ...] = get_args(AccessReason)
 
 
 NO_TEXT = "this model is an encoder, which writes no text; use /v1/embeddings or /v1/classify, or another model"
-NO_LABELS = "this model has no labels; use an encoder that was trained to classify"
+NO_LABELS = (
+    "this model has no labels; serve an encoder that was trained to classify, or the bundled one: "
+    "greenroom serve --model-type classify"
+)
 
 
 class EngineError(Exception):

@@ -232,6 +232,17 @@ def test_a_grammar_is_followed_at_the_replica(running: Running) -> None:
     assert text["choices"][0]["message"]["content"].replace(" ", "").startswith('{"a":')
 
 
+def test_the_prefix_caches_of_all_replicas_are_reset(running: Running) -> None:
+    def num_cached() -> int:
+        body = {"prompt": "Once upon a time there was a queen. " * 8, "max_tokens": 1}
+        usage = running.post("/v1/completions", body).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    assert [num_cached() for _ in range(4)][-1] > 0
+    assert running.post("/reset_prefix_cache", {}).is_success
+    assert num_cached() == 0
+
+
 def test_an_embedding_comes_from_a_replica(running: Running) -> None:
     reply = running.post("/v1/embeddings", {"model": MODEL, "input": ["apple pie", "a contract"]}).json()
     assert [len(each["embedding"]) for each in reply["data"]] == [len(reply["data"][0]["embedding"])] * 2

@@ -125,7 +125,7 @@ def test_a_name_that_the_key_may_not_use_is_as_one_that_does_not_exist(
 def test_a_limited_key_has_to_name_a_model_unless_it_may_use_the_base_model(server: LimitedServer) -> None:
     answer = server.complete(LAWYER)
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"] == "Name a model of GET /v1/models in 'model'."
+    assert answer.json()["error"]["message"] == "Name a model in 'model': this server serves 'law', 'law-2'."
     assert server.complete(LAWYER, model="law").json()["model"] == "law"
     assert server.get("/v1/models/fake", LAWYER).status_code == 404
     assert server.get("/v1/models/law", LAWYER).status_code == 200

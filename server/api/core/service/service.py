@@ -45,6 +45,7 @@ from server.engine.interface import (
 from server.setting_values import ModelAlias
 
 Task = Literal["generate", "embed", "classify"]  # what a request wants of a model
+MAX_LISTED = 10  # names in an error
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_CANDIDATES = (
     "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
@@ -188,10 +189,19 @@ class Service:
         hidden, policy = self._find(name), current_caller().policy
         if hidden is not None and policy is not None:
             self._note_refusal(policy, "model", hidden.name)
+        served = self._listed_names()
         if name is None:
-            raise ModelNotFoundError("Name a model of GET /v1/models in 'model'.", "model")
-        known = f"this server serves {quote(self.base_model.name)}" if policy is None else "see GET /v1/models"
-        raise ModelNotFoundError(f"The model {quote(name)} does not exist: {known}.", "model")
+            raise ModelNotFoundError(f"Name a model in 'model': {served}.", "model")
+        raise ModelNotFoundError(f"The model {quote(name)} does not exist: {served}.", "model")
+
+    def _listed_names(self) -> str:
+        """Return the names that the caller may use, as a phrase."""
+        names = self.model_names()
+        if not names:
+            return "this key may use none"
+        num_left = len(names) - MAX_LISTED
+        others = f" and {num_left} more of GET /v1/models" if num_left > 0 else ""
+        return f"this server serves {', '.join(map(quote, names[:MAX_LISTED]))}{others}"
 
     def _find(self, name: str | None) -> LoadedModel | None:
         model = self.base_model

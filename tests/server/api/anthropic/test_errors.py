@@ -74,7 +74,7 @@ def test_a_wrong_method(ask):
     assert response.status_code == 405
     assert response.json()["error"] == {
         "type": "invalid_request_error",
-        "message": "Method Not Allowed: GET /v1/messages",
+        "message": "There is no GET /v1/messages: use POST.",
     }
 
 

@@ -1,4 +1,4 @@
-"""``/health``, ``/ready`` and ``/version`` in each state of the server."""
+"""``/health``, ``/ready``, ``/ping`` and ``/version`` in each state of the server."""
 
 import pytest
 
@@ -27,6 +27,13 @@ def test_not_ready_reports_the_state(fake, ask, state):
     fake.engine.is_alive = state != "dead"
     response = ask("GET", "/ready")
     assert (response.status_code, response.json()) == (503, {"status": state})
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_ping_is_answered_once_the_model_is_there(fake, ask, method):
+    assert ask(method, "/ping").status_code == 200
+    fake.service.model = None
+    assert ask(method, "/ping").status_code == 503
 
 
 def test_version(ask):

@@ -15,7 +15,7 @@ def test_unknown_route_names_it(ask):
     response = ask("GET", "/v1/nowhere")
     assert response.status_code == 404
     assert response.json()["error"] == {
-        "message": "Not Found: GET /v1/nowhere",
+        "message": "There is no GET /v1/nowhere: GET /openapi.json lists all routes.",
         "type": "invalid_request_error",
         "param": None,
         "code": None,
