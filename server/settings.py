@@ -30,9 +30,9 @@ from server.setting_types import (
     Url,
 )
 from server.setting_values import AUTO, check_key
+from server.setting_variables import PREFIX, misspelt_variable, variables_of
 
 BATCHED_TOKENS = 512  # of a step, where the memory plan decides on no more
-ENVIRONMENT_PREFIX = "GREENROOM_"
 SECRETS = frozenset({"api_key", "admin_api_key", "otlp_endpoint"})  # settings whose values are, or hold, credentials
 
 
@@ -317,15 +317,16 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
     """Merge and validate settings; the command line overrides the environment, which overrides the file.
 
     Raises:
-        SettingsError: a value can't be used, or the file has an unknown key; the message names the value's origin.
+        SettingsError: a value can't be used, the file has an unknown key, or the environment a misspelt variable; the
+            message names the value's origin.
     """
     names = ServeSettings.model_fields
-    if config is None and (named := environment.get(ENVIRONMENT_PREFIX + "CONFIG")):
+    if config is None and (named := environment.get(PREFIX + "CONFIG")):
         config = Path(named)
+    if (misspelt := misspelt_variable(names, environment)) is not None:
+        raise SettingsError(misspelt)
     from_file = read_settings_file(config) if config else {}
-    from_environment: dict[str, Any] = {
-        name: environment[variable] for name in names if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
-    }
+    from_environment: dict[str, Any] = {**variables_of(names, environment)}
     for name in filter(is_list, from_environment):
         from_environment[name] = [value.strip() for value in re.split(r"[,\n]", from_environment[name])]
     from_flags = {name: value for name, value in flags.items() if name in names}
@@ -337,7 +338,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         if name in from_flags:
             origin = flag_name(name)
         elif name in from_environment:
-            origin = ENVIRONMENT_PREFIX + name.upper()
+            origin = PREFIX + name.upper()
         else:
             origin = f"{name} in {config}"
         reason = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]

@@ -22,7 +22,7 @@ from server.cli.exit_status import (
     finish,
     open_standard_streams,
 )
-from server.other_servers import explain
+from server.other_servers import explain, explain_command
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.error(f"give a command: {', '.join(names)}")
     if not words[0].startswith("-") and words[0] not in names:
-        parser.error(f"there is no command {words[0]}{_meant(words[0], names)}")
+        parser.error(explain_command(words[0]) or f"there is no command {words[0]}{_meant(words[0], names)}")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.refuse(unknown)

@@ -6,12 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from server.lifecycle.torch_setup import set_up_torch
+from server.setting_variables import MODEL_VARIABLE
 from server.settings import ServeSettings, load_settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-MODEL_VARIABLE = "GREENROOM_MODEL"
 
 
 def create_app(settings: ServeSettings | None = None, model: str | None = None) -> FastAPI:

@@ -8,7 +8,7 @@ ROWS = (
     Row(
         "`ollama serve`, `ollama run MODEL`",
         "`greenroom serve ollama:MODEL`, then `greenroom chat`",
-        "[where the files lie](#files-of-ollama-and-lm-studio)",
+        "MODEL is found [where Ollama has put it](#files-of-ollama-and-lm-studio)",
     ),
     Row("`ollama pull MODEL`", NOT_NEEDED, "`greenroom serve MODEL` downloads; in advance: `hf download MODEL`"),
     Row("`ollama ps`", "`greenroom top`", "or `/api/ps`, with Greenroom's address in `OLLAMA_HOST`"),

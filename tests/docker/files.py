@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from server.settings import ENVIRONMENT_PREFIX, ServeSettings, load_settings
+from server.setting_variables import PREFIX
+from server.settings import ServeSettings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker"
@@ -74,7 +75,7 @@ def settings_of(environment: Mapping[str, str | None]) -> ServeSettings:
     Args:
         environment: None removes a variable, as in a compose file.
     """
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in ServeSettings.model_fields}
-    ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)}
+    known = {PREFIX + name.upper() for name in ServeSettings.model_fields}
+    ours = {name for name in environment if name.startswith(PREFIX)}
     assert ours <= known
     return load_settings({}, {name: value for name, value in environment.items() if value is not None}, None)

@@ -1,4 +1,4 @@
-"""Flags, keys and variables of other servers are explained, not merely refused."""
+"""Flags, keys, variables and commands of other servers are explained, not merely refused."""
 
 from __future__ import annotations
 
@@ -48,6 +48,27 @@ def test_all_flags_of_other_servers_in_a_command_line_are_explained_at_once(
 ) -> None:
     line = refusal(capsys, "serve", "-ngl", "99", "--jinja", "-m", "model.gguf", "--port", "1")
     assert [line.count(f"{flag} is a flag of llama.cpp") for flag in ("-ngl", "--jinja", "-m")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            "run",
+            "run is a command of Ollama; here it is greenroom serve ollama:MODEL, then greenroom chat: MODEL is found",
+        ),
+        ("pull", "pull is a command of Ollama; it is not needed here: greenroom serve MODEL downloads; in advance: hf"),
+        ("ps", "ps is a command of Ollama; here it is greenroom top: "),
+        ("list", "list is a command of Ollama; here it is /v1/models, or hf cache ls for what was downloaded"),
+        ("show", "show is a command of Ollama; here it is greenroom inspect MODEL: "),
+        ("rm", "rm is a command of Ollama; here it is hf cache rm model/OWNER/NAME: "),
+        ("stop", "stop is a command of Ollama; it is absent here: a server has one model: end it by Ctrl-C or SIGTERM"),
+        ("run-batch", "run-batch is a command of vLLM; it is absent here: send the requests one by one"),
+        ("serv", "there is no command serv (did you mean serve?)"),
+    ],
+)
+def test_a_command_of_another_server_is_explained(word: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, word, "qwen3").startswith(f"greenroom: {told}")
 
 
 def test_what_follows_the_end_of_flags_is_no_flag() -> None:

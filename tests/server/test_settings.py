@@ -67,6 +67,19 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"override_generation_config": '{"max_new_tokens": 0}'}, {}, "", "max_new_tokens is 0, not a number of tok"),
         ({}, {}, "[override-generation-config]\nbest = 1", "there is no default for 'best'; the names are temperature"),
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
+        (
+            {},
+            {"GREENROOM_PROT": "1"},
+            "",
+            r"^GREENROOM_PROT: there is no such setting \(did you mean GREENROOM_PORT\?\)$",
+        ),
+        ({}, {"GREENROOM_API_KEYS": "secret"}, "", r"^GREENROOM_API_KEYS: .* \(did you mean GREENROOM_API_KEY\?\)$"),
+        (
+            {},
+            {"GREENROOM_MAX_NUM_SEQS": "8"},
+            "",
+            "^GREENROOM_MAX_NUM_SEQS: --max-num-seqs is a flag of vLLM; here it is",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_origin(

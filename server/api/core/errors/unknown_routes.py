@@ -25,7 +25,7 @@ def unknown_path(request: Request, routes: Sequence[BaseRoute]) -> str:
 def unknown_method(request: Request, routes: Sequence[BaseRoute]) -> str:
     """Return the message for a method that a path does not have: those that it has."""
     there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    methods = sorted({method for route in there if isinstance(route, APIRoute) for method in route.methods})
+    methods = sorted({method for route in there if isinstance(route, APIRoute) for method in route.methods or ()})
     return f"There is no {_asked(request)}: use {' or '.join(methods) or 'GET'}."
 
 
