@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from server.cli.main import SUBCOMMANDS, build_parser
@@ -39,10 +40,17 @@ def _section(command: str) -> str:
         for action in parser._actions
         if not action.option_strings
     )
-    rows = [_row(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
     usage = f"greenroom {command} {words}".strip()
-    table = ["| argument | meaning |", "| --- | --- |", *rows]
-    return f"## greenroom {command}\n\n`{usage}`: {parser.description}\n\n" + "\n".join(table) + "\n"
+    lines = [f"## greenroom {command}", "", f"`{usage}`: {parser.description}", ""]
+    own = [action for group in parser._action_groups[:2] for action in group._group_actions]
+    lines += _table("argument", [action for action in own if not isinstance(action, argparse._HelpAction)])
+    for group in parser._action_groups[2:]:
+        lines += _table(str(group.title), group._group_actions)
+    return "\n".join(lines)
+
+
+def _table(title: str, actions: Sequence[argparse.Action]) -> list[str]:
+    return [f"| {title} | meaning |", "| --- | --- |", *map(_row, actions), ""] if actions else []
 
 
 def _row(action: argparse.Action) -> str:

@@ -10,7 +10,7 @@ import signal
 import uvloop
 
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
-from server.cli.flags import add_flags
+from server.cli.flags import add_all_flags
 from server.lifecycle.signals import ignore_signals
 from server.lifecycle.torch_setup import set_up_torch
 from server.model.checkpoint.local_files import check_model
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ollama:NAME, or the address of a folder or a GGUF file on a web server or in object storage (s3://, gs://, "
         "az://) (default: that of GREENROOM_MODEL, or the bundled model)",
     )
-    add_flags(parser)
+    add_all_flags(parser)
+    parser.usage = "%(prog)s [MODEL] [FLAG ...]"
 
 
 def run(arguments: argparse.Namespace) -> int:
