@@ -15,11 +15,12 @@ class Client:
     Args:
         packages: what is installed, from PyPI or npm.
         command: the command line; ``{url}``, ``{model}``, ``{folder}`` (of the model) and ``{out}`` (an empty folder)
-            are replaced. Empty: the program of its name in ``programs``.
+            are replaced. Empty: the program of its name in ``programs``, or of the name in ``program``.
         variables: of the environment, with the same replacements.
         files: files of the folder in which it runs, by name, with the same replacements.
         says: a regular expression for what it prints of its success, if its exit status may be 0 without.
         shares: the client whose environment it runs in; empty: its own.
+        program: the name of its program in ``programs``, if not its own.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Client:
     files: tuple[tuple[str, str], ...] = ()
     says: str = ""
     shares: str = ""
+    program: str = ""
 
 
 OPENCODE = """{
@@ -68,7 +70,11 @@ QUESTIONS = '{"question": "Tea is made of"}\n{"question": "Rice is boiled in"}\n
 CODEX_PROVIDER = 'model_providers.greenroom={name="Greenroom",base_url="{url}/v1"}'
 
 CLIENTS = (
-    Client("ai-sdk", "npm", ("ai", "@ai-sdk/openai-compatible", "zod")),
+    Client("ai-sdk", "npm", ("ai@6", "@ai-sdk/openai-compatible@2", "zod")),
+    # Version 7 needs Node 22, which the package "node" brings.
+    Client(
+        "ai-sdk-7", "npm", ("ai@7", "@ai-sdk/openai-compatible@3", "zod", "node@22"), says="Node v22", program="ai-sdk"
+    ),
     Client("ollama-js", "npm", ("ollama",)),
     Client("langchain", "pypi", ("langchain-openai",)),
     Client("llama_index", "pypi", ("llama-index-llms-openai-like", "llama-index-embeddings-openai-like")),

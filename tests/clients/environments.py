@@ -45,6 +45,7 @@ def versions(client: Client, folder: Path) -> str:
     if client.index == "pypi":
         program = f"import importlib.metadata as m; print(m.version({name!r}))"
         return f"{name} {_run(str(folder / 'bin' / 'python'), '-c', program).strip()}"
+    name = re.sub(r"(?<=.)@.*", "", name)
     listed = _run("npm", "ls", "--prefix", str(folder), "--depth=0", name).splitlines()
     return next(line.split()[-1] for line in listed if f"{name}@" in line)
 
@@ -56,16 +57,17 @@ def run(client: Client, folder: Path, place: Path, values: dict[str, str]) -> su
     values = {**values, "out": str(place / "out")}
     for name, text in client.files:
         (place / name).write_text(_filled(text, values))
+    program = client.program or client.name
     binaries = folder / ("bin" if client.index == "pypi" else "node_modules/.bin")
     if client.command:
         command = [_filled(word, values) for word in client.command]
     elif client.index == "pypi":
         # Without -P a program would import itself, since it has the name of its package.
-        command = [str(binaries / "python"), "-P", str(PROGRAMS / f"{client.name}.py")]
+        command = [str(binaries / "python"), "-P", str(PROGRAMS / f"{program}.py")]
     else:
-        program = folder / "program.mjs"  # node finds packages from the place of the program
-        shutil.copy(PROGRAMS / f"{client.name}.mjs", program)
-        command = ["node", str(program)]
+        copied = folder / "program.mjs"  # node finds packages from the place of the program
+        shutil.copy(PROGRAMS / f"{program}.mjs", copied)
+        command = ["node", str(copied)]
     environment = {
         **{name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "SSL_CERT_FILE") if name in os.environ},
         "PATH": f"{binaries}:{os.environ['PATH']}",

@@ -33,3 +33,5 @@ tea.parse(called.toolCalls[0].input);
 
 const { embedding } = await embed({ model: provider.embeddingModel(model), value: "tea" });
 assert(embedding.length > 0);
+
+console.log(`Node ${process.version}`);
