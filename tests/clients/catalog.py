@@ -48,6 +48,10 @@ OPENCODE = """{
   }
 }
 """
+# Without this file aider fetches a list of models from GitHub.
+AIDER_MODEL = """{"openai/{model}": {"max_input_tokens": 32768, "max_output_tokens": 4096, "litellm_provider": "openai",
+  "mode": "chat"}}
+"""
 EVALUATIONS = ("lm_eval[api]", "transformers")
 EVALUATION = (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_CACHE", "{out}"))
 TASK = """task: tea
@@ -129,11 +133,12 @@ CLIENTS = (
         "pypi",
         ("aider-chat",),
         (
-            *("aider", "--model", "openai/{model}", "--no-show-model-warnings", "--no-git", "--yes-always"),
+            *("aider", "--model", "openai/{model}", "--no-git", "--yes-always"),
             *("--chat-mode", "ask", "--no-check-update", "--analytics-disable", "--message", QUESTION),
         ),
         (("OPENAI_API_BASE", "{url}/v1"), ("OPENAI_API_KEY", "none"), ("HOME", "{out}")),
-        says=r"Tokens: \d+ sent, [1-9]\d* received",
+        ((".aider.model.metadata.json", AIDER_MODEL),),
+        says=r"(?s)\A(?!.*githubusercontent)(?!.*Unknown context window).*Tokens: \d+ sent, [1-9]\d* received",
     ),
     Client(
         "lm-eval",
