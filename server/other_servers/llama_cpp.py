@@ -1,4 +1,4 @@
-"""What llama.cpp has, and what stands for it."""
+"""Flags, variables, commands and routes of llama.cpp, and what stands for each."""
 
 from __future__ import annotations
 

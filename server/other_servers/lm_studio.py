@@ -1,4 +1,4 @@
-"""What LM Studio has, and what stands for it."""
+"""Flags, variables, commands and routes of LM Studio, and what stands for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ollama has, and what stands for it."""
+"""Flags, variables, commands and routes of Ollama, and what stands for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SGLang has, and what stands for it."""
+"""Flags, variables, commands and routes of SGLang, and what stands for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Hugging Face's Text Generation Inference has, and what stands for it."""
+"""Routes of Hugging Face's Text Generation Inference, and what stands for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM has, and what stands for it."""
+"""Flags, variables, commands and routes of vLLM, and what stands for each."""
 
 from __future__ import annotations
 

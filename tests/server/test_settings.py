@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from expert_store.policies import POLICIES
-from server.cli.flags import add_flags
+from server.cli.flags import add_all_flags
 from server.setting_values import AUTO, MAX_TEMPLATE_BYTES, parse_budget
 from server.settings import ServeSettings, SettingsError, load_settings
 
@@ -177,7 +177,7 @@ def test_policies_are_those_of_the_store() -> None:
 
 def test_a_switch_has_a_value_only_in_environment_and_file(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_all_flags(parser)
     flags = vars(parser.parse_args(["--deterministic", "--port", "1"]))
     assert load_settings(flags, {}, None).deterministic
     assert not load_settings(vars(parser.parse_args([])), {}, None).deterministic
@@ -189,7 +189,7 @@ def test_a_switch_has_a_value_only_in_environment_and_file(tmp_path: Path) -> No
 
 def parse(*words: str) -> dict[str, object]:
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_all_flags(parser)
     return vars(parser.parse_args(words))
 
 

@@ -66,7 +66,7 @@ class Generation:
 
     @property
     def remarks(self) -> JsonObject:
-        """What a reply tells besides its text: what a router has chosen, and what of the request was ignored."""
+        """Facts for the reply besides its text: the choice of a router, and fields of the request that were ignored."""
         chosen = {} if self.auto_choice is None else self.auto_choice.member
         return chosen | ({"ignored_fields": [*self.ignored_fields]} if self.ignored_fields else {})
 
