@@ -72,8 +72,9 @@ class Owners(Protocol):
 def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> list[ExpertCost]:
     """Return the cost of each chunk's tokens.
 
-    A chunk is charged lookups, misses and bytes of the experts that its own tokens went to, each expert once a layer.
-    An expert that two chunks share counts for both. Each chunk of a layer is charged the layer's stall in full.
+    A chunk is charged a lookup for each expert of a layer that its own tokens went to. A missed expert and its bytes
+    are charged to one of the chunks that used it, so that sums over chunks equal what the step read. Each chunk of a
+    layer is charged the layer's stall in full, as all of them wait.
     """
     costs = [ExpertCost() for _ in rows.chunks]
     is_decode = len(costs) > 1 and rows.is_decode
@@ -103,15 +104,15 @@ def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> l
 def _attribute_layer(run: LayerRun, owners: IntArray, costs: Sequence[ExpertCost]) -> None:
     uses = np.zeros((len(costs), run.num_experts + 1), dtype=bool)  # the last column stands for "no expert"
     uses[owners[:, None], np.minimum(run.chosen, run.num_experts)] = True
-    missed = uses[:, list(run.missed)]  # (chunks, missed)
     num_lookups = uses[:, :-1].sum(1).tolist()
-    sizes = [(nbytes, nbytes if place in run.remote else 0) for place, nbytes in run.missed.items()]
-    num_bytes = (missed @ np.array(sizes, np.int64).reshape(-1, 2)).tolist()
     for owner in np.unique(owners).tolist():
-        nbytes, remote_bytes = num_bytes[owner]
-        cost = ExpertCost(num_lookups[owner], int(missed[owner].sum()), run.cost.stall_seconds, nbytes)
-        cost.remote_bytes = remote_bytes
-        costs[owner].add(cost)
+        costs[owner].add(ExpertCost(num_lookups[owner], stall_seconds=run.cost.stall_seconds))
+    for place, nbytes in run.missed.items():
+        users = np.flatnonzero(uses[:, place]).tolist()
+        payer = costs[users[(run.layer + place) % len(users)]]  # by turns, so that none pays for all
+        payer.num_misses += 1
+        payer.bytes_read += nbytes
+        payer.remote_bytes += nbytes if place in run.remote else 0
 
 
 def last_choices_of_chunks(

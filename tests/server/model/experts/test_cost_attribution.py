@@ -46,7 +46,7 @@ def asked_by(run: LayerRun, owners: list[int], chunk: int) -> set[int]:
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 1), (5,), (4, 1, 7)])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_is_charged_for_the_experts_of_its_own_tokens(sizes: tuple[int, ...], seed: int) -> None:
+def test_each_looks_up_the_experts_of_its_own_tokens_and_waits_for_all(sizes: tuple[int, ...], seed: int) -> None:
     rng = random.Random(seed)
     runs = [random_run(rng, layer, sum(sizes)) for layer in range(4)]
     owners = [chunk for chunk, size in enumerate(sizes) for _ in range(size)]
@@ -54,12 +54,29 @@ def test_each_is_charged_for_the_experts_of_its_own_tokens(sizes: tuple[int, ...
     for chunk, cost in enumerate(costs):
         asked = [(run, asked_by(run, owners, chunk)) for run in runs]
         assert cost.num_lookups == sum(len(experts) for _, experts in asked)
-        assert cost.num_misses == sum(len(experts & set(run.missed)) for run, experts in asked)
-        assert cost.bytes_read == sum(run.missed.get(expert, 0) for run, experts in asked for expert in experts)
-        assert cost.remote_bytes == sum(
-            run.missed[expert] for run, experts in asked for expert in experts & {*run.remote}
-        )
         assert cost.stall_seconds == pytest.approx(sum(run.cost.stall_seconds for run in runs))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (4, 1, 7)])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_miss_is_charged_to_one_who_used_the_expert(sizes: tuple[int, ...], seed: int) -> None:
+    rng = random.Random(seed)
+    run, owners = random_run(rng, 0, sum(sizes)), [chunk for chunk, size in enumerate(sizes) for _ in range(size)]
+    for place, nbytes in run.missed.items():
+        remote = [place] if place in run.remote else []
+        costs = attribute_costs([run._replace(missed={place: nbytes}, remote=remote)], RowOwners(chunks_of(*sizes)))
+        (payer,) = (chunk for chunk, cost in enumerate(costs) if cost.num_misses)
+        assert place in asked_by(run, owners, payer)
+        assert (costs[payer].num_misses, costs[payer].bytes_read) == (1, nbytes)
+        assert costs[payer].remote_bytes == (nbytes if remote else 0)
+
+
+def test_requests_that_share_all_experts_pay_by_turns() -> None:
+    missed = dict.fromkeys(range(NUM_EXPERTS), 100)
+    cost = ExpertCost(NUM_EXPERTS, NUM_EXPERTS, 0.0, 100 * NUM_EXPERTS)
+    run = LayerRun(1, np.tile(np.arange(NUM_EXPERTS), (2, 1)), NUM_EXPERTS, cost, missed)
+    costs = attribute_costs([run], RowOwners(chunks_of(1, 1)))
+    assert costs == [ExpertCost(NUM_EXPERTS, NUM_EXPERTS // 2, 0.0, 100 * NUM_EXPERTS // 2)] * 2
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 1), (4, 1, 7)])
