@@ -58,12 +58,14 @@ def check_by_token(folder: Path, pool: ComputePool) -> None:
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
 
 
-@pytest.mark.parametrize("top_k", [1, 4, 20])
+@pytest.mark.parametrize(
+    ("family", "top_k"), [("deepseek_v32", 1), ("deepseek_v32", 4), ("deepseek_v32", 20), ("glm_moe_dsa", 16)]
+)
 def test_of_keys_with_equal_scores_those_of_transformers_are_chosen(
-    top_k: int, tmp_path: Path, pool: ComputePool
+    family: str, top_k: int, tmp_path: Path, pool: ComputePool
 ) -> None:
     """A key that no head looks at has the score zero. With more keys at once, transformers decides in another way."""
-    config = make_config("deepseek_v32")
+    config = make_config(family)
     config.index_n_heads, config.index_topk = 2, top_k
     check_by_token(save_checkpoint(config, tmp_path), pool)
 
