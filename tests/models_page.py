@@ -129,10 +129,10 @@ The folder must have a `tokenizer.json`. Any other type that transformers lacks 
 
 Greenroom also serves checkpoints in the quantised formats below. The tests use a tiny checkpoint of each format, with
 the published layout and config. Logits and greedy text equal those of transformers with the weights as the format's own
-library dequantises them: transformers for MXFP4 and FP8, compressed-tensors for its own formats and for AWQ, and an
-independent implementation of the definition for GPTQ and for Model Optimizer's NVFP4. MXFP4 is tested with `gpt_oss`,
-every other format with `qwen3_moe`, the usual ones with `mixtral` and `deepseek_v3`, and FP8 and NVFP4 with families
-that have other tensors (`tests/server/model/quantised/test_checkpoints.py`).
+library dequantises them: transformers for MXFP4 and FP8, compressed-tensors for its own formats and for AWQ,
+bitsandbytes for its own, and an independent implementation of the definition for GPTQ and for Model Optimizer's NVFP4.
+MXFP4 is tested with `gpt_oss`, every other format with `qwen3_moe`, the usual ones with `mixtral` and `deepseek_v3`,
+and FP8 and NVFP4 with families that have other tensors (`tests/server/model/quantised/test_checkpoints.py`).
 
 Experts stay quantised in their slots, so a budget holds two to four times as many. Weights are dequantised exactly
 while an expert runs. The table compares one expert of Qwen3-30B-A3B's size and bfloat16 rows with the same expert in
@@ -153,6 +153,8 @@ bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
 | `gptq` | 4 bits, both versions of zeros, `desc_act` too | 0.28 | 0.5 | 2.7 |
 | | 8 bits | 0.51 | 2.3 | 1.9 |
 | `auto-round` | AutoRound's own: the formats of `gptq` and `awq` | | | |
+| `bitsandbytes` | NF4 and FP4, with double quantisation or without | 0.28 | | |
+| | int8 (LLM.int8) | 0.50 | | |
 
 4-bit integers are repacked while they are read, in 1 to 3 ms an expert on a reader thread. The bytes are for groups of
 128 inputs, or 32 with compressed-tensors. float16 scales take more in a slot than on disk, so AWQ or GPTQ with groups
@@ -166,8 +168,11 @@ in bfloat16 where that is fast.
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
 scheme for the KV cache and its scales); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, AQLM, HQQ, Quark, quanto, and every other method; integers
-of ModelOpt, and its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
+**bitsandbytes** quantises linear layers. Transformers 4 had each expert as such; checkpoints that transformers 5 saved
+have their experts in bfloat16, and are served so.
+
+**Refused**, in one line with the reason: AQLM, HQQ, Quark, quanto, and every other method; integers of ModelOpt, and
+its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
 kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated compressed-tensors;
 FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. Checkpoints that MLX converted, and uploads in
 Mistral's own format alone (`params.json`, `consolidated*.safetensors`), are named as such; of an upload in both

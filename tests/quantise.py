@@ -179,6 +179,38 @@ def _parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Ten
     return calculate_qparams(values.amin(-1), values.amax(-1), args)
 
 
+def bitsandbytes() -> Published:
+    """NF4 with double quantisation, whose blocks end within rows; an independent implementation of the definition."""
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, 16))
+    table, block, nested = quantiles / quantiles.max(), 64, 256
+    nested_table = torch.linspace(-1, 1, 256)
+
+    def quantise(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % block)).view(-1, block)
+        largest = flat.abs().amax(1)
+        offset = float(largest.mean())
+        rest = torch.nn.functional.pad(largest - offset, (0, -len(largest) % nested)).view(-1, nested)
+        factors = rest.abs().amax(1)
+        scale_codes = (rest / factors.unsqueeze(1) - nested_table.view(-1, 1, 1)).abs().argmin(0)
+        scales = (nested_table[scale_codes] * factors.unsqueeze(1)).flatten()[: len(largest)] + offset
+        codes = (flat / scales.unsqueeze(1) - table.view(-1, 1, 1)).abs().argmin(0).to(torch.uint8)
+        dequantised = (table[codes.long()] * scales.unsqueeze(1)).flatten()[: weight.numel()].view(weight.shape)
+        pairs = codes.flatten()[: weight.numel()].view(-1, 2)
+        state = {"quant_type": "nf4", "blocksize": block, "dtype": "float32", "shape": list(weight.shape)}
+        state |= {"nested_blocksize": nested, "nested_dtype": "float32", "nested_offset": offset}
+        parts = {
+            "": pairs[:, :1] << 4 | pairs[:, 1:],
+            ".absmax": scale_codes.flatten()[: len(largest)].to(torch.uint8),
+            ".quant_map": table,
+            ".nested_absmax": factors,
+            ".nested_quant_map": nested_table,
+            ".quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+        }
+        return {name + suffix: value.clone() for suffix, value in parts.items()}, dequantised
+
+    return Published({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, quantise)
+
+
 def awq() -> Published:
     """AutoAWQ's GEMM format; reference weights by the compressed-tensors library, which converts it."""
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}

@@ -18,6 +18,7 @@ from server.kernels.formats import (
     fp8,
     group_int4,
     group_int8,
+    lookup4,
     superblocks,
 )
 from server.kernels.native.slot_format import Place, Places, Shape
@@ -47,6 +48,7 @@ QUANTISED: tuple[QuantisedFormat, ...] = (
     block_int8,
     group_int4,
     fp4,
+    lookup4,
     fp8,
     channel_int8,
     coded_bfloat16,

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from expert_store import read_json_object
 from server.model.errors import ModelError
 from server.model.quantised import modelopt
+from server.model.quantised.bitsandbytes import BitsAndBytes
 from server.model.quantised.compressed_tensors import CompressedTensors, Weights
 from server.model.quantised.fp8 import MICROSCALING, Fp8
 from server.model.quantised.gptq import Awq, Gptq
@@ -104,6 +105,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "gptq": _gptq,
         "awq": _awq,
         "auto-round": _auto_round,
+        "bitsandbytes": _bitsandbytes,
     }
     if method not in readers:
         raise ModelError(f"{name} is quantised by {method}, which is not supported; {INSTEAD}")
@@ -179,6 +181,15 @@ def _auto_round(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
         raise _UnsupportedError(f"with {bits} bits")
     is_v1 = "gptq" in layout and "gptqmodel" not in layout
     return Gptq(bits, _group(given["group_size"]), is_v1=is_v1, has_order=False)
+
+
+def _bitsandbytes(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    is_4bit, storage = bool(given.get("load_in_4bit")), str(given.get("bnb_4bit_quant_storage") or "uint8")
+    if is_4bit == bool(given.get("load_in_8bit")):
+        raise _UnsupportedError("with neither 4 nor 8 bits")
+    if is_4bit and storage.removeprefix("torch.") != "uint8":
+        raise _UnsupportedError(f"with codes stored as {storage}")
+    return BitsAndBytes(INTEGER_BITS[0] if is_4bit else INTEGER_BITS[1])
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:

@@ -42,6 +42,7 @@ class Format(IntEnum):
     TQ1_0 = 30
     TQ2_0 = 31
     CODED_BFLOAT16 = 32
+    LOOKUP4 = 33
 
 
 class Size(IntEnum):

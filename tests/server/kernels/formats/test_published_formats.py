@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from server.kernels.batch_invariant import batch_invariant
-from server.kernels.formats import chunked, fp4, fp8, group_int4, group_int8, repack_int4
+from server.kernels.formats import chunked, fp4, fp8, group_int4, group_int8, lookup4, repack_int4
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
 Tensors = dict[str, torch.Tensor]
@@ -46,6 +46,12 @@ def make_nvfp4(out_features: int, in_features: int) -> Tensors:
     return {"w_blocks": some((*shape, 8), 256), "w_scales": kept, "w_divisor": torch.tensor([300.0])}
 
 
+def make_lookup4(out_features: int, in_features: int) -> Tensors:
+    shape = (out_features, in_features // 32)
+    table = torch.linspace(-1, 1, 16).pow(3)
+    return {"w_lookup": some((*shape, 16), 256), "w_lookup_scale": scales(shape), "w_lookup_table": table}
+
+
 def make_int8(out_features: int, in_features: int) -> Tensors:
     shape = (out_features, in_features // 32)
     codes = some((out_features, in_features), 256).view(torch.int8)
@@ -73,6 +79,7 @@ MADE = {
     "fp8": (fp8, make_fp8),
     "mxfp4": (fp4, make_mxfp4),
     "nvfp4": (fp4, make_nvfp4),
+    "lookup4": (lookup4, make_lookup4),
     "int8": (group_int8, make_int8),
     "int4": (group_int4, make_int4),
 }

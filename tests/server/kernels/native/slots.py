@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from server.kernels.format_table import describe_matrix
-from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, repack_int4
+from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, lookup4, repack_int4
 from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.matrices import Format, LinearCall, Matrix
@@ -99,6 +99,14 @@ class Maker:
         divisor = {"w_divisor": torch.tensor([300.0])} if has_divisor else {}
         return {"w_blocks": blocks, "w_scales": scales, **divisor}
 
+    def lookup4(self, shape: tuple[int, int], group: int) -> Tensors:
+        grid = (shape[0], shape[1] // group)
+        return {
+            "w_lookup": self.ints((*grid, group // 2), 0, 256),
+            "w_lookup_scale": self.scales(grid),
+            "w_lookup_table": torch.randn(16, generator=self._random),
+        }
+
     def int8(self, shape: tuple[int, int]) -> Tensors:
         return {"w": self.ints(shape, -127, 128, torch.int8), "w_scale": self.scales((shape[0],))}
 
@@ -134,6 +142,7 @@ class Maker:
 DEQUANTISE: dict[str, Dequantise] = {
     "fp8": fp8.dequantise,
     "fp4": fp4.dequantise,
+    "lookup4": lookup4.dequantise,
     "int8": channel_int8.dequantise,
     "int8_groups": group_int8.dequantise,
     "int4": group_int4.dequantise,

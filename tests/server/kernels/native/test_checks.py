@@ -54,6 +54,8 @@ def test_matrices_as_checkpoints_have_them_are_possible(kind: Format) -> None:
         {"scale_format": Format.Q8},
         {"format": Format.FP4, "inputs": 63},
         {"format": Format.FP4, "zeros": 64},
+        {"format": Format.LOOKUP4},
+        {"format": Format.LOOKUP4, "zeros": 64, "inputs": 63},
         {"format": Format.MXFP4, "inputs": 48},
         {"format": Format.Q4_0, "inputs": 48},
         {"format": Format.Q4_K, "inputs": 288},

@@ -34,6 +34,7 @@ CASES: dict[str, Made] = {
     "nvfp4": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 16, torch.float8_e4m3fn, has_divisor=True)),
     "fp4_e8m0": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 16, torch.uint8, has_divisor=False)),
     "mxfp4": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 32, torch.uint8, has_divisor=False)),
+    "lookup4": ("lookup4", SHAPE, lambda make: make.lookup4(SHAPE, 64)),
     "int8": ("int8", (70, 1149), lambda make: make.int8((70, 1149))),
     "int8_wide": ("int8", (6, 4100), lambda make: make.int8((6, 4100))),
     "int8_groups": (
@@ -145,6 +146,10 @@ def draw_tensors(data: st.DataObject, kind: str, make: Maker) -> tuple[Tensors, 
         shape = (outputs, -(-inputs // group) * group)
         dtype = data.draw(st.sampled_from([torch.uint8, torch.float8_e4m3fn]))
         return make.fp4(shape, group, dtype, has_divisor=data.draw(st.booleans())), shape
+    if kind == "lookup4":
+        group = data.draw(st.sampled_from([16, 64]))
+        shape = (outputs, -(-inputs // group) * group)
+        return make.lookup4(shape, group), shape
     if kind in {"fp8", "int8_groups"} and data.draw(st.booleans()):
         inputs = -(-inputs // 16) * 16
     shape = (outputs, inputs)

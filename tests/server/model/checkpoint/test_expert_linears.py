@@ -115,6 +115,15 @@ def test_a_checkpoint_of_llm_compressor_gives_the_logits_of_the_tool(family: str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nf4-double", "fp4", "int8"])
+def test_a_checkpoint_of_bitsandbytes_gives_the_logits_of_its_weights(kind: str, pool: ComputePool | None) -> None:
+    folder = MADE / f"bitsandbytes-{kind}"
+    expected = expected_logits(folder)
+    difference = float((served_logits(folder, pool) - expected).abs().max())
+    assert difference < TOLERANCE * float(expected.max() - expected.min())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOOLS_FAMILIES)
 def test_a_checkpoint_of_autoround_gives_about_the_logits_of_the_plain_model(family: str) -> None:
     """Gate and up exchanged, or zeros off by one, leave no correlation."""

@@ -13,7 +13,7 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
 from tests.modelopt import mixed, nvfp4
-from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, modelopt, mxfp4, publish
+from tests.quantise import BLOCK, GROUP, awq, bitsandbytes, compressed_tensors, fp8, gptq, modelopt, mxfp4, publish
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import PROMPTS, TOLERANCE, generate
 
@@ -64,6 +64,7 @@ FORMATS = {
     "modelopt transposed nvfp4": partial(nvfp4, is_transposed=True),
     "modelopt fp8 and nvfp4": mixed,
     "awq": awq,
+    "bitsandbytes": bitsandbytes,
     "gptq": gptq,
     "gptq v2": partial(gptq, layout="gptq_v2"),
     "gptq int8": partial(gptq, 8),

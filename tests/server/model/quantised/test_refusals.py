@@ -16,7 +16,18 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.lease_rows import one_row_each
 from tests.families import make_config
-from tests.quantise import GROUP, Published, awq, compressed_tensors, edit_config, fp8, gptq, mxfp4, publish
+from tests.quantise import (
+    GROUP,
+    Published,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    edit_config,
+    fp8,
+    gptq,
+    mxfp4,
+    publish,
+)
 
 EXPERT, TRUNK = "model.layers.1.mlp.experts.3.up_proj", "model.layers.0.self_attn.q_proj"
 INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
@@ -39,7 +50,7 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
     [
         *(
             ({"quant_method": method}, f"by {method}, which is not supported")
-            for method in ("bitsandbytes", "gguf", "aqlm", "hqq", "quark", "quanto", "nonesuch")
+            for method in ("gguf", "aqlm", "hqq", "quark", "quanto", "nonesuch")
         ),
         ({"load_in_4bit": True}, "by an unknown method, which is not supported"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "by gptq with 3 bits, which is not supported"),
@@ -63,6 +74,11 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
         (
             {"quant_method": "auto-round", "bits": 4, "group_size": 32, "act_bits": 8},
             "by auto-round with activations of 8 bits, which is not supported",
+        ),
+        ({"quant_method": "bitsandbytes"}, "by bitsandbytes with neither 4 nor 8 bits, which is not supported"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+            "by bitsandbytes with codes stored as bfloat16, which is not supported",
         ),
         ({"quant_method": "awq", "bits": 8}, "by awq with 8 bits, which is not supported"),
         ({"quant_method": "awq", "version": "GEMV"}, "by awq for the gemv kernel, which is not supported"),
@@ -126,7 +142,7 @@ def quantised(published: Published, folder: Path, model_type: str = "qwen3_moe")
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:
     """Replace tensors, or remove those that are None."""
     path = folder / "model.safetensors"
-    changed = {name.replace("__", "."): value for name, value in tensors.items()}
+    changed = {name if "." in name else name.replace("__", "."): value for name, value in tensors.items()}
     assert set(changed) <= set(load_file(path))
     kept = {name: value for name, value in (load_file(path) | changed).items() if value is not None}
     save_file(kept, path, {"format": "pt"})
@@ -140,6 +156,8 @@ PARTS = [
         compressed_tensors(*INT4, num_bits=4, type="int", strategy="group", group_size=GROUP, symmetric=False),
         "weight_zero_point",
     ),
+    (bitsandbytes(), "weight.absmax"),
+    (bitsandbytes(), "weight.nested_quant_map"),
     (awq(), "scales"),
     (awq(), "qzeros"),
     (gptq(), "qzeros"),
@@ -152,7 +170,7 @@ PARTS = [
 @pytest.mark.parametrize(("published", "part"), PARTS, ids=[part for _, part in PARTS])
 def test_a_missing_part_is_named(published: Published, part: str, module: str, tmp_path: Path) -> None:
     folder = quantised(published, tmp_path)
-    change(folder, **{f"{module}.{part}".replace(".", "__"): None})
+    change(folder, **{f"{module}.{part}": None})
     with pytest.raises(CheckpointError, match=rf"is quantised, but {module}\.{part} is missing; download"):
         load_trunk(folder, torch.float32)
 
@@ -163,7 +181,7 @@ def test_a_missing_part_is_named(published: Published, part: str, module: str, t
 def test_a_part_of_the_wrong_shape_is_named(published: Published, part: str, module: str, tmp_path: Path) -> None:
     folder = quantised(published, tmp_path)
     value = load_file(folder / "model.safetensors")[f"{module}.{part}"]
-    change(folder, **{f"{module}.{part}".replace(".", "__"): value.repeat(*([1] * (value.ndim - 1)), 3)})
+    change(folder, **{f"{module}.{part}": value.repeat(*([1] * (value.ndim - 1)), 3)})
     with pytest.raises(CheckpointError, match=rf"{module}\.{part} has shape .* needs"):
         load_trunk(folder, torch.float32)
 
@@ -222,6 +240,41 @@ def test_an_expert_with_unequal_groups_is_named_when_it_is_read(tmp_path: Path) 
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     with (
         pytest.raises(ExpertLoadError, match=r"g_idx has groups with another size than 8 inputs"),
+        store.lease(one_row_each(1, [3])) as lease,
+    ):
+        list(lease)
+    store.close()
+
+
+STATE = "weight.quant_state.bitsandbytes__nf4"
+
+
+def as_bytes(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", '{"shape": [4], "blocksize": 64}', '{"shape": [32, 32], "blocksize": 1099511627776}', "1" * 5000],
+)
+def test_what_does_not_describe_a_matrix_of_bitsandbytes_is_named(text: str, tmp_path: Path) -> None:
+    folder = quantised(bitsandbytes(), tmp_path)
+    names = [name for name in load_file(folder / "model.safetensors") if name.endswith(f"self_attn.q_proj.{STATE}")]
+    change(folder, **{name: as_bytes(text) for name in names})
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight\.quant_state\.\w+ (does not describe|has 5,000 bytes)"):
+        load_trunk(folder, torch.float32)
+
+
+def test_an_expert_of_bitsandbytes_with_another_shape_is_named_when_it_is_read(tmp_path: Path) -> None:
+    """The descriptions of experts are read with their weights."""
+    folder = quantised(bitsandbytes(), tmp_path)
+    state = load_file(folder / "model.safetensors")[f"{EXPERT}.{STATE}"]
+    other = bytes(state.tolist()).decode().replace("[24, 32]", "[32, 24]")
+    change(folder, **{f"{EXPERT}.{STATE}": as_bytes(other)})
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    with (
+        pytest.raises(ExpertLoadError, match=r"describes a matrix of \[32, 24\]; others have \[24, 32\]"),
         store.lease(one_row_each(1, [3])) as lease,
     ):
         list(lease)

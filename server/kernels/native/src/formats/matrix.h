@@ -42,6 +42,7 @@ enum class Format : int32_t {
   kTq1 = 30,
   kTq2 = 31,
   kCodedBFloat16 = 32,  // server/kernels/formats/coded_bfloat16.py
+  kLookup4 = 33,        // server/kernels/formats/lookup4.py
 };
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4, kMxfp4 and kBlockMxfp4
@@ -56,6 +57,7 @@ struct MorePlain {
   int64_t count;
 };
 inline constexpr uint8_t kPlainBlock = 255;                // the base of a block that is plain
+inline constexpr int kLookups = 16;  // numbers of kLookup4
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
@@ -71,8 +73,9 @@ struct Matrix {
   int64_t inputs;
   const void* data;
   const void* scales;  // null for plain formats
-  // What follows is for kFp8, kInt8, kInt4, kFp4 and kCodedBFloat16; what a matrix lacks is null.
-  const void* zeros;    // int16, for kInt8: one per scale, subtracted before scaling; for kCodedBFloat16: MorePlain
+  // What follows is for kFp8, kInt8, kInt4, kFp4, kLookup4 and kCodedBFloat16; what a matrix lacks is null.
+  const void* zeros;    // int16, for kInt8: one per scale, subtracted before scaling; for kCodedBFloat16: MorePlain; for
+                        // kLookup4: float (16), the number of each code
   const void* rest;     // bfloat16, for kInt4: added to scales; for kCodedBFloat16: `row_block` plain blocks
   const void* divisor;  // float, for kFp4: divides all scales
   const void* order;    // int32 (inputs): the input that each column belongs to

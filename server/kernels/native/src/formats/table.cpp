@@ -55,13 +55,17 @@ const char* check_scaled(const Matrix& matrix) {
   if (!is_count(matrix.row_block)) return "a matrix without a block of outputs that share a scale";
   if (!has_steps(matrix, kDecoded)) return "a matrix whose groups of inputs are not multiples of 16";
   if (!is_scale(matrix.scale_format)) return "a matrix whose scales have no known format";
-  const bool may_have_zeros = matrix.format == Format::kInt8;
+  const bool may_have_zeros = matrix.format == Format::kInt8 || matrix.format == Format::kLookup4;
   return matrix.zeros && !may_have_zeros ? "a matrix with zeros of no known format" : nullptr;
 }
 
 const char* check_fp4(const Matrix& matrix) {
   if (const char* reason = check_scaled(matrix)) return reason;
   return matrix.inputs % 2 || matrix.inputs % matrix.column_block ? "a 4-bit matrix with an incomplete group" : nullptr;
+}
+
+const char* check_lookup4(const Matrix& matrix) {
+  return matrix.zeros ? check_fp4(matrix) : "a matrix without the numbers of its codes";
 }
 
 const char* check_int4(const Matrix& matrix) {
@@ -101,6 +105,12 @@ Extents mxfp4_extents(const Matrix& matrix) {
 Extents byte_extents(const Matrix& matrix) { return scaled_extents(matrix, 1); }
 
 Extents fp4_extents(const Matrix& matrix) { return scaled_extents(matrix, 2); }
+
+Extents lookup4_extents(const Matrix& matrix) {
+  Extents extents = scaled_extents(matrix, 2);
+  extents.zeros = kLookups * int64_t{sizeof(float)};
+  return extents;
+}
 
 Extents int4_extents(const Matrix& matrix) {
   const int64_t pairs = divide_up(matrix.inputs, matrix.column_block) * matrix.outputs * 2;

@@ -30,6 +30,7 @@ const char* check_scale(const Matrix& matrix);    // for scales only
 const char* check_mxfp4(const Matrix& matrix);
 const char* check_scaled(const Matrix& matrix);  // scales of blocks of any size
 const char* check_fp4(const Matrix& matrix);
+const char* check_lookup4(const Matrix& matrix);
 const char* check_int4(const Matrix& matrix);
 const char* check_small_records(const Matrix& matrix);  // of superblocks.inc, with records of 32 inputs
 const char* check_coded(const Matrix& matrix);
@@ -40,6 +41,7 @@ Extents q4_extents(const Matrix& matrix);
 Extents mxfp4_extents(const Matrix& matrix);
 Extents byte_extents(const Matrix& matrix);  // a byte a weight, scales of blocks of any size
 Extents fp4_extents(const Matrix& matrix);
+Extents lookup4_extents(const Matrix& matrix);
 Extents int4_extents(const Matrix& matrix);
 Extents record_extents(const Matrix& matrix);
 Extents file_extents(const Matrix& matrix);  // of file_blocks.inc
@@ -79,6 +81,7 @@ inline constexpr FormatRow kFormats[] = {
     {Format::kTq1, "TQ1_0", check_records, file_extents},
     {Format::kTq2, "TQ2_0", check_records, file_extents},
     {Format::kCodedBFloat16, "CODED_BFLOAT16", check_coded, coded_extents},
+    {Format::kLookup4, "LOOKUP4", check_lookup4, lookup4_extents},
 };
 
 inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);
