@@ -155,6 +155,8 @@ bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
 | `auto-round` | AutoRound's own: the formats of `gptq` and `awq` | | | |
 | `bitsandbytes` | NF4 and FP4, with double quantisation or without | 0.28 | | |
 | | int8 (LLM.int8) | 0.50 | | |
+| MLX's `quantization` | 4 bits (`affine`), of the families below | 0.31 | | |
+| | 8 bits | 0.55 | | |
 
 4-bit integers are repacked while they are read, in 1 to 3 ms an expert on a reader thread. The bytes are for groups of
 128 inputs, or 32 with compressed-tensors. float16 scales take more in a slot than on disk, so AWQ or GPTQ with groups
@@ -171,12 +173,16 @@ scheme for the KV cache and its scales); only the weights are used.
 **bitsandbytes** quantises linear layers. Transformers 4 had each expert as such; checkpoints that transformers 5 saved
 have their experts in bfloat16, and are served so.
 
+**MLX.** Of `glm4_moe`, `mixtral`, `olmoe`, `qwen2_moe` and `qwen3_moe` a conversion stacks the experts and changes
+nothing else, so these are served, unquantised ones too. All layers run through modules if experts have 8 bits, whose
+zeros are no integers; `greenroom pack --weights int8` makes them native.
+
 **Refused**, in one line with the reason: AQLM, HQQ, Quark, quanto, and every other method; integers of ModelOpt, and
 its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
 kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated compressed-tensors;
-FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. Checkpoints that MLX converted, and uploads in
-Mistral's own format alone (`params.json`, `consolidated*.safetensors`), are named as such; of an upload in both
-formats, Mistral's copy is neither downloaded nor read.
+FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. Other checkpoints that MLX converted, and
+uploads in Mistral's own format alone (`params.json`, `consolidated*.safetensors`), are named as such; of an upload in
+both formats, Mistral's copy is neither downloaded nor read.
 
 **Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family

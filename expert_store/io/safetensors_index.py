@@ -35,6 +35,7 @@ DTYPES = {
     "I8": torch.int8,
     "I16": torch.int16,
     "U16": torch.uint16,
+    "U32": torch.uint32,
     "I32": torch.int32,
     "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,

@@ -24,14 +24,15 @@ def incomplete(name: str, missing: Sequence[str]) -> ModelError:
 
 
 def in_mlx_format(model: str, originals: Sequence[str] = ()) -> ModelError:
-    """Return the error of a checkpoint that MLX converted.
+    """Return the error of a checkpoint that MLX converted in a way that is not supported.
 
     Args:
         originals: hub names of what it was made from, if they are known.
     """
     source = " or ".join(originals) or "its model card names it as base_model"
     return ModelError(
-        f"{model} is in MLX's format, which MLX alone reads; give the checkpoint that it was converted from ({source})"
+        f"{model} is in MLX's format, of which 4 and 8 bits of few families are supported (docs/models.md); give the "
+        f"checkpoint that it was converted from ({source}), or a GGUF, AWQ or GPTQ upload of that"
     )
 
 

@@ -1,11 +1,11 @@
-"""Makes the checkpoints of this folder with llm-compressor, AutoRound and bitsandbytes, as their users do.
+"""Makes the checkpoints of this folder with llm-compressor, AutoRound, bitsandbytes and MLX, as their users do.
 
-The first two need other versions of transformers than Greenroom, so this runs in an environment of its own, with
-``pip install llmcompressor auto-round`` or ``bitsandbytes``, for each tool and each plain checkpoint that
+Some need other versions of transformers than Greenroom, so this runs in an environment of its own, with ``pip install
+llmcompressor auto-round``, ``bitsandbytes`` or ``mlx mlx-cpu mlx-lm``, for each tool and each plain checkpoint that
 ``tests.checkpoints`` saved: ``python make.py llm-compressor PLAIN OUT``. ``OUT.safetensors`` gets the logits for
-``PROMPT``: of the quantised model in llm-compressor, of the plain model for AutoRound, which can't run what it made on
-a CPU, and of the weights as bitsandbytes dequantises them. On a CPU it does so wrongly unless blocks of 64 weights end
-where rows do.
+``PROMPT``: of the quantised model in llm-compressor and MLX, of the plain model for AutoRound, which can't run what it
+made on a CPU, and of the weights as bitsandbytes dequantises them. On a CPU it does so wrongly unless blocks of 64
+weights end where rows do.
 
 Transformers 5 has the experts of a layer in one tensor, which bitsandbytes leaves alone. Those of transformers 4 were
 linear layers, so here each of them is quantised as such.
@@ -110,6 +110,22 @@ def bitsandbytes(model: Any, out: Path, kind: str) -> Any:
     return expected
 
 
+def mlx(model: Any, out: Path, bits: int) -> Any:
+    import mlx.core as mx  # noqa: PLC0415
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # noqa: PLC0415
+
+    model.save_pretrained(out)
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    old_names = {"rope_theta": config["rope_parameters"]["rope_theta"], "num_experts": model.config.num_local_experts}
+    path.write_text(json.dumps(config | old_names))
+    converted, config = quantize_model(*load_model(out), group_size=32, bits=bits)
+    expected = torch.tensor(converted(mx.array([PROMPT]))[0].tolist())
+    save_model(out, converted)
+    save_config(config, config_path=path)
+    return expected
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model.float().eval()(torch.tensor([PROMPT]), use_cache=False).logits[0].float().contiguous()
@@ -121,6 +137,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     tools = {"llm-compressor": llm_compressor, "auto-round": auto_round}
     tools |= {f"bitsandbytes-{kind}": partial(bitsandbytes, kind=kind) for kind in ("nf4", "nf4-double", "fp4", "int8")}
+    tools |= {f"mlx-{bits}": partial(mlx, bits=bits) for bits in (4, 8)}
     expected = tools[tool](model, out)
     save_file({"logits": expected}, out.with_suffix(".safetensors"))
 

@@ -1,8 +1,8 @@
 """Matrices of int8 with a scale, and optionally a zero, per output channel and group of inputs: published checkpoints.
 
 A weight is ``(code - zero) * scale``. ``NAME_codes`` is int8 ``(out, in)``, and ``NAME_steps`` ``(out, groups)`` in any
-floating-point dtype. ``NAME_zero``, optional, is int16 of the same shape. ``NAME_order``, optional, is int32 ``(in,)``:
-the input that each column belongs to. All groups have one size.
+floating-point dtype. ``NAME_zero``, optional, is int16 of the same shape, or float32, which the native kernels do not
+take. ``NAME_order``, optional, is int32 ``(in,)``: the input that each column belongs to. All groups have one size.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
     """Describe a matrix to the native kernels; None if they do not support it."""
     codes, steps, zeros, order = (places.get(name + suffix) for suffix in (CODES, STEPS, ZERO, ORDER))
     if codes is None or steps is None or codes.dtype != torch.int8 or codes.shape != shape:
+        return None
+    if zeros is not None and zeros.dtype != torch.int16:
         return None
     matrix = slot_format.in_blocks(Format.INT8, shape, codes, steps)
     if matrix is not None:

@@ -16,6 +16,7 @@ from expert_store import ExpertStoreError, check_metadata_file, read_json_object
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, in_mlx_format
 from server.model.layer_settings import layer_configs
+from server.model.quantised import mlx
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ TEMPLATES = "additional_chat_templates"
 MOST = {"layers": 1000, "layer": 1000, "depth": 1000, "experts": 10_000}  # by the last word of a field's name
 DTYPES = ("dtype", "torch_dtype")
 QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes of other kinds
-MLX = "quantization"  # settings of MLX, whose tensors have .scales and .biases
 LEAST_ONE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 GROUPS = ("n_group", "num_group")
@@ -61,10 +61,12 @@ def read_config_values(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file can't be read, or is not a JSON object.
-        ModelError: there are too many layers or experts, a dtype is not one, or MLX quantised the checkpoint.
+        ModelError: there are too many layers or experts, a dtype is not one, or MLX converted the checkpoint in a way
+            that is not supported.
     """
     values = read_json_object(folder / CONFIG)
-    if isinstance(values.get(MLX), dict) and "bits" in values[MLX]:
+    given = values.get(mlx.SETTINGS)
+    if isinstance(given, dict) and "bits" in given and not mlx.is_converted(values.get("model_type"), given):
         raise in_mlx_format(folder.name)
     for name, value in _scalars(values):
         most = MOST.get(name.rpartition("_")[2])

@@ -32,6 +32,7 @@ from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
+from server.model.quantised import mlx
 from server.progress import polled_progress
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
@@ -141,6 +142,7 @@ class Listing:
     gguf: str | None = None  # the first file of the chosen model in the GGUF format
     checksums: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those files whose pointers have it
     revision: str | None = None  # that was asked for
+    model_type: str | None = None  # of its config
 
     def files_in(self, folder: str) -> dict[str, str]:
         """Return the paths of the files in a folder by their names; those of a GGUF model are in any."""
@@ -213,7 +215,19 @@ def _ask(model: str, revision: str | None) -> Listing:
     downloads = {name: sizes[name] for name in wanted}
     checksums = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
     commit = info.sha or revision or constants.DEFAULT_REVISION
-    return Listing(repository, commit, list(sizes), downloads, info.library_name, originals, gguf, checksums, revision)
+    model_type = (info.config or {}).get("model_type")
+    return Listing(
+        repository,
+        commit,
+        list(sizes),
+        downloads,
+        info.library_name,
+        originals,
+        gguf,
+        checksums,
+        revision,
+        model_type=model_type if isinstance(model_type, str) else None,
+    )
 
 
 def list_upload(model: str, revision: str | None) -> Listing | None:
@@ -279,7 +293,7 @@ def _check_format(listing: Listing) -> None:
     if listing.gguf is not None:
         return
     check_formats(listing.model, listing.names)
-    if listing.library == MLX:
+    if listing.library == MLX and listing.model_type not in mlx.FAMILIES:
         raise in_mlx_format(listing.model, listing.originals)
 
 

@@ -42,11 +42,11 @@ from server.model.checkpoint.expert_parameters import (
 )
 from server.model.errors import ModelError, in_mlx_format
 from server.model.experts.replacements import conversions
+from server.model.quantised import mlx
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
 from server.model.quantised.packed_matrix import PackedMatrix
 from server.model.quantised.scheme import find_scheme
 
-MLX_EXPERTS = ".switch_mlp."  # in the names of experts that MLX converted
 PackedMatrices = Mapping[str, PackedMatrix]  # by hub name
 
 
@@ -92,7 +92,8 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource | St
         index: all tensors of the checkpoint.
 
     Raises:
-        ModelError: the model has no experts that can be paged, or MLX converted the checkpoint.
+        ModelError: the model has no experts that can be paged, or MLX converted the checkpoint of
+            another family than those that are supported.
         CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
     """
     modules = experts_modules(model)
@@ -100,8 +101,10 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource | St
         raise ModelError(
             f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
         )
-    if any(MLX_EXPERTS in name for name in index):
-        raise in_mlx_format(Path(model.config.name_or_path).name or type(model).__name__)
+    if any(mlx.STACK in name for name in index):
+        if model.config.model_type not in mlx.FAMILIES:
+            raise in_mlx_format(Path(model.config.name_or_path).name or type(model).__name__)
+        index = mlx.split_stacks(index)
     tensors = sort_tensors(model, index)
     numbers = layer_numbers(list(modules))
     layers = {

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from expert_store import read_json_object
 from server.model.errors import ModelError
-from server.model.quantised import modelopt
+from server.model.quantised import mlx, modelopt
 from server.model.quantised.bitsandbytes import BitsAndBytes
 from server.model.quantised.compressed_tensors import CompressedTensors, Weights
 from server.model.quantised.fp8 import MICROSCALING, Fp8
@@ -43,6 +43,9 @@ FORMATS = (
 
 def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     """Return the quantisation settings of a config or its text config; None if it is not quantised."""
+    by_mlx: Any = getattr(config, mlx.SETTINGS, None)
+    if mlx.is_converted(config.model_type, by_mlx):  # their copy in SETTINGS names no method
+        return {**by_mlx, "quant_method": "mlx"}
     named = (getattr(part, name, None) for part in (config, config.get_text_config()) for name in SETTINGS)
     given = next((found for found in named if found is not None), None)
     if given is None:
@@ -53,7 +56,7 @@ def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
 def forget_quantisation(config: PreTrainedConfig) -> None:
     """Remove the quantisation settings of a config and its text config, which are not those of the weights."""
     for part in (config, config.get_text_config()):
-        for name in SETTINGS:
+        for name in (*SETTINGS, mlx.SETTINGS):
             vars(part).pop(name, None)
 
 
@@ -106,6 +109,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "awq": _awq,
         "auto-round": _auto_round,
         "bitsandbytes": _bitsandbytes,
+        "mlx": lambda given, _: mlx.Mlx(mlx.layers_of(given)),
     }
     if method not in readers:
         raise ModelError(f"{name} is quantised by {method}, which is not supported; {INSTEAD}")

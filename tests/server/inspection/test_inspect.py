@@ -246,14 +246,6 @@ def drop(folder: Path, name: str) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def stack_experts(folder: Path) -> None:
-    """Give experts the names of MLX, which has those of a layer in one tensor."""
-    tensors = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    stacked = {f"model.layers.{layer}.mlp.switch_mlp.up_proj.weight": torch.zeros(8, 24, 32) for layer in range(3)}
-    save_file(kept | stacked, folder / "model.safetensors")
-
-
 def in_mistral_format(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "consolidated-00001-of-00001.safetensors")
     (folder / "config.json").rename(folder / "params.json")
@@ -272,8 +264,7 @@ def in_mistral_format(folder: Path) -> None:
         ),
         (lambda folder: drop(folder, "model.layers.1.mlp.experts.3.up_proj.weight"), "bytes for gate_up_proj of|needs"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: edit_config(folder, quantization={"group_size": 64, "bits": 4}), "is in MLX's format"),
-        (stack_experts, "is in MLX's format"),
+        (lambda folder: edit_config(folder, quantization={"group_size": 64, "bits": 6}), "is in MLX's format"),
         (in_mistral_format, r"is in Mistral's own format \(params.json, consolidated-00001.*\), which transformers"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights alone"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"?" * 100), "header"),

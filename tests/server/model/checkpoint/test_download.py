@@ -32,6 +32,11 @@ def test_an_upload_for_mlx_is_refused_with_its_original(base: Any, source: str, 
             attempt("a/model", None)
 
 
+def test_an_upload_for_mlx_of_a_supported_family_is_listed(upload: dict[str, Any]) -> None:
+    upload |= {"library_name": "mlx", "config": {"model_type": "qwen3_moe"}}
+    assert list_upload("a/model", None) is not None
+
+
 def test_weights_in_the_format_of_mistral_alone_are_refused(upload: dict[str, Any]) -> None:
     upload["siblings"] = [{"rfilename": name, "size": 1} for name in ("params.json", "consolidated.safetensors")]
     with pytest.raises(ModelError, match=r"^a/model is in Mistral's own format"):

@@ -124,6 +124,16 @@ def test_a_checkpoint_of_bitsandbytes_gives_the_logits_of_its_weights(kind: str,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"], ids=["4 bits", "8 bits"])
+def test_a_checkpoint_of_mlx_gives_the_logits_of_the_tool(family: str, pool: ComputePool | None) -> None:
+    """The router of the first one has 8 bits."""
+    folder = MADE / "mlx" / family
+    expected = expected_logits(folder)
+    difference = float((served_logits(folder, pool) - expected).abs().max())
+    assert difference < TOLERANCE * float(expected.max() - expected.min())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOOLS_FAMILIES)
 def test_a_checkpoint_of_autoround_gives_about_the_logits_of_the_plain_model(family: str) -> None:
     """Gate and up exchanged, or zeros off by one, leave no correlation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.quantise import (
 
 EXPERT, TRUNK = "model.layers.1.mlp.experts.3.up_proj", "model.layers.0.self_attn.q_proj"
 INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
+MADE = Path(__file__).parents[3] / "quantised_by_tools"
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 GROUPS = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}, "format": "pack-quantized"}
 
@@ -241,6 +243,52 @@ def test_an_expert_with_unequal_groups_is_named_when_it_is_read(tmp_path: Path) 
     with (
         pytest.raises(ExpertLoadError, match=r"g_idx has groups with another size than 8 inputs"),
         store.lease(one_row_each(1, [3])) as lease,
+    ):
+        list(lease)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "quantization"),
+    [
+        ("qwen3_moe", {"group_size": 64, "bits": 3}),
+        ("qwen3_moe", {"group_size": 32, "bits": 4, "mode": "mxfp4"}),
+        ("qwen3_moe", {"group_size": 64, "bits": 4, "model.layers.0.mlp.gate": {"group_size": 64, "bits": 6}}),
+        ("qwen3_next", {"group_size": 64, "bits": 4}),
+    ],
+)
+def test_what_mlx_converted_in_another_way_is_refused(
+    model_type: str, quantization: dict[str, Any], tmp_path: Path
+) -> None:
+    make_config(model_type).save_pretrained(tmp_path)
+    edit_config(tmp_path, quantization=quantization)
+    with pytest.raises(
+        ModelError, match=r"is in MLX's format, .* give the checkpoint .* or a GGUF, AWQ or GPTQ upload"
+    ):
+        read_config(tmp_path)
+
+
+def test_experts_that_mlx_stacked_are_refused_where_it_changes_more(tmp_path: Path) -> None:
+    """It adds one to the norms of Qwen3-Next, and writes no quantization into the config if there is none."""
+    path = make_checkpoint("qwen3_next", tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    kept = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    save_file(kept | {"model.layers.0.mlp.switch_mlp.up_proj.weight": torch.zeros(8, 24, 32)}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="is in MLX's format"):
+        load_trunk(tmp_path, torch.float32)
+
+
+def test_scales_of_zero_in_8_bits_of_mlx_are_named_when_they_are_read(tmp_path: Path) -> None:
+    folder = shutil.copytree(MADE / "mlx" / "mixtral", tmp_path / "made")
+    name = "model.layers.0.block_sparse_moe.switch_mlp.up_proj.scales"
+    scales = load_file(folder / "model.safetensors")[name]
+    scales[2] = 0.0
+    change(folder, **{name: scales})
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    with (
+        pytest.raises(ExpertLoadError, match=r"experts\.2\.up_proj\.scales has scales of zero"),
+        store.lease(one_row_each(0, [2])) as lease,
     ):
         list(lease)
     store.close()
