@@ -19,13 +19,14 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from expert_store import LocalFolder, MemorySource, Source, SourceFolder
+from expert_store import LocalFolder, MemorySource, Source, SourceFolder, read_json_object
 from server.model.checkpoint.checkpoint import Checkpoint
-from server.model.checkpoint.download import cached_model, hub_errors, list_upload
+from server.model.checkpoint.download import Listing, cached_model, download_small_file, hub_errors, list_upload
 from server.model.checkpoint.local_files import split_tag
 from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError
+from server.model.quantised.scheme import BITSANDBYTES
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,17 @@ def open_hub_model(model: str, revision: str | None, scratch: Path, original: Pa
         listing = list_upload(model, revision) if is_there else None
         if not is_there or (listing is None and tag is not None):
             return open_checkpoint(cached_model(model, revision), original)
-    if listing is not None and listing.gguf is not None:
+    if listing is not None and (listing.gguf is not None or _describes_shapes(listing)):
         return open_checkpoint(hub_place(listing), original)
     return open_folder(_download_headers(model, revision, scratch))
+
+
+def _describes_shapes(listing: Listing) -> bool:
+    """Return whether tensors hold the shapes of others, so that headers are not enough."""
+    if "config.json" not in listing.names:
+        return False
+    given = read_json_object(download_small_file(listing, "config.json")).get("quantization_config")
+    return isinstance(given, dict) and given.get("quant_method") == BITSANDBYTES
 
 
 def _is_reachable(model: str, revision: str | None) -> bool:

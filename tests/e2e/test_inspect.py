@@ -70,6 +70,14 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     assert "96 in 6 layers, 216.0 KiB each" in inspected.stdout
 
 
+def test_descriptions_in_tensors_of_a_hub_model_are_read(tmp_path: Path) -> None:
+    made = Path(__file__).parents[1] / "quantised_by_tools" / "bitsandbytes-nf4-double"
+    with serving_hub("somebody/some-model", made) as hub:
+        inspected = run_command("inspect", "somebody/some-model", "--json", environment=hub.environment(tmp_path))
+    assert inspected.returncode == 0, inspected.stderr
+    assert json.loads(inspected.stdout)["experts"]["total_bytes"] == 3 * 8192
+
+
 def test_a_hub_model_is_looked_up_without_its_weights(tmp_path: Path) -> None:
     with serving_hub("somebody/some-model", BUNDLED) as hub:
         environment = hub.environment(tmp_path)

@@ -30,6 +30,7 @@ GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
 MODELOPT = ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8")  # names in configs
+BITSANDBYTES = "bitsandbytes"
 MODELOPT_FILE, QUANTO_FILE = "hf_quant_config.json", "quanto_qmap.json"
 FORMATS = (
     *PACKED_FORMATS,
@@ -108,7 +109,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "gptq": _gptq,
         "awq": _awq,
         "auto-round": _auto_round,
-        "bitsandbytes": _bitsandbytes,
+        BITSANDBYTES: _bitsandbytes,
         "mlx": lambda given, _: mlx.Mlx(mlx.layers_of(given)),
     }
     if method not in readers:
