@@ -53,7 +53,9 @@ def project(
 def describe(places: Places, name: str, shape: Shape) -> Matrix | None:
     """Describe a matrix to the native kernels; None if they do not support it."""
     codes, scales, table = (places.get(name + suffix) for suffix in (CODES, SCALE, TABLE))
-    if codes is None or scales is None or table is None:
+    if codes is None or scales is None or table is None or len(codes.shape) != 3:  # noqa: PLR2004
+        return None
+    if scales.dtype not in slot_format.PLAIN or (table.dtype, table.shape) != (torch.float32, (NUMBERS,)):
         return None
     group = 2 * codes.shape[2]
     if (codes.shape[0], codes.shape[1] * group) != shape or scales.shape != codes.shape[:2]:

@@ -104,7 +104,7 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource | St
     if any(mlx.STACK in name for name in index):
         if model.config.model_type not in mlx.FAMILIES:
             raise in_mlx_format(Path(model.config.name_or_path).name or type(model).__name__)
-        index = mlx.split_stacks(index)
+        index = mlx.split_stacks(index, {module.num_experts for module in modules.values()})
     tensors = sort_tensors(model, index)
     numbers = layer_numbers(list(modules))
     layers = {

@@ -8,7 +8,7 @@ each projection, ``switch_mlp.gate_proj`` and so on, whose first dimension is th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,13 +69,25 @@ def layers_of(settings: Mapping[str, Any]) -> dict[str, Layer]:
     return {"": Layer.of(settings), **own}
 
 
-def split_stacks(index: Mapping[str, TensorSource | StoredTensor]) -> dict[str, TensorSource | StoredTensor]:
-    """Return the tensors of a checkpoint, with those of each expert by themselves."""
+def split_stacks(
+    index: Mapping[str, TensorSource | StoredTensor], num_experts: Collection[int]
+) -> dict[str, TensorSource | StoredTensor]:
+    """Return the tensors of a checkpoint, with those of each expert by themselves.
+
+    Args:
+        num_experts: of the layers of the model.
+
+    Raises:
+        CheckpointError: a tensor has those of another number of experts.
+    """
     found: dict[str, TensorSource | StoredTensor] = {}
     for name, source in index.items():
-        if STACK not in name or isinstance(source, StoredTensor) or not source.shape:
+        if STACK not in name or isinstance(source, StoredTensor):
             found[name] = source
             continue
+        if not source.shape or source.shape[0] not in num_experts:
+            wanted = " or ".join(map(str, sorted(num_experts)))
+            raise CheckpointError(f"{name} has shape {list(source.shape)}; its first dimension should be {wanted}")
         for expert in range(source.shape[0]):
             part, own = source.leading_part(expert, source.shape[0]), name.replace(STACK, f".experts.{expert}.")
             found[own] = TensorSource(own, part.dtype, part.shape[1:], part.extent)

@@ -278,6 +278,14 @@ def test_experts_that_mlx_stacked_are_refused_where_it_changes_more(tmp_path: Pa
         load_trunk(tmp_path, torch.float32)
 
 
+def test_a_stack_of_too_many_experts_is_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(MADE / "mlx" / "mixtral", tmp_path / "made")
+    name = "model.layers.0.block_sparse_moe.switch_mlp.up_proj.scales"
+    change(folder, **{name: torch.zeros(10**9, 0)})
+    with pytest.raises(CheckpointError, match=r"up_proj\.scales has shape \[1000000000, 0\]; its first .* should be 3"):
+        load_trunk(folder, torch.float32)
+
+
 def test_scales_of_zero_in_8_bits_of_mlx_are_named_when_they_are_read(tmp_path: Path) -> None:
     folder = shutil.copytree(MADE / "mlx" / "mixtral", tmp_path / "made")
     name = "model.layers.0.block_sparse_moe.switch_mlp.up_proj.scales"

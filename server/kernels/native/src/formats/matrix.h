@@ -57,7 +57,7 @@ struct MorePlain {
   int64_t count;
 };
 inline constexpr uint8_t kPlainBlock = 255;                // the base of a block that is plain
-inline constexpr int kLookups = 16;  // numbers of kLookup4
+inline constexpr int kLookups = 16;  // codes of kLookup4
 inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
