@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from secrets import token_bytes
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from expert_store.load_balance import LayerBalance, LoadBalance
 from server.administration.expert_snapshot import ExpertSample, snapshot, update
+from server.cluster.kept_counts import SECRET_BYTES, Counts, MetricsPage
 from server.cluster.merged_json import merged
 from server.cluster.merged_metrics import merge_metrics
 from server.cluster.wire import Outcome, WeightChange
@@ -26,6 +29,7 @@ from server.engine.interface import (
     ExpertPlace,
     JsonObject,
 )
+from server.observability.metric_families import hashed
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,13 @@ class Callers(Protocol):
 
     def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
         """Call a method of every replica; one that does not answer has an error as its outcome."""
+
+    def exchange_counts(self, counts: Counts) -> Counts:
+        """Give counts of replicas to what keeps them, and return what it has beyond.
+
+        Raises:
+            EngineUnavailableError: it does not answer.
+        """
 
 
 class Administration:
@@ -46,6 +57,8 @@ class Administration:
 
     def __init__(self, replicas: Callers, after_change: Callable[[], None]):
         self._replicas, self._after_change = replicas, after_change
+        self._counts, self._secret = Counts(), token_bytes(SECRET_BYTES)  # until that of all ingresses is known
+        self._counting = threading.Lock()  # guards the counts
 
     def ask(self, part: str, method: str, *arguments: Any) -> list[Any]:
         """Return what each replica that answers says.
@@ -91,9 +104,21 @@ class Administration:
         return outcomes[0].value
 
     def metrics(self, *, hides_names: bool = False) -> bytes:
-        """Return the metrics of all replicas that answer."""
-        outcomes = self._replicas.call_all("render_metrics", hides_names)
-        return merge_metrics({outcome.replica: outcome.value for outcome in outcomes if outcome.error is None})
+        """Return the metrics of all replicas that answer, with what others have counted until they were gone."""
+        outcomes = self._replicas.call_all("render_metrics")
+        told: dict[str, MetricsPage] = {each.replica: each.value for each in outcomes if each.error is None}
+        with self._counting:
+            known = self._counts.joined(Counts(told))
+        try:
+            known = known.joined(self._replicas.exchange_counts(known))
+        except EngineUnavailableError as error:
+            log.warning("%s", error)
+        with self._counting:
+            counts = self._counts = self._counts.joined(known)
+        pages = {name: page.text for name, page in counts.pages.items()}
+        live = {name: pages.pop(name) for name in told if name in pages}
+        hide = partial(hashed, secret=counts.secret or self._secret) if hides_names else None
+        return merge_metrics(live, [*pages.values(), counts.sums], hide)
 
     def prepare(self, policies: list[AccessPolicy]) -> None:
         """Let all replicas check policies; see ``WeightsDirectory.prepare``."""

@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from server.cluster.count_keeper import leave
 from server.cluster.options import check_proxy, settings_of
 from server.cluster.shared_fleet import shared_fleet
 from server.observability.logging import FORMATTERS, set_up_logging
@@ -78,8 +80,8 @@ class EngineReplica:
     async def call(self, part: str, method: str, *arguments: Any) -> Outcome:
         return await self._replica.call(part, method, *arguments)
 
-    async def render_metrics(self, hides_names: bool) -> Outcome:
-        return await self._replica.render_metrics(hides_names)
+    async def render_metrics(self) -> Outcome:
+        return await self._replica.render_metrics()
 
     async def change_weights(self, change: WeightChange) -> Outcome:
         return await self._replica.change_weights(change)
@@ -111,7 +113,7 @@ class EngineReplica:
     async def __del__(self) -> None:
         replica = getattr(self, "_replica", None)
         if replica is not None:
-            await replica.close()
+            await replica.close(partial(leave, serve.get_replica_context().app_name, replica.name))
 
     async def _take_over(self) -> None:
         """Take over the weights and the hottest experts of a replica that runs, if there is one."""
@@ -149,8 +151,9 @@ class Ingress:
         values = settings_of(settings)
         set_up_logging(values.log_level, FORMATTERS[values.log_format])
         check_proxy(values)
-        replicas = ServeReplicas(engine, asyncio.get_running_loop())
-        fleet = shared_fleet(serve.get_replica_context().app_name)
+        application = serve.get_replica_context().app_name
+        replicas = ServeReplicas(engine, application, asyncio.get_running_loop())
+        fleet = shared_fleet(application)
         self._frontend = Frontend(values, address, replicas, fleet)
         await self._frontend.connect()
 

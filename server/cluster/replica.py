@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from server.cluster.held_prefixes import HeldPrefixes
+from server.cluster.kept_counts import MetricsPage
 from server.cluster.measured_costs import Work, measured_costs
 from server.cluster.outbox import Outboxes
 from server.cluster.outgoing import ExpertCounts, Pace, since_submission, without_experts
@@ -79,6 +80,7 @@ class Replica:
         self._prepared: set[object] = set()  # forbidden experts of policies
         self._watch: asyncio.Task[None] | None = None
         self._numbers = count(1)  # of the states that are told
+        self._page_numbers = count(1)  # of the pages of metrics
 
     def facts(self) -> ModelFacts:
         """Return what is the same for all replicas."""
@@ -171,9 +173,9 @@ class Replica:
         except Exception as error:  # noqa: BLE001  it is raised where the call came from
             return Outcome(self.name, error=error)
 
-    async def render_metrics(self, hides_names: bool) -> Outcome:
-        """Return the page of metrics."""
-        return Outcome(self.name, await asyncio.to_thread(self._loaded.metrics.render, hides_names=hides_names))
+    async def render_metrics(self) -> Outcome:
+        """Return the page of metrics, with the names of all weights."""
+        return Outcome(self.name, await asyncio.to_thread(self._metrics_page))
 
     async def change_weights(self, change: WeightChange) -> Outcome:
         """Load or unload an adapter or a variant, so that ``undo_change`` can undo it."""
@@ -253,11 +255,16 @@ class Replica:
         if holdings.hottest:
             await asyncio.to_thread(experts.change, "prefetch", holdings.hottest)
 
-    async def close(self) -> None:
-        """End all streams, and free the model."""
+    async def close(self, leave: Callable[[MetricsPage], None] = lambda _: None) -> None:
+        """End all streams, and free the model.
+
+        Args:
+            leave: takes the last page of metrics; it may block.
+        """
         if self._watch is not None:
             self._watch.cancel()
         self._engine.halt()
+        await asyncio.to_thread(lambda: leave(self._metrics_page()))
         await asyncio.to_thread(self._loaded.close)
 
     def _part(self, part: str) -> object | None:
@@ -299,6 +306,10 @@ class Replica:
             weights=self._changes.names(),
             resident=self._loaded.experts.residency() > 0,
         )
+
+    def _metrics_page(self) -> MetricsPage:
+        number = next(self._page_numbers)  # before anything is counted
+        return MetricsPage(number, self._loaded.metrics.render())
 
     def _report(self) -> ReplicaReport:
         card = self._loaded.card

@@ -12,6 +12,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from server.cluster.count_keeper import exchange
+from server.cluster.kept_counts import Counts
 from server.cluster.submitter import ReplicaLostError
 from server.cluster.wire import Answer, Batch, Outcome, SharedCall, Submission, outcome_of
 from server.engine.interface import EngineUnavailableError, QueueFullError
@@ -23,11 +25,12 @@ class ServeReplicas:
     """Replicas behind a handle.
 
     Args:
+        application: the name of Serve's application.
         loop: the event loop of the ingress.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], loop: asyncio.AbstractEventLoop):
-        self._handle, self._loop = handle, loop
+    def __init__(self, handle: DeploymentHandle[Any], application: str, loop: asyncio.AbstractEventLoop):
+        self._handle, self._application, self._loop = handle, application, loop
         self._generate = handle.options(method_name="generate", stream=True)
         self._share = handle.options(method_name="share", stream=True)
 
@@ -86,6 +89,14 @@ class ServeReplicas:
         """Call a method of every replica, and block until all have answered; off the event loop."""
         calling = asyncio.run_coroutine_threadsafe(self.ask_all(method, *arguments), self._loop)
         return [outcome_of(each) for each in calling.result()]
+
+    def exchange_counts(self, counts: Counts) -> Counts:
+        """Give counts of replicas to what keeps them, and return what it has beyond; off the event loop.
+
+        Raises:
+            EngineUnavailableError: it does not answer.
+        """
+        return exchange(self._application, counts)
 
 
 @contextmanager

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
+
+
+def hashed(name: str, secret: bytes) -> str:
+    """Return a name as a hash, which only those who know a secret can make."""
+    return hashlib.blake2b(name.encode(), key=secret, digest_size=8).hexdigest()
 
 
 def counter(name: str, text: str, labels: Sequence[str], values: Samples) -> Metric:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -35,14 +34,13 @@ from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, Engin
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.logging import num_dropped_lines
-from server.observability.metric_families import Samples, counter, gauge, histogram
+from server.observability.metric_families import NAME_LABELS, Samples, counter, gauge, hashed, histogram
 from server.observability.weight_metrics import adapter_metrics, variant_metrics
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
 DEVICE_TRANSFERS = (("host", "device"), ("device", "host"))
 DISK, REMOTE = "disk", "remote"  # the lowest tiers
-NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
 
 
 class Metrics:
@@ -90,7 +88,7 @@ class Metrics:
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
     def _hash(self, name: str) -> str:
-        return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()
+        return hashed(name, self._secret)
 
 
 class _Hashed(Collector):

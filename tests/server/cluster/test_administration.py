@@ -9,8 +9,11 @@ import pytest
 
 from server.administration.expert_snapshot import ExpertSample
 from server.cluster.administration import Administration, RemoteAdapters, RemoteExperts
+from server.cluster.kept_counts import Counts, KeptCounts, MetricsPage
 from server.cluster.wire import Outcome
 from server.engine.interface import ChangedExperts, EngineUnavailableError, RequestRefusedError
+
+TOKENS = "# TYPE greenroom_prompt_tokens_total counter\ngreenroom_prompt_tokens_total {}\n"
 
 
 class Replicas:
@@ -19,10 +22,22 @@ class Replicas:
     def __init__(self, **answers: list[Outcome]):
         self._answers = answers
         self.calls: list[tuple[Any, ...]] = []
+        self.keeper: KeptCounts | None = KeptCounts()
+
+    def count(self, **pages: tuple[int, int]) -> None:
+        """Let these replicas answer, and no others, with pages of these numbers and counts of tokens."""
+        self._answers["render_metrics"] = [
+            Outcome(name, MetricsPage(number, TOKENS.format(count).encode())) for name, (number, count) in pages.items()
+        ]
 
     def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
         self.calls.append((method, *arguments))
         return self._answers.get(method, [])
+
+    def exchange_counts(self, counts: Counts) -> Counts:
+        if self.keeper is None:
+            raise EngineUnavailableError("the keeper is gone")
+        return self.keeper.exchange(counts)
 
 
 def administration(replicas: Replicas) -> Administration:
@@ -90,3 +105,40 @@ def test_the_balance_begins_anew_when_a_replica_is_gone() -> None:
     replicas._answers = {"call": [Outcome("0", sample(9000, 0))]}
     (balance,) = experts.sample().balance
     assert balance.dead == (1,)
+
+
+def tokens(ingress: Administration) -> int:
+    lines = ingress.metrics().decode().splitlines()
+    (line,) = [line for line in lines if line.startswith("greenroom_prompt_tokens_total")]
+    return int(line.split()[-1])
+
+
+def test_no_count_falls_when_a_replica_is_gone_and_another_has_come() -> None:
+    replicas = Replicas()
+    ingress = administration(replicas)
+    replicas.count(a=(1, 549), b=(1, 51))
+    assert tokens(ingress) == 600
+    replicas.count(b=(2, 51))
+    assert tokens(ingress) == 600
+    replicas.count(b=(3, 52), c=(1, 4))
+    assert tokens(ingress) == 605
+
+
+def test_a_new_ingress_tells_what_replicas_that_it_never_saw_have_counted() -> None:
+    replicas = Replicas()
+    replicas.count(a=(1, 549), b=(1, 51))
+    tokens(administration(replicas))
+    replicas.count(b=(2, 51))
+    assert tokens(administration(replicas)) == 600
+
+
+def test_counts_stay_though_what_keeps_them_is_gone_and_has_begun_anew() -> None:
+    replicas = Replicas()
+    ingress = administration(replicas)
+    replicas.count(a=(1, 549), b=(1, 51))
+    tokens(ingress)
+    replicas.count(b=(2, 51))
+    for keeper in (None, KeptCounts()):
+        replicas.keeper = keeper
+        assert tokens(ingress) == 600
+    assert tokens(administration(replicas)) == 600

@@ -18,6 +18,7 @@ import pytest
 from server.cluster import frontend as frontend_module
 from server.cluster import replica as replica_module
 from server.cluster.frontend import Frontend
+from server.cluster.kept_counts import Counts, KeptCounts
 from server.cluster.replica import Replica
 from server.cluster.shared_fleet import SharedFleet
 from server.cluster.signatures import RoutedRequest
@@ -51,6 +52,7 @@ class Direct:
         self.num_sent = 0
         self.sessions: list[bytes | None] = []  # of all requests
         self.num_shared = 0  # events
+        self._counts = KeptCounts()
 
     async def stream(self, submission: Submission) -> AsyncGenerator[Answer, None]:
         self.num_sent += 1
@@ -82,6 +84,9 @@ class Direct:
     def call_all(self, method: str, *arguments: Any) -> list[Outcome]:
         calling = asyncio.run_coroutine_threadsafe(self.ask_all(method, *arguments), self._loop)
         return [outcome_of(each) for each in calling.result()]
+
+    def exchange_counts(self, counts: Counts) -> Counts:
+        return self._counts.exchange(counts)
 
 
 async def _called(replica: Replica, method: str, *arguments: Any) -> Any:

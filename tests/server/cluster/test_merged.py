@@ -1,7 +1,6 @@
-"""Views and metrics of several replicas as one."""
+"""Views of several replicas as one."""
 
 from server.cluster.merged_json import merged
-from server.cluster.merged_metrics import merge_metrics
 
 
 def test_counts_are_summed_ratios_averaged_and_places_and_sizes_kept() -> None:
@@ -32,28 +31,3 @@ def test_lists_are_merged_item_by_item_if_all_have_as_many() -> None:
 
 def test_what_one_replica_does_not_know_is_taken_from_the_others() -> None:
     assert merged([{"download": None}, {"download": {"done_bytes": 4}}]) == {"download": {"done_bytes": 4}}
-
-
-PAGE = """\
-# HELP greenroom_prompt_tokens_total Tokens.
-# TYPE greenroom_prompt_tokens_total counter
-greenroom_prompt_tokens_total{{model="m"}} {tokens}
-# HELP greenroom_expert_hit_ratio Share.
-# TYPE greenroom_expert_hit_ratio gauge
-greenroom_expert_hit_ratio {ratio}
-"""
-
-
-def test_metrics_are_summed_and_told_by_replica() -> None:
-    pages = {"a": PAGE.format(tokens=3, ratio=0.5).encode(), "b": PAGE.format(tokens=4, ratio=1.0).encode()}
-    lines = merge_metrics(pages).decode().splitlines()
-    assert 'greenroom_prompt_tokens_total{model="m"} 7' in lines
-    assert "greenroom_expert_hit_ratio 0.75" in lines
-    assert 'greenroom_replica_prompt_tokens_total{replica="b",model="m"} 4' in lines
-
-
-def test_merged_metrics_have_the_type_of_each_family_once() -> None:
-    lines = merge_metrics({"a": PAGE.format(tokens=3, ratio=0.5).encode()}).decode().splitlines()
-    types = [line for line in lines if line.startswith("# TYPE")]
-    assert len(types) == len(set(types)) == 4
-    assert "# TYPE greenroom_replica_prompt_tokens_total counter" in types
