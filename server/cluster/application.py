@@ -16,6 +16,7 @@ ROUTER = "server.cluster.router:HoldingsRouter"
 ROUND_ROBIN = "ray.serve.experimental.round_robin_router:RoundRobinRouter"
 STATS_SECONDS = 10.0
 HEALTH_SECONDS, MAX_HEALTH_SECONDS = 2.0, 10.0  # between two checks, by which Serve notices that a replica has died
+INGRESS_HEALTH_SECONDS = 0.5  # nothing is answered while the only one is gone
 CHECKS_PER_SECOND = 50.0  # of all replicas
 
 
@@ -46,6 +47,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         max_ongoing_requests=options.max_ongoing_requests * options.most_replicas,
         graceful_shutdown_timeout_s=options.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
+        health_check_period_s=INGRESS_HEALTH_SECONDS,
         ray_actor_options={"num_cpus": options.ingress_cpus},
     )
     model, settings = options.model, options.engine_settings()

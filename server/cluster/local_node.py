@@ -13,7 +13,11 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 200 << 20  # requests and tokens are small, and go from process to process without it
 # Else each item of a stream passes more threads of a process. Neither the ingress nor a replica blocks its event loop.
-SERVE_VARIABLES = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+SERVE_VARIABLES = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "server.cluster.proxy_errors:middlewares",
+}
 NICENESS = {"RAY_worker_niceness": "0"}  # 15 by default, so that any other process of this machine would go before
 # A busy machine takes longer than Ray expects.
 PATIENCE = {
