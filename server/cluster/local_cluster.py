@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 POLL_SECONDS = 0.5
+STOP_SECONDS = 30.0  # longest time until Serve has ended, as `serve.shutdown` has it
+SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # the name of its last actor
 SERVE_LOG_LEVEL = "WARNING"  # unless a file has one: at INFO a proxy lists all routes, in 12,000 characters
 STARTED, FAILED = "RUNNING", frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def running_cluster(
             _wait_until_it_runs(serve)
             yield f"Greenroom ready: http://{http.host}:{http.port} ({NAME} on Ray Serve)"
         finally:
-            serve.shutdown()
+            _stop_serve()
 
 
 def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeploySchema:
@@ -97,6 +102,27 @@ def wait_for_signal() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
     asked.wait()
+
+
+def _stop_serve() -> None:
+    """Stop all applications, and wait until Serve has ended.
+
+    ``serve.shutdown`` waits for a call that ends with its actor: Ray would tell of infinite retries.
+    """
+    import ray  # noqa: PLC0415  of the extra
+
+    ends_at = time.monotonic() + STOP_SECONDS
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER, namespace="serve")
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=STOP_SECONDS)
+        while time.monotonic() < ends_at:
+            ray.get_actor(SERVE_CONTROLLER, namespace="serve")
+            time.sleep(POLL_SECONDS)
+    except (ValueError, ray.exceptions.RayActorError):
+        return  # it has ended
+    except ray.exceptions.GetTimeoutError:
+        pass
+    log.warning("Serve has not ended within %g seconds; its processes are killed", STOP_SECONDS)
 
 
 def _wait_until_it_runs(serve: Any) -> None:

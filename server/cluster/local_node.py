@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -25,6 +26,8 @@ PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_raylet_start_wait_time_s": "120",
 }
+# A node with this address listens there alone. Without the variable, `ray.init` looks for it at an outer address.
+LOOPBACK, LOOPBACK_VARIABLES = "127.0.0.1", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOGS = "session_latest/logs"  # under Ray's folder
 VITAL = frozenset({"raylet", "gcs_server"})  # processes without which Ray does nothing more
 LOOK_SECONDS = 1.0  # between two looks whether they run
@@ -69,21 +72,26 @@ def local_node(num_cpus: int, on_loss: Callable[[ClusterError], None] = lambda _
             persist_port(self.get_session_dir_path(), self.node_id, DASHBOARD_AGENT_LISTEN_PORT_NAME, listens)
             super().start_raylet(*arguments, **named)
 
+    folder = private_folder(Path(get_default_ray_temp_dir()).parent) / "ray"
     parameters = RayParams(
+        node_ip_address=LOOPBACK,
+        temp_dir=str(folder),
         num_cpus=num_cpus,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
+        no_monitor=True,  # of the autoscaler: there is one node
         metrics_agent_port=metrics,
         metrics_export_port=exports,
         runtime_env_agent_port=environments,
         dashboard_agent_listen_port=listens,
     )
-    logs, is_over = f"{get_default_ray_temp_dir()}/{LOGS}", Event()
+    logs, is_over = str(folder / LOGS), Event()
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=True)
+        with private_token():
+            ensure_token_if_auth_enabled(create_token_if_missing=True)
         node = PatientNode(parameters, head=True)  # one that fails is stopped at the end of this process
         Thread(target=watch, args=(node, logs, is_over, on_loss), daemon=True).start()
-        ray.init(address=node.gcs_address, namespace="serve", logging_level=logging.WARNING)
+        ray.init(address=node.gcs_address, _node_ip_address=LOOPBACK, namespace="serve", logging_level=logging.WARNING)
     except Exception as error:  # Ray raises plain ones
         is_over.set()
         raise ClusterError(f"Ray can't be started: {error} Its logs are in {logs}") from error
@@ -100,8 +108,42 @@ def set_variables() -> None:
     # Whoever reaches Ray's ports may run code, so each call needs a token, which Ray makes in ~/.ray if there is none.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for name, value in (PATIENCE | NICENESS | SERVE_VARIABLES).items():
+    for name, value in (PATIENCE | NICENESS | SERVE_VARIABLES | LOOPBACK_VARIABLES).items():
         os.environ.setdefault(name, value)
+
+
+def private_folder(parent: Path) -> Path:
+    """Return a folder of this user alone: Ray lets anyone write to its own, in which its sockets and logs are.
+
+    Raises:
+        ClusterError: it belongs to another.
+    """
+    folder = parent / f"greenroom-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        is_ours = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()
+        if is_ours:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(
+            f"{folder}, for the files of Ray: {error.strerror}; set RAY_TMPDIR to another place"
+        ) from error
+    if not is_ours:
+        raise ClusterError(f"{folder}, for the files of Ray, belongs to another user; set RAY_TMPDIR to another place")
+    return folder
+
+
+@contextmanager
+def private_token() -> Iterator[None]:
+    """Let what Ray writes be for this user alone, and the token that it has written before."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+    token = Path.home() / ".ray" / "auth_token"  # where Ray looks unless a variable names another file
+    with suppress(FileNotFoundError):
+        token.chmod(0o600)
 
 
 def watch(node: Any, logs: str, is_over: Event, on_loss: Callable[[ClusterError], None]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +81,36 @@ def test_a_node_whose_raylet_has_ended_is_reported(monkeypatch: pytest.MonkeyPat
 
 def test_ports_of_the_agents_are_none_that_the_system_gives_to_connections() -> None:
     assert all(port in local_node.PORTS for port in local_node._free_ports(4))
+
+
+def test_the_token_that_ray_has_made_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    token = tmp_path / ".ray" / "auth_token"
+    with local_node.private_token():
+        token.parent.mkdir()
+        token.write_text("secret")
+    assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_a_token_from_before_that_all_may_read_is_for_its_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    with local_node.private_token():
+        pass
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_folder_of_ray_is_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / f"greenroom-{os.getuid()}").mkdir(mode=0o755)
+    assert local_node.private_folder(tmp_path).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_the_place_of_the_folder_of_ray_is_refused(tmp_path: Path) -> None:
+    (tmp_path / f"greenroom-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(ClusterError, match="set RAY_TMPDIR to another place"):
+        local_node.private_folder(tmp_path)
