@@ -54,10 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run an action, and return the exit status."""
     set_up_logging("info", COMMAND)
-    if find_spec("ray") is None:
-        return finish(NEEDS_RAY, FAILURE)
     try:
-        return _run_file(arguments) if arguments.action == "run" else _print_file(arguments)
+        if arguments.action == "config":
+            return _print_file(arguments)
+        if find_spec("ray") is None:
+            return finish(NEEDS_RAY, FAILURE)
+        return _run_file(arguments)
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
     except (ClusterError, ModelError) as error:
@@ -79,6 +81,7 @@ def _print_file(arguments: argparse.Namespace) -> int:
             options[name] = value
     if "memory" not in options:
         raise SettingsError("say what each replica may take: --memory 12GiB")
+    check_model(arguments.target)
     checked = ClusterOptions.checked({**options, "model": arguments.target, "settings": values})
     sys.stdout.write(write(describe(checked, settings.host, settings.port)))
     return 0

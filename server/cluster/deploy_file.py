@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from server.cluster.options import ClusterOptions
 from server.settings import SettingsError
 
@@ -36,8 +38,6 @@ def describe(options: ClusterOptions, host: str, port: int) -> dict[str, Any]:
 
 def write(content: Mapping[str, Any]) -> str:
     """Return the file as YAML, with what to do with it."""
-    import yaml  # noqa: PLC0415  of the extra
-
     return HEADER + str(yaml.safe_dump(dict(content), sort_keys=False))
 
 
@@ -47,8 +47,6 @@ def read(path: Path) -> tuple[dict[str, Any], ClusterOptions]:
     Raises:
         SettingsError: it can't be used.
     """
-    import yaml  # noqa: PLC0415  of the extra
-
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:

@@ -40,7 +40,7 @@ def test_config_prints_a_file_that_can_be_run(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("/no/such/model", "--memory", "1GiB"), "there is no folder /no/such/model"),
+        (("MODEL", "--memory", "1GiB"), "there is no folder"),
         (("--memory", "900000GiB", "--replicas", "3"), "3 replicas of 900000GiB are more than this machine's"),
         (("--memory", "1GiB", "--api-key-file", "/no/such/keys"), "--api-key-file /no/such/keys: No such file"),
     ],
@@ -53,7 +53,10 @@ def test_what_a_replica_lacks_on_this_machine_is_told_before_ray_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cluster, "running_cluster", lambda *_: pytest.fail("Ray starts"))
-    assert run("config", *words) == 0
+    model = tmp_path / "model"  # that another machine has
+    model.mkdir()
+    assert run("config", *(str(model) if word == "MODEL" else word for word in words)) == 0
+    model.rmdir()
     file = tmp_path / "cluster.yaml"
     file.write_text(capsys.readouterr().out)
     assert run("run", str(file)) != 0
@@ -75,12 +78,22 @@ def test_wrong_usage_says_what_to_do(words: tuple[str, ...], told: str, capsys: 
     assert told in capsys.readouterr().err
 
 
-def test_without_ray_one_sentence_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_ray_a_file_is_printed_and_one_sentence_says_what_to_install_to_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda _: None)
-    assert run("config", "--memory", "4GiB") == 1
+    assert run("config", "--memory", "4GiB") == 0
+    file = tmp_path / "cluster.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert run("run", str(file)) == 1
     assert "pip install 'greenroom[ray]'" in capsys.readouterr().err
+
+
+def test_config_refuses_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("config", "/no/such/model", "--memory", "1GiB") == 1
+    told = capsys.readouterr()
+    assert "there is no folder /no/such/model" in told.err
+    assert not told.out
 
 
 def test_keys_never_come_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
