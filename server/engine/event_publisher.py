@@ -118,4 +118,5 @@ class EventPublisher:
         if weights is not None:
             weights.note_request(sequence.expert_usage, sequence.timeline, sequence.num_generated)
             weights.end()
-        self._statistics.finished[reason] += 1
+        if reason != "stop" or not sequence.request.is_internal:
+            self._statistics.finished[reason] += 1

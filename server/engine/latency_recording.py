@@ -20,7 +20,8 @@ def record_start(step: AbstractSequence[Scheduled], now: float, latencies: Laten
         timeline = item.sequence.timeline
         if timeline.started_at is None:
             timeline.started_at = now
-            latencies.queue.observe(now - timeline.submitted_at)
+            if not item.sequence.request.is_internal:
+                latencies.queue.observe(now - timeline.submitted_at)
 
 
 def record_stalls(step: AbstractSequence[Scheduled], stalls: AbstractSequence[Stall]) -> None:
@@ -43,4 +44,5 @@ def record_event(sequence: Sequence, event: TokenEvent, now: float, latencies: L
         timeline.last_token_at = now
     if event.finish_reason is not None:
         timeline.ended_at, timeline.last_usage = now, event.expert_usage
-        latencies.request.observe(now - timeline.submitted_at)
+        if not sequence.request.is_internal:
+            latencies.request.observe(now - timeline.submitted_at)

@@ -60,4 +60,5 @@ class GenerationRequest:
     spent_seconds: float = 0.0  # of the deadline, before submission
     returns_adapters: bool = False  # events hold the factors of adapters
     cache_salt: bytes = b""  # part of every hash of its prefixes: those of requests with another one never match
+    is_internal: bool = False  # the server embeds it to choose an adapter: it counts as a request only if it fails
     session: bytes = b""  # a digest of the conversation, if the client names one; an engine of one process needs none

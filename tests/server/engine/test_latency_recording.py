@@ -107,6 +107,32 @@ def test_an_embedding_has_no_token_latency(rig: Rig) -> None:
     assert observed(latencies.first_token) == observed(latencies.inter_token) == (0, 0)
 
 
+def test_what_the_server_embeds_for_itself_is_no_request(rig: Rig) -> None:
+    async def scenario() -> None:
+        request = GenerationRequest("route", (1, 2, 3), SamplingParams(0), pooling="mean", is_internal=True)
+        async for _ in rig.engine.submit(request):
+            pass
+
+    run(rig, scenario)
+    statistics = rig.engine.statistics
+    assert not statistics.finished
+    assert observed(statistics.latencies.queue) == observed(statistics.latencies.request) == (0, 0)
+
+
+def test_an_internal_request_that_fails_counts_as_error(rig: Rig) -> None:
+    def fail() -> None:
+        raise RuntimeError("no such expert")
+
+    async def scenario() -> None:
+        rig.model.before_step = fail
+        request = GenerationRequest("route", (1, 2, 3), SamplingParams(0), pooling="mean", is_internal=True)
+        with pytest.raises(GenerationFailedError):
+            [event async for event in rig.engine.submit(request)]
+
+    run(rig, scenario)
+    assert rig.engine.statistics.finished == {"error": 1}
+
+
 def test_a_failed_request_has_no_request_latency_and_counts_as_error(rig: Rig) -> None:
     def fail() -> None:
         raise SystemError("the engine's own fault")

@@ -121,6 +121,12 @@ def test_every_dialect_tells_which_adapter_was_chosen_and_why(
 
 
 @pytest.mark.slow
+def test_examples_and_prompts_that_the_router_embeds_are_no_requests(routed: AdapterServer) -> None:
+    routed.post("/v1/completions", **COMPLETION, ignore_eos=True).raise_for_status()
+    assert routed.live.engine.statistics.finished == {"length": 1}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 def test_streams_of_every_dialect_tell_it_too(routed: AdapterServer, path: str, body: dict[str, Any]) -> None:
     answer = routed.post(path, model="auto", stream=True, **body)

@@ -126,7 +126,8 @@ async def embed_texts(model: LoadedModel, texts: Texts) -> Vectors:
     if not tokens:
         raise RequestRefusedError("its examples have no tokens")
     # One by one: the queue may hold fewer than there are, and is for requests.
-    events = await Embedding(model, tokens, "mean", id_prefix="route-", max_concurrent=1).events()
+    embedding = Embedding(model, tokens, "mean", id_prefix="route-", max_concurrent=1, is_internal=True)
+    events = await embedding.events()
     return _directions([event.embedding for event in events if event.embedding is not None])
 
 
@@ -166,7 +167,13 @@ class _Prompt:
         if not tokens:
             return
         embedding = Embedding(
-            asked.model, tokens, "mean", priority=asked.priority, timeout=asked.time_limit, id_prefix="route-"
+            asked.model,
+            tokens,
+            "mean",
+            priority=asked.priority,
+            timeout=asked.time_limit,
+            id_prefix="route-",
+            is_internal=True,
         )
         request.state.work = embedding
         events = await embedding.events()

@@ -32,6 +32,7 @@ class Embedding:
         timeout: time limit of the request in seconds.
         id_prefix: beginning of the request's id.
         max_concurrent: inputs that the engine has at a time.
+        is_internal: they are embedded to choose an adapter.
 
     """
 
@@ -45,6 +46,7 @@ class Embedding:
         timeout: float | None = None,
         id_prefix: str = "embd-",
         max_concurrent: int = MAX_CONCURRENT_INPUTS,
+        is_internal: bool = False,
     ) -> None:
         self._caller = current_caller()
         self._caller.check_priority(priority)
@@ -53,7 +55,7 @@ class Embedding:
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts)
         self.streams: list[TokenStream] = []  # streams of the submitted inputs
         self.expert_usage = ExpertUsage()  # sum over the inputs that are done
-        self._loaded_model, self._pooling = model, pooling
+        self._loaded_model, self._pooling, self._is_internal = model, pooling, is_internal
         self._priority, self._timeout = priority, timeout
         self._started, self._max_concurrent = time.monotonic(), max_concurrent
         self.auto_choice, self.adapters = None, {} if model.weights is None else model.weights.factors
@@ -111,6 +113,7 @@ class Embedding:
             pooling=self._pooling,
             weights=self._loaded_model.weights,
             cache_salt=self._caller.cache_salt(),
+            is_internal=self._is_internal,
         )
         try:
             stream = self._loaded_model.engine.submit(request)
