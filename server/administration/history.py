@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class History:
         responses, responses_before = totals["responses"], before["responses"]
         return [
             *(math.nan if totals[name] is None else totals[name] for name in GAUGES),
-            *((totals[name] - before[name]) / seconds for name in RATES.values()),
+            *(max(0.0, totals[name] - before[name]) / seconds for name in RATES.values()),
             *(responses[name] - responses_before[name] for name in RESPONSES),
             *(
                 math.nan if (found := quantile(share, bounds, _growth(name, minute_ago, totals))) is None else found
@@ -107,8 +108,9 @@ class History:
 
 
 def _growth(name: str, before: Totals, totals: Totals) -> list[int]:
+    """Return the cumulative counts of what has come since; totals of a cluster fall when a replica is gone."""
     pairs = zip(before[name]["cumulative"], totals[name]["cumulative"], strict=True)
-    return [after - earlier for earlier, after in pairs]
+    return [*accumulate((max(0, after - earlier) for earlier, after in pairs), max)]
 
 
 def _values(column: npt.NDArray[np.float64]) -> list[float | None]:

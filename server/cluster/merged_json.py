@@ -6,10 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 AVERAGED = frozenset(
-    {"hit_ratio", "optimal_hit_ratio", "kv_cache_usage", "mean", "p50", "p95", "p99", "share", "stall_seconds"}
+    {
+        "hit_ratio",
+        "optimal_hit_ratio",
+        "kv_cache_usage",
+        "mean",
+        "p50",
+        "p95",
+        "p99",
+        "share",
+        "stall_seconds",
+        "step_seconds",
+    }
 )
 SAME = frozenset(
-    {"layer", "expert", "bytes", "version", "rank", "created", "max_tokens", "num_parameters", "total_experts"}
+    {
+        "layer",
+        "expert",
+        "bytes",
+        "page_bytes",
+        "version",
+        "rank",
+        "created",
+        "max_tokens",
+        "num_parameters",
+        "total_experts",
+    }
 )
 LARGEST = frozenset({"uptime_seconds"})
 TIERS = ("device", "host", "disk", "remote")  # the fastest first

@@ -54,6 +54,12 @@ class Cluster:
     def total(self, name: str) -> float:
         return sum(self.metric(name).values())
 
+    def merged(self, name: str) -> float:
+        """Return a metric of all replicas together, without labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        (value,) = [line.split()[1] for line in lines if line.startswith(f"greenroom_{name} ")]
+        return float(value)
+
     def processes(self, title: str = ENGINE) -> list[psutil.Process]:
         children = psutil.Process(os.getpid()).children(recursive=True)
         return [each for each in children if each.is_running() and " ".join(each.cmdline()).startswith(title)]

@@ -157,6 +157,28 @@ def test_replicas_that_died_are_replaced(cluster: Cluster) -> None:
     assert reply["usage"]["completion_tokens"] == 4
 
 
+def test_no_count_falls_when_a_replica_dies_and_when_all_are_updated(cluster: Cluster) -> None:
+    cluster.deploy(replicas=2)
+
+    def ask() -> None:
+        with cluster.http() as http:
+            for number in range(4):
+                asked = {**STORY, "prompt": f"Story {number}:", "max_tokens": 8}
+                http.post("/v1/completions", json=asked).raise_for_status()
+
+    before = cluster.merged("generation_tokens_total")
+    ask()
+    assert cluster.merged("generation_tokens_total") == before + 32
+    cluster.processes()[0].kill()
+    wait_until(lambda: len(cluster.replicas()) == 1, 60)
+    assert cluster.merged("generation_tokens_total") == before + 32
+    ask()  # what is counted here is read by nobody before the update
+    replicas = cluster.replicas()
+    cluster.deploy(replicas=1, settings={"max_running_requests": 16})
+    wait_until(lambda: not replicas & cluster.replicas(), 60)
+    assert cluster.merged("generation_tokens_total") == before + 64
+
+
 def test_the_requests_of_an_ingress_that_died_end(cluster: Cluster) -> None:
     cluster.deploy(replicas=1, settings={"max_model_len": 2048})
     asked = {**STORY, "max_tokens": 2000, "stream": True}

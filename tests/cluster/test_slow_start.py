@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,16 @@ def test_a_cluster_starts_though_the_agents_of_ray_take_twenty_seconds(tmp_path:
     with running(tmp_path, {"PYTHONPATH": str(tmp_path)}, replicas=1) as cluster, cluster.http() as http:
         reply = http.post("/v1/completions", json={"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4})
     assert reply.is_success
+
+
+def test_a_clean_stop_tells_of_no_failure_and_no_retry(tmp_path: Path) -> None:
+    with running(tmp_path, replicas=1) as cluster:
+        told = len(cluster.log_text())
+        cluster.process.send_signal(signal.SIGINT)
+        assert cluster.process.wait(60) == 0
+        last = cluster.log_text()[told:]
+    assert "retries" not in last
+    assert "failed" not in last
 
 
 def test_a_cluster_whose_ray_has_died_ends_and_says_so(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_quantiles_are_those_of_the_last_minute(recorded: Recorded) -> None:
     assert medians[12] is tails[12] is None
 
 
+def test_totals_that_fall_as_a_replica_is_gone_are_no_growth(recorded: Recorded) -> None:
+    for seconds in (0.15, 0.15, 3.0):
+        recorded.first_token.observe(seconds)
+    for _ in range(13):
+        recorded.record(generation_tokens=50, stall_seconds=2.5)
+    recorded.first_token = Histogram(FIRST_TOKEN_BOUNDS)
+    recorded.first_token.observe(3.0)
+    recorded.record(generation_tokens=40, stall_seconds=1.0)
+    fallen = ("generation_tokens_per_second", "stall_share", "first_token_p50")
+    assert [recorded.line(name)[-1] for name in fallen] == [0, 0, None]
+
+
 def test_the_oldest_points_make_room_for_the_newest(recorded: Recorded) -> None:
     for number in range(NUM_POINTS + 3):
         recorded.record(num_requests_running=number)

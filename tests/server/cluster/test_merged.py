@@ -11,8 +11,13 @@ def test_counts_are_summed_ratios_averaged_and_places_and_sizes_kept() -> None:
     assert merged(views) == {"layer": 3, "bytes": 9, "tokens": 7, "hit_ratio": 0.75}
 
 
-def test_seconds_of_stalls_are_averaged_so_that_their_share_of_time_is_at_most_one() -> None:
-    assert merged([{"stall_seconds": 3.0}, {"stall_seconds": 1.0}]) == {"stall_seconds": 2.0}
+def test_seconds_of_stalls_and_steps_are_averaged_so_that_shares_of_time_are_those_of_a_replica() -> None:
+    views = [{"stall_seconds": 3.0, "step_seconds": 4.0}, {"stall_seconds": 1.0, "step_seconds": 2.0}]
+    assert merged(views) == {"stall_seconds": 2.0, "step_seconds": 3.0}
+
+
+def test_the_size_of_a_page_is_that_of_each_replica() -> None:
+    assert merged([{"page_bytes": 4, "loads": 1}, {"page_bytes": 4, "loads": 2}]) == {"page_bytes": 4, "loads": 3}
 
 
 def test_an_expert_is_where_the_fastest_replica_has_it() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
+import grpc
 import httpx
 import ollama
 import psutil
@@ -126,6 +127,22 @@ def test_the_phases_in_a_replica_are_in_the_trace_of_the_request(cluster: Cluste
 
 def test_replicas_have_the_priority_of_the_command_that_started_them(cluster: Cluster) -> None:
     assert {process.nice() for process in cluster.processes()} == {psutil.Process(cluster.process.pid).nice()}
+
+
+def test_ray_listens_on_loopback_alone_but_for_serves_port_of_each_replica_which_needs_the_token(
+    cluster: Cluster,
+) -> None:
+    titles = {}
+    for process in psutil.Process(cluster.process.pid).children(recursive=True):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.endswith("127.0.0.1"):
+                titles[connection.laddr.port] = " ".join(process.cmdline())
+    assert len(titles) == 3
+    assert all(title.startswith("ray::ServeReplica:greenroom:") for title in titles.values())
+    for port in titles:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
+        assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_more_requests_than_twice_the_replicas_are_all_answered_by_both(cluster: Cluster) -> None:
