@@ -13,7 +13,7 @@ from server.byte_sizes import format_bytes
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import add_flags
 from server.cluster.deploy_file import NEEDS_RAY, describe, read, write
-from server.cluster.local_cluster import running_cluster, wait_for_signal
+from server.cluster.local_cluster import running_cluster, signal_to_stop
 from server.cluster.local_node import ClusterError
 from server.cluster.options import ClusterOptions
 from server.memory.machine import total_bytes
@@ -97,8 +97,9 @@ def _run_file(arguments: argparse.Namespace) -> int:
     _check_machine(options)
     # Ray prints logs of its processes.
     with redirect_stdout(sys.stderr), running_cluster(content, options, _end) as line:
+        asked = signal_to_stop()  # before anyone knows that it runs
         print(line, file=sys.__stdout__, flush=True)
-        wait_for_signal()
+        asked.wait()
     return 0
 
 

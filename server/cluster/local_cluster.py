@@ -96,12 +96,12 @@ def schema_of(content: Mapping[str, Any], options: ClusterOptions) -> ServeDeplo
     return schema
 
 
-def wait_for_signal() -> None:
-    """Block until SIGINT or SIGTERM comes."""
+def signal_to_stop() -> threading.Event:
+    """Return an event that SIGINT or SIGTERM sets from now on."""
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
-    asked.wait()
+    return asked
 
 
 def _stop_serve() -> None:
