@@ -6,42 +6,43 @@ to Prometheus. Each gauge has its rule in ``GAUGES``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from server.observability.metric_families import NAME_LABELS
 
 PREFIX, BY_REPLICA = "greenroom_", "greenroom_replica_"
 HIDDEN = ("greenroom_expert_tokens",)  # one series for each expert: summed alone
 SUMMED = frozenset({"counter", "histogram"})  # types whose samples grow only
+NAMES = re.compile(
+    rf'(?<=[{{,])({"|".join(NAME_LABELS)})="((?:[^"\\]|\\.)*)"'
+)  # labels with names of weights and policies
 
-Labels = tuple[tuple[str, str], ...]
-Rule = Callable[[Sequence[float], Mapping[str, str]], float]  # of the replicas' values, and the labels
+Rule = Callable[[Sequence[float], str], float]  # of the replicas' values, and the sample's name and labels
+HashName = Callable[[str], str]
 
 
-def _sum(values: Sequence[float], _: Mapping[str, str]) -> float:
+def _sum(values: Sequence[float], _: str) -> float:
     return sum(values)
 
 
-def _mean(values: Sequence[float], _: Mapping[str, str]) -> float:
+def _mean(values: Sequence[float], _: str) -> float:
     return fmean(values)
 
 
-def _least(values: Sequence[float], _: Mapping[str, str]) -> float:
+def _least(values: Sequence[float], _: str) -> float:
     return min(values)
 
 
-def _largest(values: Sequence[float], _: Mapping[str, str]) -> float:
+def _largest(values: Sequence[float], _: str) -> float:
     return max(values)
 
 
-def _health(values: Sequence[float], labels: Mapping[str, str]) -> float:
+def _health(values: Sequence[float], key: str) -> float:
     """Return 1 for "ok" if all replicas are, and for another state if one of them is in it."""
-    return min(values) if labels.get("state") == "ok" else max(values)
+    return min(values) if 'state="ok"' in key else max(values)
 
 
 GAUGES: Mapping[str, Rule] = {
@@ -80,28 +81,26 @@ greenroom_engine_alive 0
 
 @dataclass
 class _Family:
+    """Samples of one metric by their keys, which are their names and labels as they are written."""
+
     kind: str
     text: str
-    values: dict[tuple[str, Labels], list[float]] = field(default_factory=dict)  # by name and labels of the sample
+    values: dict[str, list[float]] = field(default_factory=dict)
     own: list[str] = field(default_factory=list)  # lines of each replica
 
-    def head(self, name: str, text: str) -> list[str]:
+    def head(self, name: str, more: str = "") -> list[str]:
         full = f"{name}_total" if self.kind == "counter" else name
-        kind = "untyped" if self.kind == "unknown" else self.kind
-        return [f"# HELP {full} {_escaped(text)}", f"# TYPE {full} {kind}"]
+        return [f"# HELP {full} {self.text}{more}", f"# TYPE {full} {self.kind}"]
 
     def lines(self, name: str) -> list[str]:
         """Return the merged samples; none of a gauge without a rule."""
         rule = _sum if self.kind in SUMMED else GAUGES.get(name.removeprefix(PREFIX))
         if rule is None:
             return []
-        samples = [_line(each, labels, rule(values, dict(labels))) for (each, labels), values in self.values.items()]
-        return self.head(name, self.text) + samples
+        return self.head(name) + [f"{key} {_number(rule(values, key))}" for key, values in self.values.items()]
 
 
-def merge_metrics(
-    pages: Mapping[str, bytes], gone: Iterable[bytes] = (), hash_name: Callable[[str], str] | None = None
-) -> bytes:
+def merge_metrics(pages: Mapping[str, bytes], gone: Iterable[bytes] = (), hash_name: HashName | None = None) -> bytes:
     """Return the metrics of replicas in Prometheus' text format.
 
     Args:
@@ -111,20 +110,21 @@ def merge_metrics(
     """
     families: dict[str, _Family] = {}
     for replica, page in pages.items():
-        for metric, family in _read(page, families):
-            for sample in metric.samples:
-                labels = _labels(sample.labels, hash_name)
-                family.values.setdefault((sample.name, labels), []).append(float(sample.value))
-                if not metric.name.startswith(HIDDEN):
-                    name = sample.name.replace(PREFIX, BY_REPLICA, 1)
-                    family.own.append(_line(name, (("replica", replica), *labels), float(sample.value)))
+        for name, family, key, value in _samples(page, families, hash_name):
+            family.values.setdefault(key, []).append(value)
+            if not name.startswith(HIDDEN):
+                family.own.append(f"{_of_replica(key, replica)} {_number(value)}")
     for page in gone:
-        _add_counts(page, families, hash_name, only_loaded=True)
+        for _, family, key, value in _samples(page, families, hash_name):
+            # All replicas have unloaded weights that none of them names.
+            if family.kind in SUMMED and (key in family.values or not NAMES.search(key)):
+                family.values.setdefault(key, []).append(value)
     lines: list[str] = []
     for name, family in families.items():
-        lines += family.lines(name)
+        if family.values:
+            lines += family.lines(name)
         if family.own:
-            lines += family.head(name.replace(PREFIX, BY_REPLICA, 1), f"{family.text} By replica.") + family.own
+            lines += family.head(name.replace(PREFIX, BY_REPLICA, 1), " By replica.") + family.own
     return ("\n".join(lines) + "\n" + ("" if pages else NO_REPLICA)).encode()
 
 
@@ -132,46 +132,44 @@ def sum_counts(pages: Iterable[bytes]) -> bytes:
     """Return a page with the sums of the counters and histograms of others."""
     families: dict[str, _Family] = {}
     for page in pages:
-        _add_counts(page, families, None, only_loaded=False)
-    lines = [line for name, family in families.items() for line in family.lines(name)]
+        for _, family, key, value in _samples(page, families):
+            if family.kind in SUMMED:
+                family.values.setdefault(key, []).append(value)
+    lines = [line for name, family in families.items() if family.values for line in family.lines(name)]
     return ("\n".join(lines) + "\n").encode()
 
 
-def _add_counts(
-    page: bytes, families: dict[str, _Family], hash_name: Callable[[str], str] | None, *, only_loaded: bool
-) -> None:
-    """Add the counters and histograms of a page.
+def _samples(
+    page: bytes, families: dict[str, _Family], hash_name: HashName | None = None
+) -> Iterator[tuple[str, _Family, str, float]]:
+    """Yield the name of the family, the family, the key and the value of each sample of a page.
 
-    Args:
-        only_loaded: leave out those of adapters, variants and policies that no other page names, as all are unloaded.
+    It reads what ``Metrics.render`` writes. The parser of `prometheus_client`, which reads all that is allowed, takes
+    thirty times as long, and there may be a sample for each expert.
     """
-    for metric, family in _read(page, families, SUMMED):
-        for sample in metric.samples:
-            key = (sample.name, _labels(sample.labels, hash_name))
-            if only_loaded and key not in family.values and not sample.labels.keys().isdisjoint(NAME_LABELS):
-                continue
-            family.values.setdefault(key, []).append(float(sample.value))
+    name, text, family = "", "", _Family("", "")
+    for line in page.decode().split("\n"):
+        if line.startswith("# HELP "):
+            text = line.split(" ", 3)[3]
+        elif line.startswith("# TYPE "):
+            full, kind = line.split(" ")[2:]
+            name = full.removesuffix("_total") if kind == "counter" else full
+            family = families.setdefault(name, _Family(kind, text))
+        elif line:
+            key, _, value = line.rpartition(" ")
+            if hash_name is not None:
+                key = _hidden(key, hash_name)
+            yield name, family, key, float(value)
 
 
-def _read(
-    page: bytes, families: dict[str, _Family], kinds: frozenset[str] | None = None
-) -> Iterator[tuple[Metric, _Family]]:
-    for metric in text_string_to_metric_families(page.decode()):
-        if kinds is None or metric.type in kinds:
-            yield metric, families.setdefault(metric.name, _Family(metric.type, metric.documentation))
+def _hidden(key: str, hash_name: HashName) -> str:
+    return NAMES.sub(lambda found: f'{found[1]}="{hash_name(found[2])}"', key)
 
 
-def _labels(labels: Mapping[str, str], hash_name: Callable[[str], str] | None) -> Labels:
-    hidden = {} if hash_name is None else {each: hash_name(labels[each]) for each in NAME_LABELS if each in labels}
-    return tuple(sorted({**labels, **hidden}.items()))
+def _of_replica(key: str, replica: str) -> str:
+    name, brace, labels = key.replace(PREFIX, BY_REPLICA, 1).partition("{")
+    return f'{name}{{replica="{replica}"' + (f",{labels}" if brace else "}")
 
 
-def _line(name: str, labels: Iterable[tuple[str, str]], value: float) -> str:
-    inside = ",".join(f'{label}="{_escaped(text, quotes=True)}"' for label, text in labels)
-    number = repr(value) if value != int(value) else str(int(value)) if abs(value) < 1 << 53 else repr(value)
-    return f"{name}{{{inside}}} {number}" if inside else f"{name} {number}"
-
-
-def _escaped(text: str, *, quotes: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 1 << 53 else repr(value)

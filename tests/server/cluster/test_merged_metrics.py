@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from expert_store import PREDICTORS, ExpertStore, PrefetchStatistics
 from expert_store.disk_cache.fill import FillProgress
@@ -39,7 +39,9 @@ def page(tokens: int, ratio: float = 0.5, adapter: str = "law") -> bytes:
 
 def merged_gauge(name: str, *values: float, labels: str = "") -> float:
     pages = {
-        str(number): f"# TYPE greenroom_{name} gauge\ngreenroom_{name}{labels} {value}\n".encode()
+        str(
+            number
+        ): f"# HELP greenroom_{name} A.\n# TYPE greenroom_{name} gauge\ngreenroom_{name}{labels} {value}\n".encode()
         for number, value in enumerate(values)
     }
     (line,) = [line for line in merge_metrics(pages).decode().splitlines() if line.startswith(f"greenroom_{name}")]
@@ -60,28 +62,44 @@ def test_merged_metrics_have_the_type_of_each_family_once() -> None:
     assert "# TYPE greenroom_replica_prompt_tokens_total counter" in types
 
 
-def test_every_gauge_of_a_server_has_a_rule_by_which_replicas_are_merged_and_all_else_is_summed(tmp_path: Path) -> None:
-    catalog = make_catalog(tmp_path)
-    store, rig = ExpertStore(catalog, catalog.total_bytes), Rig(tmp_path)
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a server that has all that there are metrics of."""
+    folder = tmp_path_factory.mktemp("server")
+    catalog = make_catalog(folder)
+    store, rig = ExpertStore(catalog, catalog.total_bytes), Rig(folder)
+    rig.load("law")
     parts: dict[str, Any] = {
         "prefetcher": SimpleNamespace(statistics=lambda: PREFETCHING),
-        "fill": SimpleNamespace(progress=lambda: FillProgress(1, 2, 3.0, "filling")),
+        "fill": SimpleNamespace(progress=lambda: FillProgress(1, 2, 3.5, "filling")),
     }
-    variants = VariantRegistry(store, lambda: pytest.fail("a variant is loaded"), str, folder=None)
     metrics = Metrics(
-        "made-up",
+        'a "model",adapter={of} \u2028 mine\n',
         store,
-        EngineStatistics(),
+        EngineStatistics(num_running=2, stall_share=0.25),
         memory=made_up_memory(),
         adapters=rig.registry,
-        variants=variants,
+        variants=VariantRegistry(store, lambda: pytest.fail("a variant is loaded"), str, folder=None),
         **parts,
     )
-    metrics.access_refusals = list
-    types = dict(re.findall(r"^# TYPE greenroom_(\w+) (\w+)$", metrics.render().decode(), re.MULTILINE))
+    metrics.access_refusals = lambda: [(("tenants", "model"), 3)]
+    page = metrics.render().decode()
     rig.memory.close()
     store.close()
+    return page
+
+
+def test_every_gauge_of_a_server_has_a_rule_by_which_replicas_are_merged_and_all_else_is_summed(complete: str) -> None:
+    types = dict(re.findall(r"^# TYPE greenroom_(\w+) (\w+)$", complete, re.MULTILINE))
     assert {name for name, kind in types.items() if kind not in SUMMED} == GAUGES.keys()
+
+
+def test_the_metrics_of_one_replica_are_its_own(complete: str) -> None:
+    merged = list(text_string_to_metric_families(merge_metrics({"a": complete.encode()}).decode()))
+    families = [each for each in text_string_to_metric_families(complete) if each.samples]
+    assert [each for each in merged if not each.name.startswith("greenroom_replica_")] == families
+    own = [sample for each in merged if each.name.startswith("greenroom_replica_") for sample in each.samples]
+    assert {sample.labels["replica"] for sample in own} == {"a"}
 
 
 @pytest.mark.parametrize(
