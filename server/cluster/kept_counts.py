@@ -14,7 +14,6 @@ from secrets import token_bytes
 from server.cluster.merged_metrics import sum_counts
 
 GONE_SECONDS = 600.0  # of exchanges without a new page, after which a replica is gone: Serve has stopped it long before
-
 SECRET_BYTES = 16
 
 
@@ -70,11 +69,15 @@ class KeptCounts:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._counts = Counts()
+        self._exchanged_at = clock()
         self._silent_since: dict[str, float] = {}  # the first exchange without a new page of a replica
 
     def exchange(self, counts: Counts) -> Counts:
         """Take counts, and return all that the caller does not have."""
         before, now = self._counts, self._clock()
+        if now - self._exchanged_at > GONE_SECONDS:
+            self._silent_since.clear()  # nobody has asked, so nobody was silent
+        self._exchanged_at = now
         self._counts = before.joined(counts)
         if not self._counts.secret:
             self._counts = replace(self._counts, secret=token_bytes(SECRET_BYTES))

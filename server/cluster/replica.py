@@ -264,8 +264,10 @@ class Replica:
         if self._watch is not None:
             self._watch.cancel()
         self._engine.halt()
-        await asyncio.to_thread(lambda: leave(self._metrics_page()))
-        await asyncio.to_thread(self._loaded.close)
+        try:
+            await asyncio.to_thread(lambda: leave(self._metrics_page()))
+        finally:
+            await asyncio.to_thread(self._loaded.close)
 
     def _part(self, part: str) -> object | None:
         loaded, adapters = self._loaded, self._loaded.adapters
