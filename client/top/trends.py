@@ -67,7 +67,7 @@ class Trends:
         before, last = self._frames[-1]
         decay = 0.5 ** ((now - before) / HALF_LIFE_SECONDS)
         self._heat = [
-            [heat * decay + new - old for heat, old, new in zip(*rows, strict=True)]
+            [heat * decay + max(0, new - old) for heat, old, new in zip(*rows, strict=True)]
             for rows in zip(self._heat, last.tokens, frame.tokens, strict=True)
         ]
         self._frames.append((now, frame))
@@ -87,10 +87,13 @@ class Trends:
         (start, first), (end, last) = self._frames[0], self._frames[-1]
         if end <= start:
             return Rates()
-        seconds = end - start
+
+        def rate(before: float, now: float) -> float:
+            return max(0.0, now - before) / (end - start)  # totals of a cluster fall when a replica is gone
+
         return Rates(
-            (last.loaded_bytes - first.loaded_bytes) / seconds,
-            min(1.0, (last.stall_seconds - first.stall_seconds) / seconds),
-            (last.prompt_tokens - first.prompt_tokens) / seconds,
-            (last.generation_tokens - first.generation_tokens) / seconds,
+            rate(first.loaded_bytes, last.loaded_bytes),
+            min(1.0, rate(first.stall_seconds, last.stall_seconds)),
+            rate(first.prompt_tokens, last.prompt_tokens),
+            rate(first.generation_tokens, last.generation_tokens),
         )

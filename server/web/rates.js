@@ -28,8 +28,9 @@ export class RateWindow {
     while (samples.length > 2 && at - samples[1].at >= WINDOW_MS) samples.shift();
     const first = samples[0];
     const seconds = (at - first.at) / 1000;
+    // Totals of a cluster fall when a replica is gone.
     /** @param {(totals: Totals) => number} of */
-    const rate = (of) => (seconds > 0 ? (of(totals) - of(first.totals)) / seconds : 0);
+    const rate = (of) => (seconds > 0 ? Math.max(0, of(totals) - of(first.totals)) / seconds : 0);
     return {
       bytesRead: rate((each) => each.loaded_bytes),
       stallShare: Math.min(1, rate((each) => each.stall_seconds)),

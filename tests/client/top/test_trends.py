@@ -40,6 +40,14 @@ def test_stall_share_is_at_most_one() -> None:
     assert trends.view.rates.stall_share == 1.0
 
 
+def test_totals_that_fall_as_a_replica_is_gone_give_no_rate_and_no_heat() -> None:
+    trends = Trends(frame(ROWS, ((0, 0),), generation_tokens=600, loaded_bytes=512), 0.0)
+    trends.add(frame(ROWS, ((8, 8),), generation_tokens=600, loaded_bytes=512), 1.0)
+    trends.add(frame(ROWS, ((4, 9),), generation_tokens=51, loaded_bytes=256), 1.0 + HALF_LIFE_SECONDS)
+    assert trends.view.rates == Rates()
+    assert trends.view.heat == [[pytest.approx(4.0), pytest.approx(5.0)]]
+
+
 def test_heat_fades_by_half() -> None:
     trends = Trends(frame(ROWS, ((0, 0),)), 0.0)
     trends.add(frame(ROWS, ((8, 0),)), 1.0)
