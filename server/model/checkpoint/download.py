@@ -30,9 +30,12 @@ from expert_store.io.disk_bytes import disk_bytes
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
+from server.model.checkpoint.hub_session import use_bounded_session
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
+
+use_bounded_session()
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
