@@ -15,13 +15,14 @@ from server.outgoing.reach import Reach
 LIMITS = AnswerLimits(file_path=b"/resolve/")
 
 
-def use_bounded_session(limits: AnswerLimits = LIMITS) -> None:
-    """Have the library make its connections with limits, and log as all others do: it writes signed links itself."""
-
-    def make() -> Any:  # a client of httpx, or of httpx2 since the library's version 2
-        client = default_client_factory()
-        bound(client, limits, Reach(urlsplit(constants.ENDPOINT).hostname or ""))
-        return client
-
-    set_client_factory(make)
+def use_bounded_session() -> None:
+    """Have the library make its connections with limits, and write no lines of its own: they have signed links."""
+    set_client_factory(bounded_client)
     logging.getLogger("huggingface_hub").handlers.clear()
+
+
+def bounded_client() -> Any:
+    """Return a client as the library makes it, of httpx or, since its version 2, of httpx2, with limits."""
+    client = default_client_factory()
+    bound(client, LIMITS, Reach(urlsplit(constants.ENDPOINT).hostname or ""))
+    return client
