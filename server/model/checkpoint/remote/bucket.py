@@ -70,11 +70,11 @@ class BucketClient:
             raise ModelError(
                 f"{address} needs a package for object storage: pip install 'greenroom[remote]'"
             ) from error
-        self.address = address
+        self.address = redact(address)
         try:
             self.store: ObjectStore = from_url(address, client_options=CONNECTIONS, retry_config=RETRIES)
         except (BaseError, ValueError) as error:
-            raise ModelError(f"{address} is no address of object storage: {_words(error)}") from error
+            raise ModelError(f"{self.address} is no address of object storage: {_words(error)}") from error
         self.slots = asyncio.Semaphore(MAX_CONNECTIONS)  # one for each connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bucket-read", daemon=True)
