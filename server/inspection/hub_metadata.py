@@ -26,7 +26,7 @@ from server.model.checkpoint.local_files import split_tag
 from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError
-from server.outgoing.redaction import redact
+from server.redaction import redact
 
 
 @dataclass(frozen=True)

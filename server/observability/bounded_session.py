@@ -11,8 +11,8 @@ import httpx
 import requests
 from requests.adapters import BaseAdapter
 
-from server.outgoing.bounded_answers import AnswerLimits, bound
-from server.outgoing.redaction import redact
+from server.http_client.bounded_answers import AnswerLimits, bound
+from server.redaction import redact
 
 LIMITS = AnswerLimits(body_bytes=64 << 10)
 

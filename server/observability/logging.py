@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.observability.log_writer import BackgroundHandler, write_above_progress_bars, write_to_standard_error
-from server.outgoing.redaction import redact, redact_all
+from server.redaction import redact, redact_all
 
 AUDIT = "greenroom.audit"  # a logger whose lines are written at every level
 VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub

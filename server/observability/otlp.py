@@ -29,7 +29,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from server.observability.bounded_session import bounded_session
-from server.outgoing.redaction import redact
+from server.redaction import redact
 
 TRACES_PATH = "/v1/traces"
 LAST_SPANS_SECONDS = 2.0  # time to send the remaining spans at shutdown

@@ -34,8 +34,8 @@ from server.model.checkpoint.hub_failures import readable_answers
 from server.model.checkpoint.hub_session import use_bounded_session
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
-from server.outgoing.redaction import redact
 from server.progress import polled_progress
+from server.redaction import redact
 
 use_bounded_session()
 

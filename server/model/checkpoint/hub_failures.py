@@ -12,7 +12,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # for HTTPEr
 )
 
 from server.model.errors import ModelError
-from server.outgoing.redaction import redact
+from server.redaction import redact
 
 MAX_QUOTED = 200  # characters of an exception
 NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from server.outgoing.bounded_answers import AnswerLimits, bound
-from server.outgoing.reach import Reach
+from server.http_client.bounded_answers import AnswerLimits, bound
+from server.http_client.reach import Reach
 
 LIMITS = AnswerLimits(file_path=b"/resolve/")
 

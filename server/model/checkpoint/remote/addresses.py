@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
-from server.outgoing.redaction import redact
+from server.redaction import redact
 
 WEB = ("http://", "https://")
 STORAGE = ("s3://", "gs://", "az://")

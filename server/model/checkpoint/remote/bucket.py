@@ -25,7 +25,7 @@ from server.model.checkpoint.remote.retries import (
 )
 from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.errors import ModelError
-from server.outgoing.redaction import redact
+from server.redaction import redact
 
 if TYPE_CHECKING:
     from obstore import GetOptions

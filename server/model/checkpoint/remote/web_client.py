@@ -20,11 +20,11 @@ from expert_store.errors import (
     SourceUnreadableError,
 )
 from expert_store.sources.base import Bytes
+from server.http_client.bounded_answers import AnswerLimits, bound
+from server.http_client.reach import Reach
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.retries import NUM_TRIES, RETRIED, wait_before_retry
-from server.outgoing.bounded_answers import AnswerLimits, bound
-from server.outgoing.reach import Reach
-from server.outgoing.redaction import quote, redact
+from server.redaction import quote, redact
 
 if TYPE_CHECKING:
     import httpx

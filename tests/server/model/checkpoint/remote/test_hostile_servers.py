@@ -10,10 +10,10 @@ import pytest
 
 from expert_store.errors import SourceError, SourceTimeoutError
 from expert_store.sources.base import Piece
+from server.http_client import reach
 from server.model.checkpoint.remote import retries, web_client
 from server.model.checkpoint.remote.web_client import AnswerLimits, Content, WebClient
 from server.model.checkpoint.remote.web_source import OpenWebSource, WebSource
-from server.outgoing import reach
 from tests.hostile_server import BOMB, Answer, Hostile, dripping, endless, hostile_server, whole
 
 FILE = "Content-Range: bytes 0-0/1000", 'ETag: "1"'

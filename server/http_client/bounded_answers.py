@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
-from server.outgoing.reach import Reach
+from server.http_client.reach import Reach
 
 RANGE = re.compile(rb"bytes=(\d+)-(\d+)")
 IS_FILE = "greenroom.is_file"  # an extension of requests, which redirects keep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.outgoing.redaction import quote, redact
+from server.redaction import quote, redact
 
 MARK = "swordfish"  # every secret contains it
 

@@ -11,7 +11,7 @@ import httpx
 import httpx2
 import pytest
 
-from server.outgoing.bounded_answers import AnswerLimits, bound
+from server.http_client.bounded_answers import AnswerLimits, bound
 from tests.hostile_server import BOMB, Answer, Hostile, dripping, endless, hostile_server, whole
 
 LIMITS = AnswerLimits(
