@@ -26,7 +26,7 @@ class AnswerLimits:
 
     Attributes:
         head_bytes: of status and headers, with those of all informational answers (1xx) before.
-        error_bytes: of the body of a redirect or an error; the others are not read.
+        error_bytes: of the body of a redirect or an error; the rest is not read.
         seconds: until it must be complete, and beside them one for each ``bytes_per_second`` that have come.
         file_path: in the paths of files, which may be as long as their ``Content-Length``; None if there are none.
         file_bytes: of a file whose answer tells no length.
@@ -50,12 +50,12 @@ def bound(client: Any, limits: AnswerLimits, reach: Reach | None = None) -> None
 
     Args:
         client: an ``httpx.Client`` or an ``httpx2.Client`` without connections yet.
-        reach: addresses that it may connect to; a proxy decides by itself. None for all.
+        reach: addresses that it may connect to without a proxy, which decides by itself. None for all.
     """
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
         if transport is not None:
-            is_direct = transport is client._transport  # noqa: SLF001
-            transport._pool = _BoundedPool(transport._pool, limits, reach if is_direct else None)  # noqa: SLF001
+            pool = transport._pool = _BoundedPool(transport._pool, limits, reach)  # noqa: SLF001
+            pool.bound_connections(None if transport in client._mounts.values() else reach)  # noqa: SLF001
 
 
 class _BoundedPool:
@@ -64,7 +64,11 @@ class _BoundedPool:
     def __init__(self, pool: Any, limits: AnswerLimits, reach: Reach | None):
         self._pool, self._limits, self._reach = pool, limits, reach
         self._core = import_module(type(pool).__module__.partition(".")[0])  # httpcore, or httpcore2
-        pool._network_backend = _BoundedBackend(pool._network_backend, limits, reach, self._core)  # noqa: SLF001
+
+    def bound_connections(self, reach: Reach | None) -> None:
+        """Limit the connections that will be made, and where they lead."""
+        backend = self._pool._network_backend  # noqa: SLF001
+        self._pool._network_backend = _BoundedBackend(backend, self._limits, reach, self._core)  # noqa: SLF001
 
     def handle_request(self, request: Any) -> Any:
         """Send a request, and return its answer, whose body is yet to be read."""
@@ -183,7 +187,7 @@ class _BoundedStream:
         return data
 
     def expect_body(self, nbytes: int) -> None:
-        """Admit a body, of which each chunk may bring as many bytes again as its header."""
+        """Admit a body of some bytes, and as many bytes of headers of its chunks."""
         self._max_bytes += 2 * nbytes
 
     def start_tls(self, *args: Any, **kwargs: Any) -> _BoundedStream:

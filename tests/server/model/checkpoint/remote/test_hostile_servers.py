@@ -152,3 +152,14 @@ def test_a_public_server_redirects_to_public_addresses(client: WebClient, monkey
     monkeypatch.setattr(reach, "is_public", lambda _: True)
     with file() as inner, redirect(inner.url) as server:
         assert WebSource(f"{server.url}/weights", client).open().identity.nbytes == 1000
+
+
+def test_a_server_behind_a_proxy_leads_to_no_private_address_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the name of the server is known then, and it may have no address here."""
+    with file() as inner, redirect(inner.url) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        client = WebClient()
+        assert "to which a server with a public address may not lead" in failure(client, "http://models.invalid")
+        client.close()
+        assert (len(proxy.heads), len(inner.heads)) == (1, 0)
