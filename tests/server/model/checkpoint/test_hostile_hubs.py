@@ -61,26 +61,25 @@ def about(value: Any) -> Answer:
     ],
 )
 def test_nonsense_is_an_error_that_names_the_hub(hub: Start, answer: Answer) -> None:
-    with hub(answer) as server, pytest.raises(ModelError, match=rf"^an answer of {server.url} can't be read \("):
+    with hub(answer) as server, pytest.raises(ModelError, match=server.url):
         list_upload(MODEL, None)
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    "answer",
     [
-        (endless("200 OK"), "the server sends more than 8388608 bytes"),
-        (endless("500 Oops"), "the hub can't be reached"),
-        (whole("200 OK", BOMB, "Content-Encoding: gzip"), "for which nobody asked"),
-        (whole("400 Bad Request", BOMB, "Content-Encoding: gzip"), "the hub can't be reached"),
-        (whole("302 Found", b"", "Location: /x"), "Exceeded maximum allowed redirects"),
-        (whole("302 Found", b"", "Location: http://[::1"), "Invalid URL in location header"),
+        endless("200 OK"),
+        endless("500 Oops"),
+        whole("200 OK", BOMB, "Content-Encoding: gzip"),
+        whole("400 Bad Request", BOMB, "Content-Encoding: gzip"),
+        whole("302 Found", b"", "Location: /x"),
+        whole("302 Found", b"", "Location: http://[::1"),
     ],
     ids=["endless", "endless 500", "gzip", "gzip 400", "loop", "location"],
 )
-def test_little_of_an_answer_is_read(hub: Start, answer: Answer, reason: str) -> None:
+def test_a_hub_whose_answer_is_given_up_counts_as_not_reached(hub: Start, answer: Answer) -> None:
     with hub(answer) as server:
-        with pytest.raises(ModelError, match=reason):
-            download(MODEL, None)
+        assert list_upload(MODEL, None) is None
         assert server.num_bytes < 24 << 20
 
 
@@ -93,10 +92,6 @@ def test_an_error_shows_no_secrets_of_an_answer(hub: Start) -> None:
 
 def test_a_public_hub_redirects_to_no_private_address(hub: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "is_public", lambda address: address == "127.0.0.1")
-    with hostile_server(about(ABOUT), "127.0.0.9") as inner:
-        with (
-            hub(whole("302 Found", b"", f"Location: {inner.url}/")),
-            pytest.raises(ModelError, match=r"127\.0\.0\.9 has the private address 127\.0\.0\.9"),
-        ):
-            download(MODEL, None)
+    with hostile_server(about(ABOUT), "127.0.0.9") as inner, hub(whole("302 Found", b"", f"Location: {inner.url}/")):
+        assert list_upload(MODEL, None) is None
         assert inner.heads == []
