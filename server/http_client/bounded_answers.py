@@ -18,6 +18,7 @@ RANGE = re.compile(rb"bytes=(\d+)-(\d+)")
 IS_FILE = "greenroom.is_file"  # an extension of requests, which redirects keep
 FIRST_REDIRECT = 300  # the least status of answers whose bodies are no content
 MAX_NAMED = 40  # characters of an encoding, in an error
+DROPPED = {b"content-encoding", b"set-cookie"}  # nothing is decoded; a jar of cookies grows, and may end all requests
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class _BoundedPool:
             answer.close()
             named = b", ".join(sorted(encodings))[:MAX_NAMED].decode("latin-1")
             raise self._core.UnsupportedProtocol(f"the server encodes its answer as {named!r}, for which nobody asked")
-        answer.headers = [each for each in answer.headers if each[0].lower() != b"content-encoding"]
+        answer.headers = [each for each in answer.headers if each[0].lower() not in DROPPED]
         nbytes = 0 if encodings else self._max_bytes(request, answer, is_file=is_file)
         stream = answer.extensions.get("network_stream")
         if isinstance(stream, _BoundedStream):

@@ -255,7 +255,7 @@ class WebClient:
                 yield answer
         except httpx.TimeoutException as error:
             raise _FailedError(SourceTimeoutError(address.name, "the server does not answer")) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last for names of hosts that are none
             reason = redact(str(error)) or type(error).__name__
             if "CERTIFICATE" in reason:
                 raise SourceUnreadableError(

@@ -40,6 +40,8 @@ def failure(client: WebClient, url: str) -> str:
         (whole("302 Found", b"", "Location: /weights"), "Exceeded maximum allowed redirects"),
         (whole("302 Found", b"", "Location: http://[::1"), "Invalid URL in location header"),
         (whole("302 Found", b"", "Location: file:///etc/passwd"), "unsupported protocol"),
+        (whole("302 Found", b"", "Location: http://xn--/"), "Malformed A-label"),
+        (whole("302 Found", b"", "Location: http://../"), "the connection failed"),
         (whole("302 Found", b"", "Location: ²"), "the server answers 302|Exceeded maximum"),
         (whole("206 Partial Content", b"not gzip", *FILE, "Content-Encoding: gzip"), "for which nobody asked"),
         (whole("206 Partial Content", BOMB, *FILE, "Content-Encoding: gzip"), "for which nobody asked"),
@@ -81,6 +83,13 @@ def test_little_of_an_endless_answer_is_read(client: WebClient, answer: Answer) 
     with hostile_server(answer) as server:
         failure(client, server.url)
         assert server.num_bytes < retries.NUM_TRIES * (2 << 20)
+
+
+def test_a_cookie_that_is_none_ends_no_later_request(client: WebClient) -> None:
+    with hostile_server(whole("206 Partial Content", b"a", *FILE, "Set-Cookie: a=²")) as server:
+        for _ in range(2):
+            assert WebSource(f"{server.url}/weights", client).open().identity.nbytes == 1000
+        assert b"cookie" not in server.heads[1].lower()
 
 
 def part_of(head: bytes, length: int | None = None) -> bytes:
