@@ -27,6 +27,7 @@ from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError
 from server.model.quantised.scheme import BITSANDBYTES
+from server.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def _download_headers(model: str, revision: str | None, scratch: Path) -> HubHea
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise ModelError(f"{model} has no usable .safetensors files; pickled checkpoints are not supported") from error
     except HTTPError as error:
-        raise ModelError(f"looking up {model} failed: {error}; try again, or give a local folder") from error
+        raise ModelError(
+            f"looking up {model} failed: {redact(str(error))}; try again, or give a local folder"
+        ) from error
     shutil.copy(config, scratch / "config.json")
     headers = {}
     for path, shard in shards.items():

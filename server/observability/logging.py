@@ -1,4 +1,4 @@
-"""Logging to standard error, as text or JSON. Quoted input can't forge a line of the log."""
+"""Logging to standard error, as text or JSON. Quoted input can't forge a line of the log, and shows no secrets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.observability.log_writer import BackgroundHandler, write_above_progress_bars, write_to_standard_error
+from server.redaction import redact, redact_all
 
 AUDIT = "greenroom.audit"  # a logger whose lines are written at every level
 VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub
@@ -60,6 +61,9 @@ class QueryFilter(logging.Filter):
 class TextFormatter(logging.Formatter):
     """Formats a record as text: the message, then the fields logged as ``extra={"fields": {...}}``."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own
         fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields_of(record).items())
         record.message = _without_control(record.message) + fields
@@ -84,7 +88,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(redact_all(line))
 
 
 TEXT = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import requests
@@ -28,6 +27,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from server.observability.bounded_session import bounded_session
+from server.redaction import redact
 
 TRACES_PATH = "/v1/traces"
 LAST_SPANS_SECONDS = 2.0  # time to send the remaining spans at shutdown
@@ -112,7 +114,7 @@ def otlp_exporter(endpoint: str) -> SpanExporter:
         endpoint: address of the collector, such as ``http://localhost:4318``, or of its traces route.
     """
     address = endpoint.rstrip("/")
-    session = requests.Session()
+    session = bounded_session()
     session.hooks["response"].append(_refuse_redirect)
     return OTLPSpanExporter(address if address.endswith(TRACES_PATH) else address + TRACES_PATH, session=session)
 
@@ -122,15 +124,9 @@ def _refuse_redirect(response: requests.Response, **_: Any) -> None:
     if response.is_redirect:
         response.close()
         raise requests.TooManyRedirects(
-            f"{_without_secrets(response.url)} redirects to {_without_secrets(response.headers['location'])!r}; set "
+            f"{redact(response.url)} redirects to {redact(response.headers['location'])!r}; set "
             "--otlp-endpoint to the final address"
         )
-
-
-def _without_secrets(url: str) -> str:
-    """Return an address without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _nanoseconds(seconds: float) -> int:

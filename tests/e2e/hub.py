@@ -14,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
+import pytest
+from huggingface_hub.utils import close_session
+
 COMMIT = "0" * 40
 
 
@@ -194,3 +198,16 @@ def serving_hub(model: str, folder: Path) -> Iterator[Hub]:
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+def use_hub(patch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """Have the hub's library in this process ask a server, with a cache of its own."""
+    files = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in (
+        ("ENDPOINT", url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", files),
+        ("HF_HUB_CACHE", str(cache)),
+        ("HF_HUB_OFFLINE", False),
+    ):
+        patch.setattr(huggingface_hub.constants, name, value)
+    close_session()

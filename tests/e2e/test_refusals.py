@@ -7,14 +7,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from server.lifecycle.listening_socket import listen
 from server.model.checkpoint.locate import BUNDLED, find_checkpoint
 from server.model.errors import ModelError
 from server.settings import SettingsError
-from tests.e2e.hub import Hub, serving_hub
+from tests.e2e.hub import Hub, serving_hub, use_hub
 from tests.e2e.processes import run_command
 
 
@@ -38,9 +37,7 @@ def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], N
     """Let this process ask a hub, with a cache of its own."""
 
     def ask(hub: Hub) -> None:
-        cache = str(tmp_path / "cache" / "hub")
-        for name, value in (("ENDPOINT", hub.url), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", False)):
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        use_hub(monkeypatch, hub.url, tmp_path / "cache" / "hub")
 
     return ask
 

@@ -94,6 +94,15 @@ def test_a_gguf_file_is_served_by_its_address(web: FileServer) -> None:
         assert complete(remote, "qwen3moe") == complete(local, "qwen3moe")
 
 
+def test_no_line_of_the_log_has_the_password_of_an_address(web: FileServer) -> None:
+    """httpx logs the addresses that it requests."""
+    url = web.url.replace("//", "//me:swordfish@")
+    with serving(f"{url}/qwen3moe.gguf", "--log-level", "debug") as server:
+        _, out, err = server.interrupt()
+    assert f"HTTP Request: GET {web.url.replace('//', '//***@')}/qwen3moe.gguf" in err
+    assert "swordfish" not in out + err
+
+
 def test_inspect_reads_headers_alone(web: FileServer) -> None:
     shutil.copytree(BUNDLED, web.folder / "inspected")
     result = run_command("inspect", f"{web.url}/inspected")

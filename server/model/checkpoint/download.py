@@ -30,16 +30,22 @@ from expert_store.io.disk_bytes import disk_bytes
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
+from server.model.checkpoint.hub_failures import readable_answers
+from server.model.checkpoint.hub_session import use_bounded_session
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.model.quantised import mlx
 from server.progress import polled_progress
+from server.redaction import redact
+
+use_bounded_session()
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 WEIGHTS = (".safetensors", GGUF, ".pack")  # suffixes of files with weights
 HUB_FILES = ["*.safetensors", "*.pack", *SMALL_FILES]
 MLX = "mlx"  # the name of the library on the hub
+MAX_FILE_BYTES = 1 << 62  # that a hub may tell
 NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
 
 
@@ -144,6 +150,12 @@ class Listing:
     revision: str | None = None  # that was asked for
     model_type: str | None = None  # of its config
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if a size is no number of bytes."""
+        for name, size in self.sizes.items():
+            if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+                raise ValueError(f"{str(size)[:20]} is not the size of {name}")
+
     def files_in(self, folder: str) -> dict[str, str]:
         """Return the paths of the files in a folder by their names; those of a GGUF model are in any."""
         parent = Path(folder) if self.gguf is None else Path(self.gguf).parent
@@ -197,6 +209,7 @@ def _list(model: str, revision: str | None) -> Listing | None:
         return None
 
 
+@readable_answers()
 def _ask(model: str, revision: str | None) -> Listing:
     """List the files of a model, of which a tag chooses a GGUF file.
 
@@ -323,11 +336,12 @@ def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
     """
     repository, tag = split_tag(model)
     try:
-        yield
+        with readable_answers():
+            yield
     except GatedRepoError as error:
         raise ModelError(
-            f"{model} is gated: accept its licence at {constants.ENDPOINT}/{repository}, then run `hf auth login` "
-            "(or set HF_TOKEN)"
+            f"{model} is gated: accept its licence at {redact(constants.ENDPOINT)}/{repository}, then run "
+            "`hf auth login` (or set HF_TOKEN)"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
@@ -348,5 +362,5 @@ def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
             f"there is no folder {model}, and it is not a valid hub name; give a local folder or OWNER/NAME"
         ) from error
     except (HTTPError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = redact(str(error)).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{action} {model} failed: {reason}; run the same command again to continue") from error

@@ -48,6 +48,22 @@ def test_quoted_input_forges_no_line(form: str) -> None:
     assert line.isprintable()
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_secrets_are_in_no_part_of_a_line(form: str) -> None:
+    """The libraries' own lines name addresses with passwords and signatures, and so do tracebacks."""
+    url = "http://me:swordfish@host/a?X-Amz-Signature=swordfish"
+    try:
+        raise ValueError(url)  # noqa: TRY301
+    except ValueError:
+        made = record(
+            'HTTP Request: GET %s "%s"', url, "HTTP/1.1 200", fields={"urls": [url], "of": {"a": url}}, error=True
+        )
+    line = FORMATTERS[form].format(made)
+    assert "swordfish" not in line
+    assert line.count("host/a?***") == 4
+    assert form == "text" or json.loads(line)["urls"] == ["http://***@host/a?***"]
+
+
 def fail() -> None:
     raise ValueError(FORGED)
 

@@ -176,10 +176,9 @@ def find_schema(root: Schema, ref: str) -> Schema | None:
         return None
     found: Any = root
     for step in steps_of(ref):
-        if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
-            found = found[int(step)]
-        else:
-            found = found.get(step) if isinstance(found, dict) else None
+        if isinstance(found, list):
+            found = {str(index): each for index, each in enumerate(found)}
+        found = found.get(step) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else None
 
 

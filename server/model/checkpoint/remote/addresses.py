@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
+from server.redaction import redact
+
 WEB = ("http://", "https://")
 STORAGE = ("s3://", "gs://", "az://")
 
@@ -20,6 +22,9 @@ def is_storage(address: str) -> bool:
 
 def without_secrets(address: str) -> str:
     """Return an address without user, password, query and fragment, for messages."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # it is no address
+        return redact(address)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))

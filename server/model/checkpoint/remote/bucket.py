@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from server.model.checkpoint.remote.retries import (
 )
 from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.errors import ModelError
+from server.redaction import redact
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 16
 PART_BYTES = 8 << 20  # larger reads are split, and their parts read at the same time
+CHUNK_BYTES = 1 << 20  # of a part, at least, that come together
 CONNECTIONS: ClientConfig = {
     "connect_timeout": "10s",
     "read_timeout": "30s",  # without a byte
@@ -48,7 +49,6 @@ RETRIES: RetryConfig = {  # of requests that fail; parts that are cut are read a
         "base": 2,
     },
 }
-QUERY = re.compile(r"\?[^\s\"')]*")  # of an address, which may hold a signature
 QUOTED_CHARACTERS = 300  # of the storage's own words, in an error
 
 
@@ -70,11 +70,11 @@ class BucketClient:
             raise ModelError(
                 f"{address} needs a package for object storage: pip install 'greenroom[remote]'"
             ) from error
-        self.address = address
+        self.address = redact(address)
         try:
             self.store: ObjectStore = from_url(address, client_options=CONNECTIONS, retry_config=RETRIES)
         except (BaseError, ValueError) as error:
-            raise ModelError(f"{address} is no address of object storage: {_words(error)}") from error
+            raise ModelError(f"{self.address} is no address of object storage: {_words(error)}") from error
         self.slots = asyncio.Semaphore(MAX_CONNECTIONS)  # one for each connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bucket-read", daemon=True)
@@ -200,10 +200,15 @@ class OpenBucketSource:
                     raise changed_error(self._source.name)
                 try:
                     with self._client.errors(self._source.name):
-                        content = np.frombuffer(memoryview(await answer.bytes_async()), np.uint8)
-                    if len(content) == end - begin:
+                        content, done = np.empty(end - begin, np.uint8), 0
+                        async for chunk in answer.stream(CHUNK_BYTES):
+                            done += len(chunk)
+                            if done > len(content):
+                                break  # the rest stays unread
+                            content[done - len(chunk) : done] = np.frombuffer(memoryview(chunk), np.uint8)
+                    if done == len(content):
                         return content
-                    reason = f"the storage sent {len(content)} of {end - begin} bytes"
+                    reason = f"the storage sent {'more' if done > len(content) else 'less'} than was asked for"
                     error = SourceUnreadableError(self._source.name, reason)
                 except SourceUnreadableError as cut:
                     error = cut
@@ -290,6 +295,6 @@ def changed_error(name: str) -> SourceChangedError:
 
 
 def _words(error: Exception) -> str:
-    """Return what the storage says, in one line, without the queries of addresses."""
-    text = QUERY.sub("", " ".join(str(error).split("Debug source")[0].split()))
+    """Return what the storage says, in one line, without secrets."""
+    text = redact(" ".join(str(error).split("Debug source")[0].split()))
     return text[:QUOTED_CHARACTERS] or type(error).__name__

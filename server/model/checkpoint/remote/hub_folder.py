@@ -13,6 +13,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from expert_store import CheckpointError, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
 from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
+from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.web_client import Content, WebClient
 from server.model.checkpoint.remote.web_source import OpenWebSource
@@ -35,7 +36,7 @@ class HubFile:
 
     @property
     def name(self) -> str:
-        return self.url
+        return without_secrets(self.url)
 
     @property
     def short_name(self) -> str:
@@ -80,7 +81,7 @@ class HubFolder:
 
     @property
     def name(self) -> str:
-        return f"{constants.ENDPOINT}/{self.listing.model}/{self.path}".rstrip("/")
+        return without_secrets(f"{constants.ENDPOINT}/{self.listing.model}/{self.path}".rstrip("/"))
 
     @property
     def short_name(self) -> str:

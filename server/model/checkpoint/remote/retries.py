@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 NUM_TRIES = 6
 FIRST_WAIT_SECONDS = 0.25  # doubled after each failure
 MAX_WAIT_SECONDS = 60.0
-RATE_LIMIT_RESET = re.compile(r";\s*t=(\d+)")  # of the header RateLimit: seconds until requests are admitted again
+RATE_LIMIT_RESET = re.compile(r";\s*t=([0-9]+)")  # of the header RateLimit: seconds until requests are admitted again
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -32,12 +32,12 @@ def wait_before_retry(
     asked = headers.get("retry-after") or headers.get("ratelimit-reset") or ""
     if not asked and (reset := RATE_LIMIT_RESET.search(headers.get("ratelimit", ""))):
         asked = reset[1]
-    if asked.strip().isdigit():
+    if asked.strip().isdigit() and asked.isascii():
         return min(float(asked), MAX_WAIT_SECONDS)
     if asked:
         try:
             left = parsedate_to_datetime(asked).timestamp() - (time.time() if now is None else now)
             return min(max(0.0, left), MAX_WAIT_SECONDS)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass  # it is no date: as without the header
     return float(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (failures - 1)) * (0.5 + draw() / 2))

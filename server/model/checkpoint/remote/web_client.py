@@ -20,19 +20,23 @@ from expert_store.errors import (
     SourceUnreadableError,
 )
 from expert_store.sources.base import Bytes
+from server.http_client.bounded_answers import AnswerLimits, bound
+from server.http_client.reach import Reach
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.retries import NUM_TRIES, RETRIED, wait_before_retry
+from server.redaction import quote, redact
 
 if TYPE_CHECKING:
     import httpx
 
 MAX_CONNECTIONS = 16
 READ_SECONDS, CONNECT_SECONDS = 30.0, 10.0
-CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
+MIN_PROGRESS_BYTES = 64 << 10  # of an answer that was cut, for the next try to count as the first
+CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
 COMPLETE, PARTIAL, NO_SUCH_RANGE = 200, 206, 416
+LIMITS = AnswerLimits(seconds=READ_SECONDS)
 GONE = frozenset({404, 410})
 REFUSED = frozenset({401, 403})
-QUOTED_CHARACTERS = 200  # of an answer, in an error
 
 
 class Content(NamedTuple):
@@ -72,7 +76,7 @@ class _FailedError(Exception):
     def __init__(self, error: SourceError, headers: Mapping[str, str] | None = None):
         super().__init__(str(error))
         self.error, self.headers = error, headers or {}
-        self.has_progress = False  # some bytes came before it
+        self.has_progress = False  # many bytes came before it
 
 
 class _RefusedError(Exception):
@@ -88,17 +92,18 @@ class WebClient:
 
     Args:
         max_connections: at the same time, over all files.
+        limits: of an answer.
     """
 
-    def __init__(self, max_connections: int = MAX_CONNECTIONS):
+    def __init__(self, max_connections: int = MAX_CONNECTIONS, limits: AnswerLimits = LIMITS):
         import httpx  # noqa: PLC0415  brings packages for terminals, which a server does not need otherwise
 
         self._http = httpx.Client(
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
             follow_redirects=True,  # to another host httpx sends no credentials
-            headers={"Accept-Encoding": "identity"},  # a range of a compressed file is of no use
         )
+        bound(self._http, limits, Reach())
         self._parallel = ThreadPoolExecutor(max_connections, thread_name_prefix="web-read")
         self._is_closed = threading.Event()
         self._addresses: dict[str, Address] = {}
@@ -145,13 +150,14 @@ class WebClient:
             try:
                 with self._opened(address, link, begin, end, content) as (answer, version):
                     _check_range(address, answer, begin, end, Content(content.nbytes, version))
-                    for chunk in answer.iter_raw():
-                        _check_room(address, chunk, target[done:])
+                    for chunk in answer.iter_raw():  # which are no more bytes than were asked for
                         target[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
                         done += len(chunk)
             except _FailedError as failed:
-                failed.has_progress = done > before
+                failed.has_progress = done - before >= MIN_PROGRESS_BYTES
                 raise
+            if done < len(target):
+                raise _FailedError(SourceUnreadableError(address.name, "the server sends less than was asked for"))
 
         if len(target):
             self._until_done(address, once, content)
@@ -249,11 +255,16 @@ class WebClient:
                 yield answer
         except httpx.TimeoutException as error:
             raise _FailedError(SourceTimeoutError(address.name, "the server does not answer")) from error
-        except httpx.TransportError as error:
-            if "CERTIFICATE" in str(error):
-                raise SourceUnreadableError(address.name, f"the server's certificate is not valid ({error})") from error
-            reason = f"the connection failed ({error or type(error).__name__})"
-            raise _FailedError(SourceUnreadableError(address.name, reason)) from error
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last for names of hosts that are none
+            reason = redact(str(error)) or type(error).__name__
+            if "CERTIFICATE" in reason:
+                raise SourceUnreadableError(
+                    address.name, f"the server's certificate is not valid ({reason})"
+                ) from error
+            failure = SourceUnreadableError(address.name, f"the connection failed ({reason})")
+            if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
+                raise _FailedError(failure) from error
+            raise failure from error
 
 
 def changed_error(address: Address) -> SourceChangedError:
@@ -270,8 +281,8 @@ def _check_status(address: Address, answer: httpx.Response) -> None:
         )
     if status in GONE:
         raise SourceGoneError(address.name, f"the server answers {status}")
-    quoted = " ".join(answer.read()[:QUOTED_CHARACTERS].decode(errors="replace").split())
-    error = SourceUnreadableError(address.name, f"the server answers {status}: {quoted or answer.reason_phrase}")
+    quoted = quote(answer.read()) or redact(answer.reason_phrase)
+    error = SourceUnreadableError(address.name, f"the server answers {status}: {quoted}")
     if status in REFUSED:
         raise _RefusedError(error)
     if status in RETRIED:
@@ -312,8 +323,3 @@ def _check_range(address: Address, answer: httpx.Response, begin: int, end: int,
         given = answer.headers["content-range"]
         reason = f"the server sends {given} where bytes {begin}-{end - 1} were asked for"
         raise _FailedError(SourceUnreadableError(address.name, reason))
-
-
-def _check_room(address: Address, chunk: bytes, left: Bytes) -> None:
-    if len(chunk) > len(left):
-        raise _FailedError(SourceUnreadableError(address.name, "the server sends more bytes than were asked for"))

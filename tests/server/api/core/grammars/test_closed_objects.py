@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.api.core.grammars.closed_objects import MAX_ADDED, close_objects
+from server.api.core.grammars.closed_objects import MAX_ADDED, close_objects, find_schema
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
@@ -117,3 +117,8 @@ def test_closing_does_not_blow_a_schema_up():
 def test_a_long_chain_of_references_is_followed():
     defs = {str(number): {"allOf": [{"$ref": f"#/$defs/{number + 1}"}, AGE]} for number in range(3000)}
     close_objects({"$ref": "#/$defs/0", "properties": {"a": {}}, "$defs": defs | {"3000": PERSON}})
+
+
+@pytest.mark.parametrize(("step", "found"), [("0", PERSON), ("1", AGE), ("2", None), ("01", None), ("1" * 5000, None)])
+def test_a_reference_names_a_schema_of_a_list_by_its_index(step: str, found: dict | None) -> None:
+    assert find_schema({"anyOf": [PERSON, AGE]}, f"#/anyOf/{step}") == found

@@ -18,3 +18,7 @@ def test_a_port_is_no_tag_of_a_gguf_file(address: str, expected: bool) -> None:
 
 def test_messages_have_neither_password_nor_query() -> None:
     assert without_secrets("https://me:secret@host:8000/a/b?key=secret#c") == "https://host:8000/a/b"
+
+
+def test_what_is_no_address_is_named_without_a_password() -> None:
+    assert without_secrets("http://me:secret@[x/a") == "http://***@[x/a"

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 
@@ -26,7 +25,7 @@ from server.model.checkpoint.remote.place import RemotePlace, web_place
 from server.model.checkpoint.remote.web_folder import WebFolder
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
-from tests.e2e.hub import serving_hub
+from tests.e2e.hub import serving_hub, use_hub
 from tests.gguf.models import FILES
 from tests.server.model.checkpoint.test_checkpoint import check_equal, experts_of, make_pack
 from tests.web_server import file_server
@@ -47,14 +46,7 @@ def on_a_web_server(folder: Path, file: str, _: Path) -> Iterator[RemotePlace]:
 @contextmanager
 def on_the_hub(folder: Path, file: str, cache: Path) -> Iterator[RemotePlace]:
     with serving_hub(REPOSITORY, folder) as hub, pytest.MonkeyPatch.context() as patch:
-        files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for name, value in (
-            ("ENDPOINT", hub.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", files),
-            ("HF_HUB_CACHE", str(cache)),
-            ("HF_HUB_OFFLINE", False),
-        ):
-            patch.setattr(huggingface_hub.constants, name, value)
+        use_hub(patch, hub.url, cache)
         place, _ = find_served(f"{REPOSITORY}:qwen3moe" if file else REPOSITORY, None)
         assert isinstance(place, RemotePlace)
         yield from closed(place)

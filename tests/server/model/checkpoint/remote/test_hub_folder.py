@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.web_client import WebClient
 from server.model.checkpoint.remote.web_source import OpenWebSource
-from tests.e2e.hub import COMMIT, Hub, serving_hub
+from tests.e2e.hub import COMMIT, Hub, serving_hub, use_hub
 
 MODEL, NAME = "somebody/some-model", "model.safetensors"
 CONTENT = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
@@ -32,15 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (folder / NAME).write_bytes(CONTENT.tobytes())
     (folder / "config.json").write_text("{}")
     with serving_hub(MODEL, folder) as hub:
-        cache = str(tmp_path / "hub")
-        files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for name, value in (
-            ("ENDPOINT", hub.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", files),
-            ("HF_HUB_CACHE", cache),
-            ("HF_HUB_OFFLINE", False),
-        ):
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        use_hub(monkeypatch, hub.url, tmp_path / "hub")
         monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
         yield hub
 

@@ -208,4 +208,21 @@ def test_retries_wait_as_the_server_asks() -> None:
     assert retries.wait_before_retry(1, {"ratelimit": '"resolvers";r=0;t=55'}) == 55
     assert retries.wait_before_retry(1, {"retry-after": "9999"}) == retries.MAX_WAIT_SECONDS
     assert retries.wait_before_retry(3, {}, lambda: 1.0) == 4 * retries.wait_before_retry(1, {}, lambda: 1.0)
-    assert retries.wait_before_retry(2, {"retry-after": "soon"}, lambda: 0.0) == retries.FIRST_WAIT_SECONDS
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "soon",
+        "²",
+        "٣",
+        "-1",
+        "nan",
+        "1e3",
+        "Mon, 01 Jan 2020 00:00:00 +99999999999999999999",
+        "Mon, 1 Jan " + "9" * 5000,
+    ],
+)
+@pytest.mark.parametrize("header", ["retry-after", "ratelimit-reset"])
+def test_a_wait_that_is_none_counts_as_not_asked_for(header: str, asked: str) -> None:
+    assert retries.wait_before_retry(2, {header: asked}, lambda: 0.0) == retries.FIRST_WAIT_SECONDS
