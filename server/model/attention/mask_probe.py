@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from server.model.architecture import text_part
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.window import seen_keys
-from server.model.errors import NotBatchableError
+from server.model.errors import ModelError, NotBatchableError
 from server.model.hooks import IMPLEMENTATION, attention_function, is_choice
 
 PROBING = "greenroom_probe"
@@ -58,8 +58,11 @@ def make_mask(
     """Return the mask of ``transformers.masking_utils.sdpa_mask``, ``(1, 1, q_length, kv_length)``, with its window.
 
     Raises:
+        ModelError: a token would not see itself.
         NotBatchableError: the mask is not a causal one within a window or a chunk.
     """
+    if local_size is not None and local_size < 1:
+        raise ModelError(f"a layer has a window of {local_size} tokens, not 1 or more; download the checkpoint again")
     reach = 2 * (local_size or SAMPLE)
     keys = torch.arange(reach + 1, device=device)
     positions = torch.tensor(sorted({0, 1, reach // 2 - 1, reach // 2, reach // 2 + 1, reach}), device=device)[:, None]

@@ -102,7 +102,10 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
     ("changes", "message"),
     [
         ({"model_type": "nonesuch"}, r"config\.json of tiny can't be used"),
-        ({"hidden_size": "32"}, r"config\.json of tiny can't be used: .* 'hidden_size' expected int, got str"),
+        (
+            {"hidden_size": "32"},
+            r"config\.json of tiny can't be used: hidden_size is the text '32', not a whole number from 1 to",
+        ),
         ({"model_type": "clip"}, "transformers has no clip that writes text"),
         ({"quantization_config": {"quant_method": "gguf"}}, r"tiny is quantised by gguf, which is not supported; use"),
         ({"quantization_config": ["fp8"]}, r"config\.json of tiny can't be used"),
@@ -112,19 +115,19 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
         ({"n_group": 1000, "topk_group": 1}, "n_group is 1000, which does not divide the 8 experts of a layer"),
         ({"n_group": -1, "topk_group": 1}, "n_group is -1, which does not divide the 8 experts of a layer"),
         ({"n_group": 2, "topk_group": 3}, "topk_group is 3, not a number from 1 to the 2 groups of a layer"),
-        ({"num_attention_heads": 0}, "num_attention_heads is 0, not 1 or more"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not 1 or more"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, not a whole number from 1 to 1048576"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not a whole number from 1 to 1048576"),
         (
             {"per_layer_config": {"1": {"num_attention_heads": 0}}},
-            "num_attention_heads is 0, not 1 or more",
+            "num_attention_heads is 0, not a whole number from 1 to 1048576",
         ),
         (
             {"per_layer_config": {"1": {"num_experts": 1}}},
             "num_experts_per_tok is 2, not a number from 1 to the 1 experts of a layer",
         ),
-        ({"vocab_size": -1}, "vocab_size is -1, not 1 or more"),
-        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, more than 1000"),
-        ({"num_experts": 10**9}, "num_experts is 1000000000, more than 10000"),
+        ({"vocab_size": -1}, "vocab_size is -1, not a whole number from 1 to 268435456"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, not a whole number from 1 to 1000"),
+        ({"num_experts": 10**9}, "num_experts is 1000000000, not a whole number from 0 to 20000"),
         ({"dtype": "nope"}, "dtype is 'nope', not a type of floating-point numbers"),
         ({"dtype": "int8"}, "dtype is 'int8', not a type of floating-point numbers"),
         ({"torch_dtype": ["float32"]}, r"torch_dtype is \['float32'\], not a type of floating-point numbers"),
@@ -152,7 +155,6 @@ def test_a_config_that_cannot_be_served_is_refused(checkpoint: Path, changes: di
         ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "describes no qwen3_moe that can be built"),
         ({"moe_intermediate_size": -1}, "Trying to create tensor with negative dimension"),
         ({"pad_token_id": 10**6}, "Padding_idx must be within num_embeddings"),
-        ({"max_position_embeddings": -1}, "describes no qwen3_moe that can be built"),
     ],
 )
 def test_a_config_of_which_no_model_can_be_built_is_refused(

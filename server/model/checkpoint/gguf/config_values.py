@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from expert_store import read_tensor
-from server.model.checkpoint.config_checks import MOST
-from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.errors import ModelError
 
 Values = dict[str, Any]
@@ -26,8 +25,8 @@ def decoder_values(file: GgufFile) -> Values:
     heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
     nextn = file.integer("nextn_predict_layers", 0)  # layers that predict further tokens, after the others
     num_layers = file.integer("block_count") - nextn
-    if not 1 <= num_layers <= MOST["layers"]:
-        raise ModelError(f"{file.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again")
+    if num_layers < 1:
+        raise ModelError(f"{file.name} has {num_layers} layers, not 1 or more; {REMEDY}")
     return {
         "hidden_size": hidden,
         "num_hidden_layers": num_layers,
@@ -59,8 +58,14 @@ def expert_values(file: GgufFile) -> Values:
 
 def partly_rotated(file: GgufFile, values: Values) -> Values:
     """The rotary positions of a head of which only the first numbers are rotated."""
-    factor = file.integer("rope.dimension_count", values["head_dim"]) / values["head_dim"]
-    return {"rope_parameters": values["rope_parameters"] | {"partial_rotary_factor": factor}}
+    head_dim = values["head_dim"]
+    rotated = file.integer("rope.dimension_count", head_dim)
+    if not 0 <= rotated <= head_dim:
+        raise ModelError(
+            f"{file.architecture}.rope.dimension_count of {file.name} is {rotated}, not a whole number from 0 to the "
+            f"{head_dim} of a head; {REMEDY}"
+        )
+    return {"rope_parameters": values["rope_parameters"] | {"partial_rotary_factor": rotated / max(head_dim, 1)}}
 
 
 def rope_values(file: GgufFile) -> Values:

@@ -23,6 +23,7 @@ from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_to
 from server.model.checkpoint.gguf.small_files import make_small_files
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector, names_of_splits
+from server.model.checkpoint.number_ranges import number_out_of_range
 from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
@@ -202,13 +203,21 @@ class GgufCheckpoint:
             config = self.read_config()
             values: dict[str, Any] = config.to_dict()
             return values | {"num_hidden_layers": config.num_hidden_layers}  # computed in some classes
+        self._check_numbers(self._file.own_metadata())
         try:
-            return self._architecture.config(self._file)
+            values = self._architecture.config(self._file)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind
             raise ModelError(
                 f"the metadata of {self.name} is not that of a {self._file.architecture} model: {error}; download the "
                 "file again"
             ) from error
+        self._check_numbers(values)
+        return values
+
+    def _check_numbers(self, values: Mapping[str, Any]) -> None:
+        wrong = number_out_of_range(values)
+        if wrong is not None:
+            raise ModelError(f"the metadata of {self.name} can't be used: {wrong}; {REMEDY}")
 
 
 def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
