@@ -71,22 +71,21 @@ def partly_rotated(file: GgufFile, values: Values) -> Values:
 def rope_values(file: GgufFile) -> Values:
     """The rotary positions, as transformers names them."""
     values: Values = {"rope_type": "default", "rope_theta": file.number("rope.freq_base", 10000.0)}
-    kind = file.value("rope.scaling.type", "none")
+    kind, factor = _scaling(file)
     factors = frequency_factors(file, "rope_freqs.weight")
-    if kind == "none" or file.number("rope.scaling.factor", 1.0) <= 1.0:
+    if kind == "none" or factor == 1.0:
         return values if factors is None else values | given_factors(file, factors, factors)
     if factors is not None:
         raise ModelError(
             f"{file.name} has both rope_freqs.weight and {file.architecture}.rope.scaling, which Greenroom does "
             "not read together; name the model that it was made from with --config-from"
         )
-    factor = file.number("rope.scaling.factor")
     if kind == "linear":
         return values | {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
+    if kind != "yarn" or factor < 1.0:
         raise ModelError(
-            f"{file.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
-            "the model that it was made from with --config-from"
+            f"{file.name} scales rotary positions by {kind!r} with a factor of {factor:g}, which Greenroom does not "
+            "read from GGUF; name the model that it was made from with --config-from"
         )
     return values | {
         "rope_type": "yarn",
@@ -95,6 +94,15 @@ def rope_values(file: GgufFile) -> Values:
         "beta_fast": file.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": file.number("rope.scaling.yarn_beta_slow", 1.0),
     }
+
+
+def _scaling(file: GgufFile) -> tuple[str, float]:
+    """Return the kind and the factor of the scaling of rotary positions.
+
+    Older files have another key for the factor, and none for the kind, which is then linear; 0 stands for 1.
+    """
+    key = "rope.scaling.factor" if file.has("rope.scaling.factor") else "rope.scale_linear"
+    return str(file.value("rope.scaling.type", "linear")), file.number(key, 1.0) or 1.0
 
 
 def given_factors(file: GgufFile, short: list[float], long: list[float]) -> Values:
@@ -138,6 +146,17 @@ def numbers_by_layer(file: GgufFile, key: str, num_layers: int) -> list[int]:
     if len(numbers) not in (num_layers, file.integer("block_count")) or any(type(each) is not int for each in numbers):
         raise ModelError(f"{file.architecture}.{key} of {file.name} is not a number for each of {num_layers} layers")
     return numbers[:num_layers]
+
+
+def flags_by_layer(file: GgufFile, key: str, num_layers: int) -> list[bool]:
+    """A truth value of each layer, which files may store as a number; one for all is given once."""
+    found = file.value(key)
+    flags = found if isinstance(found, list) else [found] * num_layers
+    if len(flags) not in (num_layers, file.integer("block_count")) or any(each not in (0, 1) for each in flags):
+        raise ModelError(
+            f"{file.architecture}.{key} of {file.name} is not true or false for each of {num_layers} layers"
+        )
+    return [bool(each) for each in flags[:num_layers]]
 
 
 def gating(file: GgufFile) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.end_tokens import end_token_ids
 from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_tokenizer, num_embeddings
+from server.model.checkpoint.gguf.known_keys import check_keys
 from server.model.checkpoint.gguf.small_files import make_small_files
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector, names_of_splits
@@ -33,6 +35,9 @@ from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import LinearFormat
 from server.model.quantised.scheme import forget_quantisation
 
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 20  # unknown keys of a header in the log
 TEXT_TYPES = {"qwen3_vl_moe_text": "qwen3_moe"}  # text parts without a class of their own, and what computes the same
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
@@ -205,6 +210,7 @@ class GgufCheckpoint:
             return values | {"num_hidden_layers": config.num_hidden_layers}  # computed in some classes
         self._check_numbers(self._file.own_metadata())
         try:
+            unknown = check_keys(self._file)
             values = self._architecture.config(self._file)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind
             raise ModelError(
@@ -212,6 +218,8 @@ class GgufCheckpoint:
                 "file again"
             ) from error
         self._check_numbers(values)
+        if unknown:
+            log.warning("%s has keys that are not read: %s", self.name, ", ".join(unknown[:MOST_NAMED]))
         return values
 
     def _check_numbers(self, values: Mapping[str, Any]) -> None:

@@ -110,6 +110,8 @@ def rewrite(
     for key, field in fields.items():
         value = changes.get(key, field.contents())
         kinds = [*field.types, None]
+        if isinstance(value, list) and kinds[0] != gguf.GGUFValueType.ARRAY:
+            kinds = [gguf.GGUFValueType.ARRAY, kinds[0]]
         writer.add_key_value(key, value, kinds[0], sub_type=kinds[1])
     for tensor in reader.tensors:
         written = renamed.get(tensor.name, tensor.name)
