@@ -99,6 +99,7 @@ RANGES: tuple[tuple[str, Range], ...] = (  # by names of settings, in both spell
     (r".*(layer|layers|depth|depths|block_count)", Range(-LAYERS, LAYERS)),
     (r".*experts", Range(-1, EXPERTS)),
     (r".*passes", Range(0, 64)),
+    (r"index_topk", _whole(1, SIZE)),
     (r".*(vocab|ngram|codebook).*", Range(-1, ROWS)),
     (r".*(position|seq|length|window|chunk|tokens|budget|floor).*", Range(-1, LENGTH)),
     (r"(n|num|d|mamba|ssm|index|indexer|linear|conv)[_.].*", Range(-1, SIZE)),

@@ -133,7 +133,7 @@ def _as_read(value: Any) -> Any:
 def _serve(place: Path) -> tuple[str, str]:
     settings = ServeSettings.model_validate(
         {
-            "dtype": "float32",
+            "dtype": "auto",  # the native layers are tried, unless the checkpoint is in float32
             "device": "cpu",
             "threads": 1,
             "memory": MEMORY,

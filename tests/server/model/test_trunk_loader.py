@@ -16,13 +16,16 @@ from expert_store import CheckpointError, ExpertStore
 from server.model import trunk_loader
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import find_checkpoint
+from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.read_config import read_config
+from server.model.checkpoint.tensor_map import check_trunk_tensors
 from server.model.dtype import compute_dtype
 from server.model.errors import ModelError
 from server.model.model_shapes import infer_shapes
 from server.model.step import SequenceChunk
-from server.model.trunk_loader import load_trunk
+from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint
+from tests.families import make_config
 
 
 @pytest.fixture
@@ -301,3 +304,33 @@ def test_bfloat16_experts_keep_their_bytes_and_compute_as_asked(tmp_path: Path) 
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = reference(torch.tensor([prompt])).logits[0, -1].detach()
     assert float((logits[0] - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
+def test_a_model_whose_ranges_are_large_is_built_without_memory() -> None:
+    config = make_config("jamba")
+    config.mamba_d_state = 1 << 19
+    state = build_model(config, torch.float32).state_dict()
+    assert all(tensor.is_meta for name, tensor in state.items() if name.endswith("A_log"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mlp_only_layers": [0], "intermediate_size": 1 << 20},
+            r"tiny lacks model\.layers\.0\.mlp\.down_proj\.weight",
+        ),
+        (
+            {"head_dim": 1 << 20},
+            r"tiny does not match its config\.json: .*k_norm\.weight has shape \[8\], not \[1048576",
+        ),
+    ],
+)
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_a_trial(
+    checkpoint: Path, changes: dict[str, Any], message: str
+) -> None:
+    change_config(checkpoint, **changes)
+    opened = open_checkpoint(checkpoint)
+    model = build_model(opened.read_config(), torch.float32)
+    with pytest.raises(ModelError, match=message):
+        check_trunk_tensors("tiny", model, opened.map(model))
