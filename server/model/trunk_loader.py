@@ -43,7 +43,7 @@ from server.model.checkpoint.config_checks import (
 )
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
-from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
+from server.model.checkpoint.tensor_map import check_trunk_tensors, experts_modules, layer_numbers
 from server.model.coded_experts import code_experts
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError, incomplete
@@ -59,7 +59,7 @@ from server.progress import progress
 if TYPE_CHECKING:
     from server.model.encoders.encoder_trunk import EncoderTrunk
 
-MOST_IN_RANGES = 1 << 24  # numbers of a tensor that is made of ranges while a model is built
+MOST_IN_RANGES = 1 << 22  # numbers of a tensor that is made of ranges while a model is built
 META_KERNELS = "torch._meta_registrations"  # torch's kernels in Python for the meta device
 
 log = logging.getLogger(__name__)
@@ -179,11 +179,12 @@ def _load(
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
+    check_trunk_tensors(checkpoint.name, model, tensors)  # what is missing would be allocated in the config's sizes
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
+    check_memory(_resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_matrices(matrices, tensors.packed)
     if config.is_encoder_decoder:
@@ -239,9 +240,11 @@ def load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], d
         raise incomplete(name, sorted(info.missing_keys))
 
 
-def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
-    """The bytes of a loaded trunk whose weights are all of one dtype."""
-    return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize
+def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
+    """The bytes of a loaded trunk whose weights are all of one dtype, and of the tables that the model computes."""
+    stored = model.state_dict().keys()
+    tables = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
+    return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize + tables
 
 
 def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -330,12 +333,12 @@ class _RangesOnCpu(TorchFunctionMode):
         options = kwargs or {}
         if func is torch.arange:
             numbers = [arg for arg in args if isinstance(arg, int | float)]
-            _check_range(max(numbers, default=0) - min(0, *numbers, 0))
+            _check_range(max(numbers, default=0) - min(0, *numbers))
             return func(*args, **{"device": CPU, **options})
         shapes = [each.shape for each in args if isinstance(each, torch.Tensor) and each.device == CPU]
         if len(shapes) > 1:
             with suppress(RuntimeError):  # such as of matrices, which are not broadcast
-                shapes.append(torch.broadcast_shapes(*shapes))
+                shapes.append(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
         _check_range(max(map(math.prod, shapes), default=0))
         return func(*args, **options)
 

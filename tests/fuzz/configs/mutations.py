@@ -14,7 +14,7 @@ from tests.fuzz.configs.subjects import Path_, leaves
 
 WHOLE = (0, -1, 1, 2, 3, 7, 1 << 10, 1 << 16, 100_000_000, 1 << 31, (1 << 63) - 1, 1 << 200, -(1 << 40))
 BROKEN = (0.0, -1.0, 0.5, 1e-308, 1e-30, 1e8, 1e30, 1e308, -1e308, math.nan, math.inf, -math.inf)
-OTHERS = (True, False, None, "7", "none", [], {}, [0], [math.nan])
+OTHERS: tuple[Any, ...] = (True, False, None, "7", "none", [], {}, [0], [math.nan])
 REMOVED = "removed"  # instead of a value
 
 

@@ -334,3 +334,13 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_before_a_trial(
     model = build_model(opened.read_config(), torch.float32)
     with pytest.raises(ModelError, match=message):
         check_trunk_tensors("tiny", model, opened.map(model))
+
+
+def test_the_tables_that_a_config_describes_are_part_of_the_planned_memory(tmp_path: Path) -> None:
+    folder = make_checkpoint("kimi_k25", tmp_path / "tiny")
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    planned = []
+    for length in (vision["pos_emb_time"], vision["pos_emb_time"] + 1000):
+        change_config(folder, vision_config=vision | {"pos_emb_time": length})
+        load_trunk(folder, torch.float32, check_memory=lambda nbytes, _: planned.append(nbytes))
+    assert planned[1] - planned[0] == 1000 * vision["hidden_size"] * torch.float32.itemsize

@@ -50,12 +50,15 @@ def _pattern(period: int) -> Only:
 
     def holds(file: GgufFile, value: Any) -> bool:
         layers = range(file.integer("block_count"))
-        return value == period or value == [(layer + 1) % period != 0 for layer in layers]
+        return value in (period, [(layer + 1) % period != 0 for layer in layers])
 
     return Only(f"{period}, all layers but the last of {period}", holds)
 
 
-SAME_BASE = Only("rope.freq_base", lambda file, value: value == file.number("rope.freq_base", 10000.0))
+SAME_BASE = Only(
+    "rope.freq_base",
+    lambda file, _: file.number("rope.freq_base_swa") == file.number("rope.freq_base", 10000.0),
+)
 WHOLE_HEAD = Only("the length of a head", lambda file, value: value == _head(file))
 ONE_COUNT = Only("the same in all layers", lambda _, value: not isinstance(value, list) or len(set(value)) <= 1)
 UNGROUPED, NO_TUNING, UNSCALED, SCORED_BY_SIGMOID = _one_of(0, 1), _one_of(0), _one_of(1.0), _one_of(SIGMOID)
@@ -172,7 +175,7 @@ def check_keys(file: GgufFile) -> list[str]:
     Raises:
         ModelError: a key has a value that changes what the architecture computes.
     """
-    known = COMMON | OWN.get(file.architecture, {})
+    known = {**COMMON, **OWN.get(file.architecture, {})}
     unknown = [key for key in file.metadata if key.startswith("tokenizer.") and not _is_of_tokenizer(key)]
     for key in file.own_metadata():
         use, value = known.get(key), file.value(key)

@@ -36,7 +36,7 @@ from tests.families import FAMILIES, make_config
         ({"layer_rope_theta": [1e4, -1.0]}, "layer_rope_theta[1] is -1, not a number from 0 to 1e+15"),
         ({"rope.freq_base": 0.0}, "rope.freq_base is 0, not a number above 1, up to 1e+15"),
         ({"attention.head_count_kv": np.array([2, 1 << 31])}, "attention.head_count_kv[1] is 2147483648, not a"),
-        ({"attention.scale": 1e308}, "attention.scale is 1e+308, not a number from -10000 to 10000"),
+        ({"attention.scale": 1e308}, "attention.scale is 1e+308, not a number from 0 to 10000"),
         ({"another_whole_setting": 1 << 30}, "another_whole_setting is 1073741824, not a number from -16777216 to"),
         ({"another_setting": math.nan}, "another_setting is nan, not a number from -1e+12 to 1e+12"),
     ],
