@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 SIZE = 1 << 20  # of a dimension, or how many there are of something
+STATE = 1 << 14  # of a channel of a recurrent layer
 LENGTH = 1 << 31  # tokens of a sequence, a window or a chunk
 ROWS = 1 << 28  # of a table that tokens look up
 LAYERS, EXPERTS = 1000, 20_000
@@ -74,6 +75,7 @@ RANGES: tuple[tuple[str, Range], ...] = (  # by names of settings, in both spell
     (r"(original_)?max_position_embeddings|context_length|rope\.scaling\.original_context_length", _whole(1, LENGTH)),
     (r"(num|n_routed|num_local|moe_num)_experts|expert_count", _whole(0, EXPERTS)),
     (r"index_topk", _whole(1, SIZE)),
+    (r"(mamba_)?d_state|(ssm[_.])?state_size", _whole(1, STATE)),
     # rotary positions
     (r"layer_rope_theta", Range(0, 1e15)),
     (r".*rope_theta|(rotary_emb|rope)_base|rope_local_base_freq|rope\.freq_base.*", _above(1, 1e15)),
