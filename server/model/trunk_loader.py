@@ -243,7 +243,7 @@ def load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], d
 def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
     """The bytes of a loaded trunk whose weights are all of one dtype, and of the tables that the model computes."""
     stored = model.state_dict().keys()
-    tables = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
+    tables: int = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
     return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize + tables
 
 

@@ -39,9 +39,8 @@ TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts
 GROUPS = ("n_group", "num_group")
 TOP_GROUPS = "topk_group"
 WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")
-WITHOUT_WINDOW = frozenset(
-    {"full_attention", "attention", "linear_attention", "mamba", "conv", "moe"}
-)  # types of layers
+# Types of layers without a window.
+WITHOUT_WINDOW = frozenset({"full_attention", "attention", "linear_attention", "mamba", "conv", "moe"})
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 

@@ -98,7 +98,7 @@ RANGES: tuple[tuple[str, Range], ...] = (  # by names of settings, in both spell
     (r"floor_scale|.*n_floor", _whole(1, LENGTH)),
     (r".*_(iters|iterations)", Range(0, LAYERS)),
     (r"logits_scaling|query_pre_attn_scalar", _above(0, 1e6)),
-    (r".*softcap.*", Range(0, 1e6)),
+    (r".*soft_?cap.*", Range(0, 1e6)),
     (
         r".*(alpha|beta|gamma|scale|scaling|multiplier|scalar|temperature|scaling_factor|scale_factor)s?",
         Range(-1e4, 1e4),
