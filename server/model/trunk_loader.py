@@ -183,8 +183,9 @@ def _load(
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
+    resident_bytes = _resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(_resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
+    check_memory(resident_bytes, catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_matrices(matrices, tensors.packed)
     if config.is_encoder_decoder:
