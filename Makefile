@@ -43,12 +43,13 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.store
 
-# Random timed traces, the parsers, then hostile descriptions for the native kernels, each for SECONDS; SEED=0 is a random
-# one. A finding of the first two is kept for `make test`. Last, the tests of random values (hypothesis) with 2000 of each
+# Random timed traces, the parsers, configs of every family and GGUF architecture with other numbers, then hostile
+# descriptions for the native kernels, each for SECONDS; SEED=0 is a random one. A finding of the first three is kept for `make test`. Last, the tests of random values (hypothesis) with 2000 of each
 # unless one names a number, and as much random use of the store; and twenty times as many requests by the description of the HTTP API.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.parsers --seconds $(SECONDS) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.configs --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.kernels --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --timeout 0 --deselect tests/server/live/test_described_answers.py
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/server/live/test_described_answers.py --timeout 0

@@ -233,6 +233,9 @@ serves a model of Ollama's store, and the folder of LM Studio works like any oth
   architectures are refused by their names, such as `bailingmoe2`, for which transformers has no class.
 - **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
   IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
+- **Keys of the header**: each that llama.cpp reads for these architectures is read, older ones such as
+  `rope.scale_linear` too, or changes no text, or is refused with a value that the architecture is not computed with.
+  Others are named in the log (`server/model/checkpoint/gguf/known_keys.py`).
 - **Trunk**: linear layers, embeddings and the head stay in the file's types, also where the converter moved columns or
   split a matrix. Looking up a token dequantises its row. A head that is the table of embeddings is in memory once.
   Vectors, small matrices and the joined `attn_kv_b` of old files are dequantised at loading into `--dtype`.

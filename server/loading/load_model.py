@@ -30,6 +30,7 @@ from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_original, find_served
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.processor_files import NoImagesError
+from server.model.checkpoint.tensor_map import check_trunk_tensors
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.encoders.image_inputs import ImageInputs
 from server.model.model_building import build_model
@@ -111,9 +112,11 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     pool = ComputePool(pool_threads, kernels, triton_device)
 
     def try_layers(dtype: torch.dtype) -> ModelProgram:
-        catalog = checkpoint.map(build_model(model_config, dtype)).catalog
+        model = build_model(model_config, dtype)
+        found = checkpoint.map(model)
+        check_trunk_tensors(checkpoint.name, model, found)  # the trial takes memory for layers of the config's sizes
         return find_program(
-            model_config, dtype, kernels, catalog, settings.max_model_len, is_deterministic=settings.deterministic
+            model_config, dtype, kernels, found.catalog, settings.max_model_len, is_deterministic=settings.deterministic
         )
 
     def load(dtype: torch.dtype) -> AnyTrunk:

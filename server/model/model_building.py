@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +26,7 @@ from server.model.errors import ModelError, incomplete
 from server.model.experts.replacements import replace_experts
 from server.model.hooks import IMPLEMENTATION
 
+MOST_IN_RANGES = 1 << 22  # numbers of a tensor that is made of ranges while a model is built
 META_KERNELS = "torch._meta_registrations"  # torch's kernels in Python for the meta device
 CPU = torch.device("cpu")
 
@@ -83,13 +85,30 @@ class _RangesOnCpu(TorchFunctionMode):
     """Makes ``torch.arange`` compute on the CPU, as transformers does for ``torch.linspace``.
 
     On the meta device torch imports SymPy and its compiler for it, which take 60 MiB, as they do to initialise weights.
+
+    Raises:
+        RuntimeError: a tensor that is made of ranges is a large one, whose place is the meta device.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        return func(*args, **({"device": CPU, **options} if func is torch.arange else options))
+        if func is torch.arange:
+            numbers = [arg for arg in args if isinstance(arg, int | float)]
+            _check_range(max(numbers, default=0) - min(0, *numbers))
+            return func(*args, **{"device": CPU, **options})
+        shapes = [each.shape for each in args if isinstance(each, torch.Tensor) and each.device == CPU]
+        if len(shapes) > 1:
+            with suppress(RuntimeError):  # such as of matrices, which are not broadcast
+                shapes.append(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+        _check_range(max(map(math.prod, shapes), default=0))
+        return func(*args, **options)
+
+
+def _check_range(count: float) -> None:
+    if count > MOST_IN_RANGES:
+        raise RuntimeError(f"{count} numbers are too many to compute while a model is built")
 
 
 def empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:

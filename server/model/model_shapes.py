@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from server.model.attention.kv_cache import KVGroup
 from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import replace_projections
 from server.model.attention.rope import max_served_length
-from server.model.checkpoint.config_checks import config_errors
+from server.model.checkpoint.config_checks import CONFIG, config_errors
 from server.model.checkpoint.packed_trunk import packed_sizes
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, layer_numbers
 from server.model.errors import ModelError, NotBatchableError
@@ -36,6 +37,7 @@ from server.model.transformers_hooks.batching_checks import check_batchable, fin
 from server.model.transformers_hooks.probe import Probe
 
 NUM_TOKENS = 2
+MOST_OUTPUTS = 1 << 28  # of a layer, for the tokens of a first pass
 
 
 @dataclass(frozen=True)
@@ -154,17 +156,24 @@ class _ZeroProducts(TorchFunctionMode):
         return func(*args, **options) if zeros is None else zeros
 
 
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Make zeros, of which there is one for each output of a layer and each of a few tokens."""
+    if math.prod(shape) > MOST_OUTPUTS:
+        raise ModelError(f"{CONFIG} describes a layer with outputs of the shape {list(shape)}; no model has as many")
+    return like.new_zeros(*shape)
+
+
 def _linear(rows: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
-    return rows.new_zeros(*rows.shape[:-1], weight.shape[0]) if rows.shape[-1] == weight.shape[-1] else None
+    return _zeros(rows, *rows.shape[:-1], weight.shape[0]) if rows.shape[-1] == weight.shape[-1] else None
 
 
 def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
-    return left.new_zeros(*left.shape[:-1], right.shape[-1]) if left.shape[::2] == right.shape[:2] else None
+    return _zeros(left, *left.shape[:-1], right.shape[-1]) if left.shape[::2] == right.shape[:2] else None
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | None:
     fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
-    return query.new_zeros(*query.shape[:-1], value.shape[-1]) if fits else None
+    return _zeros(query, *query.shape[:-1], value.shape[-1]) if fits else None
 
 
 def _convolution(  # noqa: PLR0917  (the signature of torch's function)
@@ -181,7 +190,7 @@ def _convolution(  # noqa: PLR0917  (the signature of torch's function)
         return None
     channel = rows.new_zeros(1, 1, rows.shape[-1]), weight.new_zeros(1, 1, weight.shape[-1])
     length = F.conv1d(*channel, None, stride, padding, dilation).shape[-1]
-    return rows.new_zeros(*rows.shape[:-2], weight.shape[0], length)
+    return _zeros(rows, *rows.shape[:-2], weight.shape[0], length)
 
 
 PRODUCTS: dict[Any, Callable[..., torch.Tensor | None]] = {  # None if the operands do not fit

@@ -28,6 +28,7 @@ from server.model.checkpoint.config_checks import (
 )
 from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
+from server.model.checkpoint.tensor_map import check_trunk_tensors
 from server.model.coded_experts import code_experts
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError
@@ -159,11 +160,13 @@ def _load(
     tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
+    check_trunk_tensors(checkpoint.name, model, tensors)  # what is missing would be allocated in the config's sizes
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
+    resident_bytes = _resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), catalog)
+    check_memory(resident_bytes, catalog)
     load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
     fill_matrices(matrices, tensors.packed)
     if config.is_encoder_decoder:

@@ -95,7 +95,7 @@ def test_a_gguf_file_is_served_by_its_address(web: FileServer) -> None:
 
 
 def test_no_line_of_the_log_has_the_password_of_an_address(web: FileServer) -> None:
-    """httpx logs the addresses that it requests."""
+    """Httpx logs the addresses that it requests."""
     url = web.url.replace("//", "//me:swordfish@")
     with serving(f"{url}/qwen3moe.gguf", "--log-level", "debug") as server:
         _, out, err = server.interrupt()

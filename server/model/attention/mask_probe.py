@@ -6,7 +6,7 @@ masks are made during a model's first pass. Later steps make none, since a mask 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from server.model.architecture import text_part
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.window import seen_keys
-from server.model.errors import NotBatchableError
+from server.model.errors import ModelError, NotBatchableError
 from server.model.hooks import IMPLEMENTATION, attention_function, is_choice
 
 PROBING = "greenroom_probe"
 CHOOSING = "greenroom_choice_probe"  # the same for attention whose masks an indexer has taken keys from
 RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention
+MOST_KEYS = 1 << 14  # at which a rule is tried
 SAMPLE = 64  # positions at which a rule without a window is tried
 UNSUPPORTED_ARGUMENTS = ("position_bias", "block_indices", "sinks")  # they change what tokens attend to
 REFUSAL = "its tokens see each other by a rule other than causality and a sliding window or chunks"
@@ -61,7 +62,7 @@ def make_mask(
         NotBatchableError: the mask is not a causal one within a window or a chunk.
     """
     reach = 2 * (local_size or SAMPLE)
-    keys = torch.arange(reach + 1, device=device)
+    keys = torch.tensor(_sampled(reach), device=device)
     positions = torch.tensor(sorted({0, 1, reach // 2 - 1, reach // 2, reach // 2 + 1, reach}), device=device)[:, None]
     seen = torch.stack([torch.as_tensor(mask_function(0, 0, p, keys)).expand(len(keys)) for p in positions])
     for is_chunked in (False, True):
@@ -73,12 +74,23 @@ def make_mask(
     raise NotBatchableError(REFUSAL)
 
 
+def _sampled(reach: int) -> Sequence[int]:
+    """Return the keys at which a rule is tried: all, or of a wide window those at its ends."""
+    if reach <= MOST_KEYS:
+        return range(reach + 1)
+    ends = (0, reach // 2, reach)
+    return sorted(
+        {key for end in ends for key in range(end - MOST_KEYS // 8, end + MOST_KEYS // 8) if 0 <= key <= reach}
+    )
+
+
 def _attend_by_mask(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """Call the attention function, with the mask's window if there is a mask.
 
     Raises:
+        ModelError: a token would not see itself.
         NotBatchableError: the mask is not a causal one within a window, or an argument is not supported.
     """
     given = {name: kwargs.get(name) for name in UNSUPPORTED_ARGUMENTS}
@@ -91,6 +103,9 @@ def _attend_by_mask(
         if not hasattr(attention_mask, RULE):
             raise NotBatchableError(REFUSAL)
         kwargs |= getattr(attention_mask, RULE)
+    window = kwargs.get("sliding_window")
+    if window is not None and window < 1:  # some types make masks that no layer uses
+        raise ModelError(f"a layer has a window of {window} tokens, not 1 or more; download the checkpoint again")
     return attention_function(module, query, key, value, **kwargs)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from expert_store import ExpertStoreError, check_metadata_file, read_json_object
+from server.model.checkpoint.number_ranges import number_out_of_range
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, in_mlx_format
 from server.model.layer_settings import layer_configs
@@ -32,13 +33,14 @@ OBJECTS = {  # files that transformers expects to be JSON objects
 }
 SUFFIXES = {".jinja", ".json", ".model", ".tiktoken", ".txt"}  # of the files that transformers may read
 TEMPLATES = "additional_chat_templates"
-MOST = {"layers": 1000, "layer": 1000, "depth": 1000, "experts": 10_000}  # by the last word of a field's name
 DTYPES = ("dtype", "torch_dtype")
 QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes of other kinds
-LEAST_ONE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 GROUPS = ("n_group", "num_group")
 TOP_GROUPS = "topk_group"
+WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")
+# Types of layers without a window.
+WITHOUT_WINDOW = frozenset({"full_attention", "attention", "linear_attention", "mamba", "conv", "moe"})
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -57,21 +59,20 @@ def check_files(folder: Path) -> None:
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the values of ``config.json``, with dtypes that there are, and no more layers than any model has.
+    """Return the values of ``config.json``, with dtypes that there are and numbers that a model may have.
 
     Raises:
         CheckpointError: the file can't be read, or is not a JSON object.
-        ModelError: there are too many layers or experts, a dtype is not one, or MLX converted the checkpoint in a way
-            that is not supported.
+        ModelError: a number is out of its range, a dtype is not one, or MLX converted the checkpoint in a way that is
+            not supported.
     """
     values = read_json_object(folder / CONFIG)
     given = values.get(mlx.SETTINGS)
     if isinstance(given, dict) and "bits" in given and not mlx.is_converted(values.get("model_type"), given):
         raise in_mlx_format(folder.name)
-    for name, value in _scalars(values):
-        most = MOST.get(name.rpartition("_")[2])
-        if type(value) is int and most is not None and value > most:
-            raise _unusable(folder.name, f"{name} is {value}, more than {most}")
+    wrong = number_out_of_range(values)
+    if wrong is not None:
+        raise _unusable(folder.name, wrong)
     for part in _parts(values):
         for name in DTYPES:
             if not _is_dtype(part.get(name)):
@@ -89,10 +90,7 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
     if not isinstance(text, PreTrainedConfig):
         raise _unusable(name, "its text_config is not one that transformers reads")
     for layer in layer_configs(text):
-        for field in LEAST_ONE:
-            value = getattr(layer, field, None)
-            if type(value) is int and value < 1:
-                raise _unusable(name, f"{field} is {value}, not 1 or more")
+        _check_windows(layer, name)
         counts = (getattr(layer, field, None) for field in EXPERTS)
         num_experts = max((count for count in counts if type(count) is int), default=None)
         for field in TOP_K:
@@ -103,6 +101,20 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
                 )
         for field in GROUPS:
             _check_groups(layer, field, num_experts, name)
+
+
+def _check_windows(layer: Any, name: str) -> None:
+    """Check the windows of layers, which hold a token's own key at least.
+
+    Where no layer has a window, transformers writes 0 for some types.
+    """
+    kinds = getattr(layer, "layer_types", None)
+    if kinds and WITHOUT_WINDOW.issuperset(kinds):
+        return
+    for field in WINDOWS:
+        value = getattr(layer, field, None)
+        if type(value) is int and value < 1:
+            raise _unusable(name, f"{field} is {value}, not 1 or more; null leaves the window out")
 
 
 def _check_groups(layer: Any, field: str, num_experts: int | None, name: str) -> None:

@@ -40,7 +40,7 @@ from server.model.checkpoint.expert_parameters import (
     expert_parameters,
     split_by_expert,
 )
-from server.model.errors import ModelError, in_mlx_format
+from server.model.errors import ModelError, in_mlx_format, incomplete
 from server.model.experts.replacements import conversions
 from server.model.quantised import mlx
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
@@ -211,6 +211,30 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
         and id(tensor) not in present
         and not any(re.search(pattern, name) for pattern in ignored)
     )
+
+
+def check_trunk_tensors(name: str, model: PreTrainedModel, found: CheckpointMap) -> None:
+    """Check that a checkpoint has the trunk that the config describes, before anything of its sizes is allocated.
+
+    Args:
+        name: of the checkpoint.
+        model: the model on the meta device, with its experts' parameters; this ties its weights.
+
+    Raises:
+        ModelError: a parameter of the trunk is missing, or has another shape than its tensor.
+    """
+    model.tie_weights()
+    missing = missing_parameters(model, [*found.trunk, *found.packed])
+    if missing:
+        raise incomplete(name, missing)
+    parameters = model.state_dict(keep_vars=True)
+    for tensor, parameter in renamed(model, found.trunk).items():
+        shape, wanted = list(found.trunk[tensor].shape), list(parameters[parameter].shape)
+        if shape != wanted:
+            raise ModelError(
+                f"{name} does not match its config.json: {parameter} has shape {shape}, not {wanted}; download the "
+                "checkpoint again"
+            )
 
 
 def renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
+from server.model.errors import ModelError
 from server.model.model_building import build_model
 from server.model.model_shapes import infer_shapes
 from server.model.trunk_loader import load_trunk
@@ -295,3 +296,11 @@ def test_a_header_alone_is_read_only_when_asked_for(tmp_path: Path) -> None:
     assert read_index([tmp_path / "a.safetensors"], has_data=False)["x"].shape == (2,)
     with pytest.raises(Exception, match="cut short"):
         read_index([tmp_path / "a.safetensors"])
+
+
+def test_a_config_with_more_outputs_than_any_layer_has_is_refused_without_their_memory(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "tiny")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"num_attention_heads": 1 << 18, "head_dim": 1 << 12}))
+    with pytest.raises(ModelError, match=r"describes a layer with outputs of the shape \[1, 2, 1073741824\]"):
+        look(folder)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from expert_store import read_tensor
-from server.model.checkpoint.config_checks import MOST
-from server.model.checkpoint.gguf.gguf_file import GgufFile
+from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.errors import ModelError
 
 Values = dict[str, Any]
@@ -26,8 +25,8 @@ def decoder_values(file: GgufFile) -> Values:
     heads, hidden = file.integer("attention.head_count"), file.integer("embedding_length")
     nextn = file.integer("nextn_predict_layers", 0)  # layers that predict further tokens, after the others
     num_layers = file.integer("block_count") - nextn
-    if not 1 <= num_layers <= MOST["layers"]:
-        raise ModelError(f"{file.name} has {num_layers} layers, not 1 to {MOST['layers']}; download the file again")
+    if num_layers < 1:
+        raise ModelError(f"{file.name} has {num_layers} layers, not 1 or more; {REMEDY}")
     return {
         "hidden_size": hidden,
         "num_hidden_layers": num_layers,
@@ -59,29 +58,34 @@ def expert_values(file: GgufFile) -> Values:
 
 def partly_rotated(file: GgufFile, values: Values) -> Values:
     """The rotary positions of a head of which only the first numbers are rotated."""
-    factor = file.integer("rope.dimension_count", values["head_dim"]) / values["head_dim"]
-    return {"rope_parameters": values["rope_parameters"] | {"partial_rotary_factor": factor}}
+    head_dim = values["head_dim"]
+    rotated = file.integer("rope.dimension_count", head_dim)
+    if not 0 <= rotated <= head_dim:
+        raise ModelError(
+            f"{file.architecture}.rope.dimension_count of {file.name} is {rotated}, not a whole number from 0 to the "
+            f"{head_dim} of a head; {REMEDY}"
+        )
+    return {"rope_parameters": values["rope_parameters"] | {"partial_rotary_factor": rotated / max(head_dim, 1)}}
 
 
 def rope_values(file: GgufFile) -> Values:
     """The rotary positions, as transformers names them."""
     values: Values = {"rope_type": "default", "rope_theta": file.number("rope.freq_base", 10000.0)}
-    kind = file.value("rope.scaling.type", "none")
+    kind, factor = _scaling(file)
     factors = frequency_factors(file, "rope_freqs.weight")
-    if kind == "none" or file.number("rope.scaling.factor", 1.0) <= 1.0:
+    if kind == "none" or factor == 1.0:
         return values if factors is None else values | given_factors(file, factors, factors)
     if factors is not None:
         raise ModelError(
             f"{file.name} has both rope_freqs.weight and {file.architecture}.rope.scaling, which Greenroom does "
             "not read together; name the model that it was made from with --config-from"
         )
-    factor = file.number("rope.scaling.factor")
     if kind == "linear":
         return values | {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
+    if kind != "yarn" or factor < 1.0:
         raise ModelError(
-            f"{file.name} scales rotary positions by {kind!r}, which Greenroom does not read from GGUF; name "
-            "the model that it was made from with --config-from"
+            f"{file.name} scales rotary positions by {kind!r} with a factor of {factor:g}, which Greenroom does not "
+            "read from GGUF; name the model that it was made from with --config-from"
         )
     return values | {
         "rope_type": "yarn",
@@ -90,6 +94,15 @@ def rope_values(file: GgufFile) -> Values:
         "beta_fast": file.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": file.number("rope.scaling.yarn_beta_slow", 1.0),
     }
+
+
+def _scaling(file: GgufFile) -> tuple[str, float]:
+    """Return the kind and the factor of the scaling of rotary positions.
+
+    Older files have another key for the factor, and none for the kind, which is then linear; 0 stands for 1.
+    """
+    key = "rope.scaling.factor" if file.has("rope.scaling.factor") else "rope.scale_linear"
+    return str(file.value("rope.scaling.type", "linear")), file.number(key, 1.0) or 1.0
 
 
 def given_factors(file: GgufFile, short: list[float], long: list[float]) -> Values:
@@ -133,6 +146,17 @@ def numbers_by_layer(file: GgufFile, key: str, num_layers: int) -> list[int]:
     if len(numbers) not in (num_layers, file.integer("block_count")) or any(type(each) is not int for each in numbers):
         raise ModelError(f"{file.architecture}.{key} of {file.name} is not a number for each of {num_layers} layers")
     return numbers[:num_layers]
+
+
+def flags_by_layer(file: GgufFile, key: str, num_layers: int) -> list[bool]:
+    """A truth value of each layer, which files may store as a number; one for all is given once."""
+    found = file.value(key)
+    flags = found if isinstance(found, list) else [found] * num_layers
+    if len(flags) not in (num_layers, file.integer("block_count")) or any(each not in (0, 1) for each in flags):
+        raise ModelError(
+            f"{file.architecture}.{key} of {file.name} is not true or false for each of {num_layers} layers"
+        )
+    return [bool(each) for each in flags[:num_layers]]
 
 
 def gating(file: GgufFile) -> int:

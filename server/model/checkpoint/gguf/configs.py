@@ -131,7 +131,7 @@ def glm4_moe(file: GgufFile) -> Values:
             "n_routed_experts": experts["num_experts"],
             "n_shared_experts": file.integer("expert_shared_count", 1),
             "first_k_dense_replace": file.integer("leading_dense_block_count", 0),
-            "routed_scaling_factor": file.number("expert_weights_scale", 1.0),
+            "routed_scaling_factor": file.number("expert_weights_scale", 1.0) or 1.0,
             "norm_topk_prob": bool(file.value("expert_weights_norm", True)),
             "n_group": file.integer("expert_group_count", 1),
             "topk_group": file.integer("expert_group_used_count", 1),
@@ -227,16 +227,16 @@ def granite_moe(file: GgufFile) -> Values:
 
 
 def granite_values(file: GgufFile, values: Values) -> Values:
-    """The values that all of Granite's architectures have."""
+    """The values that all of Granite's architectures have; llama.cpp takes a scale of 0 for none."""
     experts = expert_values(file)
     return {
         "intermediate_size": experts["moe_intermediate_size"],
         "num_local_experts": experts["num_experts"],
         "num_experts_per_tok": experts["num_experts_per_tok"],
-        "attention_multiplier": file.number("attention.scale", max(values["head_dim"], 1) ** -0.5),
-        "embedding_multiplier": file.number("embedding_scale", 1.0),
-        "residual_multiplier": file.number("residual_scale", 1.0),
-        "logits_scaling": file.number("logit_scale", 1.0),
+        "attention_multiplier": file.number("attention.scale", 0.0) or max(values["head_dim"], 1) ** -0.5,
+        "embedding_multiplier": file.number("embedding_scale", 1.0) or 1.0,
+        "residual_multiplier": file.number("residual_scale", 1.0) or 1.0,
+        "logits_scaling": file.number("logit_scale", 1.0) or 1.0,
     }
 
 
@@ -270,7 +270,7 @@ def dots1(file: GgufFile) -> Values:
             "n_routed_experts": experts["num_experts"],
             "n_shared_experts": file.integer("expert_shared_count"),
             "first_k_dense_replace": file.integer("leading_dense_block_count", 0),
-            "routed_scaling_factor": file.number("expert_weights_scale", 1.0),
+            "routed_scaling_factor": file.number("expert_weights_scale", 1.0) or 1.0,
             "norm_topk_prob": bool(file.value("expert_weights_norm", False)),
             "n_group": file.integer("expert_group_count", 1),
             "topk_group": file.integer("expert_group_used_count", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -20,9 +21,11 @@ from server.model.checkpoint.gguf.description import describe_file
 from server.model.checkpoint.gguf.end_tokens import end_token_ids
 from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.checkpoint.gguf.gguf_tokenizer import check_tokenizer, make_tokenizer, num_embeddings
+from server.model.checkpoint.gguf.known_keys import check_keys
 from server.model.checkpoint.gguf.small_files import make_small_files
 from server.model.checkpoint.gguf.tensors import Tensors, check_shapes, named_tensors, packed_matrices
 from server.model.checkpoint.local_files import GGUF, is_projector, names_of_splits
+from server.model.checkpoint.number_ranges import number_out_of_range
 from server.model.checkpoint.processor_files import LoadedProcessor, NoImagesError
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices, map_checkpoint, missing_parameters
 from server.model.errors import ModelError
@@ -32,6 +35,9 @@ from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import LinearFormat
 from server.model.quantised.scheme import forget_quantisation
 
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 20  # unknown keys of a header in the log
 TEXT_TYPES = {"qwen3_vl_moe_text": "qwen3_moe"}  # text parts without a class of their own, and what computes the same
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.KEY
 
@@ -202,13 +208,24 @@ class GgufCheckpoint:
             config = self.read_config()
             values: dict[str, Any] = config.to_dict()
             return values | {"num_hidden_layers": config.num_hidden_layers}  # computed in some classes
+        self._check_numbers(self._file.own_metadata())
         try:
-            return self._architecture.config(self._file)
+            unknown = check_keys(self._file)
+            values = self._architecture.config(self._file)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:  # a value of another kind
             raise ModelError(
                 f"the metadata of {self.name} is not that of a {self._file.architecture} model: {error}; download the "
                 "file again"
             ) from error
+        self._check_numbers(values)
+        if unknown:
+            log.warning("%s has keys that are not read: %s", self.name, ", ".join(unknown[:MOST_NAMED]))
+        return values
+
+    def _check_numbers(self, values: Mapping[str, Any]) -> None:
+        wrong = number_out_of_range(values)
+        if wrong is not None:
+            raise ModelError(f"the metadata of {self.name} can't be used: {wrong}; {REMEDY}")
 
 
 def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:

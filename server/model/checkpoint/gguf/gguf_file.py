@@ -120,6 +120,11 @@ class GgufFile:
         numbers: list[int] = found.tolist()
         return numbers
 
+    def own_metadata(self) -> dict[str, Any]:
+        """Return the architecture's metadata, by keys without the architecture."""
+        prefix = f"{self.architecture}."
+        return {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
+
     def has(self, key: str) -> bool:
         """Return True if the architecture's metadata has a key."""
         return f"{self.architecture}.{key}" in self.metadata

@@ -6,6 +6,7 @@ from server.model.checkpoint.gguf.config_values import (
     Values,
     decoder_values,
     expert_values,
+    flags_by_layer,
     numbers_by_layer,
     partly_rotated,
 )
@@ -58,7 +59,7 @@ def lfm2_moe(file: GgufFile) -> Values:
             "num_dense_layers": file.integer("leading_dense_block_count"),
             "layer_types": [kinds[count > 0] for count in heads],
             "norm_topk_prob": bool(file.value("expert_weights_norm", True)),
-            "routed_scaling_factor": file.number("expert_weights_scale", 1.0),
+            "routed_scaling_factor": file.number("expert_weights_scale", 1.0) or 1.0,
             "use_expert_bias": any(name.endswith("exp_probs_b.bias") for name in file.tensors),
         }
     )
@@ -75,7 +76,7 @@ def granite_hybrid(file: GgufFile) -> Values:
             "model_type": "granitemoehybrid",
             "shared_intermediate_size": file.integer("expert_shared_feed_forward_length"),
             "layer_types": [MIXERS[count > 0] for count in heads],
-            "position_embedding_type": "rope" if file.value("rope.scaling.finetuned", False) else "nope",
+            "position_embedding_type": "rope" if file.value("rope.scaling.finetuned", True) else "nope",
             "mamba_n_heads": file.integer("ssm.time_step_rank"),
             "mamba_d_head": _mamba_head(file),
             "mamba_d_state": file.integer("ssm.state_size"),
@@ -106,7 +107,7 @@ def nemotron_h_moe(file: GgufFile) -> Values:
             "n_shared_experts": file.integer("expert_shared_count", 1),
             "moe_shared_expert_intermediate_size": file.integer("expert_shared_feed_forward_length"),
             "moe_latent_size": file.integer("moe_latent_size", 0) or None,
-            "routed_scaling_factor": file.number("expert_weights_scale", 1.0),
+            "routed_scaling_factor": file.number("expert_weights_scale", 1.0) or 1.0,
             "norm_topk_prob": bool(file.value("expert_weights_norm", True)),
             "n_group": file.integer("expert_group_count", 1),
             "topk_group": file.integer("expert_group_used_count", 1),
@@ -129,7 +130,12 @@ def _has_tensor(file: GgufFile, leaf: str) -> bool:
 
 
 def _delta_net(file: GgufFile, values: Values) -> Values:
-    heads, interval = file.integer("ssm.time_step_rank"), file.integer("full_attention_interval", 4)
+    heads, num_layers = file.integer("ssm.time_step_rank"), values["num_hidden_layers"]
+    if file.has("attention.recurrent_layers"):
+        is_recurrent = flags_by_layer(file, "attention.recurrent_layers", num_layers)
+    else:
+        interval = file.integer("full_attention_interval", 4)
+        is_recurrent = [(layer + 1) % interval != 0 for layer in range(num_layers)]
     return {
         "linear_conv_kernel_dim": file.integer("ssm.conv_kernel"),
         "linear_key_head_dim": file.integer("ssm.state_size"),
@@ -137,5 +143,5 @@ def _delta_net(file: GgufFile, values: Values) -> Values:
         "linear_num_value_heads": heads,
         "linear_value_head_dim": file.integer("ssm.inner_size") // max(heads, 1),
         "shared_expert_intermediate_size": file.integer("expert_shared_feed_forward_length"),
-        "layer_types": [MIXERS[(layer + 1) % interval == 0] for layer in range(values["num_hidden_layers"])],
+        "layer_types": [MIXERS[not recurs] for recurs in is_recurrent],
     }

@@ -212,7 +212,10 @@ def test_a_pack_is_made_anew_for_another_trunk(tiny: Path, packed: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"head_dim": 16}, "does not have the model's shape"), ({"num_hidden_layers": 3, "trunk": "int3"}, "int3")],
+    [
+        ({"num_attention_heads": 8}, "does not have the model's shape"),
+        ({"num_hidden_layers": 3, "trunk": "int3"}, "int3"),
+    ],
 )
 def test_trunks_that_do_not_match_the_model_are_refused(
     packed: Path, changes: dict[str, object], complaint: str

@@ -111,6 +111,8 @@ def rewrite(
     for key, field in fields.items():
         value = changes.get(key, field.contents())
         kinds = [*field.types, None]
+        if isinstance(value, list) and kinds[0] != gguf.GGUFValueType.ARRAY:
+            kinds = [gguf.GGUFValueType.ARRAY, kinds[0]]
         writer.add_key_value(key, value, kinds[0], sub_type=kinds[1])
     for tensor in reader.tensors:
         written = renamed.get(tensor.name, tensor.name)
@@ -322,7 +324,9 @@ def test_tensors_of_an_image_part_in_the_file_are_left_out(tmp_path: Path) -> No
         ({"tokenizer.ggml.pre": "no-such"}, "by the rules of 'no-such'"),
         ({"tokenizer.ggml.eos_token_id": 288}, "is 288, not one of 288 tokens"),
         ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens, but its table of embeddings 288"),
-        ({"qwen3moe.block_count": 1 << 31}, "has 2147483648 layers, not 1 to 1000"),
+        ({"qwen3moe.rope.freq_base": 0.0}, r"tiny\.gguf can't be used: rope\.freq_base is 0, not a number above 1"),
+        ({"qwen3moe.rope.freq_base": float("nan")}, "freq_base is nan, not a number above 1, up to"),
+        ({"qwen3moe.block_count": 1 << 31}, "block_count is 2147483648, not a whole number from 1 to 1000"),
     ],
 )
 def test_metadata_that_can_not_be_used_is_refused_with_what_is_wrong(
