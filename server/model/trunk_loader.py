@@ -189,9 +189,11 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
-    """The bytes of a loaded trunk whose weights are all of one dtype."""
-    return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize
+def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
+    """The bytes of a loaded trunk whose weights are all of one dtype, and of the tables that the model computes."""
+    stored = model.state_dict().keys()
+    tables: int = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
+    return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize + tables
 
 
 def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
