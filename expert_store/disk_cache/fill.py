@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
-from expert_store.disk_cache.disk_cache import EXTENT_BYTES
+from expert_store.disk_cache.extent_log import EXTENT_BYTES
+from expert_store.disk_cache.private_files import open_private
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Piece
 
@@ -144,7 +145,7 @@ class Fill:
         """Return True if no other process fills the cache."""
         with self._lock:
             if self._lead < 0:
-                self._lead = os.open(self._cache.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._lead = open_private(self._cache.folder / LOCK)
             try:
                 fcntl.flock(self._lead, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
