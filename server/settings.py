@@ -107,7 +107,8 @@ class ServeSettings(BaseModel):
         AUTO, description="part of --memory for LoRA adapters: 1GiB, or auto: 1/16 if adapters can be loaded"
     )
     disk_cache: Path | None = Field(
-        None, description="folder that keeps what is read of a model elsewhere; other servers may share it"
+        None,
+        description="folder that keeps what is read of a model elsewhere; other servers of the same user may share it",
     )
     disk_cache_size: BudgetInBytes = Field(
         AUTO,

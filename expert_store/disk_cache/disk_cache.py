@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FREED_SHARE = 1 / 32  # of the size, freed at once
 MEASURE_SHARE = 1 / 64  # of the size, written between two measurements of what all processes have stored
 OFF_SECONDS = 60.0  # without an attempt to store after it failed
+NO_ROOM = "the disk has no room for more"
 FAILURES = ("locked", "disk", "refused", "damaged")  # reasons for which bytes were not stored or not used
 
 
@@ -80,10 +81,12 @@ class DiskCache:
         """True while nothing is stored, as the disk fails or another process keeps a file locked."""
         return time.monotonic() < self._off_until
 
-    @property
-    def trouble(self) -> str | None:
-        """Why nothing is stored; None while bytes are."""
-        return self._trouble if self.is_off else None
+    def lack(self, nbytes: int) -> str | None:
+        """Return why so many bytes can't be stored beside the others, by what is known; None if they can."""
+        if self.is_off:
+            return self._trouble
+        most = self.max_bytes
+        return NO_ROOM if most is not None and self.stored_bytes + nbytes > most else None
 
     def failures(self) -> Mapping[str, int]:
         """Return how often bytes were not stored or not used, by the reasons in ``FAILURES``."""
@@ -130,11 +133,9 @@ class DiskCache:
     def has_room(self, nbytes: int) -> bool:
         """Return True if so many bytes can be stored without the removal of others."""
         with self._room:
-            if self.is_off:
-                return False
-            if self.max_bytes is not None and self.stored_bytes + nbytes > self.max_bytes:
+            if self.lack(nbytes) == NO_ROOM:
                 self._measure()
-            return self.max_bytes is None or self.stored_bytes + nbytes <= self.max_bytes
+            return self.lack(nbytes) is None
 
     def store(self, file: CacheFile, begin: int, data: Bytes) -> bool:
         """Keep some bytes of a source, if the disk has room for them; return whether it does."""
