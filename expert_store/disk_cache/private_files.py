@@ -76,7 +76,7 @@ def read_private(path: Path, most: int) -> bytes:
         OSError: there is none, or it is refused.
     """
     with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
-        return file.read(most)
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
 
 
 def write_private(path: Path, content: bytes) -> None:
