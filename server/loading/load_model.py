@@ -12,6 +12,7 @@ import jinja2
 import torch
 
 from expert_store import ExpertCatalog
+from server.collection import without_collection
 from server.device import find_device, is_gpu
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
@@ -110,7 +111,8 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     pool = ComputePool(pool_threads, kernels, triton_device)
 
     def try_layers(dtype: torch.dtype) -> ModelProgram:
-        catalog = checkpoint.map(build_model(model_config, dtype)).catalog
+        with without_collection():
+            catalog = checkpoint.map(build_model(model_config, dtype)).catalog
         return find_program(
             model_config, dtype, kernels, catalog, settings.max_model_len, is_deterministic=settings.deterministic
         )

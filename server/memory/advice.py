@@ -14,7 +14,7 @@ SMALL_TRUNK = "shrink the trunk with `greenroom pack --trunk int8`, or `int4`"
 def describe_budget(settings: ServeSettings, budget_bytes: int) -> str:
     """Return how much memory there is, and what ``--memory`` asks for."""
     if asked_bytes(settings, budget_bytes) > budget_bytes:
-        return f"only {format_bytes(budget_bytes)} are available, less than --memory {settings.memory}"
+        return f"this machine has {format_bytes(budget_bytes)} available, less than --memory {settings.memory}"
     return f"--memory {settings.memory} is {format_bytes(budget_bytes)}"
 
 

@@ -129,20 +129,24 @@ def _kind_of(layer: nn.Module) -> Hashable:
 
 
 def _random_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    random, count = torch.Generator().manual_seed(0), max(value.numel() for value in state.values())
-    numbers = torch.empty(min(count, 1 << 20) + SPARE_NUMBERS).normal_(generator=random)
-    numbers = numbers.repeat(-(-(count + SPARE_NUMBERS) // len(numbers)))
+    state, random = model.state_dict(), torch.Generator().manual_seed(0)
+    numbers = torch.empty((1 << 20) + SPARE_NUMBERS).normal_(generator=random)
     weights = {}
     for name, value in state.items():
         if not value.numel():  # experts, which are not run
             continue
         first = int(torch.randint(SPARE_NUMBERS, (), generator=random))
-        own = numbers[first : first + value.numel()].view(value.shape)
+        own = numbers[first : first + value.numel()]
         if not value.is_floating_point():
             weights[name] = torch.ones(value.shape, dtype=value.dtype)
         elif value.ndim > 1:
-            weights[name] = (own * value.shape[-1] ** -0.5).to(value.dtype)
+            weights[name] = _repeated((own * value.shape[-1] ** -0.5).to(value.dtype), value.shape)
         else:
-            weights[name] = (own * 0.1 + ("norm" in name and name.endswith("weight"))).to(value.dtype)
+            own = own * 0.1 + ("norm" in name and name.endswith("weight"))
+            weights[name] = _repeated(own.to(value.dtype), value.shape)
     return weights
+
+
+def _repeated(numbers: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return a tensor of a shape that repeats some numbers."""
+    return numbers.repeat(-(-shape.numel() // len(numbers)))[: shape.numel()].view(shape)

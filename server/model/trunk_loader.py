@@ -25,6 +25,7 @@ from expert_store import (
     TensorSource,
     use_huge_pages,
 )
+from server.collection import without_collection
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
@@ -175,7 +176,8 @@ def _load(
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
-    tensors = checkpoint.map(model)
+    with without_collection():
+        tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     num_parameters = count_parameters(model)
