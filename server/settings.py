@@ -236,6 +236,11 @@ class ServeSettings(BaseModel):
         "info", description="lowest level that is logged to standard error"
     )
     log_format: Literal["text", "json"] = Field("text", description="format of the log; json: one object per line")
+    expert_metrics: Literal["layer", "expert", "off"] = Field(
+        "expert",
+        description="show tokens in /metrics by expert; by layer alone, which keeps the answer of a large model small; "
+        "or not at all",
+    )
     log_prompts: bool = Field(False, description="write prompts to the log")
     stream_keep_alive: float = Field(
         10.0,

@@ -35,7 +35,7 @@ from expert_store.disk_cache.places import caches, lowest_tiers
 from expert_store.statistics import Phase
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
-from server.observability.expert_tokens import ExpertTokens
+from server.observability.expert_tokens import Detail, ExpertTokens
 from server.observability.logging import num_dropped_lines
 from server.observability.metric_families import Samples, counter, gauge, histogram
 from server.observability.weight_metrics import adapter_metrics, variant_metrics
@@ -52,6 +52,7 @@ class Metrics:
 
     Args:
         model: name of the model that it serves.
+        expert_metrics: whether tokens are shown by expert, by layer alone, or not at all.
 
     Attributes:
         access_refusals: returns how many requests each policy refused for each reason, if there may be policies.
@@ -68,6 +69,7 @@ class Metrics:
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
         fill: Fill | None = None,
+        expert_metrics: Detail = "expert",
     ):
         self.access_refusals: Callable[[], Samples] | None = None
         self._adapters, self._variants, self._fill = adapters, variants, fill
@@ -75,7 +77,9 @@ class Metrics:
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._secret = secrets.token_bytes(16)
         self._lowest_tiers, self._caches = lowest_tiers(store.catalog), caches(store.catalog)
-        self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
+        self._tokens = ExpertTokens(
+            {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}, expert_metrics
+        )
 
     def render(self, *, hides_names: bool = False) -> bytes:
         """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop.

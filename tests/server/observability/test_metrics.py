@@ -208,3 +208,15 @@ def test_layers_of_fewer_experts_have_fewer_samples() -> None:
         'greenroom_expert_tokens_total{layer="1",expert="2"} 3',
         'greenroom_expert_tokens_total{layer="5",expert="0"} 4',
     ]
+
+
+def test_tokens_are_shown_by_layer_alone_or_not_at_all_if_so_asked(tmp_path: Path) -> None:
+    store = ExpertStore(make_catalog(tmp_path), 1 << 20)
+    with store.lease({ExpertKey(1, 0): 3, ExpertKey(1, 2): 1}, "decode") as lease:
+        list(lease)
+    store.close()
+    by_layer = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), expert_metrics="layer")
+    found = {place: each for place, each in samples(by_layer).items() if "expert_tokens" in place[0]}
+    assert found == {("greenroom_expert_tokens_total", frozenset(layer)): 4.0 * (layer == "1") for layer in "01"}
+    off = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), expert_metrics="off")
+    assert b"expert_tokens" not in off.render()
