@@ -145,9 +145,10 @@ class ExtentLog:
             try:
                 os.ftruncate(file, self._position)
                 with self._lock:
-                    dropped = [(begin, 0, 0) for begin in self._forgotten if begin not in self._extents]
-                    self._forgotten.clear()
-                self._append(file, dropped)
+                    forgotten = set(self._forgotten)
+                self._append(file, [(begin, 0, 0) for begin in forgotten if begin not in self._extents])
+                with self._lock:
+                    self._forgotten -= forgotten
                 yield file
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
