@@ -32,7 +32,8 @@ class Download:
 
     held_bytes: int
     total_bytes: int
-    seconds_left: float | None  # None if nothing is known
+    seconds_left: float | None  # None if nothing is known, or while it waits
+    reason: str | None = None  # why it waits
 
 
 @dataclass(frozen=True)

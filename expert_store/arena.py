@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from expert_store.address_space import spare_address_bytes
 from expert_store.catalog import ExpertLayout
 from expert_store.errors import BudgetError
 from expert_store.sources.base import Bytes
@@ -32,7 +33,7 @@ class HostArena:
 
     def __init__(self, layout: ExpertLayout, num_slots: int, capacity: int):
         self.layout = layout
-        self._map = _reserve(num_slots * layout.slot_bytes, capacity * layout.slot_bytes)
+        self._map = _reserve(num_slots, capacity, layout.slot_bytes)
         self.capacity = len(self._map) // layout.slot_bytes
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8).reshape(self.capacity, layout.slot_bytes)
         self.tensor = torch.from_numpy(self._bytes)  # type: ignore[no-untyped-call,unused-ignore]
@@ -126,13 +127,20 @@ def page_aligned(nbytes: int) -> Bytes:
     return np.frombuffer(memory, dtype=np.uint8)
 
 
-def _reserve(least: int, most: int) -> mmap.mmap:
-    """Reserve addresses: ``most`` bytes, or as many as a limit of the address space admits."""
-    nbytes = most
+def _reserve(least: int, most: int, slot_bytes: int) -> mmap.mmap:
+    """Reserve addresses of whole slots: ``most`` of them, or as many as limits of the address space admit.
+
+    Of what a limit leaves, half is kept for the stacks of threads, the KV cache and the heap.
+    """
+    spare = spare_address_bytes()
+    num_slots = most if spare is None else max(least, min(most, spare // 2 // slot_bytes))
     while True:
         try:
-            return mmap.mmap(-1, nbytes, flags=RESERVE)
+            return mmap.mmap(-1, num_slots * slot_bytes, flags=RESERVE)
         except OSError as error:
-            if nbytes <= least:
-                raise BudgetError(f"cannot reserve {least} bytes for experts; give a smaller budget") from error
-            nbytes = max(least, nbytes // 2)
+            if num_slots <= least:
+                raise BudgetError(
+                    f"cannot reserve {least * slot_bytes} bytes for experts ({error.strerror}); "
+                    "give a smaller budget, or raise the limit of the process (`ulimit -v`, `ulimit -d`)"
+                ) from error
+            num_slots = max(least, num_slots // 2)

@@ -323,7 +323,7 @@ class ExpertCatalog:
         """Bytes of one slot for every expert, those of variants included."""
         return sum(count * layout.slot_bytes for layout, count in self.num_places.items())
 
-    @property
+    @cached_property
     def sources(self) -> list[Source]:
         """Every source that holds a part of one of the model's own experts."""
         return sources_of(recipe for entry in self.layers.values() for recipe in entry.experts)

@@ -107,7 +107,8 @@ class ServeSettings(BaseModel):
         AUTO, description="part of --memory for LoRA adapters: 1GiB, or auto: 1/16 if adapters can be loaded"
     )
     disk_cache: Path | None = Field(
-        None, description="folder that keeps what is read of a model elsewhere; other servers may share it"
+        None,
+        description="folder that keeps what is read of a model elsewhere; other servers of the same user may share it",
     )
     disk_cache_size: BudgetInBytes = Field(
         AUTO,
@@ -240,6 +241,11 @@ class ServeSettings(BaseModel):
         "info", description="lowest level that is logged to standard error"
     )
     log_format: Literal["text", "json"] = Field("text", description="format of the log; json: one object per line")
+    expert_metrics: Literal["layer", "expert", "off"] = Field(
+        "expert",
+        description="show tokens in /metrics by expert; by layer alone, which keeps the answer of a large model small; "
+        "or not at all",
+    )
     log_prompts: bool = Field(False, description="write prompts to the log")
     stream_keep_alive: float = Field(
         10.0,

@@ -96,11 +96,11 @@ def _rows(frame: ExpertFrame) -> list[Row]:
 
 def _download(download: Download) -> Row:
     """Return the bar of a model's files on the server's disk."""
-    left = download.seconds_left
+    left, waits = download.seconds_left, "" if download.reason is None else f"waits: {printable(download.reason)}"
     return Row(
         "download",
         _bar(download.total_bytes, [(download.held_bytes, TIER_RGB[DISK])]),
-        "" if left is None else f"{duration_text(left)} left" if left else "complete",
+        waits if left is None else f"{duration_text(left)} left" if left else "complete",
         f"{size_text(download.held_bytes)} of {size_text(download.total_bytes)}",
     )
 

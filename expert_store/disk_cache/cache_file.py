@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import threading
@@ -15,6 +14,8 @@ import numpy as np
 import xxhash
 
 from expert_store.disk_cache.extent_log import CachedExtent, ExtentLog
+from expert_store.disk_cache.file_lock import SHORT_LOCK_SECONDS, lock
+from expert_store.disk_cache.private_files import RefusedFileError, open_private
 from expert_store.errors import SourceError
 from expert_store.sources.base import Bytes, Piece
 from expert_store.sources.file import DirectFile
@@ -37,28 +38,44 @@ class CacheFile:
         nbytes: of the source.
 
     Raises:
+        RefusedFileError: another user may have made a file, or may change it.
+        LockedError: another process is about to remove the file, and does not go on.
         OSError: the disk is full, or fails.
         SourceError: the file can't be opened.
     """
 
     def __init__(self, path: Path, nbytes: int):
         self.path, self.nbytes = path.with_name(path.name + DATA), nbytes
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_SH)  # no process removes a file that another one uses
-        if os.fstat(self._file).st_size != nbytes:
-            os.ftruncate(self._file, nbytes)
-        self._reads = DirectFile(self.path)
-        self.log = ExtentLog(path.with_name(path.name + LOG))
+        self._file = _open_shared(self.path)
+        try:
+            if os.fstat(self._file).st_size != nbytes:
+                os.ftruncate(self._file, nbytes)
+            self.log = ExtentLog(path.with_name(path.name + LOG), nbytes)
+            self._reads = DirectFile(self.path)
+        except (OSError, SourceError):
+            os.close(self._file)
+            raise
         self._last_use: dict[int, int] = {}  # by the extent's begin
         self.is_kept: Callable[[int, int], bool] = lambda *_: False  # whether a range is dropped last
+        self._num_damaged = 0  # extents whose bytes were not those that were stored
         self._unwritten: dict[int, Bytes] = {}  # by their begins, bytes that are about to be stored
         self._lock = threading.Lock()  # guards them
+
+    @property
+    def num_damaged(self) -> int:
+        """Extents and records of them that could not be used."""
+        return self._num_damaged + self.log.num_unusable
 
     def read(self, begin: int, target: Bytes, scratch: Bytes | None = None) -> list[tuple[int, int]]:
         """Fill the parts of a target that are in the cache, and return the ranges of the source that are not.
 
+        It waits for no lock of another process.
+
         Args:
             begin: the offset of the target in the source.
+
+        Raises:
+            OSError: the disk fails, or a file was replaced by one that is refused.
         """
         end = begin + len(target)
         if self.missing(begin, end):
@@ -72,7 +89,8 @@ class CacheFile:
                 missing.append((position, extent.begin))
             position = extent.end
         if damaged:
-            self.log.drop(damaged)
+            self._num_damaged += len(damaged)
+            self.log.forget(damaged)
         if position < end:
             missing.append((position, end))
         return [part for first, last in missing for part in self._take_unwritten(first, target[first - begin :], last)]
@@ -156,6 +174,20 @@ class CacheFile:
         return True
 
 
+def _open_shared(path: Path) -> int:
+    """Open a file, and lock it so that no process removes it."""
+    while True:
+        file = open_private(path)
+        try:
+            lock(file, fcntl.LOCK_SH, path, SHORT_LOCK_SECONDS)
+            if os.fstat(file).st_nlink:
+                return file
+        except OSError:
+            os.close(file)
+            raise
+        os.close(file)  # it was removed just before
+
+
 def _without(part: tuple[int, int], begin: int, end: int) -> list[tuple[int, int]]:
     """Return what is left of a part without a range."""
     first, last = part
@@ -169,13 +201,15 @@ def remove_unused(path: Path) -> None:
     Args:
         path: of the sparse file.
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file = open_private(path, os.O_RDONLY)
+    except (FileNotFoundError, RefusedFileError):  # another process has removed it; or it is no file of a cache
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        path.unlink(missing_ok=True)
         path.with_suffix(LOG).unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno != errno.EWOULDBLOCK:
-            raise
+    except BlockingIOError:
+        return
     finally:
         os.close(file)

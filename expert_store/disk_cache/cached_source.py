@@ -113,7 +113,15 @@ class OpenCachedSource:
 
     def __init__(self, inner: OpenSource, cache: DiskCache):
         self.inner, self.cache = inner, cache
-        self.file: CacheFile | None = cache.file(inner.identity) if is_versioned(inner.identity) else None
+        self._file: CacheFile | None = None
+        self._is_kept = is_versioned(inner.identity)
+
+    @property
+    def file(self) -> CacheFile | None:
+        """Its file of the cache; None if it has none, or none that can be used now."""
+        if self._file is None and self._is_kept:
+            self._file = self.cache.file(self.inner.identity)
+        return self._file
 
     @property
     def identity(self) -> SourceIdentity:
@@ -131,7 +139,8 @@ class OpenCachedSource:
 
     def missing(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the parts of a range that are not on the disk, or about to be."""
-        return [(begin, end)] if self.file is None else self.file.missing(begin, end)
+        file = self.file
+        return [(begin, end)] if file is None else file.missing(begin, end)
 
     def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         """Fill the targets of some pieces from the disk, and what is missing there from the source."""
@@ -151,13 +160,14 @@ class OpenCachedSource:
                 if piece.target is not memory:
                     begin = piece.offset - run[0].offset
                     np.copyto(piece.target, memory[begin : begin + len(piece.target)])
-        if self.file is not None:
+        if (file := self.file) is not None:
             for piece in missing:
-                self.cache.writer.put(self.file, piece.offset, piece.target)
+                self.cache.writer.put(file, piece.offset, piece.target)
 
     def keep(self, begin: int, data: Bytes) -> bool:
         """Store bytes that were read from the source; return False if the disk does not take them."""
-        return self.file is not None and self.cache.store_all(self.file, begin, data)
+        file = self.file
+        return file is not None and self.cache.store_all(file, begin, data)
 
     def close(self) -> None:
         """Close the source once all that was read is stored; its file serves others, too."""
@@ -165,9 +175,8 @@ class OpenCachedSource:
         self.inner.close()
 
     def _read_held(self, begin: int, memory: Bytes, scratch: Bytes | None) -> list[tuple[int, int]]:
-        if self.file is None:
-            return [(begin, begin + len(memory))]
-        return self.file.read(begin, memory, scratch)
+        file = self.file
+        return [(begin, begin + len(memory))] if file is None else self.cache.read(file, begin, memory, scratch)
 
 
 def is_versioned(identity: SourceIdentity) -> bool:

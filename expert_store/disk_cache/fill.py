@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
-from expert_store.disk_cache.disk_cache import EXTENT_BYTES
+from expert_store.disk_cache.disk_cache import NO_ROOM
+from expert_store.disk_cache.extent_log import EXTENT_BYTES
+from expert_store.disk_cache.private_files import open_private
 from expert_store.errors import CheckpointError
 from expert_store.sources.base import Piece
 
@@ -37,8 +39,9 @@ class FillProgress(NamedTuple):
 
     held_bytes: int
     total_bytes: int
-    seconds_left: float | None  # None if nothing is known
+    seconds_left: float | None  # None if nothing is known, or while it waits
     state: str  # filling, waiting, complete
+    reason: str | None = None  # why it waits
 
 
 class Fill:
@@ -68,8 +71,10 @@ class Fill:
         self._spans: Iterator[tuple[OpenCachedSource, int, int]] = iter(())
         self._reading: set[tuple[OpenCachedSource, int]] = set()  # begins of spans that a thread reads
         self._lead = -1  # the file whose lock lets one process of those that share the cache fill it
-        self._is_complete, self._is_waiting = False, False
+        self._is_complete = False
+        self._waits_for: str | None = None  # why the last attempt failed
         self._tell_at = 0.0
+        self._told: FillProgress | None = None
         self._marks: list[tuple[float, int]] = []  # times, and bytes held then
         self._threads = [
             threading.Thread(target=self._run, name=f"fill-{index}", daemon=True) for index in range(NUM_THREADS)
@@ -93,21 +98,29 @@ class Fill:
     def progress(self) -> FillProgress:
         """Return how far it has come."""
         with self._lock:
-            opened, is_complete, is_waiting = list(self._opened.values()), self._is_complete, self._is_waiting
+            opened, is_complete, reason = list(self._opened.values()), self._is_complete, self._waits_for
             total = sum(each.identity.nbytes for each in opened)
             held = sum(each.file.log.num_bytes for each in opened if each.file is not None)
             now = time.monotonic()
             self._marks = [mark for mark in self._marks if mark[0] > now - RATE_SECONDS] or self._marks[-1:]
             self._marks.append((now, held))
             (since, before), elapsed = self._marks[0], now - self._marks[0][0]
+        if is_complete:
+            return FillProgress(held, total, 0.0, "complete")
+        reason = reason or self._cache.lack(total - held)
+        if reason is not None:
+            return FillProgress(held, total, None, "waiting", reason)
         seconds = (total - held) * elapsed / (held - before) if held > before and since < now else None
-        state = "complete" if is_complete else "waiting" if is_waiting else "filling"
-        return FillProgress(held, total, 0.0 if is_complete else seconds, state)
+        return FillProgress(held, total, seconds, "filling")
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 if not self._leads():
+                    self._waits_for = "another server completes it"
+                    for opened in self._opened.values():
+                        if opened.file is not None:
+                            opened.file.log.refresh()
                     self._stop.wait(RETRY_SECONDS)
                     continue
                 self._tell_now_and_then()
@@ -123,13 +136,13 @@ class Fill:
                     with self._lock:
                         self._reading.remove(span[:2])
                 if is_kept:
-                    self._is_waiting = False
+                    self._waits_for = None
                     continue
-                reason: object = "the disk has no room for more"
+                reason = self._cache.lack(span[2] - span[1]) or NO_ROOM
             except (CheckpointError, OSError) as error:
-                reason = error
-            if not self._is_waiting:
-                self._is_waiting = True
+                reason = str(error)
+            was_waiting, self._waits_for = self._waits_for is not None, reason
+            if not was_waiting:
                 log.warning("the download waits: %s", reason)
             self._stop.wait(RETRY_SECONDS)
 
@@ -138,13 +151,16 @@ class Fill:
             if time.monotonic() < self._tell_at:
                 return
             self._tell_at = time.monotonic() + TELL_SECONDS
-        self._tell(self.progress())
+        progress = self.progress()
+        if progress.state == "filling" or progress != self._told:  # what waits does not change
+            self._tell(progress)
+        self._told = progress
 
     def _leads(self) -> bool:
         """Return True if no other process fills the cache."""
         with self._lock:
             if self._lead < 0:
-                self._lead = os.open(self._cache.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._lead = open_private(self._cache.folder / LOCK)
             try:
                 fcntl.flock(self._lead, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from expert_store.catalog import ExpertCatalog, is_on_disk
 from expert_store.disk_cache.delayed_writer import MAX_UNWRITTEN_BYTES
-from expert_store.disk_cache.disk_cache import EXTENT_BYTES
+from expert_store.disk_cache.extent_log import EXTENT_BYTES
 from expert_store.disk_cache.fill import NUM_THREADS
 
 

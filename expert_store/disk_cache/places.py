@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expert_store.catalog import ExpertCatalog, extents
 from expert_store.disk_cache.cached_source import CachedSource
+from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.keys import ExpertKey
 from expert_store.sources.base import Source
 from expert_store.sources.file import FileSource
@@ -22,6 +23,11 @@ def lowest_tiers(catalog: ExpertCatalog) -> list[str]:
     sources = catalog.sources
     tiers = ["disk"] if any(isinstance(source, FileSource | CachedSource) for source in sources) else []
     return [*tiers, "remote"] if any(not isinstance(source, FileSource) for source in sources) else tiers
+
+
+def caches(catalog: ExpertCatalog) -> set[DiskCache]:
+    """Return the caches in front of the sources of a model."""
+    return {source.cache for source in catalog.sources if isinstance(source, CachedSource)}
 
 
 def _is_here(source: Source, begin: int, end: int) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from expert_store.disk_cache.private_files import read_private, write_private
 from expert_store.sources.base import SourceIdentity
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".about"
+MAX_BYTES = 64 << 20  # of a file, which has names of a folder
 
 
 class Remembered:
@@ -51,15 +52,13 @@ class Remembered:
         path = self._path(name)
         try:
             if self._read(name) != json.loads(json.dumps(about)):
-                new = path.with_name(f"{path.name}.{os.getpid()}")
-                new.write_text(json.dumps(about), "utf-8")
-                new.replace(path)
+                write_private(path, json.dumps(about).encode())
         except OSError as error:
             log.warning("%s can't remember %s: %s", self._folder, name, error)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads(self._path(name).read_text("utf-8"))
+            found = json.loads(read_private(self._path(name), MAX_BYTES))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -8,8 +8,8 @@ BLOCK_BYTES = 512  # the unit of st_blocks
 
 
 def disk_bytes(path: Path) -> int:
-    """Return the bytes of a file on its disk; 0 if it is not there, or was renamed just now."""
+    """Return the bytes of a file on its disk; 0 if it is a link or not there, or was renamed just now."""
     try:
-        return path.stat().st_blocks * BLOCK_BYTES
+        return path.lstat().st_blocks * BLOCK_BYTES
     except OSError:
         return 0

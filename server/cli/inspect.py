@@ -8,6 +8,7 @@ import json
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import PLANNING, add_flags
 from server.cli.model_settings import load_model_settings
+from server.collection import without_collection
 from server.lifecycle.torch_setup import set_up_torch
 from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         return fail(ValueError(f"--bandwidth {error}"), WRONG_USAGE)
     try:
-        report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings), link)
+        with without_collection():
+            report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings), link)
     except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
     print(json.dumps(report) if arguments.json else as_text(report), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from server.cli.exit_status import (
     open_standard_streams,
 )
 from server.other_servers import explain, explain_command
+
+NO_THREAD = "can't start new thread"  # of a RuntimeError
+BEYOND_LIMITS = "the system refuses; raise the limits of this process (`ulimit -v`, `ulimit -d`, `ulimit -u`)"
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,11 @@ def run_command() -> NoReturn:
             sys.exit(arguments.run(arguments))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and str(error) != NO_THREAD:
+            raise
+        logging.getLogger(__name__).debug("%s", error, exc_info=True)
+        sys.exit(finish(f"{str(error) or 'out of memory'}: {BEYOND_LIMITS}", FAILURE))
     except FileNotFoundError:
         if _has_temporary_folder():
             raise

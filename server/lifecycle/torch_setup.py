@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from expert_store import CheckpointError, read_metadata
+from server.collection import without_collection
 from server.lifecycle.lighter_imports import (
     import_torch,
     with_quick_frames,
@@ -82,11 +83,8 @@ def _without_collection() -> Iterator[None]:
     if NEEDED[-1] in sys.modules:
         yield
         return
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
+    with without_collection():
+        try:
+            yield
+        finally:
+            gc.freeze()

@@ -175,6 +175,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         adapters=registry,
         variants=variants,
         fill=fill,
+        expert_metrics=settings.expert_metrics,
     )
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage, fill)
     if watcher is not None:

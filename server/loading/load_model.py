@@ -12,6 +12,7 @@ import jinja2
 import torch
 
 from expert_store import ExpertCatalog
+from server.collection import without_collection
 from server.device import find_device, is_gpu
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
@@ -112,8 +113,9 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
     pool = ComputePool(pool_threads, kernels, triton_device)
 
     def try_layers(dtype: torch.dtype) -> ModelProgram:
-        model = build_model(model_config, dtype)
-        found = checkpoint.map(model)
+        with without_collection():
+            model = build_model(model_config, dtype)
+            found = checkpoint.map(model)
         check_trunk_tensors(checkpoint.name, model, found)  # the trial takes memory for layers of the config's sizes
         return find_program(
             model_config, dtype, kernels, found.catalog, settings.max_model_len, is_deterministic=settings.deterministic

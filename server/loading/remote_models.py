@@ -13,6 +13,7 @@ from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
+from expert_store.disk_cache.places import caches
 from server.byte_sizes import GIB, format_bytes
 from server.model.checkpoint.download import Listing, partial_folder, remember
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
@@ -58,7 +59,13 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
         return None
     listing = place.folder.listing
     folder = partial_folder(listing.model)
-    return DiskCache(folder) if listing.missing_bytes <= room_on_disk(folder) else None
+    if listing.missing_bytes > room_on_disk(folder):
+        return None
+    try:
+        return DiskCache(folder)
+    except CheckpointError as error:  # the hub's cache may be that of several users
+        log.warning("what is read of %s is not kept: %s", listing.model, error)
+        return None
 
 
 def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable[[], None]) -> Fill | None:
@@ -70,15 +77,15 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
     Raises:
         SettingsError: the download is to be completed, and there is no room for it.
     """
-    caches = {source.cache for source in store.catalog.sources if isinstance(source, CachedSource)}
-    if not caches:
+    found = caches(store.catalog)
+    if not found:
         uncached = next((each for each in store.catalog.sources if isinstance(each, HubFile)), None)
         if uncached is not None and settings.complete_download != "off":
             _warn_of_rereads(uncached.listing)
         elif not is_on_disk(store.catalog):
             log.info("first answer possible; experts are read when requests need them, and are not kept on a disk")
         return None
-    (cache,) = caches
+    (cache,) = found
     spans = ExpertSpans(store.catalog)
     spans.keep_the_rest(cache)
     if settings.complete_download == "off":
@@ -114,12 +121,16 @@ def describe(progress: FillProgress, spans: ExpertSpans) -> str:
     held_trunk = format_bytes(progress.held_bytes - held).removesuffix(f" {unit}")
     share = 100 * held / max(1, spans.total_bytes)
     left = "" if progress.seconds_left is None else f", the rest in {_duration(progress.seconds_left)}"
+    if progress.reason is not None:
+        left = f", the rest waits: {progress.reason}"
     return f"trunk {held_trunk} of {trunk} {unit}, experts {share:.0f} %, first answer possible{left}"
 
 
 def _warn_of_rereads(listing: Listing) -> None:
     """Warn that a disk has no room for a model of the hub."""
     missing, free = listing.missing_bytes, max(0, room_on_disk(partial_folder(listing.model)))
+    if missing <= free:  # another reason was told
+        return
     text = f"{listing.model} is read again and again, as its {format_bytes(missing)} do not fit on the disk"
     log.warning("%s with %s free; --disk-cache keeps a part of it", text, format_bytes(free))
 

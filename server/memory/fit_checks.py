@@ -6,6 +6,7 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
+from server.memory.advice import SMALL_EXPERTS, describe_budget, how_to_fit
 from server.memory.expert_plan import FreeMemory
 from server.memory.plan import (
     GROWTH_BYTES,
@@ -19,7 +20,6 @@ from server.setting_values import Budget
 from server.settings import ServeSettings, SettingsError
 
 USUAL_STEP_BYTES = 64 << 20  # a guess for a step and some KV cache, before more of the model is known
-MORE_MEMORY = "free some memory, use a machine with more, or shrink the experts with `greenroom pack --weights int4`"
 
 
 def predict_plan(
@@ -70,14 +70,16 @@ def check_trunk(
     short = free.device if trunk_bytes + least > free.device else free.host
     if trunk_bytes + least <= short:
         return
-    advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.has_gpu else MORE_MEMORY
-    if not settings.memory.is_auto and short == free.host:
-        reading = reading_memory_bytes(catalog)
-        enough = PROCESS_BYTES + GROWTH_BYTES + reading + trunk_bytes + least + USUAL_STEP_BYTES
-        advice = f"set --memory to {as_flag(enough, rounds_up=True)} or more"
+    fixed = PROCESS_BYTES + GROWTH_BYTES + reading_memory_bytes(catalog) + trunk_bytes
+    advice = how_to_fit(settings, budget_bytes, fixed + least + USUAL_STEP_BYTES, fixed_bytes=fixed)
+    is_asked = not settings.memory.is_auto and short == free.host  # of host memory by --memory
+    if not is_asked and (dtype == torch.float32 or free.has_gpu):
+        advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu"
+    beside = f" beside the process ({describe_budget(settings, budget_bytes)})" if is_asked else ""
     raise SettingsError(
         f"the model does not fit: its trunk needs {format_bytes(trunk_bytes)} in {str(dtype).removeprefix('torch.')} "
-        f"and its experts at least {format_bytes(least)}, but only {format_bytes(short)} are available; {advice}"
+        f"and its experts at least {format_bytes(least)}, "
+        f"but only {format_bytes(max(0, short))} are available{beside}; {advice}"
     )
 
 
@@ -147,4 +149,4 @@ def _check(flag: str, budget: Budget, planned: int, *, least: int, free: int, kv
         raise SettingsError(
             f"{needs}; set --kv-cache-memory to {as_flag(free - least)} at most, or lower --max-model-len"
         )
-    raise SettingsError(f"{needs} beside the trunk; {MORE_MEMORY}")
+    raise SettingsError(f"{needs} beside the trunk; free some memory, use a machine with more, or {SMALL_EXPERTS}")

@@ -17,10 +17,11 @@ import torch
 
 from expert_store import ExpertCatalog, encoding_memory_bytes, least_bytes
 from expert_store.disk_cache.memory import cache_memory_bytes
-from server.byte_sizes import as_flag, format_bytes
+from server.byte_sizes import format_bytes
 from server.device import is_gpu
 from server.engine.step_limits import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
+from server.memory.advice import describe_budget, how_to_fit
 from server.memory.expert_plan import STEP_RESERVE_BYTES, FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from server.memory.step_memory import StepShape, graph_bytes, step_bytes
@@ -261,9 +262,9 @@ def _refuse_too_little(
     raise SettingsError(
         f"the server needs {format_bytes(least)} of memory: {trunk}{format_bytes(process_bytes)} for the process, "
         f"{format_bytes(largest)} for steps of --max-batched-tokens {_batched_tokens(settings)}, "
-        f"{adapters}{reading}the rest for a minimum of experts and KV cache; --memory {settings.memory} is "
-        f"{format_bytes(budget_bytes)}; set --memory to {as_flag(least, rounds_up=True)} or more, or use a machine "
-        "with more memory"
+        f"{adapters}{reading}the rest for a minimum of experts and KV cache; "
+        f"{describe_budget(settings, budget_bytes)}; "
+        + how_to_fit(settings, budget_bytes, least, fixed_bytes=least - least_bytes(needs.catalog, needs.top_k))
     )
 
 

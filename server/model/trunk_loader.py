@@ -17,6 +17,7 @@ from expert_store import (
     TensorSource,
     use_huge_pages,
 )
+from server.collection import without_collection
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels
@@ -157,7 +158,8 @@ def _load(
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
-    tensors = checkpoint.map(model)
+    with without_collection():
+        tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     check_trunk_tensors(checkpoint.name, model, tensors)  # what is missing would be allocated in the config's sizes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
 from typing import get_args
@@ -27,12 +28,13 @@ from expert_store import (
     StoreStatistics,
     TierReport,
 )
+from expert_store.disk_cache.disk_cache import FAILURES, DiskCache
 from expert_store.disk_cache.fill import Fill, FillProgress
-from expert_store.disk_cache.places import lowest_tiers
+from expert_store.disk_cache.places import caches, lowest_tiers
 from expert_store.statistics import Phase
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
-from server.observability.expert_tokens import ExpertTokens
+from server.observability.expert_tokens import Detail, ExpertTokens
 from server.observability.logging import num_dropped_lines
 from server.observability.metric_families import NAME_LABELS, Samples, counter, gauge, hashed, histogram
 from server.observability.weight_metrics import adapter_metrics, variant_metrics
@@ -48,6 +50,7 @@ class Metrics:
 
     Args:
         model: name of the model that it serves.
+        expert_metrics: whether tokens are shown by expert, by layer alone, or not at all.
 
     Attributes:
         access_refusals: returns how many requests each policy refused for each reason, if there may be policies.
@@ -64,13 +67,17 @@ class Metrics:
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
         fill: Fill | None = None,
+        expert_metrics: Detail = "expert",
     ):
         self.access_refusals: Callable[[], Samples] | None = None
         self._adapters, self._variants, self._fill = adapters, variants, fill
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._secret = secrets.token_bytes(16)
-        self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
+        self._lowest_tiers, self._caches = lowest_tiers(store.catalog), caches(store.catalog)
+        self._tokens = ExpertTokens(
+            {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}, expert_metrics
+        )
 
     def render(self, *, hides_names: bool = False) -> bytes:
         """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop.
@@ -83,7 +90,11 @@ class Metrics:
             self._served, self._store, statistics, engine=self._engine, memory=self._memory, prefetcher=self._prefetcher
         )
         scrape.adapters, scrape.variants, scrape.fill = self._adapters, self._variants, self._fill
-        scrape.access_refusals = self.access_refusals
+        scrape.access_refusals, scrape.lowest_tiers, scrape.caches = (
+            self.access_refusals,
+            self._lowest_tiers,
+            self._caches,
+        )
         registry.register(_Hashed(scrape, self._hash) if hides_names else scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
@@ -123,6 +134,8 @@ class _Scrape(Collector):
         self.variants: VariantRegistry | None = None
         self.fill: Fill | None = None
         self.access_refusals: Callable[[], Samples] | None = None
+        self.lowest_tiers: Sequence[str] = ()
+        self.caches: Iterable[DiskCache] = ()
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -131,9 +144,8 @@ class _Scrape(Collector):
             "model_info", "1; the served model and the version of Greenroom.", ["model", "version"], [(self._served, 1)]
         )
         tiers = list(self._store.tiers().values())
-        lowest = lowest_tiers(self._store.catalog)
-        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), *lowest])
-        yield from _loads(self._statistics, len(tiers) > 1, lowest)
+        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), *self.lowest_tiers])
+        yield from _loads(self._statistics, len(tiers) > 1, self.lowest_tiers)
         yield from _residency(tiers, len(self._store.quarantined))
         states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
         text = "1 for the state of the expert store: failing if a thread died or a read does not return."
@@ -152,6 +164,8 @@ class _Scrape(Collector):
             yield from variant_metrics(self.variants)
         if self.fill is not None:
             yield from _download(self.fill.progress())
+        if self.caches:
+            yield _cache_failures(self.caches)
         if self.access_refusals is not None:
             text = "Requests that the policy of a key refused."
             yield counter("policy_refusals", text, ["policy", "reason"], self.access_refusals())
@@ -199,6 +213,12 @@ def _download(progress: FillProgress) -> Iterator[Metric]:
     yield gauge("download_total_bytes", "Bytes of the model's files.", [], [((), progress.total_bytes)])
     left = [] if progress.seconds_left is None else [((), progress.seconds_left)]
     yield gauge("download_seconds_left", "Seconds until all of the model is on the disk, as it seems.", [], left)
+
+
+def _cache_failures(caches: Iterable[DiskCache]) -> Metric:
+    counts = sum((Counter(cache.failures()) for cache in caches), Counter())
+    text = "Attempts to use the cache on a disk that failed, by reason; each cost a read of the source."
+    return counter("disk_cache_failures", text, ["reason"], [((reason,), counts[reason]) for reason in FAILURES])
 
 
 def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Metric]:

@@ -19,8 +19,8 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @typedef {{layer: number, cv: number, max_over_mean: number, dead: number[], overloaded: number[]}} LayerBalance
  * @typedef {object} Totals totals since the start of the server, and gauges
  * @property {{device?: MemoryTier, host?: MemoryTier, disk: DiskTier}} tiers
- * @property {{held_bytes: number, total_bytes: number, seconds_left: number | null} | null} download of the rest
- *   of a model elsewhere to the disk
+ * @property {{held_bytes: number, total_bytes: number, seconds_left: number | null,
+ *   reason: string | null} | null} download of the rest of a model elsewhere to the disk
  * @property {number | null} hit_ratio
  * @property {number | null} optimal_hit_ratio
  * @property {number} stall_seconds

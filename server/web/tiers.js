@@ -15,8 +15,9 @@ const UPDATE_INTERVAL_MS = 250;
 const TITLES = { device: "Device memory", host: "Host memory", disk: "Disk", download: "Download" };
 
 /** @param {NonNullable<Totals["download"]>} download */
-function describeDownload({ held_bytes, total_bytes, seconds_left }) {
-  const left = seconds_left === null ? "" : seconds_left ? `, ${seconds(seconds_left)} left` : ", complete";
+function describeDownload({ held_bytes, total_bytes, seconds_left, reason }) {
+  const waits = reason ? `; the rest waits: ${reason}` : "";
+  const left = seconds_left === null ? waits : seconds_left ? `, ${seconds(seconds_left)} left` : ", complete";
   return {
     share: total_bytes ? held_bytes / total_bytes : 0,
     amount: `${size(held_bytes)} of ${size(total_bytes)}`,

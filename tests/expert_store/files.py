@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from expert_store import (
     LayerEntry,
     ParameterRecipe,
     ParameterSpec,
+    Source,
     find_shards,
     read_index,
 )
@@ -24,8 +27,14 @@ def matrix(layer: int, expert: int, part: int) -> torch.Tensor:
     return torch.full((ROWS, COLUMNS), layer * 100.0 + expert + part / 10)
 
 
-def make_catalog(folder: Path, num_layers: int = 2, num_experts: int = 8) -> ExpertCatalog:
-    """Return a catalog of experts of two halves, stacked in a slot, with one file per layer."""
+def make_catalog(
+    folder: Path, num_layers: int = 2, num_experts: int = 8, wrap: Callable[[Source], Source] = lambda source: source
+) -> ExpertCatalog:
+    """Return a catalog of experts of two halves, stacked in a slot, with one file per layer.
+
+    Args:
+        wrap: what the experts are read from, for a file.
+    """
     for layer in range(num_layers):
         tensors = {
             f"{layer}.{expert}.{half}": matrix(layer, expert, part)
@@ -33,7 +42,10 @@ def make_catalog(folder: Path, num_layers: int = 2, num_experts: int = 8) -> Exp
             for part, half in enumerate(("gate", "up"))
         }
         save_file(tensors, folder / f"layer{layer}.safetensors")
-    index = read_index(find_shards(folder))
+    index = {
+        name: replace(found, extent=replace(found.extent, source=wrap(found.extent.source)))
+        for name, found in read_index(find_shards(folder)).items()
+    }
     layout = ExpertLayout((ParameterSpec("gate_up", torch.float32, (2 * ROWS, COLUMNS)),))
 
     def recipe(layer: int, expert: int) -> dict[str, ParameterRecipe]:

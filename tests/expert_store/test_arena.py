@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,19 @@ def refuse_beyond(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_arena_that_cannot_reserve_addresses_to_grow_has_its_first_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_beyond(2 * LAYOUT.slot_bytes, monkeypatch)
     assert HostArena(LAYOUT, 2, 100).capacity == 2
+
+
+def test_an_arena_has_whole_slots_of_the_addresses_that_it_can_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_beyond(5 * LAYOUT.slot_bytes, monkeypatch)
+    assert HostArena(LAYOUT, 1, 100).capacity == 3
+
+
+@pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_an_arena_leaves_half_of_the_addresses_that_a_limit_leaves(monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0 if kind == resource.RLIMIT_AS else 5]) * mmap.PAGESIZE
+    limits = {kind: used + (1 << 30)}
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: (limits.get(asked, resource.RLIM_INFINITY),) * 2)
+    assert HostArena(WIDE, 1, 100).capacity == pytest.approx((1 << 29) // WIDE.slot_bytes, abs=1)
 
 
 def test_memory_that_cannot_be_reserved_is_a_budget_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ from server.model.quantised.matrix import StoredTensor, group_by_matrix
 from server.model.quantised.packed_matrix import PackedMatrix
 from server.model.quantised.scheme import find_scheme
 
+EXPERT_NUMBER = re.compile(r"\.experts?\.(\d+)\.")  # in the names of most
+SAMPLE_NUMBERS = (0, 1, 10, 100)  # what is so for these experts is so for all of a layer
 PackedMatrices = Mapping[str, PackedMatrix]  # by hub name
 
 
@@ -254,6 +256,8 @@ class CheckpointNames:
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._prefix = model.base_model_prefix
+        self._common_targets: dict[tuple[str, str], tuple[str, str | None] | None] = {}
+        self._has_own_number: dict[tuple[str, str], bool] = {}  # whether the expert's number is that in the name
         self.parameters = model.state_dict(keep_vars=True)
         self.converters_by_pattern = {
             pattern: converter for converter in self._converters for pattern in converter.source_patterns
@@ -261,6 +265,26 @@ class CheckpointNames:
 
     def target(self, name: str) -> tuple[str, str | None]:
         """Return the parameter that a hub tensor goes into, and the converter's pattern that it matches."""
+        found = EXPERT_NUMBER.search(name)
+        if found is None:
+            return self._target(name)
+        return self._common_target(name[: found.start(1)], name[found.end(1) :]) or self._target(name)
+
+    def _common_target(self, before: str, after: str) -> tuple[str, str | None] | None:
+        """Return the target of all tensors whose names differ in the expert's number; None if they have none.
+
+        A large model has 100,000 such tensors, and transformers tries each of its patterns on each name.
+
+        Args:
+            before: the name up to the number.
+            after: the rest of the name.
+        """
+        if (before, after) not in self._common_targets:
+            found = {self._target(f"{before}{number}{after}") for number in SAMPLE_NUMBERS}
+            self._common_targets[before, after] = found.pop() if len(found) == 1 else None
+        return self._common_targets[before, after]
+
+    def _target(self, name: str) -> tuple[str, str | None]:
         target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.parameters)
         if target not in self.parameters and name in self.parameters:
             return name, None
@@ -276,6 +300,17 @@ class CheckpointNames:
         """Return the expert that a tensor belongs to; None for a tensor that holds all experts."""
         if pattern is None or "*" not in pattern:
             return None
+        found = EXPERT_NUMBER.search(name)
+        if found is None:
+            return self._expert_index(name, pattern)
+        ends = name[: found.start(1)], name[found.end(1) :]
+        if ends not in self._has_own_number:
+            self._has_own_number[ends] = all(
+                self._expert_index(f"{ends[0]}{number}{ends[1]}", pattern) == number for number in SAMPLE_NUMBERS
+            )
+        return int(found[1]) if self._has_own_number[ends] else self._expert_index(name, pattern)
+
+    def _expert_index(self, name: str, pattern: str) -> int:
         renamed = apply_renamings(name, self._renamings)
         match = re.search(pattern.replace("*.", r"(\d+)\."), renamed)
         if match is None:

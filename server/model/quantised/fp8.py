@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -82,11 +82,13 @@ def fp8_matrix(codes: TensorSource, scale: TensorSource, block: Block | None) ->
     return StoredMatrix(shape, tensors, can_transpose=True)
 
 
-def _grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
+@cache  # a model has 100,000 matrices of a few shapes
+def _grid(shape: Block, block: Block) -> tuple[int, ...]:
     return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
 
 
-def _slot_grid(shape: Sequence[int], grid: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
+@cache
+def _slot_grid(shape: Block, grid: tuple[int, ...], block: Block) -> tuple[int, ...]:
     """The numbers of blocks in a slot, where all blocks are equal; the last ones of a checkpoint may be smaller."""
     return tuple(
         1 if count == 1 else size // math.gcd(size, step) for size, count, step in zip(shape, grid, block, strict=True)

@@ -61,6 +61,12 @@ def test_a_download_that_goes_on_has_a_bar_and_the_time_that_is_left() -> None:
     assert "1.0 GiB of 4.0 GiB" in line.replace("\u00a0", " ")
 
 
+def test_a_download_that_waits_tells_why() -> None:
+    view = View(replace(LARGE, download=Download(GIB, 4 * GIB, None, "no room")), RATES, [[0.0] * 128] * 48)
+    (line,) = [line for line in drawn(view, 200) if "download" in line]
+    assert "waits: no room" in line
+
+
 def test_the_most_uneven_layer_and_its_experts_are_named() -> None:
     balance = (LayerBalance(0, 0.25, 1.5, (), ()), LayerBalance(4, 1.0, 6.0, (1, 2, 3, 5, 7), (0,)))
     (line,) = [

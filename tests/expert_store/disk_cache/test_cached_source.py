@@ -104,6 +104,17 @@ def test_damaged_bytes_are_read_from_the_source_again(source: CountedSource, tmp
     read(cached, (0, 50_000))
 
 
+def test_damaged_bytes_are_replaced_for_all_caches_of_a_folder(source: CountedSource, tmp_path: Path) -> None:
+    read(opened(source, tmp_path), (0, 50_000))
+    other = opened(source, tmp_path)
+    (path,) = tmp_path.glob("*.data")
+    path.write_bytes(bytes(len(CONTENT)))
+    read(opened(source, tmp_path), (10, 20))
+    source.is_away = True
+    read(other, (10, 20))
+    assert not other.holds(0, 50_000)
+
+
 def test_a_part_of_a_record_at_the_end_of_the_log_is_cut_off(source: CountedSource, tmp_path: Path) -> None:
     read(opened(source, tmp_path), (0, 100))
     (path,) = tmp_path.glob("*.extents")

@@ -11,7 +11,7 @@ import pytest
 from expert_store.disk_cache import fill as fill_module
 from expert_store.disk_cache.cached_source import CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
-from expert_store.disk_cache.fill import Fill, Span
+from expert_store.disk_cache.fill import Fill, FillProgress, Span
 from tests.expert_store.disk_cache.test_cached_source import CONTENT, CountedSource, read
 
 SECONDS = 30.0
@@ -47,7 +47,7 @@ def test_what_is_wanted_comes_first_and_then_the_rest_once(
     fill = run_to_the_end(cached, ((cached, 900_000, 950_000), (cached, 300_000, 310_000)))
     assert source.reads[1:3] == [(900_000, 950_000), (300_000, 310_000)]
     assert sum(end - begin for begin, end in source.reads) == len(CONTENT)
-    assert fill.progress() == (len(CONTENT), len(CONTENT), 0.0, "complete")
+    assert fill.progress() == (len(CONTENT), len(CONTENT), 0.0, "complete", None)
     source.is_away = True
     read(cached.opened, (0, len(CONTENT)))
 
@@ -82,6 +82,22 @@ def test_a_fill_that_was_stopped_lets_another_process_fill(cached: CachedSource,
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_no_time_is_promised_while_it_waits_and_the_reason_is_told(source: CountedSource, tmp_path: Path) -> None:
+    cached = CachedSource(source, DiskCache(tmp_path, 500_000))
+    cached.open()
+    told: list[FillProgress] = []
+    fill = Fill([cached], tell=told.append)
+    fill.progress()
+    read(cached.opened, (0, 400_000))
+    expected = (400_000, len(CONTENT), None, "waiting", "the disk has no room for more")
+    assert fill.progress() == expected
+    fill.start()
+    while not told:
+        threading.Event().wait(0.01)
+    fill.stop()
+    assert fill.progress() == told[0] == expected
+
+
 def test_it_drops_nothing_to_make_room(source: CountedSource, tmp_path: Path) -> None:
     cached = CachedSource(source, DiskCache(tmp_path, 500_000))
     cached.open()
@@ -100,7 +116,9 @@ def test_one_process_fills_a_cache_that_several_share(
     fill = Fill([cached])
     with (tmp_path / fill_module.LOCK).open("w") as file:  # as another process holds it
         fcntl.flock(file, fcntl.LOCK_EX)
+        read(CachedSource(source, DiskCache(tmp_path)).open(), (0, 1000))
         fill.start()
         threading.Event().wait(0.2)
-        assert not source.reads
+        assert source.reads == [(0, 1000)]
+        assert fill.progress() == (1000, len(CONTENT), None, "waiting", "another server completes it")
     fill.stop()

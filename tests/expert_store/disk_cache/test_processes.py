@@ -65,7 +65,7 @@ def test_two_processes_share_what_they_read_within_a_size(tmp_path: Path, source
     assert stored < 1.2 * size
 
 
-SMALL_DISK = 'mount -t tmpfs -o size=3m tmpfs "$0"; exec "$@"'
+SMALL_DISK = 'mount -t tmpfs -o size=3m,mode=0700 tmpfs "$0"; exec "$@"'
 
 
 def test_on_a_full_disk_the_cache_shrinks_and_reads_go_on(tmp_path: Path, source: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from unittest.mock import Mock
 
 import pytest
 
@@ -68,3 +69,23 @@ def test_a_machine_without_a_folder_for_temporary_files_is_told_so(
         run_command()
     line = "greenroom: no folder can hold temporary files; set TMPDIR to one that this user can write to\n"
     assert (ended.value.code, *capsys.readouterr()) == (1, "", line)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["thread", "memory"])
+def test_a_limit_of_the_process_is_named_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    monkeypatch.setattr("sys.argv", ["greenroom", "verify", "."])
+    monkeypatch.setattr("server.cli.verify.run", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match="1"):
+        run_command()
+    assert capsys.readouterr().err.endswith(
+        "raise the limits of this process (`ulimit -v`, `ulimit -d`, `ulimit -u`)\n"
+    )
+
+
+def test_another_error_of_the_runtime_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["greenroom", "verify", "."])
+    monkeypatch.setattr("server.cli.verify.run", Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command()

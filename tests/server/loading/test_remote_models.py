@@ -10,9 +10,10 @@ import pytest
 
 from expert_store import LocalFolder
 from expert_store.disk_cache.cached_source import CachedFolder
+from expert_store.disk_cache.fill import FillProgress
 from server.byte_sizes import GIB
-from server.loading.remote_models import make_fill, with_cache
-from server.model.checkpoint.download import Listing
+from server.loading.remote_models import describe, make_fill, with_cache
+from server.model.checkpoint.download import Listing, partial_folder
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.settings import ServeSettings
@@ -27,6 +28,25 @@ def test_a_cache_leaves_the_smaller_of_a_twentieth_of_its_disk_and_4_gib_free(
     assert isinstance(place, RemotePlace)
     assert isinstance(place.folder, CachedFolder)
     assert place.folder.cache.max_bytes == (10 - kept_gib) * GIB
+
+
+def test_a_download_that_waits_is_described_by_its_reason_and_no_time() -> None:
+    spans = SimpleNamespace(held_bytes=1 * GIB, total_bytes=4 * GIB)
+    text = describe(FillProgress(2 * GIB, 6 * GIB, None, "waiting", "the disk has no room for more"), spans)
+    assert text.endswith("first answer possible, the rest waits: the disk has no room for more")
+
+
+def test_a_model_of_the_hub_whose_folder_for_parts_can_not_be_used_is_served_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = RemotePlace(HubFolder(Listing("a/model", "0" * 40, [], {})))
+    folder = partial_folder("a/model")
+    folder.mkdir(parents=True)
+    (folder / "other").touch()
+    folder.chmod(0o777)
+    assert with_cache(place, ServeSettings()) is place
+    assert "partial can't be a cache: other users can write to it; give a folder of its own" in caplog.text
 
 
 def test_a_model_of_the_hub_without_room_on_the_disk_is_served_from_there_with_a_warning(

@@ -90,7 +90,7 @@ def test_experts_of_a_token_that_fit_nowhere_are_refused(catalog: ExpertCatalog)
     ("dtype", "device", "advice"),
     [
         (torch.float32, CPU, "30.0 GiB in float32 .* try --dtype bfloat16"),
-        (torch.bfloat16, CPU, "use a machine with more"),
+        (torch.bfloat16, CPU, "use a machine with 30.* GiB .* shrink the trunk with `greenroom pack --trunk int8`, or"),
         (torch.bfloat16, CUDA, "only 10.0 GiB are available; try --device cpu"),
     ],
 )
@@ -102,6 +102,26 @@ def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
     check_trunk(settings, 1 << 30, catalog, dtype=dtype, device=device, budget_bytes=budget)
     with pytest.raises(SettingsError, match=advice):
         check_trunk(settings, 30 << 30, catalog, dtype=dtype, device=device, budget_bytes=budget)
+
+
+@pytest.mark.parametrize(("memory", "told"), [("200GiB", "less than --memory 200GiB"), ("19GiB", "19GiB is 19.0 GiB")])
+def test_no_budget_beyond_the_machine_is_advised(
+    catalog: ExpertCatalog, monkeypatch: pytest.MonkeyPatch, memory: str, told: str
+) -> None:
+    monkeypatch.setattr("server.memory.advice.total_bytes", lambda: 20 << 30)
+    settings, budget = ServeSettings(memory=memory), 19 << 30
+    with pytest.raises(SettingsError, match=f"{told}.*use a machine with 30.* GiB") as refused:
+        check_trunk(settings, 30 << 30, catalog, dtype=torch.bfloat16, device=CPU, budget_bytes=budget)
+    assert "set --memory" not in str(refused.value)
+
+
+def test_experts_that_do_not_fit_beside_a_trunk_that_does_are_to_shrink(
+    catalog: ExpertCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.memory.fit_checks.GROWTH_BYTES", 0)  # more than these small experts need
+    budget = PROCESS_BYTES + (1 << 30) + least_bytes(catalog, 1) // 2
+    with pytest.raises(SettingsError, match="shrink the experts with `greenroom pack --weights int4`"):
+        check_trunk(ServeSettings(), 1 << 30, catalog, dtype=torch.bfloat16, device=CPU, budget_bytes=budget)
 
 
 def test_a_sufficient_budget_holds_what_reading_experts_takes(

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from expert_store import ExpertKey, ExpertLoadError, ExpertStore
+from expert_store import ExpertKey, ExpertLoadError, ExpertStore, FileSource
+from expert_store.disk_cache.cached_source import CachedSource
+from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.load_balance import TOKENS_PER_EXPERT
 from server.engine.engine_statistics import EngineStatistics
 from server.observability.expert_tokens import ExpertTokens
@@ -182,6 +184,21 @@ def test_memory_is_shown_by_part_with_its_adjustments(tmp_path: Path) -> None:
     assert value(metrics, "memory_adjustments_total", "shrink", "others") == 3
 
 
+def test_failures_of_a_cache_on_a_disk_are_counted(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache")
+    store = ExpertStore(make_catalog(tmp_path, wrap=lambda source: CachedSource(source, cache)), 1 << 20)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory())
+    assert value(metrics, "disk_cache_failures_total", "refused") == 0
+    before = CachedSource(FileSource(tmp_path / "layer0.safetensors"), DiskCache(cache.folder)).open()
+    assert before.file is not None
+    before.file.path.unlink()
+    before.file.path.symlink_to(tmp_path / "other")
+    with store.lease(one_row_each(0, [0]), "decode") as lease:
+        list(lease)
+    store.close()
+    assert value(metrics, "disk_cache_failures_total", "refused") == 1
+
+
 def test_layers_of_fewer_experts_have_fewer_samples() -> None:
     tokens = np.array([[1, 2, 3], [4, 0, 0]])
     lines = ExpertTokens({1: 3, 5: 1}).render(tokens).decode().splitlines()
@@ -191,3 +208,15 @@ def test_layers_of_fewer_experts_have_fewer_samples() -> None:
         'greenroom_expert_tokens_total{layer="1",expert="2"} 3',
         'greenroom_expert_tokens_total{layer="5",expert="0"} 4',
     ]
+
+
+def test_tokens_are_shown_by_layer_alone_or_not_at_all_if_so_asked(tmp_path: Path) -> None:
+    store = ExpertStore(make_catalog(tmp_path), 1 << 20)
+    with store.lease({ExpertKey(1, 0): 3, ExpertKey(1, 2): 1}, "decode") as lease:
+        list(lease)
+    store.close()
+    by_layer = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), expert_metrics="layer")
+    found = {place: each for place, each in samples(by_layer).items() if "expert_tokens" in place[0]}
+    assert found == {("greenroom_expert_tokens_total", frozenset(layer)): 4.0 * (layer == "1") for layer in "01"}
+    off = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), expert_metrics="off")
+    assert b"expert_tokens" not in off.render()

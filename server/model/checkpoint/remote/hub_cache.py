@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from expert_store import CheckpointError
 from server.model.checkpoint.download import Listing, repository_folder
 
+OF_FILES = 0o666  # permissions of a file, where its folder has them
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -37,6 +38,7 @@ def keep_file(listing: Listing, path: str, complete: Path) -> None:
                 raise CheckpointError(f"the bytes of {path} are not those that the hub has")
         blob.parent.mkdir(parents=True, exist_ok=True)
         _move(complete, blob)
+        blob.chmod(blob.parent.stat().st_mode & OF_FILES)  # the folder's users read it, as files that were downloaded
     revision = listing.revision or constants.DEFAULT_REVISION
     if not COMMIT.fullmatch(revision):
         reference = folder / "refs" / revision

@@ -118,6 +118,17 @@ def test_a_complete_file_becomes_one_of_the_hubs_cache(listing: Listing, tmp_pat
     keep_file(listing, NAME, complete)  # another server completed it, too
 
 
+def test_a_file_in_the_hubs_cache_is_open_to_all_whom_its_folder_is_open_to(listing: Listing, tmp_path: Path) -> None:
+    complete, blobs = tmp_path / "complete", tmp_path / "hub" / "models--somebody--some-model" / "blobs"
+    complete.write_bytes(CONTENT.tobytes())
+    complete.chmod(0o600)
+    blobs.mkdir(parents=True)
+    blobs.chmod(0o750)
+    keep_file(listing, NAME, complete)
+    (blob,) = blobs.iterdir()
+    assert blob.stat().st_mode & 0o777 == 0o640
+
+
 def test_damaged_bytes_do_not_come_into_the_hubs_cache(listing: Listing, tmp_path: Path) -> None:
     complete = tmp_path / "complete"
     complete.write_bytes(CONTENT[::-1].tobytes())
