@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ class Hub:
 
     def checksum(self, name: str) -> str:
         """Return the SHA-256 of a file."""
-        with (self.folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        path = self.folder / name
+        return _checksum(path, path.stat().st_mtime_ns)
 
     def is_in_cache(self, cache: Path, name: str) -> bool:
         """Return True if the hub's library finds a file with weights in a process's cache."""
@@ -76,6 +77,12 @@ class Hub:
         if not is_large(name):
             return {}
         return {"lfs": {"sha256": self.checksum(name), "size": (self.folder / name).stat().st_size, "pointerSize": 1}}
+
+
+@cache
+def _checksum(path: Path, _: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_large(name: str) -> bool:
@@ -99,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         about = self.hub.about(self.path)
         if about is not None:
-            self._send("", json.dumps(about).encode(), has_body)
+            self._send(Path(), json.dumps(about).encode(), has_body)
             return
         resolved = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^?]+)", self.path)
         signed = re.fullmatch(r"/signed/(\d+)/(.+)", self.path)
@@ -113,11 +120,11 @@ class Handler(BaseHTTPRequestHandler):
             if self.hub.refuses_links or int(signed[1]) < self.hub.valid_link:
                 self._refuse(403, "Expired")
             else:
-                self._send(path.name, path.read_bytes(), has_body)
+                self._send(path, path.read_bytes(), has_body)
         elif resolved and is_large(path.name) and has_body:
             self._redirect(resolved[1])
         else:
-            self._send(path.name, path.read_bytes(), has_body)
+            self._send(path, path.read_bytes(), has_body)
 
     def _redirect(self, name: str) -> None:
         self.hub.resolved.append(name)
@@ -133,12 +140,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(header, str(value))
         self.end_headers()
 
-    def _send(self, name: str, body: bytes, has_body: bool) -> None:
+    def _send(self, path: Path, body: bytes, has_body: bool) -> None:
+        name = path.name
         asked, nbytes = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")), len(body)
         if asked:
             body = body[int(asked.group(1)) : int(asked.group(2)) + 1]
         self.send_response(206 if asked else 200)
-        headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Content-Length": len(body)}
+        headers = {"X-Repo-Commit": COMMIT, "Content-Length": len(body)}
+        if name:
+            headers["ETag"] = f'"{self.hub.checksum(str(path.relative_to(self.hub.folder)))}"'
         if asked:
             headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{nbytes}"
         for header, value in headers.items():

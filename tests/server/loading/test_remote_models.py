@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from expert_store import LocalFolder
+from expert_store import FileName, LocalFolder
 from expert_store.disk_cache.cached_source import CachedFolder
 from server.byte_sizes import GIB
 from server.loading.remote_models import make_fill, with_cache
 from server.model.checkpoint.download import Listing
+from server.model.checkpoint.hub_answers import Commit
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.settings import ServeSettings
@@ -34,9 +35,10 @@ def test_a_model_of_the_hub_without_room_on_the_disk_is_served_from_there_with_a
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=20 * GIB, free=3 * GIB))
-    folder = HubFolder(Listing("a/model", "0" * 40, ["model.safetensors"], {"model.safetensors": 5 * GIB // 2}))
+    name = FileName("model.safetensors")
+    folder = HubFolder(Listing("a/model", Commit("0" * 40), [name], {name: 5 * GIB // 2}))
     place = RemotePlace(folder)
     assert with_cache(place, ServeSettings()) is place
-    store = SimpleNamespace(catalog=SimpleNamespace(sources=[folder.source("model.safetensors")]))
+    store = SimpleNamespace(catalog=SimpleNamespace(sources=[folder.source(name)]))
     assert make_fill(store, ServeSettings(), lambda: None) is None
     assert "its 2.5 GiB do not fit on the disk with 2.0 GiB free; --disk-cache keeps a part" in caplog.text

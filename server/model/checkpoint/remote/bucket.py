@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_store.errors import SourceChangedError, SourceGoneError, SourceUnreadableError
+from expert_store.file_name import FileName
 from expert_store.sources.base import Bytes, Piece, SourceFolder, SourceIdentity
 from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.retries import (
@@ -232,16 +233,16 @@ class BucketFolder:
     def short_name(self) -> str:
         return self.name.rpartition("/")[2]
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of its objects."""
         return self._names
 
-    def source(self, name: str, *, is_own: bool = False) -> BucketSource:
+    def source(self, name: FileName, *, is_own: bool = False) -> BucketSource:
         """Return an object of it."""
         del is_own  # storage has no links
         return BucketSource(self.client, f"{self.prefix}{name}")
 
-    def folder(self, name: str) -> BucketFolder:
+    def folder(self, name: FileName) -> BucketFolder:
         """Return a folder in it."""
         return BucketFolder(self.client, f"{self.prefix}{name}/")
 
@@ -250,12 +251,12 @@ class BucketFolder:
         return self._copies.copy(through or self, patterns)
 
     @cached_property
-    def _names(self) -> list[str]:
+    def _names(self) -> list[FileName]:
         import obstore  # noqa: PLC0415  an extra
 
         with self.client.errors(self.name):
             found = obstore.list_with_delimiter(self.client.store, self.prefix.rstrip("/") or None)
-        return [each["path"].rpartition("/")[2] for each in found["objects"]]
+        return FileName.valid(each["path"].rpartition("/")[2] for each in found["objects"])
 
     @cached_property
     def _copies(self) -> SmallCopies:

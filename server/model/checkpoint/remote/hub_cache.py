@@ -5,19 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 from pathlib import Path
 
-from huggingface_hub import constants
-
-from expert_store import CheckpointError
-from server.model.checkpoint.download import Listing, repository_folder
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
+from expert_store import CheckpointError, FileName
+from server.model.checkpoint.download import Listing, keep_reference, repository_folder
 
 
-def keep_file(listing: Listing, path: str, complete: Path) -> None:
+def keep_file(listing: Listing, path: FileName, complete: Path) -> None:
     """Move a complete file into the cache; once it is there, the hub's library takes it as downloaded.
 
     Args:
@@ -37,11 +32,7 @@ def keep_file(listing: Listing, path: str, complete: Path) -> None:
                 raise CheckpointError(f"the bytes of {path} are not those that the hub has")
         blob.parent.mkdir(parents=True, exist_ok=True)
         _move(complete, blob)
-    revision = listing.revision or constants.DEFAULT_REVISION
-    if not COMMIT.fullmatch(revision):
-        reference = folder / "refs" / revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(listing.commit, "utf-8")
+    keep_reference(listing)
     pointer = folder / "snapshots" / listing.commit / path
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if not pointer.exists():

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not exported
 
-from expert_store import CheckpointError, FileSource, Source, SourceFolder
+from expert_store import CheckpointError, FileName, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
 from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
 from server.model.checkpoint.remote.hub_cache import keep_file
@@ -28,7 +28,7 @@ class HubFile:
         path: in the repository.
     """
 
-    path: str
+    path: FileName
     listing: Listing = field(repr=False, compare=False)
     url: str
     client: WebClient = field(repr=False, compare=False)
@@ -86,11 +86,11 @@ class HubFolder:
     def short_name(self) -> str:
         return self.name.rpartition("/")[2]
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of the model's files."""
         return self.listing.files_in(self.path).keys()
 
-    def source(self, name: str, *, is_own: bool = False) -> Source:
+    def source(self, name: FileName, *, is_own: bool = False) -> Source:
         """Return a file.
 
         Raises:
@@ -109,7 +109,7 @@ class HubFolder:
         url = f"{constants.ENDPOINT}/{self.listing.model}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 
-    def folder(self, name: str) -> HubFolder:
+    def folder(self, name: FileName) -> HubFolder:
         """Return a folder in it."""
         return HubFolder(self.listing, self.client, f"{self.path}/{name}".lstrip("/"))
 
@@ -120,4 +120,4 @@ class HubFolder:
             ModelError: the hub does not send one.
         """
         del through  # the cache in front of it is the hub's own
-        return download_small_files(self.listing.model, self.listing.commit, self.path)
+        return download_small_files(self.listing, self.path)
