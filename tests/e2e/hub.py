@@ -38,7 +38,11 @@ class Hub:
     valid_link: int = 0  # of the links given so far, the first that has not expired
     refuses_links: bool = False
     is_away: bool = False  # closes each connection
-    commit: str = COMMIT  # that answers about links tell
+    commit: str = COMMIT  # that answers about files tell
+    sha: str = COMMIT  # the commit that the API tells
+    names: dict[str, str] = field(default_factory=dict)  # under which the API lists some files
+    has_checksums: bool = True  # whether the API and links tell the SHA-256 of weights
+    version_headers: dict[str, str] | None = None  # of files instead of their ETag
     resolved: list[str] = field(default_factory=list)  # files of which a link was asked for
     tokens: set[str] = field(default_factory=set)  # seen where the links lead
     seconds_per_byte: float = 0.0  # of weights, over all connections
@@ -57,8 +61,11 @@ class Hub:
         names = {path: path.relative_to(self.folder).as_posix() for path in files}
         sizes = {name: self.sizes.get(name, path.stat().st_size) for path, name in names.items()}
         if re.fullmatch(rf"/api/models/{re.escape(self.model)}(/revision/(main|{COMMIT}))?(\?.*)?", path):
-            siblings = [{"rfilename": name, "size": size} | self._pointer(name) for name, size in sizes.items()]
-            return {"id": self.model, "sha": COMMIT, "siblings": siblings}
+            siblings = [
+                {"rfilename": self.names.get(name, name), "size": size} | self._pointer(name)
+                for name, size in sizes.items()
+            ]
+            return {"id": self.model, "sha": self.sha, "siblings": siblings}
         if path.startswith(f"/api/models/{self.model}/tree/{COMMIT}"):
             return [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes.items()]
         return None
@@ -74,7 +81,7 @@ class Hub:
         return bool(found) and found[0].resolve().name == self.checksum(name)
 
     def _pointer(self, name: str) -> dict[str, Any]:
-        if not is_large(name):
+        if not is_large(name) or not self.has_checksums:
             return {}
         return {"lfs": {"sha256": self.checksum(name), "size": (self.folder / name).stat().st_size, "pointerSize": 1}}
 
@@ -132,10 +139,11 @@ class Handler(BaseHTTPRequestHandler):
         headers = {
             "Location": f"{self.hub.signed_url}/signed/{self.hub.valid_link}/{name}",
             "X-Repo-Commit": self.hub.commit,
-            "X-Linked-Etag": f'"{self.hub.checksum(name)}"',
             "X-Linked-Size": (self.hub.folder / name).stat().st_size,
             "Content-Length": 0,
         }
+        if self.hub.has_checksums:
+            headers["X-Linked-Etag"] = f'"{self.hub.checksum(name)}"'
         for header, value in headers.items():
             self.send_header(header, str(value))
         self.end_headers()
@@ -146,8 +154,10 @@ class Handler(BaseHTTPRequestHandler):
         if asked:
             body = body[int(asked.group(1)) : int(asked.group(2)) + 1]
         self.send_response(206 if asked else 200)
-        headers = {"X-Repo-Commit": COMMIT, "Content-Length": len(body)}
-        if name:
+        headers = {"X-Repo-Commit": self.hub.commit, "Content-Length": len(body)}
+        if name and self.hub.version_headers is not None:
+            headers |= self.hub.version_headers
+        elif name:
             headers["ETag"] = f'"{self.hub.checksum(str(path.relative_to(self.hub.folder)))}"'
         if asked:
             headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{nbytes}"
