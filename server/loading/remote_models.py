@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from expert_store import CheckpointError, ExpertStore, extents, is_on_disk
-from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
+from expert_store.disk_cache.cached_source import CachedFolder, CachedSource, is_versioned
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
@@ -68,7 +68,7 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         on_complete: called once they are complete.
 
     Raises:
-        SettingsError: the download is to be completed, and there is no room for it.
+        SettingsError: the download is to be completed, and there is no room for it, or its files have no versions.
     """
     caches = {source.cache for source in store.catalog.sources if isinstance(source, CachedSource)}
     if not caches:
@@ -88,6 +88,8 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         )
         return None
     sources = [source for source in cache.sources if isinstance(source, CachedSource)]
+    if not _can_be_kept(sources, settings):
+        return None
     missing = sum(
         opened.identity.nbytes - opened.file.log.num_bytes
         for opened in (source.opened for source in sources)
@@ -115,6 +117,23 @@ def describe(progress: FillProgress, spans: ExpertSpans) -> str:
     share = 100 * held / max(1, spans.total_bytes)
     left = "" if progress.seconds_left is None else f", the rest in {_duration(progress.seconds_left)}"
     return f"trunk {held_trunk} of {trunk} {unit}, experts {share:.0f} %, first answer possible{left}"
+
+
+def _can_be_kept(sources: Sequence[CachedSource], settings: ServeSettings) -> bool:
+    """Return True if all files of a model can be kept on the disk; else warn with the reason.
+
+    Raises:
+        SettingsError: they can't, and the download is to be completed.
+    """
+    unknown = [source for source in sources if not is_versioned(source.opened.identity)]
+    if not unknown:
+        return True
+    named = f"{unknown[0].name}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}"
+    reason = f"its server tells neither an ETag nor Last-Modified of {named}, so that another content could not be told"
+    if settings.complete_download == "on":
+        raise SettingsError(f"--complete-download can't be: {reason}; leave it out, or give another server")
+    log.warning("the download is not kept on the disk, and each start reads it again: %s", reason)
+    return False
 
 
 def _warn_of_rereads(listing: Listing) -> None:
@@ -150,10 +169,9 @@ def _keep(fill: Fill) -> None:
             file = source.opened.file
             assert file is not None
             try:
-                source.source.keep(file.path)
+                source.source.keep(file.path, source.opened.identity)
             except (CheckpointError, OSError) as error:
                 log.warning("%s stays where it is, and is not in the hub's cache: %s", file.path, error)
-                return
     log.info("the model is complete on the disk")
 
 

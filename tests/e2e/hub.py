@@ -42,7 +42,7 @@ class Hub:
     sha: str = COMMIT  # the commit that the API tells
     names: dict[str, str] = field(default_factory=dict)  # under which the API lists some files
     has_checksums: bool = True  # whether the API and links tell the SHA-256 of weights
-    version_headers: dict[str, str] | None = None  # of files instead of their ETag
+    version_headers: dict[str, dict[str, str]] = field(default_factory=dict)  # by suffix, instead of an ETag
     resolved: list[str] = field(default_factory=list)  # files of which a link was asked for
     tokens: set[str] = field(default_factory=set)  # seen where the links lead
     seconds_per_byte: float = 0.0  # of weights, over all connections
@@ -155,10 +155,9 @@ class Handler(BaseHTTPRequestHandler):
             body = body[int(asked.group(1)) : int(asked.group(2)) + 1]
         self.send_response(206 if asked else 200)
         headers = {"X-Repo-Commit": self.hub.commit, "Content-Length": len(body)}
-        if name and self.hub.version_headers is not None:
-            headers |= self.hub.version_headers
-        elif name:
-            headers["ETag"] = f'"{self.hub.checksum(str(path.relative_to(self.hub.folder)))}"'
+        if name:
+            tag = {"ETag": f'"{self.hub.checksum(str(path.relative_to(self.hub.folder)))}"'}
+            headers |= self.hub.version_headers.get(path.suffix, tag)
         if asked:
             headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{nbytes}"
         for header, value in headers.items():

@@ -29,7 +29,7 @@ from server.model.checkpoint.remote.small_copies import SmallCopies
 from server.model.errors import ModelError
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 MAX_CONNECTIONS = 16
@@ -145,7 +145,7 @@ class OpenBucketSource:
         self._get = obstore.get_async
         with self._client.errors(source.name):
             found = obstore.head(self._client.store, source.path)
-        self._version, self._nbytes = found["e_tag"] or "", found["size"]
+        self._tag, self._version, self._nbytes = found["e_tag"], _version_of(found), found["size"]
 
     @property
     def identity(self) -> SourceIdentity:
@@ -190,14 +190,14 @@ class OpenBucketSource:
     async def _read_range(self, begin: int, end: int) -> Bytes:
         """Return a range, after further tries if its connection is cut."""
         options: GetOptions = {"range": (begin, end)}
-        if self._version:
-            options["if_match"] = self._version
+        if self._tag:
+            options["if_match"] = self._tag
         failures = 0
         while True:
             async with self._client.slots:
                 with self._client.errors(self._source.name):
                     answer = await self._get(self._client.store, self._source.path, options=options)
-                if self._version not in {"", answer.meta["e_tag"]}:  # not every storage follows If-Match
+                if _version_of(answer.meta) != self._version:  # not every storage follows If-Match
                     raise changed_error(self._source.name)
                 try:
                     with self._client.errors(self._source.name):
@@ -284,6 +284,10 @@ def upload(folder: Path, address: str, last: str) -> None:
         with client.errors(f"{client.address}/{name}"):
             obstore.put(client.store, name, path)
     client.close()
+
+
+def _version_of(found: ObjectMeta) -> str:
+    return found["e_tag"] or found["last_modified"].isoformat()
 
 
 def changed_error(name: str) -> SourceChangedError:

@@ -12,6 +12,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from expert_store import CheckpointError, FileName, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
+from expert_store.sources.base import SourceIdentity
 from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.web_client import Content, WebClient
@@ -22,7 +23,7 @@ from server.model.checkpoint.remote.web_source import OpenWebSource
 class HubFile:
     """A file of a repository at a commit; see ``Source``.
 
-    Its link is asked for at the first read, and kept.
+    Its link is asked for at the first read, or at once if the repository lists no checksum of it, and kept.
 
     Attributes:
         path: in the repository.
@@ -42,11 +43,12 @@ class HubFile:
         return self.url.rpartition("/")[2]
 
     def open(self, *, is_direct: bool = True) -> OpenWebSource:
-        """Open the file, whose size the list of files tells."""
+        """Open the file; its server tells size and version if the list of files has no checksum of it."""
         del is_direct  # there is no cache to pass
-        address = self.client.address(self.url, self._headers, self.listing.commit)
-        checksum = self.listing.checksums.get(self.path, "")
-        return OpenWebSource(address, self.client, Content(self.listing.sizes[self.path], checksum))
+        checksum, commit = self.listing.checksums.get(self.path), self.listing.commit
+        address = self.client.address(self.url, self._headers, commit, has_checksum=checksum is not None)
+        content = None if checksum is None else Content(self.listing.sizes[self.path], checksum)
+        return OpenWebSource(address, self.client, content)
 
     def _headers(self) -> Mapping[str, str]:
         if constants.HF_HUB_OFFLINE:
@@ -54,14 +56,18 @@ class HubFile:
         headers: Mapping[str, str] = build_hf_headers()
         return headers
 
-    def keep(self, complete: Path) -> None:
+    def keep(self, complete: Path, identity: SourceIdentity) -> None:
         """Move the complete file into the hub's cache, as if it had been downloaded.
 
+        Args:
+            identity: what it was when it was opened.
+
         Raises:
-            CheckpointError: it is damaged, or the hub has told no checksum.
+            CheckpointError: it is damaged, or the hub has told nothing by which its cache could name it.
             OSError: the disk is full, or fails.
         """
-        keep_file(self.listing, self.path, complete)
+        _, version = identity.version
+        keep_file(self.listing, self.path, complete, str(version))
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ HOSTILE: dict[str, tuple[Callable[[Hub], object], str]] = {
     "no commit": (lambda hub: setattr(hub, "sha", None), "None is not the hash of a commit"),
     "commit of a file": (lambda hub: setattr(hub, "commit", OUTSIDE), f"'{OUTSIDE}' is not the hash of a commit"),
     "ETag": (
-        lambda hub: setattr(hub, "version_headers", {"ETag": f'"{OUTSIDE}"'}),
+        lambda hub: hub.version_headers.update({".json": {"ETag": f'"{OUTSIDE}"'}}),
         f"config.json what can't be: '{OUTSIDE}' is not the ETag of a file",
     ),
     "ETag of a link": (
-        lambda hub: setattr(hub, "version_headers", {"ETag": '"0"', "X-Linked-Etag": f'W/"{OUTSIDE}"'}),
+        lambda hub: hub.version_headers.update({".json": {"ETag": '"0"', "X-Linked-Etag": f'W/"{OUTSIDE}"'}}),
         f"'{OUTSIDE}' is not the ETag of a file",
     ),
     "checksum": (
@@ -101,8 +101,7 @@ def test_a_list_that_was_remembered_with_a_path_is_not_used(hub: Hub, tmp_path: 
 
 @pytest.mark.parametrize("weak", ["", "W/"])
 def test_a_usual_mirror_is_downloaded_from(hub: Hub, weak: str) -> None:
-    hub.version_headers = {"ETag": f'{weak}"{"a" * 40}"'}
-    (hub.folder / "model.safetensors").write_text("{}")  # the mirror names both files alike
+    hub.version_headers[".json"] = {"ETag": f'{weak}"{"a" * 40}"'}
     folder = download(MODEL, None)
     assert (folder / "config.json").read_text() == "{}"
     assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
