@@ -58,7 +58,15 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
         return None
     listing = place.folder.listing
     folder = partial_folder(listing.model)
-    return DiskCache(folder) if listing.missing_bytes <= room_on_disk(folder) else None
+    cache = DiskCache(folder)
+    return cache if listing.missing_bytes - _held_bytes(place.folder, cache) <= room_on_disk(folder) else None
+
+
+def _held_bytes(folder: HubFolder, cache: DiskCache) -> int:
+    """Return the bytes of a model that were read into a cache, but are not in the hub's."""
+    names = [folder.remote_file(path).name for path in folder.listing.weights if folder.listing.cached(path) is None]
+    identities = [identity for name in names if (identity := cache.remembered.identity(name)) is not None]
+    return sum(file.log.num_bytes for file in map(cache.file, identities) if file is not None)
 
 
 def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable[[], None]) -> Fill | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from server.model.checkpoint.hub_answers import REMEDY, Commit, Sha256, check_an
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
+
+log = logging.getLogger(__name__)
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -142,17 +145,23 @@ def _fetch(listing: Listing, names: Iterable[FileName]) -> Path:
 
 
 def keep_reference(listing: Listing) -> None:
-    """Note in the cache which commit the revision that was asked for is, for starts without a network."""
+    """Note in the cache which commit the revision that was asked for is, for starts without a network.
+
+    A cache that can't be written is no failure: it may be complete.
+    """
     revision = listing.revision or constants.DEFAULT_REVISION
     if revision == listing.commit:
         return
     reference = repository_folder(listing.model) / "refs" / FileName(revision)
     if reference.is_file() and reference.read_text("utf-8") == listing.commit:
         return
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    new = reference.with_name(f"{reference.name}.{os.getpid()}")
-    new.write_text(listing.commit, "utf-8")
-    new.replace(reference)
+    try:
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        new = reference.with_name(f"{reference.name}.{os.getpid()}")
+        new.write_text(listing.commit, "utf-8")
+        new.replace(reference)
+    except OSError as error:
+        log.warning("a start without network will not find revision %s of %s: %s", revision, listing.model, error)
 
 
 def _from_cache(find: Callable[[], Path], error: Exception) -> Path:

@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from expert_store import FileName, LocalFolder
 from expert_store.disk_cache.cached_source import CachedFolder
+from expert_store.disk_cache.disk_cache import DiskCache
+from expert_store.sources.base import SourceIdentity
 from server.byte_sizes import GIB
 from server.loading.remote_models import make_fill, with_cache
-from server.model.checkpoint.download import Listing
+from server.model.checkpoint.download import Listing, partial_folder
 from server.model.checkpoint.hub_answers import Commit
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
@@ -28,6 +31,22 @@ def test_a_cache_leaves_the_smaller_of_a_twentieth_of_its_disk_and_4_gib_free(
     assert isinstance(place, RemotePlace)
     assert isinstance(place.folder, CachedFolder)
     assert place.folder.cache.max_bytes == (10 - kept_gib) * GIB
+
+
+def test_what_the_disk_has_of_a_model_needs_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = FileName("model.safetensors")
+    folder = HubFolder(Listing("a/model", Commit("0" * 40), [name], {name: 3 << 20}))
+    source, cache = folder.remote_file(name), DiskCache(partial_folder("a/model"))
+    identity = SourceIdentity("web", (source.name, '"1-2"'), 3 << 20)
+    cache.remembered.keep_identity(source.name, identity)
+    file = cache.file(identity)
+    assert file is not None
+    file.store(0, np.ones(2 << 20, np.uint8))
+    place = RemotePlace(folder)
+    for free_mib, is_cached in ((1, True), (0.5, False)):
+        monkeypatch.setattr("server.loading.remote_models.room_on_disk", lambda _, free=free_mib: free * 2**20)
+        assert (with_cache(place, ServeSettings()) is not place) == is_cached
 
 
 def test_a_model_of_the_hub_without_room_on_the_disk_is_served_from_there_with_a_warning(

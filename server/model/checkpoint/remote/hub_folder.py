@@ -112,6 +112,14 @@ class HubFolder:
             return FileSource(cached)
         if not path.endswith(WEIGHTS):  # the hub tells no checksum of its content
             return FileSource(download_small_file(self.listing, path))
+        return self.remote_file(path)
+
+    def remote_file(self, path: FileName) -> HubFile:
+        """Return a file that is not in the hub's cache.
+
+        Args:
+            path: in the repository.
+        """
         url = f"{constants.ENDPOINT}/{self.listing.model}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 
