@@ -9,8 +9,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -70,6 +70,8 @@ def download(model: str, revision: str | None) -> Path:
         before = listing.stored_bytes()
         with polled_progress(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
             folder = _fetch(listing, listing.sizes)
+        with suppress(OSError):  # the model is complete: only another start would not notice what is removed
+            remember(replace(listing, revision=listing.commit))
         return folder if listing.gguf is None else folder / listing.gguf
 
 
@@ -197,14 +199,18 @@ def _cached(repository: str, revision: str | None, tag: str) -> Path:
     Raises:
         LocalEntryNotFoundError: the cache has no such file.
     """
-    cache = repository_folder(repository)
-    reference = cache / "refs" / (revision or constants.DEFAULT_REVISION)
-    commit = reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
-    folder = cache / "snapshots" / commit
+    commit = _cached_commit(repository, revision)
+    folder = repository_folder(repository) / "snapshots" / commit
     names = FileName.valid(str(path.relative_to(folder)) for path in folder.rglob(f"*{GGUF}")) if commit else []
     if not any(gguf_label(name).lower() == tag.lower() for name in names):
         raise LocalEntryNotFoundError(f"{repository} has no GGUF file of {tag} in the cache")
     return folder / choose_gguf(repository, tag, names)
+
+
+def _cached_commit(repository: str, revision: str | None) -> str:
+    """Return the commit that a revision is in the cache; the revision itself, or nothing, if that is unknown."""
+    reference = repository_folder(repository) / "refs" / (revision or constants.DEFAULT_REVISION)
+    return reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
 
 
 @dataclass(frozen=True)
@@ -369,9 +375,13 @@ def cached_model(model: str, revision: str | None) -> Path:
     """Return the place of a hub model in the cache.
 
     Raises:
-        LocalEntryNotFoundError: it is not there.
+        LocalEntryNotFoundError: it is not there, or not all of what was downloaded is.
     """
     repository, tag = split_tag(model)
+    listing = _remembered(model, _cached_commit(repository, revision))
+    missing = [] if listing is None else [name for name in listing.sizes if listing.cached(name) is None]
+    if missing:
+        raise LocalEntryNotFoundError(f"the cache lacks {missing[0]} of {model}")
     if tag is not None:
         return _cached(repository, revision, tag)
     return _snapshot(repository, revision, HUB_FILES)

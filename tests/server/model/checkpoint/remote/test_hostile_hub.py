@@ -107,7 +107,10 @@ def test_a_usual_mirror_is_downloaded_from(hub: Hub, weak: str) -> None:
     assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
 
 
-def test_a_model_in_the_cache_is_found_while_its_mirror_is_away(hub: Hub) -> None:
+def test_a_complete_model_in_the_cache_is_found_while_its_mirror_is_away(hub: Hub) -> None:
     folder = download(MODEL, None)
     hub.is_away = True
     assert download(MODEL, None) == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="does not have all its files, and the hub can't be reached"):
+        download(MODEL, None)
