@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from expert_store.errors import SourceError as SourceError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
+    from expert_store.file_name import FileName as FileName
     from expert_store.huge_pages import use_huge_pages as use_huge_pages
     from expert_store.io.gguf_index import BlockType as BlockType
     from expert_store.io.gguf_index import GgufHeader as GgufHeader
@@ -127,6 +128,7 @@ _MODULE_OF = {
     "RoutingLogError": "errors",
     "StoreClosedError": "errors",
     "StoreFailedError": "errors",
+    "FileName": "file_name",
     "use_huge_pages": "huge_pages",
     "check_metadata_file": "io.metadata",
     "read_json_object": "io.metadata",

@@ -8,6 +8,7 @@ ExpertStoreError
             ShortReadError           it ends before the bytes that were asked for
             SourceTimeoutError       its storage does not answer
             SourceUnreadableError    any other failure of the storage
+        FileNameError            a name could lead out of a model's folder
     BudgetError          the memory given is too little for one step
     ExpertLoadError      one expert could not be read
     ChecksumError        an expert's bytes are not those that were packed
@@ -30,6 +31,10 @@ class ExpertStoreError(Exception):
 
 class CheckpointError(ExpertStoreError):
     """A checkpoint's files, headers or tensors are missing, damaged or contradict each other."""
+
+
+class FileNameError(CheckpointError, ValueError):
+    """A name from outside is not one of a file inside a model. It is a ValueError, too, as pydantic expects."""
 
 
 class BudgetError(ExpertStoreError):

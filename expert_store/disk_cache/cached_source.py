@@ -12,6 +12,7 @@ from expert_store.disk_cache.absent_source import AbsentSource
 from expert_store.disk_cache.cache_file import CacheFile
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.errors import SourceTimeoutError, SourceUnreadableError
+from expert_store.file_name import FileName
 from expert_store.sources.base import Bytes, OpenSource, Piece, Source, SourceFolder, SourceIdentity
 from expert_store.sources.file import FileSource
 from expert_store.sources.runs import runs_of
@@ -81,7 +82,7 @@ class CachedFolder:
     def short_name(self) -> str:
         return self.inner.short_name
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of its files, as they are remembered if it can't be reached."""
         remembered = self.cache.remembered.names(self.name)
         if remembered is not None and self.cache.is_offline:
@@ -96,12 +97,12 @@ class CachedFolder:
         self.cache.remembered.keep_names(self.name, names)
         return names
 
-    def source(self, name: str, *, is_own: bool = False) -> Source:
+    def source(self, name: FileName, *, is_own: bool = False) -> Source:
         """Return a source; one that is on a disk needs no cache."""
         found = self.inner.source(name, is_own=is_own)
         return found if isinstance(found, FileSource) else CachedSource(found, self.cache)
 
-    def folder(self, name: str) -> CachedFolder:
+    def folder(self, name: FileName) -> CachedFolder:
         return CachedFolder(self.inner.folder(name), self.cache)
 
     def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource
+from expert_store.disk_cache.cached_source import CachedSource, OpenCachedSource, is_versioned
 from expert_store.disk_cache.disk_cache import NO_ROOM
 from expert_store.disk_cache.extent_log import EXTENT_BYTES
 from expert_store.disk_cache.private_files import open_private
@@ -194,7 +194,8 @@ class Fill:
             if opened is None:
                 continue
             if opened.file is None:
-                raise CheckpointError(f"{source.name} can't be kept on the disk")
+                reason = "the disk failed" if is_versioned(opened.identity) else "its server tells no version of it"
+                raise CheckpointError(f"{source.name} can't be kept on the disk: {reason}")
             opened.file.log.refresh()
             for first, last in opened.missing(begin, end):
                 for position in range(first, last, EXTENT_BYTES):

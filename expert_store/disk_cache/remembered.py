@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from expert_store.disk_cache.private_files import read_private, write_private
+from expert_store.errors import FileNameError
+from expert_store.file_name import FileName
 from expert_store.sources.base import SourceIdentity
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,18 @@ class Remembered:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def keep_names(self, folder: str, names: Collection[str]) -> None:
+    def keep_names(self, folder: str, names: Collection[FileName]) -> None:
         """Remember the names of the files in a folder."""
         self._write(folder, {"names": sorted(names)})
 
-    def names(self, folder: str) -> list[str] | None:
-        """Return the names of the files in a folder; None if it is unknown."""
+    def names(self, folder: str) -> list[FileName] | None:
+        """Return the names of the files in a folder; None if it is unknown, or one of them is refused."""
         found = self._read(folder).get("names")
-        return found if isinstance(found, list) else None
+        try:
+            return [FileName(name) for name in found] if isinstance(found, list) else None
+        except FileNameError as error:
+            log.warning("what %s remembers of %s is not used: %s", self._folder, folder, error)
+            return None
 
     def keep_identity(self, source: str, identity: SourceIdentity) -> None:
         """Remember size and version of a source."""

@@ -16,19 +16,20 @@ from typing import Any
 import torch
 
 from expert_store.catalog import Extent, TensorSource
-from expert_store.errors import CheckpointError, SourceError
+from expert_store.errors import CheckpointError, FileNameError, SourceError
+from expert_store.file_name import FileName
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.io.metadata import parse_json_object, read_bytes, read_json_object
-from expert_store.sources.base import Source
+from expert_store.sources.base import Source, SourceFolder
 from expert_store.sources.folder import Place, as_folder, as_source
 from expert_store.sources.parallel import map_sources
 
 LENGTH_BYTES = 8  # of the length of the header, before it
 BEGIN_BYTES = 128 << 10  # of a file, read at once, as most headers are shorter and a server may be far away
 MAX_HEADER_BYTES = 100_000_000
-MAX_NAME_BYTES = 255
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = FileName("model.safetensors.index.json")
 SUFFIX = ".safetensors"
+REMEDY = "download the checkpoint again"
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -64,27 +65,33 @@ def find_shards(place: Place) -> list[Source]:
                 f"no .safetensors file in {folder.name}; pickled checkpoints (.bin, .pt) are not opened"
             )
         return [folder.source(name) for name in shards]
+    names = shard_names(folder)
+    for name in names:
+        if name not in there:
+            raise CheckpointError(f"shard {name} is missing from {folder.name}; {REMEDY}")
+    return [folder.source(name) for name in names]
+
+
+def shard_names(folder: SourceFolder) -> list[FileName]:
+    """Return the names of the shards in the index of a folder, in order.
+
+    Raises:
+        CheckpointError: the index can't be read, or names something that can't be a shard.
+    """
     index = folder.source(INDEX_NAME)
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index.name} is not a safetensors index: it has no weight_map; {REMEDY}")
+    try:
+        names = {FileName(name) for name in weight_map.values()}
+    except FileNameError as error:
         raise CheckpointError(
-            f"{index.name} is not a safetensors index: it has no weight_map; download the checkpoint again"
-        )
-    names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
+            f"{index.name} names a shard which is no .safetensors file of its folder: {error}; {REMEDY}"
+        ) from error
     for name in sorted(names):
-        if not _is_shard_name(name):
-            raise CheckpointError(
-                f"{index.name} names {name[:MAX_NAME_BYTES]!r}, which is no .safetensors file of its folder; "
-                "download the checkpoint again"
-            )
-        if name not in there:
-            raise CheckpointError(f"shard {name} is missing from {folder.name}; download the checkpoint again")
-    return [folder.source(name) for name in sorted(names)]
-
-
-def _is_shard_name(name: str) -> bool:
-    is_printable = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES  # a lone surrogate is not printable
-    return is_printable and name.endswith(SUFFIX) and Path(name).name == name
+        if name.folder or not name.endswith(SUFFIX):
+            raise CheckpointError(f"{index.name} names {name!r}, which is no .safetensors file of its folder; {REMEDY}")
+    return sorted(names)
 
 
 def read_index(files: Iterable[Path | Source], *, has_data: bool = True) -> dict[str, TensorSource]:

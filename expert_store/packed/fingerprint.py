@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 
 from expert_store.errors import SourceError
+from expert_store.file_name import FileName
 from expert_store.io.metadata import read_bytes
 from expert_store.sources.base import OpenSource, Source
 
@@ -15,7 +16,7 @@ NUM_SAMPLES = 32  # per shard
 SAMPLE_BYTES = 64 << 10
 
 
-def source_fingerprint(files: Mapping[str, bytes], shards: Iterable[Source]) -> str:
+def source_fingerprint(files: Mapping[FileName, bytes], shards: Iterable[Source]) -> str:
     """Return a digest of complete small files, and of each shard's size, header and evenly spread blocks.
 
     A model that was trained further differs in nearly every block, so samples are enough to detect it.

@@ -92,8 +92,8 @@ class PackFolder:
 
     def publish(self, partial: Path, manifest: Manifest) -> None:
         """Let the manifest name a finished data folder, then remove the one before."""
-        for name in manifest.files:
-            sync(partial / name)
+        for file in manifest.files:
+            sync(partial / file)
         sync(partial)
         partial.rename(self.path / manifest.data)
         sync(self.path)

@@ -14,14 +14,14 @@ from typing import Self
 from pydantic import RootModel, ValidationError
 
 from expert_store.keys import ExpertKey
-from expert_store.packed.names import DataFolderName, FileName
+from expert_store.packed.names import DataFolderName, PlainName
 from expert_store.packed.sync import sync
 
 HEADER = b"greenroom pack journal 1\n"
 RECORD = re.compile(rb"([0-9]{1,9}) ([0-9]{1,9}) ([0-9a-f]{16}) \.")
 
 
-class _Folder(RootModel[tuple[DataFolderName, frozenset[FileName]]]):
+class _Folder(RootModel[tuple[DataFolderName, frozenset[PlainName]]]):
     """A data folder and the names of its files."""
 
 

@@ -28,16 +28,17 @@ from expert_store.catalog import (
     ParameterSpec,
 )
 from expert_store.errors import CheckpointError, SourceError, SourceGoneError
+from expert_store.file_name import FileName
 from expert_store.io.metadata import read_bytes, read_json_object
 from expert_store.io.safetensors_index import DTYPES
-from expert_store.packed.names import DATA_FOLDER, DataFolderName, FileName
+from expert_store.packed.names import DATA_FOLDER, DataFolderName, PlainName
 from expert_store.sources.base import PAGE_BYTES, OpenSource, Source, SourceFolder
 from expert_store.sources.folder import Place, as_folder
 
 FORMAT = "greenroom-pack"
 VERSION = 1
-MANIFEST_NAME = "manifest.json"
-TRUNK_NAME = "trunk.safetensors"
+MANIFEST_NAME = FileName("manifest.json")
+TRUNK_NAME = FileName("trunk.safetensors")
 PACK_SUFFIX = ".pack"
 UNCHANGED: Literal["unchanged"] = "unchanged"  # the trunk has the checkpoint's format
 CHUNK_BYTES = 8 << 20
@@ -66,7 +67,7 @@ class ManifestParameter(NamedTuple):
 class ManifestRecord(NamedTuple):
     """File, offset and checksum of one expert's record: XXH3 with ``checksum_seed``."""
 
-    file: FileName
+    file: PlainName
     offset: Count
     checksum: Digest
 
@@ -97,7 +98,7 @@ class Manifest(BaseModel):
     data: DataFolderName
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
     layers: Annotated[dict[Count, ManifestLayer], Field(min_length=1)]
-    files: dict[FileName, ManifestFile]
+    files: dict[PlainName, ManifestFile]
 
     def to_bytes(self) -> bytes:
         """Return JSON with format, version and a checksum of everything else."""
@@ -159,7 +160,7 @@ def open_pack(place: Place) -> Pack:
 
 def _open(folder: SourceFolder, manifest: Manifest) -> Pack:
     data = folder.folder(manifest.data)
-    there: set[str] = set()
+    there: set[FileName] = set()
     with suppress(SourceGoneError):
         there.update(data.names())
     for name, file in manifest.files.items():
@@ -221,7 +222,7 @@ def named_folder(folder: Path) -> dict[str, frozenset[str]]:
     data, files = content.get("data"), content.get("files")
     if not isinstance(data, str) or not re.fullmatch(DATA_FOLDER, data) or not isinstance(files, dict):
         return {}
-    return {data: frozenset(name for name in files if Path(name).name == name)}
+    return {data: frozenset(name for name in FileName.valid(files) if not name.folder)}
 
 
 def file_checksum(path: Path) -> str:
@@ -259,7 +260,7 @@ def _layers(data: SourceFolder, manifest: Manifest) -> dict[int, LayerEntry]:
     }
 
 
-def _check_file(data: SourceFolder, name: str, file: ManifestFile) -> None:
+def _check_file(data: SourceFolder, name: FileName, file: ManifestFile) -> None:
     try:
         source = data.source(name, is_own=True)
     except CheckpointError as error:
@@ -285,10 +286,10 @@ def _checksum(opened: OpenSource) -> str:
 
 
 def _check_records(path: str, manifest: Manifest) -> None:
-    for name in ("config.json", TRUNK_NAME):
+    for name in (FileName("config.json"), TRUNK_NAME):
         if name not in manifest.files:
             raise CheckpointError(f"{path} names no {name}; pack the model again")
-    extents: dict[str, list[tuple[int, int]]] = {}
+    extents: dict[FileName, list[tuple[int, int]]] = {}
     for index, offset, nbytes, file in _record_extents(path, manifest):
         known = manifest.files.get(file)
         if known is None or not file.endswith(PACK_SUFFIX):
@@ -306,7 +307,7 @@ def _check_records(path: str, manifest: Manifest) -> None:
                 raise CheckpointError(f"{path}: two records overlap at {start} of {file}; pack the model again")
 
 
-def _record_extents(path: str, manifest: Manifest) -> Iterator[tuple[int, int, int, str]]:
+def _record_extents(path: str, manifest: Manifest) -> Iterator[tuple[int, int, int, FileName]]:
     layouts = manifest.expert_layouts()
     for index, layer in manifest.layers.items():
         if layer.layout >= len(layouts):

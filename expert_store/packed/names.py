@@ -6,14 +6,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from expert_store.file_name import FileName
+
 DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
 
 
-def _file_name(name: str) -> str:
-    if name in {"", ".", ".."} or any(character in name for character in "/\\\0"):
+def _plain(name: FileName) -> FileName:
+    if name.folder:
         raise ValueError(f"{name!r} is not a plain file name")
     return name
 
 
-FileName = Annotated[str, AfterValidator(_file_name)]
-DataFolderName = Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
+PlainName = Annotated[FileName, AfterValidator(_plain)]  # without a folder
+DataFolderName = Annotated[FileName, Field(pattern=f"^{DATA_FOLDER}$")]

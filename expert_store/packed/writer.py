@@ -21,6 +21,7 @@ import xxhash
 from expert_store.arena import Weights, slot_views
 from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
 from expert_store.errors import CheckpointError, PackError
+from expert_store.file_name import FileName
 from expert_store.io.disk_bytes import disk_bytes
 from expert_store.keys import ExpertKey
 from expert_store.packed.fingerprint import source_fingerprint
@@ -78,7 +79,7 @@ class PackSource:
     layers: Mapping[int, PackedLayer]
     encode: Callable[[ExpertKey], Weights]
     trunk: Sequence[TensorSource]
-    files: Mapping[str, bytes]
+    files: Mapping[FileName, bytes]
     shards: Sequence[Source]
     made: Sequence[MadeTensors] = ()
     trunk_format: str = UNCHANGED
@@ -138,7 +139,7 @@ def _disk_full(source: PackSource, out: Path) -> PackError:
 class _Place(NamedTuple):
     """The file and the extent of a record."""
 
-    file: str
+    file: FileName
     offset: int
     nbytes: int
 
@@ -233,14 +234,14 @@ class _Writer:
             pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
 
-    def _write_others(self, partial: Path) -> list[str]:
+    def _write_others(self, partial: Path) -> list[FileName]:
         """Write the trunk and the small files; return their names."""
         write_safetensors(partial / TRUNK_NAME, self._source.trunk, self._source.made)
         for name, content in self._source.files.items():
             (partial / name).write_bytes(content)
         return [TRUNK_NAME, *self._source.files]
 
-    def _manifest(self, partial: Path, checksums: Mapping[ExpertKey, int], others: Sequence[str]) -> Manifest:
+    def _manifest(self, partial: Path, checksums: Mapping[ExpertKey, int], others: Sequence[FileName]) -> Manifest:
         def record(key: ExpertKey) -> ManifestRecord:
             return ManifestRecord(self._places[key].file, self._places[key].offset, f"{checksums[key]:016x}")
 
@@ -254,7 +255,7 @@ class _Writer:
             weights=self._source.weights,
             trunk=self._source.trunk_format,
             source=self._fingerprint,
-            data=partial.name.removesuffix(PARTIAL_SUFFIX),
+            data=FileName(partial.name.removesuffix(PARTIAL_SUFFIX)),
             layouts=tuple(_describe(layout) for layout in self._layouts),
             layers={
                 index: ManifestLayer(
@@ -314,7 +315,7 @@ def _place_records(layers: Mapping[int, PackedLayer], max_file_bytes: int) -> di
         for expert in range(layer.num_experts):
             if end and end + nbytes > max_file_bytes:
                 number, end = number + 1, 0
-            places[ExpertKey(index, expert)] = _Place(f"experts-{number:05d}{PACK_SUFFIX}", end, nbytes)
+            places[ExpertKey(index, expert)] = _Place(FileName(f"experts-{number:05d}{PACK_SUFFIX}"), end, nbytes)
             end += nbytes
     return places
 

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from expert_store.file_name import FileName
+
 PAGE_BYTES = 4096  # direct reads and pages of memory are multiples of it
 
 Bytes = npt.NDArray[np.uint8]
@@ -76,14 +78,14 @@ class SourceFolder(Protocol):
     def short_name(self) -> str:
         """The last part of the name."""
 
-    def names(self) -> Collection[str]:
-        """Return the names of what is in it.
+    def names(self) -> Collection[FileName]:
+        """Return the names of what is in it, without those that no file of a model may have.
 
         Raises:
             SourceError: they can't be had.
         """
 
-    def source(self, name: str, *, is_own: bool = False) -> Source:
+    def source(self, name: FileName, *, is_own: bool = False) -> Source:
         """Return a source in it, which need not be there.
 
         Args:
@@ -93,7 +95,7 @@ class SourceFolder(Protocol):
             CheckpointError: it is refused.
         """
 
-    def folder(self, name: str) -> SourceFolder:
+    def folder(self, name: FileName) -> SourceFolder:
         """Return a folder in it, which need not be there."""
 
     def local_copy(self, patterns: Collection[str], through: SourceFolder | None = None) -> Path:

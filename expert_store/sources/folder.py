@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expert_store.errors import CheckpointError, source_error
+from expert_store.file_name import FileName
 from expert_store.sources.base import Source, SourceFolder
 from expert_store.sources.file import FileSource
 
@@ -29,21 +30,21 @@ class LocalFolder:
         """The last part of the path."""
         return self.path.name
 
-    def names(self) -> list[str]:
-        """Return the names of files and folders in it, in order."""
+    def names(self) -> list[FileName]:
+        """Return the names of files and folders in it, in order, without those that no file of a model may have."""
         try:
-            return sorted(path.name for path in self.path.iterdir())
+            return sorted(FileName.valid(path.name for path in self.path.iterdir()))
         except OSError as error:
             raise source_error(self.name, error) from error
 
-    def source(self, name: str, *, is_own: bool = False) -> FileSource:
+    def source(self, name: FileName, *, is_own: bool = False) -> FileSource:
         """Return a file of it."""
         path = self.path / name
         if is_own and not path.resolve().is_relative_to(self.path.resolve()):
             raise CheckpointError(f"{path} is outside of {self.path}")
         return FileSource(path)
 
-    def folder(self, name: str) -> LocalFolder:
+    def folder(self, name: FileName) -> LocalFolder:
         """Return a folder in it."""
         return LocalFolder(self.path / name)
 

@@ -81,13 +81,14 @@ def _verify_ollama(path: Path) -> int:
 
 
 def _verify_gguf(path: Path) -> int:
+    from expert_store import FileName  # noqa: PLC0415
     from server.byte_sizes import format_bytes  # noqa: PLC0415
     from server.model.checkpoint.gguf.gguf_file import GgufFile  # noqa: PLC0415
     from server.model.checkpoint.gguf.verification import damaged_tensors  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     with exit_on_interrupt("interrupted"):
-        file = GgufFile.open(path.parent, path.name)
+        file = GgufFile.open(path.parent, FileName(path.name))
         total = sum(tensor.source.extent.nbytes for tensor in file.tensors.values())
         with progress(f"verifying {path}", total) as shown:
             damaged = damaged_tensors(file, shown.advance)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from expert_store import LocalFolder, MemorySource, Source, SourceFolder, read_json_object
+from expert_store import FileName, LocalFolder, MemorySource, Source, SourceFolder, read_json_object
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.download import Listing, cached_model, download_small_file, hub_errors, list_upload
 from server.model.checkpoint.local_files import split_tag
@@ -35,7 +35,7 @@ class HubHeaders:
     """The config of a hub model, and its safetensors files as far as their headers; see ``SourceFolder``."""
 
     config: LocalFolder  # which has the model's name
-    headers: Mapping[str, MemorySource]
+    headers: Mapping[FileName, MemorySource]
 
     @property
     def name(self) -> str:
@@ -47,15 +47,15 @@ class HubHeaders:
         """The model's name, without its owner."""
         return self.config.short_name
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of config and headers."""
         return [*self.config.names(), *self.headers]
 
-    def source(self, name: str, *, is_own: bool = False) -> Source:
+    def source(self, name: FileName, *, is_own: bool = False) -> Source:
         """Return a header, or else a file of the config's folder."""
         return self.headers.get(name) or self.config.source(name, is_own=is_own)
 
-    def folder(self, name: str) -> SourceFolder:
+    def folder(self, name: FileName) -> SourceFolder:
         """Return a folder beside the config."""
         return self.config.folder(name)
 
@@ -91,7 +91,7 @@ def _describes_shapes(listing: Listing) -> bool:
     """Return whether tensors hold the shapes of others, so that headers are not enough."""
     if "config.json" not in listing.names:
         return False
-    given = read_json_object(download_small_file(listing, "config.json")).get("quantization_config")
+    given = read_json_object(download_small_file(listing, FileName("config.json"))).get("quantization_config")
     return isinstance(given, dict) and given.get("quant_method") == BITSANDBYTES
 
 
@@ -125,7 +125,7 @@ def _download_headers(model: str, revision: str | None, scratch: Path) -> HubHea
             tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
             for tensor, info in shard.tensors.items()
         }
-        name = Path(path).name
+        name = FileName(path).last
         headers[name] = MemorySource(str(scratch / name), header_bytes(tensors))
     return HubHeaders(LocalFolder(scratch), headers)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from expert_store import CheckpointError, ExpertStore, extents, is_on_disk
-from expert_store.disk_cache.cached_source import CachedFolder, CachedSource
+from expert_store.disk_cache.cached_source import CachedFolder, CachedSource, is_versioned
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
@@ -59,13 +59,19 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
         return None
     listing = place.folder.listing
     folder = partial_folder(listing.model)
-    if listing.missing_bytes > room_on_disk(folder):
-        return None
     try:
-        return DiskCache(folder)
+        cache = DiskCache(folder)
     except CheckpointError as error:  # the hub's cache may be that of several users
         log.warning("what is read of %s is not kept: %s", listing.model, error)
         return None
+    return cache if listing.missing_bytes - _held_bytes(place.folder, cache) <= room_on_disk(folder) else None
+
+
+def _held_bytes(folder: HubFolder, cache: DiskCache) -> int:
+    """Return the bytes of a model that were read into a cache, but are not in the hub's."""
+    names = [folder.remote_file(path).name for path in folder.listing.weights if folder.listing.cached(path) is None]
+    identities = [identity for name in names if (identity := cache.remembered.identity(name)) is not None]
+    return sum(file.log.num_bytes for file in map(cache.file, identities) if file is not None)
 
 
 def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable[[], None]) -> Fill | None:
@@ -75,7 +81,7 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         on_complete: called once they are complete.
 
     Raises:
-        SettingsError: the download is to be completed, and there is no room for it.
+        SettingsError: the download is to be completed, and there is no room for it, or its files have no versions.
     """
     found = caches(store.catalog)
     if not found:
@@ -95,6 +101,8 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
         )
         return None
     sources = [source for source in cache.sources if isinstance(source, CachedSource)]
+    if not _can_be_kept(sources, settings):
+        return None
     missing = sum(
         opened.identity.nbytes - opened.file.log.num_bytes
         for opened in (source.opened for source in sources)
@@ -124,6 +132,23 @@ def describe(progress: FillProgress, spans: ExpertSpans) -> str:
     if progress.reason is not None:
         left = f", the rest waits: {progress.reason}"
     return f"trunk {held_trunk} of {trunk} {unit}, experts {share:.0f} %, first answer possible{left}"
+
+
+def _can_be_kept(sources: Sequence[CachedSource], settings: ServeSettings) -> bool:
+    """Return True if all files of a model can be kept on the disk; else warn with the reason.
+
+    Raises:
+        SettingsError: they can't, and the download is to be completed.
+    """
+    unknown = [source for source in sources if not is_versioned(source.opened.identity)]
+    if not unknown:
+        return True
+    named = f"{unknown[0].name}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}"
+    reason = f"its server tells neither an ETag nor Last-Modified of {named}, so that another content could not be told"
+    if settings.complete_download == "on":
+        raise SettingsError(f"--complete-download can't be: {reason}; leave it out, or give another server")
+    log.warning("the download is not kept on the disk, and each start reads it again: %s", reason)
+    return False
 
 
 def _warn_of_rereads(listing: Listing) -> None:
@@ -161,10 +186,9 @@ def _keep(fill: Fill) -> None:
             file = source.opened.file
             assert file is not None
             try:
-                source.source.keep(file.path)
+                source.source.keep(file.path, source.opened.identity)
             except (CheckpointError, OSError) as error:
                 log.warning("%s stays where it is, and is not in the hub's cache: %s", file.path, error)
-                return
     log.info("the model is complete on the disk")
 
 

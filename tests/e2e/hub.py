@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ class Hub:
     valid_link: int = 0  # of the links given so far, the first that has not expired
     refuses_links: bool = False
     is_away: bool = False  # closes each connection
-    commit: str = COMMIT  # that answers about links tell
+    commit: str = COMMIT  # that answers about files tell
+    sha: str = COMMIT  # the commit that the API tells
+    names: dict[str, str] = field(default_factory=dict)  # under which the API lists some files
+    has_checksums: bool = True  # whether the API and links tell the SHA-256 of weights
+    version_headers: dict[str, dict[str, str]] = field(default_factory=dict)  # by suffix, instead of an ETag
     resolved: list[str] = field(default_factory=list)  # files of which a link was asked for
     tokens: set[str] = field(default_factory=set)  # seen where the links lead
     seconds_per_byte: float = 0.0  # of weights, over all connections
@@ -60,16 +65,19 @@ class Hub:
         names = {path: path.relative_to(self.folder).as_posix() for path in files}
         sizes = {name: self.sizes.get(name, path.stat().st_size) for path, name in names.items()}
         if re.fullmatch(rf"/api/models/{re.escape(self.model)}(/revision/(main|{COMMIT}))?(\?.*)?", path):
-            siblings = [{"rfilename": name, "size": size} | self._pointer(name) for name, size in sizes.items()]
-            return {"id": self.model, "sha": COMMIT, "siblings": siblings}
+            siblings = [
+                {"rfilename": self.names.get(name, name), "size": size} | self._pointer(name)
+                for name, size in sizes.items()
+            ]
+            return {"id": self.model, "sha": self.sha, "siblings": siblings}
         if path.startswith(f"/api/models/{self.model}/tree/{COMMIT}"):
             return [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes.items()]
         return None
 
     def checksum(self, name: str) -> str:
         """Return the SHA-256 of a file."""
-        with (self.folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        path = self.folder / name
+        return _checksum(path, path.stat().st_mtime_ns)
 
     def is_in_cache(self, cache: Path, name: str) -> bool:
         """Return True if the hub's library finds a file with weights in a process's cache."""
@@ -77,9 +85,15 @@ class Hub:
         return bool(found) and found[0].resolve().name == self.checksum(name)
 
     def _pointer(self, name: str) -> dict[str, Any]:
-        if not is_large(name):
+        if not is_large(name) or not self.has_checksums:
             return {}
         return {"lfs": {"sha256": self.checksum(name), "size": (self.folder / name).stat().st_size, "pointerSize": 1}}
+
+
+@cache
+def _checksum(path: Path, _: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_large(name: str) -> bool:
@@ -103,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         about = self.hub.about(self.path)
         if about is not None:
-            self._send("", json.dumps(about).encode(), has_body)
+            self._send(Path(), json.dumps(about).encode(), has_body)
             return
         resolved = re.fullmatch(rf"/{re.escape(self.hub.model)}/resolve/(?:main|{COMMIT})/([^?]+)", self.path)
         signed = re.fullmatch(r"/signed/(\d+)/(.+)", self.path)
@@ -117,11 +131,11 @@ class Handler(BaseHTTPRequestHandler):
             if self.hub.refuses_links or int(signed[1]) < self.hub.valid_link:
                 self._refuse(403, "Expired")
             else:
-                self._send(path.name, path.read_bytes(), has_body)
+                self._send(path, path.read_bytes(), has_body)
         elif resolved and is_large(path.name) and has_body:
             self._redirect(resolved[1])
         else:
-            self._send(path.name, path.read_bytes(), has_body)
+            self._send(path, path.read_bytes(), has_body)
 
     def _redirect(self, name: str) -> None:
         self.hub.resolved.append(name)
@@ -129,20 +143,25 @@ class Handler(BaseHTTPRequestHandler):
         headers = {
             "Location": f"{self.hub.signed_url}/signed/{self.hub.valid_link}/{name}",
             "X-Repo-Commit": self.hub.commit,
-            "X-Linked-Etag": f'"{self.hub.checksum(name)}"',
             "X-Linked-Size": (self.hub.folder / name).stat().st_size,
             "Content-Length": 0,
         }
+        if self.hub.has_checksums:
+            headers["X-Linked-Etag"] = f'"{self.hub.checksum(name)}"'
         for header, value in headers.items():
             self.send_header(header, str(value))
         self.end_headers()
 
-    def _send(self, name: str, body: bytes, has_body: bool) -> None:
+    def _send(self, path: Path, body: bytes, has_body: bool) -> None:
+        name = path.name
         asked, nbytes = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")), len(body)
         if asked:
             body = body[int(asked.group(1)) : int(asked.group(2)) + 1]
         self.send_response(206 if asked else 200)
-        headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Content-Length": len(body)}
+        headers = {"X-Repo-Commit": self.hub.commit, "Content-Length": len(body)}
+        if name:
+            tag = {"ETag": f'"{self.hub.checksum(str(path.relative_to(self.hub.folder)))}"'}
+            headers |= self.hub.version_headers.get(path.suffix, tag)
         if asked:
             headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{nbytes}"
         for header, value in headers.items():

@@ -82,6 +82,22 @@ def test_a_completed_download_of_several_files_is_served_again_without_network(t
         assert complete(server, MODEL) == text
 
 
+def test_the_download_from_a_mirror_without_checksums_is_completed_and_served_again_without_network(
+    hub_cache: Path,
+) -> None:
+    with serving_hub(MODEL, BUNDLED) as hub:
+        hub.has_checksums = False
+        environment = hub.environment(hub_cache)
+        with serving(MODEL, *FEW, environment=environment) as server:
+            text = complete(server, MODEL)
+            wait_for(lambda: hub.is_in_cache(hub_cache, "model.safetensors"))
+            _, _, log = server.interrupt()
+    assert "the model is complete on the disk" in log
+    assert not re.search(r"trunk 0(\.0)? of|waits|warning", log, re.IGNORECASE)
+    with serving(MODEL, *FEW, environment={**environment, "HF_HUB_OFFLINE": "1"}) as server:
+        assert complete(server, MODEL) == text
+
+
 def test_a_download_that_was_killed_is_served_offline_and_goes_on_where_it_was(hub_cache: Path) -> None:
     nbytes = (BUNDLED / "model.safetensors").stat().st_size
     with serving_hub(MODEL, BUNDLED) as hub:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import TensorSource
+from expert_store import FileName, TensorSource
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.processor_files import LoadedProcessor
 from server.model.checkpoint.tensor_map import CheckpointMap, PackedMatrices
@@ -73,7 +73,7 @@ class Checkpoint(Protocol):
             CheckpointError: they can't be read.
         """
 
-    def small_files(self) -> Mapping[str, bytes]:
+    def small_files(self) -> Mapping[FileName, bytes]:
         """Return config, tokenizer, template and defaults as the files of a folder, which a pack keeps.
 
         Raises:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # for HTTPError
     GatedRepoError,
     HfHubHTTPError,
@@ -25,20 +27,22 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # for HTTPEr
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, not exported
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from pydantic import TypeAdapter, ValidationError
 
+from expert_store.file_name import FileName
 from expert_store.io.disk_bytes import disk_bytes
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.byte_sizes import format_bytes
+from server.model.checkpoint.hub_answers import REMEDY, Commit, Sha256, check_answers
 from server.model.checkpoint.hub_failures import readable_answers
-from server.model.checkpoint.hub_session import use_bounded_session
 from server.model.checkpoint.local_files import GGUF, choose_gguf, files_of_gguf, gguf_label, gguf_models, split_tag
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.model.quantised import mlx
 from server.progress import polled_progress
 from server.redaction import redact
 
-use_bounded_session()
+log = logging.getLogger(__name__)
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -47,6 +51,7 @@ HUB_FILES = ["*.safetensors", "*.pack", *SMALL_FILES]
 MLX = "mlx"  # the name of the library on the hub
 MAX_FILE_BYTES = 1 << 62  # that a hub may tell
 NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
+NUM_DOWNLOADS = 8  # at the same time
 
 
 def download(model: str, revision: str | None) -> Path:
@@ -60,36 +65,52 @@ def download(model: str, revision: str | None) -> Path:
             none or several of these, or the disk is full.
     """
     disable_progress_bars()
-    repository, tag = split_tag(model)
     with hub_errors(model, revision, "downloading"):
-        listing = _list(model, revision)
-        if listing is None:  # the cache may still have all files
-            return _snapshot(repository, revision, HUB_FILES) if tag is None else _cached(repository, revision, tag)
+        try:
+            listing = _ask(model, revision)
+        except (HTTPError, OSError) as error:  # the cache may still have all files
+            return _from_cache(lambda: cached_model(model, revision), error)
         missing = _check(listing)
         before = listing.stored_bytes()
         with polled_progress(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
-            if listing.gguf is None:
-                return _snapshot(repository, revision, HUB_FILES)
-            return _snapshot(repository, revision, files_of_gguf(listing.gguf, listing.names)) / listing.gguf
+            folder = _fetch(listing, listing.sizes)
+        with suppress(OSError):  # the model is complete: only another start would not notice what is removed
+            remember(replace(listing, revision=listing.commit))
+        return folder if listing.gguf is None else folder / listing.gguf
 
 
-def download_small_files(model: str, revision: str | None = None, folder: str = "") -> Path:
+def download_config(model: str) -> Path:
+    """Download the config and the tokenizer of a hub model, and return their folder in the cache.
+
+    Raises:
+        ModelError: there is no such repository, or it can't be reached.
+    """
+    with hub_errors(model, None, "downloading"):
+        try:
+            info = _info(model, None)
+        except (HTTPError, OSError) as error:
+            return _from_cache(lambda: _snapshot(model, None, SMALL_FILES), error)
+        return download_small_files(_listing(info, model, None))
+
+
+def download_small_files(listing: Listing, folder: str = "") -> Path:
     """Download the config and the tokenizer of a hub model, and return their folder in the cache.
 
     Args:
         folder: of the repository; its root by default.
 
     Raises:
-        ModelError: there is no such repository, or it can't be reached.
+        ModelError: the hub does not send one.
     """
     disable_progress_bars()
-    with hub_errors(model, revision, "downloading"):
+    with hub_errors(listing.model, listing.commit, "downloading"):
         wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in SMALL_FILES]
         others = ["*.index.json", f"{folder}/*/*" if folder else "*/*"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=others)) / folder
+        names = filter_repo_objects(listing.names, allow_patterns=wanted, ignore_patterns=others)
+        return _fetch(listing, names) / folder
 
 
-def download_small_file(listing: Listing, path: str) -> Path:
+def download_small_file(listing: Listing, path: FileName) -> Path:
     """Download one file without weights of a hub model, and return where it is in the cache.
 
     Raises:
@@ -107,16 +128,73 @@ def cached_place(listing: Listing) -> Path:
         ModelError: the hub does not send one.
     """
     if listing.gguf is None:
-        return download_small_files(listing.model, listing.commit)
+        return download_small_files(listing)
     found = listing.cached(listing.gguf)
     assert found is not None
     return found
 
 
+def _fetch(listing: Listing, names: Iterable[FileName]) -> Path:
+    """Download those files that the cache does not have, and return the folder of all.
+
+    The hub's own ``snapshot_download`` is no choice: it asks for another list of the files, which nobody checks.
+    """
+    with ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="download") as pool:
+        try:
+            for _ in pool.map(lambda name: hf_hub_download(listing.model, name, revision=listing.commit), names):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    keep_reference(listing)
+    return repository_folder(listing.model) / "snapshots" / listing.commit
+
+
+def keep_reference(listing: Listing) -> None:
+    """Note in the cache which commit the revision that was asked for is, for starts without a network.
+
+    A cache that can't be written is no failure: it may be complete.
+    """
+    revision = listing.revision or constants.DEFAULT_REVISION
+    if revision == listing.commit:
+        return
+    reference = repository_folder(listing.model) / "refs" / FileName(revision)
+    if reference.is_file() and reference.read_text("utf-8") == listing.commit:
+        return
+    try:
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        new = reference.with_name(f"{reference.name}.{os.getpid()}")
+        new.write_text(listing.commit, "utf-8")
+        new.replace(reference)
+    except OSError as error:
+        log.warning("a start without network will not find revision %s of %s: %s", revision, listing.model, error)
+
+
+def _from_cache(find: Callable[[], Path], error: Exception) -> Path:
+    """Return what the cache has of a model whose files could not be listed.
+
+    Raises:
+        LocalEntryNotFoundError: it has not all.
+        Exception: the error, if the hub refused.
+    """
+    try:
+        return find()
+    except LocalEntryNotFoundError:
+        if _is_refusal(error):
+            raise error from None
+        raise
+
+
 def _snapshot(repository: str, revision: str | None, files: Sequence[str]) -> Path:
-    return Path(
-        snapshot_download(repository, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_WEIGHTS)
+    """Return the folder of some files in the cache.
+
+    Raises:
+        LocalEntryNotFoundError: the cache has no such folder, or not all of them.
+    """
+    found = snapshot_download(
+        repository, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_WEIGHTS, local_files_only=True
     )
+    return Path(found)
 
 
 def _cached(repository: str, revision: str | None, tag: str) -> Path:
@@ -125,14 +203,18 @@ def _cached(repository: str, revision: str | None, tag: str) -> Path:
     Raises:
         LocalEntryNotFoundError: the cache has no such file.
     """
-    cache = repository_folder(repository)
-    reference = cache / "refs" / (revision or constants.DEFAULT_REVISION)
-    commit = reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
-    folder = cache / "snapshots" / commit
-    names = [str(path.relative_to(folder)) for path in folder.rglob(f"*{GGUF}")] if commit else []
+    commit = _cached_commit(repository, revision)
+    folder = repository_folder(repository) / "snapshots" / commit
+    names = FileName.valid(str(path.relative_to(folder)) for path in folder.rglob(f"*{GGUF}")) if commit else []
     if not any(gguf_label(name).lower() == tag.lower() for name in names):
         raise LocalEntryNotFoundError(f"{repository} has no GGUF file of {tag} in the cache")
     return folder / choose_gguf(repository, tag, names)
+
+
+def _cached_commit(repository: str, revision: str | None) -> str:
+    """Return the commit that a revision is in the cache; the revision itself, or nothing, if that is unknown."""
+    reference = repository_folder(repository) / "refs" / (revision or constants.DEFAULT_REVISION)
+    return reference.read_text("utf-8").strip() if reference.is_file() else revision or ""
 
 
 @dataclass(frozen=True)
@@ -140,13 +222,13 @@ class Listing:
     """The files of a model on the hub."""
 
     model: str
-    commit: str
-    names: list[str]  # all files
-    sizes: Mapping[str, int]  # bytes of the files to download
+    commit: Commit
+    names: list[FileName]  # all files, but for those with names that no file of a model may have
+    sizes: Mapping[FileName, int]  # bytes of the files to download
     library: str | None = None  # the one that the files are for, by the model's card
     originals: Sequence[str] = ()  # models that it was made from, by its card
-    gguf: str | None = None  # the first file of the chosen model in the GGUF format
-    checksums: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those files whose pointers have it
+    gguf: FileName | None = None  # the first file of the chosen model in the GGUF format
+    checksums: Mapping[FileName, Sha256] = field(default_factory=dict)  # of those files whose pointers have it
     revision: str | None = None  # that was asked for
     model_type: str | None = None  # of its config
 
@@ -156,18 +238,18 @@ class Listing:
             if not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
                 raise ValueError(f"{str(size)[:20]} is not the size of {name}")
 
-    def files_in(self, folder: str) -> dict[str, str]:
+    def files_in(self, folder: str) -> dict[FileName, FileName]:
         """Return the paths of the files in a folder by their names; those of a GGUF model are in any."""
-        parent = Path(folder) if self.gguf is None else Path(self.gguf).parent
-        return {Path(path).name: path for path in self.sizes if Path(path).parent == parent}
+        parent = folder if self.gguf is None else self.gguf.folder
+        return {path.last: path for path in self.sizes if path.folder == parent}
 
     @property
-    def weights(self) -> list[str]:
+    def weights(self) -> list[FileName]:
         """Paths of the model's own files with weights: in the repository's root, or anywhere if it is a pack."""
         is_pack = MANIFEST_NAME in self.sizes
         return [path for path in (self.sizes if is_pack else self.files_in("").values()) if path.endswith(WEIGHTS)]
 
-    def cached(self, path: str) -> Path | None:
+    def cached(self, path: FileName) -> Path | None:
         """Return where a file is in the hub's cache; None if it is not there."""
         found = try_to_load_from_cache(self.model, path, revision=self.commit)
         return Path(found) if isinstance(found, str) else None
@@ -201,14 +283,6 @@ def partial_folder(model: str) -> Path:
     return repository_folder(model) / "partial"
 
 
-def _list(model: str, revision: str | None) -> Listing | None:
-    """List the files of a model; None if the hub does not answer, or refuses."""
-    try:
-        return _ask(model, revision)
-    except (HTTPError, OSError):  # the attempt to download raises the reason
-        return None
-
-
 @readable_answers()
 def _ask(model: str, revision: str | None) -> Listing:
     """List the files of a model, of which a tag chooses a GGUF file.
@@ -217,30 +291,53 @@ def _ask(model: str, revision: str | None) -> Listing:
         HTTPError, OSError: the hub does not answer, or refuses.
     """
     repository, tag = split_tag(model)
-    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    has_safetensors = any(name.endswith(".safetensors") for name in sizes)
-    gguf = None if tag is None and (has_safetensors or not gguf_models(sizes)) else choose_gguf(repository, tag, sizes)
-    files = HUB_FILES if gguf is None else files_of_gguf(gguf, sizes)
-    wanted = filter_repo_objects(sizes, allow_patterns=files, ignore_patterns=NOT_WEIGHTS)
+    info = _info(repository, revision)
+    names = FileName.valid(file.rfilename for file in info.siblings or ())
+    has_safetensors = any(name.endswith(".safetensors") for name in names)
+    is_gguf = tag is not None or (not has_safetensors and gguf_models(names))
+    return _listing(info, repository, revision, choose_gguf(repository, tag, names) if is_gguf else None)
+
+
+def _info(repository: str, revision: str | None) -> ModelInfo:
+    check_answers()
+    return HfApi().model_info(repository, revision=revision, files_metadata=True)
+
+
+def _listing(info: ModelInfo, repository: str, revision: str | None, gguf: FileName | None = None) -> Listing:
+    """Return what the hub tells of a model.
+
+    Raises:
+        ModelError: a name of a file to download, a checksum or the commit is none.
+    """
+    files = {file.rfilename: file for file in info.siblings or ()}
+    names = FileName.valid(files)
+    wanted: list[str] = [
+        *(
+            filter_repo_objects(files, allow_patterns=HUB_FILES, ignore_patterns=NOT_WEIGHTS)
+            if gguf is None
+            else files_of_gguf(gguf, names)
+        )
+    ]
     made_from = getattr(info.card_data, "base_model", None) or ()
     originals = [made_from] if isinstance(made_from, str) else [str(name) for name in made_from]
-    downloads = {name: sizes[name] for name in wanted}
-    checksums = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
-    commit = info.sha or revision or constants.DEFAULT_REVISION
     model_type = (info.config or {}).get("model_type")
-    return Listing(
-        repository,
-        commit,
-        list(sizes),
-        downloads,
-        info.library_name,
-        originals,
-        gguf,
-        checksums,
-        revision,
-        model_type=model_type if isinstance(model_type, str) else None,
-    )
+    try:
+        return Listing(
+            model=repository,
+            commit=Commit(info.sha or revision),
+            names=names,
+            sizes={FileName(name): files[name].size or 0 for name in wanted},
+            library=info.library_name,
+            originals=originals,
+            gguf=gguf,
+            checksums={FileName(name): Sha256(lfs.sha256) for name in wanted if (lfs := files[name].lfs) is not None},
+            revision=revision,
+            model_type=model_type if isinstance(model_type, str) else None,
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"{redact(constants.ENDPOINT)} tells of {repository} what can't be: {error}; {REMEDY}"
+        ) from error
 
 
 def list_upload(model: str, revision: str | None) -> Listing | None:
@@ -274,8 +371,8 @@ def remember(listing: Listing) -> None:
 def _remembered(model: str, revision: str | None) -> Listing | None:
     repository, tag = split_tag(model)
     try:
-        return Listing(**json.loads(_about(repository, revision, tag).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Listing).validate_json(_about(repository, revision, tag).read_bytes())
+    except (OSError, ValidationError):
         return None
 
 
@@ -294,12 +391,16 @@ def cached_model(model: str, revision: str | None) -> Path:
     """Return the place of a hub model in the cache.
 
     Raises:
-        LocalEntryNotFoundError: it is not there.
+        LocalEntryNotFoundError: it is not there, or not all of what was downloaded is.
     """
     repository, tag = split_tag(model)
+    listing = _remembered(model, _cached_commit(repository, revision))
+    missing = [] if listing is None else [name for name in listing.sizes if listing.cached(name) is None]
+    if missing:
+        raise LocalEntryNotFoundError(f"the cache lacks {missing[0]} of {model}")
     if tag is not None:
         return _cached(repository, revision, tag)
-    return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    return _snapshot(repository, revision, HUB_FILES)
 
 
 def _check_format(listing: Listing) -> None:
@@ -334,6 +435,7 @@ def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
     Args:
         action: the action that may fail, such as "downloading".
     """
+    check_answers()
     repository, tag = split_tag(model)
     try:
         with readable_answers():

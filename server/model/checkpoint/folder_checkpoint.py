@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from expert_store import (
+    FileName,
     Place,
     Source,
     TensorSource,
@@ -102,11 +103,11 @@ class FolderCheckpoint:
         path = self._local / GENERATION_FILE
         return read_json_object(path) if os.path.lexists(path) else None
 
-    def small_files(self) -> Mapping[str, bytes]:
+    def small_files(self) -> Mapping[FileName, bytes]:
         """Return the files beside the weights, but for licences and the index."""
         found = {path for pattern in SMALL_FILES for path in self._local.glob(pattern) if path.is_file()}
         found -= {path for pattern in NOT_PACKED for path in self._local.glob(pattern)}
-        return {path.name: read_metadata(path) for path in sorted(found)}
+        return {FileName(path.name): read_metadata(path) for path in sorted(found)}
 
     @property
     def has_shards(self) -> bool:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants
 from huggingface_hub.utils._http import default_client_factory
 
 from server.http_client.bounded_answers import AnswerLimits, bound
 from server.http_client.reach import Reach
 
 LIMITS = AnswerLimits(file_path=b"/resolve/")
-
-
-def use_bounded_session() -> None:
-    """Have the library make its connections with limits, and write no lines of its own: they have signed links."""
-    set_client_factory(bounded_client)
-    logging.getLogger("huggingface_hub").handlers.clear()
 
 
 def bounded_client() -> Any:

@@ -6,36 +6,38 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from expert_store import CheckpointError, FileName
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama
 from server.model.checkpoint.remote.addresses import is_address
 from server.model.errors import ModelError, check_formats
 
 GGUF = ".gguf"  # suffix of files with a complete model, or a part of one
-SPLIT_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # 1-based
+SPLIT_FILE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")  # 1-based
 OTHER_PARTS = ("mtp-", "imatrix")  # begin the names of files that are no models
 PROJECTOR = "mmproj"  # is in the names of files with the image part of a model
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")  # with the tag of a GGUF file
 WEIGHTS_LABEL = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*)$", re.IGNORECASE)
 
 
-def local_files(model: str) -> list[str] | None:
+def local_files(model: str) -> list[FileName] | None:
     """Return the names of the files in a model's folder, or the name of a GGUF file; None for a hub id.
 
     Raises:
         ModelError: there is no such folder and the name is not a hub id, or the folder can't be read.
+        CheckpointError: the file has a name that no file of a model may have.
     """
     check_printable(model)
     if is_ollama(model):
-        return [find_manifest(model).name]
+        return [FileName(find_manifest(model).name)]
     folder = Path(model)
     try:
         if folder.is_dir():
-            return [path.name for path in folder.iterdir()]
+            return FileName.valid(path.name for path in folder.iterdir())
         is_other = folder.exists()
     except OSError as error:
         raise ModelError(f"{model} can't be read: {error.strerror}; check its permissions (ls -ld)") from error
     if is_other and folder.suffix == GGUF:
-        return [folder.name]
+        return [FileName(folder.name)]
     if is_other:
         check_formats(model, [folder.name])
         raise ModelError(
@@ -54,13 +56,13 @@ def is_gguf(model: str) -> bool:
     return is_ollama(model) or model.endswith(GGUF) or (split_tag(model)[1] is not None and not Path(model).exists())
 
 
-def gguf_models(names: Iterable[str]) -> list[str]:
+def gguf_models(names: Iterable[FileName]) -> list[FileName]:
     """Return the name of the first file of each model in the GGUF format, among the names of files."""
     found = set()
     for name in names:
         if name.endswith(GGUF) and not Path(name).name.startswith(OTHER_PARTS) and not is_projector(name):
             match = SPLIT_FILE.fullmatch(name)
-            found.add(f"{match[1]}-00001-of-{match[3]}{GGUF}" if match else name)
+            found.add(FileName(f"{match[1]}-00001-of-{match[3]}{GGUF}") if match else name)
     return sorted(found)
 
 
@@ -69,12 +71,21 @@ def is_projector(name: str) -> bool:
     return PROJECTOR in Path(name).name.lower()
 
 
-def names_of_splits(name: str) -> list[str]:
-    """Return the names of all files of the model that a GGUF file belongs to, in order."""
+def names_of_splits(name: FileName) -> list[FileName]:
+    """Return the names of all files of the model that a GGUF file belongs to, in order.
+
+    Raises:
+        CheckpointError: the name has a number that is not among those of the files.
+    """
     split = SPLIT_FILE.fullmatch(name)
     if split is None:
         return [name]
-    return [f"{split[1]}-{number:05d}-of-{split[3]}{GGUF}" for number in range(1, int(split[3]) + 1)]
+    if not 1 <= int(split[2]) <= int(split[3]):
+        raise CheckpointError(
+            f"{name} is file {int(split[2])} of {int(split[3])} by its name; give it the name that it was published "
+            "under"
+        )
+    return [FileName(f"{split[1]}-{number:05d}-of-{split[3]}{GGUF}") for number in range(1, int(split[3]) + 1)]
 
 
 def split_tag(model: str) -> tuple[str, str | None]:
@@ -91,7 +102,7 @@ def gguf_label(name: str) -> str:
     return match[1] if match else stem
 
 
-def choose_gguf(repository: str, tag: str | None, names: Iterable[str]) -> str:
+def choose_gguf(repository: str, tag: str | None, names: Iterable[FileName]) -> FileName:
     """Return the first file of the model that a tag names, among the names of a repository's files.
 
     Args:
@@ -117,7 +128,7 @@ def choose_gguf(repository: str, tag: str | None, names: Iterable[str]) -> str:
     )
 
 
-def files_of_gguf(first: str, names: Iterable[str]) -> list[str]:
+def files_of_gguf(first: FileName, names: Iterable[FileName]) -> list[FileName]:
     """Return all files of the model in the GGUF format whose first file has a name."""
     split = SPLIT_FILE.fullmatch(first)
     if split is None:
@@ -125,7 +136,7 @@ def files_of_gguf(first: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if (match := SPLIT_FILE.fullmatch(name)) and match.group(1, 3) == split.group(1, 3)]
 
 
-def find_gguf(model: str, names: Sequence[str]) -> Path | None:
+def find_gguf(model: str, names: Sequence[FileName]) -> Path | None:
     """Return the first file of the only model in the GGUF format that a name stands for; None if there is none.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from expert_store import is_pack, read_manifest
-from server.model.checkpoint.download import cached_place, download, download_small_files, list_upload
+from expert_store import FileName, is_pack, read_manifest
+from server.model.checkpoint.download import cached_place, download, download_config, list_upload
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
 from server.model.checkpoint.remote.addresses import is_address, is_storage
@@ -77,7 +77,7 @@ def find_local(model: str | None) -> tuple[Path | RemotePlace, str] | None:
     return None if names is None else _find_file(model, names)
 
 
-def _find_file(model: str, names: Sequence[str]) -> tuple[Path, str]:
+def _find_file(model: str, names: Sequence[FileName]) -> tuple[Path, str]:
     """Return the place and the name of a model on this machine.
 
     Args:
@@ -111,7 +111,7 @@ def find_original(model: str | None) -> Path | RemotePlace | None:
     if model is None:
         return None
     found = find_local(model)
-    return download_small_files(model) if found is None else found[0]
+    return download_config(model) if found is None else found[0]
 
 
 def config_folder(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expert_store import LocalFolder, Place, is_pack, open_pack
+from expert_store import FileName, LocalFolder, Place, is_pack, open_pack
 from expert_store.packed.manifest import MANIFEST_NAME
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_checks import CONFIG
@@ -30,7 +30,11 @@ def open_checkpoint(place: Path | RemotePlace, original: Path | RemotePlace | No
     """
     if isinstance(place, Path):
         is_folder = place.suffix != GGUF and not place.is_file()
-        found = RemotePlace(LocalFolder(place)) if is_folder else RemotePlace(LocalFolder(place.parent), place.name)
+        found = (
+            RemotePlace(LocalFolder(place))
+            if is_folder
+            else RemotePlace(LocalFolder(place.parent), FileName(place.name))
+        )
     else:
         found = place
     if found.file is None:

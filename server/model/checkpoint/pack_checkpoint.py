@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import UNCHANGED, CheckpointError, Pack, TensorSource, read_json_object, read_manifest
+from expert_store import UNCHANGED, CheckpointError, FileName, Pack, TensorSource, read_json_object, read_manifest
 from server.model.checkpoint.description import PLAIN, ModelDescription
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf import pack_file
@@ -71,7 +71,7 @@ class PackCheckpoint:
         """Return the content of ``generation_config.json``."""
         return self._files.generation_values()
 
-    def small_files(self) -> Mapping[str, bytes]:
+    def small_files(self) -> Mapping[FileName, bytes]:
         """Return the small files that were packed."""
         return self._files.small_files()
 

@@ -13,6 +13,7 @@ from expert_store import (
     ExpertCatalog,
     ExpertKey,
     ExpertLayout,
+    FileName,
     MadeTensors,
     PackedLayer,
     PackedRecord,
@@ -94,7 +95,7 @@ def pack_source(
 
 def _contents(
     model: PreTrainedModel, checkpoint: Checkpoint, weights: StoredFormat, trunk: TrunkFormat
-) -> tuple[CheckpointMap, Mapping[str, bytes]]:
+) -> tuple[CheckpointMap, Mapping[FileName, bytes]]:
     """Return the tensors of a checkpoint, and the small files of a pack of it."""
     if isinstance(checkpoint, PackCheckpoint):
         raise ModelError(f"{checkpoint.location} is packed already; give the checkpoint that it was made from")

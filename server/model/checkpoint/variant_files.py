@@ -18,6 +18,7 @@ from expert_store import (
     ExpertCatalog,
     ExpertKey,
     ExpertRecipe,
+    FileName,
     TensorSource,
     Variant,
     find_shards,
@@ -88,7 +89,7 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
         index = read_index(shards)
         metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
     else:
-        index, metadata = GgufCheckpoint(file.parent, file.name).stored_tensors(), {}
+        index, metadata = GgufCheckpoint(file.parent, FileName(file.name)).stored_tensors(), {}
     given = metadata.get(BASE_FIELD)
     if given is not None and given != base.fingerprint:
         raise CheckpointError(

@@ -76,9 +76,20 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "another version": (lambda m: m.update(version=2), "has version 2 and this Greenroom reads version 1"),
     "a missing key": (lambda m: m.pop("layers"), "layers: Field required"),
     "a key too many": (lambda m: m.update(more=1), "more: Extra inputs are not permitted"),
-    "a data folder outside": (lambda m: m.update(data="../model"), "data: String should match pattern"),
-    "a file outside": (lambda m: m["files"].update({"../model/config.json": [25, None]}), "is not a plain file name"),
-    "a record outside": (lambda m: m["layers"]["0"]["records"][0].__setitem__(0, "/etc/x.pack"), "not a plain file"),
+    "a data folder outside": (
+        lambda m: m.update(data="../model"),
+        "data: .*'../model' is not the name of a file inside",
+    ),
+    "a file outside": (
+        lambda m: m["files"].update({"../model/config.json": [25, None]}),
+        "not the name of a file insi",
+    ),
+    "a file in a folder": (lambda m: m["files"].update({"a/config.json": [25, None]}), "is not a plain file name"),
+    "a file with a backslash": (lambda m: m["files"].update({"a\\b.json": [25, None]}), "it has a backslash"),
+    "a record outside": (
+        lambda m: m["layers"]["0"]["records"][0].__setitem__(0, "/etc/x.pack"),
+        "not the name of a fi",
+    ),
     "a record in the trunk": (
         lambda m: m["layers"]["0"]["records"][0].__setitem__(0, "trunk.safetensors"),
         "not a file of records",

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from expert_store import UNCHANGED, CheckpointError, Place, TensorSource, as_folder
+from expert_store import UNCHANGED, CheckpointError, FileName, Place, TensorSource, as_folder
 from server.kernels.formats.ggml_types import GgmlType
 from server.model.architecture import find_model_class
 from server.model.checkpoint.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class GgufCheckpoint:
         original: what it was made from, whose config and tokenizer count instead of the file's.
     """
 
-    def __init__(self, place: Place, name: str, original: Checkpoint | None = None):
+    def __init__(self, place: Place, name: FileName, original: Checkpoint | None = None):
         self._folder, self._file_name, self._original = as_folder(place), name, original
 
     @property
@@ -123,7 +123,7 @@ class GgufCheckpoint:
         numbers = {name: value for name, value in sampling.items() if isinstance(value, int | float)}
         return numbers | {"eos_token_id": end_token_ids(self._file)}
 
-    def small_files(self) -> Mapping[str, bytes]:
+    def small_files(self) -> Mapping[FileName, bytes]:
         """Return the files that say what the metadata does."""
         return make_small_files(self.read_config(), self.load_tokenizer(), self.generation_values())
 

@@ -12,6 +12,7 @@ import torch
 from expert_store import (
     BlockType,
     CheckpointError,
+    FileName,
     GgufTensor,
     Place,
     Source,
@@ -44,12 +45,12 @@ KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: 
 class GgufFile:
     """The metadata and the tensors of a model in the GGUF format."""
 
-    name: str  # of the first file
+    name: FileName  # of the first file
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
-    def open(cls, place: Place, name: str) -> Self:
+    def open(cls, place: Place, name: FileName) -> Self:
         """Read the header of a file, and of the others that it is split into.
 
         Args:
@@ -64,8 +65,8 @@ class GgufFile:
         headers = [read_gguf_header(source, TYPES) for source in sources]
         metadata = headers[0].metadata
         tensors: dict[str, GgufTensor] = {}
-        for number, (source, header) in enumerate(zip(sources, headers, strict=True)):
-            _check_split(cls(source.short_name, header.metadata, {}), number, len(headers))
+        for number, (each, header) in enumerate(zip(names_of_splits(name), headers, strict=True)):
+            _check_split(cls(each, header.metadata, {}), number, len(headers))
             for tensor in header.tensors:
                 if tensor.name in tensors:
                     first, second = (each.source.extent.source.name for each in (tensors[tensor.name], tensor))
@@ -160,7 +161,7 @@ class GgufFile:
         return float(str(np.float32(found)))
 
 
-def split_files(folder: SourceFolder, name: str) -> list[Source]:
+def split_files(folder: SourceFolder, name: FileName) -> list[Source]:
     """Return all files of a model, by the name of one.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expert_store import read_json_object
+from expert_store import FileName, read_json_object
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
@@ -38,7 +38,7 @@ class OllamaCheckpoint(GgufCheckpoint):
 
     def __init__(self, manifest: Path, original: Checkpoint | None = None):
         self._manifest = read_ollama_manifest(manifest)
-        super().__init__(self._manifest.weights.parent, self._manifest.weights.name, original)
+        super().__init__(self._manifest.weights.parent, FileName(self._manifest.weights.name), original)
 
     @property
     def name(self) -> str:

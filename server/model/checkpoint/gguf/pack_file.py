@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from expert_store import CheckpointError, MadeTensors, ParameterSpec, TensorSource, Weights, read_tensor
+from expert_store import CheckpointError, FileName, MadeTensors, ParameterSpec, TensorSource, Weights, read_tensor
 from server.model.checkpoint.gguf.block_matrices import KINDS
 from server.model.checkpoint.tensor_map import PackedMatrices
 from server.model.quantised.column_order import OrderedColumns
@@ -22,7 +22,8 @@ from server.model.quantised.linear import LinearFormat
 from server.model.quantised.matrix import SlotTensor
 from server.model.quantised.packed_matrix import PackedMatrix
 
-NAME, FORMAT = "gguf_types.json", "gguf"  # of the file, and of the trunk in the manifest
+NAME = FileName("gguf_types.json")
+FORMAT = "gguf"  # of the trunk in the manifest
 WEIGHTS, TRUNK, TYPE, TENSORS = "weights", "trunk", "type", "tensors"
 ORDERED, DIVIDED = "ordered", "divided"
 Index = Mapping[str, TensorSource]

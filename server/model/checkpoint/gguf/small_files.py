@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from expert_store import FileName
 from server.model.architecture import find_model_class
 from server.model.checkpoint.config_checks import CONFIG
 from server.setting_values import GENERATION_FILE
@@ -17,13 +18,15 @@ from server.setting_values import GENERATION_FILE
 
 def make_small_files(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any] | None
-) -> Mapping[str, bytes]:
+) -> Mapping[FileName, bytes]:
     """Return config, tokenizer, chat template and defaults for generation, as transformers saves them."""
     values = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [find_model_class(config).__name__]}
-    made = {CONFIG: _encoded(values), **({GENERATION_FILE: _encoded(generation)} if generation else {})}
+    made = {FileName(CONFIG): _encoded(values)}
+    if generation:
+        made[FileName(GENERATION_FILE)] = _encoded(generation)
     with TemporaryDirectory(prefix="greenroom-") as folder:
         tokenizer.save_pretrained(folder)
-        found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).glob("*.*"))}
+        found = {FileName(path.name): path.read_bytes() for path in sorted(Path(folder).glob("*.*"))}
     return {**found, **made}
 
 

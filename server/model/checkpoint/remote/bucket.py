@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_store.errors import SourceChangedError, SourceGoneError, SourceUnreadableError
+from expert_store.file_name import FileName
 from expert_store.sources.base import Bytes, Piece, SourceFolder, SourceIdentity
 from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.retries import (
@@ -28,7 +29,7 @@ from server.model.errors import ModelError
 from server.redaction import redact
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 MAX_CONNECTIONS = 16
@@ -144,7 +145,7 @@ class OpenBucketSource:
         self._get = obstore.get_async
         with self._client.errors(source.name):
             found = obstore.head(self._client.store, source.path)
-        self._version, self._nbytes = found["e_tag"] or "", found["size"]
+        self._tag, self._version, self._nbytes = found["e_tag"], _version_of(found), found["size"]
 
     @property
     def identity(self) -> SourceIdentity:
@@ -189,14 +190,14 @@ class OpenBucketSource:
     async def _read_range(self, begin: int, end: int) -> Bytes:
         """Return a range, after further tries if its connection is cut."""
         options: GetOptions = {"range": (begin, end)}
-        if self._version:
-            options["if_match"] = self._version
+        if self._tag:
+            options["if_match"] = self._tag
         failures = 0
         while True:
             async with self._client.slots:
                 with self._client.errors(self._source.name):
                     answer = await self._get(self._client.store, self._source.path, options=options)
-                if self._version not in {"", answer.meta["e_tag"]}:  # not every storage follows If-Match
+                if _version_of(answer.meta) != self._version:  # not every storage follows If-Match
                     raise changed_error(self._source.name)
                 try:
                     with self._client.errors(self._source.name):
@@ -237,16 +238,16 @@ class BucketFolder:
     def short_name(self) -> str:
         return self.name.rpartition("/")[2]
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of its objects."""
         return self._names
 
-    def source(self, name: str, *, is_own: bool = False) -> BucketSource:
+    def source(self, name: FileName, *, is_own: bool = False) -> BucketSource:
         """Return an object of it."""
         del is_own  # storage has no links
         return BucketSource(self.client, f"{self.prefix}{name}")
 
-    def folder(self, name: str) -> BucketFolder:
+    def folder(self, name: FileName) -> BucketFolder:
         """Return a folder in it."""
         return BucketFolder(self.client, f"{self.prefix}{name}/")
 
@@ -255,12 +256,12 @@ class BucketFolder:
         return self._copies.copy(through or self, patterns)
 
     @cached_property
-    def _names(self) -> list[str]:
+    def _names(self) -> list[FileName]:
         import obstore  # noqa: PLC0415  an extra
 
         with self.client.errors(self.name):
             found = obstore.list_with_delimiter(self.client.store, self.prefix.rstrip("/") or None)
-        return [each["path"].rpartition("/")[2] for each in found["objects"]]
+        return FileName.valid(each["path"].rpartition("/")[2] for each in found["objects"])
 
     @cached_property
     def _copies(self) -> SmallCopies:
@@ -288,6 +289,10 @@ def upload(folder: Path, address: str, last: str) -> None:
         with client.errors(f"{client.address}/{name}"):
             obstore.put(client.store, name, path)
     client.close()
+
+
+def _version_of(found: ObjectMeta) -> str:
+    return found["e_tag"] or found["last_modified"].isoformat()
 
 
 def changed_error(name: str) -> SourceChangedError:

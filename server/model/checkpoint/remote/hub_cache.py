@@ -5,45 +5,42 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 from pathlib import Path
 
-from huggingface_hub import constants
-
-from expert_store import CheckpointError
-from server.model.checkpoint.download import Listing, repository_folder
+from expert_store import CheckpointError, FileName
+from server.model.checkpoint.download import Listing, keep_reference, repository_folder
+from server.model.checkpoint.hub_answers import EntityTag, Sha256
 
 OF_FILES = 0o666  # permissions of a file, where its folder has them
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def keep_file(listing: Listing, path: str, complete: Path) -> None:
+def keep_file(listing: Listing, path: FileName, complete: Path, version: str) -> None:
     """Move a complete file into the cache; once it is there, the hub's library takes it as downloaded.
 
     Args:
         path: in the repository.
+        version: the file's checksum, or else its ETag.
 
     Raises:
-        CheckpointError: its bytes are not those that the hub has, or the hub has told no checksum.
+        CheckpointError: its bytes are not those that the hub has, or the version is none that names files of the cache.
         OSError: the disk is full, or fails.
     """
-    checksum, folder = listing.checksums.get(path, ""), repository_folder(listing.model)
-    if not checksum:
-        raise CheckpointError(f"the hub tells no checksum of {path}")
-    blob = folder / "blobs" / checksum
+    try:
+        tag = EntityTag.of_header(version)
+    except ValueError as error:
+        raise CheckpointError(f"the hub tells neither a checksum nor an ETag of {path}: {error}") from error
+    folder = repository_folder(listing.model)
+    blob = folder / "blobs" / tag
     if not blob.exists():
-        with complete.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
-                raise CheckpointError(f"the bytes of {path} are not those that the hub has")
+        if Sha256.GRAMMAR.fullmatch(tag):
+            with complete.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != tag:
+                    raise CheckpointError(f"the bytes of {path} are not those that the hub has")
         blob.parent.mkdir(parents=True, exist_ok=True)
         _move(complete, blob)
         blob.chmod(blob.parent.stat().st_mode & OF_FILES)  # the folder's users read it, as files that were downloaded
-    revision = listing.revision or constants.DEFAULT_REVISION
-    if not COMMIT.fullmatch(revision):
-        reference = folder / "refs" / revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(listing.commit, "utf-8")
+    keep_reference(listing)
     pointer = folder / "snapshots" / listing.commit / path
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if not pointer.exists():

@@ -10,8 +10,9 @@ from urllib.parse import quote
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not exported
 
-from expert_store import CheckpointError, FileSource, Source, SourceFolder
+from expert_store import CheckpointError, FileName, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
+from expert_store.sources.base import SourceIdentity
 from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.hub_cache import keep_file
@@ -23,13 +24,13 @@ from server.model.checkpoint.remote.web_source import OpenWebSource
 class HubFile:
     """A file of a repository at a commit; see ``Source``.
 
-    Its link is asked for at the first read, and kept.
+    Its link is asked for at the first read, or at once if the repository lists no checksum of it, and kept.
 
     Attributes:
         path: in the repository.
     """
 
-    path: str
+    path: FileName
     listing: Listing = field(repr=False, compare=False)
     url: str
     client: WebClient = field(repr=False, compare=False)
@@ -43,11 +44,12 @@ class HubFile:
         return self.url.rpartition("/")[2]
 
     def open(self, *, is_direct: bool = True) -> OpenWebSource:
-        """Open the file, whose size the list of files tells."""
+        """Open the file; its server tells size and version if the list of files has no checksum of it."""
         del is_direct  # there is no cache to pass
-        address = self.client.address(self.url, self._headers, self.listing.commit)
-        checksum = self.listing.checksums.get(self.path, "")
-        return OpenWebSource(address, self.client, Content(self.listing.sizes[self.path], checksum))
+        checksum, commit = self.listing.checksums.get(self.path), self.listing.commit
+        address = self.client.address(self.url, self._headers, commit, has_checksum=checksum is not None)
+        content = None if checksum is None else Content(self.listing.sizes[self.path], checksum)
+        return OpenWebSource(address, self.client, content)
 
     def _headers(self) -> Mapping[str, str]:
         if constants.HF_HUB_OFFLINE:
@@ -55,14 +57,18 @@ class HubFile:
         headers: Mapping[str, str] = build_hf_headers()
         return headers
 
-    def keep(self, complete: Path) -> None:
+    def keep(self, complete: Path, identity: SourceIdentity) -> None:
         """Move the complete file into the hub's cache, as if it had been downloaded.
 
+        Args:
+            identity: what it was when it was opened.
+
         Raises:
-            CheckpointError: it is damaged, or the hub has told no checksum.
+            CheckpointError: it is damaged, or the hub has told nothing by which its cache could name it.
             OSError: the disk is full, or fails.
         """
-        keep_file(self.listing, self.path, complete)
+        _, version = identity.version
+        keep_file(self.listing, self.path, complete, str(version))
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,11 @@ class HubFolder:
     def short_name(self) -> str:
         return self.name.rpartition("/")[2]
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[FileName]:
         """Return the names of the model's files."""
         return self.listing.files_in(self.path).keys()
 
-    def source(self, name: str, *, is_own: bool = False) -> Source:
+    def source(self, name: FileName, *, is_own: bool = False) -> Source:
         """Return a file.
 
         Raises:
@@ -107,10 +113,18 @@ class HubFolder:
             return FileSource(cached)
         if not path.endswith(WEIGHTS):  # the hub tells no checksum of its content
             return FileSource(download_small_file(self.listing, path))
+        return self.remote_file(path)
+
+    def remote_file(self, path: FileName) -> HubFile:
+        """Return a file that is not in the hub's cache.
+
+        Args:
+            path: in the repository.
+        """
         url = f"{constants.ENDPOINT}/{self.listing.model}/resolve/{quote(self.listing.commit, safe='')}/{quote(path)}"
         return HubFile(path, self.listing, url, self.client)
 
-    def folder(self, name: str) -> HubFolder:
+    def folder(self, name: FileName) -> HubFolder:
         """Return a folder in it."""
         return HubFolder(self.listing, self.client, f"{self.path}/{name}".lstrip("/"))
 
@@ -121,4 +135,4 @@ class HubFolder:
             ModelError: the hub does not send one.
         """
         del through  # the cache in front of it is the hub's own
-        return download_small_files(self.listing.model, self.listing.commit, self.path)
+        return download_small_files(self.listing, self.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expert_store import SourceFolder
+from expert_store import FileName, SourceFolder
 from server.model.checkpoint.download import Listing
 from server.model.checkpoint.local_files import GGUF
 from server.model.checkpoint.remote.bucket import BucketClient, BucketFolder
@@ -23,7 +23,7 @@ class RemotePlace:
     """
 
     folder: SourceFolder
-    file: str | None = None
+    file: FileName | None = None
 
     @property
     def short_name(self) -> str:
@@ -35,7 +35,7 @@ def web_place(address: str) -> RemotePlace:
     url, client = address.rstrip("/"), WebClient()
     source = WebSource(url, client)
     if source.short_name.endswith(GGUF):
-        return RemotePlace(folder_of(source), source.short_name)
+        return RemotePlace(folder_of(source), source.file_name)
     return RemotePlace(WebFolder(url, client))
 
 
@@ -47,10 +47,10 @@ def storage_place(address: str) -> RemotePlace:
     """
     folder, _, name = address.rstrip("/").rpartition("/")
     if name.endswith(GGUF):
-        return RemotePlace(BucketFolder(BucketClient(folder)), name)
+        return RemotePlace(BucketFolder(BucketClient(folder)), FileName(name))
     return RemotePlace(BucketFolder(BucketClient(address.rstrip("/"))))
 
 
 def hub_place(listing: Listing) -> RemotePlace:
     """Return the place of a model on the hub."""
-    return RemotePlace(HubFolder(listing), None if listing.gguf is None else listing.gguf.rpartition("/")[2])
+    return RemotePlace(HubFolder(listing), None if listing.gguf is None else listing.gguf.last)

@@ -33,6 +33,7 @@ class SmallCopies:
         """
         for name in place.names():
             target = self._folder / name
-            if any(fnmatch(name, pattern) for pattern in patterns) and not target.exists():
+            is_wanted = not name.folder and any(fnmatch(name, pattern) for pattern in patterns)  # a * matches slashes
+            if is_wanted and not target.exists():
                 target.write_bytes(read_metadata(place.source(name)))
         return self._folder

@@ -62,10 +62,19 @@ class Address:
         url: of the file; user and password in it go to its own server alone.
         headers: returns further headers for its own server, such as a token.
         commit: of the file's repository, if the server tells one.
+        has_checksum: whether the repository lists the checksum of the file, which is then its version.
     """
 
-    def __init__(self, url: str, headers: Callable[[], Mapping[str, str]] = dict, commit: str | None = None):
+    def __init__(
+        self,
+        url: str,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        commit: str | None = None,
+        *,
+        has_checksum: bool = False,
+    ):
         self.url, self.name, self.headers, self.commit = url, without_secrets(url), headers, commit
+        self.has_checksum = has_checksum
         self.link = Link(url)
         self.asking = threading.RLock()  # held while another link is asked for
 
@@ -108,9 +117,16 @@ class WebClient:
         self._is_closed = threading.Event()
         self._addresses: dict[str, Address] = {}
 
-    def address(self, url: str, headers: Callable[[], Mapping[str, str]] = dict, commit: str | None = None) -> Address:
+    def address(
+        self,
+        url: str,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        commit: str | None = None,
+        *,
+        has_checksum: bool = False,
+    ) -> Address:
         """Return the address of a file, whose link all who read it share; see ``Address``."""
-        return self._addresses.setdefault(url, Address(url, headers, commit))
+        return self._addresses.setdefault(url, Address(url, headers, commit, has_checksum=has_checksum))
 
     def look(self, address: Address) -> Content:
         """Return size and version of a file.
@@ -300,6 +316,8 @@ def _content(address: Address, answer: httpx.Response) -> Content:
 def _linked_content(address: Address, answer: httpx.Response, found: Content) -> Content:
     """Return what a file of a repository is by the first answer, which may tell the checksum of the complete file.
 
+    Without a checksum in the answer and in the repository's list, the version is that of the file's server.
+
     Raises:
         SourceChangedError: the answer is about another commit.
     """
@@ -308,7 +326,8 @@ def _linked_content(address: Address, answer: httpx.Response, found: Content) ->
     told = (answer.history or [answer])[0].headers
     if told.get("x-repo-commit", address.commit) != address.commit:
         raise changed_error(address)
-    return Content(found.nbytes, told.get("x-linked-etag", "").strip('"'))
+    tag = told.get("x-linked-etag", "").removeprefix("W/").strip('"')
+    return Content(found.nbytes, tag) if tag or address.has_checksum else found
 
 
 def _check_range(address: Address, answer: httpx.Response, begin: int, end: int, opened: Content) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import numpy as np
 
 from expert_store.errors import SourceChangedError
+from expert_store.file_name import FileName
 from expert_store.sources.base import Bytes, Piece, SourceIdentity
 from expert_store.sources.runs import runs_of
 from server.model.checkpoint.remote.addresses import without_secrets
@@ -36,6 +38,15 @@ class WebSource:
     def short_name(self) -> str:
         """The last part of the address."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def file_name(self) -> FileName:
+        """The name in its folder.
+
+        Raises:
+            CheckpointError: it is not the name of a file inside a model.
+        """
+        return FileName(unquote(self.short_name))
 
     def open(self, *, is_direct: bool = True) -> OpenWebSource:
         """Look for the file; see ``Source``."""
