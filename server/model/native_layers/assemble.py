@@ -121,7 +121,7 @@ class _Assembly:
     def _build(self, index: int, parts: Parts, captured: LayerCapture) -> NativeLayer:
         beside, block = self._places[index]
         found = self._found.layers[block]
-        router = self._router(beside, self._found.routers[block], parts, captured)
+        router = self._router(beside, self._found.routers[block], parts)
         layer = self._builder.build(index, parts, captured, router)
         kind = self._found.mixers[block]
         self._builder.build_mixer(layer, captured, [each for each in parts.mixers if type(each) is kind])
@@ -132,13 +132,12 @@ class _Assembly:
             layer.mixer.use_rope(self._found.positions.kind_of(found))
         return layer
 
-    def _router(self, beside: _Counterparts, found: LayerRouter, parts: Parts, captured: LayerCapture) -> LayerRouter:
+    def _router(self, beside: _Counterparts, found: LayerRouter, parts: Parts) -> LayerRouter:
         if found is NO_ROUTER or found.weights is None:
             return found
         if found.own is not None:
             own = find_own_router(parts.router, len(found.weights.weight), found.weights.top_k)
             return LayerRouter(own.weights, own)
-        del captured
         table = None if found.table is None else table_of(parts.router)
         return LayerRouter(beside.router(found.weights), table=table, factor=factor_of(parts.router))
 
@@ -264,5 +263,6 @@ class _Counterparts:
         """Return the counterpart of a parameter of the twin's layer, or of a view of it."""
         for name, each in self._other.named_parameters():
             if each.numel() == other.numel() and torch.equal(each.detach().flatten(), other.flatten().to(each.dtype)):
-                return self._layer.get_parameter(name).detach().view(other.shape)
+                found = self._layer.get_parameter(name).detach()
+                return found.flatten() if other.ndim == 1 else found.view(other.shape)
         raise UnsupportedLayerError("its sinks are no parameters of its layers")

@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.architecture import text_body
+from server.model.checkpoint.read_config import read_config
 from server.model.model_building import build_model
+from server.model.native_layers import twin as twin_module
 from server.model.native_layers.twin import HIDDEN_SIZE, build_twin
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.families import make_config
@@ -110,3 +112,17 @@ def test_the_root_of_the_hidden_size_multiplies_embeddings_in_the_model_s_dtype(
     native = load(save_checkpoint(config, tmp_path, torch.bfloat16), pool, torch.bfloat16)._native
     assert native is not None
     assert native._embedding.scale == 9.375
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss", "qwen3_5_moe_text", "gemma4_text"])
+def test_a_narrow_twin_shows_what_a_wider_model_computes(
+    model_type: str, pool: ComputePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin_module, "HIDDEN_SIZE", 20)
+    monkeypatch.setattr(twin_module, "WIDTH", 12)
+    monkeypatch.setattr(twin_module, "FEW_HEADS", 2)
+    folder = make_checkpoint(model_type, tmp_path)
+    assert build_twin(build_model(read_config(folder), torch.float32), 64, is_narrow=True).hidden_size > 20
+    assert_native_layers_give_what_the_modules_give(folder, pool)
