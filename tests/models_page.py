@@ -267,8 +267,9 @@ native attention, routers, experts and MLPs (`tests/server/model/native_layers/t
 and the activation are supported; the log lists those that do not.
 
 The table is what a trial of the config that the tests take finds in float32. Settings of a config may change it, but no
-numbers of a checkpoint's weights: `greenroom inspect` tells what runs where, and why, for each. `python -m tests.models_page --native` writes
-this section alone. All families of the table share steps; the third column tells what attention computes at once.
+numbers of a checkpoint's weights: `greenroom inspect` tells what runs where, and why, for each.
+`python -m tests.models_page --native` writes this section alone. All families of the table share steps; the third
+column tells what attention computes at once.
 
 The kernels lack these parts of the others:
 
