@@ -1,4 +1,4 @@
-"""What runs natively is found on a twin, and no number of a checkpoint's weights decides it."""
+"""A model is recognised on its twin, so that no number of a checkpoint's weights decides what runs natively."""
 
 from __future__ import annotations
 
