@@ -16,7 +16,7 @@ from server.model.architecture import text_body
 from server.model.attention.key_choice import INDEXED
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.coded_linears import CodedLinears
-from server.model.errors import ModelError, NotBatchableError
+from server.model.errors import NotBatchableError
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.first_pass import FirstPass
 from server.model.native_layers.assemble import assemble
@@ -101,8 +101,8 @@ def recognise_model(
         return _by_modules(model, special, f"it is computed in {dtype}")
     try:
         found = recognise(build_twin(model, longest, is_narrow=True), kernels, longest)
-    except (UnsupportedLayerError, ModelError, RuntimeError) as error:
-        log.debug("the narrow twin of %s shows nothing: %s", type(model).__name__, error)
+    except Exception:
+        log.debug("the narrow twin of %s shows nothing", type(model).__name__, exc_info=True)
         try:
             found = recognise(build_twin(model, longest, is_narrow=False), kernels, longest)
         except UnsupportedLayerError as error:

@@ -20,6 +20,7 @@ from server.model.architecture import decoder_layers, text_body
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.mla import replace_projections
 from server.model.attention.rope import apply_max_length
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.experts.expert_layer import ExpertLayer, expert_layers
 from server.model.first_pass import FirstPass
@@ -31,6 +32,7 @@ from server.model.transformers_hooks.batching_checks import find_special_layers
 
 DTYPE = torch.float32
 HIDDEN_SIZE, WIDTH = 72, 40  # of narrow twins; the root of the first is no number of a config
+OF_HEADS = ("head_dim", "scaling")  # attributes of modules
 HEADS, FEW_HEADS = ("num_attention_heads", "num_key_value_heads"), 8  # keys of latent attention, and their value
 MOST_TOKENS = 256  # of the vocabulary, whose size changes no layer
 SPARE_NUMBERS = 1 << 16  # by which parameters that share random numbers begin in different places
@@ -71,6 +73,7 @@ def build_twin(model: PreTrainedModel, longest: int, *, is_narrow: bool) -> Twin
         is_narrow: whether it has small widths, where its config allows.
 
     Raises:
+        UnsupportedLayerError: narrow layers compute something else than wide ones.
         NotBatchableError: the model can't run many sequences in one step.
         ModelError: no twin can be built.
     """
@@ -84,6 +87,7 @@ def build_twin(model: PreTrainedModel, longest: int, *, is_narrow: bool) -> Twin
         text.pad_token_id = min(text.pad_token_id, text.vocab_size - 1)
     twin = build_model(config, DTYPE, model_class=type(model))
     layer_of = _keep_one_of_each_kind(twin)
+    _check_heads(twin, model)
     catalog = catalog_from_config(twin)
     experts = expert_layers(empty_experts(twin), catalog, ComputePool(1))
     load_trunk_weights(twin, _random_weights(twin), DTYPE, type(model).__name__)
@@ -105,20 +109,28 @@ def _narrow(config: Any) -> set[str]:
     Numbers of a head stay, as attention is scaled by them.
 
     Returns:
-        The keys that have other values now; none if the numbers of a head depend on the hidden size.
+        The keys that have other values now.
     """
     known = vars(config)  # some configs refuse to read what differs by layer
-    is_latent = bool(known.get("kv_lora_rank"))
-    if not is_latent and not isinstance(known.get("head_dim"), int):
-        return set()
     widths = {key: WIDTH for key in known if key.endswith("intermediate_size")} | {"hidden_size": HIDDEN_SIZE}
-    if is_latent:
-        heads = {known.get(key) for key in HEADS}
-        widths |= dict.fromkeys(HEADS, FEW_HEADS) if len(heads) == 1 else {}
+    heads = [known.get(key) for key in HEADS]
+    if known.get("kv_lora_rank"):
+        widths |= dict.fromkeys(HEADS, FEW_HEADS) if heads[0] == heads[1] else {}
+    elif known.get("head_dim") is None and heads[0] and config.hidden_size % heads[0] == 0:
+        config.head_dim = config.hidden_size // heads[0]
     narrowed = {key for key, width in widths.items() if isinstance(value := known.get(key), int) and value > width}
     for key in narrowed:
         setattr(config, key, widths[key])
     return narrowed
+
+
+def _check_heads(twin: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Raise ``UnsupportedLayerError`` if a module's heads have other sizes or scales than those of the other model."""
+    own = dict(text_body(model).named_modules())
+    for name, module in text_body(twin).named_modules():
+        for key in OF_HEADS:
+            if getattr(module, key, None) != getattr(own.get(name), key, None):
+                raise UnsupportedLayerError(f"{key} of its {type(module).__name__} depends on a width")
 
 
 def _initialise_constants(model: PreTrainedModel) -> None:

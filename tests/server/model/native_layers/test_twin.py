@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.architecture import text_body
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.checkpoint.read_config import read_config
 from server.model.model_building import build_model
 from server.model.native_layers import twin as twin_module
@@ -75,22 +76,21 @@ def test_a_shared_expert_with_the_shape_of_the_router_is_not_taken_for_it(pool: 
 def wide_config(model_type: str) -> PreTrainedConfig:
     config = make_config(model_type)
     config.hidden_size = 256
-    if model_type == "qwen3_moe":
-        config.head_dim = 8
     return config
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
 def test_a_twin_is_narrow_where_the_numbers_of_a_head_stay(model_type: str) -> None:
     model = build_model(wide_config(model_type), torch.bfloat16)
     twin = build_twin(model, 64, is_narrow=True)
     assert twin.model.config.hidden_size == HIDDEN_SIZE
-    assert twin.model.config.head_dim == model.config.head_dim
+    heads, own = (text_body(each).layers[0].self_attn for each in (twin.model, model))
+    assert (heads.head_dim, heads.scaling) == (own.head_dim, own.scaling)
 
 
-def test_a_twin_is_wide_where_the_numbers_of_a_head_depend_on_the_hidden_size() -> None:
-    config = wide_config("olmoe")
-    assert build_twin(build_model(config, torch.bfloat16), 64, is_narrow=True).model.config.hidden_size == 256
+def test_a_twin_whose_heads_depend_on_the_hidden_size_can_not_be_narrow() -> None:
+    with pytest.raises(UnsupportedLayerError, match="head_dim of its OlmoeAttention depends on a width"):
+        build_twin(build_model(wide_config("olmoe"), torch.bfloat16), 64, is_narrow=True)
 
 
 def test_a_twin_has_the_first_layers_alone_up_to_the_last_kind() -> None:
