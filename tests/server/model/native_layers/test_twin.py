@@ -88,9 +88,17 @@ def test_a_twin_is_narrow_where_the_numbers_of_a_head_stay(model_type: str) -> N
     assert (heads.head_dim, heads.scaling) == (own.head_dim, own.scaling)
 
 
-def test_a_twin_whose_heads_depend_on_the_hidden_size_can_not_be_narrow() -> None:
-    with pytest.raises(UnsupportedLayerError, match="head_dim of its OlmoeAttention depends on a width"):
-        build_twin(build_model(wide_config("olmoe"), torch.bfloat16), 64, is_narrow=True)
+def test_a_twin_with_other_heads_than_the_model_is_refused() -> None:
+    model, other = (build_model(wide_config("qwen3_moe"), torch.float32) for _ in range(2))
+    text_body(other).layers[1].self_attn.head_dim = 4
+    with pytest.raises(UnsupportedLayerError, match="head_dim of its Qwen3MoeAttention depends on a width"):
+        twin_module._check_heads(other, model)
+
+
+@needs_kernels
+def test_a_model_whose_narrow_twin_can_not_run_is_recognised_on_a_wide_one(pool: ComputePool, tmp_path: Path) -> None:
+    folder = save_checkpoint(wide_config("olmoe"), tmp_path)  # has norms of the hidden size around heads
+    assert_native_layers_give_what_the_modules_give(folder, pool)
 
 
 def test_a_twin_has_the_first_layers_alone_up_to_the_last_kind() -> None:
