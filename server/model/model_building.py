@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -98,10 +99,12 @@ class _RangesOnCpu(TorchFunctionMode):
             numbers = [arg for arg in args if isinstance(arg, int | float)]
             _check_range(max(numbers, default=0) - min(0, *numbers))
             return func(*args, **{"device": CPU, **options})
-        shapes = [each.shape for each in args if isinstance(each, torch.Tensor) and each.device == CPU]
+        shapes: list[tuple[int, ...]] = [
+            each.shape for each in args if isinstance(each, torch.Tensor) and each.device == CPU
+        ]
         if len(shapes) > 1:
-            with suppress(RuntimeError):  # such as of matrices, which are not broadcast
-                shapes.append(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+            with suppress(ValueError):  # such as of matrices, which are not broadcast
+                shapes.append(np.broadcast_shapes(*shapes))  # torch's own function needs its compiler
         _check_range(max(map(math.prod, shapes), default=0))
         return func(*args, **options)
 
