@@ -83,7 +83,9 @@ def shard_names(folder: SourceFolder) -> list[FileName]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index.name} is not a safetensors index: it has no weight_map; {REMEDY}")
     try:
-        names = {FileName(name) for name in weight_map.values()}
+        texts = {name for name in weight_map.values() if isinstance(name, str)}  # each names thousands of tensors
+        others = (name for name in weight_map.values() if not isinstance(name, str))
+        names = {FileName(name) for name in (*texts, *others)}
     except FileNameError as error:
         raise CheckpointError(
             f"{index.name} names a shard which is no .safetensors file of its folder: {error}; {REMEDY}"
