@@ -278,7 +278,7 @@ class _LayerHooks:
             yield part.register_forward_hook(self._after_part, with_kwargs=True)
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._recorder.begin(layer, hidden_of(args, kwargs), _positions_of(layer, kwargs))
+        self._recorder.begin(layer, _hidden_of(args, kwargs), _positions_of(layer, kwargs))
         self._probe.begin_layer()
 
     def _after(self, layer: nn.Module, _args: Any, output: Any) -> None:
@@ -289,7 +289,7 @@ class _LayerHooks:
 
     def _before_part(self, layer: nn.Module, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recorder.is_next(part):
-            hidden = hidden_of(args, kwargs)
+            hidden = _hidden_of(args, kwargs)
             self._end_block(layer, hidden)
             self._recorder.divide(hidden)
         self._recorder.count(part)
@@ -319,8 +319,7 @@ def _positions_of(layer: nn.Module, kwargs: Mapping[str, Any]) -> Any:
     return positions.get(kinds[0]) if kinds else None
 
 
-def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Return the hidden states among the arguments of a layer."""
+def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 

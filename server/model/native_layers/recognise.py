@@ -12,7 +12,7 @@ import torch
 
 from server.kernels.native.library import Kernels
 from server.model.architecture import decoder_layers, text_body
-from server.model.blocks.capture import Capture, LayerCapture, capture, hidden_of
+from server.model.blocks.capture import Capture, LayerCapture, capture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import LayerTrial
@@ -52,7 +52,6 @@ class Recognition:
 
     twin: Twin
     captured: Capture
-    parts: Sequence[Parts]
     layers: Sequence[NativeLayer]
     mixers: Sequence[type[MixerParts]]  # the kinds of the layers' mixers
     routers: Sequence[LayerRouter]
@@ -76,17 +75,10 @@ class Recognition:
         rounded, own_rounded = (float(torch.tensor(each, dtype=dtype)) for each in (scale, own))
         if rounded == scale:
             return own
-        given: list[torch.Tensor] = []
-        layers: Any = decoder_layers(text_body(self.twin.model.to(dtype)))
-        hook = layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: given.append(hidden_of(args, kwargs)), with_kwargs=True
-        )
-        try:
-            capture(self.twin.model, self.twin.forward, self.twin.tokens, keeps_states=bool(self.twin.recurrent))
-        finally:
-            hook.remove()
-        before = self.captured.layers[0].given  # in float32
-        measured = scale * float((before * given[0].float().view_as(before)).sum() / before.square().sum())
+        twin = self.twin
+        rounding = capture(twin.model.to(dtype), twin.forward, twin.tokens, keeps_states=bool(twin.recurrent))
+        before, after = self.captured.layers[0].given, rounding.layers[0].given
+        measured = scale * float((before * after).sum() / before.square().sum())
         return own_rounded if abs(measured - rounded) < abs(measured - scale) else own
 
     @property
@@ -178,7 +170,6 @@ class _Recogniser:
         return Recognition(
             twin,
             captured,
-            parts,
             layers,
             [self._mixers[layer.spec.index] for layer in layers],
             self._routers,
@@ -267,12 +258,11 @@ class _Recogniser:
                 self._build_mixer(layer, captured)
 
     def _check_mixer(self, layer: NativeLayer, captured: LayerCapture) -> None:
-        tolerance = TOLERANCE
         positions = self._positions.kinds[self._positions.kind_of(layer)]
         self._trial.set_positions(positions)
-        layer.mixer.fit(self._trial.of_mixer(layer, captured, positions, tolerance))
+        layer.mixer.fit(self._trial.of_mixer(layer, captured, positions, TOLERANCE))
         error = self._trial.error(layer, captured)
-        if not error < tolerance:
+        if not error < TOLERANCE:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
 
     def _find_router_kind(self, layer: NativeLayer, owner: LayerRouter, parts: Parts, captured: LayerCapture) -> None:
@@ -295,20 +285,19 @@ class _Recogniser:
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
         self._trial.run(layer, captured)
-        top_k, tolerance = mixture.router.top_k, TOLERANCE
-        rows = routing.hidden_states
+        top_k, rows = mixture.router.top_k, routing.hidden_states
         if own_router is not None:
             rows = own_router.rows(next(each.given for each in captured.calls if each.module is parts.router))
         logits = logits_of(router, rows)
         given = None if table is None else routing.top_k_index
-        _, _, is_steady = steady_rows(mixture.router, correction, logits, tolerance, given)
+        _, _, is_steady = steady_rows(mixture.router, correction, logits, TOLERANCE, given)
         chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
         wanted, order = routing.top_k_index.sort(1)
         found, own_order = chosen.sort(1)
         is_same = (wanted == found).all(1) & is_steady  # (tokens,)
         weights = routing.top_k_weights.float().gather(1, order)[is_same]
         own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
-        are_near = (weights - own).abs() <= tolerance * routing.top_k_weights.abs().max()
+        are_near = (weights - own).abs() <= TOLERANCE * routing.top_k_weights.abs().max()
         if not choices_agree(int(is_same.sum()), int(is_steady.sum()), DTYPE) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
