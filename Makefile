@@ -9,8 +9,8 @@ SHELL := bash
 
 .PHONY: run test nightly check ruff types layers bench fuzz soak clients cluster card lock clean
 
-# Two more than cores: tests also wait, for files and for processes that they start.
-WORKERS ?= $(shell expr $$(nproc) + 2)
+# One more than cores: tests also wait, for files and for processes that they start.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 SECONDS ?= 300
 SEED ?= 0
 MINUTES ?= 60
@@ -22,7 +22,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not nightly" --numprocesses $(WORKERS) --dist loadfile
 
-# The cases and trials that CI leaves out (tests/nightly.py).
+# The cases and trials that CI leaves out, and the kernels under sanitizers (tests/nightly.py).
 nightly: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m nightly --numprocesses $(WORKERS) --dist loadfile
 

@@ -3,26 +3,31 @@
 The result is one shared library with a plain C interface that does not link to Python. So any compiler that takes GCC's
 flags can build it, and one wheel works with every Python of a platform. Without a compiler, or if compiling fails, the
 install continues without the library, and writes the reason to a note in its place. ``python setup.py build_ext
---inplace`` compiles the changed sources again. ``CXX``, ``CXXFLAGS`` and ``LDFLAGS`` come from the environment.
+--inplace`` compiles the changed sources again. Each run writes the C interface in Python if it has changed. ``CXX``,
+``CXXFLAGS`` and ``LDFLAGS`` come from the environment.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
-import math
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from server.kernels.native.src.interface import Interface
 
 SOURCES = Path("server", "kernels", "native", "src")
 LIBRARY = "libgreenroom_kernels.so"
@@ -43,6 +48,8 @@ LEVELS = {
     "avx512_bf16": AVX512_BF16,
     "amx": (*AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
 }
+# For api.cpp alone, so that a change compiles only this and what includes the changed header.
+INTERFACE = (f'-DGREENROOM_INTERFACE="{Interface().digest}"',)
 
 
 class BuildFailure(Exception):  # noqa: N818  not an error for the install
@@ -85,44 +92,39 @@ class Compiler:
         command = [*self.command, *flags, "-Werror", "-fsyntax-only", "-x", "c++", os.devnull]
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
-    def objects(self, sources: Path, folder: Path) -> list[Path]:
-        """Compile all sources that this compiler can build, unless the result is newer than its source and headers.
-
-        Another process that compiles into the same folder ends first.
+    def objects(self, sources: Path, cache: Path) -> list[Path]:
+        """Compile all sources that this compiler can build, but for those whose object is in the cache.
 
         Args:
             sources: the folder of the sources.
-            folder: the folder of the results, which are kept for the next build.
+            cache: the folder of an `ObjectCache`.
         """
         # In reverse order, so that the portable level, which takes longest, is among the first.
         chosen = [file for file in sorted(sources.rglob("*.cpp"), reverse=True) if self.takes(file.stem)]
         numbers = itertools.count(1)
+        kept = ObjectCache(cache)
 
         def compiled(source: Path) -> Path:
-            level = source.stem.removeprefix("level_")
-            command = [*self.flags, "-I", str(sources), *self.levels.get(level, ()), "-c", str(source)]
-            target = folder / source.relative_to(sources).with_suffix(".o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made_by, includes = target.with_suffix(".txt"), target.with_suffix(".d")
+            own = INTERFACE if source.stem == "api" else self.levels.get(source.stem.removeprefix("level_"), ())
+            command = [*self.flags, "-I", str(sources), *own, "-c", str(source)]
             line = shlex.join([*self.command, *command])
-            is_same = made_by.exists() and made_by.read_text("utf-8") == self.version + line
-            if not is_same or target.stat().st_mtime <= newest_of(includes):
-                made_by.unlink(missing_ok=True)
-                begun = time.monotonic()
+
+            def compile_it(target: Path) -> None:
                 print(f"compiling {source.name}: {line}", flush=True)
                 self.run(*command, "-MMD", "-o", str(target))
-                made_by.write_text(self.version + line, "utf-8")
-                result = f"compiled {source.name} in {time.monotonic() - begun:.0f} s"
-            else:
-                result = f"{source.name} has not changed"
+
+            begun = time.monotonic()
+            target, is_new = kept.take(self.version + line, compile_it)
+            took = time.monotonic() - begun
+            result = f"compiled {source.name} in {took:.0f} s" if is_new else f"{source.name} has not changed"
             print(f"{result} ({next(numbers)} of {len(chosen)})", flush=True)
             return target
 
         num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock, ThreadPoolExecutor(num_threads) as threads:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return list(threads.map(compiled, chosen))
+        with ThreadPoolExecutor(num_threads) as threads:
+            objects = list(threads.map(compiled, chosen))
+        kept.prune()
+        return objects
 
     def takes(self, stem: str) -> bool:
         level = stem.removeprefix("level_")
@@ -136,17 +138,101 @@ class Compiler:
         self.run(*flags, *map(str, objects), *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(target))
 
 
-def newest_of(includes: Path) -> float:
-    """Return when the newest file that an object was made of was changed; infinity if one is gone.
+class ObjectCache:
+    """Compiled objects, each for a compiler, its command, and the contents of our files that it read.
+
+    Each command has a folder. Beside an object in it, a list has the object's SHA-256, then those of the files. Several
+    processes, checkouts and versions may share a cache.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def take(self, command: str, compile_it: Callable[[Path], None]) -> tuple[Path, bool]:
+        """Return the object of a command, and whether it was compiled now.
+
+        Args:
+            command: the compiler's version and all its arguments.
+            compile_it: writes the object, and beside it the compiler's list of files that it read.
+        """
+        folder = self.folder / hashlib.sha256(command.encode()).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may compile the same
+            for sums in folder.glob("*.sums"):
+                target = sums.with_suffix(".o")
+                if is_right(target, sums):
+                    sums.touch()
+                    target.touch()
+                    return target, False
+            new, begun = folder / "new.o", time.time()
+            compile_it(new)
+            files = files_of(new.with_suffix(".d"))
+            lines = [sum_of(new), *(f"{sum_of(file)} {file}" for file in files)]
+            target = folder / f"{hashlib.sha256(shlex.join(lines).encode()).hexdigest()}.o"
+            new.replace(target)
+            # The compiler may have read another version of a file that was changed meanwhile.
+            if all(file.stat().st_mtime < begun for file in files):
+                new.with_suffix(".sums").write_text("\n".join(lines), "utf-8")
+                new.with_suffix(".sums").replace(target.with_suffix(".sums"))
+            return target, True
+
+    def prune(self) -> None:
+        """Delete what no build has used for a month."""
+        oldest = time.time() - 30 * 24 * 3600
+        for file in self.folder.glob("*/*.*"):  # but locks
+            if file.stat().st_mtime < oldest:
+                file.unlink(missing_ok=True)
+
+
+def is_right(target: Path, sums: Path) -> bool:
+    """Return whether an object and the files that it was made of have the sums of a list."""
+    try:
+        made, *lines = sums.read_text("utf-8").splitlines()
+        files = [line.split(" ", 1) for line in lines]
+        return sum_of(target) == made and all(sum_of(Path(file)) == expected for expected, file in files)
+    except (OSError, ValueError):
+        return False
+
+
+def sum_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def files_of(includes: Path) -> list[Path]:
+    """Return the files that the compiler read, by the rule for `make` that it wrote."""
+    _, *files = shlex.split(includes.read_text("utf-8").replace("\\\n", " "))
+    return [Path(file) for file in files]
+
+
+def cache_folder(otherwise: Path) -> Path:
+    """Return the folder of compiled objects in the user's cache, or another one where that can't be written."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(named if Path(named).is_absolute() else Path.home() / ".cache", "greenroom", "kernels")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # there is no home
+        return otherwise
+    return folder if os.access(folder, os.W_OK | os.X_OK) else otherwise
+
+
+def objects_by_users_cache(compiler: Compiler, sources: Path, otherwise: Path) -> list[Path]:
+    """Return the objects of all sources, from the user's cache if it can be used.
+
+    Machines with other processors may share that, so objects for this one (``-march=native``) are not in it.
 
     Args:
-        includes: the compiler's list of these files.
+        otherwise: the folder of the cache that is used instead.
     """
+    if any("=native" in flag for flag in compiler.flags):
+        return compiler.objects(sources, otherwise)
+    cache = cache_folder(otherwise)
     try:
-        _, *files = shlex.split(includes.read_text("utf-8").replace("\\\n", " "))
-        return max(Path(file).stat().st_mtime for file in files)
-    except FileNotFoundError:
-        return math.inf
+        return compiler.objects(sources, cache)
+    except OSError as error:  # another user's files, or a full disk
+        print(f"compiling without {cache}: {error}", flush=True)
+        return compiler.objects(sources, otherwise)
 
 
 def headers_of(sources: Path) -> list[Path]:
@@ -167,7 +253,8 @@ class BuildKernels(build_ext):
             compiler = Compiler()
             for level in compiler.lacking:
                 self.warn(f"{compiler.command[0]} does not support the flags of level {level}; the level is left out")
-            objects = compiler.objects(SOURCES, Path(self.get_finalized_command("build").build_base, "kernels"))
+            own = Path(self.get_finalized_command("build").build_base, "kernels")
+            objects = objects_by_users_cache(compiler, SOURCES, own)
             compiler.link(objects, target)
         except BuildFailure as failure:
             self.warn(f"no native kernels: {failure}; torch computes instead, which is slower")
@@ -194,12 +281,13 @@ class PlatformWheel(bdist_wheel):
 
 
 if __name__ == "__main__":
+    Interface().write()
     setup(
         ext_modules=[
             Extension(
                 "server.kernels.native.libgreenroom_kernels",
                 [str(file) for file in sorted(SOURCES.rglob("*.cpp"))],
-                depends=[str(file) for file in headers_of(SOURCES)],
+                depends=[str(SOURCES / "interface.py"), *map(str, headers_of(SOURCES))],
                 optional=True,
             )
         ],

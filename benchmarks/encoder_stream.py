@@ -33,7 +33,9 @@ from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
 from server.model.encoders import encoder_trunk
-from server.model.experts.step_experts import StepExperts, sort_choices
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.sorted_choices import sort_choices
+from server.model.experts.strategies.strategy import ExpertStrategy
 from server.model.greenroom_moe import GreenroomMoeConfig, GreenroomMoeForSequenceClassification
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
@@ -165,24 +167,26 @@ def held_experts(trunk: encoder_trunk.EncoderTrunk, store: ExpertStore, stack: E
 def with_held(held: Held, work: Callable[[], None]) -> None:
     """Run a pass whose experts are leased already."""
 
-    class HeldExperts(StepExperts):
+    class HeldExperts(ExpertStrategy):
         """Experts that no step leases."""
 
-        def run(
-            self, module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        def run_layer(
+            self,
+            layer: ExpertLayer,
+            hidden_states: torch.Tensor,
+            top_k_index: torch.Tensor,
+            top_k_weights: torch.Tensor,
         ) -> torch.Tensor:
-            layer = self._layers[module]
-            ready = held[layer.number]
             order, spans = sort_choices(top_k_index.cpu().numpy(), layer.keys)
-            rows = SortedRows(hidden_states, top_k_weights, order, {key: spans[key] for key in spans}, None)
-            return layer.backend.run(rows, once(ready), lambda: None)
+            rows = SortedRows(hidden_states, top_k_weights, order, spans, None)
+            return layer.backend.run(rows, once(held[layer.number]), lambda: None)
 
-    original = encoder_trunk.StepExperts  # type: ignore[attr-defined]
-    encoder_trunk.StepExperts = HeldExperts  # type: ignore[attr-defined]
+    original = encoder_trunk.LeasedExperts  # type: ignore[attr-defined]
+    encoder_trunk.LeasedExperts = HeldExperts  # type: ignore[assignment,attr-defined]
     try:
         work()
     finally:
-        encoder_trunk.StepExperts = original  # type: ignore[attr-defined]
+        encoder_trunk.LeasedExperts = original  # type: ignore[attr-defined]
 
 
 def once(ready: ReadyExperts) -> Iterator[ReadyExperts]:

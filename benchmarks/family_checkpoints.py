@@ -61,14 +61,14 @@ def write_family_checkpoint(family: Family, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(published_config(family, config), indent=2))
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of pairs and triples of printable characters."""
     characters = string.ascii_letters + string.digits + string.punctuation
-    merges = list(itertools.product(characters, characters))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    num_triples = VOCABULARY - len(SPECIAL_TOKENS) - len(alphabet) - len(merges)
-    pairs = ["".join(pair) for pair in merges]
-    merges += itertools.islice(itertools.product(pairs, characters), num_triples)
+    pairs = list(itertools.product(characters, characters))
+    triples = itertools.product(("".join(pair) for pair in pairs), characters)
+    num_merges = vocabulary - len(SPECIAL_TOKENS) - len(alphabet)
+    merges = list(itertools.islice(itertools.chain(pairs, triples), num_merges))
     tokens = [*SPECIAL_TOKENS, *alphabet, *("".join(merge) for merge in merges)]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

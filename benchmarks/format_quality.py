@@ -24,11 +24,11 @@ from server.kernels import expert
 from server.kernels.expert import transposed_names
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
 from server.model.model_building import build_model
+from server.model.opening.packing import pack_source
 from training.corpus import Domain, read_corpus
 from training.measure import held_out_batches, mean_perplexity, measure
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,6 +33,7 @@ class Timing:
     sent: float
     arrivals: list[float] = field(default_factory=list)  # one per chunk with text
     num_tokens: int = 0
+    usage: Mapping[str, Any] = field(default_factory=dict)  # of the last chunk
 
     @property
     def first_token_seconds(self) -> float:
@@ -47,15 +49,20 @@ class Timing:
         return (self.arrivals[-1] - self.arrivals[0]) / (self.num_tokens - 1)
 
 
-async def complete(url: str, completion: Completion) -> Timing:
+async def complete(url: str, completion: Completion, timing: Timing | None = None) -> Timing:
     """Request one completion on a new connection.
+
+    Args:
+        timing: is filled as chunks arrive, for a caller who watches them; a new one by default.
 
     Raises:
         RefusedError: If the server refuses the request.
         RuntimeError: If the stream ends early.
     """
     address = urlsplit(url)
-    reply = _Reply(Timing(time.perf_counter()))
+    timing = timing or Timing(0.0)
+    timing.sent = time.perf_counter()
+    reply = _Reply(timing)
     loop = asyncio.get_running_loop()
     assert address.hostname is not None
     transport, _ = await loop.create_connection(lambda: reply, address.hostname, address.port or 80)
@@ -127,10 +134,11 @@ class _Reply(asyncio.Protocol):
         if not self.done.done():
             self.done.set_exception(exc or _failure(self._rest))
 
-    def _end(self, chunk: dict[str, dict[str, int]]) -> None:
+    def _end(self, chunk: dict[str, dict[str, Any]]) -> None:
         if "usage" not in chunk:
             self.done.set_exception(RuntimeError(f"the request failed: {chunk}"))
             return
+        self._timing.usage = chunk["usage"]
         self._timing.num_tokens = chunk["usage"]["completion_tokens"]
 
 

@@ -37,7 +37,7 @@ from server.model.checkpoint.read_config import read_config
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 
 MODES: dict[str, PrefetchMode] = {

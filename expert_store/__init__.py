@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from expert_store.io.safetensors_index import read_header_metadata as read_header_metadata
     from expert_store.io.safetensors_index import read_index as read_index
     from expert_store.io.tensor_reads import TensorReads as TensorReads
+    from expert_store.io.tensor_reads import empty_tensor as empty_tensor
     from expert_store.io.tensor_reads import read_tensor as read_tensor
     from expert_store.keys import BASE as BASE
     from expert_store.keys import ExpertKey as ExpertKey
@@ -138,6 +139,7 @@ _MODULE_OF = {
     "GgufTensor": "io.gguf_index",
     "read_gguf_header": "io.gguf_index",
     "TensorReads": "io.tensor_reads",
+    "empty_tensor": "io.tensor_reads",
     "read_tensor": "io.tensor_reads",
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",

@@ -31,6 +31,8 @@ class Entry:
     leases: int = 0
     error: Exception | None = None
     is_prefetched: bool = False  # and not requested since
+    is_passing: bool = False  # nothing but a pass over a prompt has asked for it
+    is_read_ahead: bool = False  # prefetched from disk, and counted for nobody yet
     replaces: ExpertKey | None = None  # the expert whose bytes the slot held before
     read: ExpertRead | None = None  # the read from disk that a LOADING entry waits for
     arrival: Any = None  # on a device: the event after which the slot may be read

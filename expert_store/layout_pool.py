@@ -3,7 +3,8 @@
 The tiers are lazily exclusive. An expert that is copied to the device leaves a *redundant* copy in its host slot. The
 host keeps it while it needs no slot, and evicts redundant copies first. An expert that is evicted from the device is
 dropped if the host still has it, else written back. So every slot of both tiers can hold another expert, and nothing is
-copied down that is there already. `docs/log.md` has the bytes moved by this and by the alternatives.
+copied down that is there already. Bytes moved by this and by the alternatives:
+`benchmarks/results/2026-11-24-unnamed/replacement-policies-and-tiers.json`.
 """
 
 from __future__ import annotations
@@ -42,20 +43,33 @@ class LayoutPool(LayoutTiers):
         self._waiting: dict[Entry, Entry] = {}  # device entries by the host entry whose bytes they wait for
         self._copies = SlotCopies(resources)
 
-    def load(self, key: ExpertKey, *, priority: Priority = Priority.DEMAND, lease: object = None) -> Entry | None:
+    def load(
+        self,
+        key: ExpertKey,
+        *,
+        priority: Priority = Priority.DEMAND,
+        lease: object = None,
+        is_passing: bool = False,
+    ) -> Entry | None:
         """Start to load an expert that is not in the top tier; return its leased entry.
 
         Args:
             lease: on behalf of whom, if of a lease.
+            is_passing: see ``Tier.reserve``.
 
         Returns:
             None if no slot is free, or leases wait for slots that came before.
         """
         if not self.queue.is_turn(lease):
             return None
-        entry = self._load_to_device(key, priority) if self.has_device else self.load_to_host(key, priority)
+        is_copied = self.only_copies(key)
+        if self.has_device:
+            entry = self._load_to_device(key, priority)
+        else:
+            entry = self.load_to_host(key, priority, is_passing=is_passing)
         if entry is not None:
             entry.is_prefetched = priority is not Priority.DEMAND
+            entry.is_read_ahead = entry.is_prefetched and not is_copied
         return entry
 
     def only_copies(self, key: ExpertKey) -> bool:
@@ -161,11 +175,11 @@ class LayoutPool(LayoutTiers):
         """True while nothing in the device tier is leased, loading or being copied."""
         return self.device.is_idle and self._copies.is_idle
 
-    def load_to_host(self, key: ExpertKey, priority: Priority) -> Entry | None:
+    def load_to_host(self, key: ExpertKey, priority: Priority, *, is_passing: bool = False) -> Entry | None:
         """Start to read an expert that the host tier lacks; return its leased entry there, None if no slot is free."""
         catalog, sources = self._resources.catalog, self._resources.sources[key.variant]
         recipe, encoding = catalog.recipe(key), catalog.layers[key.layer].encoding
-        entry = self.host.reserve(key)
+        entry = self.host.reserve(key, is_passing=is_passing)
         if entry is None:
             return None
         started = time.perf_counter()

@@ -100,8 +100,9 @@ class Lease:
         after: LayerHold | None = None,
         *,
         uses_host: bool = False,
+        is_passing: bool = False,
     ):
-        self._state, self._rows, self._phase = state, rows, phase
+        self._state, self._rows, self._phase, self._is_passing = state, rows, phase, is_passing
         self._recorder, self._after, self._uses_host = recorder, after, uses_host
         self._host: HostPart | None = None
         self._held: list[Entry] = []
@@ -111,8 +112,10 @@ class Lease:
         self._uncounted: set[ExpertKey] = set()  # of those, which were in a slower tier
         # Experts that were in no tier when they were to be loaded, and whether they were on no disk either.
         self.missed: dict[ExpertKey, bool] = {}
+        self.read_ahead: list[ExpertKey] = []  # found here, since they were read from disk for this, their first, use
         self.stall_seconds = 0.0  # spent waiting for experts
         self.stalled_from = self.stalled_to = 0.0  # start of the first wait and end of the last, ``time.monotonic``
+        self._since = time.monotonic()  # the last expert came, or the lease began
 
     @property
     def num_lookups(self) -> int:
@@ -135,7 +138,7 @@ class Lease:
             if state.next_device_slots is not None and self._after is None:
                 self._wait_for_resize()
             state.refuse_quarantined(requested)
-            found = pool.top.lease_ready(requested)
+            found = None if self._is_passing else pool.top.lease_ready(requested)
             if found is None:
                 self._lease_some(layer, requested)
             else:
@@ -144,7 +147,7 @@ class Lease:
                     self._after.give_way()
                 for entry in found:
                     if entry.is_prefetched:
-                        pool.count_prefetch(entry, "used")
+                        self._count_prefetch(entry, is_ready=True)
                 state.count_hits(pool, requested, self._phase)
             state.count_tokens(layer, self._rows)
         return self
@@ -155,8 +158,9 @@ class Lease:
         state.refuse_unknown(requested)
         # Everything that is here is leased before anything is evicted, or one of these experts would evict another.
         absent = []
+        find = pool.top.lease_without_use if self._is_passing else pool.top.lease
         for key in requested:
-            entry = pool.top.lease(key)
+            entry = find(key)
             if entry is None:
                 absent.append(key)
                 continue
@@ -164,7 +168,7 @@ class Lease:
             is_ready = entry.state is EntryState.READY
             (self._ready if is_ready else self._loading).append(entry)
             if entry.is_prefetched:
-                pool.count_prefetch(entry, "used" if is_ready else "late")
+                self._count_prefetch(entry, is_ready=is_ready)
         if self._uses_host and pool.has_device:
             self._host = HostPart(pool)
             absent = self._host.take(absent)
@@ -174,7 +178,9 @@ class Lease:
         self.missed, self._uncounted = state.count_lookups(pool, requested, self._ready, waiting, self._phase)
         self._found = frozenset(self._held)
         is_prompt = self._phase == "prefill"
-        self._max_held = pool.max_held(layer, len(requested), len(self._held), is_prompt=is_prompt)
+        self._max_held = len(requested)
+        if not self._is_passing:
+            self._max_held = pool.max_held(layer, len(requested), len(self._held), is_prompt=is_prompt)
         if self._after is not None:
             self._after.give_way()
         self._load_wanted()
@@ -217,6 +223,35 @@ class Lease:
             yield ReadyExperts(self, self._pool, entries, [entry.key for entry in entries])
             if self._wanted:
                 self._release([entry for entry in entries if entry not in self._found])
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all experts are ready, but no longer than a number of seconds; return whether they are.
+
+        Only a lease that holds all of its experts at once may wait so, before its batches are asked for.
+
+        Raises:
+            ExpertLoadError: one could not be read, or its read does not return.
+        """
+        now = time.monotonic()
+        ends_at = now + timeout
+        with self._state.lock:
+            while self._load_wanted_all():
+                if self._is_stuck(now - self._since):
+                    self._refuse_stuck()
+                if now >= ends_at:
+                    return False
+                self._sleep(ends_at - now)
+                now = time.monotonic()
+        return True
+
+    def _load_wanted_all(self) -> bool:
+        """Load what has no slot yet; return whether something is still to come. The lock is held."""
+        num_missing = len(self._loading) + len(self._wanted)
+        self._load_wanted()
+        self._sort_loading()
+        if len(self._loading) + len(self._wanted) < num_missing:
+            self._since = time.monotonic()
+        return bool(self._loading or self._wanted)
 
     def on_host(self) -> HostPart | None:
         """Wait for the experts that are to be computed from host memory; None if there are none.
@@ -306,13 +341,14 @@ class Lease:
 
     def _load_wanted(self) -> None:
         """Load experts that have no slot yet, as far as there are slots; another lease may have loaded some."""
+        top = self._pool.top
         while self._wanted and len(self._held) < self._max_held:
             key = self._wanted[0]
             where = self._pool.where(key)
-            entry = self._pool.top.lease(key)
+            entry = (top.lease_without_use if self._is_passing else top.lease)(key)
             if entry is None:
                 self._state.refuse_removed(key)
-                entry = self._pool.load(key, lease=self)
+                entry = self._pool.load(key, lease=self, is_passing=self._is_passing)
             if entry is None:
                 self._pool.queue.join(self)
                 return
@@ -329,6 +365,13 @@ class Lease:
             self._state.statistics.lookups[where, self._phase] += 1
             if where == "disk":
                 self.missed[key] = self._state.count_place(key, self._phase)
+
+    def _count_prefetch(self, entry: Entry, *, is_ready: bool) -> None:
+        """Count the first request of a prefetched expert; one that is not ready counts as missed, too."""
+        self._pool.count_prefetch(entry, "used" if is_ready else "late")
+        if entry.is_read_ahead and is_ready:
+            self.read_ahead.append(entry.key)
+        entry.is_read_ahead = False
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""

@@ -18,6 +18,7 @@ from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.layer_hold import LayerHold
 from expert_store.lease import Lease, Recorder
+from expert_store.read_ahead import ReadAheadLease
 from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import Phase
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
@@ -145,6 +146,24 @@ class ExpertStore(StoreReports):
             uses_host: experts for which a device tier has no free slot stay in host memory (``Lease.on_host``).
         """
         return Lease(self._state, rows, phase, self._recorder, after, uses_host=uses_host)
+
+    def lease_passing(self, rows: Mapping[ExpertKey, int]) -> Lease:
+        """Lease experts of one layer for a pass over prompts, all of them at once; see ``Lease.wait``.
+
+        The pass takes slots of the experts that it brought before, and few others: what it brings is evicted first,
+        unless something else asks for it. Uses by a pass do not count for what is evicted.
+        """
+        return Lease(self._state, rows, "prefill", self._recorder, is_passing=True)
+
+    def read_ahead(self, keys: Iterable[ExpertKey]) -> ReadAheadLease:
+        """Return a context manager that reads and keeps experts that a pass over prompts will probably want next."""
+        return ReadAheadLease(self._state, keys)
+
+    def keep(self, keys: Sequence[ExpertKey]) -> None:
+        """Count a use of those experts of one layer that are in memory, as decoding will want them."""
+        if keys:
+            with self._state.lock:
+                self._state.pool_of[keys[0].layer].top.keep(keys)
 
     def hold_layer(self, layer: int) -> LayerHold | None:
         """Hold the experts of a layer that are on the device, before it is known which are needed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
@@ -54,6 +54,7 @@ class Tier:
         self._leaving: list[Entry] = []  # no look-up finds them; their slots are free once nobody uses them
         self._pinned: set[ExpertKey] = set()
         self._redundant: dict[ExpertKey, None] = {}
+        self._passing: dict[ExpertKey, None] = {}  # the first victims after those: only a pass has asked for them
         self._held: frozenset[ExpertKey] = frozenset()
         self._num_holds = 0
         self.num_changes = 0  # counts changes of which experts are resident and in which slots
@@ -84,6 +85,7 @@ class Tier:
         entry = self._entries.get(key)
         if entry is not None:
             entry.leases += 1
+            self._keep(entry)
             if entry.state is EntryState.READY and key not in self._pinned:
                 self._policy.touch(key)
         return entry
@@ -106,6 +108,9 @@ class Tier:
 
     def touch(self, keys: tuple[ExpertKey, ...]) -> None:
         """Count a use of resident experts of one layer."""
+        if self._passing:
+            for key in keys:
+                self._keep(self._entries[key])
         if self._pinned:
             keys = tuple(key for key in keys if key not in self._pinned)
         self._policy.touch_all(keys)
@@ -154,15 +159,27 @@ class Tier:
         """Return True if an expert is resident, loading, or would get a slot."""
         return key in self._entries or not self._slots.are_all_taken or self._victim(key) is not None
 
-    def reserve(self, key: ExpertKey) -> Entry | None:
-        """Return a leased LOADING entry for an expert that is not here; None while every slot is in use."""
+    def keep(self, keys: Iterable[ExpertKey]) -> None:
+        """Count a use of those experts that are here, which a pass over a prompt has brought."""
+        for key in keys:
+            entry = self.lease(key)
+            if entry is not None:
+                self.release(entry)
+
+    def reserve(self, key: ExpertKey, *, is_passing: bool = False) -> Entry | None:
+        """Return a leased LOADING entry for an expert that is not here; None while every slot is in use.
+
+        Args:
+            is_passing: on behalf of a pass over a prompt. Until something else asks for it, such an expert is evicted
+                before all others, and so a pass takes few slots from what decoding uses.
+        """
         replaces = None
         if self._slots.are_all_taken:
             replaces = self._victim(key)
             if replaces is None:
                 return None
             self._evict(replaces)
-        entry = Entry(key, self._slots.take(), leases=1, replaces=replaces)
+        entry = Entry(key, self._slots.take(), leases=1, replaces=replaces, is_passing=is_passing)
         self._entries[key] = entry
         return entry
 
@@ -180,6 +197,8 @@ class Tier:
             self._leave(entry)
         else:
             self._note_change(entry.key)
+            if entry.is_passing:
+                self._passing[entry.key] = None
             if entry.key not in self._pinned:
                 self._policy.insert(entry.key)
             self._retire_excess()
@@ -206,6 +225,7 @@ class Tier:
             if entry.state is EntryState.READY and not is_pinned:
                 self._policy.remove(key)
             self._redundant.pop(key, None)
+            self._passing.pop(key, None)
             self._note_change(key)
             self._leave(entry)
         return entry
@@ -300,8 +320,14 @@ class Tier:
             raise AssertionError("an entry has negative leases or a wrong key")
         if self.excess > 0 and (not self._slots.are_all_taken or any(map(self._is_evictable, self._entries))):
             raise AssertionError(f"there are {self.excess} slots too many, though some are unused")
-        if not self._redundant.keys() <= self._entries.keys():
-            raise AssertionError("an expert that is not here is marked as redundant")
+        if not self._redundant.keys() | self._passing.keys() <= self._entries.keys():
+            raise AssertionError("an expert that is not here is marked as one of the first victims")
+
+    def _keep(self, entry: Entry) -> None:
+        """Note that something else than a pass asks for an expert."""
+        if entry.is_passing:
+            entry.is_passing = False
+            self._passing.pop(entry.key, None)
 
     def _note_change(self, key: ExpertKey) -> None:
         self.num_changes += 1
@@ -314,12 +340,13 @@ class Tier:
         return key not in self._pinned and key not in self._held
 
     def _victim(self, incoming: ExpertKey) -> ExpertKey | None:
-        redundant = next((key for key in self._redundant if self._is_evictable(key)), None)
-        return redundant or self._policy.victim(incoming, self._is_evictable)
+        first = next(filter(self._is_evictable, chain(self._redundant, self._passing)), None)
+        return first or self._policy.victim(incoming, self._is_evictable)
 
     def _evict(self, key: ExpertKey) -> None:
         self._policy.remove(key)
         self._redundant.pop(key, None)
+        self._passing.pop(key, None)
         entry = self._entries.pop(key)
         self._note_change(key)
         self._slots.free(entry.slot)

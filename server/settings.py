@@ -177,6 +177,11 @@ class ServeSettings(BaseModel):
         description=f"maximum tokens in a step (default: {BATCHED_TOKENS}; on a GPU without room for all experts up to "
         "8192, as its memory allows)",
     )
+    prefill: Literal["auto", "chunks", "layers"] = Field(
+        "auto",
+        description="how prompts run whose experts are paged: chunks: each chunk through all layers; layers: at each "
+        "layer all chunks, so that each expert is read once; auto: layers where that reads less",
+    )
     deterministic: bool = Field(
         False,
         description="batch-invariant arithmetic: a request gives the same tokens and logprobs alone and in any batch; "

@@ -104,6 +104,9 @@ def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32)
     return save_checkpoint(CONFIGS[name]() if name in CONFIGS else make_config(name), folder, dtype)
 
 
+TABLE = "tid2eid"  # buffer: the experts of tokens (DeepSeek-V4)
+
+
 def save_checkpoint(
     config: transformers.PreTrainedConfig,
     folder: Path,
@@ -142,6 +145,9 @@ def _write(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dty
     with torch.no_grad():
         constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
         for name, tensor in model.state_dict().items():
+            if name.endswith(TABLE):
+                experts = torch.rand(len(tensor), config.get_text_config().n_routed_experts).argsort(1)
+                tensor.copy_(experts[:, : tensor.shape[1]])
             if name in constants or not tensor.is_floating_point():
                 continue
             if tensor.ndim >= 2:

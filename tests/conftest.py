@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import hashlib
 import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -57,6 +59,8 @@ LONG = (
     "faults",
 )
 
+CACHES = tempfile.TemporaryDirectory(prefix="greenroom-tests-", ignore_cleanup_errors=True)  # of users, by test
+
 IS_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -97,6 +101,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         if is_nightly(item):
             item.add_marker(pytest.mark.nightly)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what twins show apart from other tests, as some change what modules compute."""
+    folder = hashlib.sha256(item.nodeid.encode()).hexdigest()[:16]
+    os.environ["XDG_CACHE_HOME"] = str(Path(CACHES.name) / folder)
 
 
 @cache  # of some thousand tests in a few hundred files

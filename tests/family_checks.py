@@ -16,7 +16,7 @@ from expert_store import ExpertCatalog, ExpertStore, find_shards, least_bytes, r
 from server.model.checkpoint.tensor_map import map_checkpoint
 from server.model.errors import ModelError
 from server.model.model_building import build_model
-from server.model.resident_model import TrunkFacts
+from server.model.trunk.base_trunk import TrunkFacts
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint, transformers_class
 from tests.families import FAMILIES, make_config

@@ -26,7 +26,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config

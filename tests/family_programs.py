@@ -11,9 +11,9 @@ from server.kernels.native.library import Kernels
 from server.model.attention.indexer import TOP_K
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.read_config import read_config
-from server.model.model_shapes import infer_shapes
+from server.model.from_config.program import program_of_config
+from server.model.from_config.shapes import infer_shapes
 from server.model.program import ModelProgram, Target
-from server.model.program_trial import find_program
 from tests.checkpoints import transformers_class
 from tests.families import FAMILIES, RELATIVE, make_config
 
@@ -68,6 +68,6 @@ def program_of(model_type: str, folder: Path) -> FamilyProgram:
     kernels = Kernels(1)
     try:
         catalog = catalog_from_config(infer_shapes(read, torch.float32, has_kernels=True).model)
-        return FamilyProgram(model_type, find_program(read, torch.float32, kernels, catalog))
+        return FamilyProgram(model_type, program_of_config(read, torch.float32, kernels, catalog))
     finally:
         kernels.close()

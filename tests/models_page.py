@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import transformers
 
-from server.model.checkpoint.gguf.architectures import ARCHITECTURES
+from server.model.families.registry import gguf_architectures
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
 from tests.family_programs import BATCHED, FamilyProgram, program_of
+from tests.full_width.published import PUBLISHED
 from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -49,17 +50,17 @@ frequencies for all tokens of a step, including those of shorter sequences. With
 sequences use the frequencies for long ones, as in vLLM: long sequences give transformers' logits, and shorter ones
 those of the beginning of a long text.
 
-*Sequence by sequence* means: experts, MLPs, norms and the head run on the rows of all sequences, and each attention
-module is called for one sequence after the other, as transformers has it, or once for the new tokens of all sequences
-that have one each, if a trial shows that it can (Inkling 2). What it keeps of a token lies in the blocks of the KV
-cache, so that prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where what is kept of a
-token depends on where the prompt ends). DeepSeek-V4's compressed keys lie in the blocks, too, each with the last token
-that it is made of, so that a step compresses only what is new. On [native layers](#native-decoder-layers), attention
-takes all sequences of a step together, also those of such families (DeepSeek-V4, Inkling, Qwen4 Exp).
+*Sequence by sequence* means: experts, MLPs, norms and the head run on the rows of all sequences. The attention module
+of transformers is called for one sequence after the other, or once for the single new tokens of several sequences, if a
+trial shows that the module can do so (`inkling2_loop`). The module's states of a token lie in the blocks of the KV
+cache, so prompts are computed in chunks and prefixes are shared (not by `unlimited_ocr`, where the states of a token
+depend on the end of the prompt). The compressed keys of DeepSeek-V4 lie in the blocks, too, each with its last token,
+so a step compresses only new tokens. On [native layers](#native-decoder-layers), attention takes all sequences of a
+step together, in these families as well (DeepSeek-V4, Inkling, Inkling 2, Qwen4 Exp).
 
-The index of DeepSeek-V4 scores a compressed key by a sum of what is positive of its heads' products, so that several
-keys of a text may have the score 0. Where these are on the border of what is chosen, transformers' choice changes with
-the number of keys that come after the token; Greenroom chooses as it does with none, as in decoding.
+The index of DeepSeek-V4 scores a compressed key by the sum of its heads' positive products, so several keys of a text
+may have the score 0. If the choice has to divide such keys, transformers' choice changes with the number of keys after
+the token. Greenroom chooses the keys that transformers chooses with no key after the token, as in decoding.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
@@ -136,7 +137,8 @@ and FP8 and NVFP4 with families that have other tensors (`tests/server/model/qua
 
 Experts stay quantised in their slots, so a budget holds two to four times as many. Weights are dequantised exactly
 while an expert runs. The table compares one expert of Qwen3-30B-A3B's size and bfloat16 rows with the same expert in
-bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
+bfloat16, on one thread of a machine with AVX-512
+([results](../benchmarks/results/2026-11-25-epyc/published-formats.json)).
 
 | `quant_method` | formats | bytes of an expert | time of 1 row | of 64 |
 | --- | --- | --- | --- | --- |
@@ -222,7 +224,8 @@ GGUF = (
 `greenroom serve FILE.gguf` serves a model as llama.cpp's converter wrote it, with its tokenizer and chat template. A
 model in several files (`NAME-00001-of-00003.gguf`) is given by any of them, or by its folder. Experts are read by byte
 range from the file, and stay quantised in their slots. `greenroom serve OWNER/NAME:Q4_K_M` downloads that file of a
-repository and serves it; without a tag, or with an unknown one, it lists what there is. `greenroom serve ollama:NAME`
+repository and serves it; without a tag, or with an unknown one, it lists what there is. `greenroom inspect
+OWNER/NAME:Q4_K_M` reads the headers of its files by ranges and downloads nothing. `greenroom serve ollama:NAME`
 serves a model of Ollama's store, and the folder of LM Studio works like any other
 ([migrating.md](migrating.md#files-of-ollama-and-lm-studio)).
 
@@ -232,21 +235,35 @@ serves a model of Ollama's store, and the folder of LM Studio works like any oth
   `attn_kv_b`; `granitemoe` is Granite with and without shared experts; `qwen3vlmoe` is the text part of Qwen3-VL. Other
   architectures are refused by their names, such as `bailingmoe2`, for which transformers has no class.
 - **Types of weights**: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, Q2_K to Q6_K, MXFP4, NVFP4, IQ1,
-  IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ are slower.
-- **Keys of the header**: each that llama.cpp reads for these architectures is read, older ones such as
-  `rope.scale_linear` too, or changes no text, or is refused with a value that the architecture is not computed with.
-  Others are named in the log (`server/model/checkpoint/gguf/known_keys.py`).
+  IQ2, IQ3, TQ1 and TQ2 have native products, in any mixture. With one stream, IQ1 to IQ3 and TQ take 0.4 to 1 times
+  the time of Q8_0 on a processor with AVX-512 VBMI; others look up number by number, and are slower. The
+  factors that the converter writes beside NVFP4 matrices (`.scale`) are applied; those of inputs (`.input_scale`) are
+  for arithmetic in NVFP4 alone, and ignored.
+- **Keys of the header**: Greenroom reads each key that llama.cpp reads for these architectures and that changes the
+  text, older keys such as `rope.scale_linear` too. It refuses a value that the architecture is not computed with. The
+  log names all other keys (`server/model/checkpoint/gguf/known_keys.py`).
 - **Trunk**: linear layers, embeddings and the head stay in the file's types, also where the converter moved columns or
   split a matrix. Looking up a token dequantises its row. A head that is the table of embeddings is in memory once.
   Vectors, small matrices and the joined `attn_kv_b` of old files are dequantised at loading into `--dtype`.
 - **Tokenizer**: kinds `gpt2`, `llama` and `gemma4`. Texts of many scripts have llama.cpp's tokens for each name of a
   pre-tokenizer (`python -m tests.gguf.compare_tokenizers`). Where llama.cpp simplifies a model's own pattern, that of
   the model counts: combining marks and capitals beyond ASCII with `gpt-4o`, `llama4`, `minimax-m2` and `tekken`,
-  changes of case with `kimi-k2`. Other kinds and unknown names are refused by name.
+  changes of case with `kimi-k2`, the wide space of Chinese with `deepseek-llm`, spaces after special tokens with
+  Phi-3's. Other kinds and unknown names are refused by name.
 - **From the original**: with `--config-from MODEL`, a folder or a hub id, config, tokenizer, chat template and sampling
   defaults come from the model that the file was made from. Of a hub model its weights are not downloaded. A model of
   other shapes is refused. Use it where the metadata is wrong or of a kind that Greenroom does not know, such as an
   unknown pre-tokenizer.
+- **Packed**: `greenroom pack FILE.gguf OUT` writes a pack with the file's config and tokenizer. Quantised experts and
+  matrices of the trunk keep the file's types, and the pack gives the file's bits. `--weights int8` and `--trunk int8`
+  round what is dequantised again; of a quantised file this loses more than packing the original would, and the command
+  says so. Greenroom writes no GGUF: use llama.cpp's `convert_hf_to_gguf.py` and `llama-quantize`.
+- **Adapters and variants**: LoRA adapters work over every file. An expert variant is another GGUF file of the same
+  architecture and types, of which experts and routers count, or is in safetensors. Its numbers are rounded to the types
+  of the base's experts then: Q2_K to Q6_K, Q4_0 to Q8_0, IQ4_NL, IQ4_XS and MXFP4, without llama.cpp's search for the
+  best scales. Over F32, F16 and BF16 experts it has the bits that it gives over the checkpoint
+  (`tests/e2e/test_gguf_weights.py`). Over IQ1 to IQ3, TQ and NVFP4, a variant in safetensors is refused: all experts of
+  a layer have slots of one type, and Greenroom does not round to these.
 - **Checked**: `greenroom verify FILE.gguf` reads every byte and finds scales that are NaN or infinite. The format has
   no checksums.
 - **Not read**: images (`mmproj` files), heads that predict further tokens (MTP), dense models.
@@ -273,12 +290,7 @@ column tells what attention computes at once.
 
 The kernels lack these parts of the others:
 
-- Inkling 2: attention to the states of earlier layers before each part of a layer, separate inputs for queries, keys
-  and values, convolutions of keys and values whose weights depend on the token, limits of the norms of heads, sinks
-  that depend on the token, and layers that run several times (`inkling2_loop`).
-- JetMoE: experts, which a router chooses, for the projections of queries and of the output of attention.
-- Muse Spark: gates of the residual stream, norms that follow their weights, and experts that are narrower than the
-  residual stream, each with a norm of its results.
+- Inkling 2 with loops (`inkling2_loop`): layers that run several times.
 - Unlimited-OCR: attention to the whole prompt and to a window of what follows it.
 - ZAYA: convolutions that mix the numbers of a head of queries or keys, values of which one half comes from the token
   before, routers that are MLPs and add the rows of the router one layer earlier, and factors and biases of the residual
@@ -287,13 +299,28 @@ The kernels lack these parts of the others:
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |
 {rows}
+
+### Published sizes at full width
+
+`make nightly` checks these models with the numbers of their published configs, but for layers (two to five, of each
+kind) and the vocabulary, and with weights like trained ones: heavy tails, norms of 0.1 to 20, channels of 100 to 5,000
+in the residual stream, routers whose rows have much in common (`tests/full_width/`). All layers run natively. In
+float32, routers choose what transformers' own choose, and logits differ from transformers' by at most 1e-4 of their
+standard deviation; this is without the dense layers before the experts of DeepSeek-V3 and Kimi-K2. In bfloat16, the
+distance from transformers in float32, for the same experts, is at most 1.5 times that of transformers' modules in
+bfloat16, or 2^-8 a layer. With GGUF's types it is at most 3 times as large as theirs, because rows are rounded to int8
+in groups of 32. Llama-4-Scout is not compared yet.
+
+| model | model type | safetensors | GGUF |
+| --- | --- | --- | --- |
+{sizes}
 """
 )
 
 
 def compose_gguf() -> str:
     """Return the section about GGUF files."""
-    names = ", ".join(f"`{name}`" for name in ARCHITECTURES)
+    names = ", ".join(f"`{name}`" for name in gguf_architectures())
     return GGUF.replace("{architectures}", names)
 
 
@@ -304,6 +331,7 @@ def compose_native(programs: Sequence[FamilyProgram]) -> str:
         native=sum(each.program.is_native for each in programs),
         hybrids=sum(each.program.is_hybrid for each in programs),
         rows="\n".join(map(str, programs)),
+        sizes="\n".join(f"| {name} {published}" for name, published in PUBLISHED.items()),
     )
 
 

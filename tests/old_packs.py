@@ -14,10 +14,10 @@ from expert_store.keys import ExpertKey
 from server.kernels.expert import transposed_names
 from server.kernels.formats import channel_int8, group_int4
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.model_building import build_model
+from server.model.opening.packing import pack_source
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,10 +8,10 @@ import torch
 
 from expert_store import write_pack
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
-from server.model.checkpoint.open_checkpoint import open_checkpoint
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.weight_formats import StoredFormat
 from server.model.model_building import build_model
+from server.model.opening.open_checkpoint import open_checkpoint
+from server.model.opening.packing import pack_source
 
 
 def pack_model(folder: Path, out: Path, weights: StoredFormat = "bfloat16") -> Path:

@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.server.kernels.native.build import load_setup
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS: dict[str, dict[str, Any]] = {
     path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").iterdir()
@@ -47,6 +49,17 @@ def steps(workflow: str, job: str) -> list[str]:
 def test_workflow_runs_all_checks_in_the_locked_versions(workflow: str, job: str, command: str) -> None:
     assert command in steps(workflow, job)
     assert WORKFLOWS[workflow]["jobs"][job]["env"]["PIP_CONSTRAINT"].endswith("/.ci/constraints.txt")
+
+
+@pytest.mark.parametrize(("workflow", "job"), [("ci", "checks"), ("nightly", "nightly")])
+def test_workflow_keeps_compiled_kernels_where_the_build_looks_for_them(
+    workflow: str, job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (kept,) = [step["with"] for step in WORKFLOWS[workflow]["jobs"][job]["steps"] if "cache@" in step.get("uses", "")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert Path(kept["path"]).expanduser() == load_setup().cache_folder(ROOT)
+    assert "server/kernels/native/src/**" in kept["key"]
 
 
 def test_workflow_builds_wheels_on_both_architectures() -> None:

@@ -11,7 +11,11 @@ from server.settings import ServeSettings, flag_name
 from tests.made_pages import COMMANDS, MIGRATING, commands_page, migrating_page
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks/results/README.md",
+]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 # Flags of our other commands, of docker and of rsync.
 OTHER_FLAGS = {

@@ -36,3 +36,11 @@ def test_an_entry_names_a_test(entry: str) -> None:
 )
 def test_what_ci_takes_is_there(chosen: Collection[str], known: Collection[str]) -> None:
     assert set(chosen) <= set(known)
+
+
+@pytest.mark.parametrize("entry", sweeps())
+def test_ci_runs_a_case_of_each_test_that_it_runs_in_part(request: pytest.FixtureRequest, entry: str) -> None:
+    items = request.session.items
+    if not any(item.nodeid.startswith(entry.partition("::")[0]) for item in items):
+        pytest.skip("its file was not collected")
+    assert any(item.nodeid.partition("[")[0] == entry for item in items)

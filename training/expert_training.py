@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from expert_store import find_shards
-from server.model.checkpoint.variant_files import BASE_FIELD
-from server.model.fingerprint import fingerprint
+from server.model.opening.variant_files import BASE_FIELD
+from server.model.trunk.fingerprint import fingerprint
 from server.model.trunk_loader import load_trunk
 from training.corpus import Tokens
 from training.measure import ExpertCounter

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.locate import BUNDLED
-from server.model.fingerprint import fingerprint
+from server.model.trunk.fingerprint import fingerprint
 from server.model.trunk_loader import load_trunk
 from training import measure
 from training.corpus import Domain, read_corpus, rows_of

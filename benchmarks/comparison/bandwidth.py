@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,13 +75,15 @@ def memory_bytes_per_second(threads: int) -> float:
     return max(_compiled(threads), _by_numpy(threads))
 
 
-def disk_bytes_per_second(files: list[Path], block_bytes: int, seconds: float = 2.0) -> float:
-    """Return the best rate of direct reads of blocks at random offsets, with several threads.
+def disk_bytes_per_second(
+    files: list[Path], block_bytes: int, seconds: float = 2.0, depths: Sequence[int] = QUEUE_DEPTHS
+) -> float:
+    """Return the best rate of direct reads of blocks at random offsets, with several numbers of threads.
 
     Raises:
         OSError: If the file system does not support direct I/O.
     """
-    return max(_read_blocks(files, block_bytes, depth, seconds / len(QUEUE_DEPTHS)) for depth in QUEUE_DEPTHS)
+    return max(_read_blocks(files, block_bytes, depth, seconds / len(depths)) for depth in depths)
 
 
 def _compiled(threads: int) -> float:

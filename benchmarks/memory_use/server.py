@@ -42,19 +42,27 @@ class Usage:
 class GroupedServer:
     """Runs `greenroom serve` in a control group, or without one if there is no limit and no group can be created.
 
+    Args:
+        checkout: folder of the Greenroom to run; that of this process by default.
+
     Raises:
         ControlGroupError: If there is a limit and no group can be created.
         ServerError: If the server ends before it is ready, or takes too long.
     """
 
-    def __init__(self, model: Path, limit_bytes: int | None, flags: Sequence[str], log: Path):
+    def __init__(
+        self, model: Path, limit_bytes: int | None, flags: Sequence[str], log: Path, checkout: Path | None = None
+    ):
         if limit_bytes is not None:
             drop_page_cache(model)  # pages that are already in the page cache would not count
         self._log, self._group = log, _make_group(limit_bytes)
         command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                self._group.command(command) if self._group else command, stdout=subprocess.PIPE, stderr=errors
+                self._group.command(command) if self._group else command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=checkout,
             )
         try:
             self.url = self._wait_until_ready()
@@ -73,16 +81,25 @@ class GroupedServer:
         """True if the kernel's OOM killer ended the server or one of its child processes."""
         return self._group is not None and self._group.num_kills() > 0
 
+    @property
+    def process(self) -> psutil.Process:
+        """The server's process, without its children."""
+        return psutil.Process(self._process.pid)
+
     def peak_bytes(self) -> int | None:
         """Return the maximum of the control group, or None if unknown; works after the server has ended."""
         return self._group.peak_bytes() if self._group else None
 
-    def usage(self) -> Usage:
-        samples = {
+    def samples(self) -> dict[tuple[str, ...], float]:
+        """Return the server's metrics by name, without the prefix, and values of labels."""
+        return {
             (sample.name.removeprefix("greenroom_"), *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=60).text)
             for sample in family.samples
         }
+
+    def usage(self) -> Usage:
+        samples = self.samples()
         parts = {labels[0]: value for (name, *labels), value in samples.items() if name == "memory_bytes"}
         anonymous = anonymous_bytes(self._process.pid)
         return Usage(

@@ -22,8 +22,8 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.dtype import compute_dtype
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
 

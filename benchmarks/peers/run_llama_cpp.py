@@ -108,11 +108,13 @@ class States:
 
 
 class Runner:
-    def __init__(self, path: str, threads: int, contexts: Path | None = None):
+    def __init__(self, path: str, threads: int, contexts: Path | None = None, *, repacks: bool = True):
         llama.llama_backend_init()
         self._log = llama.llama_log_callback(lambda *_: None)
         llama.llama_log_set(self._log, ctypes.c_void_p(0))
-        self._model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        parameters = llama.llama_model_default_params()
+        parameters.use_extra_bufts = repacks
+        self._model = llama.llama_model_load_from_file(path.encode(), parameters)
         self._threads = threads
         self._states = None if contexts is None else States(KeptContexts(contexts, Path(path).stem))
 
@@ -160,8 +162,13 @@ def main() -> None:
     parser.add_argument("--logits", nargs=2, type=Path)
     parser.add_argument("--one-by-one", action="store_true")
     parser.add_argument("--contexts", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--no-repack",
+        action="store_true",
+        help="leave all matrices in the mapped file, whose pages the kernel may drop",
+    )
     options = parser.parse_args()
-    runner = Runner(options.model, options.threads, options.contexts)
+    runner = Runner(options.model, options.threads, options.contexts, repacks=not options.no_repack)
     if options.logits:
         ids, out = options.logits
         np.save(out, runner.sequence_logits(json.loads(ids.read_text()), one_by_one=options.one_by_one))

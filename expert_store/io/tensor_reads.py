@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ SMALL_BYTES = 256 << 10  # of a file; smaller tensors are read together, up to a
 REFILL_BYTES = 8 << 20  # taken before more is begun, so that small tensors are begun together
 AHEAD_BYTES = 32 << 20  # of tensors that are read before they are taken; enough to keep all threads busy
 REMOTE_AHEAD_BYTES = 64 << 20  # the same, with more threads
+MOST_SPARE = 2  # times the bytes of a tensor, that memory which it reuses has
 
 
 def read_tensor(source: TensorSource) -> torch.Tensor:
@@ -46,6 +48,14 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
     return as_tensor(target, source)
 
 
+def empty_tensor(dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return a tensor that is to be filled, on huge pages if it fills one and they are possible."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < HUGE_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(page_aligned(nbytes)).view(dtype).view(shape)  # type: ignore[no-untyped-call,unused-ignore]
+
+
 def as_tensor(raw: Bytes, source: TensorSource) -> torch.Tensor:
     """Return the tensor that some bytes are."""
     if not len(raw):  # torch can't view it as another type
@@ -56,7 +66,7 @@ def as_tensor(raw: Bytes, source: TensorSource) -> torch.Tensor:
 class TensorReads:
     """Reads tensors in parallel, at the speed of the disk, a little ahead of those who take them.
 
-    A context manager, for one thread. Each tensor has memory of its own, and none is copied.
+    A context manager, for one thread, but for ``reuse``. Each tensor has memory of its own, and none is copied.
 
     Args:
         sources: all tensors, in the order in which they will be taken.
@@ -75,6 +85,7 @@ class TensorReads:
         self._ahead_bytes = 0  # of those that are begun
         self._changed = threading.Condition()  # guards the progress of each read, and the next field
         self._failure: str | None = None
+        self._spare: list[Bytes] = []  # memory of tensors that nobody needs; changed by single calls alone
         self._open = OpenSources({source.extent.source for source in sources})
         try:
             self._reader = SourceReader(num_readers or (NUM_READERS if is_near else NUM_REMOTE_READERS), self._fail)
@@ -116,12 +127,29 @@ class TensorReads:
         self._read_ahead()
         return as_tensor(read.target, source)
 
+    def reuse(self, tensor: torch.Tensor) -> None:
+        """Give later tensors the memory of one that was taken, which nobody may use any more; any thread may call it.
+
+        Memory that is new to the process costs the system as much as a copy: it is cleared first.
+        """
+        if tensor.nbytes >= HUGE_BYTES:
+            self._spare.append(tensor.flatten().view(torch.uint8).numpy())
+
+    def _memory(self, nbytes: int) -> Bytes:
+        if nbytes < HUGE_BYTES:
+            return np.empty(nbytes, dtype=np.uint8)
+        for index, spare in enumerate(self._spare):
+            if nbytes <= len(spare) <= MOST_SPARE * nbytes:
+                return self._spare.pop(index)[:nbytes]
+        return page_aligned(nbytes)
+
     def _read_ahead(self) -> None:
         if self._begun and self._ahead_bytes > self._max_ahead_bytes - REFILL_BYTES:
             return
         small: list[_TensorRead] = []
         while self._left and (not self._begun or self._ahead_bytes < self._max_ahead_bytes):
-            read = _TensorRead(self._left.popleft())
+            source = self._left.popleft()
+            read = _TensorRead(source, self._memory(source.extent.nbytes))
             self._begun.append(read)
             self._ahead_bytes += read.source.extent.nbytes
             if len(read.target) < self._small_bytes:
@@ -167,13 +195,9 @@ class _TensorRead:
     """A tensor that is being read; ``num_left`` parts of it are missing."""
 
     source: TensorSource
-    target: Bytes = field(init=False)
+    target: Bytes
     num_left: int = 0
     error: Exception | None = None
-
-    def __post_init__(self) -> None:
-        nbytes = self.source.extent.nbytes
-        self.target = page_aligned(nbytes) if nbytes >= HUGE_BYTES else np.empty(nbytes, dtype=np.uint8)
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ GROUPS = {
     "models elsewhere": ("disk_cache", "disk_cache_size", "complete_download"),
     "experts": ("cache_policy", "prefetch", "admission", "miss_compute", "trace_file"),
     "adapters and variants": ("adapters_dir", "adapter", "load_adapters", "experts_dir", "variant", "state"),
-    "computation": ("threads", "kernels", "max_batched_tokens", "deterministic"),
+    "computation": ("threads", "kernels", "max_batched_tokens", "prefill", "deterministic"),
     "requests": ("max_queued_requests", "strict_sampling", "stream_keep_alive", "log_prompts"),
     "stored responses": ("response_store", "response_store_size", "response_store_days"),
     "access": (
@@ -87,6 +87,7 @@ PLANNING = (
     "max_model_len",
     "max_running_requests",
     "max_batched_tokens",
+    "prefill",
     "threads",
 )
 

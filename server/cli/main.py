@@ -50,8 +50,9 @@ SUBCOMMANDS = (
     Subcommand(
         "verify",
         "server.cli.verify",
-        "check a packed model for damage",
-        "Compare a packed model with its checksums, or check a GGUF file. The exit status is 1 if any part is damaged.",
+        "check a packed model for damage, or any model's logits",
+        "Compare a packed model with its checksums, or check a GGUF file. The exit status is 1 if any part is damaged. "
+        "With --logits, compare any local model as it is served with transformers' modules, layer by layer.",
     ),
     Subcommand(
         "adapter",
@@ -65,6 +66,12 @@ SUBCOMMANDS = (
         "server.cli.inspect",
         "show a model's memory needs and its maximum speed here",
         "Show a model's size, the part that fits the memory budgets, and an upper bound of tokens/s on this machine.",
+    ),
+    Subcommand(
+        "family",
+        "server.cli.family",
+        "print what a model is, as its family's file declares it",
+        "Print the layers of a model as the source of a file that declares its family, as found on a small twin of it.",
     ),
     Subcommand(
         "doctor",

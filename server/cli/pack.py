@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.model.checkpoint.description import PLAIN  # noqa: PLC0415
     from server.model.checkpoint.locate import find_checkpoint, find_original  # noqa: PLC0415
-    from server.model.checkpoint.open_checkpoint import open_checkpoint  # noqa: PLC0415
-    from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.model_building import build_model  # noqa: PLC0415
+    from server.model.opening.open_checkpoint import open_checkpoint  # noqa: PLC0415
+    from server.model.opening.packing import pack_source  # noqa: PLC0415
     from server.model.transformers_output import silence_transformers  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 

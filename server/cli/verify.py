@@ -1,14 +1,19 @@
-"""`greenroom verify`: compares a packed model with its checksums, or checks the scales of a GGUF file."""
+"""`greenroom verify`: compares a model's files with checksums, or its logits with those of transformers' modules."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from server.cli.exit_status import FAILURE, exit_on_interrupt, fail, finish
+from server.cli.flags import add_flags
+from server.cli.model_settings import load_model_settings
+from server.lifecycle.torch_setup import set_up_torch
 from server.observability.logging import COMMAND, set_up_logging
+from server.settings import SettingsError
 
 MOST_NAMED = 5
 
@@ -20,10 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder written by greenroom pack, or a copy of it; a GGUF file; or ollama:NAME",
     )
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="compare the model as it is served with transformers' modules, layer by layer; it may be any local model",
+    )
+    add_flags(parser, ("config_from", "dtype"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object (with --logits)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify a model, and return the exit status."""
+    return _verify_logits(arguments) if arguments.logits else _verify_files(arguments.pack)
+
+
+def _verify_files(path: Path) -> int:
     # torch takes seconds to import; --help should not wait
     from expert_store import ExpertStoreError, is_pack  # noqa: PLC0415
     from server.model.checkpoint.local_files import find_gguf, local_files  # noqa: PLC0415
@@ -31,7 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     from server.model.errors import ModelError  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)
-    path: Path = arguments.pack
     try:
         if is_ollama(str(path)):
             return _verify_ollama(find_manifest(str(path)))
@@ -48,6 +63,26 @@ def run(arguments: argparse.Namespace) -> int:
         f"{path} is not a packed model, and has no checksums; give a folder written by greenroom pack, or a GGUF file",
         FAILURE,
     )
+
+
+def _verify_logits(arguments: argparse.Namespace) -> int:
+    arguments.model = str(arguments.pack)
+    settings = load_model_settings(arguments)
+    if isinstance(settings, int):
+        return settings
+    set_up_logging("warning", COMMAND)
+    set_up_torch(None)
+    from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server.loading.logits_comparison import compare_logits  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    try:
+        with exit_on_interrupt("interrupted"):
+            found = compare_logits(arguments.model, settings)
+    except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
+        return fail(error, FAILURE)
+    print(json.dumps(found.as_object()) if arguments.json else found.as_text(), flush=True)
+    return 0
 
 
 def _verify_pack(folder: Path) -> int:

@@ -38,7 +38,9 @@ from server.engine.interface import (
 )
 from server.engine.kv.block_manager import BlockManager
 from server.engine.latency_recording import record_start
+from server.engine.pass_planning import PassLimits
 from server.engine.postprocess import postprocess
+from server.engine.prompt_passes import PromptPasses
 from server.engine.request_validation import RequestValidator
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled, Scheduler, SchedulerLimits
@@ -68,6 +70,7 @@ class EngineLimits:
     max_model_len: int
     max_queued: int
     scheduler: SchedulerLimits
+    passes: PassLimits | None = None  # None runs all prompts by chunks
 
 
 class Engine:
@@ -119,6 +122,9 @@ class Engine:
         )
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
         self._executor = StepExecutor(runner, blocks, admission)
+        self._passes: PromptPasses | None = None
+        if limits.passes is not None:
+            self._passes = PromptPasses(runner, self._scheduler, blocks, self._executor, limits.passes)
         self._publisher = EventPublisher(self._scheduler, self.statistics, deferred)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
         self._discarded: deque[str | None] = deque()  # weights whose prefixes the next step discards; None for all
@@ -239,13 +245,10 @@ class Engine:
     def step(self) -> None:
         """Drop ended requests and prefixes of unloaded weights, schedule, execute, postprocess."""
         started = time.perf_counter()
-        self._publisher.drop_ended(self.clock())
-        while self._discarded:
-            version = self._discarded.popleft()
-            if version is None:
-                self._blocks.forget_prefixes()
-            else:
-                self._blocks.discard(version)
+        passes = self._passes
+        self._drop_ended()
+        if passes is not None and (begun := passes.begin()):
+            record_start(begun, self.clock(), self.statistics.latencies)
         step = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)
@@ -263,11 +266,41 @@ class Engine:
                 self._publisher.send_deferred()  # nothing, unless the step has failed
                 self._postprocess(part, result)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
-        if not step:
+        if passes is not None and passes.is_running:
+            self._waits = False
+            self._advance_pass(passes, time.perf_counter() - started if step else None)
+        elif not step:
             self._runner.pause()
         if not step or not self._scheduler.running:
             self._publisher.send_deferred()
         self._update_statistics()
+
+    def _drop_ended(self) -> None:
+        """Drop requests that have ended, and prefixes of weights that were unloaded."""
+        if self._passes is not None and self._passes.is_running:
+            self._passes.drop_ended(self.clock())
+        self._publisher.drop_ended(self.clock())
+        while self._discarded:
+            version = self._discarded.popleft()
+            if version is None:
+                if self._passes is not None:
+                    self._passes.cancel()  # or what it has computed could be found
+                self._blocks.forget_prefixes()
+            else:
+                self._blocks.discard(version)
+
+    def _advance_pass(self, passes: PromptPasses, step_seconds: float | None) -> None:
+        """Run units of the pass of prompts, and postprocess its steps once all have run.
+
+        Args:
+            step_seconds: time of the step beside it, if there was one.
+        """
+        self._publisher.send_deferred()
+        passes.advance(step_seconds)
+        for part, result in passes.finish():
+            self._postprocess(part, result)
+            self.statistics.count_step("prefill", passes.step_seconds)
+        self._publisher.send_deferred()
 
     def _postprocess(self, step: AbstractSequence[Scheduled], result: StepOutput | Exception) -> None:
         """Publish the events of a step, or the error that it failed with."""
@@ -298,6 +331,8 @@ class Engine:
             error = GenerationFailedError("the engine died; see the server's log")
         finally:
             self._deadlines.stop()
+            if self._passes is not None:
+                self._passes.cancel()
             for sequence in self._submissions.drain():
                 self._publisher.fail(sequence, error)
             self._update_statistics()
@@ -318,6 +353,8 @@ class Engine:
         statistics.preemptions = scheduler.num_preemptions
         statistics.prefix_cache_queries = scheduler.num_queried_tokens
         statistics.prefix_cache_hits = scheduler.num_reused_tokens
+        if self._passes is not None:
+            statistics.prefill_passes = self._passes.num_passes
         statistics.kv_cache_usage = self._blocks.usage
         if self._admission is not None:
             statistics.num_held = self._admission.num_held if scheduler.running else 0

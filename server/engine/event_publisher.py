@@ -82,10 +82,15 @@ class EventPublisher:
             self.fail(item.sequence, GenerationFailedError(f"{reason}; see the log"))
 
     def drop_ended(self, now: float) -> None:
-        """End the requests whose client has left, whose deadline has passed or whose text failed."""
+        """End the requests whose client has left, whose deadline has passed or whose text failed.
+
+        Those of a pass stay until it ends or is cancelled.
+        """
         while self._failed:
             self._remove(self._failed.pop(), "error")
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            if sequence.in_pass is not None:
+                continue
             if sequence.is_late(now):  # first, because the deadline watch cancels streams, too
                 self.fail(sequence, deadline_error(sequence), "deadline")
             elif sequence.sink.is_cancelled:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from server.engine.interface import RequestMemory, Reservation
 from server.model.prompt_media import PromptMedia
 
-PROCESSING_FACTOR = 3  # memory of processor and vision towers, as a multiple of the decoded images; docs/log.md
+# Memory of processor and vision towers, as a multiple of the decoded images; measured in
+# benchmarks/results/2026-11-26-epyc-zen5/one-budget-and-native-kernels-measured-together.json.
+PROCESSING_FACTOR = 3
 
 
 class ImageMemory:

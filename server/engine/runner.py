@@ -10,6 +10,7 @@ from expert_store import ExpertStore, Prefetcher
 from server.device import is_gpu
 from server.kernels.current_device import current_device
 from server.model.attention.kv_cache import KVCache
+from server.model.prompt_pass import PromptPass
 from server.model.recurrent.states import StateCache
 from server.model.step import SequenceChunk, StepOutput
 
@@ -48,8 +49,19 @@ class ModelRunner(Protocol):
     def runs_ahead(self) -> bool:
         """True if it may begin the step after one of decodes before it is asked for."""
 
+    @property
+    def can_pass(self) -> bool:
+        """True if prompts may run as passes now: experts are paged, and there are slots for those of two layers."""
+
+    @property
+    def pass_token_bytes(self) -> int:
+        """Bytes that a pass holds for each of its tokens; 0 if the model runs no passes."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """Run one ragged step."""
+
+    def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> PromptPass:
+        """Begin a pass over steps of prompts, only if ``can_pass``; one at a time."""
 
     def pause(self) -> None:
         """Stop a step that has begun ahead, so that nothing is in use until the next step."""
@@ -64,7 +76,9 @@ class PagedModelRunner:
     Args:
         prefetcher: asks the store for experts ahead of time.
         states: states of recurrent layers, or caches of sequential models.
-        before_step: called before each step with its numbers of tokens and of rows of logits.
+        before_step: called before each step with its numbers of tokens and of rows of logits, and before a pass with
+            the most of its steps.
+        before_pass: called before each pass of prompts.
     """
 
     def __init__(
@@ -76,9 +90,15 @@ class PagedModelRunner:
         prefetcher: Prefetcher | None = None,
         states: StateCache | None = None,
         before_step: Callable[[int, int], None] | None = None,
+        before_pass: Callable[[], None] = lambda: None,
     ):
         self._trunk, self._facts, self._states, self._before_step = trunk, trunk.facts, states, before_step
+        self._before_pass = before_pass
         self._gpu = kv_cache.device if is_gpu(kv_cache.device) else None
+        self._store = store
+        self._begin_pass: Callable[[Sequence[Sequence[SequenceChunk]]], PromptPass] = partial(
+            trunk.begin_pass, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
+        )
         self._forward: Callable[[Sequence[SequenceChunk]], StepOutput] = partial(
             trunk.forward, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
         )
@@ -110,6 +130,23 @@ class PagedModelRunner:
     @property
     def runs_ahead(self) -> bool:
         return self._trunk.runs_ahead
+
+    @property
+    def can_pass(self) -> bool:
+        return self._trunk.can_pass(self._store)
+
+    @property
+    def pass_token_bytes(self) -> int:
+        return self._trunk.pass_token_bytes
+
+    def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> PromptPass:
+        self.pause()
+        self._before_pass()
+        if self._before_step is not None:
+            of_steps = [sum(chunk.num_tokens for chunk in step) for step in steps]
+            num_logits = sum(chunk.num_logits for step in steps for chunk in step)
+            self._before_step(max(of_steps), num_logits)
+        return self._begin_pass(steps)
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self._trunk.prepare_step(chunks)

@@ -80,6 +80,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in the order of their priority, as is ``running``
         self.running: list[Sequence] = []
         self._free_slots = list(range(limits.max_running))[::-1]
+        self.waits_for_pass: Callable[[Sequence], bool] | None = None  # whether a waiting sequence must not begin now
+        self.cancel_pass: Callable[[], None] = _no_pass  # called before a sequence of a pass leaves ``running``
         self.failed: list[tuple[Sequence, EngineError]] = []  # waiting sequences whose weights can't be loaded
         self.waits_for_weights = False  # the weights of a waiting sequence are being loaded
         self.num_preemptions = 0
@@ -103,37 +105,91 @@ class Scheduler:
             if budget > 0 and sequence in self.running:  # otherwise an earlier one has preempted it
                 budget -= self._continue(sequence, budget, step)
         # A preempted sequence would be the next to begin, and lack blocks again.
-        admits_new = not step or self._admission is None or self._admission.admits_new
-        if admits_new and self.num_preemptions == preempted_before:
+        if (not step or self.admits_new) and self.num_preemptions == preempted_before:
             self._begin_waiting(step, budget)
         return step
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a running or waiting sequence and free its blocks."""
+        if sequence.in_pass is not None:
+            self.cancel_pass()
         if sequence in self.running:
             self._leave(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._blocks.free(sequence.blocks)
 
+    @property
+    def num_decoding(self) -> int:
+        """Running sequences whose next step computes one token."""
+        return sum(sequence.num_uncached == 1 for sequence in self.running)
+
+    @property
+    def admits_new(self) -> bool:
+        """True if waiting sequences may begin beside those that decode."""
+        return self._admission is None or self._admission.admits_new
+
+    @property
+    def has_room(self) -> bool:
+        """True if the first waiting sequence may get a slot."""
+        if not self.waiting or len(self.running) < self._limits.max_running:
+            return bool(self.waiting)
+        return self.running[-1].request.priority > self.waiting[0].request.priority
+
+    def begin(self, sequence: Sequence, step: list[Scheduled], budget: int) -> int | None:
+        """Add a waiting sequence to a step if its weights are in memory; returns as ``_try_begin``."""
+        if not self._acquire_weights(sequence):
+            return 0
+        count = self._try_begin(sequence, step, budget)
+        if not count:
+            _release_weights(sequence)
+        return count
+
+    def resume(self, sequence: Sequence, step: list[Scheduled], budget: int) -> int:
+        """Add a running sequence to a step; return the number of its tokens, 0 if it is preempted."""
+        return self._continue(sequence, budget, step)
+
+    def extend(self, sequence: Sequence, step: list[Scheduled], budget: int, spare_tokens: int) -> int:
+        """Add a running sequence to a step if no other loses blocks for it; return the number of its tokens.
+
+        Args:
+            spare_tokens: blocks for so many more tokens stay available.
+        """
+        count = self._most_tokens(sequence, sequence.num_cached, budget, step)
+        num_tokens = sequence.num_cached + count
+        if not self._blocks.has_allocated(sequence.blocks, num_tokens):
+            if not self._blocks.can_allocate(sequence.blocks, num_tokens + spare_tokens):
+                return 0
+            self._blocks.allocate(sequence.blocks, num_tokens)
+        step.append(Scheduled(sequence, count))
+        return count
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Move a running sequence back to the queue. It keeps its tokens and loses its blocks."""
+        self._leave(sequence)
+        self._blocks.free(sequence.blocks)
+        sequence.num_cached = 0
+        insort(self.waiting, sequence, key=_order)
+
     def _runnable(self) -> list[Sequence]:
         """Return the running sequences that may be in the step, decodes first, so that no long prompt delays them."""
         decodes = [sequence for sequence in self.running if sequence.num_uncached == 1]
-        prefills = [sequence for sequence in self.running if sequence.num_uncached > 1]
+        prefills = [sequence for sequence in self.running if sequence.num_uncached > 1 and sequence.in_pass is None]
         if self._admission is not None and decodes:
             decodes = self._admission.select(decodes)
         return [*decodes, *prefills]
 
     def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
         """Add waiting sequences to the step while there are tokens, slots and blocks for them."""
+        waits_for_pass = self.waits_for_pass
+        if waits_for_pass is not None and not self.has_room:
+            return
         for sequence in list(self.waiting):
             if budget <= 0:
                 return
-            if not self._acquire_weights(sequence):
+            if waits_for_pass is not None and waits_for_pass(sequence):
                 continue
-            count = self._try_begin(sequence, step, budget)
-            if not count:
-                _release_weights(sequence)
+            count = self.begin(sequence, step, budget)
             if count is None:
                 return
             budget -= count
@@ -238,14 +294,18 @@ class Scheduler:
         _release_weights(sequence)
 
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
-        """Move a running sequence back to the queue and out of the step. It keeps its tokens and loses its blocks."""
+        """Move a running sequence back to the queue and out of the step; with it, all sequences of its pass."""
         step[:] = [item for item in step if item.sequence is not sequence]
-        self._leave(sequence)
-        self._blocks.free(sequence.blocks)
-        sequence.num_cached = 0
-        insort(self.waiting, sequence, key=_order)
+        if sequence.in_pass is None:
+            self.requeue(sequence)
+        else:
+            self.cancel_pass()
         self.num_preemptions += 1
         sequence.timeline.num_preemptions += 1
+
+
+def _no_pass() -> None:
+    """Do nothing, as there is no pass to cancel."""
 
 
 def _release_weights(sequence: Sequence) -> None:

@@ -26,6 +26,14 @@ from server.model.step import ExpertCost
 
 
 @dataclass(eq=False)
+class PassProgress:
+    """The progress of a sequence in a pass of prompts; another thread may read it."""
+
+    num_tokens: int = 0  # of the sequence in the pass
+    share: float = 0.0  # the part of the pass's work that is done, 0 to 1
+
+
+@dataclass(eq=False)
 class Sequence:
     """The tokens of a request, and their place in the KV cache."""
 
@@ -42,6 +50,8 @@ class Sequence:
     prefix_cache_ids: list[int] = field(init=False)  # the same, with image hashes instead of placeholders
     sampling: SamplingState = field(init=False)
     num_cached: int = 0
+    in_pass: PassProgress | None = None  # of the pass that computes its next tokens
+    runs_by_chunks: bool = False  # a pass with it has failed
     slot: int = -1  # number among running sequences; identifies its state in the model
     expert_use: ExpertUse | None = None  # None while all experts fit in memory
     expert_cost: ExpertCost = field(default_factory=ExpertCost)  # cost so far
@@ -89,6 +99,12 @@ class Sequence:
     def may_continue(self) -> bool:
         """True if a token may follow the one that is chosen next."""
         return self.num_generated + 1 < self.request.sampling.max_tokens
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that are computed, those that a pass has computed in part included."""
+        progress = self.in_pass
+        return self.num_cached if progress is None else self.num_cached + int(progress.share * progress.num_tokens)
 
     @property
     def num_uncached(self) -> int:

@@ -37,7 +37,7 @@ def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatu
         state,
         request.priority,
         len(request.prompt_ids),
-        sequence.num_cached,
+        sequence.num_computed,
         sequence.num_generated,
         request.sampling.max_tokens,
         timeline.num_preemptions,

@@ -31,6 +31,7 @@ class StepExecutor:
 
     def __init__(self, runner: ModelRunner, blocks: BlockManager, admission: DecodeGroupRotation | None):
         self._runner, self._blocks, self._admission = runner, blocks, admission
+        self.may_run_ahead = True  # False while a pass runs, whose units run between steps
 
     def execute(self, step: Step) -> Iterator[tuple[Step, StepOutput | Exception]]:
         """Run a step. Yield each part that was run, with its output or error, before the next part runs."""
@@ -54,9 +55,14 @@ class StepExecutor:
             return error
 
     def _run(self, step: Step) -> StepOutput:
-        chunks = [self._chunk(item) for item in step]
+        chunks = [self.chunk(item) for item in step]
         started = time.perf_counter()
         output = self._runner.run(chunks)
+        self.account(step, chunks, output, time.perf_counter() - started)
+        return output
+
+    def account(self, step: Step, chunks: AbstractSequence[SequenceChunk], output: StepOutput, seconds: float) -> None:
+        """Count what a step that took so many seconds has cost its sequences."""
         of_adapters = output.routed or [None] * len(step)
         found = zip(step, chunks, output.costs, output.chosen, of_adapters, strict=True)
         for item, chunk, cost, experts, routed in found:
@@ -70,12 +76,12 @@ class StepExecutor:
                 sequence.last_adapters = {} if chunk.weights is None else chunk.weights.adapters_of_last(routed)
         record_stalls(step, output.stalls)
         if self._admission is not None:
-            self._admission.record_step(step, output, time.perf_counter() - started)
-        return output
+            self._admission.record_step(step, output, seconds)
 
-    def _chunk(self, item: Scheduled) -> SequenceChunk:
+    def chunk(self, item: Scheduled) -> SequenceChunk:
         """Describe the scheduled tokens of a sequence to the model."""
         sequence, request, blocks = item.sequence, item.sequence.request, item.sequence.blocks
+        may_choose = self._runner.runs_ahead and item.num_tokens == item.num_logits == 1
         first, last = sequence.num_cached, sequence.num_cached + item.num_tokens
         return SequenceChunk(
             sequence.token_ids[first:last],
@@ -91,14 +97,14 @@ class StepExecutor:
             wants_experts=request.returns_experts and item.reaches_end,
             wants_adapters=request.returns_adapters and item.reaches_end,
             weights=None if sequence.weights is None else sequence.weights.chunk_weights,
-            choice=_choice(sequence) if self._runner.runs_ahead and item.num_tokens == item.num_logits == 1 else None,
+            choice=self._choice(sequence) if may_choose else None,
         )
 
-
-def _choice(sequence: Sequence) -> TokenChoice | None:
-    """Return how the next token of a decode is chosen; None if that takes more than its logits."""
-    sampling = sequence.sampling
-    if not sampling.is_plain or sampling.params.logprobs is not None:
-        return None
-    draw, next_draw = sampling.draws(2)
-    return TokenChoice(sampling.row, draw, next_draw if sequence.may_continue else None)
+    def _choice(self, sequence: Sequence) -> TokenChoice | None:
+        """Return how the next token of a decode is chosen; None if that takes more than its logits."""
+        sampling = sequence.sampling
+        if not sampling.is_plain or sampling.params.logprobs is not None:
+            return None
+        draw, next_draw = sampling.draws(2)
+        runs_ahead = self.may_run_ahead and sequence.may_continue
+        return TokenChoice(sampling.row, draw, next_draw if runs_ahead else None)

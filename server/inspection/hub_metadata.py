@@ -23,9 +23,9 @@ from expert_store import FileName, LocalFolder, MemorySource, Source, SourceFold
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.download import Listing, cached_model, download_small_file, hub_errors, list_upload
 from server.model.checkpoint.local_files import split_tag
-from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
 from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError
+from server.model.opening.open_checkpoint import open_checkpoint, open_folder
 from server.model.quantised.scheme import BITSANDBYTES
 from server.redaction import redact
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from expert_store import (
     UNCHANGED,
@@ -26,18 +26,19 @@ from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.gguf import pack_file
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint, trunk_types
 from server.model.checkpoint.locate import find_local, find_original
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.pack_checkpoint import PackCheckpoint
-from server.model.checkpoint.tensor_map import map_checkpoint, missing_parameters
-from server.model.coded_experts import code_experts
+from server.model.checkpoint.remote.place import RemotePlace
+from server.model.checkpoint.tensor_map import check_trunk_tensors, map_checkpoint
+from server.model.coded.experts import code_experts
+from server.model.contradictions import naming_keys
 from server.model.dtype import compute_dtype
-from server.model.errors import incomplete
+from server.model.from_config.program import program_of_config
+from server.model.from_config.shapes import ModelShapes, infer_shapes
 from server.model.model_building import build_model, empty_experts
-from server.model.model_shapes import ModelShapes, infer_shapes
+from server.model.opening.gguf_checkpoint import GgufCheckpoint, trunk_types
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.program import ModelProgram
-from server.model.program_trial import find_program
 from server.model.recurrent.states import StateShapes, as_native
 from server.settings import ServeSettings
 
@@ -94,16 +95,37 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
         ModelError, CheckpointError: the model can't be found, or can't be served.
         SettingsError: ``--kernels`` names a level that this machine can't run.
     """
-    found, original = find_local(model), find_original(settings.config_from)
+    with open_without_weights(model, settings.revision, find_original(settings.config_from)) as (checkpoint, name):
+        return _summarise(checkpoint, name, settings, device)
+
+
+@contextmanager
+def open_without_weights(
+    model: str | None, revision: str | None = None, original: Path | RemotePlace | None = None
+) -> Iterator[tuple[Checkpoint, str]]:
+    """Open a model, of which a hub gives the config and the headers of tensors alone.
+
+    Args:
+        model: as users name it; None for the bundled one.
+        revision: of the hub.
+        original: folder of the model that a GGUF file was made from.
+
+    Yields:
+        The checkpoint and its name.
+
+    Raises:
+        ModelError, CheckpointError: the model can't be found.
+    """
+    found = find_local(model)
     if found is not None:
         place, name = found
-        return _summarise(open_checkpoint(place, original), name, settings, device)
+        yield open_checkpoint(place, original), name
+        return
     assert model is not None
     with TemporaryDirectory(prefix="greenroom-") as scratch:
         folder = Path(scratch) / Path(model).name  # error messages name the folder
         folder.mkdir()
-        checkpoint = open_hub_model(model, settings.revision, folder, original)
-        return _summarise(checkpoint, model, settings, device)
+        yield open_hub_model(model, revision, folder, original), model
 
 
 def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
@@ -122,17 +144,18 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
         if trunk_format == pack_file.FORMAT:
             trunk_format = trunk_types(places.packed)
     else:
-        if isinstance(checkpoint, FolderCheckpoint) and all(map(is_header_only, checkpoint.shards())):
-            source = "headers"
-            places = map_checkpoint(shape.model, read_index(checkpoint.shards(), has_data=False))
-        else:
-            places = checkpoint.map(shape.model)
-        check_complete(checkpoint.name, shape.model, [*places.trunk, *places.packed])
+        with naming_keys(shape.model):
+            if isinstance(checkpoint, FolderCheckpoint) and all(map(is_header_only, checkpoint.shards())):
+                source = "headers"
+                places = map_checkpoint(shape.model, read_index(checkpoint.shards(), has_data=False))
+            else:
+                places = checkpoint.map(shape.model)
+            check_trunk_tensors(checkpoint.name, shape.model, places)
         catalog, num_unused = places.catalog, len(places.unused)
         if isinstance(checkpoint, GgufCheckpoint):
             source = "gguf" if isinstance(catalog.sources[0], FileSource) else "gguf-headers"
             trunk_format = trunk_types(places.packed)
-    program = find_program(config, dtype_of(is_native=True), kernels, catalog, length)
+    program = program_of_config(config, dtype_of(is_native=True), kernels, catalog, length)
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):
         shape = infer_shapes(config, dtype, length, packed, has_kernels=program.is_native)
@@ -151,14 +174,3 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
         trunk_format=trunk_format,
         notes=tuple(checkpoint.notes()),
     )
-
-
-def check_complete(name: str, model: PreTrainedModel, trunk: Iterable[str]) -> None:
-    """Raise ModelError if a checkpoint lacks a parameter of the trunk.
-
-    Args:
-        trunk: hub names of its tensors.
-    """
-    missing = missing_parameters(model, trunk)
-    if missing:
-        raise incomplete(name, missing)

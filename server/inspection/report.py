@@ -60,7 +60,9 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) ->
             "total": traffic.trunk + traffic.experts,
         },
         "prompt_piece": {
-            "num_tokens": plan.memory.batched_tokens,  # nearly all experts; missing ones are read once for each piece
+            # nearly all experts; missing ones are read once for each piece
+            "num_tokens": plan.memory.pass_tokens or plan.memory.batched_tokens,
+            "is_pass": plan.memory.pass_tokens > 0,
             "missing_bytes": missing,
             "disk_seconds": missing / bandwidths.disk,
         },
@@ -218,7 +220,8 @@ def _bounds(report: dict[str, Any]) -> Iterator[str]:
     chunk = report["prompt_piece"]
     if chunk["missing_bytes"]:
         cost = f"up to {format_bytes(chunk['missing_bytes'])} in {chunk['disk_seconds']:.1f} s"
-        yield _row("a prompt reads", f"{cost} per {chunk['num_tokens']} tokens (--max-batched-tokens)")
+        flag = "--prefill" if chunk["is_pass"] else "--max-batched-tokens"
+        yield _row("a prompt reads", f"{cost} per {chunk['num_tokens']} tokens ({flag})")
 
 
 def _notes(report: dict[str, Any]) -> Iterator[str]:

@@ -146,7 +146,7 @@ class PartialRun(Protocol):
 
 
 @runtime_checkable
-class ResidentBackend(Protocol):
+class TableBackend(Protocol):
     """An ``ExpertBackend`` of a device that also runs layers by a table of slots.
 
     The host reads nothing of the device for it.
@@ -164,11 +164,11 @@ class ResidentBackend(Protocol):
         """Begin a run that has the same bits as ``run``.
 
         Args:
-            hidden_states, chosen, weights: see ``run_residents``.
+            hidden_states, chosen, weights: see ``run_by_table``.
             rooms: for what is kept until the end of the run; memory of its own by default.
         """
 
-    def run_residents(
+    def run_by_table(
         self,
         hidden_states: torch.Tensor,
         chosen: torch.Tensor,

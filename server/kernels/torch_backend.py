@@ -15,7 +15,9 @@ from server.kernels.compute_pool import ComputePool, Task, work_bytes
 from server.kernels.expert import ExpertsModule, run_expert, scales_input
 from server.kernels.low_rank import ExpertAdditions
 
-LEAST_SHARED_BYTES = 384 << 10  # work per expert below which threads cost more than they save (docs/log.md)
+# Work per expert below which threads cost more than they save; measured in
+# benchmarks/results/2026-11-24-unnamed/threads-and-products-of-few-rows.json.
+LEAST_SHARED_BYTES = 384 << 10
 
 
 class TorchBackend:

@@ -10,9 +10,9 @@ from functools import cache
 from server.loading.bundled_weights import ADAPTERS
 from server.loading.load_model import ModelParts
 from server.loading.start_weights import load_start_adapters
-from server.model.adapter_targets import lora_targets
-from server.model.fingerprint import fingerprint
 from server.model.lora.pages import page_layout
+from server.model.trunk.adapter_targets import lora_targets
+from server.model.trunk.fingerprint import fingerprint
 from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry

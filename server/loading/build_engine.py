@@ -19,6 +19,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.interface import RequestMemory, RequestWeights
 from server.engine.kv.block_manager import BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
+from server.engine.pass_planning import PassLimits
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.sequence_weights import SequenceWeights
@@ -124,6 +125,7 @@ def build_engine(
         prefetcher=experts.prefetcher,
         states=trunk.new_states(kv.num_slots, kv.num_snapshots),
         before_step=before_step,
+        before_pass=(lambda: None) if elastic is None else elastic.reserve_for_pass,
     )
     if elastic is not None:
         elastic.before_growth = runner.pause
@@ -134,6 +136,7 @@ def build_engine(
             kv.max_model_len,
             settings.max_queued_requests,
             SchedulerLimits(kv.num_slots, plan.batched_tokens),
+            _pass_limits(settings, plan, runner.pass_token_bytes),
         ),
         vocab_size=trunk.vocab_size,
         eos_token_ids=model.eos_token_ids,
@@ -145,6 +148,17 @@ def build_engine(
         admission=make_admission(store, model.experts_per_layer) if rotates else None,
         reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )
+
+
+def _pass_limits(settings: ServeSettings, plan: MemoryPlan, token_bytes: int) -> PassLimits | None:
+    """Return the limits of passes of prompts; None if prompts run by chunks.
+
+    Args:
+        token_bytes: what the model holds of each token of a pass; 0 if it runs none.
+    """
+    if not plan.pass_bytes or not token_bytes:
+        return None
+    return PassLimits(plan.pass_bytes // token_bytes, plan.batched_tokens, takes_all=settings.prefill == "layers")
 
 
 def make_admission(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> DecodeGroupRotation:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from server.byte_sizes import format_bytes
 from server.loading.load_model import ModelParts, load_model
-from server.model.adapter_targets import lora_targets
 from server.model.adapters.errors import AdapterError
 from server.model.lora.pages import page_layout
 from server.model.lora.pairs import LoraPair, Match
 from server.model.lora.peft_config import PeftConfig, read_peft_config
 from server.model.lora.peft_files import find_files, locate, match_tensors, read_adapter
 from server.model.transformers_output import silence_transformers
+from server.model.trunk.adapter_targets import lora_targets
 from server.settings import ServeSettings
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from server.byte_sizes import format_bytes
 from server.loading.load_model import ModelParts
-from server.model.adapter_targets import lora_targets
 from server.model.adapters.errors import AdapterError
-from server.model.fingerprint import fingerprint
 from server.model.lora.gate_files import CONFIG_NAME, GateConfig, GateFiles, read_gate, read_gate_config
 from server.model.lora.pages import page_layout
 from server.model.lora.peft_files import locate
+from server.model.trunk.adapter_targets import lora_targets
+from server.model.trunk.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

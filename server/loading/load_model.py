@@ -29,18 +29,18 @@ from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.description import ModelDescription
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_original, find_served
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.processor_files import NoImagesError
 from server.model.checkpoint.tensor_map import check_trunk_tensors
 from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.encoders.image_inputs import ImageInputs
+from server.model.from_config.program import program_of_config
 from server.model.model_building import build_model
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.program import ModelProgram
-from server.model.program_trial import find_program
-from server.model.resident_model import TrunkFacts
 from server.model.text.chat_template import check_template
 from server.model.text.tokenizer import Tokenizer, reserved_option
+from server.model.trunk.base_trunk import TrunkFacts
 from server.model.trunk_loader import AnyTrunk, load_trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
@@ -117,7 +117,7 @@ def load_checkpoint(checkpoint: Checkpoint, name: str, settings: ServeSettings) 
             model = build_model(model_config, dtype)
             found = checkpoint.map(model)
         check_trunk_tensors(checkpoint.name, model, found)  # the trial takes memory for layers of the config's sizes
-        return find_program(
+        return program_of_config(
             model_config, dtype, kernels, found.catalog, settings.max_model_len, is_deterministic=settings.deterministic
         )
 

@@ -6,7 +6,7 @@ from server.device import find_device, is_gpu
 from server.kernels.native.available import availability, choose_level
 from server.kernels.native.library import KernelError, Kernels
 from server.model.errors import ModelError
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import AnyTrunk
 from server.settings import ServeSettings, SettingsError
 

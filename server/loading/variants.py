@@ -8,9 +8,9 @@ from pathlib import Path
 
 from expert_store import ExpertStore
 from server.loading.load_model import ModelParts
-from server.model.checkpoint.variant_files import BaseModel
-from server.model.fingerprint import fingerprint
 from server.model.model_building import build_model
+from server.model.opening.variant_files import BaseModel
+from server.model.trunk.fingerprint import fingerprint
 from server.weights.variant_registry import VariantRegistry
 
 

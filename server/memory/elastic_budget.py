@@ -51,7 +51,7 @@ class ElasticBudget:
         self._unfilled_beside = unfilled_beside
         self.adjustments = Adjustments()
         self._store, self._plan, self._clock = store, plan, clock
-        self._step_bytes = plan.first_step_bytes
+        self._step_bytes, self._pass_bytes = plan.first_step_bytes, 0
         self._most_tokens = self._most_logits = 0  # of a step so far
         self._reserve = self._requests = 0
         self._was_shrink: bool | None = None
@@ -81,8 +81,8 @@ class ElasticBudget:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes reserved for the tensors of a step."""
-        return self._step_bytes
+        """Bytes reserved for the tensors of a step, and for those of a pass."""
+        return self._step_bytes + self._pass_bytes
 
     @property
     def expert_budget(self) -> int:
@@ -154,6 +154,13 @@ class ElasticBudget:
             spare = self._shared_bytes() - held if held > self._least() else wanted
             allowance.limit_bytes = max(allowance.limit_bytes, min(wanted, spare))
 
+    def reserve_for_pass(self) -> None:
+        """Reserve memory for passes of prompts, at the first one."""
+        if not self._pass_bytes:
+            self._pass_bytes = self._plan.pass_bytes
+            with self._lock:
+                self._rebalance()
+
     def reserve_for_step(self, num_tokens: int, num_logits: int) -> None:
         """Reserve memory for a step, if it is larger than all steps before."""
         if num_tokens <= self._most_tokens and num_logits <= self._most_logits:
@@ -165,7 +172,7 @@ class ElasticBudget:
             return
         nbytes = step_bytes(shape, 1 << (num_tokens - 1).bit_length(), num_logits)
         with self._lock:
-            self._step_bytes = max(self._step_bytes, min(nbytes, plan.step_bytes))
+            self._step_bytes = max(self._step_bytes, min(nbytes, plan.step_bytes - plan.pass_bytes))
             self._rebalance()
 
     def reclaim(self, blocks: BlockManager) -> bool:
@@ -220,7 +227,7 @@ class ElasticBudget:
 
     def _left_bytes(self, *, largest_step: bool = False) -> int:
         """Return the bytes for experts, blocks, and requests beyond the memory reserved for growth."""
-        plan, step = self._plan, self._plan.step_bytes if largest_step else self._step_bytes
+        plan, step = self._plan, self._plan.step_bytes if largest_step else self.step_bytes
         return plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - step - self._reserve
 
     def _beyond_growth(self) -> int:

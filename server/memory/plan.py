@@ -1,7 +1,7 @@
 """Divides the memory budget at start; `serve`, `inspect` and `doctor` make the same plan.
 
 But a model that is not on this machine may get more room: whether its weights can be coded is not known yet
-(``server.model.coded_experts``).
+(``server.model.coded.experts``).
 
 The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache, a minimum of experts
 and the adapters. The experts get the rest until the KV cache needs it; see ``elastic_budget``.
@@ -24,9 +24,10 @@ from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
 from server.memory.advice import describe_budget, how_to_fit
 from server.memory.expert_plan import STEP_RESERVE_BYTES, FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
-from server.memory.step_memory import StepShape, graph_bytes, step_bytes
+from server.memory.pass_plan import plan_pass
+from server.memory.step_memory import StepShape, graph_bytes, pass_token_bytes, step_bytes
 from server.model.attention.kv_cache import KVGroup
-from server.model.step_graphs import MOST_GRAPHS
+from server.model.modules.step_graphs import MOST_GRAPHS
 from server.settings import BATCHED_TOKENS, ServeSettings, SettingsError
 
 FIRST_TOKENS = 64  # size of the step for which memory is reserved at start
@@ -35,7 +36,8 @@ FIRST_TOKENS = 64  # size of the step for which memory is reserved at start
 LARGE_STEPS = range(8192, 4095, -1024)
 LEAST_LEFT = 7 / 8
 
-# Measured with the bundled model and a Qwen3-MoE of 3.4 GB; see docs/log.md.
+# Measured with the bundled model and a Qwen3-MoE of 3.4 GB, most of it in
+# benchmarks/results/2026-11-26-epyc/one-budget-for-experts-and-kv-cache.json.
 PROCESS_BYTES = 256 << 20  # a server that is ready to load trunk, experts and KV cache
 GROWTH_BYTES = 64 << 20  # growth of the process while it answers its first requests
 
@@ -80,7 +82,7 @@ class MemoryPlan:
     process_bytes: int
     trunk_bytes: int  # in host memory
     batched_tokens: int  # of the largest step
-    step_bytes: int  # the largest step
+    step_bytes: int  # the largest step, and the longest pass of prompts
     first_step_bytes: int  # reserved at start
     free: FreeMemory
     kv: KVPlan
@@ -90,7 +92,13 @@ class MemoryPlan:
     has_expert_budget: bool  # the user set --host-expert-memory
     adapter_bytes: int = 0  # pages of adapters
     graph_bytes: int = 0  # CUDA graphs of decode steps, on a device
+    pass_bytes: int = 0  # the part of ``step_bytes`` that a pass holds; 0 if prompts run by chunks
     notes: tuple[str, ...] = ()  # differences from the settings, with reasons, for the log
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the longest pass of prompts; 0 if prompts run by chunks."""
+        return self.pass_bytes // pass_token_bytes(self.needs.step)
 
     @property
     def least_host_bytes(self) -> int:
@@ -193,6 +201,8 @@ def _plan(
     trunk_bytes = 0 if has_gpu else needs.trunk_bytes
     spare = budget_bytes - least_budget(settings, needs, device, process_bytes)
     adapters = adapter_bytes(settings, budget_bytes, spare)
+    of_pass = plan_pass(settings, needs, device, spare - adapters)
+    largest += of_pass
     beside = process_bytes + GROWTH_BYTES + needs.reading_bytes + trunk_bytes + adapters
     graphs = _graph_bytes(settings, needs) if has_gpu else 0
     free = FreeMemory.beside(
@@ -237,6 +247,7 @@ def _plan(
         has_expert_budget=has_expert_budget,
         adapter_bytes=adapters,
         graph_bytes=graphs,
+        pass_bytes=of_pass,
         notes=kv.notes + budgets.notes,
     )
 

@@ -112,6 +112,14 @@ class StepShape:
         )
 
 
+def pass_token_bytes(shape: StepShape) -> int:
+    """Return the bytes that a pass of prompts holds of each token: its rows, the input of its experts, and its choices.
+
+    Choices of all layers are held twice: for the kernels, and for the record of the step.
+    """
+    return (max(1, shape.streams) + 1) * shape.hidden * FLOAT + 2 * shape.num_routed * shape.top_k * CHOICE_BYTES
+
+
 def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
     """Return the maximum bytes that a step uses beside weights and KV cache.
 

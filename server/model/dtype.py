@@ -15,7 +15,8 @@ def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device, *, 
     """Return the dtype of that name; ``auto`` is the checkpoint's, or float32 where bfloat16 is slow.
 
     On a processor without AVX-512 torch's product in bfloat16 takes ten times as long as one in float32. Native layers
-    read it as fast or faster (docs/log.md). Experts keep the checkpoint's dtype in their slots either way.
+    read it as fast or faster. Experts keep the checkpoint's dtype in their slots either way. Measured in
+    benchmarks/results/2026-11-27-avx2-zen3/native-layers-in-bfloat16-on-a-processor-without-avx-512.json.
 
     Args:
         name: of the setting.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from expert_store import CheckpointError
 from expert_store.io.file_names import MISTRAL_WEIGHTS
 
 PICKLES = {".bin", ".pt", ".pth"}  # suffixes of PyTorch's files
@@ -16,6 +17,34 @@ class ModelError(Exception):
 
 class NotBatchableError(ModelError):
     """The model can't run many sequences in one step; the message names the layers that are the reason."""
+
+
+class TrunkShapeError(ModelError):
+    """A tensor of a checkpoint's trunk has another shape than the config gives its parameter.
+
+    Args:
+        message: says so.
+        parameter: its name in the model.
+        dimensions: of its shape that are others.
+    """
+
+    def __init__(self, message: str, parameter: str, dimensions: Collection[int]):
+        super().__init__(message)
+        self.parameter, self.dimensions = parameter, dimensions
+
+
+class ExpertShapeError(CheckpointError):
+    """A tensor of experts has another shape than the config gives their parameter, or there are fewer or more of them.
+
+    Args:
+        message: says so.
+        parameter: its name in the model; its first dimension is that of the experts.
+        dimensions: of its shape that are others; none if a whole layer has no tensors.
+    """
+
+    def __init__(self, message: str, parameter: str, dimensions: Collection[int]):
+        super().__init__(message)
+        self.parameter, self.dimensions = parameter, dimensions
 
 
 def incomplete(name: str, missing: Sequence[str]) -> ModelError:

@@ -31,7 +31,7 @@ class AttentionOptions:
     scaling: float
     sliding_window: int | None = None  # tokens a query sees, its own included
     is_chunked: bool = False  # the window is a fixed chunk instead of a sliding one (``window.oldest_seen``)
-    sinks: torch.Tensor | None = None  # (heads,) a logit per head that takes weight and has no value (gpt-oss)
+    sinks: torch.Tensor | None = None  # (heads,) or (heads, tokens) logits that take weight and have no value (gpt-oss)
     softcap: float | None = None
     bias: torch.Tensor | None = None  # (heads, tokens, keys), added to scores; of a complete sequence
     chosen: Any = None  # (tokens, k) positions that an indexer chose for each token, or a ``KeyChoice``; None for all

@@ -119,7 +119,7 @@ class ExpertCost:
     num_lookups: int = 0
     num_misses: int = 0  # lookups that had to be read from disk
     stall_seconds: float = 0.0  # time that compute waited for experts
-    bytes_read: int = 0  # for the misses
+    bytes_read: int = 0  # for the misses, and ahead of a layer for experts that it used
     num_dropped: int = 0  # tokens that no expert took, once for each layer
     remote_bytes: int = 0  # of the bytes read, those that were on no disk
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from expert_store import (
     ExpertCatalog,
-    TensorReads,
     TensorSource,
     use_huge_pages,
 )
 from server.collection import without_collection
+from server.device import is_gpu
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
+from server.kernels.formats import coded_bfloat16
 from server.kernels.native.library import Kernels
 from server.model.architecture import packs_sequences
 from server.model.checkpoint.checkpoint import Checkpoint
@@ -27,19 +30,22 @@ from server.model.checkpoint.config_checks import (
     config_errors,
     reason_of,
 )
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, replace_matrices
-from server.model.checkpoint.tensor_map import check_trunk_tensors
-from server.model.coded_experts import code_experts
+from server.model.checkpoint.tensor_map import check_trunk_tensors, renamed
+from server.model.coded.experts import code_experts
+from server.model.coded.linears import CodedWeight, code_loaded, code_weight, drop_weight, fill, linears_to_code
+from server.model.contradictions import naming_keys
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError
+from server.model.experts.switch_capacity import set_switch_capacity
 from server.model.hooks import IMPLEMENTATION
 from server.model.model_building import CPU, build_model, empty_experts, load_trunk_weights
+from server.model.opening.open_checkpoint import open_checkpoint
+from server.model.quantised.conversions import Conversion, convert_all
 from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.switch_capacity import set_switch_capacity
-from server.model.transformers_hooks.batching_checks import check_batchable
-from server.model.trunk import Trunk
+from server.model.transformers_hooks.batching_checks import MAY_BE_NATIVE, check_batchable, find_special_layers
+from server.model.trunk.trunk import Trunk
 from server.progress import progress
 
 if TYPE_CHECKING:
@@ -91,6 +97,7 @@ def load_trunk(
         "switch_capacity": switch_capacity,
         "is_deterministic": is_deterministic,
         "kernels": None if pool is None else pool.kernels,
+        "num_threads": torch.get_num_threads() if pool is None or is_gpu(device) else pool.num_threads,
         "codes_experts": codes_experts and device.type == "cpu",
     }
     if sequential_reason is None:
@@ -151,6 +158,7 @@ def _load(
     switch_capacity: float | None,
     is_deterministic: bool,
     kernels: Kernels | None,
+    num_threads: int,
     codes_experts: bool,
 ) -> _Loaded:
     """Load a model without its experts."""
@@ -158,19 +166,28 @@ def _load(
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
-    with without_collection():
+    with without_collection(), naming_keys(model):
         tensors = checkpoint.map(model)
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
-    check_trunk_tensors(checkpoint.name, model, tensors)  # what is missing would be allocated in the config's sizes
+    with naming_keys(model):  # what is missing would be allocated in the config's sizes
+        check_trunk_tensors(checkpoint.name, model, tensors)
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
     resident_bytes = _resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
     matrices = replace_matrices(model, tensors.packed)
     check_memory(resident_bytes, catalog)
-    load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, checkpoint.name)
-    fill_matrices(matrices, tensors.packed)
+    runs_natively = attention == IMPLEMENTATION and device.type == "cpu" and _may_be_native(model)
+    _fill_trunk(
+        model,
+        tensors.trunk,
+        dtype,
+        kernels=kernels if runs_natively else None,
+        num_threads=num_threads,
+        name=checkpoint.name,
+    )
+    fill_matrices(matrices, tensors.packed, num_threads)
     if config.is_encoder_decoder:
         model.generation_config = _generation_config(config, checkpoint)
     with device_errors(config.model_type):
@@ -179,6 +196,45 @@ def _load(
     if switch_capacity is not None:
         set_switch_capacity(model, switch_capacity)
     return _Loaded(model, catalog, layers, num_parameters)
+
+
+def _fill_trunk(
+    model: PreTrainedModel,
+    trunk: TrunkSources,
+    dtype: torch.dtype,
+    *,
+    kernels: Kernels | None,
+    num_threads: int,
+    name: str,
+) -> None:
+    """Read the trunk's tensors into a model; its large linear layers are coded while the next ones are read.
+
+    Args:
+        kernels: that may run the layers; None if modules do.
+        num_threads: that convert what is read.
+        name: of the checkpoint.
+    """
+    linears = linears_to_code(model, kernels)
+    coded = {stored: linears[own] for stored, own in renamed(model, trunk).items() if own in linears}
+    plain: dict[str, torch.Tensor] = {}
+    codes: dict[str, CodedWeight] = {}
+    for stored, tensor in _read_trunk(trunk, dtype, coded, num_threads):
+        if isinstance(tensor, torch.Tensor):
+            plain[stored] = tensor
+        else:
+            codes[stored] = tensor
+    if kernels is not None:
+        for stored in codes:
+            drop_weight(coded[stored], kernels)
+    load_trunk_weights(model, plain, dtype, name)
+    for stored, weight in codes.items():
+        fill(coded[stored], weight)
+    if kernels is not None and linears:
+        code_loaded(linears, kernels)
+
+
+def _may_be_native(model: PreTrainedModel) -> bool:
+    return not packs_sequences(type(model)) and find_special_layers(model) in (None, *MAY_BE_NATIVE)
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -198,18 +254,60 @@ def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dt
     return sum(math.prod(source.shape) for source in trunk.values()) * dtype.itemsize + tables
 
 
-def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    state = {}
-    sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
-    parts = [part for source in trunk.values() for part in read_order(source)]
-    with progress("loading the trunk", sum(sizes.values())) as shown, TensorReads(parts) as reads:
-        for name, source in trunk.items():
-            tensor = reads.take(source) if isinstance(source, TensorSource) else source.read(dtype, reads.take)
-            if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
-                raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
-            state[name] = tensor
-            shown.advance(sizes[name])
-    return state
+def _read_trunk(
+    trunk: TrunkSources, dtype: torch.dtype, coded: Mapping[str, nn.Linear], num_threads: int
+) -> Iterator[tuple[str, torch.Tensor | CodedWeight]]:
+    """Yield the tensors of the trunk with their names.
+
+    Args:
+        coded: the linear layers whose weights are to be coded, by the names of these.
+        num_threads: that convert what is read.
+    """
+    conversions: list[Conversion[torch.Tensor | CodedWeight]] = []
+    for name, source in trunk.items():
+        if name in coded:
+            convert = partial(_coded, name, source, coded[name].weight)
+            conversions.append(Conversion([*read_order(source)], convert, is_copy=True))
+        else:
+            conversions.append(Conversion([*read_order(source)], partial(_converted, name, source, dtype)))
+    sizes = [sum(part.extent.nbytes for part in stored_parts(source)) for source in trunk.values()]
+    with progress("loading the trunk", sum(sizes)) as shown:
+        for name, nbytes, tensor in zip(trunk, sizes, convert_all(conversions, num_threads), strict=True):
+            yield name, tensor
+            shown.advance(nbytes)
+
+
+def _converted(
+    name: str, source: TensorSource | StoredTensor, dtype: torch.dtype, read: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return a tensor of the trunk.
+
+    Args:
+        read: what it is made of, in the order of reading.
+    """
+    if isinstance(source, TensorSource):
+        (tensor,) = read
+    else:
+        parts = iter(read)
+        tensor = source.read(dtype, lambda _: next(parts))
+    if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
+        raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
+    return tensor
+
+
+def _coded(
+    name: str, source: TensorSource | StoredTensor, weight: torch.Tensor, read: Sequence[torch.Tensor]
+) -> torch.Tensor | CodedWeight:
+    """Return the weight of a linear layer coded, or a plain copy if too little would be saved.
+
+    Args:
+        weight: that of the layer, on the meta device.
+        read: what it is made of, in the order of reading.
+    """
+    tensor = _converted(name, source, weight.dtype, read).to(weight.dtype)
+    is_possible = tensor.shape == weight.shape and coded_bfloat16.takes(tensor)  # transformers reports other shapes
+    found = code_weight(tensor) if is_possible else None
+    return tensor.clone() if found is None else found
 
 
 def _generation_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> GenerationConfig:

@@ -290,6 +290,9 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield counter(
         "num_preemptions", "Requests moved back to the queue, to be computed again.", [], [((), engine.preemptions)]
     )
+    yield counter(
+        "prefill_passes", "Passes that ran prompts layer by layer, to their end.", [], [((), engine.prefill_passes)]
+    )
     steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
     yield counter("engine_steps", "Steps of the engine.", ["phase"], steps)
     seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]

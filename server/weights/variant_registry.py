@@ -17,10 +17,10 @@ from server.byte_sizes import format_bytes
 from server.engine.interface import ExpertUsage, RequestRefusedError, Timeline, UnknownVariantError
 from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.local_files import GGUF
-from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from server.model.lora.peft_files import locate, without_root
+from server.model.opening.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.weights.loadable_folders import list_folders
 from server.weights.request_costs import CostsByName, RequestCosts
 from server.weights.saved_state import Journal

@@ -42,7 +42,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/backend.py": (
         "TritonBackend._layer",
         "TritonBackend.begin",
-        "TritonBackend.run_residents",
+        "TritonBackend.run_by_table",
         "_FewRows._blocks",
         "_FewRows._empty_products",
         "_FewRows._launch_first",
@@ -58,7 +58,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "_Layer.finish",
         "_Layer.has_pending",
         "_Layer.pending_table",
-        "_Layer.run_residents",
+        "_Layer.run_by_table",
         "_Layer.run_second",
         "_Layer.run_slots",
     ),
@@ -105,7 +105,6 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "_GroupAttention.attend_latents",
         "_GroupAttention.attend_projected",
     ),
-    "server/model/experts/hits_first.py": ("HitsFirst.captured", "HitsFirst.run"),
     "server/model/experts/replacements/jetmoe.py": (
         "PairedMoe.forward",
         "SharedKeysAttention._by_all",
@@ -114,29 +113,36 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "_products",
     ),
     "server/model/experts/resident_experts.py": ("ResidentExperts.arena",),
-    "server/model/experts/step_experts.py": ("StepExperts.run",),
-    "server/model/experts/waitless_experts.py": ("SlotTables.of", "WaitlessExperts.gather", "WaitlessExperts.run"),
-    "server/model/forward.py": ("Forward._call", "Forward._insert_images", "Forward._keep_hidden", "Forward.on_device"),
-    "server/model/fused_heads.py": (
+    "server/model/experts/strategies/hits_first.py": ("HitsFirst.captured", "HitsFirst.run_layer"),
+    "server/model/experts/strategies/slot_tables.py": ("SlotTables.of",),
+    "server/model/experts/strategies/strategy.py": ("ExpertStrategy.run",),
+    "server/model/experts/strategies/waitless.py": ("WaitlessExperts.gather", "WaitlessExperts.run_layer"),
+    "server/model/modules/forward.py": (
+        "Forward._call",
+        "Forward._insert_images",
+        "Forward._keep_hidden",
+        "Forward.on_device",
+    ),
+    "server/model/fused/heads.py": (
         "FusedAttention.__call__",
         "FusedAttention._project",
         "FusedAttention.run",
     ),
-    "server/model/fused_latents.py": ("FusedLatentAttention.__call__", "FusedLatentAttention.run"),
-    "server/model/attention_trials.py": ("angles_of", "hidden_of"),
+    "server/model/fused/latents.py": ("FusedLatentAttention.__call__", "FusedLatentAttention.run"),
+    "server/model/fused/recorded_calls.py": ("angles_of", "hidden_of"),
     "server/kernels/triton/gated_activation.py": ("activate",),
-    "server/model/fused_mlps.py": ("FusedMlp.__call__",),
-    "server/model/fused_mixers.py": (
+    "server/model/fused/mlps.py": ("FusedMlp.__call__",),
+    "server/model/fused/mixers.py": (
         "FusedGatedDeltaNet.step",
         "FusedMamba2.step",
         "FusedMixer.has_hooks",
         "FusedMixer.run",
         "FusedShortConvolution.step",
     ),
-    "server/model/fused_residuals.py": ("_with_stream",),
-    "server/model/fused_normed_routers.py": ("FusedNormedRouter.__call__",),
-    "server/model/fused_routers.py": ("FusedRouter.__call__", "_logits_of"),
-    "server/model/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
+    "server/model/fused/residuals.py": ("_with_stream",),
+    "server/model/fused/normed_routers.py": ("FusedNormedRouter.__call__",),
+    "server/model/fused/routers.py": ("FusedRouter.__call__", "_logits_of"),
+    "server/model/fused/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
     "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "is_choice", "use_hooks"),
     "server/model/recurrent/recurrent_modules.py": (
         "SplitForward.__call__",
@@ -164,8 +170,8 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "StepStates.num_tokens",
         "StepStates.reader",
     ),
-    "server/model/step_graphs.py": ("_Capture.cut", "_Graph.run", "_StepGraph.run", "_capture"),
-    "server/model/module_steps.py": ("ModuleSteps._run_on_device", "_StepHooks.__init__"),
+    "server/model/modules/step_graphs.py": ("_Capture.cut", "_Graph.run", "_StepGraph.run", "_capture"),
+    "server/model/modules/steps.py": ("ModuleSteps._run_on_device", "_StepHooks.__init__"),
 }
 
 # What a function has that is right nonetheless. Memory comes from the pool that all graphs share, and is used until the
@@ -179,7 +185,7 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/head_preparation.py:prepare": ["allocates by new_empty"],
     "server/kernels/triton/gated_activation.py:activate": ["allocates by new_empty"],
     "server/kernels/triton/latent_preparation.py:prepare": ["allocates by new_empty"],
-    "server/model/fused_latents.py:FusedLatentAttention.run": ["waits by query"],  # a projection
+    "server/model/fused/latents.py:FusedLatentAttention.run": ["waits by query"],  # a projection
     "server/model/attention/mla.py:LatentProjection.values_by_token": ["allocates by new_empty"],
     "server/kernels/triton/recurrent_steps.py:GatedDelta.step": ["allocates by new_empty"],
     "server/kernels/triton/recurrent_steps.py:Mamba2.step": ["allocates by new_empty"],
@@ -190,16 +196,14 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/router_choice.py:choose": ["allocates by empty"],
     "server/model/attention/decode_attention.py:DecodeAttention.attend": ["allocates by new_empty"],
     "server/model/attention/mla.py:LatentProjection.placeholder": ["allocates by new_zeros"],
-    "server/model/fused_normed_routers.py:FusedNormedRouter.__call__": ["allocates by empty"],
-    "server/model/experts/step_experts.py:StepExperts.run": [  # where experts run one layer after the other
-        "allocates by zeros_like",
-        "reads the device by cpu",
-        "reads the device by numpy",
-    ],
-    "server/model/experts/waitless_experts.py:WaitlessExperts.run": ["allocates by zeros_like"],
-    "server/model/fused_mixers.py:FusedMixer.run": ["copies by tensor"],  # a method of the states
+    "server/model/fused/normed_routers.py:FusedNormedRouter.__call__": ["allocates by empty"],
+    "server/model/experts/strategies/strategy.py:ExpertStrategy.run": ["allocates by zeros_like"],  # where images are
+    "server/model/fused/mixers.py:FusedMixer.run": ["copies by tensor"],  # a method of the states
     "server/model/recurrent/rows.py:join": ["allocates by new_empty"],  # of steps with pieces of prompts
-    "server/model/forward.py:Forward._keep_hidden": ["allocates by empty", "reads the device by cpu"],  # of embeddings
+    "server/model/modules/forward.py:Forward._keep_hidden": [
+        "allocates by empty",
+        "reads the device by cpu",
+    ],  # of embeddings
 }
 
 

@@ -20,7 +20,7 @@ from server.engine.runner import PagedModelRunner
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.card import counts
 from tests.card.runtime import install

@@ -18,7 +18,7 @@ from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.model.attention.kv_cache import KVCache
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.card import counts
 from tests.card.checkpoints import SERVED
@@ -61,7 +61,7 @@ def compare(name: str) -> dict[str, Any]:
         expected, _ = logits_on(CPU, model)
         found, trunk = logits_on(CARD, model)
     steps = trunk.module_steps if isinstance(trunk, Trunk) else None
-    graphs, tables = (None, None) if steps is None else (steps.graphs, steps.tables)
+    graphs, tables = (None, None) if steps is None else (steps.graphs, steps.strategies.tables)
     return {
         "error": float((found - expected).abs().max() / expected.abs().max()),
         "waitless": tables is not None,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.card.captured_code import CAPTURED
+from tests.nightly import GPU_TESTS
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -46,13 +47,13 @@ def stores() -> dict[str, Any]:
     return seen
 
 
-@pytest.fixture(scope="module")
-def gpu_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run the tests that need a GPU; they pass."""
+@pytest.fixture(scope="module", params=GPU_TESTS)
+def gpu_tests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run tests that need a GPU; they pass."""
     files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     files.remove(__file__)
     report = tmp_path_factory.mktemp("card") / "report.json"
-    options = ["-p", "tests.card.plugin", "-p", "no:cacheprovider", "-n0", "-m", "gpu", "-rs"]
+    options = ["-p", "tests.card.plugin", "-p", "no:cacheprovider", "-n0", "-m", request.param, "-rs"]
     output = run("-m", "pytest", *options, *files, CARD_REPORT=str(report))
     seen: dict[str, Any] = json.loads(report.read_text())
     assert "SKIPPED" not in output

@@ -21,7 +21,7 @@ ENVIRONMENT = dict(os.environ)  # while the fork server imports
 # The commands read these when they run, or never: the tests import more of torch, and Ray, which set some. Any other
 # may be read while modules are imported.
 OF_BUCKETS = ("AWS_ACCESS_", "AWS_ALLOW_", "AWS_ENDPOINT_", "AWS_REGION", "AWS_SECRET_")
-READ_LATE = ("FORCE_COLOR", "GREENROOM_", "OLLAMA_", "PYTEST_", "RAY_", "TORCHINDUCTOR_", *OF_BUCKETS)
+READ_LATE = ("FORCE_COLOR", "GREENROOM_", "OLLAMA_", "PYTEST_", "RAY_", "TORCHINDUCTOR_", "XDG_", *OF_BUCKETS)
 # Modules of the server read these, or import what does: commands with them have only libraries imported that do not.
 READ_AFTER_TORCH = ("AWS_", "HF_", "OTEL_")
 

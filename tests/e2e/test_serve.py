@@ -158,7 +158,7 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
         ),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
-        ((), 2, "greenroom: give a command: serve, pack, verify, adapter, inspect, doctor, "),
+        ((), 2, "greenroom: give a command: serve, pack, verify, adapter, inspect, family, "),
         (("sevre",), 2, "greenroom: there is no command sevre (did you mean serve?); see greenroom --help"),
     ],
 )

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 
 import pytest
 
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import complete
+
+ALLOWED = 4  # steps before the client closes: the events of three of them are sent, each during the next step
+
+
+def allow_steps(live: FakeServer) -> threading.Semaphore:
+    """Let the model run a few steps, and then wait until more are released."""
+    steps = threading.Semaphore(ALLOWED)
+    live.rig.model.before_step = lambda: None if steps.acquire(timeout=30) else sys.exit("no step was allowed")
+    return steps
 
 
 def read_three_events(connection: socket.socket) -> None:
@@ -18,16 +28,14 @@ def read_three_events(connection: socket.socket) -> None:
 
 
 def test_tokens_stop_within_one_step(live: FakeServer) -> None:
-    steps = threading.Semaphore(3)
-    live.rig.model.before_step = lambda: steps.acquire(timeout=30)
+    steps = allow_steps(live)
     with live.connect() as connection:
         connection.sendall(complete(b"going", max_tokens=500, stream=True))
         read_three_events(connection)
-        num_steps = len(live.rig.model.steps)
     live.wait_until_left()
     steps.release(500)
     live.wait_until_idle()
-    assert len(live.rig.model.steps) <= num_steps + 1
+    assert len(live.rig.model.steps) <= ALLOWED + 1
     assert live.engine.statistics.finished == {"abort": 1}
     assert live.engine.statistics.kv_cache_usage == 0
 
@@ -47,16 +55,14 @@ SECOND = keep_alive(complete(b"second", max_tokens=500, stream=True))
 def test_tokens_stop_while_other_requests_wait_on_the_connection(
     live: FakeServer, with_first: bytes, later: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    steps = threading.Semaphore(3)
-    live.rig.model.before_step = lambda: steps.acquire(timeout=30)
+    steps = allow_steps(live)
     with live.connect() as connection:
         connection.sendall(keep_alive(complete(b"going", max_tokens=500, stream=True)) + with_first)
         read_three_events(connection)
         connection.sendall(later)
-        num_steps = len(live.rig.model.steps)
     live.wait_until_left()
     steps.release(500)
     live.wait_until_idle()
-    assert len(live.rig.model.steps) <= num_steps + 1
+    assert len(live.rig.model.steps) <= ALLOWED + 1
     assert live.engine.statistics.finished == {"abort": 1}
     assert not caplog.records

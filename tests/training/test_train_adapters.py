@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from server.model.adapter_targets import lora_targets
 from server.model.checkpoint.locate import BUNDLED
 from server.model.lora.gate_files import is_gate
 from server.model.lora.pages import page_layout
 from server.model.lora.peft_files import read_adapter
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.server.model.variants import base_of, read, read_tensors
 from training import train_adapters

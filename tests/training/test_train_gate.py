@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.model.adapter_targets import lora_targets
 from server.model.checkpoint.locate import BUNDLED
-from server.model.fingerprint import fingerprint
 from server.model.lora.gate_files import read_gate
 from server.model.lora.pages import page_layout
+from server.model.trunk.adapter_targets import lora_targets
+from server.model.trunk.fingerprint import fingerprint
 from server.model.trunk_loader import load_trunk
 from training import train_gate
 from training.errors import CorpusError, DemoError

@@ -71,7 +71,7 @@ class ExpertUsage:
 
     num_requests: int = 0  # expert look-ups, each expert once a layer and step
     num_misses: int = 0  # look-ups of experts that were in no tier of memory
-    bytes_read: int = 0  # bytes of the misses
+    bytes_read: int = 0  # bytes of the misses, and of used experts that were read ahead of their layer
     stall_seconds: float = 0.0  # waits in layers, including those for experts of other sequences in the batch
     num_dropped: int = 0  # tokens that no expert took, once for each layer
     remote_bytes: int = 0  # of the bytes read, those that were on no disk

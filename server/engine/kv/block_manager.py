@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,13 @@ class BlockGroup:
     block_bytes: int = 0
 
 
+class PlannedSnapshot(NamedTuple):
+    """A snapshot that a step is to write."""
+
+    slot: int
+    is_decode: bool  # whether it is a decode step
+
+
 @dataclass(eq=False)
 class SequenceBlocks:
     """Blocks and snapshots of one sequence."""
@@ -43,8 +51,7 @@ class SequenceBlocks:
     num_cached_blocks: int = 0  # full blocks that other sequences can find
     num_pending: int = 0  # blocks of its prompt that it is about to fill
     resumes: int | None = None  # slot of the snapshot that its next step continues from
-    snapshot: int | None = None  # slot where its next step writes a snapshot
-    is_decode: bool = False  # whether that step is a decode step
+    snapshots: dict[int, PlannedSnapshot] = field(default_factory=dict)  # by the number of tokens before them
     last_snapshot: bytes | None = None  # hash of its last snapshot while decoding; the next one replaces it
 
 
@@ -174,10 +181,14 @@ class BlockManager:
         """Return the slot where a step over the tokens ``first`` to ``last`` (exclusive) copies its states, if any."""
         if self._snapshots is None or last % self.block_size:
             return None
-        content = self._hashes(blocks, token_ids, last // self.block_size)[-1]
-        if blocks.snapshot is None and not self._snapshots.has(content):
-            blocks.snapshot, blocks.is_decode = self._snapshots.take(), last - first == 1
-        return blocks.snapshot
+        planned = blocks.snapshots.get(last)
+        if planned is None:
+            content = self._hashes(blocks, token_ids, last // self.block_size)[-1]
+            slot = None if self._snapshots.has(content) else self._snapshots.take()
+            if slot is None:
+                return None
+            planned = blocks.snapshots[last] = PlannedSnapshot(slot, last - first == 1)
+        return planned.slot
 
     def mark_pending(self, blocks: SequenceBlocks) -> None:
         """Mark the blocks of a prompt as about to be filled, so that other sequences may wait for them."""
@@ -199,7 +210,7 @@ class BlockManager:
         num_full = num_cached // self.block_size
         if num_full == blocks.num_cached_blocks and not self._has_windows:
             if self._snapshots is not None:
-                self._keep_snapshot(blocks)
+                self._keep_snapshot(blocks, num_cached)
             return
         hashes = self._hashes(blocks, token_ids, num_full)
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
@@ -209,7 +220,7 @@ class BlockManager:
             self._release_before(pool, table, self._first_seen(group, num_cached))
         self._clear_pending(blocks, num_full)
         blocks.num_cached_blocks = max(blocks.num_cached_blocks, num_full)
-        self._keep_snapshot(blocks)
+        self._keep_snapshot(blocks, num_cached)
 
     def free(self, blocks: SequenceBlocks) -> None:
         """Release all blocks of a sequence. Their content stays findable until the blocks are needed."""
@@ -257,10 +268,9 @@ class BlockManager:
         if not tables and self._pending:
             raise AssertionError("blocks are pending without a sequence that fills them")
         if self._snapshots is not None:
-            taken, read = ([getattr(blocks, name) for blocks in sequences] for name in ("snapshot", "resumes"))
-            self._snapshots.check_integrity(
-                [place for place in taken if place is not None], [place for place in read if place is not None]
-            )
+            taken = [planned.slot for blocks in sequences for planned in blocks.snapshots.values()]
+            read = [blocks.resumes for blocks in sequences if blocks.resumes is not None]
+            self._snapshots.check_integrity(taken, read)
 
     def _can_take(self, counts: Sequence[int], reused: Sequence[AbstractSet[int]]) -> bool:
         """Return whether each group can take so many more blocks without evicting those of ``reused``."""
@@ -322,27 +332,29 @@ class BlockManager:
             if not self._pending[content]:
                 del self._pending[content]
 
-    def _keep_snapshot(self, blocks: SequenceBlocks) -> None:
+    def _keep_snapshot(self, blocks: SequenceBlocks, num_cached: int) -> None:
         """Free the snapshot that the step continued from, and make the one that it wrote findable."""
         if self._snapshots is None:
             return
         if blocks.resumes is not None:
             self._snapshots.done(blocks.resumes)
             blocks.resumes = None
-        if blocks.snapshot is not None:
-            content = blocks.hashes[blocks.num_cached_blocks - 1]
-            self._snapshots.keep(content, blocks.snapshot)
-            blocks.snapshot = None
+        if num_cached in blocks.snapshots:
+            planned = blocks.snapshots.pop(num_cached)
+            content = blocks.hashes[num_cached // self.block_size - 1]
+            self._snapshots.keep(content, planned.slot)
             if blocks.last_snapshot is not None:
                 self._snapshots.drop(blocks.last_snapshot)
-            blocks.last_snapshot = content if blocks.is_decode else None
+            blocks.last_snapshot = content if planned.is_decode else None
 
     def _forget_snapshots(self, blocks: SequenceBlocks) -> None:
         if self._snapshots is not None and blocks.resumes is not None:
             self._snapshots.done(blocks.resumes)
-        if self._snapshots is not None and blocks.snapshot is not None:
-            self._snapshots.give_back(blocks.snapshot)
-        blocks.resumes = blocks.snapshot = blocks.last_snapshot = None
+        if self._snapshots is not None:
+            for planned in blocks.snapshots.values():
+                self._snapshots.give_back(planned.slot)
+        blocks.snapshots.clear()
+        blocks.resumes = blocks.last_snapshot = None
 
     @staticmethod
     def _release_before(pool: BlockPool, table: list[int], first: int) -> None:

@@ -27,7 +27,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, extents: Extents | None = None):
         self.num_blocks = num_blocks
-        self._extents = extents or Extents.resident(num_blocks)
+        self._extents = extents or Extents.backed(num_blocks)
         self.num_used = 0  # blocks in use
         self._users = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks

@@ -75,8 +75,8 @@ class Extents:
         self._has_memory = np.zeros(num_blocks // size, dtype=bool)
 
     @classmethod
-    def resident(cls, num_blocks: int) -> Extents:
-        """Return a single extent that has memory."""
+    def backed(cls, num_blocks: int) -> Extents:
+        """Return a single extent, which has memory from the beginning."""
         extents = cls(num_blocks, max(1, num_blocks), 0, Allowance(0))
         extents._has_memory[:] = True
         return extents

@@ -16,7 +16,8 @@ class LexerSize:
 
     Args:
         fuel: work for compiling it, in llguidance's unit, beside that for the length of its text.
-        more_bytes: memory that it takes at most, beyond that of the least size. docs/log.md has the measurements.
+        more_bytes: memory that it takes at most, beyond that of the least size; measured in
+            benchmarks/results/2026-11-28-epyc/memory-of-requests.json.
     """
 
     num_states: int

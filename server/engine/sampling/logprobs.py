@@ -8,7 +8,7 @@ from collections.abc import Sequence as AbstractSequence
 import torch
 
 from server.engine.interface import GenerationFailedError, TokenLogprobs, TopLogprobs
-from server.engine.sampling.blocked_logits import BlockedLogits
+from server.engine.sampling.grouped_logits import GroupedLogits
 from server.engine.sequence import Sequence
 
 HEAD = 32  # most likely tokens to find; constant, so that the order of ties is batch-invariant
@@ -50,17 +50,17 @@ def token_logprobs(
     Raises:
         GenerationFailedError: logits are not finite.
     """
-    blocked = BlockedLogits(logits)
-    if not all(blocked.are_finite()):
+    grouped = GroupedLogits(logits)
+    if not all(grouped.are_finite()):
         raise GenerationFailedError(NOT_FINITE)
     rows = torch.arange(len(logits), device=logits.device)
-    weights = blocked.block_weights(rows, torch.ones(len(rows), device=logits.device))
+    weights = grouped.group_weights(rows, torch.ones(len(rows), device=logits.device))
     logs = [
         math.log(weight) for weight in weights.cumsum(-1)[:, -1].tolist()
     ]  # torch's log depends on the position in the tensor
-    total = (blocked.maxima.double() + torch.tensor(logs, device=logits.device, dtype=torch.float64))[:, None]
+    total = (grouped.maxima.double() + torch.tensor(logs, device=logits.device, dtype=torch.float64))[:, None]
     chosen = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None]) - total
-    _, tokens = blocked.largest(rows, min(HEAD, blocked.size))
+    _, tokens = grouped.largest(rows, min(HEAD, grouped.size))
     tokens = tokens.sort(-1).values
     values, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
     best = zip(tokens.gather(1, order).tolist(), (values - total).tolist(), strict=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from server.engine.sampling.blocked_logits import BLOCK, BlockedLogits
+from server.engine.sampling.grouped_logits import GROUP, GroupedLogits
 from server.engine.sampling.native_choice import choose_natively
 from server.engine.sampling.penalties import adjust
 from server.engine.sampling.random_numbers import uniforms
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.kernels.native.library import Kernels
 
 MASKED = -1e30  # a logit of no weight at any temperature, but finite: others that are not are an error
-Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
+Choice = Callable[[GroupedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
 
 
 def sample(
@@ -83,14 +83,14 @@ def _sample_changed(
         adjusted = adjust(logits, states, eos_token_ids)
         natively = choose_natively(kernels, HostLogits.of(logits), states, _draws(states), adjusted)
         return [token if is_finite else None for token, is_finite in zip(natively, finite, strict=True)]
-    blocked = BlockedLogits(logits)
-    adjusted = adjust(blocked.logits, states, eos_token_ids)
+    grouped = GroupedLogits(logits)
+    adjusted = adjust(grouped.logits, states, eos_token_ids)
     if adjusted:
-        blocked.measure(_indices(logits, adjusted))
-    finite = blocked.are_finite()
+        grouped.measure(_indices(logits, adjusted))
+    finite = grouped.are_finite()
     chosen: list[int | None] = [None] * len(states)
     for choose, rows in _by_choice(states, finite).items():
-        tokens = choose(blocked, _indices(logits, rows), [states[row] for row in rows])
+        tokens = choose(grouped, _indices(logits, rows), [states[row] for row in rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen
@@ -152,15 +152,15 @@ def _by_choice(states: Sequence[SamplingState], finite: Sequence[bool]) -> dict[
     return rows
 
 
-def _most_likely(blocked: BlockedLogits, rows: torch.Tensor, _states: Sequence[SamplingState]) -> torch.Tensor:
-    return blocked.argmax(rows)
+def _most_likely(grouped: GroupedLogits, rows: torch.Tensor, _states: Sequence[SamplingState]) -> torch.Tensor:
+    return grouped.argmax(rows)
 
 
-def _sample(blocked: BlockedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    return _select(blocked, rows, states, _temperatures(rows, states))
+def _sample(grouped: GroupedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    return _select(grouped, rows, states, _temperatures(rows, states))
 
 
-def _sample_filtered(blocked: BlockedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+def _sample_filtered(grouped: GroupedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
     params = [state.params for state in states]
     filters = Filters(
         temperatures=_temperatures(rows, states),
@@ -168,25 +168,25 @@ def _sample_filtered(blocked: BlockedLogits, rows: torch.Tensor, states: Sequenc
         top_p=_column(rows, [param.top_p if param.top_p < 1 else math.inf for param in params]),
         log_min_p=_column(rows, [state.log_min_p for state in states]),
     )
-    return _select(blocked, rows, states, filters.temperatures, lowest_scores(blocked, rows, filters))
+    return _select(grouped, rows, states, filters.temperatures, lowest_scores(grouped, rows, filters))
 
 
 def _select(
-    blocked: BlockedLogits,
+    grouped: GroupedLogits,
     rows: torch.Tensor,
     states: Sequence[SamplingState],
     temperatures: torch.Tensor,
     lowest: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the token that each row's random number selects: first its block, then its index in the block."""
+    """Return the token that each row's random number selects: first its group, then its index in the group."""
     draws = upload(np.array(_draws(states), np.float64), rows.device)
-    masses = blocked.block_weights(rows, temperatures, lowest)  # (rows, blocks)
-    block = _select_index(masses, draws)
+    masses = grouped.group_weights(rows, temperatures, lowest)  # (rows, groups)
+    group = _select_index(masses, draws)
     sums = masses.cumsum(-1)
-    mass, through = (values.gather(1, block[:, None])[:, 0] for values in (masses, sums))
+    mass, through = (values.gather(1, group[:, None])[:, 0] for values in (masses, sums))
     within = (draws * sums[:, -1] - (through - mass)) / mass
-    weights = blocked.weights_in_block(rows, block, temperatures, lowest)
-    return block * BLOCK + _select_index(weights, within.clamp(0, 1))
+    weights = grouped.weights_in_group(rows, group, temperatures, lowest)
+    return group * GROUP + _select_index(weights, within.clamp(0, 1))
 
 
 def _draws(states: Sequence[SamplingState]) -> list[float]:

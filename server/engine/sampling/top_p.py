@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from server.engine.sampling.blocked_logits import BLOCK, BlockedLogits, exponentials, select_rows
+from server.engine.sampling.grouped_logits import GROUP, GroupedLogits, exponentials, select_rows
 
 HEAD = 128  # largest logits that are tried before all are sorted
 
@@ -25,7 +25,7 @@ class Filters:
         return Filters(self.temperatures[places], self.top_k[places], self.top_p[places], self.log_min_p[places])
 
 
-def lowest_scores(blocked: BlockedLogits, rows: torch.Tensor, filters: Filters) -> torch.Tensor:
+def lowest_scores(grouped: GroupedLogits, rows: torch.Tensor, filters: Filters) -> torch.Tensor:
     """Return the lowest ``logit / temperature`` that the filters keep in each row, float32 ``(n,)``.
 
     The filters keep what transformers' warpers keep: top-k keeps all tokens that equal the last one; top-p keeps as
@@ -38,22 +38,22 @@ def lowest_scores(blocked: BlockedLogits, rows: torch.Tensor, filters: Filters) 
     """
     lowest = torch.full_like(filters.temperatures, -torch.inf)
     is_open = (filters.top_k > 0) | filters.top_p.isfinite()
-    if blocked.size > HEAD * HEAD:  # sorting a smaller one is faster than finding its head
+    if grouped.size > HEAD * HEAD:  # sorting a smaller one is faster than finding its head
         places = (is_open & (filters.top_k < HEAD)).nonzero()[:, 0]
-        for tile in blocked.tiles(places, HEAD * BLOCK):
-            part, head = filters.of(tile), blocked.largest(rows[tile], HEAD)[0]
-            total = _total(blocked, rows[tile], part)
-            lowest[tile], is_certain = _search(blocked, rows[tile], part, head, total)
+        for tile in grouped.tiles(places, HEAD * GROUP):
+            part, head = filters.of(tile), grouped.largest(rows[tile], HEAD)[0]
+            total = _total(grouped, rows[tile], part)
+            lowest[tile], is_certain = _search(grouped, rows[tile], part, head, total)
             is_open[tile] = ~is_certain
-    for tile in blocked.tiles(is_open.nonzero()[:, 0]):
-        ordered = _descending(select_rows(blocked.logits, rows[tile]))
-        lowest[tile], _ = _search(blocked, rows[tile], filters.of(tile), ordered, None)
-    highest = blocked.maxima[rows] / filters.temperatures
+    for tile in grouped.tiles(is_open.nonzero()[:, 0]):
+        ordered = _descending(select_rows(grouped.logits, rows[tile]))
+        lowest[tile], _ = _search(grouped, rows[tile], filters.of(tile), ordered, None)
+    highest = grouped.maxima[rows] / filters.temperatures
     return lowest.maximum(highest + filters.log_min_p)
 
 
 def _search(
-    blocked: BlockedLogits, rows: torch.Tensor, filters: Filters, ordered: torch.Tensor, total: torch.Tensor | None
+    grouped: GroupedLogits, rows: torch.Tensor, filters: Filters, ordered: torch.Tensor, total: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lowest score that top-k and top-p keep, and whether it is certain.
 
@@ -82,37 +82,37 @@ def _search(
     is_all = lowest.isneginf()
     # Rows where the cut is between equal scores.
     is_cut = ((following == lowest) & ~is_all)[:, 0].logical_and(num_left < count).nonzero()[:, 0]
-    is_certain = ((scores[:, -1:] < lowest) | is_all)[:, 0] | (count >= blocked.size)
+    is_certain = ((scores[:, -1:] < lowest) | is_all)[:, 0] | (count >= grouped.size)
     is_cut = is_cut[is_certain[is_cut]]
     if len(is_cut):
         num_higher = (scores[is_cut] > lowest[is_cut]).sum(-1)
-        _drop_equals(blocked, rows[is_cut], filters.temperatures[is_cut], lowest[is_cut], num_left[is_cut] - num_higher)
+        _drop_equals(grouped, rows[is_cut], filters.temperatures[is_cut], lowest[is_cut], num_left[is_cut] - num_higher)
     return lowest[:, 0], is_certain
 
 
 def _drop_equals(
-    blocked: BlockedLogits,
+    grouped: GroupedLogits,
     rows: torch.Tensor,
     temperatures: torch.Tensor,
     lowest: torch.Tensor,
     num_left: torch.Tensor,
 ) -> None:
     """Mask the tokens of the lowest score except the first ``num_left`` of each row."""
-    for part in blocked.tiles(torch.arange(len(rows), device=rows.device)):
-        scores = select_rows(blocked.logits, rows[part]) / temperatures[part, None]
+    for part in grouped.tiles(torch.arange(len(rows), device=rows.device)):
+        scores = select_rows(grouped.logits, rows[part]) / temperatures[part, None]
         row, token = (scores == lowest[part]).nonzero(as_tuple=True)
         first = torch.searchsorted(row, torch.arange(len(part), device=rows.device))
         rank = torch.arange(len(row), device=rows.device) - first[row]
         is_over = rank >= num_left[part][row]
-        blocked.logits[rows[part][row[is_over]], token[is_over]] = -torch.inf
+        grouped.logits[rows[part][row[is_over]], token[is_over]] = -torch.inf
 
 
-def _total(blocked: BlockedLogits, rows: torch.Tensor, filters: Filters) -> torch.Tensor:
+def _total(grouped: GroupedLogits, rows: torch.Tensor, filters: Filters) -> torch.Tensor:
     """Return the weight of all tokens ``(n,)``, for rows with top-p and without top-k."""
     total = torch.ones(len(rows), device=rows.device)
     places = ((filters.top_k == 0) & filters.top_p.isfinite()).nonzero()[:, 0]
     if len(places):
-        weights = blocked.block_weights(rows[places], filters.temperatures[places])
+        weights = grouped.group_weights(rows[places], filters.temperatures[places])
         total[places] = weights.cumsum(-1)[:, -1].float()
     return total
 

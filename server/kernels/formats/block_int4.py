@@ -9,8 +9,9 @@ The weight is ``scale * (TABLE[code] - zero)``. ``blocks`` defines the blocks:
   64th of it.
 
 The table is denser near its middle, where most weights are. It is the result of Lloyd's iteration over groups of
-Gaussian weights, with every sign and zero to choose from (docs/log.md). Its numbers span 125, so that the sum of two
-products with int8 fits int16.
+Gaussian weights, with every sign and zero to choose from. Its numbers span 125, so that the sum of two products with
+int8 fits int16. Errors of this table and of others:
+benchmarks/results/2026-11-26-epyc/int8-and-int4-in-groups-of-32-inputs.json.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ from server.kernels.native.structures.matrices import Format, Matrix
 
 SCALE = "_scale"
 FUSED_INPUTS = 32  # the fused product reads past the end of a row if the width is not a multiple of its vectors
-MOST_FUSED_ROWS = 8  # with more, converting the matrix once costs less than the slower fused product (docs/log.md)
+# With more rows, converting the matrix once costs less than the slower fused product; measured in
+# benchmarks/results/2026-11-24-unnamed/formats-of-packed-experts.json.
+MOST_FUSED_ROWS = 8
 KINDS = (Format.INT8,)  # in the native kernels
 
 

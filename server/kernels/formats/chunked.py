@@ -8,7 +8,9 @@ import torch
 
 from server.kernels.linear import linear
 
-CHUNK_WEIGHTS = 1 << 20  # half as many take a twentieth more time (docs/log.md)
+# Half as many weights take a twentieth more time; measured in
+# benchmarks/results/2026-11-25-epyc/published-formats.json.
+CHUNK_WEIGHTS = 1 << 20
 
 
 def num_rows(in_features: int) -> int:

@@ -19,6 +19,7 @@ from ctypes import c_int16
 import torch
 from torch.nn import functional as F
 
+from expert_store import empty_tensor
 from server.kernels.formats.blocks import Spec
 from server.kernels.native.library import load
 from server.kernels.native.slot_format import Places, Shape
@@ -78,7 +79,7 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 def code(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
     """Code a matrix ``(out, in)`` that ``takes`` accepts."""
     weights = matrix.detach()
-    codes, bases, _ = (torch.empty(shape, dtype=dtype) for _, dtype, shape in specs(name, *weights.shape))
+    codes, bases, _ = (empty_tensor(dtype, shape) for _, dtype, shape in specs(name, *weights.shape))
     rest = torch.empty((bases.numel() // USUAL + 1, BLOCK), dtype=torch.bfloat16)
     found = _code(weights, codes, bases, rest)
     if found > len(rest):

@@ -38,7 +38,9 @@ SCALE = "_scale"
 REST = "_rest"
 ORDER = "_order"
 GROUPS = (128, 64, 32, 16, 8)  # supported group sizes, in inputs
-MOST_FUSED_ROWS = 48  # with more, dequantising costs less than the slower fused product (docs/log.md)
+# With more rows, dequantising costs less than the slower fused product; measured in
+# benchmarks/results/2026-11-24-unnamed/formats-of-packed-experts.json.
+MOST_FUSED_ROWS = 48
 FUSED_GROUPS = (128, 64, 32)  # group sizes of the fused product
 CHUNK_WEIGHTS = 1 << 20  # dequantised at a time
 KINDS = (Format.INT4,)  # in the native kernels

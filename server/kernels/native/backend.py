@@ -25,21 +25,25 @@ from server.kernels.native.structures.experts import Combination, ExpertBatch, E
 from server.kernels.native.structures.matrices import Format, Matrix, Size
 
 
-def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
-    """Describe a layer's experts to the kernels; returns the reason as a string if they can't run them."""
-    shape = describe_experts(module, layout)
+def expert_shape(module: ExpertsModule, layout: Layout, *, norms_results: bool = False) -> ExpertShape | str:
+    """Describe a layer's experts to the kernels; returns the reason as a string if they can't run them.
+
+    Args:
+        norms_results: whether the caller applies the norm that their results may have.
+    """
+    shape = describe_experts(module, layout, norms_results=norms_results)
     if isinstance(shape, str):
         return shape
     reason = impossible("greenroom_check_experts", shape, shape.first[0].inputs, layout.slot_bytes)
     return shape if reason is None else f"it has {reason}"
 
 
-def describe_experts(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
+def describe_experts(module: ExpertsModule, layout: Layout, *, norms_results: bool = False) -> ExpertShape | str:
     """Describe a layer's experts, whose counts are not checked; returns the reason if no kernels know their like."""
     shapes: Mapping[str, tuple[int, ...]] | None = getattr(module, "parameter_shapes", None)
     if shapes is None:
         return "the shapes of its parameters are unknown"
-    if module.has_post_expert_norm:
+    if module.has_post_expert_norm and not norms_results:
         return "its experts end with a norm"
     gate = recognise_gate(module)
     if gate is None:

@@ -1,7 +1,7 @@
 """Loads the compiled kernels and calls them.
 
-The library has a plain C interface, so one build works with every Python and every torch. ``structures`` mirrors what
-its calls take.
+The library has a plain C interface, so one build works with every Python and every torch. ``structures`` declares what
+its calls take; ``src/interface.py`` writes it from the C++ sources.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p, sizeof
+from ctypes import Structure, byref, c_char_p, c_int64, sizeof
 from functools import cache
 from pathlib import Path
 from threading import get_ident
@@ -18,21 +18,15 @@ from typing import Any
 import numpy as np
 
 from server.deferred_work import DeferredWork
-from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.decode_run import DecodeRun
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
+from server.kernels.native.structures.functions import FUNCTIONS, INTERFACE
+from server.kernels.native.structures.layers import HeadCall, LayerSpec, StepCall
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-ABI = 21
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
-CHECKS = {  # by name in the library, with the number of their sizes
-    "greenroom_check_matrix": 0,
-    "greenroom_check_router": 1,
-    "greenroom_check_experts": 2,
-    "greenroom_check_layer": 2,
-}
 FAST_WITH_CODES = ("avx512_bf16",)  # decode coded bfloat16 faster than memory is read; never measured for amx
 UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in levels/level.cpp
 
@@ -52,55 +46,20 @@ def load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(PATH))
     except OSError as error:
         raise KernelError(f"the native kernels can't be loaded: {error}") from error
-    library.greenroom_abi.restype = c_int
-    if library.greenroom_abi() != ABI:
+    if _interface_of(library) != INTERFACE:
         raise KernelError(f"{PATH.name} is from another version of Greenroom; install Greenroom again")
-    library.greenroom_layouts.restype = Layouts
-    if (name := difference(library.greenroom_layouts())) is not None:
-        raise KernelError(f"{PATH.name} is from another version of Greenroom ({name} differs); install Greenroom again")
-    library.greenroom_level.restype = c_char_p
-    library.greenroom_level.argtypes = [c_char_p]
-    library.greenroom_open.restype = c_void_p
-    library.greenroom_open.argtypes = [c_int, c_char_p]
-    library.greenroom_repack.restype = c_int
-    library.greenroom_repack.argtypes = [c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
-    code = library.greenroom_code_bfloat16
-    code.restype = c_int64
-    code.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
-    library.greenroom_quantise.restype = c_int
-    library.greenroom_quantise.argtypes = [c_int, c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]
-    library.greenroom_set_grid.restype = c_int
-    library.greenroom_set_grid.argtypes = [c_int, c_void_p, c_int64]
-    library.greenroom_close.argtypes = [c_void_p]
-    library.greenroom_close.restype = None
-    for name, arguments in (
-        ("greenroom_linear", [POINTER(LinearCall)]),
-        ("greenroom_experts", [POINTER(ExpertShape), POINTER(ExpertBatch)]),
-        ("greenroom_combine", [POINTER(Combination)]),
-        ("greenroom_begin_layer", [c_void_p, c_void_p, c_int64]),
-        ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
-        ("greenroom_chosen_experts", [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int]),
-        ("greenroom_norm_input", [c_void_p, c_void_p]),
-        ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
-        ("greenroom_head", [c_void_p]),
-        ("greenroom_read_rows", [POINTER(Matrix), c_void_p, c_int64, c_void_p]),
-        ("greenroom_sample", [POINTER(SamplingCall)]),
-        ("greenroom_start_layers", [c_void_p, c_int64, c_void_p, c_int64, POINTER(c_int64)]),
-        ("greenroom_start_head", [c_void_p]),
-        ("greenroom_join", []),
-        ("greenroom_start_decodes", [c_void_p, c_int64]),
-        ("greenroom_allow_decodes", [c_int64]),
-        ("greenroom_await_decodes", [c_int64]),
-        ("greenroom_end_decodes", []),
-    ):
+    for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
-        function.restype = None if name.startswith("greenroom_start") else c_int
-        function.argtypes = [c_void_p, *arguments]
-    for name, num_sizes in CHECKS.items():
-        check = getattr(library, name)
-        check.restype = c_char_p
-        check.argtypes = [c_void_p, *[c_int64] * num_sizes]
+        function.restype, function.argtypes = result, arguments
     return library
+
+
+def _interface_of(library: ctypes.CDLL) -> str | None:
+    """The digest of the interface that the library was compiled with; None of older versions."""
+    if not hasattr(library, "greenroom_interface"):
+        return None
+    library.greenroom_interface.restype = c_char_p
+    return str(library.greenroom_interface().decode())
 
 
 @cache
@@ -120,8 +79,8 @@ def impossible(check: str, described: Structure, *sizes: int) -> str | None:
     description that is made from a file goes through this first.
 
     Args:
-        check: a function of ``CHECKS``.
-        sizes: the sizes that it takes (``src/checks.h``).
+        check: a function such as ``greenroom_check_layer``.
+        sizes: the sizes that it takes (``src/api.cpp``).
     """
     reason = getattr(load(), check)(byref(described), *sizes)
     return None if reason is None else str(reason.decode())
@@ -193,20 +152,20 @@ class Kernels:
     def combine(self, call: Combination) -> None:
         self._call(self._library.greenroom_combine, byref(call))
 
-    def begin_layer(self, layer: Structure, step: Structure, place: int) -> None:
-        """Run a decoder layer (``LayerSpec`` and ``StepCall``) up to the choice of its experts.
+    def begin_layer(self, layer: LayerSpec, step: StepCall, place: int) -> None:
+        """Run a decoder layer up to the choice of its experts.
 
         Args:
             place: the layer's index among those with a router.
         """
         self._call(self._library.greenroom_begin_layer, byref(layer), byref(step), place)
 
-    def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
+    def finish_layer(self, layer: LayerSpec, step: StepCall, place: int, outputs: int) -> None:
         """Add the experts' results, at the address ``outputs``, and the shared expert's to the hidden states."""
         self._call(self._library.greenroom_finish_layer, byref(layer), byref(step), place, outputs)
 
     def chosen_experts(
-        self, layer: Structure, step: Structure, place: int, experts: array[int], slots: array[int], *, are_last: bool
+        self, layer: LayerSpec, step: StepCall, place: int, experts: array[int], slots: array[int], *, are_last: bool
     ) -> None:
         """Run some of the experts that a decoder layer has chosen, which has begun.
 
@@ -222,11 +181,11 @@ class Kernels:
         addresses, _ = slots.buffer_info()
         self._call(call, byref(layer), byref(step), place, numbers, addresses, count, are_last)
 
-    def norm_input(self, layer: Structure, step: Structure) -> None:
+    def norm_input(self, layer: LayerSpec, step: StepCall) -> None:
         """Normalise the hidden states for an external mixer of a layer, into ``step.normed``."""
         self._call(self._library.greenroom_norm_input, byref(layer), byref(step))
 
-    def layers(self, layers: ctypes.Array[Any], step: Structure, place: int, first: int, end: int) -> int:
+    def layers(self, layers: ctypes.Array[LayerSpec], step: StepCall, place: int, first: int, end: int) -> int:
         """Run decoder layers ``first`` to ``end``, with experts at the addresses ``step.slots``, if there are any.
 
         Args:
@@ -237,12 +196,12 @@ class Kernels:
             the rows of its experts.
         """
         num_run, library = c_int64(), self._library
-        arguments = byref(layers, first * sizeof(layers._type_)), end - first, byref(step), place, byref(num_run)
+        arguments = byref(layers[0], first * sizeof(LayerSpec)), end - first, byref(step), place, byref(num_run)
         self._run_beside(library.greenroom_layers, library.greenroom_start_layers, arguments)
         return num_run.value
 
-    def head(self, call: Structure) -> None:
-        """Run the final norm and the head (``HeadCall``)."""
+    def head(self, call: HeadCall) -> None:
+        """Run the final norm and the head."""
         library = self._library
         self._run_beside(library.greenroom_head, library.greenroom_start_head, (byref(call),))
 

@@ -7,7 +7,7 @@ not support a variant of a format, there is no description, and torch computes t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ Shape = tuple[int, int]  # outputs and inputs
 
 
 def matrix(
-    kind: Format, shape: Shape, codes: Place, scales: Place | None, *, is_transposed: bool = False, **others: int | None
+    kind: Format, shape: Shape, codes: Place, scales: Place | None, *, is_transposed: bool = False, **others: Any
 ) -> Matrix:
     """Describe a matrix; ``others`` are more fields of ``Matrix``."""
     return Matrix(

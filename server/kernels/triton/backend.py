@@ -24,7 +24,7 @@ FEW_ROWS = 4  # choices an expert, on average, up to which a program for each is
 
 
 class TritonBackend:
-    """See ``ExpertBackend`` and ``ResidentBackend``.
+    """See ``ExpertBackend`` and ``TableBackend``.
 
     A step with few choices for each expert of the layer reads an expert's weights once for each choice, one with many
     once for each tile of choices. Which of both it is depends on the number of tokens alone; batch-invariant steps
@@ -77,12 +77,12 @@ class TritonBackend:
         *,
         rooms: Rooms | None = None,
     ) -> PartialRun:
-        """See ``ResidentBackend``."""
+        """See ``TableBackend``."""
         layer = self._layer(hidden_states, weights, num_experts, rooms)
         layer.choose(chosen.contiguous().view(-1))
         return layer
 
-    def run_residents(
+    def run_by_table(
         self,
         hidden_states: torch.Tensor,
         chosen: torch.Tensor,
@@ -90,10 +90,10 @@ class TritonBackend:
         slots: torch.Tensor,
         arena: torch.Tensor,
     ) -> torch.Tensor:
-        """See ``ResidentBackend``."""
+        """See ``TableBackend``."""
         layer = self._layer(hidden_states, weights, len(slots))
         layer.choose(chosen.contiguous().view(-1))
-        layer.run_residents(slots, arena)
+        layer.run_by_table(slots, arena)
         return layer.finish()
 
     def _layer(
@@ -149,7 +149,7 @@ class _Layer(ABC):
 
     def run_slots(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
         """See ``PartialRun``."""
-        self.run_residents(slots, arena)
+        self.run_by_table(slots, arena)
         self.run_second()
 
     def put(self, choices: torch.Tensor, products: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ class _Layer(ABC):
             self._products = self._empty_products()
         self._products.index_copy_(0, choices, products.to(self._products.dtype))
 
-    def run_residents(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
+    def run_by_table(self, slots: torch.Tensor, arena: torch.Tensor) -> None:
         """Run gate and up of all experts that have a slot."""
         self._arena, self._pending_table = (arena, arena.stride(0)), slots
         self._launch_first(slots)

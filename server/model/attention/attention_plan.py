@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.model.attention.image_spans import TokenSpan, split_spans
 from server.model.attention.window import oldest_seen
-from server.model.image_spans import TokenSpan, split_spans
 from server.model.step import SequenceChunk
 
 LEAST_PIECE = 64  # least number of new tokens of a layer with a window that attend at once

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from server.kernels.batch_invariant import torch_functions
 from server.kernels.invariant_matmul import batched_matmul
 from server.model.attention.attention_plan import slot_ranges
+from server.model.attention.image_spans import TokenSpan, split_spans
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.hooks import AttentionOptions
-from server.model.image_spans import TokenSpan, split_spans
 from server.model.step import SequenceChunk
 
 SEGMENT = 128  # keys

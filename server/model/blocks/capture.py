@@ -21,14 +21,15 @@ from server.model.attention.by_sequence.attention import probe_chosen_masks, pro
 from server.model.attention.by_sequence.sequence_cache import LayerStandIns
 from server.model.attention.indexer import few_chosen, find_pool_indexer
 from server.model.attention.mask_probe import probe_masks
+from server.model.blocks.block_attention import kept_rows_of, rows_around
 from server.model.blocks.compressed_attention.short_periods import short_periods
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.gated_streams import flat_streams
 from server.model.blocks.grouped_attention.clips import low_clips
 from server.model.blocks.layer_recorder import LayerRecorder
 from server.model.experts.replacements.longcat import without_identities
-from server.model.forward import Forward
 from server.model.hooks import AttentionOptions, use_hooks
+from server.model.modules.forward import Forward
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import RecurrentCache, UnsupportedCacheError
 from server.model.transformers_hooks.batching_checks import COMPRESSED, RELATIVE, find_special_layers
@@ -267,6 +268,7 @@ class _LayerHooks:
 
     def __init__(self, probe: _Probe):
         self._probe, self._recorder = probe, LayerRecorder()
+        self._kept: torch.Tensor | None = None  # rows that the layer takes beside its residual stream
         self.layers: list[LayerCapture] = []
 
     def add_to(self, layer: nn.Module) -> Iterator[RemovableHandle]:
@@ -279,6 +281,7 @@ class _LayerHooks:
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._recorder.begin(layer, _hidden_of(args, kwargs), _positions_of(layer, kwargs))
+        self._kept = kept_rows_of(layer, args, kwargs)
         self._probe.begin_layer()
 
     def _after(self, layer: nn.Module, _args: Any, output: Any) -> None:
@@ -305,6 +308,8 @@ class _LayerHooks:
         given, output, streams = recorder.given, output[0].float().clone(), flat_streams(layer)
         if streams:
             given, output = (rows.view(len(rows), streams, -1) for rows in (given, output))
+        if self._kept is not None:
+            given, output = rows_around(layer, self._kept, given, output)
         block = LayerCapture(given, output, recorder.positions, *seen, layer=layer)
         self.layers.append(replace(block, latents=probe.latents, index_scores=probe.index_scores))
         probe.begin_layer()

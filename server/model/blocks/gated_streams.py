@@ -36,15 +36,17 @@ class RowNorm:
         epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
         if parameters.keys() != {"weight"} or not isinstance(epsilon, float) or len(module.weight) % num_rows:
             return None
-        factor = module.weight.detach().float().cpu()
+        factor, copied = torch.linspace(0.5, 1.5, len(module.weight)), deepcopy(module).to("cpu", torch.float32)
+        copied.weight = nn.Parameter(factor, requires_grad=False)
         sample = torch.linspace(-3, 2, len(factor)).square().unsqueeze(0)
         with torch.inference_mode():
-            found = deepcopy(module).to("cpu", torch.float32)(sample)
+            found = copied(sample)
         rows = sample.view(num_rows, -1)
         normed = (rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + epsilon)).flatten()
-        for by in (factor, factor + 1):
+        for offset in (0, 1):
+            by = factor + offset
             if float((found - normed * by).abs().max()) <= TOLERANCE * float(normed.abs().max() * by.abs().max()):
-                return cls(module, by.contiguous(), epsilon)
+                return cls(module, (module.weight.detach().float().cpu() + offset).contiguous(), epsilon)
         return None
 
 

@@ -19,12 +19,11 @@ from server.model.blocks.mixer import Mixer
 from server.model.blocks.ngrams import NativeNgrams, NgramParts
 from server.model.blocks.norms import Norm
 from server.model.blocks.residual_convolution import NativeConvolution, ResidualConvolution
+from server.model.blocks.residual_gates import ResidualGateParts
 from server.model.blocks.streams import StreamMixParts
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.recurrent.states import StateCache, StateShapes
-
-ROUTER_KIND = ("kind", "top_k", "num_groups", "top_groups", "is_normalised", "scale", "near", "is_by_best")
 
 
 class NativeLayer:
@@ -70,6 +69,15 @@ class NativeLayer:
         of_ngrams = {} if self.ngrams is None else self.ngrams.states
         return {**self.mixer.states, **of_ngrams, **own}
 
+    def states_after(self, convolution: int) -> StateShapes:
+        """Return the states of one sequence that one of the layer's convolutions of results keeps.
+
+        Args:
+            convolution: its number among the convolutions of the layer.
+        """
+        found = [each.states for each in self._convolutions if each.number == convolution]
+        return {key: shape for states in found for key, shape in states.items()}
+
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         """Set the addresses of keys, values and states in the specs of the layer's parts."""
         self.mixer.bind(kv_cache, states)
@@ -77,18 +85,6 @@ class NativeLayer:
             self.ngrams.bind(states)
         for convolution in self._convolutions:
             convolution.bind(states)
-
-    def take(self, found: NativeLayer) -> None:
-        """Take what trials found of a layer of the same kind."""
-        own, other = self.spec, found.spec
-        own.mixer_residual, own.inner_residual = other.mixer_residual, other.inner_residual
-        own.residual_scale, own.adds_deferred = other.residual_scale, other.adds_deferred
-        self.mixer.take(found.mixer)
-        if self.experts is not None:
-            for name in ROUTER_KIND:
-                setattr(self.mixture.router, name, getattr(found.mixture.router, name))
-            self.mixture.experts_scale = found.mixture.experts_scale
-            self.mixture.is_deferred = found.mixture.is_deferred
 
     @property
     def mixture(self) -> Mixture:
@@ -146,6 +142,10 @@ class NativeLayer:
             return None
         self._convolutions.append(NativeConvolution(parts, number))
         return self._convolutions[-1].address
+
+    def residual_gate(self, parts: ResidualGateParts | None) -> int | None:
+        """Return the address of what describes a gated sum; None for a plain one."""
+        return None if parts is None else addressof(parts.build(self.kept))
 
     def add_target(self, linear: Linear, place: int, offset: int = 0) -> None:
         """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""

@@ -67,14 +67,18 @@ class LayerTrial:
             mixture = Mixture.from_buffer_copy(layer.mixture)
             top_k = mixture.router.top_k = max(1, mixture.router.top_k)
             mixture.num_experts, mixture.num_identities = mixture.num_experts + mixture.num_identities, 0
+            if echoes and mixture.input_projection.outputs:  # the kernels have what experts take
+                mixture.num_experts, mixture.num_identities = 0, mixture.num_experts
             spec.feed_forward = addressof(mixture)
         self.check(spec)
         self._query_scales = QueryScales([mixer], count)  # kept, as the kernels read its table
         self._query_scales.update(workspace.call, count - 1)
         mix_outside(self._kernels, mixer, spec, workspace, None)
         self._kernels.begin_layer(spec, workspace.call, 0)
-        outputs = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)
-        if echoes and top_k:
+        is_projected = bool(top_k and layer.mixture.input_projection.outputs)
+        width = layer.mixture.input_projection.outputs if is_projected else workspace.call.hidden_size
+        outputs = np.zeros((count * top_k, width), dtype=np.float32)
+        if echoes and top_k and not is_projected:
             outputs[:] = workspace.normed.repeat(top_k, axis=0)
             if layer.mixture.scales_input:
                 outputs *= workspace.weights(0, top_k).reshape(-1, 1)

@@ -17,6 +17,7 @@ from server.kernels.native.structures.mixers import MixerKind
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration, RotaryDeclaration
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import Linear
 from server.model.blocks.workspace import Positions
@@ -37,6 +38,8 @@ class MixerParts(ABC):
     """The parts of a family's module that one kind of mixer takes, found by structure."""
 
     module: Any
+    declares: ClassVar[type[MixerDeclaration]]  # what declarations of this kind are
+    keeps_state: ClassVar[bool] = False  # modules of this kind read and write recurrent states
 
     @classmethod
     @abstractmethod
@@ -52,9 +55,27 @@ class MixerParts(ABC):
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters that the kind knows; a module with others is of another kind."""
 
+    def declare(self, captured: LayerCapture, name: str, place: LayerPlace) -> MixerDeclaration:
+        """Return what a call of the layer shows, but for what only ``Mixer.fit`` finds.
+
+        Args:
+            captured: the call.
+            name: of the module in the layer.
+            place: of the layer.
+
+        Raises:
+            UnsupportedLayerError: it computes something else.
+        """
+        del captured, place
+        return self.declares(name)
+
     @abstractmethod
-    def build(self, captured: LayerCapture, place: LayerPlace) -> Mixer:
-        """Return the mixer, but for what only ``Mixer.fit`` finds.
+    def build(self, declared: Any, place: LayerPlace) -> Mixer:
+        """Return the mixer.
+
+        Args:
+            declared: of the kind's type.
+            place: of the layer.
 
         Raises:
             UnsupportedLayerError: it computes something else.
@@ -173,8 +194,10 @@ class Mixer(ABC):
             UnsupportedLayerError: it computes something else.
         """
 
-    def take(self, found: Self) -> None:  # noqa: B027
-        """Take what ``fit`` found of a mixer of the same kind; nothing by default."""
+    def declare(self, declared: Any) -> MixerDeclaration:
+        """Return what it was built from, with what ``fit`` found."""
+        found: MixerDeclaration = declared
+        return found
 
     @abstractmethod
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> Mixer:
@@ -217,10 +240,15 @@ class RotaryMixer(Mixer):
     def most_rotated(self) -> int:
         """The most numbers of a head that may be rotated."""
 
-    def use_rope(self, index: int) -> None:
-        """Take the cosines and sines of one of the model's kinds of positions; the first by default."""
+    def use_rope(self, declared: RotaryDeclaration, rotary_dim: int) -> None:
+        """Rotate by one of the model's kinds of positions.
+
+        Args:
+            declared: with its number.
+            rotary_dim: the numbers of a head that it rotates.
+        """
         assert self._spec is not None
-        self._spec.rope = index
+        self._spec.rope, self._spec.rope_kind, self._spec.rotary_dim = declared.rotary, declared.rope, rotary_dim
 
     @abstractmethod
     def rotation_error(self, trial: MixerTrial) -> tuple[float, bool]:

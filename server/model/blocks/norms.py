@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ class NormGates:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm: RMS, or of the numbers less their mean."""
+    """A norm: RMS, or of the numbers less their mean, or RMS of weighted numbers."""
 
     module: nn.Module
-    weight: torch.Tensor  # float32 (size,), multiplied with the normed values; ones if the module has none
+    weight: torch.Tensor  # float32 (size,), multiplied with the normed values, or before; ones if the module has none
     epsilon: float
     kind: NormKind = NormKind.RMS
     bias: torch.Tensor | None = None  # float32 (size,)
@@ -90,13 +91,13 @@ def norm_of(module: nn.Module, size: int | None = None) -> Norm | None:
         return None  # it takes rows of another shape, such as an image's
     has_weight = getattr(module, "weight", None) is not None
     candidates = []
-    for kind in (NormKind.RMS, NormKind.LAYER):
-        rows = sample if kind is NormKind.RMS else sample - sample.mean(1, keepdim=True)
+    kinds = (NormKind.RMS, NormKind.LAYER, NormKind.INPUT) if has_weight else (NormKind.RMS, NormKind.LAYER)
+    for kind, offset in product(kinds, (0, 1) if has_weight else (0,)):
+        by = factor + offset if has_weight else torch.ones(size)
+        rows = {NormKind.LAYER: sample - sample.mean(1, keepdim=True), NormKind.INPUT: sample * by}.get(kind, sample)
         normed = rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + epsilon)
-        for offset in (0, 1) if has_weight else (0,):
-            by = factor + offset if has_weight else torch.ones(size)
-            error = float((found - normed * by).abs().max() / by.abs().max())
-            candidates.append((error, kind, offset))
+        wanted = normed if kind is NormKind.INPUT else normed * by
+        candidates.append((float((found - wanted).abs().max() / by.abs().max()), kind, offset))
     error, kind, offset = min(candidates, key=lambda each: each[0])
     if not error <= TOLERANCE:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.layers import StreamMix
+from server.model.architecture import decoder_layers
+from server.model.blocks.block_attention import BlockAttentionParts, in_layer, starts_block
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.gated_streams import GatedStreamParts
 from server.model.blocks.kept_tensors import KeptTensors
@@ -91,7 +93,7 @@ class StreamParts:
         return mix
 
 
-StreamMixParts = StreamParts | GatedStreamParts
+StreamMixParts = StreamParts | GatedStreamParts | BlockAttentionParts
 
 
 def find_streams(captured: LayerCapture) -> Sequence[StreamMixParts]:
@@ -103,12 +105,24 @@ def find_streams(captured: LayerCapture) -> Sequence[StreamMixParts]:
     Raises:
         UnsupportedLayerError: it has other rows.
     """
-    found = [parts for each in captured.calls if (parts := _find(each.module)) is not None]
+    found = [parts for each in captured.calls if (parts := stream_parts_of(each.module)) is not None]
     if captured.num_streams == 0 and not found:
         return []
+    attending = [parts for parts in found if isinstance(parts, BlockAttentionParts)]
+    if attending and len(attending) == len(found):
+        return _attending(captured, attending)
     if len(found) != PARTS_OF_LAYER or any(parts.num_streams != captured.num_streams for parts in found):
         raise UnsupportedLayerError("its layers mix the rows of their residual stream in another way")
     return found
+
+
+def _attending(captured: LayerCapture, found: Sequence[BlockAttentionParts]) -> Sequence[StreamMixParts]:
+    """Return the parts of a layer that attend to kept rows, at their place in the model."""
+    starts = starts_block(captured.layer)
+    kept = [each.call.args[0].shape[-2] for each in captured.calls if each.module is found[-1].module]
+    if len(found) > PARTS_OF_LAYER or len(kept) != 1:
+        raise UnsupportedLayerError("its layers attend to the rows of their residual stream in another way")
+    return in_layer(found, num_blocks=kept[0] - starts, starts=starts, norms=())
 
 
 def find_last(body: nn.Module, num_streams: int) -> StreamMixParts:
@@ -121,7 +135,13 @@ def find_last(body: nn.Module, num_streams: int) -> StreamMixParts:
     Raises:
         UnsupportedLayerError: it is unknown.
     """
-    found = [parts for child in body.children() if (parts := _find(child)) is not None and parts.is_last]
+    parts = [parts for child in body.children() if (parts := stream_parts_of(child)) is not None]
+    num_blocks = sum(starts_block(layer) for layer in decoder_layers(body) or ())
+    found = [
+        replace(each, num_blocks=num_blocks, is_last=True) if isinstance(each, BlockAttentionParts) else each
+        for each in parts
+        if each.is_last or isinstance(each, BlockAttentionParts)
+    ]
     if not found:
         return StreamParts(None, None, None, None, num_streams, is_last=True)
     if len(found) != 1 or found[0].num_streams != num_streams:
@@ -129,5 +149,6 @@ def find_last(body: nn.Module, num_streams: int) -> StreamMixParts:
     return found[0]
 
 
-def _find(module: Any) -> StreamMixParts | None:
-    return StreamParts.find(module) or GatedStreamParts.find(module)
+def stream_parts_of(module: Any) -> StreamMixParts | None:
+    """Return the parts of a module that mixes the rows of a residual stream; None if it is something else."""
+    return StreamParts.find(module) or GatedStreamParts.find(module) or BlockAttentionParts.find(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.model.blocks.compressed_attention.parts import CompressedAttentionParts
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.kimi_delta_attention.parts import KimiDeltaAttentionParts
@@ -12,6 +13,7 @@ from server.model.blocks.mamba1.parts import Mamba1Parts
 from server.model.blocks.mamba2.parts import Mamba2Parts
 from server.model.blocks.mixer import MixerParts
 from server.model.blocks.module.parts import ModuleParts
+from server.model.blocks.no_mixer.parts import NoMixerParts
 from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 
 MIXERS: tuple[type[MixerParts], ...] = (
@@ -26,3 +28,6 @@ MIXERS: tuple[type[MixerParts], ...] = (
     Mamba2Parts,
     ModuleParts,  # takes what none of the others is
 )
+
+KINDS: tuple[type[MixerParts], ...] = (*MIXERS, NoMixerParts)
+DECLARATIONS: tuple[type[MixerDeclaration], ...] = tuple(kind.declares for kind in KINDS)

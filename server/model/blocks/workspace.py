@@ -30,13 +30,22 @@ class Workspace:
         num_experts: of the widest layer.
         is_exact: whether rows are never rounded before a product.
         num_streams: rows of a token's residual stream; 0 if that is one row and nothing else.
+        growth: the capacity for a larger step than before, in tokens of that step.
     """
 
     def __init__(
-        self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool, num_streams: int = 0
+        self,
+        hidden_size: int,
+        num_routed: int,
+        top_k: int,
+        num_experts: int,
+        *,
+        is_exact: bool,
+        num_streams: int = 0,
+        growth: float = GROWTH,
     ):
         self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
-        self._num_streams = num_streams
+        self._num_streams, self._growth = num_streams, growth
         self._capacity = 0
         self._num_shown = 0  # tokens of these tensors
         self._shown: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -46,6 +55,25 @@ class Workspace:
         self.call = StepCall(
             hidden_size=hidden_size, most_top_k=top_k, most_experts=num_experts, is_exact=int(is_exact)
         )
+
+    def of_one_step(self) -> Workspace:
+        """Return another workspace for steps of the same model, no larger than its step."""
+        call = self.call
+        return Workspace(
+            self._hidden_size,
+            self._num_routed,
+            self._top_k,
+            int(call.most_experts),
+            is_exact=bool(call.is_exact),
+            num_streams=self._num_streams,
+            growth=1.0,
+        )
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the arrays for each token."""
+        numbers = np.dtype(np.float32).itemsize * self._hidden_size * (2 + self._num_streams)
+        return numbers + 2 * np.dtype(np.float32).itemsize * self._num_routed * self._top_k
 
     def begin(
         self, chunks: Sequence[SequenceChunk], num_groups: int, states: Sequence[tuple[int, int]] | None = None
@@ -187,7 +215,7 @@ class Workspace:
     def _reserve(self, num_tokens: int) -> None:
         if num_tokens <= self._capacity:
             return
-        self._capacity = int(num_tokens * GROWTH)
+        self._capacity = int(num_tokens * self._growth)
         self._shown = {}
         self._hidden = np.empty((self._capacity, self._hidden_size), dtype=np.float32)
         self._normed = np.empty_like(self._hidden)
@@ -304,16 +332,18 @@ class PositionTables:
         """Return whether the tables that the last step used have a position."""
         return all(size > position or not kind.is_rotary for size, kind in zip(self._sizes, self._kinds, strict=True))
 
-    def take_rows(self, call: StepCall, positions: torch.Tensor) -> None:
-        """Set cosines and sines of each row of a step, instead of each position.
+    def take_rows(self, call: StepCall, positions: torch.Tensor) -> object:
+        """Set cosines and sines of each row of a step, instead of each position; return what has to be kept meanwhile.
 
         Args:
             call: of the step.
             positions: ``(axes, tokens)``.
         """
-        self._sizes = [-1] * len(self._kinds)
-        self._rows = [kind.of(positions) if kind.is_rotary else [] for kind in self._kinds]
-        for index, tables in enumerate(self._rows):
-            for part, table in enumerate(tables):
-                self._addresses[part, index] = table.ctypes.data
+        addresses = np.zeros_like(self._addresses)
+        tables = [kind.of(positions) if kind.is_rotary else [] for kind in self._kinds]
+        for index, parts in enumerate(tables):
+            for part, table in enumerate(parts):
+                addresses[part, index] = table.ctypes.data
+        call.cosines, call.sines = addresses.ctypes.data, addresses.ctypes.data + addresses.strides[0]
         call.has_own_angles = 1
+        return addresses, tables

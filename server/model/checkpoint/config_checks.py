@@ -36,6 +36,8 @@ TEMPLATES = "additional_chat_templates"
 DTYPES = ("dtype", "torch_dtype")
 QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes of other kinds
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+HEADS = ("num_attention_heads", "num_key_value_heads")
+LATENTS = "kv_lora_rank"
 GROUPS = ("n_group", "num_group")
 TOP_GROUPS = "topk_group"
 WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")
@@ -73,7 +75,13 @@ def read_config_values(folder: Path) -> dict[str, Any]:
     wrong = number_out_of_range(values)
     if wrong is not None:
         raise _unusable(folder.name, wrong)
+    kind = values.get("model_type")
+    if not isinstance(kind, str | None):
+        raise _unusable(folder.name, f"model_type is {kind!r}, not a text")
     for part in _parts(values):
+        for name in QUANTISATION:
+            if not isinstance(part.get(name), Mapping | None):
+                raise _unusable(folder.name, f"{name} is {part[name]!r}, not an object")
         for name in DTYPES:
             if not _is_dtype(part.get(name)):
                 raise _unusable(folder.name, f"{name} is {part[name]!r}, not a type of floating-point numbers")
@@ -91,6 +99,7 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
         raise _unusable(name, "its text_config is not one that transformers reads")
     for layer in layer_configs(text):
         _check_windows(layer, name)
+        _check_heads(layer, name)
         counts = (getattr(layer, field, None) for field in EXPERTS)
         num_experts = max((count for count in counts if type(count) is int), default=None)
         for field in TOP_K:
@@ -99,8 +108,21 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
                 raise _unusable(
                     name, f"{field} is {value}, not a number from 1 to the {num_experts} experts of a layer"
                 )
+        chosen = {field: getattr(layer, field) for field in TOP_K if hasattr(layer, field)}
+        is_missing = bool(chosen) and all(value is None for value in chosen.values())
+        if is_missing and num_experts is not None and num_experts > 1:
+            raise _unusable(name, f"{min(chosen)} is missing, the number of experts that a token goes to")
         for field in GROUPS:
             _check_groups(layer, field, num_experts, name)
+
+
+def _check_heads(layer: Any, name: str) -> None:
+    """Check that as many heads share each head of keys and values."""
+    heads, kv_heads = (getattr(layer, field, None) for field in HEADS)
+    if getattr(layer, LATENTS, None):  # all heads share a latent, whatever the second number says
+        return
+    if type(heads) is int and type(kv_heads) is int and kv_heads > 0 and heads % kv_heads:
+        raise _unusable(name, f"{HEADS[0]} is {heads}, not a multiple of {HEADS[1]}, which is {kv_heads}")
 
 
 def _check_windows(layer: Any, name: str) -> None:

@@ -13,6 +13,7 @@ from transformers.core_model_loading import Concatenate, WeightConverter
 from expert_store import CheckpointError, ParameterRecipe, ParameterSpec, TensorSource
 from server.kernels.expert import transposed_names
 from server.model.checkpoint.expert_linears import GATE_UP, linear_converter
+from server.model.errors import ExpertShapeError
 from server.model.quantised.matrix import StoredMatrix, StoredTensor
 from server.model.quantised.slots import is_stack, slot_tensors
 
@@ -41,7 +42,12 @@ class ExpertCounts(NamedTuple):
 
 
 def split_by_expert(
-    source: TensorSource | StoredTensor, expert: int | None, counts: ExpertCounts | None, rank: int = 0
+    source: TensorSource | StoredTensor,
+    expert: int | None,
+    counts: ExpertCounts | None,
+    rank: int = 0,
+    *,
+    parameter: str = "",
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
     """Split a tensor into its experts; those that compute nothing are left out.
 
@@ -50,15 +56,15 @@ def split_by_expert(
         counts: of the layer; None if a tensor of all experts may have any number.
         rank: number of dimensions of one expert's parameter. A tensor of all experts has one more, or has the experts'
             rows concatenated.
+        parameter: the name in the model of that of all experts, for errors.
     """
     if counts is None:
         num_experts = num_stored = expert + 1 if expert is not None else _leading_size(source, rank)
     else:
         num_experts, num_stored = counts
     if expert is not None and expert >= num_stored:
-        raise CheckpointError(
-            f"{source.name} belongs to expert {expert}, but the model has {num_stored} experts in a layer"
-        )
+        message = f"{source.name} belongs to expert {expert}, but the model has {num_stored} experts in a layer"
+        raise ExpertShapeError(message, parameter, [0])
     if isinstance(source, StoredTensor):
         count = num_stored if len(source.matrices) == num_stored else num_experts
         return [each for each in source.of_experts(expert, count) if each[0] < num_experts]
@@ -69,7 +75,8 @@ def split_by_expert(
     count = num_stored if rows == num_stored else num_experts
     if not rows or (rows % count if is_flat else rows != count):
         wanted = f"a multiple of {count}" if is_flat else count
-        raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first dimension should be {wanted}")
+        message = f"{source.name} has shape {list(source.shape)}; its first dimension should be {wanted}"
+        raise ExpertShapeError(message, parameter, [0])
     return [(index, source.leading_part(index, count)) for index in range(num_experts)]
 
 
@@ -90,7 +97,8 @@ def expert_parameters(
     is_in_parts = any(isinstance(source, StoredMatrix) for _, source in gate_up)
     for parameter, shape in parameter_shapes(module).items():
         if parameter not in parts:
-            raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+            message = f"{name}: expert {expert} has no tensor for {parameter}"
+            raise ExpertShapeError(message, f"{name}.{parameter}", [0] if expert else [])
         if parts[parameter].is_linear:
             parts[parameter].converter = linear_converter(module, parameter, is_in_parts=is_in_parts)
         made += _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter])
@@ -174,7 +182,10 @@ def _recipe(
         wanted = ", ".join(converter.source_patterns)
         raise CheckpointError(f"{target} needs {wanted} for each expert, but has only {names}") from error
     if tuple(result.shape) != shape:
-        raise CheckpointError(f"{names} convert to shape {list(result.shape)}; {target} needs {list(shape)}")
+        message = f"{names} convert to shape {list(result.shape)}; {target} needs {list(shape)}"
+        are_alike = len(result.shape) == len(shape)
+        others = [1 + each for each, size in enumerate(shape) if not are_alike or result.shape[each] != size]
+        raise ExpertShapeError(message, target, others)
     return ParameterRecipe(sources, assemble), result.dtype
 
 

@@ -7,9 +7,11 @@ of ``server.kernels.formats.block_int8``, or as ``X.weight_q4`` with those of ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +20,6 @@ from expert_store import (
     CheckpointError,
     MadeTensors,
     ParameterSpec,
-    TensorReads,
     TensorSource,
     Weights,
     read_tensor,
@@ -29,13 +30,16 @@ from server.model.attention.mla import latent_linears
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, renamed
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights, quantise
 from server.model.errors import ModelError
+from server.model.quantised.conversions import Conversion, convert_all
 from server.model.quantised.embedding import quantise_embedding
 from server.model.quantised.linear import NAME, LinearFormat, QuantisedLinear, QuantisedMatrix
 from server.model.quantised.matrix import SlotTensor, StoredTensor
 from server.model.quantised.packed_matrix import PackedMatrix
+from server.progress import progress
 
 TrunkFormat = Literal["unchanged", "int8", "int4"]
 TRUNK_FORMATS: tuple[TrunkFormat, ...] = get_args(TrunkFormat)
+PART_BYTES = 4 << 20  # of a matrix that are converted at a time
 LEAST_WEIGHTS = 1 << 14  # smaller layers are not worth quantising
 HEAD_FORMAT: QuantisedWeights = "int8"  # for the head in every format, since its errors go straight into the logits
 
@@ -60,7 +64,8 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
         model: the model; on the meta device, this ties its weights, which those of a loaded one are already.
         takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
     """
-    if model.device.type == "meta":
+    embedding = model.get_input_embeddings()
+    if model.device.type == "meta" and isinstance(getattr(embedding, NAME, None), nn.Parameter):  # it is not quantised
         model.tie_weights()
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     experts = () if takes_all_widths else experts_modules(model).values()
@@ -137,62 +142,86 @@ def replace_matrices(model: PreTrainedModel, matrices: PackedMatrices) -> dict[s
         CheckpointError: the model has no such layer, or the layer has another shape.
     """
     names, replaced = renamed(model, matrices), {}
+    others: dict[nn.Module, nn.Module] = {}  # by the modules in whose place they will be put
     for hub_name, matrix in matrices.items():
         path = names.get(hub_name, hub_name).removesuffix(f".{NAME}")
         try:
             module = model.get_submodule(path)
         except AttributeError:
             module = None
-        if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
+        if module in others or (type(module) is not nn.Linear and not isinstance(module, nn.Embedding)):
             raise CheckpointError(f"{hub_name} is not a linear layer of the model; pack the model again")
         wanted = matrix.format.specs("", *module.weight.shape)
         if [(tensor.suffix, tensor.dtype, tensor.shape) for tensor in matrix.tensors] != wanted:
             raise CheckpointError(f"{hub_name} does not have the model's shape; pack the model again")
         if isinstance(module, nn.Embedding):
-            replaced[hub_name] = _replace_embedding(model, path, module, matrix.format)
+            replaced[hub_name] = _replace_embedding(model, path, module, matrix.format, others)
         else:
-            replaced[hub_name] = _replace_linear(model, module, matrix.format)
-    return replaced
-
-
-def _replace_linear(model: PreTrainedModel, linear: nn.Linear, matrix_format: LinearFormat) -> QuantisedLinear:
-    replaced = QuantisedLinear(linear, matrix_format)
-    _put(model, linear, replaced)
+            replaced[hub_name] = others[module] = QuantisedLinear(module, matrix.format)
+    _put(model, others)
     return replaced
 
 
 def _replace_embedding(
-    model: PreTrainedModel, path: str, module: nn.Embedding, matrix_format: LinearFormat
+    model: PreTrainedModel,
+    path: str,
+    module: nn.Embedding,
+    matrix_format: LinearFormat,
+    others: dict[nn.Module, nn.Module],
 ) -> QuantisedMatrix:
-    """Quantise an embedding, and the head that has the same weights."""
+    """Quantise an embedding, and the head that has the same weights.
+
+    Args:
+        others: modules by those in whose place they will be put.
+    """
     model.tie_weights()
     head = head_of(model)
-    is_shared = type(head) is nn.Linear and head.weight is module.weight
+    is_shared = type(head) is nn.Linear and head not in others and head.weight is module.weight
     table = quantise_embedding(module, matrix_format, head if is_shared else None)
     if is_shared:
-        _put(model, head, table)
+        others[head] = table
         tied, name = model.all_tied_weights_keys, f"{path}.{NAME}"  # transformers would tie them again
         model.all_tied_weights_keys = {one: other for one, other in tied.items() if name not in {one, other}}
     return table
 
 
-def _put(model: PreTrainedModel, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another."""
+def _put(model: PreTrainedModel, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the places of others."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
+        for name, child in list(parent._modules.items()):  # noqa: SLF001  a module may have two names
+            if child in others:
+                setattr(parent, name, others[child])
 
 
-def fill_matrices(layers: Mapping[str, QuantisedMatrix], matrices: PackedMatrices) -> None:
+def fill_matrices(layers: Mapping[str, QuantisedMatrix], matrices: PackedMatrices, num_threads: int) -> None:
     """Read the matrices of quantised layers and embeddings.
+
+    Args:
+        num_threads: that convert what is read.
 
     Raises:
         CheckpointError: a file can't be read.
     """
-    with TensorReads([source for hub_name in layers for source in matrices[hub_name].sources]) as reads:
-        for hub_name, layer in layers.items():
-            layer.fill({NAME + suffix: tensor for suffix, tensor in matrices[hub_name].read(reads.take).items()})
+    conversions: list[Conversion[object]] = []
+    for hub_name, layer in layers.items():
+        matrix = matrices[hub_name]
+        if not matrix.is_converted:
+            conversions.append(Conversion(matrix.sources, partial(_fill, layer, matrix)))
+            continue
+        whole = matrix.empty()
+        layer.fill({NAME + suffix: tensor for suffix, tensor in whole.items()})
+        conversions += [
+            Conversion(part.sources, partial(part.make, into=share), is_copy=True)
+            for part, share in matrix.parts(PART_BYTES, whole)
+        ]
+    sizes = [sum(source.extent.nbytes for source in each.sources) for each in conversions]
+    with progress("loading the trunk", sum(sizes)) as shown:
+        for nbytes, _ in zip(sizes, convert_all(conversions, num_threads), strict=True):
+            shown.advance(nbytes)
+
+
+def _fill(layer: QuantisedMatrix, matrix: PackedMatrix, sources: Sequence[torch.Tensor]) -> None:
+    layer.fill({NAME + suffix: tensor for suffix, tensor in matrix.make(sources).items()})
 
 
 def _made(

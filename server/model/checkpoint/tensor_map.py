@@ -40,7 +40,7 @@ from server.model.checkpoint.expert_parameters import (
     expert_parameters,
     split_by_expert,
 )
-from server.model.errors import ModelError, in_mlx_format, incomplete
+from server.model.errors import ModelError, TrunkShapeError, in_mlx_format, incomplete
 from server.model.experts.replacements import conversions
 from server.model.quantised import mlx
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
@@ -162,7 +162,8 @@ def sort_tensors(
         if target not in owners:
             linear = find_expert_linear(modules, model.base_model_prefix, target)
             if linear is not None:
-                for expert, part in split_by_expert(source, linear.expert, counts_of(modules[linear.module])):
+                counts, own = counts_of(modules[linear.module]), f"{linear.module}.{linear.parameter}"
+                for expert, part in split_by_expert(source, linear.expert, counts, parameter=own):
                     place = experts.setdefault((linear.module, expert), {})
                     linears = place.setdefault(linear.parameter, ExpertParameter(None, is_linear=True))
                     linears.sources.append((linear.order, part))
@@ -184,7 +185,8 @@ def sort_tensors(
                 raise CheckpointError(f"{source.name} is one of two kinds of experts, of which none can be added")
             share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
             name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
-        for expert, part in split_by_expert(source, number, counts_of(modules[name]), rank):
+        counts, own = counts_of(modules[name]), f"{name}.{parameter}"
+        for expert, part in split_by_expert(source, number, counts, rank, parameter=own):
             place = experts.setdefault((name, expert), {})
             place.setdefault(parameter, ExpertParameter(converter)).sources.append((order, part))
     return SortedTensors(trunk, experts, unused)
@@ -233,9 +235,13 @@ def check_trunk_tensors(name: str, model: PreTrainedModel, found: CheckpointMap)
     for tensor, parameter in renamed(model, found.trunk).items():
         shape, wanted = list(found.trunk[tensor].shape), list(parameters[parameter].shape)
         if shape != wanted:
-            raise ModelError(
+            are_alike = len(shape) == len(wanted)
+            others = [each for each, size in enumerate(wanted) if not are_alike or shape[each] != size]
+            raise TrunkShapeError(
                 f"{name} does not match its config.json: {parameter} has shape {shape}, not {wanted}; download the "
-                "checkpoint again"
+                "checkpoint again",
+                parameter,
+                others,
             )
 
 

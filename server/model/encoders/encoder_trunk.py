@@ -25,14 +25,15 @@ from server.model.errors import ModelError
 from server.model.experts.cost_attribution import attribute_costs
 from server.model.experts.next_layer_gate import NextLayerGate
 from server.model.experts.step_experts import StepExperts
+from server.model.experts.strategies.leased import LeasedExperts
 from server.model.hooks import use_hooks
-from server.model.linear import speed_up_linears
+from server.model.modules.linear import speed_up_linears
 from server.model.recurrent.states import StateCache
-from server.model.resident_model import ResidentModel
 from server.model.step import SequenceChunk, StepOutput, StepTokens
+from server.model.trunk.base_trunk import BaseTrunk
 
 
-class EncoderTrunk(ResidentModel):
+class EncoderTrunk(BaseTrunk):
     """An encoder that runs whole sequences, many in one step, with the interface of ``Trunk``.
 
     Attention, and routers whose tokens depend on each other, see one sequence at a time; experts are leased once a
@@ -134,7 +135,7 @@ class _StepHooks:
     """The hooks of a step: attention within sequences, and experts from the store."""
 
     def __init__(self, attention: PackedAttention, experts: StepExperts):
-        self.attend, self.run_experts = attention.attend, experts.run
+        self.attend, self.run_experts = attention.attend, LeasedExperts(experts).run
 
 
 @dataclass(frozen=True)

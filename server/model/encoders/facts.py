@@ -8,7 +8,7 @@ from typing import Any
 from server.model.attention.kv_cache import KVGroup
 from server.model.greenroom_moe.mixture import RoutedExperts
 from server.model.program import ENCODER_REASON, ModelProgram, Target
-from server.model.resident_model import TrunkFacts
+from server.model.trunk.base_trunk import TrunkFacts
 
 FLOAT = 4  # bytes
 

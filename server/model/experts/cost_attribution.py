@@ -72,9 +72,10 @@ class Owners(Protocol):
 def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> list[ExpertCost]:
     """Return the cost of each chunk's tokens.
 
-    A chunk is charged a lookup for each expert of a layer that its own tokens went to. A missed expert and its bytes
-    are charged to one of the chunks that used it, so that sums over chunks equal what the step read. Each chunk of a
-    layer is charged the layer's stall in full, as all of them wait.
+    A chunk is charged a lookup for each expert of a layer that its own tokens went to. A missed expert and its bytes,
+    and the bytes of one that was read ahead of the layer, are charged to one of the chunks that used it, so that sums
+    over chunks equal what was read for the step. Each chunk of a layer is charged the layer's stall in full, as all of
+    them wait.
     """
     costs = [ExpertCost() for _ in rows.chunks]
     is_decode = len(costs) > 1 and rows.is_decode
@@ -90,7 +91,7 @@ def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> l
                     _attribute_layer(run, rows.owners(run.layer), costs)
         elif len(costs) == 1:
             costs[0].add(part.cost)
-        elif is_decode and not part.missed and part.chosen.max() < part.num_experts:
+        elif is_decode and not part.missed and not part.read_ahead and part.chosen.max() < part.num_experts:
             num_each += part.chosen.shape[1]
             seconds_each += part.cost.stall_seconds
         else:
@@ -107,12 +108,19 @@ def _attribute_layer(run: LayerRun, owners: IntArray, costs: Sequence[ExpertCost
     num_lookups = uses[:, :-1].sum(1).tolist()
     for owner in np.unique(owners).tolist():
         costs[owner].add(ExpertCost(num_lookups[owner], stall_seconds=run.cost.stall_seconds))
+    for place, nbytes in run.read_ahead.items():
+        _payer(run, place, uses, costs).bytes_read += nbytes
     for place, nbytes in run.missed.items():
-        users = np.flatnonzero(uses[:, place]).tolist()
-        payer = costs[users[(run.layer + place) % len(users)]]  # by turns, so that none pays for all
+        payer = _payer(run, place, uses, costs)
         payer.num_misses += 1
         payer.bytes_read += nbytes
         payer.remote_bytes += nbytes if place in run.remote else 0
+
+
+def _payer(run: LayerRun, place: int, uses: npt.NDArray[np.bool_], costs: Sequence[ExpertCost]) -> ExpertCost:
+    """Return the cost that pays for a read: chunks that used the expert pay by turns, so that none pays for all."""
+    users = np.flatnonzero(uses[:, place]).tolist()
+    return costs[users[(run.layer + place) % len(users)]]
 
 
 def last_choices_of_chunks(

@@ -19,6 +19,7 @@ SCORINGS: tuple[Scoring, ...] = (
 )
 
 SHARED = "n_shared_experts"  # attribute of a router
+LOGITS_FACTOR = "output_multiplier"  # attribute of a router
 LEAST_AGREEMENT = 0.5  # share of the model's own choices that a router must find to be worth applying ahead
 
 
@@ -33,6 +34,7 @@ class RouterWeights:
     names: Mapping[str, str] = field(default_factory=dict)  # of ``weight``, ``bias`` and ``correction`` in the model
     top_k: int = 0  # experts that a token chooses
     num_shared: int = 0  # rows whose scores only weight experts that every token runs through
+    logits_scale: float = 1.0
 
     @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
@@ -43,7 +45,7 @@ class RouterWeights:
         scores = F.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)  # (tokens, experts)
         scores = scores[:, : scores.shape[1] - self.num_shared]
         if self.correction is not None:
-            scores = self.scoring(scores.float()) + self.correction
+            scores = self.scoring(scores.float() * self.logits_scale) + self.correction
         return scores.topk(k, dim=-1).indices
 
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> RouterWeights:
@@ -100,7 +102,10 @@ def find_router(model: nn.Module, name: str, sample: RouterSample, num_identitie
             if tuple(tensor.shape) in {(num_experts + more, hidden) for more in (0, _num_shared(owner, path))}
         ]
         if weights:  # a shared expert's may have the same shape
-            routers = [_router(path, tensors, num_experts, sample, owner_name) for path in weights]
+            routers = [
+                _router(path, tensors, num_experts, sample, owner_name, logits_scale=_logits_scale(owner, path))
+                for path in weights
+            ]
             agreements = [_agreement(router, sample) for router in routers]
             best = max(agreements)
             return routers[agreements.index(best)] if best >= LEAST_AGREEMENT else None
@@ -112,8 +117,19 @@ def _num_shared(owner: nn.Module, path: str) -> int:
     return int(getattr(owner.get_submodule(path.rpartition(".")[0]), SHARED, None) or 0)
 
 
+def _logits_scale(owner: nn.Module, path: str) -> float:
+    """Return the factor by which the module of a tensor multiplies logits."""
+    return float(getattr(owner.get_submodule(path.rpartition(".")[0]), LOGITS_FACTOR, 1.0))
+
+
 def _router(
-    path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: RouterSample, owner: str
+    path: str,
+    tensors: Mapping[str, torch.Tensor],
+    num_experts: int,
+    sample: RouterSample,
+    owner: str,
+    *,
+    logits_scale: float,
 ) -> RouterWeights:
     """Return the router whose matrix is at ``path``, with the scoring that agrees best with the choices of a sample."""
     paths: dict[str, str] = {"weight": path}
@@ -129,7 +145,7 @@ def _router(
     names = {role: f"{owner}.{path}" for role, path in paths.items()}
     top_k, num_shared = sample.top_k_index.shape[-1], len(found["weight"]) - num_experts
     routers = [
-        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, top_k, num_shared)
+        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, top_k, num_shared, logits_scale)
         for scoring in SCORINGS
     ]
     return max(routers, key=lambda router: _agreement(router, sample))

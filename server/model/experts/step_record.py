@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ class LayerRun(NamedTuple):
     missed: Mapping[int, int]  # places of experts that were in no tier, and the bytes read for each
     numbers: IntArray | None = None  # the expert's number of each place; None if they are the same
     remote: Collection[int] = ()  # of the missed places, those whose experts were on no disk
+    read_ahead: Mapping[int, int] = MappingProxyType({})  # places of experts that were prefetched, and the bytes read
 
 
 class ResidentRuns:
@@ -75,6 +77,24 @@ def runs_of(parts: Sequence[LayerRun | ResidentRuns]) -> list[LayerRun]:
     return [run for part in parts for run in (part.runs if isinstance(part, ResidentRuns) else (part,))]
 
 
+class LeaseCost(NamedTuple):
+    """The cost of a lease of one layer's experts, or of a step's part of it."""
+
+    missed: Mapping[ExpertKey, bool]  # experts that were in no tier, and whether they were on no disk either
+    read_ahead: Collection[ExpertKey]  # experts that were prefetched from disk, at their first use
+    num_lookups: int
+    stall_seconds: float
+    stalled_from: float  # ``time.monotonic``
+    stalled_to: float
+
+    @classmethod
+    def of(cls, lease: Lease) -> Self:
+        """Return the cost of a lease, which has ended."""
+        return cls(
+            lease.missed, lease.read_ahead, lease.num_lookups, lease.stall_seconds, lease.stalled_from, lease.stalled_to
+        )
+
+
 class StepRecord:
     """Choices, costs and stalls of all layers of experts in a step, in the order in which the layers ran."""
 
@@ -111,7 +131,7 @@ class StepRecord:
         layer: int,
         chosen: IntArray,
         keys: Sequence[ExpertKey],
-        lease: Lease,
+        lease: LeaseCost,
         *,
         catalog: ExpertCatalog,
         numbers: IntArray | None = None,
@@ -120,13 +140,16 @@ class StepRecord:
 
         Args:
             chosen: ``(rows, k)``, places in ``keys``.
+            lease: the cost of the lease.
             numbers: see ``LayerRun``.
         """
         missed = {keys.index(key): catalog.read_bytes(key) for key in lease.missed}
         remote = [keys.index(key) for key, is_far in lease.missed.items() if is_far]
         cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
         cost.remote_bytes = sum(missed[place] for place in remote)
-        self.parts.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers, remote))
+        ahead = {keys.index(key): catalog.read_bytes(key) for key in lease.read_ahead}
+        cost.bytes_read += sum(ahead.values())
+        self.parts.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers, remote, ahead))
         self.cost.add(cost)
         if cost.stall_seconds:
             self.stalls.append(
@@ -136,7 +159,7 @@ class StepRecord:
                     lease.stalled_to,
                     cost.stall_seconds,
                     cost.num_misses,
-                    cost.bytes_read,
+                    sum(missed.values()),
                 )
             )
 

@@ -95,15 +95,15 @@ class StepSets:
             width=width,
         )
 
-    def address(self, sets: npt.NDArray[np.int64]) -> int:
-        """Return the address for a step; valid until the next call.
+    def of_step(self, sets: npt.NDArray[np.int64]) -> tuple[int, object]:
+        """Return the address for a step, and what has to be kept until it has run.
 
         Args:
             sets: of each sequence.
         """
-        self._set_of_sequence = sets.astype(np.int32)
-        self.call.set_of_sequence = self._set_of_sequence.ctypes.data
-        return addressof(self.call)
+        set_of_sequence, call = sets.astype(np.int32), ExpertSets.from_buffer_copy(self.call)
+        call.set_of_sequence = set_of_sequence.ctypes.data
+        return addressof(call), (self, call, set_of_sequence)
 
 
 class VariantSets:

@@ -73,12 +73,11 @@ class LayerSequence:
         every = [layer.experts for layer in (*layers, *image_layers) if layer.experts is not None]
         self._num_places = max((len(layer.keys) for layer in every), default=0)
         self._predicts = False  # whether this step does
+        self.after_layer: Callable[[int, torch.Tensor], None] | None = None  # gets its number and the residual stream
 
     def run(self, experts: StepExperts, mixers: MixerStep, images: ImageRows | None) -> None:
         """Run all layers on the rows of the workspace."""
-        segments = self._segments
-        if images is not None and images.additions:
-            segments = self._split({layer + 1 for layer in images.additions})
+        segments = self._segments_of(images)
         num_routed = 0  # layers with experts that have run
         are_images = None if images is None else images.to_image_experts
         self._predicts = are_images is None and experts.predicts
@@ -100,8 +99,7 @@ class LayerSequence:
                     index += 1
                     num_routed = self._places[index]
                     held = self._hold(experts, num_routed) if are_images is None else None
-                if images is not None:
-                    images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
+                self._end_segment(segment, images)
             self._record_last(experts, held, num_routed)
         except BaseException:
             if held is not None:
@@ -109,6 +107,20 @@ class LayerSequence:
             raise
         if self._predicts:
             experts.request()
+
+    def _segments_of(self, images: ImageRows | None) -> Sequence[_Segment]:
+        """Return the segments of a step: neighbouring layers, between which something else happens."""
+        if self.after_layer is not None:
+            return self._split(range(len(self._layers)))
+        if images is not None and images.additions:
+            return self._split({layer + 1 for layer in images.additions})
+        return self._segments
+
+    def _end_segment(self, segment: _Segment, images: ImageRows | None) -> None:
+        if images is not None:
+            images.add_after(segment.end - 1, torch.from_numpy(self._workspace.hidden))
+        if self.after_layer is not None:
+            self.after_layer(segment.end - 1, torch.from_numpy(self._workspace.residual).clone())
 
     def _hold(self, experts: StepExperts, place: int) -> ResidentExperts | None:
         """Hold the experts that are in memory, and describe them to the kernels.

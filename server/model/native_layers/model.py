@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from sys import getrefcount
 from typing import Any, NamedTuple
 
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from expert_store import ExpertStore
 from server.kernels.native.library import Kernels, impossible
-from server.kernels.native.structures.layers import HeadCall
+from server.kernels.native.structures.layers import HeadCall, Mixture
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.attention.kv_cache import KVCache, KVGroup
 from server.model.blocks.layer import NativeLayer
@@ -23,13 +26,14 @@ from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.workspace import BLOCK, PositionTables, Workspace
 from server.model.experts.step_experts import StepExperts
 from server.model.multimodal.image_embeddings import StepImages
-from server.model.native_layers.adapters import NativeAdapters
+from server.model.native_layers.adapters import NativeAdapters, NativeStep
 from server.model.native_layers.decode_steps import DecodeSteps
 from server.model.native_layers.embedding_rows import EmbeddingRows
 from server.model.native_layers.expert_sets import VariantSets
 from server.model.native_layers.layer_sequence import LayerSequence
+from server.model.native_layers.prompt_pass import NativePass, PassInput, PassStep, PredictNext
 from server.model.native_layers.step_images import ImageRows
-from server.model.program import Block, ModelProgram, Target
+from server.model.program import Target
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.step import HostLogits, SequenceChunk, StepTokens, positions_of
 
@@ -101,11 +105,6 @@ class NativeModel:
         )
         self._bound: tuple[KVCache | None, StateCache | None] = None, None
 
-    @cached_property
-    def program(self) -> ModelProgram:
-        """The target of each part."""
-        return ModelProgram(tuple(map(block_of, self._layers)))
-
     @property
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that the kernels read, but for experts."""
@@ -113,6 +112,15 @@ class NativeModel:
         kept = [each for layer in layers for each in (layer.kept, layer.mixer.kept)]
         kept += [layer.ngrams.kept for layer in layers if layer.ngrams is not None]
         return [tensor for each in kept for tensor in each]
+
+    @contextmanager
+    def watch_layers(self, seen: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+        """Call a function after each layer of the steps within, with its number and the residual stream, float32."""
+        self._sequence.after_layer = seen
+        try:
+            yield
+        finally:
+            self._sequence.after_layer = None
 
     @cached_property
     def outside(self) -> Sequence[Mixer]:
@@ -179,38 +187,146 @@ class NativeModel:
         chosen = self.ahead.take(chunks, experts)
         if chosen is not None:
             return NativeResult(self._no_logits, self._no_states, chosen)
-        workspace = self._workspace
         rows = None if cache is None else [cache.rows_of(chunk) for chunk in chunks]
-        last = workspace.begin(chunks, len(kv_cache.groups), rows)
-        described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
-        workspace.call.lora = self._head.lora = None if described is None else described.address
-        self._embedding.write(tokens.token_ids, workspace)
-        self._positions.update(workspace.call, last)
-        self._query_scales.update(workspace.call, last)
-        image_rows = None if images is None else self._insert_images(images, chunks)
-        workspace.begin_streams()
-        variants = experts.variants
-        sets = None if variants is None else self._variant_sets.of(variants)
-        workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
+        described, image_rows, _keeps = self._describe(
+            self._workspace, chunks, tokens, kv_cache, rows=rows, experts=experts, adapters=adapters, images=images
+        )
         if self.may_run_ahead and images is None and (cache is None or cache.is_double):
             chosen = self.ahead.begin(chunks, len(kv_cache.groups), experts, self._logits_of, described)
             if chosen is not None:
                 return NativeResult(self._no_logits, self._no_states, chosen)
         mixers = MixerStep(self._rotary, positions_of(chunks) if self.outside else (), self._dtype, states)
         self._sequence.run(experts, mixers, image_rows)
-        return NativeResult(*self._run_head(tokens.logit_rows, tokens.hidden_rows))
+        return NativeResult(*self._run_head(self._workspace, tokens.logit_rows, tokens.hidden_rows))
 
-    def _insert_images(self, images: StepImages, chunks: Sequence[SequenceChunk]) -> ImageRows:
-        """Set the rows of a step with images, and what their attention sees."""
-        call, hidden = self._workspace.call, torch.from_numpy(self._workspace.hidden)
+    @property
+    def can_pass(self) -> bool:
+        """True if steps of prompts may run layer by layer.
+
+        Kernels may keep nothing of a layer from the choice of its experts to its end but the arrays of the step: no
+        factors of residual streams, no weights of shared experts, and no projected inputs of experts.
+        """
+        keeps_more = any(
+            layer.spec.inner_streams or (layer.experts is not None and _keeps_more(layer.mixture))
+            for layer in self._layers
+        )
+        return not (self.outside or self._image_layers or keeps_more)
+
+    @property
+    def pass_token_bytes(self) -> int:
+        """Bytes that a pass holds for each of its tokens."""
+        recorded = np.dtype(np.int64).itemsize * sum(self._sequence.top_ks)  # choices of all layers
+        return self._workspace.token_bytes + self._deferred_bytes + recorded
+
+    @property
+    def _deferred_bytes(self) -> int:
+        """Bytes a token of results of experts that a later layer adds."""
+        adds = any(layer.spec.adds_deferred for layer in self._layers)
+        return int(self._workspace.call.hidden_size) * np.dtype(np.float32).itemsize if adds else 0
+
+    def begin_pass(
+        self,
+        steps: Sequence[PassInput],
+        kv_cache: KVCache,
+        states: StateCache | None,
+        *,
+        store: ExpertStore,
+        predict: PredictNext,
+    ) -> NativePass:
+        """Begin a pass over steps of prompts.
+
+        Args:
+            steps: in their order; a sequence may be in several.
+            kv_cache: of the layers with attention.
+            states: of the mixers that keep some. The states of the sequences are lost if the pass does not finish.
+            store: leases the experts.
+            predict: see ``NativePass``.
+        """
+        self._bind(kv_cache, states)
+        described = [self._describe_in_pass(step, kv_cache, states) for step in steps]
+        return NativePass(
+            self._kernels, self._sequence.specs, self._layers, described, store=store, predict=predict, states=states
+        )
+
+    def finish_step(self, step: PassStep) -> NativeResult:
+        """Return the results of a step of a pass whose layers have run."""
+        self._head.lora = step.workspace.call.lora
+        return NativeResult(*self._run_head(step.workspace, step.tokens.logit_rows, step.tokens.hidden_rows))
+
+    def _describe_in_pass(self, step: PassInput, kv_cache: KVCache, states: StateCache | None) -> PassStep:
+        """Describe a step whose sequences go on in later ones of the pass."""
+        workspace, chunks = self._workspace.of_one_step(), step.chunks
+        rows, snapshots = None, []
+        if states is not None:
+            rows = [states.begin_chunk(chunk) for chunk in chunks]
+            for (_, target), chunk in zip(rows, chunks, strict=True):
+                if chunk.snapshot is not None:
+                    snapshots.append((target, states.row_of(chunk.snapshot)))
+        _, image_rows, keeps = self._describe(
+            workspace,
+            chunks,
+            step.tokens,
+            kv_cache,
+            rows=rows,
+            experts=step.experts,
+            adapters=step.adapters,
+            images=step.images,
+        )
+        if self._deferred_bytes:
+            deferred = np.empty_like(workspace.hidden)
+            workspace.call.deferred, keeps = deferred.ctypes.data, (*keeps, deferred)
+        ends = accumulate(len(chunk.token_ids) for chunk in chunks)
+        last_rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.num_logits]
+        return PassStep(step.tokens, workspace, step.experts, image_rows, keeps, snapshots, last_rows)
+
+    def _describe(
+        self,
+        workspace: Workspace,
+        chunks: Sequence[SequenceChunk],
+        tokens: StepTokens,
+        kv_cache: KVCache,
+        *,
+        rows: Sequence[tuple[int, int]] | None,
+        experts: StepExperts,
+        adapters: StepAdapters | None,
+        images: StepImages | None,
+    ) -> tuple[NativeStep | None, ImageRows | None, tuple[object, ...]]:
+        """Describe a step to the kernels.
+
+        Args:
+            rows: with the states before and after the step, of each chunk; None if there are none.
+
+        Returns:
+            The step's adapters and images, and what has to be kept until it has run.
+        """
+        last = workspace.begin(chunks, len(kv_cache.groups), rows)
+        described = None if adapters is None else self.adapters.step(adapters)
+        workspace.call.lora = self._head.lora = None if described is None else described.address
+        self._embedding.write(tokens.token_ids, workspace)
+        self._positions.update(workspace.call, last)
+        self._query_scales.update(workspace.call, last)
+        image_rows, own_positions = (None, None) if images is None else self._insert_images(workspace, images, chunks)
+        workspace.begin_streams()
+        variants = experts.variants
+        workspace.call.sets, sets = (
+            (None, None) if variants is None else self._variant_sets.of(variants).of_step(variants.sets)
+        )
+        return described, image_rows, (described, image_rows, own_positions, sets)
+
+    def _insert_images(
+        self, workspace: Workspace, images: StepImages, chunks: Sequence[SequenceChunk]
+    ) -> tuple[ImageRows, object]:
+        """Set the rows of a step with images, and what their attention sees; return what has to be kept, too."""
+        call, hidden = workspace.call, torch.from_numpy(workspace.hidden)
         rows = ImageRows.of(images, chunks, hidden)
         hidden.copy_(rows.embedded)
-        if rows.positions is not None:
-            self._positions.take_rows(call, rows.positions)
+        kept = None if rows.positions is None else self._positions.take_rows(call, rows.positions)
         call.newest = None if rows.newest is None else rows.newest.ctypes.data
-        return rows
+        return rows, kept
 
-    def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[HostLogits, torch.Tensor]:
+    def _run_head(
+        self, workspace: Workspace, rows: Sequence[int], hidden_rows: Sequence[int]
+    ) -> tuple[HostLogits, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size
         indices = {row: index for index, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))} if hidden_rows else {}
         wanted = list(indices) if hidden_rows else rows
@@ -219,7 +335,7 @@ class NativeModel:
             self._normed = np.empty((len(wanted), size), dtype=np.float32)
             call.normed = self._normed.ctypes.data
         logits = self._logits_of(len(rows))
-        call.hidden, call.rows = self._workspace.residual_address, numbers.buffer_info()[0]
+        call.hidden, call.rows = workspace.residual_address, numbers.buffer_info()[0]
         call.num_rows, call.num_logits = len(wanted), len(rows)
         self._kernels.head(call)
         if not hidden_rows:
@@ -252,6 +368,6 @@ class NativeModel:
         self._bound = kv_cache, states
 
 
-def block_of(layer: NativeLayer) -> Block:
-    """Return the targets of a layer's parts."""
-    return Block(layer.mixer.name, layer.mixer.target, Target.NATIVE)
+def _keeps_more(mixture: Mixture) -> bool:
+    """Return True if the kernels keep something from the choice of a layer's experts until these run."""
+    return bool(mixture.router.num_shared or mixture.input_projection.outputs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ctypes import addressof
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from server.kernels.expert import scales_input
@@ -12,19 +15,33 @@ from server.kernels.native.backend import expert_shape
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.adapters import LoraPlace
 from server.kernels.native.structures.experts import ExpertShape
-from server.kernels.native.structures.layers import FeedForwardKind, Mixture, Mlp
+from server.kernels.native.structures.layers import FeedForwardKind, Mixture, Mlp, NormKind
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.linears import matrix_of, no_matrix
+from server.model.blocks.norms import Norm, norm_of
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.dense_gate import DenseGate
 from server.model.native_layers.depth_scales import DepthScales
 from server.model.native_layers.own_router import OwnRouter
-from server.model.native_layers.parts import Dense, Parts
+from server.model.native_layers.parts import Dense, Parts, Projections
 
 MIXER_RESULTS, INNER_RESULTS = 2, 3  # numbers of a layer's convolutions, after those of keys and values
+
+
+@dataclass(frozen=True)
+class LayerRouter:
+    """The router of a layer of experts."""
+
+    weights: RouterWeights | None
+    own: OwnRouter | None = None  # if it has a norm of its own
+    table: torch.Tensor | None = None  # int32 (vocabulary, k): the experts of each token
+    factor: float = 1.0  # the parameter that multiplies the weights of experts
+
+
+NO_ROUTER = LayerRouter(None)
 
 
 def build_layer(
@@ -62,6 +79,8 @@ def build_layer(
     layer.add_ngrams(parts.ngrams)
     spec.mixer_convolution = layer.convolution(parts.mixer_convolution, MIXER_RESULTS)
     spec.inner_convolution = layer.convolution(parts.output_convolution, INNER_RESULTS)
+    spec.mixer_residual_gate = layer.residual_gate(parts.mixer_residual_gate)
+    spec.inner_residual_gate = layer.residual_gate(parts.inner_residual_gate)
     spec.is_parallel = int(parts.is_parallel)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
     mlp = None if parts.dense is None else _mlp(layer, parts.dense)
@@ -110,7 +129,7 @@ def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
 def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, shared: Mlp | None) -> Mixture:
     if layer.experts is None or router is None:
         raise UnsupportedLayerError("its router was not found")
-    shape = expert_shape(parts.experts, layer.experts.layout)
+    shape = expert_shape(parts.experts, layer.experts.layout, norms_results=True)
     if isinstance(shape, str):
         raise UnsupportedLayerError(shape)
     owner = next((each for each in parts.router.modules() if getattr(each, "weight", None) is router.weight), None)
@@ -122,9 +141,12 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
-    mixture = Mixture(experts=shape, num_experts=num_experts, output_norm=layer.norm(parts.experts_norm))
+    mixture = Mixture(experts=shape, num_experts=num_experts, output_norm=layer.norm(_experts_norm(parts, router)))
     mixture.experts_scale, mixture.num_identities = 1.0, num_identities
     mixture.scales_input = int(scales_input(parts.experts))
+    if parts.experts.has_post_expert_norm:
+        mixture.result_norm = layer.norm(_result_norm(parts.experts, shape.second.outputs))
+    _set_projections(mixture, layer, parts.projections)
     if shared is not None:
         mixture.shared, mixture.has_shared = shared, 1
     if parts.shared is not None:
@@ -140,5 +162,42 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
     own.bias, layer.router = layer.kept.keep(router.bias), router
     own.correction = layer.kept.keep(router.correction)
     own.num_groups = own.top_groups = 1
-    own.scale = 1.0
+    own.scale, own.logits_scale = 1.0, router.logits_scale
     return mixture
+
+
+def _result_norm(experts: Any, size: int) -> Norm:
+    norm = norm_of(experts.post_expert_norm, size)
+    if norm is None:
+        raise UnsupportedLayerError("the results of its experts are normed in another way")
+    return norm
+
+
+def _set_projections(mixture: Mixture, layer: NativeLayer, parts: Projections | None) -> None:
+    if parts is None:
+        return
+    mixture.input_projection, mixture.output_projection = matrix_of(parts.input), matrix_of(parts.output)
+    mixture.projected_norm = layer.norm(parts.norm)
+    layer.add_target(parts.input, LoraPlace.EXPERTS_INPUT)
+    layer.add_target(parts.output, LoraPlace.EXPERTS_OUTPUT)
+
+
+def _experts_norm(parts: Parts, router: RouterWeights) -> Norm | None:
+    """Return what is done to the experts' weighted sum: its norm, or the bias that the owner of their router adds."""
+    bias, (num_rows, hidden_size) = getattr(parts.router, "bias", None), router.weight.shape
+    if not isinstance(bias, nn.Parameter) or bias.shape != (hidden_size,) or num_rows == hidden_size:
+        return parts.experts_norm
+    if parts.experts_norm is not None:
+        raise UnsupportedLayerError("its experts have a norm and a bias of their sum")
+    return Norm(parts.router, torch.ones(hidden_size), 0.0, NormKind.AFFINE, bias)
+
+
+def rotary_of(body: nn.Module) -> Any:
+    """Return the module of a model's body that computes cosines and sines for its mixers; None if it has none."""
+    return next((each for each in body.children() if hasattr(each, "inv_freq")), None)
+
+
+def table_of(module: Any) -> torch.Tensor:
+    """Return the table of a router, int32 ``(vocabulary, k)``."""
+    table: torch.Tensor = next(each for each in module.buffers() if not each.is_floating_point() and each.ndim == 2)  # noqa: PLR2004
+    return table.to(torch.int32).contiguous()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.model.image_spans import split_spans
+from server.model.attention.image_spans import split_spans
 from server.model.multimodal.image_embeddings import EXPERTS_OF, POSITIONS, SPARSE, MediaError, StepImages
 from server.model.step import SequenceChunk, positions_of
 

@@ -8,7 +8,7 @@ that failed can be run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -110,6 +110,28 @@ class StateCache:
         to, of = self._rows[target], self._rows[source]
         for tensor in self._tensors.values():
             tensor[to] = tensor[of]
+
+    def begin_chunk(self, chunk: SequenceChunk) -> tuple[int, int]:
+        """Return the rows with the states before and after a chunk, and let the next chunk begin from these.
+
+        A snapshot that the chunk resumes from is copied first, and nobody has to keep it.
+        """
+        if chunk.resumes is not None:
+            self.copy(chunk.resumes, chunk.slot)
+        rows = self.rows_of(replace(chunk, resumes=None))
+        self.advance([chunk.slot])
+        return rows
+
+    def row_of(self, slot: int) -> int:
+        """Return the current row of a slot."""
+        return self._rows[slot]
+
+    def copy_rows(self, keys: Iterable[StateKey], rows: Iterable[tuple[int, int]]) -> None:
+        """Copy some states from one row to another, for each pair of rows."""
+        for key in keys:
+            tensor = self._tensors[key]
+            for source, target in rows:
+                tensor[target] = tensor[source]
 
     def release(self, slot: int) -> None:
         """Do nothing: the states of a finished sequence are never read, since a new sequence begins without states."""

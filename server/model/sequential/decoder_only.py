@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from server.model.errors import ModelError
-from server.model.forward import Forward
 from server.model.hooks import use_hooks
+from server.model.modules.forward import Forward
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.sequential.facts import SequentialFacts, sample_sequence, sequential_facts
-from server.model.sequential.transformers_cache import SequenceCache, groups_and_states, measure_layers
+from server.model.sequential.transformers_cache import TransformersCache, groups_and_states, measure_layers
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.probe import Probe
 
@@ -38,7 +38,7 @@ class DecoderOnly:
         """The size of a token's hidden states, once there was a chunk."""
         return self._forward.hidden_size
 
-    def logits(self, chunk: SequenceChunk, cache: SequenceCache) -> torch.Tensor:
+    def logits(self, chunk: SequenceChunk, cache: TransformersCache) -> torch.Tensor:
         """Run a chunk after the tokens in the cache, and add it: float32 ``(num_logits, vocabulary)``."""
         count = chunk.num_tokens
         positions = range(chunk.num_cached, chunk.num_cached + count)
@@ -61,7 +61,7 @@ class DecoderOnly:
             ModelError: the model's experts do not call the hooks.
         """
         beginning, rest = sample_sequence(vocab_size, max_model_len)
-        probe, cache = Probe(), SequenceCache()
+        probe, cache = Probe(), TransformersCache()
         with use_hooks(probe):
             self.logits(beginning, cache)
             before = measure_layers(cache)
@@ -79,7 +79,7 @@ class DecoderOnly:
         beginning, rest = sample_sequence(vocab_size, max_model_len)
 
         def run(chunks: Sequence[SequenceChunk]) -> torch.Tensor:
-            cache = SequenceCache()
+            cache = TransformersCache()
             with use_hooks(Probe()):
                 rows = [self.logits(chunk, cache) for chunk in chunks]
             return torch.cat(rows)[-rest.num_logits :]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from server.model.errors import ModelError
 from server.model.hooks import use_hooks
 from server.model.sequential.facts import SequentialFacts, sample_sequence, sequential_facts
-from server.model.sequential.transformers_cache import SequenceCache, groups_and_states, measure_layers
+from server.model.sequential.transformers_cache import TransformersCache, groups_and_states, measure_layers
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.probe import Probe
 
@@ -38,7 +38,7 @@ class EncoderDecoder:
         self._model: Any = model
         self._first = _first_tokens(model)
 
-    def logits(self, chunk: SequenceChunk, cache: SequenceCache) -> torch.Tensor:
+    def logits(self, chunk: SequenceChunk, cache: TransformersCache) -> torch.Tensor:
         """Run a chunk: float32 ``(num_logits, vocabulary)``, for no token of the prompt but the last.
 
         Tokens of the prompt are kept until all have come. Those of the decoder run one by one: a router may limit how
@@ -63,7 +63,7 @@ class EncoderDecoder:
         """
         beginning, rest = sample_sequence(vocab_size, max_model_len)
         count = beginning.num_tokens
-        probe, answering, cache, longer = Probe(), Probe(), SequenceCache(), SequenceCache()
+        probe, answering, cache, longer = Probe(), Probe(), TransformersCache(), TransformersCache()
         with use_hooks(probe):
             self.logits(replace(beginning, num_prompt=count), cache)
             before = measure_layers(cache)
@@ -78,7 +78,7 @@ class EncoderDecoder:
     def _encode(self, prompt: Sequence[int]) -> Any:
         return self._model.get_encoder()(input_ids=torch.tensor([prompt], device=self._model.device))
 
-    def _decode(self, token: int, cache: SequenceCache) -> torch.Tensor:
+    def _decode(self, token: int, cache: TransformersCache) -> torch.Tensor:
         """Return the logits after a token, ``(vocabulary,)``."""
         output = self._model(
             encoder_outputs=cache.encoded,

@@ -26,21 +26,22 @@ from server.model.experts.next_layer_gate import find_next_layer_gates, find_rou
 from server.model.experts.router import changeable
 from server.model.experts.step_experts import StepExperts
 from server.model.experts.step_variants import StepVariants, has_variants
+from server.model.experts.strategies.leased import LeasedExperts
+from server.model.experts.switch_capacity import SwitchDrops
 from server.model.hooks import use_hooks
-from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
 from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights, watch_routers
+from server.model.modules.linear import speed_up_linears
 from server.model.program import ModelProgram, Target
 from server.model.recurrent.states import StateCache
-from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
-from server.model.sequential.transformers_cache import SequenceCache, TransformersCaches
+from server.model.sequential.transformers_cache import TransformersCache, TransformersCaches
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
-from server.model.switch_capacity import SwitchDrops
+from server.model.trunk.base_trunk import BaseTrunk, TrunkFacts
 
 
-class SequentialTrunk(ResidentModel):
+class SequentialTrunk(BaseTrunk):
     """A model that runs one sequence after the other, with the interface of ``Trunk``.
 
     In deterministic steps prompts run token by token, so that their bits do not depend on their chunks.
@@ -140,7 +141,7 @@ class SequentialTrunk(ResidentModel):
     def _run(
         self,
         chunk: SequenceChunk,
-        cache: SequenceCache,
+        cache: TransformersCache,
         store: ExpertStore,
         phase: Phase,
         prefetcher: Prefetcher | None,
@@ -184,7 +185,7 @@ class _StepHooks:
     """The hooks of a step: experts from the store. Attention is transformers' own."""
 
     def __init__(self, experts: StepExperts):
-        self.run_experts = experts.run
+        self.run_experts = LeasedExperts(experts).run
 
 
 def _join(outputs: Sequence[StepOutput]) -> StepOutput:

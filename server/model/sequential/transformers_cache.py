@@ -19,7 +19,7 @@ class LostCacheError(RuntimeError):
 
 
 @dataclass
-class SequenceCache:
+class TransformersCache:
     """The cache of one sequence: all that a model needs of the tokens so far."""
 
     layers: Any = None  # transformers' cache object; the model makes it at the beginning of a sequence
@@ -36,22 +36,22 @@ class TransformersCaches(StateCache):
 
     def __init__(self) -> None:
         super().__init__({}, 0)
-        self._caches: dict[int, SequenceCache] = {}
+        self._caches: dict[int, TransformersCache] = {}
 
-    def pop(self, chunk: SequenceChunk) -> SequenceCache:
+    def pop(self, chunk: SequenceChunk) -> TransformersCache:
         """Remove and return the cache of a chunk's sequence; it is empty at the beginning of a sequence.
 
         Raises:
             LostCacheError: the tokens before the chunk are not in the cache.
         """
-        cache = self._caches.pop(chunk.slot, SequenceCache())
+        cache = self._caches.pop(chunk.slot, TransformersCache())
         if chunk.num_cached == 0:
-            return SequenceCache()
+            return TransformersCache()
         if cache.num_tokens != chunk.num_cached:
             raise LostCacheError(f"{cache.num_tokens} of {chunk.num_cached} tokens are in the sequence's cache")
         return cache
 
-    def put(self, chunk: SequenceChunk, cache: SequenceCache) -> None:
+    def put(self, chunk: SequenceChunk, cache: TransformersCache) -> None:
         """Put a cache back, with the chunk's tokens in it."""
         cache.num_tokens = chunk.num_cached + chunk.num_tokens
         self._caches[chunk.slot] = cache
@@ -69,7 +69,7 @@ class LayerBytes:
     other: int
 
 
-def measure_layers(cache: SequenceCache) -> dict[int, LayerBytes]:
+def measure_layers(cache: TransformersCache) -> dict[int, LayerBytes]:
     """Return the bytes of a cache by layer, with those outside of any layer after the last."""
     is_pair = isinstance(cache.layers, EncoderDecoderCache)
     caches = [cache.layers.self_attention_cache, cache.layers.cross_attention_cache] if is_pair else [cache.layers]

@@ -14,6 +14,8 @@ _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 # Byte-level vocabularies write each byte as one printable character (GPT-2).
 ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+_IN_ALPHABET = re.compile(f"[{re.escape(''.join(ALPHABET))}]*")
+_BYTES = str.maketrans({character: chr(byte) for character, byte in ALPHABET.items()})  # as characters of latin-1
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 EACH_BYTE = "greenroom.each_byte"
@@ -121,8 +123,8 @@ class TokenBytes:
 
     def _encode(self, token: str) -> bytes:
         rules = self.rules
-        if rules.is_byte_level and all(character in ALPHABET for character in token):
-            return bytes(ALPHABET[character] for character in token)
+        if rules.is_byte_level and _IN_ALPHABET.fullmatch(token):
+            return token.translate(_BYTES).encode("latin-1")
         for old, new in rules.replacements:
             token = token.replace(old, new)
         if rules.has_byte_tokens and _BYTE_TOKEN.fullmatch(token):

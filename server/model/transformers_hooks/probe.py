@@ -18,6 +18,7 @@ from server.model.attention.window import seen_keys
 from server.model.errors import NotBatchableError
 from server.model.experts.router import RouterSample
 from server.model.hooks import AttentionOptions
+from server.model.layer_kinds import LayerKinds
 
 
 class Probe:
@@ -64,10 +65,23 @@ class Probe:
     def top_k(self) -> int:
         return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
 
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of layers with attention."""
+        return set(self._shapes)
+
+    def spread(self, kinds: LayerKinds) -> None:
+        """Record of all layers what the first ones of their kinds show."""
+        self.routed = kinds.spread(self.routed)
+        self._shapes, self._windows = kinds.spread_numbers(self._shapes), kinds.spread_numbers(self._windows)
+        self._chunked = set(kinds.spread_numbers(dict.fromkeys(self._chunked)))
+        self.choosing = set(kinds.spread_numbers(dict.fromkeys(self.choosing)))
+        self.indexed, self._latents = kinds.spread_numbers(self.indexed), kinds.spread_numbers(self._latents)
+
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        if layer in self._shapes:
+        if layer in self._shapes and options.bias is None:  # with biases, a module runs sequence by sequence
             raise NotBatchableError(f"layer {layer} calls attention twice in one pass")
         self._shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
         if layer in self._latents:
@@ -141,5 +155,6 @@ def attend_sequence(
         query[None], key[None], value[None], options.scaling, options.softcap, mask=mask
     )
     if options.sinks is not None:
-        output = output * (lse - options.sinks.float()[:, None]).sigmoid().unsqueeze(-1).to(output.dtype)
+        sinks = options.sinks.float() if options.sinks.ndim > 1 else options.sinks.float()[:, None]
+        output = output * (lse - sinks).sigmoid().unsqueeze(-1).to(output.dtype)
     return output[0].transpose(0, 1)

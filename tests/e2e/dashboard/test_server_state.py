@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from server.engine.engine_statistics import FINISHED_REASONS
 from tests.e2e.dashboard.pages import Synthetic, lines, open_live
+from tests.e2e.processes import Server
 
 ROOT = Path(__file__).resolve().parents[3]
 IN_A_MINUTE = """
@@ -45,6 +47,15 @@ QUIET = {
     "prompt_tokens": 0,
     "generation_tokens": 0,
 }
+
+
+@pytest.fixture(scope="module")
+def rules(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page that starts nothing, of the origin that the modules of the dashboard have."""
+    page = browser.new_page()
+    page.goto(f"{server.url}/web/warnings.js")
+    yield page
+    page.close()
 
 
 def test_header_shows_version_and_uptime(synthetic: Synthetic, page: Page) -> None:
@@ -131,10 +142,9 @@ def test_warnings_appear_and_disappear(synthetic: Synthetic, page: Page) -> None
     ],
 )
 def test_warnings_of_a_minute(
-    synthetic: Synthetic, page: Page, before: dict[str, object], after: dict[str, object], alerts: list[str]
+    rules: Page, before: dict[str, object], after: dict[str, object], alerts: list[str]
 ) -> None:
-    page.goto(f"{synthetic.url}/web/warnings.js")  # a page of the same origin that starts nothing
-    assert page.evaluate(IN_A_MINUTE, [QUIET | before, after]) == alerts
+    assert rules.evaluate(IN_A_MINUTE, [QUIET | before, after]) == alerts
 
 
 def test_warnings_have_the_limits_of_the_alert_rules() -> None:

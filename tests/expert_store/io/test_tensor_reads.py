@@ -122,3 +122,18 @@ def pieces_by_read(monkeypatch: pytest.MonkeyPatch, kind: type[Any], sources: li
         for source in sources:
             reads.take(source)
     return sorted(sizes)
+
+
+def test_memory_that_is_given_back_holds_a_later_tensor(
+    monkeypatch: pytest.MonkeyPatch, sources: list[TensorSource], tensors: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setattr(tensor_reads, "HUGE_BYTES", 1)
+    monkeypatch.setattr(tensor_reads, "AHEAD_BYTES", 1)
+    large = sources[0]
+    with TensorReads([large] * 4) as reads:
+        first = reads.take(large)
+        place = first.data_ptr()
+        reads.reuse(first)
+        later = [reads.take(large) for _ in range(3)]
+    assert place in {each.data_ptr() for each in later}
+    assert all(torch.equal(each, tensors[large.name]) for each in later)

@@ -39,11 +39,11 @@ from server.model.adapters.errors import AdapterError
 from server.model.checkpoint.config_checks import check_files
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
 from server.model.lora.peft_config import read_peft_config
+from server.model.opening.gguf_checkpoint import GgufCheckpoint
 from server.model.quantised.scheme import quantisation_beside_config
 from server.settings import SettingsError, load_settings
 

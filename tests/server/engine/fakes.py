@@ -18,6 +18,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.interface import GenerationRequest, Grammar, GrammarSpec, RequestWeights, SamplingParams, TokenStream
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
+from server.engine.pass_planning import PassLimits
 from server.engine.scheduler import SchedulerLimits
 from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.detokenizer import Detokenizer, WindowDetokenizer
@@ -52,7 +53,7 @@ class FakeModel:
 
     def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0, vocab_size: int = VOCABULARY):
         self._groups, self._vocab_size = groups, vocab_size
-        self._states: list[list[int]] = [[] for _ in range(num_states)]  # by slot, the tokens so far
+        self.states: list[list[int]] = [[] for _ in range(num_states)]  # by slot, the tokens so far
         self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
@@ -65,24 +66,39 @@ class FakeModel:
         self.num_chosen = 0  # steps whose tokens the model has chosen
         self.stalls: Sequence[Stall] = ()  # stalls of each step
         self.deferred: DeferredWork | None = None  # that steps run, as those of native layers do
+        self.can_pass, self.pass_token_bytes = False, 8
+        self.passes: list[FakePass] = []
+        self.before_unit: Callable[[], None] = lambda: None
+        self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
         if self.deferred is not None:
             self.deferred.run()
         self.steps.append([len(chunk.token_ids) for chunk in chunks])
+        self.write(chunks)
+        if self.states:
+            self._advance_states(chunks)
+        return self.output(chunks)
+
+    def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> FakePass:
+        assert all(one.is_ended for one in self.passes)
+        self.passes.append(FakePass(self, steps))
+        return self.passes[-1]
+
+    def write(self, chunks: Sequence[SequenceChunk]) -> None:
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
                 for slots, table in zip(self._slots, chunk.block_tables, strict=True):
                     slots[self._slot(table, chunk.num_cached + offset)] = token
-        if self._states:
-            self._advance_states(chunks)
+
+    def output(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         hidden: list[list[float]] = []
         logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), self._vocab_size))
         row = 0
         for chunk in chunks:
             length = chunk.num_cached + chunk.num_tokens
-            tokens = self._tokens(chunk, length)
+            tokens = self.tokens(chunk, length)
             self._check_windows(chunk, tokens)
             for end in range(length - chunk.num_logits, length):
                 logits[row, self.next_token(tokens[: end + 1])] = 1.0
@@ -119,14 +135,14 @@ class FakeModel:
 
     def _advance_states(self, chunks: Sequence[SequenceChunk]) -> None:
         """Continue each sequence from the state in its slot or snapshot, and check that it is the right one."""
-        before = [self._states[chunk.slot if chunk.resumes is None else chunk.resumes] for chunk in chunks]
+        before = [self.states[chunk.slot if chunk.resumes is None else chunk.resumes] for chunk in chunks]
         for chunk, state in zip(chunks, before, strict=True):
-            held = self._tokens(chunk, chunk.num_cached)
+            held = self.tokens(chunk, chunk.num_cached)
             assert state == held if chunk.num_cached else chunk.resumes is None
-            self._states[chunk.slot] = [*held, *chunk.token_ids]
+            self.states[chunk.slot] = [*held, *chunk.token_ids]
         for chunk in chunks:
             if chunk.snapshot is not None:
-                self._states[chunk.snapshot] = self._states[chunk.slot]
+                self.states[chunk.snapshot] = self.states[chunk.slot]
 
     def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
         """Check that groups with a window hold the tokens that the chunk's tokens see."""
@@ -136,7 +152,7 @@ class FakeModel:
             for position in range(max(0, oldest), len(tokens)):
                 assert slots[self._slot(table, position)] == tokens[position]
 
-    def _tokens(self, chunk: SequenceChunk, count: int) -> list[int]:
+    def tokens(self, chunk: SequenceChunk, count: int) -> list[int]:
         """Return the first tokens of a sequence, block by block: those of a long one are read at each step."""
         blocks = chunk.block_tables[0][: -(-count // BLOCK_SIZE)]
         assert all(block >= 0 for block in blocks)
@@ -149,6 +165,76 @@ class FakeModel:
     def _slot(table: Sequence[int], position: int) -> int:
         assert table[position // BLOCK_SIZE] >= 0
         return table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+class FakePass:
+    """A pass over two layers. A block or state that is overwritten before the pass ends changes its text or fails it.
+
+    Each layer reads what the first one has written again, since the layers of a model do so in blocks of their own.
+    """
+
+    def __init__(self, model: FakeModel, steps: Sequence[Sequence[SequenceChunk]]):
+        self.steps = [list(chunks) for chunks in steps]
+        self._model = model
+        self._units = [(layer, step) for layer in range(2) for step in range(len(steps) + 1)]  # the last: of experts
+        self._num_run = 0
+        self.is_cancelled = self.is_ended = False
+        self._outputs: list[StepOutput] = []
+        self._begun: dict[int, list[int]] = {}  # states that the sequences begin from, by slot
+        self._states: dict[int, list[int]] = {}  # those of the layer that runs
+        for chunk in (chunk for step in steps for chunk in step) if model.states else ():
+            if chunk.slot not in self._begun:
+                before = model.states[chunk.slot if chunk.resumes is None else chunk.resumes]
+                self._begun[chunk.slot] = list(before) if chunk.num_cached else []
+            else:
+                assert chunk.resumes is None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._num_run == len(self._units)
+
+    @property
+    def progress(self) -> float:
+        return self._num_run / len(self._units)
+
+    def advance(self, *, may_wait: bool) -> bool:
+        assert not self.is_ended
+        assert not self.is_finished
+        if self._model.waits_for_experts and not may_wait:
+            return False
+        self._model.before_unit()
+        layer, index = self._units[self._num_run]
+        if index == 0:
+            self._states = {slot: list(state) for slot, state in self._begun.items()}
+        if index < len(self.steps):
+            self._run(layer, self.steps[index])
+        self._num_run += 1
+        return True
+
+    def finish(self) -> list[StepOutput]:
+        assert self.is_finished
+        self.is_ended = True
+        for slot, state in self._states.items():
+            self._model.states[slot] = state
+        return self._outputs
+
+    def cancel(self) -> None:
+        assert not self.is_ended
+        self.is_cancelled = self.is_ended = True
+
+    def _run(self, layer: int, chunks: Sequence[SequenceChunk]) -> None:
+        if layer == 0:
+            self._model.write(chunks)
+        for chunk in chunks if self._begun else ():
+            state = self._states[chunk.slot]
+            assert state == self._model.tokens(chunk, chunk.num_cached)
+            state += chunk.token_ids
+            if chunk.snapshot is not None:
+                if layer:
+                    assert self._model.states[chunk.snapshot] == state
+                self._model.states[chunk.snapshot] = list(state)
+        if layer:
+            self._outputs.append(self._model.output(chunks))
 
 
 def decode(token_ids: list[int]) -> str:
@@ -174,6 +260,7 @@ class Rig:
     detokenizer: Callable[[Sequence[int], Collection[int]], Detokenizer] = detokenizer
     defers: bool = True  # events are sent during the next step
     runs_ahead: bool = False
+    passes: PassLimits | None = None
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
@@ -189,12 +276,13 @@ class Rig:
             self.model = FakeModel(groups, self.max_running + self.num_snapshots, self.vocab_size)
             snapshots = SnapshotPool(range(self.max_running, self.max_running + self.num_snapshots))
         self.blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
-        self.model.runs_ahead = self.runs_ahead
+        self.model.runs_ahead, self.model.can_pass = self.runs_ahead, self.passes is not None
         self.model.deferred = DeferredWork() if self.defers else None
         limits = EngineLimits(
             max_model_len=self.num_blocks * BLOCK_SIZE,
             max_queued=self.max_queued,
             scheduler=SchedulerLimits(self.max_running, self.max_batched_tokens),
+            passes=self.passes,
         )
         self.engine = Engine(
             self.model,

@@ -17,7 +17,7 @@ from server.engine.kv.prefix_cache_ids import prefix_cache_ids
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.prompt_media import PromptMedia
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.server.engine.test_models import decode, engine_over
 from tests.server.model.multimodal.test_image_parity import NEW_TOKENS, Prompt, make_prompts, save_model, write

@@ -24,11 +24,11 @@ from server.engine.scheduler import SchedulerLimits
 from server.engine.text.detokenizer import WindowDetokenizer
 from server.kernels import torch_backend
 from server.kernels.compute_pool import ComputePool
-from server.model import linear
 from server.model.attention import paged_attention as attention
 from server.model.attention.kv_cache import KVCache
+from server.model.modules import linear
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 

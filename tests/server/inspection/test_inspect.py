@@ -27,14 +27,14 @@ from server.loading.memory import needs_of_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
+from server.model.from_config.shapes import infer_shapes
 from server.model.model_building import build_model
-from server.model.model_shapes import infer_shapes
+from server.model.opening.packing import pack_source
 from server.model.trunk_loader import load_trunk
 from server.setting_values import parse_budget
-from server.settings import ServeSettings
+from server.settings import BATCHED_TOKENS, ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint
 from tests.families import make_config
 
@@ -176,12 +176,16 @@ def test_bounds_follow_from_bytes_and_bandwidths(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("instant")
-def test_a_prompt_chunk_reads_experts_that_are_not_in_memory(tmp_path: Path) -> None:
+def test_a_chunk_or_pass_of_prompts_reads_experts_that_are_not_in_memory(tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    report = inspect_model(str(folder), SETTINGS.model_copy(update={"max_batched_tokens": 2048}))
+    report = inspect_model(str(folder), SETTINGS.model_copy(update={"max_batched_tokens": 2048, "prefill": "chunks"}))
     missing = report["experts"]["total_bytes"] // 2
-    assert report["prompt_piece"] == {"num_tokens": 2048, "missing_bytes": missing, "disk_seconds": missing / 2e6}
+    piece = {"num_tokens": 2048, "is_pass": False, "missing_bytes": missing, "disk_seconds": missing / 2e6}
+    assert report["prompt_piece"] == piece
     assert "in 0.1 s per 2048 tokens (--max-batched-tokens)" in as_text(report)
+    by_passes = inspect_model(str(folder), SETTINGS)
+    assert by_passes["prompt_piece"]["missing_bytes"] == missing
+    assert f"in 0.1 s per {2 * BATCHED_TOKENS} tokens (--prefill)" in as_text(by_passes)
     all_in_memory = inspect_model(str(folder), SETTINGS.model_copy(update={"host_expert_memory": parse_budget("100%")}))
     assert all_in_memory["prompt_piece"]["missing_bytes"] == 0
     assert "a prompt reads" not in as_text(all_in_memory)
@@ -191,7 +195,7 @@ def test_a_prompt_chunk_reads_experts_that_are_not_in_memory(tmp_path: Path) -> 
 def test_steps_that_copy_experts_to_a_device_are_in_the_table(tmp_path: Path) -> None:
     folder, tokens = make_checkpoint("qwen3_moe", tmp_path), "2048 tokens a step (--max-batched-tokens)"
     for share, is_told in (("50%", True), ("100%", False)):
-        changes = {"max_batched_tokens": 2048, "device_expert_memory": parse_budget(share)}
+        changes = {"max_batched_tokens": 2048, "prefill": "chunks", "device_expert_memory": parse_budget(share)}
         text = as_text(inspect_model(str(folder), SETTINGS.model_copy(update=changes)))
         assert (tokens in text) == is_told
 
@@ -259,6 +263,7 @@ def in_mistral_format(folder: Path) -> None:
         (lambda folder: edit_config(folder, quantization_config={"quant_method": "nonesuch"}), "nonesuch"),
         (lambda folder: edit_config(folder, model_type="nonesuch"), "nonesuch"),
         (lambda folder: edit_config(folder, moe_intermediate_size=25), "convert to shape"),
+        (lambda folder: edit_config(folder, vocab_size=64), "vocab_size is 64"),
         (
             lambda folder: drop(folder, "model.layers.1.self_attn.q_proj.weight"),
             "lacks model.layers.1.self_attn.q_proj",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.linear import MOST_ROWS, linear
-from server.model.linear import LEAST_SHARED_BYTES, LEAST_WEIGHTS, FastLinear, speed_up_linears
+from server.model.modules.linear import LEAST_SHARED_BYTES, LEAST_WEIGHTS, FastLinear, speed_up_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])

@@ -15,15 +15,15 @@ from server.loading.load_model import check_aliases, load_media_processor, load_
 from server.model import trunk_loader
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.native_layers import find_program
 from server.model.program import Block, ModelProgram, Target
-from server.model.resident_model import TrunkFacts
+from server.model.recognition import find_program
+from server.model.trunk.base_trunk import TrunkFacts
 from server.setting_values import parse_alias
 from server.settings import ServeSettings, SettingsError
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
-from tests.server.model.test_coded_weights import unlike_any
+from tests.server.model.coded.test_coded_weights import unlike_any
 from tests.vision import save_vision
 
 TOGETHER, SOLO = (

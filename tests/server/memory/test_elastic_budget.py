@@ -205,12 +205,20 @@ def test_cached_prefixes_are_kept_while_reserved_memory_is_given_out(tmp_path: P
 
 
 @pytest.mark.slow
+def test_experts_shrink_for_the_first_pass_of_prompts(scene: Scene) -> None:
+    before = scene.store.host_slot_bytes
+    scene.shares.reserve_for_pass()
+    assert scene.store.host_slot_bytes <= before - scene.plan.pass_bytes
+    assert 0 < scene.plan.pass_bytes < scene.spent <= scene.to_spend
+
+
+@pytest.mark.slow
 def test_experts_shrink_for_what_requests_hold_and_grow_afterwards(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
     in_growth = scene.shares.make_room_for_requests(0)
     assert (in_growth, scene.store.host_slot_bytes) == (REQUESTS_IN_GROWTH, before)
     limit = scene.shares.request_limit_bytes
-    assert REQUESTS_IN_GROWTH + MIB < limit < REQUESTS_IN_GROWTH + SHARED
+    assert REQUESTS_IN_GROWTH + MIB // 2 < limit < REQUESTS_IN_GROWTH + SHARED
     assert scene.shares.make_room_for_requests(limit) == limit
     assert scene.store.host_slot_bytes <= before - (limit - REQUESTS_IN_GROWTH) + scene.plan.kv.extent_bytes
     assert scene.spent + limit - REQUESTS_IN_GROWTH <= scene.to_spend

@@ -19,9 +19,9 @@ from server.loading.memory import needs_of_trunk
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.step_memory import StepShape, step_bytes
 from server.model.attention.kv_cache import KVCache
-from server.model.model_shapes import infer_shapes
+from server.model.from_config.shapes import infer_shapes
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import COMMON, save_checkpoint
 from tests.families import make_config

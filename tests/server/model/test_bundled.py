@@ -15,7 +15,7 @@ from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
 from server.model.text.chat_template import ChatEnd
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 
 PROMPTS = ["Once upon a time there was a", "def main(", "Section 1-204. The Mayor shall"]

@@ -13,9 +13,9 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.current_device import current_device
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
+from server.model.modules.step_graphs import _CutGraph
 from server.model.step import SequenceChunk
-from server.model.step_graphs import _CutGraph
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import wait_until_idle

@@ -13,14 +13,14 @@ import torch
 
 from expert_store import ExpertStore, least_bytes
 from server.kernels.invariant_matmul import NotInvariantError
-from server.model import first_pass
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
+from server.model.modules import first_pass
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.batching_checks import varies_with_batch
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack

@@ -17,9 +17,9 @@ from server.kernels.native.available import availability
 from server.model.architecture import MAPPINGS
 from server.model.checkpoint.read_config import read_config
 from server.model.errors import ModelError
-from server.model.model_shapes import infer_shapes
+from server.model.from_config.shapes import infer_shapes
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, WITH_TEXT_OF_ANOTHER, make_config

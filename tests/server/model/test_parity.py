@@ -18,7 +18,7 @@ from server.model.attention.window import oldest_seen
 from server.model.chunk_weights import ChunkWeights
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 

@@ -16,12 +16,12 @@ from expert_store import CheckpointError, ExpertStore
 from server.model import trunk_loader
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import check_trunk_tensors
 from server.model.dtype import compute_dtype
 from server.model.errors import ModelError
-from server.model.model_shapes import infer_shapes
+from server.model.from_config.shapes import infer_shapes
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import build_model, load_trunk
 from tests.checkpoints import make_checkpoint

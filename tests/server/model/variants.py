@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, find_shards, read_index
 from server.model.checkpoint.read_config import read_config
-from server.model.checkpoint.variant_files import BaseModel, VariantFiles, read_variant
 from server.model.chunk_weights import ChunkWeights
-from server.model.fingerprint import fingerprint
 from server.model.model_building import build_model
+from server.model.opening.variant_files import BaseModel, VariantFiles, read_variant
+from server.model.trunk.fingerprint import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 

@@ -14,7 +14,8 @@ MAX_SECONDS = 5.0
 MAX_COMPILING = 2  # at a time; each has a thread
 MAX_KEPT = 32  # compiled grammars that are cached
 KEPT_SHARE = 4  # and they hold at most 1/4 of the memory for requests, beside the newest
-# Memory of a compiled grammar while its lexer is of the least size, and of each byte of its text; docs/log.md.
+# Memory of a compiled grammar while its lexer is of the least size, and of each byte of its text; measured in
+# benchmarks/results/2026-11-28-epyc/memory-of-requests.json.
 GRAMMAR_BYTES, TEXT_FACTOR = 3 << 19, 48
 
 

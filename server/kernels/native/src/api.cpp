@@ -1,4 +1,4 @@
-// The C interface that `library.py` loads. Nothing here throws: a call returns 0, or 1 if memory runs out.
+// The functions of the C interface, which `library.py` loads. Nothing here throws: a call returns 0, or 1 if memory runs out.
 
 #include <functional>
 #include <mutex>
@@ -12,7 +12,6 @@
 #include "layers/linear.h"
 #include "layers/router.h"
 #include "sampling/sampling.h"
-#include "structures.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
 
@@ -64,9 +63,8 @@ void start(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 21; }
-
-GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
+// The digest of the interface that the library was compiled with (`interface.py`).
+GREENROOM_API const char* greenroom_interface() { return GREENROOM_INTERFACE; }
 
 // Returns the highest level of this processor up to `most` (null: any); null if there is no such level.
 GREENROOM_API const char* greenroom_level(const char* most) {

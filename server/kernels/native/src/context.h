@@ -31,6 +31,9 @@ struct Context {
   Buffer ahead_weights;  // of its choices, which nobody reads
   Buffer sorted;    // choices by expert
   Buffer results;   // results of experts
+  Buffer projected; // rows that experts take, if these are projections of the layer's
+  Buffer more_rows; // of mixers that take other ones for keys and for values
+  Buffer summed;    // sums of results before the projection back, and after it
   Buffer shared;    // results of the dense expert
   Buffer deferred;  // sums of experts that a later layer adds
   Buffer inputs;    // rows of a router or a dense expert that have a norm of their own, or of experts, weighted
@@ -39,6 +42,7 @@ struct Context {
   Buffer adapters;  // additions of a step's adapters to experts, by adapter
   LoraSums router_lora, gate_lora, head_lora;  // additions of adapters
   LoraSums first_lora, second_lora;            // to experts
+  LoraSums projection_lora;                    // to the projections around these
   Scratch mixers;   // memory of the kinds of mixers
 };
 

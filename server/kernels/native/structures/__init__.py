@@ -1,1 +1,1 @@
-"""ctypes mirrors of the structures and enumerations in ``src``; ``mirrors.py`` compares them with the library."""
+"""The C interface in Python, which ``src/interface.py`` writes; ``fields.py`` alone is written by hand."""

@@ -1,84 +1,90 @@
-"""Mirrors of ``src/adapters/lora.h`` and ``lora_router.h``: low-rank additions."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Array, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
+
+from server.kernels.native.structures.fields import Address, field, structure
+
+
+# src/adapters/lora_router.h
+@structure
+class LoraRouter(Structure):
+    candidates: Address = field(c_void_p)
+    top_k: int = field(c_int32)
+    is_signed: int = field(c_int32)
+    temperature: float = field(c_float)
+    unused: int = field(c_int32)
+
+
+@structure
+class LoraRouting(Structure):
+    routers: Address = field(c_void_p)
+    router_of_token: Address = field(c_void_p)
+    totals: Address = field(c_void_p)
+    counts: Address = field(c_void_p)
+
+
+# src/adapters/lora.h
+@structure
+class LoraPart(Structure):
+    down: Address = field(c_void_p)
+    up: Address = field(c_void_p)
+    rank: int = field(c_int64)
+    inputs: int = field(c_int64)
+    outputs: int = field(c_int64)
+    first_output: int = field(c_int64)
+    format: int = field(c_int32)
+    is_transposed: int = field(c_int32)
+    scale: float = field(c_float)
+    module: int = field(c_int32)
+    vector: Address = field(c_void_p)
+
+
+@structure
+class LoraParts(Structure):
+    parts: Address = field(c_void_p)
+    count: int = field(c_int64)
 
 
 class LoraPlace(IntEnum):
-    """The matrices of a layer that adapters may add to: those of its mixer, in an order of its kind, and others.
-
-    ``INPUT_GATE`` and ``INNER_GATE`` are each the first of three: gates, down and up, and weights of results.
-    """
-
     MIXER = 0
-    ROUTER = 10
-    DENSE_FIRST = 11
-    DENSE_SECOND = 12
-    DENSE_GATE = 13
-    INPUT_GATE = 14
-    INNER_GATE = 17
-    NGRAM_KEY = 20
-    NGRAM_VALUE = 21
-    HEAD = 22
-    COUNT = 23
+    ROUTER = 11
+    DENSE_FIRST = 12
+    DENSE_SECOND = 13
+    DENSE_GATE = 14
+    INPUT_GATE = 15
+    INNER_GATE = 18
+    NGRAM_KEY = 21
+    NGRAM_VALUE = 22
+    HEAD = 23
+    EXPERTS_INPUT = 24
+    EXPERTS_OUTPUT = 25
+    COUNT = 26
 
 
-class LoraPart(Structure):
-    _fields_ = [
-        ("down", c_void_p),
-        ("up", c_void_p),
-        ("rank", c_int64),
-        ("inputs", c_int64),
-        ("outputs", c_int64),
-        ("first_output", c_int64),
-        ("format", c_int32),
-        ("is_transposed", c_int32),
-        ("scale", c_float),
-        ("module", c_int32),
-        ("vector", c_void_p),
-    ]
-
-
-class LoraParts(Structure):
-    _fields_ = [("parts", c_void_p), ("count", c_int64)]
-
-
+@structure
 class LoraLayer(Structure):
-    _fields_ = [("places", LoraParts * LoraPlace.COUNT), ("first", c_void_p), ("second", c_void_p)]
+    places: Array[LoraParts] = field(LoraParts * 26)
+    first: Address = field(c_void_p)
+    second: Address = field(c_void_p)
 
 
-class LoraRouter(Structure):
-    _fields_ = [
-        ("candidates", c_void_p),
-        ("top_k", c_int32),
-        ("is_signed", c_int32),
-        ("temperature", c_float),
-        ("unused", c_int32),
-    ]
-
-
-class LoraRouting(Structure):
-    _fields_ = [("routers", c_void_p), ("router_of_token", c_void_p), ("totals", c_void_p), ("counts", c_void_p)]
-
-
+@structure
 class LoraStep(Structure):
-    _fields_ = [
-        ("layers", c_void_p),
-        ("factors", c_void_p),
-        ("num_adapters", c_int64),
-        ("num_layers", c_int64),
-        ("routing", c_void_p),
-    ]
+    layers: Address = field(c_void_p)
+    factors: Address = field(c_void_p)
+    num_adapters: int = field(c_int64)
+    num_layers: int = field(c_int64)
+    routing: Address = field(c_void_p)
 
 
+@structure
 class LoraExperts(Structure):
-    _fields_ = [
-        ("first", c_void_p),
-        ("second", c_void_p),
-        ("factors", c_void_p),
-        ("num_adapters", c_int64),
-        ("numbers", c_void_p),
-        ("routing", c_void_p),
-    ]
+    first: Address = field(c_void_p)
+    second: Address = field(c_void_p)
+    factors: Address = field(c_void_p)
+    num_adapters: int = field(c_int64)
+    numbers: Address = field(c_void_p)
+    routing: Address = field(c_void_p)

@@ -1,32 +1,34 @@
-"""Mirrors of ``src/layers/decode_run.h``: steps that run one after another."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
+from server.kernels.native.structures.fields import Address, field, structure
 from server.kernels.native.structures.layers import Norm
 from server.kernels.native.structures.sampling import SamplingCall
 
 
+# src/layers/decode_run.h
+@structure
 class DecodeResults(Structure):
-    """The results of a step, for the caller."""
+    sampling: SamplingCall = field(SamplingCall)
+    chosen: Address = field(c_void_p)
+    counts: Address = field(c_void_p)
 
-    _fields_ = [("sampling", SamplingCall), ("chosen", c_void_p), ("counts", c_void_p)]
 
-
+@structure
 class DecodeRun(Structure):
-    _fields_ = [
-        ("layers", c_void_p),
-        ("num_layers", c_int64),
-        ("step", c_void_p),
-        ("sequences", c_void_p),
-        ("token_ids", c_void_p),
-        ("head", c_void_p),
-        ("embedding", c_void_p),
-        ("embedding_norm", Norm),
-        ("even", DecodeResults),
-        ("odd", DecodeResults),
-        ("num_streams", c_int64),
-        ("embedding_scale", c_float),
-        ("unused", c_int32),
-    ]
+    layers: Address = field(c_void_p)
+    num_layers: int = field(c_int64)
+    step: Address = field(c_void_p)
+    sequences: Address = field(c_void_p)
+    token_ids: Address = field(c_void_p)
+    head: Address = field(c_void_p)
+    embedding: Address = field(c_void_p)
+    embedding_norm: Norm = field(Norm)
+    even: DecodeResults = field(DecodeResults)
+    odd: DecodeResults = field(DecodeResults)
+    num_streams: int = field(c_int64)
+    embedding_scale: float = field(c_float)
+    unused: int = field(c_int32)

@@ -1,13 +1,15 @@
-"""Mirrors of ``src/layers/experts.h`` and of the activations in ``src/levels/level.h``."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Array, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
+from server.kernels.native.structures.fields import Address, field, structure
 from server.kernels.native.structures.matrices import Matrix
 
 
+# src/levels/level.h
 class Activation(IntEnum):
     SILU = 0
     GELU = 1
@@ -19,55 +21,54 @@ class Activation(IntEnum):
     SOFT_CAPPED = 7
 
 
+@structure
 class Gate(Structure):
-    _fields_ = [
-        ("activation", c_int32),
-        ("has_gate", c_int32),
-        ("is_interleaved", c_int32),
-        ("alpha", c_float),
-        ("limit", c_float),
-    ]
+    activation: int = field(c_int32)
+    has_gate: int = field(c_int32)
+    is_interleaved: int = field(c_int32)
+    alpha: float = field(c_float)
+    limit: float = field(c_float)
 
 
+# src/layers/experts.h
+@structure
 class ExpertShape(Structure):
-    _fields_ = [
-        ("first", Matrix * 2),
-        ("second", Matrix),
-        ("first_bias", c_int64),
-        ("second_bias", c_int64),
-        ("gate", Gate),
-        ("num_parts", c_int32),
-        ("bias_format", c_int32),
-    ]
+    first: Array[Matrix] = field(Matrix * 2)
+    second: Matrix = field(Matrix)
+    first_bias: int = field(c_int64)
+    second_bias: int = field(c_int64)
+    gate: Gate = field(Gate)
+    num_parts: int = field(c_int32)
+    bias_format: int = field(c_int32)
 
 
+# src/layers/experts.h
+@structure
 class ExpertBatch(Structure):
-    _fields_ = [
-        ("slots", c_void_p),
-        ("starts", c_void_p),
-        ("choices", c_void_p),
-        ("x", c_void_p),
-        ("outputs", c_void_p),
-        ("num_experts", c_int64),
-        ("top_k", c_int64),
-        ("x_stride", c_int64),
-        ("x_format", c_int32),
-        ("is_exact", c_int32),
-        ("lora", c_void_p),
-    ]
+    slots: Address = field(c_void_p)
+    starts: Address = field(c_void_p)
+    choices: Address = field(c_void_p)
+    x: Address = field(c_void_p)
+    outputs: Address = field(c_void_p)
+    num_experts: int = field(c_int64)
+    top_k: int = field(c_int64)
+    x_stride: int = field(c_int64)
+    x_format: int = field(c_int32)
+    is_exact: int = field(c_int32)
+    lora: Address = field(c_void_p)
 
 
+# src/layers/experts.h
+@structure
 class Combination(Structure):
-    _fields_ = [
-        ("outputs", c_void_p),
-        ("weights", c_void_p),
-        ("absent", c_void_p),
-        ("y", c_void_p),
-        ("tokens", c_int64),
-        ("top_k", c_int64),
-        ("hidden", c_int64),
-        ("y_stride", c_int64),
-        ("num_absent", c_int64),
-        ("weights_format", c_int32),
-        ("y_format", c_int32),
-    ]
+    outputs: Address = field(c_void_p)
+    weights: Address = field(c_void_p)
+    absent: Address = field(c_void_p)
+    y: Address = field(c_void_p)
+    tokens: int = field(c_int64)
+    top_k: int = field(c_int64)
+    hidden: int = field(c_int64)
+    y_stride: int = field(c_int64)
+    num_absent: int = field(c_int64)
+    weights_format: int = field(c_int32)
+    y_format: int = field(c_int32)

@@ -1,17 +1,198 @@
-"""Mirrors of ``src/layers``: decoder layers, their norms and feed-forward parts, a step, and the head."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Array, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 from server.kernels.native.structures.experts import ExpertShape
+from server.kernels.native.structures.fields import Address, field, structure
 from server.kernels.native.structures.matrices import Matrix
 
 
-class RouterKind(IntEnum):
-    """The ways to choose experts from a router's logits."""
+# src/layers/norm.h
+class NormKind(IntEnum):
+    NONE = 0
+    RMS = 1
+    LAYER = 2
+    INPUT = 3
+    AFFINE = 4
+    READY = 5
 
+
+@structure
+class Norm(Structure):
+    weight: Address = field(c_void_p)
+    bias: Address = field(c_void_p)
+    epsilon: float = field(c_float)
+    kind: int = field(c_int32)
+
+
+# src/layers/step.h
+@structure
+class ExpertSets(Structure):
+    set_of_sequence: Address = field(c_void_p)
+    routers: Address = field(c_void_p)
+    places: Address = field(c_void_p)
+    numbers: Address = field(c_void_p)
+    num_sets: int = field(c_int64)
+    width: int = field(c_int64)
+
+
+@structure
+class StepPredictions(Structure):
+    chosen: Address = field(c_void_p)
+    parts: Address = field(c_void_p)
+    num_parts: int = field(c_int64)
+
+
+@structure
+class StepSequence(Structure):
+    first_row: int = field(c_int32)
+    num_tokens: int = field(c_int32)
+    first_position: int = field(c_int32)
+    first_block: int = field(c_int32)
+    state_from: int = field(c_int32)
+    state_to: int = field(c_int32)
+
+
+@structure
+class StepCall(Structure):
+    hidden: Address = field(c_void_p)
+    sequences: Address = field(c_void_p)
+    block_tables: Address = field(c_void_p)
+    cosines: Address = field(c_void_p)
+    sines: Address = field(c_void_p)
+    normed: Address = field(c_void_p)
+    chosen: Address = field(c_void_p)
+    weights: Address = field(c_void_p)
+    slots: Address = field(c_void_p)
+    counts: Address = field(c_void_p)
+    sets: Address = field(c_void_p)
+    tokens: int = field(c_int64)
+    num_sequences: int = field(c_int64)
+    hidden_size: int = field(c_int64)
+    most_top_k: int = field(c_int64)
+    most_experts: int = field(c_int64)
+    predictions: Address = field(c_void_p)
+    lora: Address = field(c_void_p)
+    query_scales: Address = field(c_void_p)
+    streams: Address = field(c_void_p)
+    token_ids: Address = field(c_void_p)
+    deferred: Address = field(c_void_p)
+    newest: Address = field(c_void_p)
+    has_own_angles: int = field(c_int32)
+    is_exact: int = field(c_int32)
+
+
+# src/layers/gated_norm.h
+@structure
+class NormGate(Structure):
+    down: Matrix = field(Matrix)
+    up: Matrix = field(Matrix)
+
+
+# src/layers/gated_streams.h
+@structure
+class StreamGates(Structure):
+    down: Matrix = field(Matrix)
+    up: Matrix = field(Matrix)
+
+
+# src/layers/streams.h
+@structure
+class BlockAttention(Structure):
+    queries: Address = field(c_void_p)
+    norms: Array[Norm] = field(Norm * 2)
+    norm_epsilon: float = field(c_float)
+    scaling: float = field(c_float)
+    num_queries: int = field(c_int32)
+    num_blocks: int = field(c_int32)
+    starts_block: int = field(c_int32)
+
+
+@structure
+class StreamMix(Structure):
+    logits: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    norm: Address = field(c_void_p)
+    gates: Address = field(c_void_p)
+    blocks: Address = field(c_void_p)
+    norm_epsilon: float = field(c_float)
+    epsilon: float = field(c_float)
+    result_epsilon: float = field(c_float)
+    magnitude: float = field(c_float)
+    scales: Array[c_float] = field(c_float * 3)
+    num_streams: int = field(c_int32)
+    iterations: int = field(c_int32)
+    is_last: int = field(c_int32)
+
+
+# src/layers/layer.h
+@structure
+class ResidualGate(Structure):
+    kept: Address = field(c_void_p)
+    added: Address = field(c_void_p)
+
+
+class FeedForwardKind(IntEnum):
+    MLP = 0
+    EXPERTS = 1
+    NONE = 2
+
+
+@structure
+class LayerSpec(Structure):
+    input_norm: Norm = field(Norm)
+    mixer_norm: Norm = field(Norm)
+    inner_norm: Norm = field(Norm)
+    output_norm: Norm = field(Norm)
+    input_gate: Address = field(c_void_p)
+    inner_gate: Address = field(c_void_p)
+    mixer_streams: Address = field(c_void_p)
+    inner_streams: Address = field(c_void_p)
+    ngrams: Address = field(c_void_p)
+    mixer_convolution: Address = field(c_void_p)
+    inner_convolution: Address = field(c_void_p)
+    mixer_residual_gate: Address = field(c_void_p)
+    inner_residual_gate: Address = field(c_void_p)
+    mixer: Address = field(c_void_p)
+    feed_forward: Address = field(c_void_p)
+    next_mixture: Address = field(c_void_p)
+    mixer_kind: int = field(c_int32)
+    feed_forward_kind: int = field(c_int32)
+    index: int = field(c_int32)
+    is_parallel: int = field(c_int32)
+    residual_scale: float = field(c_float)
+    output_scale: float = field(c_float)
+    mixer_residual: float = field(c_float)
+    inner_residual: float = field(c_float)
+    adds_deferred: int = field(c_int32)
+
+
+# src/layers/head.h
+@structure
+class HeadCall(Structure):
+    matrix: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    norm: Norm = field(Norm)
+    streams: Address = field(c_void_p)
+    hidden: Address = field(c_void_p)
+    rows: Address = field(c_void_p)
+    normed: Address = field(c_void_p)
+    logits: Address = field(c_void_p)
+    num_rows: int = field(c_int64)
+    num_logits: int = field(c_int64)
+    hidden_size: int = field(c_int64)
+    vocabulary: int = field(c_int64)
+    scale: float = field(c_float)
+    softcap: float = field(c_float)
+    is_exact: int = field(c_int32)
+    lora: Address = field(c_void_p)
+
+
+# src/layers/router.h
+class RouterKind(IntEnum):
     SOFTMAX_FIRST = 0
     TOP_FIRST = 1
     SIGMOID = 2
@@ -20,208 +201,51 @@ class RouterKind(IntEnum):
     SQRT_SOFTPLUS = 5
 
 
-class NormKind(IntEnum):
-    """The norms of rows."""
-
-    NONE = 0
-    RMS = 1
-    LAYER = 2
-    READY = 3
-
-
-class FeedForwardKind(IntEnum):
-    """The parts of a layer that compute each token on its own: an ``Mlp``, a ``Mixture`` of experts, or none."""
-
-    MLP = 0
-    EXPERTS = 1
-    NONE = 2
-
-
-class Norm(Structure):
-    """A norm; one without a kind leaves rows as they are."""
-
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("epsilon", c_float), ("kind", c_int32)]
-
-
+@structure
 class Router(Structure):
-    _fields_ = [
-        ("matrix", Matrix),
-        ("bias", c_void_p),
-        ("correction", c_void_p),
-        ("expert_scales", c_void_p),
-        ("kind", c_int32),
-        ("top_k", c_int32),
-        ("num_groups", c_int32),
-        ("top_groups", c_int32),
-        ("is_normalised", c_int32),
-        ("scale", c_float),
-        ("near", c_float),
-        ("is_by_best", c_int32),
-        ("table", c_void_p),
-        ("table_rows", c_int64),
-        ("num_shared", c_int64),
-    ]
+    matrix: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    correction: Address = field(c_void_p)
+    expert_scales: Address = field(c_void_p)
+    kind: int = field(c_int32)
+    top_k: int = field(c_int32)
+    num_groups: int = field(c_int32)
+    top_groups: int = field(c_int32)
+    is_normalised: int = field(c_int32)
+    scale: float = field(c_float)
+    near: float = field(c_float)
+    is_by_best: int = field(c_int32)
+    table: Address = field(c_void_p)
+    table_rows: int = field(c_int64)
+    num_shared: int = field(c_int64)
+    logits_scale: float = field(c_float)
 
 
+# src/layers/mixture.h
+@structure
 class Mlp(Structure):
-    _fields_ = [
-        ("shape", ExpertShape),
-        ("weighting", Matrix),
-        ("input_norm", Norm),
-        ("output_norm", Norm),
-        ("scale", c_float),
-    ]
+    shape: ExpertShape = field(ExpertShape)
+    weighting: Matrix = field(Matrix)
+    input_norm: Norm = field(Norm)
+    output_norm: Norm = field(Norm)
+    scale: float = field(c_float)
 
 
+@structure
 class Mixture(Structure):
-    _fields_ = [
-        ("router", Router),
-        ("experts", ExpertShape),
-        ("shared", Mlp),
-        ("router_norm", Norm),
-        ("output_norm", Norm),
-        ("num_experts", c_int32),
-        ("has_shared", c_int32),
-        ("experts_scale", c_float),
-        ("scales_input", c_int32),
-        ("num_identities", c_int32),
-        ("is_deferred", c_int32),
-        ("shared_bytes", c_int64),
-    ]
-
-
-class NormGate(Structure):
-    """The gates of a norm's results, which are made from them."""
-
-    _fields_ = [("down", Matrix), ("up", Matrix)]
-
-
-class StreamGates(Structure):
-    """The gates of the rows of a residual stream, which are made from them."""
-
-    _fields_ = [("down", Matrix), ("up", Matrix)]
-
-
-class StreamMix(Structure):
-    """Sums the rows of a token's residual stream for a part of a layer, and adds its result to each."""
-
-    _fields_ = [
-        ("logits", Matrix),
-        ("bias", c_void_p),
-        ("norm", c_void_p),
-        ("gates", c_void_p),
-        ("norm_epsilon", c_float),
-        ("epsilon", c_float),
-        ("result_epsilon", c_float),
-        ("magnitude", c_float),
-        ("scales", c_float * 3),
-        ("num_streams", c_int32),
-        ("iterations", c_int32),
-        ("is_last", c_int32),
-    ]
-
-
-class LayerSpec(Structure):
-    """A decoder layer, which refers to the specs of its parts; their owner keeps them in memory."""
-
-    _fields_ = [
-        ("input_norm", Norm),
-        ("mixer_norm", Norm),
-        ("inner_norm", Norm),
-        ("output_norm", Norm),
-        ("input_gate", c_void_p),
-        ("inner_gate", c_void_p),
-        ("mixer_streams", c_void_p),
-        ("inner_streams", c_void_p),
-        ("ngrams", c_void_p),
-        ("mixer_convolution", c_void_p),
-        ("inner_convolution", c_void_p),
-        ("mixer", c_void_p),
-        ("feed_forward", c_void_p),
-        ("next_mixture", c_void_p),
-        ("mixer_kind", c_int32),
-        ("feed_forward_kind", c_int32),
-        ("index", c_int32),
-        ("is_parallel", c_int32),
-        ("residual_scale", c_float),
-        ("output_scale", c_float),
-        ("mixer_residual", c_float),
-        ("inner_residual", c_float),
-        ("adds_deferred", c_int32),
-    ]
-
-
-class ExpertSets(Structure):
-    _fields_ = [
-        ("set_of_sequence", c_void_p),
-        ("routers", c_void_p),
-        ("places", c_void_p),
-        ("numbers", c_void_p),
-        ("num_sets", c_int64),
-        ("width", c_int64),
-    ]
-
-
-class StepPredictions(Structure):
-    _fields_ = [("chosen", c_void_p), ("parts", c_void_p), ("num_parts", c_int64)]
-
-
-class StepSequence(Structure):
-    _fields_ = [
-        ("first_row", c_int32),
-        ("num_tokens", c_int32),
-        ("first_position", c_int32),
-        ("first_block", c_int32),
-        ("state_from", c_int32),
-        ("state_to", c_int32),
-    ]
-
-
-class StepCall(Structure):
-    _fields_ = [
-        ("hidden", c_void_p),
-        ("sequences", c_void_p),
-        ("block_tables", c_void_p),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
-        ("normed", c_void_p),
-        ("chosen", c_void_p),
-        ("weights", c_void_p),
-        ("slots", c_void_p),
-        ("counts", c_void_p),
-        ("sets", c_void_p),
-        ("tokens", c_int64),
-        ("num_sequences", c_int64),
-        ("hidden_size", c_int64),
-        ("most_top_k", c_int64),
-        ("most_experts", c_int64),
-        ("predictions", c_void_p),
-        ("lora", c_void_p),
-        ("query_scales", c_void_p),
-        ("streams", c_void_p),
-        ("token_ids", c_void_p),
-        ("newest", c_void_p),
-        ("has_own_angles", c_int32),
-        ("is_exact", c_int32),
-    ]
-
-
-class HeadCall(Structure):
-    _fields_ = [
-        ("matrix", Matrix),
-        ("bias", c_void_p),
-        ("norm", Norm),
-        ("streams", c_void_p),
-        ("hidden", c_void_p),
-        ("rows", c_void_p),
-        ("normed", c_void_p),
-        ("logits", c_void_p),
-        ("num_rows", c_int64),
-        ("num_logits", c_int64),
-        ("hidden_size", c_int64),
-        ("vocabulary", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("is_exact", c_int32),
-        ("lora", c_void_p),
-    ]
+    router: Router = field(Router)
+    experts: ExpertShape = field(ExpertShape)
+    shared: Mlp = field(Mlp)
+    router_norm: Norm = field(Norm)
+    output_norm: Norm = field(Norm)
+    result_norm: Norm = field(Norm)
+    input_projection: Matrix = field(Matrix)
+    output_projection: Matrix = field(Matrix)
+    projected_norm: Norm = field(Norm)
+    num_experts: int = field(c_int32)
+    has_shared: int = field(c_int32)
+    experts_scale: float = field(c_float)
+    scales_input: int = field(c_int32)
+    num_identities: int = field(c_int32)
+    is_deferred: int = field(c_int32)
+    shared_bytes: int = field(c_int64)

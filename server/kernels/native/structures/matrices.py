@@ -1,14 +1,28 @@
-"""Mirrors of ``src/formats/matrix.h`` and ``src/layers/linear.h``: formats, matrices and products."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
 from ctypes import Structure, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
+from server.kernels.native.structures.fields import Address, field, structure
 
+
+# src/sizes.h
+class Size(IntEnum):
+    GROUP = 32
+    BLOCK = 16
+    DECODED = 16
+    CODED_INPUTS = 64
+    MOST_CODED_INPUTS = 32768
+    MOST_PARTS = 2
+    CACHE_BLOCK = 16
+    MOST_PROJECTIONS = 6
+    STATE_LANES = 16
+
+
+# src/formats/matrix.h
 class Format(IntEnum):
-    """The formats of numbers and matrices (``src/formats/table.h``)."""
-
     FLOAT32 = 0
     BFLOAT16 = 1
     FLOAT16 = 2
@@ -45,50 +59,36 @@ class Format(IntEnum):
     LOOKUP4 = 33
 
 
-class Size(IntEnum):
-    """Numbers that the kernels are compiled with."""
-
-    GROUP = 32  # inputs that share a scale in Q8, Q4 and MXFP4
-    BLOCK = 16  # outputs per block in Q8 and Q4
-    DECODED = 16  # codes of other formats that are decoded at a time, and share a scale
-    CODED_INPUTS = 64  # per block in CODED_BFLOAT16
-    MOST_CODED_INPUTS = 1 << 15  # of its matrices
-    MOST_PARTS = 2  # matrices that an expert's first one may be stored as
-    CACHE_BLOCK = 16  # tokens per block of the KV cache
-    MOST_PROJECTIONS = 6  # matrices that a recurrent mixer projects its rows by
-    STATE_LANES = 16  # columns of a recurrent state are padded to a multiple of this
-
-
+# src/formats/matrix.h
+@structure
 class Matrix(Structure):
-    _fields_ = [
-        ("format", c_int32),
-        ("is_transposed", c_int32),
-        ("outputs", c_int64),
-        ("inputs", c_int64),
-        ("data", c_void_p),
-        ("scales", c_void_p),
-        ("zeros", c_void_p),
-        ("rest", c_void_p),
-        ("divisor", c_void_p),
-        ("order", c_void_p),
-        ("row_block", c_int64),
-        ("column_block", c_int64),
-        ("scale_format", c_int32),
-        ("block", c_int32),
-    ]
+    format: int = field(c_int32)
+    is_transposed: int = field(c_int32)
+    outputs: int = field(c_int64)
+    inputs: int = field(c_int64)
+    data: Address = field(c_void_p)
+    scales: Address = field(c_void_p)
+    zeros: Address = field(c_void_p)
+    rest: Address = field(c_void_p)
+    divisor: Address = field(c_void_p)
+    order: Address = field(c_void_p)
+    row_block: int = field(c_int64)
+    column_block: int = field(c_int64)
+    scale_format: int = field(c_int32)
+    block: int = field(c_int32)
 
 
+# src/layers/linear.h
+@structure
 class LinearCall(Structure):
-    _fields_ = [
-        ("matrix", Matrix),
-        ("bias", c_void_p),
-        ("x", c_void_p),
-        ("y", c_void_p),
-        ("rows", c_int64),
-        ("x_stride", c_int64),
-        ("y_stride", c_int64),
-        ("bias_format", c_int32),
-        ("x_format", c_int32),
-        ("y_format", c_int32),
-        ("is_exact", c_int32),
-    ]
+    matrix: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    x: Address = field(c_void_p)
+    y: Address = field(c_void_p)
+    rows: int = field(c_int64)
+    x_stride: int = field(c_int64)
+    y_stride: int = field(c_int64)
+    bias_format: int = field(c_int32)
+    x_format: int = field(c_int32)
+    y_format: int = field(c_int32)
+    is_exact: int = field(c_int32)

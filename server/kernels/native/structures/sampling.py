@@ -1,27 +1,28 @@
-"""Mirrors of ``src/sampling/sampling.h``: the choice of a token in each row of logits."""
+"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Array, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+
+from server.kernels.native.structures.fields import Address, field, structure
 
 
+# src/sampling/sampling.h
+@structure
 class RowSampling(Structure):
-    _fields_ = [
-        ("draw", c_double),
-        ("top_p", c_double),
-        ("temperature", c_float),
-        ("log_min_p", c_float),
-        ("top_k", c_int32),
-        ("has_masks", c_int32),
-    ]
+    draw: float = field(c_double)
+    top_p: float = field(c_double)
+    temperature: float = field(c_float)
+    log_min_p: float = field(c_float)
+    top_k: int = field(c_int32)
+    has_masks: int = field(c_int32)
 
 
+@structure
 class SamplingCall(Structure):
-    _fields_ = [
-        ("logits", c_void_p),
-        ("rows", POINTER(RowSampling)),
-        ("tokens", POINTER(c_int32)),
-        ("num_rows", c_int64),
-        ("size", c_int64),
-        ("stride", c_int64),
-    ]
+    logits: Address = field(c_void_p)
+    rows: Array[RowSampling] = field(POINTER(RowSampling))
+    tokens: Array[c_int32] = field(POINTER(c_int32))
+    num_rows: int = field(c_int64)
+    size: int = field(c_int64)
+    stride: int = field(c_int64)

@@ -66,8 +66,10 @@ def _attend_probing(
 
     Attention to keys of each token alone, but for biases of its scores, goes to the hooks: the kernels may have it.
     """
-    if kwargs.get("position_bias") is None or kwargs.get("sinks") is not None:
+    if kwargs.get("position_bias") is None:
         return _attend(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("sinks") is not None:
+        kwargs["s_aux"] = kwargs["sinks"][0].squeeze(-1)  # (heads, tokens)
     return attention_function(module, query, key, value, **kwargs | getattr(attention_mask, RULE, {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from server.kernels.native.structures.matrices import Format
 from server.kernels.native.structures.mixers import CompressedAttention, Compressor, MixerKind, RopeKind
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.compressed_attention.declaration import CompressedAttention as Declaration
 from server.model.blocks.compressed_attention.index_choice import IndexChoice
 from server.model.blocks.compressed_attention.short_periods import BIAS, FEW, NARROW, PERIOD, SHORT, TOP_K, WINDOW
 from server.model.blocks.errors import UnsupportedLayerError
@@ -101,8 +103,8 @@ class CompressedAttentionMixer(RotaryMixer):
             trial.run(own)
             self._choice(trial.captured).check(own.chosen, trial.tolerance)
 
-    def take(self, found: CompressedAttentionMixer) -> None:
-        self.spec.rope_kind, self.spec.rotary_dim = found.spec.rope_kind, found.spec.rotary_dim
+    def declare(self, declared: Declaration) -> Declaration:
+        return replace(declared, rope=RopeKind(self.spec.rope_kind))
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialKeys:
         choice = None if self._parts.index is None else self._choice(captured)

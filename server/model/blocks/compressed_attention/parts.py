@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.compressed_attention.declaration import CompressedAttention
 from server.model.blocks.compressed_attention.mixer import CompressedAttentionMixer
 from server.model.blocks.compressed_attention.short_periods import BIAS, PERIOD, TOP_K
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, norm_of
@@ -84,6 +85,8 @@ class IndexParts:
 class CompressedAttentionParts(MixerParts):
     """The parts of an attention whose heads share one key, beside compressed keys if it has some."""
 
+    declares: ClassVar[type[MixerDeclaration]] = CompressedAttention
+
     module: Any
     query: Linear
     query_down: Linear
@@ -129,8 +132,8 @@ class CompressedAttentionParts(MixerParts):
             if parts is not None:
                 yield from parts.parameters()
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> CompressedAttentionMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> CompressedAttentionMixer:
+        del declared
         return CompressedAttentionMixer(self, place.index)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
+from server.model.blocks.gated_delta_net.declaration import GatedDeltaNet
 from server.model.blocks.gated_delta_net.mixer import GatedDeltaNetMixer
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -21,6 +22,9 @@ SIZES = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
 @dataclass(frozen=True)
 class GatedDeltaNetParts(MixerParts):
     """The parts of a gated delta net."""
+
+    declares: ClassVar[type[MixerDeclaration]] = GatedDeltaNet
+    keeps_state: ClassVar[bool] = True
 
     module: Any
     inputs: Sequence[Linear]
@@ -48,6 +52,6 @@ class GatedDeltaNetParts(MixerParts):
             yield from part.parameters()
         yield from (module.A_log, module.dt_bias)
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> GatedDeltaNetMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> GatedDeltaNetMixer:
+        del declared
         return GatedDeltaNetMixer(self, place.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,29 +11,31 @@ import torch
 
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.matrices import Format, Matrix
-from server.kernels.native.structures.mixers import GateKind, GroupedAttention, MixerKind
+from server.kernels.native.structures.mixers import GateKind, GroupedAttention, MixerKind, RopeKind
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.clips import REACHED, clip_of
+from server.model.blocks.grouped_attention.declaration import GroupedAttention as Declaration
+from server.model.blocks.grouped_attention.head_experts import NativeHeadExperts
 from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer, TrialBlockIndexer
 from server.model.blocks.grouped_attention.pool_indexer import NativePoolIndexer, PoolChoice, TrialPoolIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.relative_biases import NativeRelativeBiases
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
+from server.model.blocks.grouped_attention.token_convolution import TokenConvolution
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, LayerPlace, MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
 from server.model.blocks.residual_convolution import NativeConvolution
 from server.model.blocks.workspace import BLOCK
-from server.model.hooks import AttentionOptions
 from server.model.recurrent.states import StateCache, StateShapes
 
 if TYPE_CHECKING:
     from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
     from server.model.blocks.grouped_attention.relative_biases import RelativeParts
 
-RELATIVE = 7  # place of the weights of relative biases among an adapter's, after those of an indexer
+RELATIVE, TAPS, SINK = 7, 8, 10  # places among an adapter's, after those of an indexer
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
 VALUE_SCALE = "v_scale"  # attribute: factor of values
 
@@ -42,7 +45,7 @@ class GroupedAttentionMixer(RotaryMixer):
 
     Args:
         parts: of the family's module.
-        captured: a call of the layer.
+        declared: what its structure does not show.
         place: of the layer.
 
     Raises:
@@ -51,49 +54,65 @@ class GroupedAttentionMixer(RotaryMixer):
 
     kind = MixerKind.GROUPED_ATTENTION
 
-    def __init__(self, parts: GroupedAttentionParts, captured: LayerCapture, place: LayerPlace):
+    def __init__(self, parts: GroupedAttentionParts, declared: Declaration, place: LayerPlace):
         self.spec, self._dtype = GroupedAttention(), place.dtype
         super().__init__(parts.module, place.index, self.spec)
-        options = captured.options
-        if options is None:
-            raise UnsupportedLayerError("a layer has no attention")
         spec = self.spec
-        for number, name in enumerate(MATRICES):
-            linear = getattr(parts, name)
-            if linear is None:
-                setattr(spec, name, no_matrix())
-                continue
-            setattr(spec, name, matrix_of(linear))
-            setattr(spec, f"{name}_bias", self.keep(linear.bias))
-            self.add_target(linear, number)
+        self._set_matrices(parts)
+        self._experts = None if parts.experts is None else NativeHeadExperts(parts.experts)
+        if self._experts is not None:
+            spec.experts = self._experts.address
+            self.add_target(self._experts.parts.router, MATRICES.index("gate"))  # there are no gates beside it
         self._clip = clip_of(parts.module)
         spec.clip = min(self._clip, REACHED)  # as in captures
         self._set_heads(parts)
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)
+        spec.gate_kind = declared.gate or spec.gate_kind
         self._set_values(parts)
-        self._scale_of = query_scale_of(parts.module, captured)
+        self._set_results(parts)
+        self._scale_of = query_scale_of(declared.query_scale, parts.module)
         spec.scales_queries = int(self._scale_of is not None)
-        spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
-        spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+        spec.scaling, spec.softcap = declared.scaling, declared.softcap
+        spec.rope_kind, spec.norms_rotated = declared.rope, int(declared.norms_rotated)
+        spec.window, spec.is_chunked = declared.window, int(declared.is_chunked)
         spec.looks_ahead = int(spec.window and not spec.is_chunked)  # within an image
-        if options.sinks is not None and options.sinks.numel() != spec.heads:
-            raise UnsupportedLayerError("its sinks are not one for each head")
-        spec.sinks = self.keep(options.sinks)
+        if declared.sinks is not None:
+            sinks = parts.module.get_parameter(declared.sinks)
+            if sinks.numel() != spec.heads:
+                raise UnsupportedLayerError("its sinks are not one for each head")
+            spec.sinks = self.keep(sinks.flatten())
         self._pools = None if parts.pools is None else NativePoolIndexer(parts.pools)
         if self._pools is not None:
-            self._pools.choice_of(captured)
+            self._pools.spec.rope_kind = declared.index_rope
             spec.pools = self._pools.address
             self.add_target(self._pools.parts.both, len(MATRICES))
         self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
         if self._indexer is not None:
-            self._set_indexer(self._indexer, options)
+            self._indexer.spec.rope_kind = declared.index_rope
+            self._set_indexer(self._indexer)
         self._relative = None if parts.relative is None else NativeRelativeBiases(parts.relative)
         if self._relative is not None and parts.relative is not None:
             self._set_relative(self._relative, parts.relative)
         self._convolutions = [NativeConvolution(each, number) for number, each in enumerate(parts.convolutions)]
         if self._convolutions:
             spec.key_convolution, spec.value_convolution = (each.address for each in self._convolutions)
+        self._set_taps(parts)
+        self._set_limits(parts)
+        if parts.sink is not None:
+            spec.sink = matrix_of(parts.sink)
+            self.add_target(parts.sink, SINK)
+        spec.has_own_inputs = int(declared.takes_other_rows)
+
+    def _set_matrices(self, parts: GroupedAttentionParts) -> None:
+        for number, name in enumerate(MATRICES):
+            linear = getattr(parts, name)
+            if linear is None:
+                setattr(self.spec, name, no_matrix())
+                continue
+            setattr(self.spec, name, matrix_of(linear))
+            setattr(self.spec, f"{name}_bias", self.keep(linear.bias))
+            self.add_target(linear, number)
 
     @property
     def name(self) -> str:
@@ -142,14 +161,15 @@ class GroupedAttentionMixer(RotaryMixer):
             errors[kind] = trial.error(self.for_trial(trial.captured, trial.num_tokens))
         self.spec.gate_kind = min(errors, key=lambda kind: errors[kind])
 
-    def take(self, found: GroupedAttentionMixer) -> None:
-        own, other = self.spec, found.spec
-        own.rope_kind, own.norms_rotated, own.rotary_dim = other.rope_kind, other.norms_rotated, other.rotary_dim
-        own.gate_kind = other.gate_kind
-        if self._indexer is not None and found._indexer is not None:
-            self._indexer.spec.rope_kind = found._indexer.spec.rope_kind
-        if self._pools is not None and found._pools is not None:
-            self._pools.spec.rope_kind = found._pools.spec.rope_kind
+    def declare(self, declared: Declaration) -> Declaration:
+        own, indexer = self.spec, self._indexer or self._pools
+        return replace(
+            declared,
+            rope=RopeKind(own.rope_kind),
+            norms_rotated=bool(own.norms_rotated),
+            gate=GateKind(own.gate_kind),
+            index_rope=RopeKind.NONE if indexer is None else RopeKind(indexer.spec.rope_kind),
+        )
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialAttention:
         indexer = None if self._indexer is None else self._indexer.for_trial(num_tokens)
@@ -174,8 +194,19 @@ class GroupedAttentionMixer(RotaryMixer):
         return TrialPoolIndexer(self._pools.spec, choice, int(self.spec.rotary_dim), is_given=is_given)
 
     def for_queries(self, num_tokens: int) -> TrialAttention:
-        """Return an attention for a trial whose keys are the queries of this one."""
+        """Return an attention for a trial whose keys are the queries of this one, of all experts if they make them."""
         return TrialAttention.of_queries(self, num_tokens)
+
+    def own_queries(self, keys: torch.Tensor, captured: LayerCapture) -> torch.Tensor:
+        """Return the queries among the keys of such an attention, ``(heads, tokens, key_dim)``.
+
+        Args:
+            captured: the call of the layer.
+        """
+        if self._experts is not None:
+            rows = next(each.given for each in captured.calls if each.module is self.module)
+            return self._experts.chosen_of(keys, rows)
+        return keys[::2] if self.spec.has_gates_in_query else keys[: self.spec.heads]
 
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         layer, spec = self.attention_layer, self.spec
@@ -198,9 +229,7 @@ class GroupedAttentionMixer(RotaryMixer):
         own = int(spec.kv_heads), int(spec.key_dim), int(spec.value_dim), self._dtype
         return KVShape(*own, index_dim=0 if self._pools is None else self._pools.kept_numbers(int(spec.rotary_dim)))
 
-    def _set_indexer(self, indexer: NativeBlockIndexer, options: AttentionOptions) -> None:
-        if options.chosen is None:
-            raise UnsupportedLayerError("it has an indexer that chooses no keys")
+    def _set_indexer(self, indexer: NativeBlockIndexer) -> None:
         self.spec.indexer = indexer.address
         for number, linear in enumerate(indexer.parts.linears, len(MATRICES)):
             self.add_target(linear, number)
@@ -232,6 +261,10 @@ class GroupedAttentionMixer(RotaryMixer):
         """Set the heads of an attention with one projection of queries, keys and values."""
         spec = self.spec
         spec.has_keys_in_query, spec.value_dim = 1, spec.key_dim
+        if parts.experts is not None:
+            spec.kv_heads = parts.query.out_features // spec.key_dim // 2
+            spec.heads = spec.kv_heads * parts.experts.top_k
+            return
         spec.heads = parts.output.in_features // spec.key_dim
         spec.kv_heads = (parts.query.out_features // spec.key_dim - spec.heads) // 2
         sizes = parts.output.in_features, parts.query.out_features
@@ -262,6 +295,36 @@ class GroupedAttentionMixer(RotaryMixer):
         if len(norm.weight) != spec.value_dim or (spec.key_norm and norm.epsilon != parts.key_epsilon):
             raise UnsupportedLayerError("its values are normed in another way than its keys")
         spec.value_norm, spec.head_norm_epsilon = self.keep(norm.weight), norm.epsilon
+
+    def _set_taps(self, parts: GroupedAttentionParts) -> None:
+        """Set what each token adds to the taps of its convolutions."""
+        changed = [each for each in parts.convolutions if isinstance(each, TokenConvolution)]
+        if not changed:
+            return
+        if len(changed) != len(parts.convolutions) or len({each.scale for each in changed}) > 1:
+            raise UnsupportedLayerError("its tokens change the taps of keys or of values alone")
+        self.spec.key_taps, self.spec.value_taps = (matrix_of(each.taps) for each in changed)
+        self.spec.taps_scale = changed[0].scale
+        for number, each in enumerate(changed, TAPS):
+            self.add_target(each.taps, number)
+
+    def _set_limits(self, parts: GroupedAttentionParts) -> None:
+        spec = self.spec
+        if not parts.limits:
+            return
+        if len({each.limit for each in parts.limits}) > 1 or parts.query_norm is not None:
+            raise UnsupportedLayerError("its queries and its keys have different limits")
+        query, key = parts.limits
+        spec.norm_limit = query.limit
+        spec.query_scales, spec.key_scales = self.keep(query.scales), self.keep(key.scales)
+
+    def _set_results(self, parts: GroupedAttentionParts) -> None:
+        spec, norm = self.spec, parts.result_norm
+        if norm is None:
+            return
+        if len(norm.weight) != spec.value_dim or norm.epsilon != parts.key_epsilon:
+            raise UnsupportedLayerError("the results of its heads are normed in another way than its keys")
+        spec.result_norm = self.keep(norm.weight)
 
     def _set_head_norms(self, query: Norm | None, key: Norm | None) -> None:
         if query is None or key is None:
@@ -324,14 +387,22 @@ class TrialAttention(GroupedAttentionMixer):
             trial.heads, trial.has_gates_in_query = 2 * own.heads, 0
         elif own.has_keys_in_query:  # so do keys and values behind all queries
             trial.heads, trial.has_keys_in_query = own.heads + 2 * own.kv_heads, 0
-        trial.gate, trial.gate_kind = no_matrix(), GateKind.NONE
+        query: Matrix = own.query
+        query_bias: int | None = own.query_bias
+        if mixer._experts is not None:  # noqa: SLF001
+            query, query_bias = mixer._experts.spec.query, None  # noqa: SLF001
+            trial.experts, trial.query, trial.query_bias, trial.has_keys_in_query = None, query, None, 0
+            trial.heads = query.outputs // own.key_dim
+        trial.gate, trial.gate_kind, trial.result_norm = no_matrix(), GateKind.NONE, None
         trial.relative = trial.key_convolution = trial.value_convolution = None
+        trial.sink = trial.key_taps = trial.value_taps = no_matrix()
+        trial.key_scales, trial.has_own_inputs = own.query_scales, 0
         size = trial.heads * own.key_dim
-        nothing = torch.zeros((own.output.outputs, size), dtype=torch.float32)
-        trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm
-        trial.value, trial.value_bias, trial.value_norm = own.query, own.query_bias, None
+        nothing = torch.zeros((query.inputs, size), dtype=torch.float32)
+        trial.key, trial.key_bias, trial.key_norm = query, query_bias, own.query_norm
+        trial.value, trial.value_bias, trial.value_norm = query, query_bias, None
         trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
-        trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.data_ptr())
+        trial.output = Matrix(format=Format.FLOAT32, outputs=query.inputs, inputs=size, data=nothing.data_ptr())
         found = cls(mixer.module, mixer.index, trial, num_tokens, scale_of=mixer._scale_of)  # noqa: SLF001
         found.kept.hold(nothing)
         return found

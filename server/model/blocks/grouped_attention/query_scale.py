@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.grouped_attention.declaration import QueryScale
 
 TEMPERATURE = "attn_temperature_tuning"  # attribute of an attention whose queries are scaled (Llama 4)
 SCALING = "attention_scaling"  # argument of one whose queries are scaled (Beam)
@@ -15,21 +16,35 @@ WITHOUT_SCALE = "is_sliding"  # attribute of such an attention whose queries are
 SCALING_POWER, SCALING_LENGTH = 0.1, 2048  # which transformers has as numbers
 
 
-def query_scale_of(module: Any, captured: LayerCapture) -> Callable[[int], float] | None:
-    """Return the function of positions that gives the factors; None if queries are not scaled.
+def kind_of_query_scale(module: Any, captured: LayerCapture) -> QueryScale | None:
+    """Return the kind of function that gives the factors; None if queries are not scaled.
 
     Args:
         module: of the attention.
         captured: a call of its layer.
     """
     if getattr(module, TEMPERATURE, False) and not module.use_rope:
+        return QueryScale.BY_STEPS
+    if captured.mixer is not None and captured.mixer.kwargs.get(SCALING) is not None:
+        return QueryScale.BY_POWER
+    if getattr(getattr(module, "config", None), FLOOR, None) and not getattr(module, WITHOUT_SCALE, False):
+        return QueryScale.BY_LOGARITHM
+    return None
+
+
+def query_scale_of(kind: QueryScale | None, module: Any) -> Callable[[int], float] | None:
+    """Return the function of positions that gives the factors; None if queries are not scaled.
+
+    Args:
+        kind: of the function.
+        module: of the attention, with its numbers.
+    """
+    if kind is None:
+        return None
+    if kind is QueryScale.BY_STEPS:
         factor, length = float(module.attn_scale), int(module.floor_scale)
         return lambda position: 1.0 + factor * math.log1p((position + 1) // length)
-    if captured.mixer is not None and captured.mixer.kwargs.get(SCALING) is not None:
+    if kind is QueryScale.BY_POWER:
         return lambda position: (1.0 + (position + 1) / SCALING_LENGTH) ** SCALING_POWER
-    config = getattr(module, "config", None)
-    floor = getattr(config, FLOOR, None)
-    if floor and not getattr(module, WITHOUT_SCALE, False):
-        growth = float(getattr(config, GROWTH))
-        return lambda position: 1.0 + growth * math.log(max((position + 1) / floor, 1.0))
-    return None
+    floor, growth = getattr(module.config, FLOOR), float(getattr(module.config, GROWTH))
+    return lambda position: 1.0 + growth * math.log(max((position + 1) / floor, 1.0))

@@ -84,5 +84,5 @@ def queries_of(mixer: GroupedAttentionMixer, trial: MixerTrial) -> torch.Tensor:
     """
     bound = mixer.for_queries(trial.num_tokens)
     trial.run(bound)
-    queries = bound.keys[::2] if mixer.spec.has_gates_in_query else bound.keys[: mixer.spec.heads]
+    queries = mixer.own_queries(bound.keys, trial.captured)
     return queries * torch.tensor([mixer.query_scale(i) for i in range(trial.num_tokens)]).unsqueeze(1)

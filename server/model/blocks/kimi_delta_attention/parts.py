@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
+from server.model.blocks.kimi_delta_attention.declaration import KimiDeltaAttention
 from server.model.blocks.kimi_delta_attention.mixer import KimiDeltaAttentionMixer
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -22,6 +23,9 @@ DECAYS = (("f_proj",), ("f_a_proj", "f_b_proj"))
 @dataclass(frozen=True)
 class KimiDeltaAttentionParts(MixerParts):
     """The parts of Kimi delta attention."""
+
+    declares: ClassVar[type[MixerDeclaration]] = KimiDeltaAttention
+    keeps_state: ClassVar[bool] = True
 
     module: Any
     inputs: Sequence[Sequence[Linear]]  # of queries, keys, values, gates, decays and betas: one matrix of each, or two
@@ -46,8 +50,8 @@ class KimiDeltaAttentionParts(MixerParts):
             yield from part.parameters()
         yield from (forget.A_log, forget.dt_bias)
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> KimiDeltaAttentionMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> KimiDeltaAttentionMixer:
+        del declared
         return KimiDeltaAttentionMixer(self, place.index)
 
 

@@ -231,27 +231,35 @@ class NativeIndexer:
                 raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
 
 
-def indexer_of(parts: IndexerParts | None, captured: LayerCapture, config: Any) -> NativeIndexer | None:
-    """Return the indexer of a layer; None if its tokens attend to all keys that they see.
+def check_choice(parts: IndexerParts | None, captured: LayerCapture, config: Any) -> None:
+    """Raise ``UnsupportedLayerError`` if a layer attends to chosen keys, and an indexer chose others.
 
     Args:
-        parts: of the indexer that the layer has.
+        parts: of the indexer that the layer has; None if it may take a choice of a layer before.
         captured: a call of the layer.
         config: of the attention.
-
-    Raises:
-        UnsupportedLayerError: it chooses keys in another way.
     """
     chosen = None if captured.options is None else captured.options.chosen
     if chosen is None:
         if parts is not None:
             raise UnsupportedLayerError("it has an indexer that chooses no keys")
-        return None
+        return
     owner = config if parts is None else parts.module
     top_k, pool = getattr(owner, TOP_K, None), pool_of(owner)
     most = top_k + max(0, pool - 1) if isinstance(top_k, int) else 0
-    if not isinstance(top_k, int) or len(chosen) != len(captured.given) or chosen.shape[1] > most:
+    if len(chosen) != len(captured.given) or chosen.shape[1] > most:
         raise UnsupportedLayerError("its attention takes other keys than those that an indexer chose")
+
+
+def indexer_of(parts: IndexerParts | None, config: Any) -> NativeIndexer:
+    """Return the indexer of a layer whose tokens attend to chosen keys.
+
+    Args:
+        parts: of the indexer that the layer has; None if it takes the choice of a layer before.
+        config: of the attention.
+    """
+    owner = config if parts is None else parts.module
+    top_k, pool = int(getattr(owner, TOP_K)), pool_of(owner)
     return NativeIndexer(parts, top_k // pool * pool if pool else top_k, pool)
 
 

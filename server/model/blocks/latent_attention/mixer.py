@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from ctypes import addressof
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +21,13 @@ from server.model.attention.kv_cache import KVCache
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
-from server.model.blocks.latent_attention.indexer import NativeIndexer, chosen_of, indexer_of
+from server.model.blocks.latent_attention.declaration import LatentAttention as Declaration
+from server.model.blocks.latent_attention.indexer import NativeIndexer, chosen_of
 from server.model.blocks.latent_attention.rotation import Rotations, rotations
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, MixerTrial, RotaryMixer
 from server.model.blocks.rotated_rows import rows_of
 from server.model.blocks.workspace import BLOCK
-from server.model.hooks import AttentionOptions
 from server.model.quantised.latent_expansion import LatentExpansion
 from server.model.quantised.linear import NAME, QuantisedLinear
 from server.model.recurrent.states import StateCache
@@ -44,8 +45,9 @@ class LatentAttentionMixer(RotaryMixer):
 
     Args:
         parts: of the family's module.
-        captured: a call of the layer.
+        declared: what its structure does not show.
         index: of the layer.
+        indexer: that chooses its keys; None if its tokens attend to all that they see.
 
     Raises:
         UnsupportedLayerError: it computes something else.
@@ -53,14 +55,17 @@ class LatentAttentionMixer(RotaryMixer):
 
     kind = MixerKind.LATENT_ATTENTION
 
-    def __init__(self, parts: LatentAttentionParts, captured: LayerCapture, index: int):
+    def __init__(
+        self, parts: LatentAttentionParts, declared: Declaration, index: int, indexer: NativeIndexer | None = None
+    ):
         self.spec = spec = LatentAttention()
         self._parts = parts
         super().__init__(parts.module, index, spec)
-        if captured.options is None or not captured.is_latent:
-            raise UnsupportedLayerError("its keys and values are not made from latents and one rotated key")
-        _check_options(captured.options, parts.heads)
-        spec.sinks = self.keep(captured.options.sinks)
+        if declared.sinks is not None:
+            sinks = parts.module.get_parameter(declared.sinks)
+            if sinks.numel() != parts.heads:
+                raise UnsupportedLayerError("its latents are attended to with sinks that are not one for each head")
+            spec.sinks = self.keep(sinks.flatten())
         for number, name in enumerate(MATRICES):
             linear = getattr(parts, name)
             if name == "expansion":
@@ -73,16 +78,17 @@ class LatentAttentionMixer(RotaryMixer):
                     setattr(spec, f"{name}_bias", self.keep(linear.bias))
                     self.add_target(linear, number, input_scale=parts.input_scale if name == "query" else 1.0)
         spec.takes_raw, spec.has_gates_in_query = int(parts.takes_raw), int(parts.has_gates_in_query)
-        self._indexer = indexer_of(parts.indexer, captured, getattr(parts.module, "config", None))
-        if self._indexer is not None:
-            self._set_indexer(self._indexer)
-        if captured.options.sliding_window is not None:
-            self._set_window(captured.options.sliding_window, is_chunked=captured.options.is_chunked)
+        self._indexer = indexer
+        if indexer is not None:
+            self._set_indexer(indexer)
+            indexer.spec.rope_kind, indexer.spec.rotates_last = declared.index_rope, int(declared.index_rotates_last)
+        if declared.window:
+            self._set_window(declared.window)
         self._set_sizes(parts)
         self._set_expansion(parts)
         self._set_norms(parts)
-        spec.scaling = captured.options.scaling
-        spec.scales_queries = int(_temperature(parts.module) is not None)
+        spec.scaling, spec.rope_kind = declared.scaling, declared.rope
+        spec.scales_queries = int(temperature_of(parts.module) is not None)
         if parts.head_scales is not None:
             spec.head_scales = HeadScales(self.keep(parts.head_scales.scales), self.keep(parts.head_scales.offsets))
         self._is_sorted = (
@@ -111,7 +117,7 @@ class LatentAttentionMixer(RotaryMixer):
         return bool(self.spec.scales_queries)
 
     def query_scale(self, position: int) -> float:
-        found = _temperature(self.module)
+        found = temperature_of(self.module)
         if found is None:
             return 1.0
         factor, length = found
@@ -135,11 +141,12 @@ class LatentAttentionMixer(RotaryMixer):
                 inputs = self._parts.query_inputs(rows)
                 self._indexer.fit(self, trial, rows, inputs[..., : inputs.shape[-1] // (1 + self._parts.takes_raw)])
 
-    def take(self, found: LatentAttentionMixer) -> None:
-        self.spec.rope_kind, self.spec.rotary_dim = found.spec.rope_kind, found.spec.rotary_dim
-        if self._indexer is not None and found._indexer is not None:
-            own, other = self._indexer.spec, found._indexer.spec
-            own.rope_kind, own.rotates_last = other.rope_kind, other.rotates_last
+    def declare(self, declared: Declaration) -> Declaration:
+        found = replace(declared, rope=RopeKind(self.spec.rope_kind))
+        if self._indexer is None:
+            return found
+        own = self._indexer.spec
+        return replace(found, index_rope=RopeKind(own.rope_kind), index_rotates_last=bool(own.rotates_last))
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> TrialLatents:
         return TrialLatents(self.module, self.index, self.spec, captured, num_tokens, is_sorted=self._is_sorted)
@@ -168,9 +175,9 @@ class LatentAttentionMixer(RotaryMixer):
         for number, linear in enumerate(() if indexer.parts is None else indexer.parts.linears, len(MATRICES)):
             self.add_target(linear, number, input_scale=self._parts.input_scale if number == len(MATRICES) else 1.0)
 
-    def _set_window(self, window: int, *, is_chunked: bool) -> None:
+    def _set_window(self, window: int) -> None:
         """Let a token attend to the last latents alone."""
-        if self._indexer is not None or is_chunked:
+        if self._indexer is not None:
             raise UnsupportedLayerError("its latents are attended to with a window of another kind")
         self._window = Indexer(top_k=window, is_window=1)
         self.spec.indexer = addressof(self._window)
@@ -269,14 +276,7 @@ def _blocks_of(
     return np.ascontiguousarray(rows.view(num_blocks, BLOCK, -1).transpose(1, 2).numpy())
 
 
-def _check_options(options: AttentionOptions, heads: int) -> None:
-    if options.softcap or (options.sinks is not None and options.sinks.numel() != heads):
-        raise UnsupportedLayerError(
-            "its latents are attended to with a cap, or with sinks that are not one for each head"
-        )
-
-
-def _temperature(module: Any) -> tuple[float, int] | None:
+def temperature_of(module: Any) -> tuple[float, int] | None:
     """Return the factor and the length by which a module scales its queries by their positions; None if it does not."""
     rope = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
     factor, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -12,17 +12,23 @@ from torch import nn
 from server.model.attention.indexer import ROPE_NORM, SINKS
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.latent_attention.declaration import LatentAttention
 from server.model.blocks.latent_attention.head_scales import HeadScalesParts
-from server.model.blocks.latent_attention.indexer import IndexerParts
+from server.model.blocks.latent_attention.indexer import IndexerParts, check_choice, indexer_of
 from server.model.blocks.latent_attention.mixer import LatentAttentionMixer
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
 from server.model.blocks.norms import Norm, norm_of
+from server.model.blocks.parameter_names import name_of
 
 
 @dataclass(frozen=True)
 class LatentAttentionParts(MixerParts):
     """The parts of multi-head latent attention."""
+
+    declares: ClassVar[type[MixerDeclaration]] = LatentAttention
 
     module: Any
     query_down: Linear | None
@@ -87,8 +93,29 @@ class LatentAttentionParts(MixerParts):
             if parts is not None:
                 yield from parts.parameters()
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> LatentAttentionMixer:
-        return LatentAttentionMixer(self, captured, place.index)
+    def declare(self, captured: LayerCapture, name: str, place: LayerPlace) -> LatentAttention:
+        del place
+        options = captured.options
+        if options is None or not captured.is_latent:
+            raise UnsupportedLayerError("its keys and values are not made from latents and one rotated key")
+        if options.softcap or options.is_chunked:
+            raise UnsupportedLayerError("its latents are attended to with a cap, or in chunks")
+        check_choice(self.indexer, captured, self._config)
+        return LatentAttention(
+            name,
+            scaling=options.scaling,
+            window=options.sliding_window or 0,
+            sinks=name_of(options.sinks, self.module),
+            takes_choice=options.chosen is not None,
+        )
+
+    def build(self, declared: LatentAttention, place: LayerPlace) -> LatentAttentionMixer:
+        indexer = indexer_of(self.indexer, self._config) if declared.takes_choice else None
+        return LatentAttentionMixer(self, declared, place.index, indexer)
+
+    @property
+    def _config(self) -> Any:
+        return getattr(self.module, "config", None)
 
     @property
     def input_scale(self) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
+from server.model.blocks.lightning_attention.declaration import LightningAttention
 from server.model.blocks.lightning_attention.mixer import LightningAttentionMixer
 from server.model.blocks.linears import LINEARS
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -22,6 +23,9 @@ SLOPES = "slope_rate"  # tensor: negative logarithms of decays
 @dataclass(frozen=True)
 class LightningAttentionParts(MixerParts):
     """The parts of lightning attention."""
+
+    declares: ClassVar[type[MixerDeclaration]] = LightningAttention
+    keeps_state: ClassVar[bool] = True
 
     module: Any
 
@@ -37,6 +41,6 @@ class LightningAttentionParts(MixerParts):
         for name in (*LINEAR_NAMES, "norm"):
             yield from getattr(self.module, name).parameters()
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> LightningAttentionMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> LightningAttentionMixer:
+        del declared
         return LightningAttentionMixer(self, place.index)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS
+from server.model.blocks.mamba1.declaration import Mamba1
 from server.model.blocks.mamba1.mixer import Mamba1Mixer
 from server.model.blocks.mixer import LayerPlace, MixerParts
 
@@ -22,6 +23,9 @@ PARAMETERS = ("A_log", "D")
 @dataclass(frozen=True)
 class Mamba1Parts(MixerParts):
     """The parts of a Mamba mixer."""
+
+    declares: ClassVar[type[MixerDeclaration]] = Mamba1
+    keeps_state: ClassVar[bool] = True
 
     module: Any
 
@@ -43,6 +47,6 @@ class Mamba1Parts(MixerParts):
             yield from part.parameters()
         yield from (getattr(self.module, name) for name in PARAMETERS)
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> Mamba1Mixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> Mamba1Mixer:
+        del declared
         return Mamba1Mixer(self, place.index)

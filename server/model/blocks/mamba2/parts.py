@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS, Linear
+from server.model.blocks.mamba2.declaration import Mamba2
 from server.model.blocks.mamba2.mixer import Mamba2Mixer
 from server.model.blocks.mixer import LayerPlace, MixerParts
 
@@ -20,6 +21,9 @@ PARAMETERS = ("A_log", "D", "dt_bias")
 @dataclass(frozen=True)
 class Mamba2Parts(MixerParts):
     """The parts of a Mamba-2 mixer."""
+
+    declares: ClassVar[type[MixerDeclaration]] = Mamba2
+    keeps_state: ClassVar[bool] = True
 
     module: Any
     input: Linear
@@ -43,6 +47,6 @@ class Mamba2Parts(MixerParts):
             yield from part.parameters()
         yield from (getattr(self.module, name) for name in PARAMETERS)
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> Mamba2Mixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> Mamba2Mixer:
+        del declared
         return Mamba2Mixer(self, place.index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 import torch
@@ -11,21 +10,11 @@ from server.kernels.native.structures.mixers import MixerKind
 from server.model.blocks.capture import LayerCapture
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.mixer import LayerPlace, Mixer, MixerStep, relative_error
+from server.model.blocks.module.declaration import Argument, OwnModule, Role
 from server.model.blocks.tolerances import TOLERANCE
 from server.model.program import Target
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.recurrent.states import AttentionPassThrough
-
-SETTING = bool | int | float | str | None  # a constant argument
-
-
-class _Role(Enum):
-    """An argument that is another one in each step."""
-
-    ROWS = "the normed rows"
-    CACHE = "the states of recurrent layers"
-    ANGLES = "cosines and sines of the rows' positions"
-    POSITIONS = "the rows' positions"
 
 
 class ModuleMixer(Mixer):
@@ -37,32 +26,17 @@ class ModuleMixer(Mixer):
     the residual stream after each addition.
 
     Args:
-        captured: a call of the module in the model.
+        module: of the family.
+        declared: its arguments.
         place: its layer.
-
-    Raises:
-        UnsupportedLayerError: it takes or returns something else than rows, states and positions.
     """
 
     kind = MixerKind.EXTERNAL
     target = Target.MODULES
 
-    def __init__(self, captured: LayerCapture, place: LayerPlace):
-        call = captured.mixer
-        if call is None:
-            raise UnsupportedLayerError("a layer does not call its mixer")
-        super().__init__(call.module, place.index, None)
-        self._dtype = place.dtype
-        count, size = len(captured.given), captured.hidden_size
-        rows = next((value for value in (*call.args, *call.kwargs.values()) if isinstance(value, torch.Tensor)), None)
-        dtype = place.dtype if rows is None else rows.dtype  # of the capture
-        step = MixerStep(place.rotary, range(count), dtype, None)
-        self._args = [self._part(value, count, size, captured.positions, step) for value in call.args]
-        self._kwargs = {
-            name: self._part(value, count, size, captured.positions, step) for name, value in call.kwargs.items()
-        }
-        if [*self._args, *self._kwargs.values()].count(_Role.ROWS) != 1:
-            raise UnsupportedLayerError(f"its {type(call.module).__name__} takes other inputs than one of rows")
+    def __init__(self, module: Any, declared: OwnModule, place: LayerPlace):
+        super().__init__(module, place.index, None)
+        self._dtype, self._declared = place.dtype, declared
 
     def for_trial(self, captured: LayerCapture, num_tokens: int) -> Mixer:
         del num_tokens
@@ -72,33 +46,9 @@ class ModuleMixer(Mixer):
     def mix_outside(self, normed: torch.Tensor, step: MixerStep | None) -> torch.Tensor:
         assert step is not None
         given = normed.to(self._dtype).unsqueeze(0)
-        args = [self._filled(value, given, step) for value in self._args]
-        output = self.module(*args, **{name: self._filled(value, given, step) for name, value in self._kwargs.items()})
-        return rows_of(output)
-
-    def _part(self, value: Any, count: int, size: int, angles: Any, step: MixerStep) -> SETTING | _Role:
-        """Return a constant argument, or the role of one that changes."""
-        if value is None or isinstance(value, bool | int | float | str):
-            constant: SETTING = value
-            return constant
-        if isinstance(value, AttentionPassThrough):
-            return _Role.CACHE
-        if isinstance(value, torch.Tensor) and value.shape == (1, count, size):
-            return _Role.ROWS
-        if isinstance(value, torch.Tensor) and torch.equal(value, step.positions):
-            return _Role.POSITIONS
-        if angles is not None and value is angles and _are_equal(step.angles, value):
-            return _Role.ANGLES
-        raise UnsupportedLayerError(f"its {type(self.module).__name__} takes a {type(value).__name__} of unknown use")
-
-    def _filled(self, value: SETTING | _Role, rows: torch.Tensor, step: MixerStep) -> Any:
-        if not isinstance(value, _Role):
-            return value
-        if value is _Role.ROWS:
-            return rows
-        if value is _Role.CACHE:
-            return step.states
-        return step.angles if value is _Role.ANGLES else step.positions
+        args = [_filled(value, given, step) for value in self._declared.arguments]
+        named = {name: _filled(value, given, step) for name, value in self._declared.named.items()}
+        return rows_of(self.module(*args, **named))
 
 
 class _RecordedMixer(Mixer):
@@ -132,6 +82,56 @@ def rows_of(output: Any) -> torch.Tensor:
     """Return the output of a mixer as float32 ``(rows, hidden)``."""
     first: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return first[0].float()
+
+
+def declare_call(captured: LayerCapture, name: str, place: LayerPlace) -> OwnModule:
+    """Return how a layer calls its mixer.
+
+    Args:
+        captured: a call of the layer.
+        name: of the mixer's module in it.
+        place: of the layer.
+
+    Raises:
+        UnsupportedLayerError: the module takes something else than rows, states and positions.
+    """
+    call = captured.mixer
+    if call is None:
+        raise UnsupportedLayerError("a layer does not call its mixer")
+    rows = next((value for value in (*call.args, *call.kwargs.values()) if isinstance(value, torch.Tensor)), None)
+    dtype = place.dtype if rows is None else rows.dtype  # of the capture
+    step = MixerStep(place.rotary, range(len(captured.given)), dtype, None)
+    arguments = tuple(_argument(value, captured, step) for value in call.args)
+    named = {key: _argument(value, captured, step) for key, value in call.kwargs.items()}
+    if [*arguments, *named.values()].count(Role.ROWS) != 1:
+        raise UnsupportedLayerError(f"its {type(call.module).__name__} takes other inputs than one of rows")
+    return OwnModule(name, arguments, named)
+
+
+def _argument(value: Any, captured: LayerCapture, step: MixerStep) -> Argument:
+    """Return a constant argument, or the role of one that changes."""
+    if value is None or isinstance(value, bool | int | float | str):
+        constant: Argument = value
+        return constant
+    if isinstance(value, AttentionPassThrough):
+        return Role.CACHE
+    if isinstance(value, torch.Tensor) and value.shape == (1, len(captured.given), captured.hidden_size):
+        return Role.ROWS
+    if isinstance(value, torch.Tensor) and torch.equal(value, step.positions):
+        return Role.POSITIONS
+    if captured.positions is not None and value is captured.positions and _are_equal(step.angles, value):
+        return Role.ANGLES
+    raise UnsupportedLayerError(f"its mixer takes a {type(value).__name__} of unknown use")
+
+
+def _filled(value: Argument, rows: torch.Tensor, step: MixerStep) -> Any:
+    if not isinstance(value, Role):
+        return value
+    if value is Role.ROWS:
+        return rows
+    if value is Role.CACHE:
+        return step.states
+    return step.angles if value is Role.ANGLES else step.positions
 
 
 def _are_equal(own: Any, given: Any) -> bool:

@@ -7,14 +7,16 @@ from typing import Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.no_mixer.declaration import NoMixer as Declaration
 from server.model.blocks.no_mixer.mixer import NoMixer
 
 
 class NoMixerParts(MixerParts):
     """The parts of no module. It is no kind among others: a layer in which none is found has it."""
 
+    declares = Declaration
     module = None
 
     @classmethod
@@ -25,6 +27,6 @@ class NoMixerParts(MixerParts):
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> NoMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> NoMixer:
+        del declared
         return NoMixer(place.index)

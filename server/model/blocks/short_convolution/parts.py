@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from server.model.blocks.capture import LayerCapture
+from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.short_convolution.declaration import ShortConvolution
 from server.model.blocks.short_convolution.mixer import ShortConvolutionMixer
 
 
 @dataclass(frozen=True)
 class ShortConvolutionParts(MixerParts):
     """The parts of a short convolution."""
+
+    declares: ClassVar[type[MixerDeclaration]] = ShortConvolution
+    keeps_state: ClassVar[bool] = True
 
     module: Any
     convolution: nn.Conv1d
@@ -36,6 +40,6 @@ class ShortConvolutionParts(MixerParts):
         for part in (self.convolution, self.input, self.output):
             yield from part.parameters()
 
-    def build(self, captured: LayerCapture, place: LayerPlace) -> ShortConvolutionMixer:
-        del captured
+    def build(self, declared: MixerDeclaration, place: LayerPlace) -> ShortConvolutionMixer:
+        del declared
         return ShortConvolutionMixer(self, place.index)

@@ -39,6 +39,7 @@ def packed_matrix(
     sources: tuple[TensorSource, ...],
     join: Join,
     *,
+    keeps_rows: bool = False,
     order: torch.Tensor | None = None,
     factor: TensorSource | None = None,
 ) -> PackedMatrix:
@@ -47,6 +48,7 @@ def packed_matrix(
     Args:
         sources: uint8 ``(rows, row_bytes)`` each.
         join: makes one matrix of their rows.
+        keeps_rows: whether that is the only source as it is.
         order: the input that each column belongs to, if it is not that of its place.
         factor: a number that multiplies all weights, if there is one.
     """
@@ -55,7 +57,13 @@ def packed_matrix(
     if factor is not None:
         kind, tensors = Divided(kind), (*tensors, divisor_of(factor))
     if order is None:
-        return PackedMatrix(kind, tensors)
+        outputs, inputs = shape
+        is_divisible = keeps_rows and factor is None and len(tensors) == len(kind.specs("", kind.OUTPUTS, inputs))
+
+        def rows(first: int, count: int) -> PackedMatrix:
+            return packed_matrix(block, (count, inputs), (sources[0].rows(first, count),), join)
+
+        return PackedMatrix(kind, tensors, rows if is_divisible and outputs % kind.OUTPUTS == 0 else None)
     of_columns = SlotTensor(ORDER, torch.int32, tuple(order.shape), (), lambda _: order.to(torch.int32))
     return PackedMatrix(OrderedColumns(kind), (*tensors, of_columns))
 

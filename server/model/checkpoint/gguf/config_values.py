@@ -15,6 +15,7 @@ from server.model.checkpoint.gguf.gguf_file import REMEDY, GgufFile
 from server.model.errors import ModelError
 
 Values = dict[str, Any]
+MIXERS = ("linear_attention", "full_attention")
 SOFTMAX, SIGMOID = 1, 2  # expert_gating_func
 MOST_FREQUENCIES = 1 << 12
 RMS_EPSILON = "attention.layer_norm_rms_epsilon"
@@ -53,6 +54,16 @@ def expert_values(file: GgufFile) -> Values:
         "num_experts": file.integer("expert_count"),
         "num_experts_per_tok": file.integer("expert_used_count"),
         "moe_intermediate_size": length or file.integer("feed_forward_length"),
+    }
+
+
+def local_experts(file: GgufFile) -> Values:
+    """The same under the names that Mixtral's config has, and many after it."""
+    found = expert_values(file)
+    return {
+        "intermediate_size": found["moe_intermediate_size"],
+        "num_local_experts": found["num_experts"],
+        "num_experts_per_tok": found["num_experts_per_tok"],
     }
 
 
@@ -179,3 +190,32 @@ def num_outputs(file: GgufFile, *leaves: str) -> int:
             if tensor.name.endswith(f".{leaf}.weight"):
                 return tensor.shape[-2] // (2 if "gate_up" in leaf else 1)
     return 0
+
+
+def mamba_head(file: GgufFile) -> int:
+    """The size of a head of Mamba-2."""
+    return file.integer("ssm.inner_size") // max(file.integer("ssm.time_step_rank"), 1)
+
+
+def has_tensor(file: GgufFile, leaf: str) -> bool:
+    """Return True if a layer has a tensor of a name."""
+    return any(name.endswith(f".{leaf}") for name in file.tensors)
+
+
+def delta_net(file: GgufFile, values: Values) -> Values:
+    """The values of gated delta nets, and the kinds of all layers."""
+    heads, num_layers = file.integer("ssm.time_step_rank"), values["num_hidden_layers"]
+    if file.has("attention.recurrent_layers"):
+        is_recurrent = flags_by_layer(file, "attention.recurrent_layers", num_layers)
+    else:
+        interval = file.integer("full_attention_interval", 4)
+        is_recurrent = [(layer + 1) % interval != 0 for layer in range(num_layers)]
+    return {
+        "linear_conv_kernel_dim": file.integer("ssm.conv_kernel"),
+        "linear_key_head_dim": file.integer("ssm.state_size"),
+        "linear_num_key_heads": file.integer("ssm.group_count"),
+        "linear_num_value_heads": heads,
+        "linear_value_head_dim": file.integer("ssm.inner_size") // max(heads, 1),
+        "shared_expert_intermediate_size": file.integer("expert_shared_feed_forward_length"),
+        "layer_types": [MIXERS[not recurs] for recurs in is_recurrent],
+    }

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from server.model.checkpoint.gguf.config_values import SIGMOID
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.errors import ModelError
 
@@ -36,7 +35,13 @@ class Only:
 Use: TypeAlias = "str | Only"
 
 
-def _one_of(*values: Any) -> Only:
+def read(*keys: str) -> dict[str, Use]:
+    """Return keys that the config of an architecture is made of."""
+    return dict.fromkeys(keys, READ)
+
+
+def one_of(*values: Any) -> Only:
+    """Return a key that has one of a few values."""
     return Only(" or ".join(map(str, values)), lambda _, value: value in values)
 
 
@@ -45,7 +50,7 @@ def _head(file: GgufFile) -> int:
     return file.integer("attention.key_length", file.integer("embedding_length") // heads)
 
 
-def _pattern(period: int) -> Only:
+def pattern(period: int) -> Only:
     """All layers have a window but the last of each period."""
 
     def holds(file: GgufFile, value: Any) -> bool:
@@ -61,7 +66,6 @@ SAME_BASE = Only(
 )
 WHOLE_HEAD = Only("the length of a head", lambda file, value: value == _head(file))
 ONE_COUNT = Only("the same in all layers", lambda _, value: not isinstance(value, list) or len(set(value)) <= 1)
-UNGROUPED, NO_TUNING, UNSCALED, SCORED_BY_SIGMOID = _one_of(0, 1), _one_of(0), _one_of(1.0), _one_of(SIGMOID)
 
 COMMON: Mapping[str, Use] = {
     **dict.fromkeys(
@@ -87,73 +91,20 @@ COMMON: Mapping[str, Use] = {
     ),
     "expert_used_count": ONE_COUNT,
     "embedding_length_out": Only("the embedding length", lambda file, value: value == file.integer("embedding_length")),
-    "attention.causal": _one_of(True),
+    "attention.causal": one_of(True),
     "attention.key_length_swa": WHOLE_HEAD,
     "attention.value_length_swa": HARMLESS,
-    "expert_group_count": UNGROUPED,
-    "expert_group_used_count": UNGROUPED,
+    "expert_group_count": one_of(0, 1),
+    "expert_group_used_count": one_of(0, 1),
     "rope.dimension_count": WHOLE_HEAD,
     "rope.dimension_count_swa": WHOLE_HEAD,
-    "rope.scaling.attn_factor": UNSCALED,
+    "rope.scaling.attn_factor": one_of(1.0),
 }
-GROUPED = dict.fromkeys(("expert_group_count", "expert_group_used_count"), READ)
-ROTATED_IN_PART = dict.fromkeys(("rope.dimension_count", "rope.dimension_count_swa"), READ)
-STATES = dict.fromkeys((f"ssm.{key}" for key in ("conv_kernel", "inner_size", "state_size", "group_count")), READ) | {
-    "ssm.time_step_rank": READ
-}
-DELTA_NET = ROTATED_IN_PART | STATES | dict.fromkeys(("full_attention_interval", "attention.recurrent_layers"), READ)
-GRANITE = dict.fromkeys(("attention.scale", "embedding_scale", "residual_scale", "logit_scale"), READ)
-POSITIONS_OF_AXES = {"rope.dimension_sections": HARMLESS}  # the same in text
-MOE_STEP = {"interleave_moe_layer_step": READ}
-OWN: Mapping[str, Mapping[str, Use]] = {
-    "qwen3vlmoe": POSITIONS_OF_AXES | {"n_deepstack_layers": HARMLESS},
-    "qwen3next": DELTA_NET,
-    "qwen35moe": DELTA_NET | {"rope.dimension_sections": READ},
-    "llama": {"attention.sliding_window": READ},
-    "gpt-oss": {
-        "attention.sliding_window": READ,
-        "attention.sliding_window_pattern": _pattern(2),
-        "rope.freq_base_swa": SAME_BASE,
-    },
-    "deepseek2": GROUPED
-    | ROTATED_IN_PART
-    | dict.fromkeys(
-        (
-            *("attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla"),
-            *("attention.value_length_mla", "rope.scaling.yarn_log_multiplier"),
-        ),
-        READ,
-    )
-    | dict.fromkeys(("attention.temperature_scale", "attention.temperature_length"), NO_TUNING),
-    "glm4moe": GROUPED | ROTATED_IN_PART | POSITIONS_OF_AXES | {"expert_gating_func": SCORED_BY_SIGMOID},
-    "gemma4": ROTATED_IN_PART
-    | dict.fromkeys(
-        (
-            *("attention.key_length_swa", "attention.sliding_window", "attention.sliding_window_pattern"),
-            *("attention.shared_kv_layers", "embedding_length_per_layer_input", "final_logit_softcapping"),
-            "rope.freq_base_swa",
-        ),
-        READ,
-    )
-    | {
-        "rope.scaling.factor": _one_of(0.0, 1.0),
-        "rope.scale_linear": _one_of(0.0, 1.0),
-    },
-    "lfm2moe": {"shortconv.l_cache": READ, "expert_gating_func": SCORED_BY_SIGMOID},
-    "llama4": MOE_STEP
-    | {
-        "attention.sliding_window": Only("above 0", lambda _, value: type(value) is int and value > 0),
-        "attention.sliding_window_pattern": _pattern(4),
-        "rope.freq_base_swa": SAME_BASE,
-    },
-    "minimax-m2": ROTATED_IN_PART | {"expert_gating_func": SCORED_BY_SIGMOID},
-    "ernie4_5-moe": MOE_STEP | POSITIONS_OF_AXES,
-    "granitemoe": GRANITE,
-    "granitehybrid": GRANITE | STATES | {"rope.scaling.finetuned": READ},
-    "nemotron_h_moe": GROUPED | ROTATED_IN_PART | STATES | {"moe_latent_size": READ},
-    "phimoe": {"attention.sliding_window": READ, "rope.scaling.attn_factor": READ},
-    "dots1": GROUPED | {"expert_gating_func": SCORED_BY_SIGMOID},
-}
+GROUPS = read("expert_group_count", "expert_group_used_count")
+ROTATED_IN_PART = read("rope.dimension_count", "rope.dimension_count_swa")
+STATES = read("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank")
+DELTA_NET = {**ROTATED_IN_PART, **STATES, **read("full_attention_interval", "attention.recurrent_layers")}
+POSITIONS_OF_AXES: Mapping[str, Use] = {"rope.dimension_sections": HARMLESS}  # the same in text
 TOKENIZER = frozenset(
     {
         *("ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.token_type_count", "ggml.scores"),
@@ -166,8 +117,11 @@ TOKENIZER_PREFIXES = ("chat_template.",)  # templates by their names
 TOKEN_IDS = "_token_id", "_token_ids"
 
 
-def check_keys(file: GgufFile) -> list[str]:
+def check_keys(file: GgufFile, own: Mapping[str, Use]) -> list[str]:
     """Check the keys of a header that have values other than the architecture is computed with.
+
+    Args:
+        own: keys of the architecture.
 
     Returns:
         The keys that are not known.
@@ -175,7 +129,7 @@ def check_keys(file: GgufFile) -> list[str]:
     Raises:
         ModelError: a key has a value that changes what the architecture computes.
     """
-    known = {**COMMON, **OWN.get(file.architecture, {})}
+    known = {**COMMON, **own}
     unknown = [key for key in file.metadata if key.startswith("tokenizer.") and not _is_of_tokenizer(key)]
     for key in file.own_metadata():
         use, value = known.get(key), file.value(key)

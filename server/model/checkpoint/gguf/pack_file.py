@@ -42,7 +42,8 @@ def made_tensors(name: str, matrix: PackedMatrix) -> MadeTensors:
     """Return the tensors that a pack has of a matrix, as they are in memory."""
 
     def make() -> Weights:
-        return {name + suffix: tensor for suffix, tensor in matrix.read(read_tensor).items()}
+        made = matrix.make([read_tensor(source) for source in matrix.sources])
+        return {name + suffix: tensor for suffix, tensor in made.items()}
 
     return MadeTensors(
         tuple(ParameterSpec(name + each.suffix, each.dtype, each.shape) for each in matrix.tensors), make

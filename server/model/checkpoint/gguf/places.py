@@ -33,8 +33,7 @@ def linears(names: Mapping[str, str], kinds: tuple[str, ...] = ("weight", "bias"
 MODEL = linears(
     {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}, kinds=("weight",)
 )
-
-
+OFFSET_MODEL = {**MODEL, "output_norm.weight": Place("model.norm.weight", conversions.less_one)}
 NORMS = linears({"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}, kinds=("weight",))
 POST_NORM = linears({"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}, ("weight",))
 ATTENTION = linears(
@@ -52,7 +51,7 @@ DENSE = linears({"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down
 GROUPED = {**ATTENTION, **HEAD_NORMS, **ROUTER, **DENSE}
 
 
-def shared_experts(module: str) -> dict[str, Place]:
+def shared_linears(module: str) -> dict[str, Place]:
     """Return the places of shared experts."""
     return linears({f"ffn_{kind}_shexp": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}, ("weight",))
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from expert_store import CheckpointError, GgufTensor, TensorSource, read_tensor
 from server.model.attention.mla import latent_linears
-from server.model.checkpoint.gguf.architectures import FACTORS, Architecture
+from server.model.checkpoint.gguf.architecture import Architecture
 from server.model.checkpoint.gguf.block_matrices import (
     dequantise_blocks,
     packed_expansion,
@@ -39,6 +39,7 @@ STACKS = {  # of all experts of a layer, by leaf: the linear layers of each expe
     "ffn_gate_up_exps": ("gate_proj", "up_proj"),  # the outputs of gates first
 }
 STACK = re.compile(rf"({'|'.join(STACKS)})\.(weight|bias)")
+FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # the config has them
 NVFP4, FACTOR, INPUT_FACTOR = "NVFP4", ".scale", ".input_scale"  # the type, and ends of names of what belongs to it
 Tensors = dict[str, TensorSource | StoredTensor]
 
@@ -95,7 +96,9 @@ class ConvertedTensor(StoredTensor):
             join, order = partial(unchanged, self.values), column_order(convert, self.values, inputs)
             return packed_matrix(self.tensors[0].type, (outputs, inputs), sources, join, order=order, factor=factor)
         join = partial(convert, self.values)
-        return packed_matrix(self.tensors[0].type, (outputs, inputs), sources, join, factor=factor)
+        return packed_matrix(
+            self.tensors[0].type, (outputs, inputs), sources, join, keeps_rows=convert is unchanged, factor=factor
+        )
 
     def read(self, dtype: torch.dtype, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read and compute the parameter; matrices are rounded to the dtype, the rest stays float32."""

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from server.engine.interface import SamplingParams
-from server.engine.sampling import blocked_logits, sampler, top_p
-from server.engine.sampling.blocked_logits import BlockedLogits
+from server.engine.sampling import grouped_logits, sampler, top_p
+from server.engine.sampling.grouped_logits import GroupedLogits
 from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampler import sample
 from server.engine.sampling.sampling_state import SamplingState
@@ -105,11 +105,11 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def cut_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use small blocks, tiles and heads, so that a small vocabulary takes the paths of a large one."""
+    """Use small groups, tiles and heads, so that a small vocabulary takes the paths of a large one."""
     monkeypatch.setattr(top_p, "HEAD", 6)
-    for module in (blocked_logits, sampler):
-        monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(blocked_logits, "TILE", 2 * VOCABULARY)
+    for module in (grouped_logits, sampler):
+        monkeypatch.setattr(module, "GROUP", 4)
+    monkeypatch.setattr(grouped_logits, "TILE", 2 * VOCABULARY)
 
 
 PARAMETERS: list[dict[str, Any]] = [
@@ -303,8 +303,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_exponentials_do_not_depend_on_the_position_in_a_tensor() -> None:
     """No thread computes a part of a vector."""
     values = torch.rand(64 * 5003, generator=torch.Generator().manual_seed(3)) * -60
-    together = blocked_logits.exponentials(values.clone())
-    alone = torch.cat([blocked_logits.exponentials(part.clone()) for part in values.split(64)])
+    together = grouped_logits.exponentials(values.clone())
+    alone = torch.cat([grouped_logits.exponentials(part.clone()) for part in values.split(64)])
     assert torch.equal(together, alone)
     assert torch.allclose(together, values.exp(), rtol=1e-5)
 
@@ -320,9 +320,9 @@ def test_the_threshold_of_top_p_is_batch_invariant(size: int) -> None:
         top_p=torch.linspace(0.5, 0.999, 9),
         log_min_p=torch.full((9,), -torch.inf),
     )
-    together = top_p.lowest_scores(BlockedLogits(logits.clone()), torch.arange(9), filters)
+    together = top_p.lowest_scores(GroupedLogits(logits.clone()), torch.arange(9), filters)
     for row in range(9):
-        alone = BlockedLogits(logits[row : row + 1].clone())
+        alone = GroupedLogits(logits[row : row + 1].clone())
         assert together[row] == top_p.lowest_scores(alone, torch.tensor([0]), filters.of(torch.tensor([row])))
 
 
@@ -331,9 +331,9 @@ def test_the_threshold_of_top_p_is_batch_invariant(size: int) -> None:
 def test_sums_of_weights_do_not_depend_on_the_number_of_rows(shape: tuple[int, int]) -> None:
     logits = normal(9, shape[1], seed=7)
     temperatures = torch.linspace(0.3, 2.0, 9)
-    whole = BlockedLogits(logits).block_weights(torch.arange(9), temperatures)
+    whole = GroupedLogits(logits).group_weights(torch.arange(9), temperatures)
     rows = torch.arange(shape[0])
-    part = BlockedLogits(logits[: shape[0]].clone()).block_weights(rows, temperatures[: shape[0]])
+    part = GroupedLogits(logits[: shape[0]].clone()).group_weights(rows, temperatures[: shape[0]])
     assert torch.equal(whole[: shape[0]], part)
 
 
@@ -357,9 +357,9 @@ def test_random_numbers_are_uniform_over_positions_and_over_seeds() -> None:
         assert abs(float(neighbours)) < 0.03
 
 
-def test_the_largest_are_found_in_blocks() -> None:
+def test_the_largest_are_found_in_groups() -> None:
     logits = normal(3, 5000, seed=9)
-    values, tokens = BlockedLogits(logits).largest(torch.tensor([2, 0]), 20)
+    values, tokens = GroupedLogits(logits).largest(torch.tensor([2, 0]), 20)
     expected = logits[[2, 0]].topk(20, -1)
     assert torch.equal(values, expected.values)
     assert torch.equal(tokens, expected.indices)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
 from server.kernels.native.available import availability
 
-ROOT = Path(__file__).resolve().parents[4]
-DRIVER = Path(__file__).with_name("driver")  # folder of its sources
+# Relative, as the paths are in the compiler's command, by which objects are found: checkouts share them.
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[4]))
+DRIVER = ROOT / "tests/server/kernels/native/driver"  # folder of its sources
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
 FLAGS = ("-std=c++17", "-O0", "-g1", "-w", *SANITIZERS)  # a tenth of the time goes into warnings
 # A signal instead of a report, and no checks of what ends in a signal by itself, or is never done here: both take time
@@ -19,6 +21,7 @@ TRAPS = (
     "-fno-sanitize=null,vptr,object-size,pointer-overflow,nonnull-attribute,returns-nonnull-attribute,return",
 )
 CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")  # GCC's: checks are calls, which compile faster
+THREADS = ("-fsanitize=thread", "-pthread")
 # GCC 12 aligns heap frames to 32 bytes, but AVX-512 needs 64.
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -33,8 +36,23 @@ def load_setup() -> ModuleType:
     return module
 
 
+def build_driver(setup: ModuleType, folder: Path) -> Path:
+    """Compile the driver, and link it with the objects of the library.
+
+    Raises:
+        setup.BuildFailure: nothing can be compiled.
+    """
+    sources, cache = ROOT / setup.SOURCES, setup.cache_folder(folder)
+    objects = setup.Compiler().objects(sources, cache)
+    compiler = setup.Compiler(("-std=c++17", "-O0", "-w"))
+    compiler.flags += ["-I", str(sources)]
+    objects += compiler.objects(DRIVER, cache)
+    compiler.link(objects, folder / "driver", ("-pthread",))
+    return folder / "driver"
+
+
 def build_sanitized_driver(setup: ModuleType, folder: Path, *, has_reports: bool = True) -> Path:
-    """Compile the kernels and the driver with sanitizers; objects of the kernels that did not change are kept.
+    """Compile the kernels and the driver with sanitizers; objects of what did not change are kept.
 
     Levels that this machine can't run are left out: each takes a tenth of the time.
 
@@ -52,8 +70,27 @@ def build_sanitized_driver(setup: ModuleType, folder: Path, *, has_reports: bool
         compiler.flags.append(f"-DGREENROOM_NO_{level.upper()}")
     (folder / "empty.cpp").write_text("int main() {}\n")
     compiler.run(*SANITIZERS, str(folder / "empty.cpp"), "-o", str(folder / "empty"))
-    objects = compiler.objects(sources, ROOT / "build" / ("sanitized" if has_reports else "trapping"))
+    cache = setup.cache_folder(folder)
+    objects = compiler.objects(sources, cache)
     compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, folder / "objects")
+    objects += compiler.objects(DRIVER, cache)
     compiler.link(objects, folder / "driver", SANITIZERS)
+    return folder / "driver"
+
+
+def build_thread_driver(setup: ModuleType, folder: Path) -> Path:
+    """Compile the kernels and the driver with the thread sanitizer, with the portable level alone.
+
+    Raises:
+        setup.BuildFailure: nothing can be compiled with it.
+    """
+    sources, compiler = ROOT / setup.SOURCES, setup.Compiler(("-std=c++17", "-O1", "-g1", "-w", *THREADS))
+    for level in set(compiler.levels) - {"portable"}:
+        del compiler.levels[level]
+        compiler.flags.append(f"-DGREENROOM_NO_{level.upper()}")
+    cache = setup.cache_folder(folder)
+    objects = compiler.objects(sources, cache)
+    compiler.flags += ["-I", str(sources)]
+    objects += compiler.objects(DRIVER, cache)
+    compiler.link(objects, folder / "driver", THREADS)
     return folder / "driver"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ case "$*" in
         source=${{*##* -c }}
         source=${{source%% *}}
         echo "$last: $source \\
- $(dirname "$source")/level.h" >"${{last%.o}}.d" ;;
+ $(ls "$(dirname "$source")/level.h")" >"${{last%.o}}.d" ;;
     esac ;;
 esac
 """
@@ -46,6 +48,27 @@ class FakeCompiler:
         return {Path(line.split(" -c ")[1].split()[0]).name for line in lines if " -c " in line}
 
 
+class Built:
+    """Objects of sources in a cache."""
+
+    def __init__(self, compiler: FakeCompiler, sources: Path, cache: Path):
+        self.compiler = compiler
+        self.sources = sources
+        self.cache = cache
+        self.objects: list[Path] = []
+
+    def again(self, *flags: str) -> set[str]:
+        """Build once more, and return the names of the sources that were compiled."""
+        made = SETUP.Compiler()
+        made.flags += flags
+        self.objects = made.objects(self.sources, self.cache)
+        return self.compiler.compiled()
+
+    def change(self, name: str, text: str, changed_at: float = 1) -> None:
+        (self.sources / name).write_text(text)
+        os.utime(self.sources / name, (changed_at, changed_at))
+
+
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
     made = FakeCompiler(tmp_path, "x86_64")
@@ -55,7 +78,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """Sources and headers that are much older than any result."""
+    """Sources and headers from long ago."""
     folder = tmp_path / "src"
     (folder / "levels").mkdir(parents=True)
     for name in ("api.cpp", "levels/level_portable.cpp", "levels/level_avx512_bf16.cpp", "levels/level.h", "level.h"):
@@ -91,20 +114,113 @@ def test_each_source_is_named_when_it_is_compiled(
     assert [line.partition(" (")[2] for line in lines if line.startswith("compiled ")] == ["1 of 2)", "2 of 2)"]
 
 
-def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def built(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> Built:
+    made = Built(compiler, sources, tmp_path / "cache")
+    assert made.again() == {"api.cpp", "level_portable.cpp"}
+    return made
+
+
+def test_what_did_not_change_is_not_compiled_again(built: Built) -> None:
+    first = built.objects
+    os.utime(built.sources / "api.cpp", (2, 2))
+    assert built.again() == set()
+    assert built.objects == first
+
+
+@pytest.mark.parametrize(
+    ("changed", "compiled"),
+    [("api.cpp", {"api.cpp"}), ("level.h", {"api.cpp"}), ("levels/level.h", {"level_portable.cpp"})],
+)
+def test_what_reads_a_changed_file_is_compiled_again(built: Built, changed: str, compiled: set[str]) -> None:
+    """Each source of the fake compiler includes the header in its folder."""
+    built.change(changed, "int changed;")
+    assert built.again() == compiled
+    assert built.again() == set()
+    built.change(changed, "")
+    assert built.again() == set(), "the object of what it was before is still there"
+
+
+def test_what_reads_a_lost_file_is_compiled_again(built: Built) -> None:
+    (built.sources / "level.h").unlink()
+    assert built.again() == {"api.cpp"}
+
+
+def test_other_flags_compile_all_again(built: Built) -> None:
+    assert built.again("-DOTHER") == {"api.cpp", "level_portable.cpp"}
+    assert built.again() == set()
+
+
+def test_a_damaged_object_is_compiled_again(built: Built) -> None:
+    built.objects[0].write_text("damaged")
+    built.objects[1].unlink()
+    assert built.again() == {"api.cpp", "level_portable.cpp"}
+
+
+def test_a_file_that_changes_while_it_is_compiled_is_compiled_again(built: Built) -> None:
+    later = time.time() + 100
+    built.change("api.cpp", "int changed;", later)
+    assert built.again() == {"api.cpp"}
+    assert built.again() == {"api.cpp"}
+
+
+def test_objects_that_no_build_has_used_for_a_month_are_deleted(built: Built) -> None:
+    kept = {file for file in built.cache.rglob("*") if file.is_file()}
+    old = {file for file in kept if file.name != "lock"}
+    for file in old:
+        os.utime(file, (1, 1))
+    assert built.again("-DOTHER") == {"api.cpp", "level_portable.cpp"}
+    assert {file for file in kept if file.exists()} == kept - old
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [("{}/cache", "cache"), ("", "home/.cache"), ("relative", "home/.cache")]
+)
+def test_objects_are_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", named.format(tmp_path))
+    assert SETUP.cache_folder(tmp_path / "build") == tmp_path / expected / "greenroom" / "kernels"
+
+
+def test_objects_are_in_the_build_where_the_users_cache_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert SETUP.cache_folder(tmp_path / "build") == tmp_path / "build"
+
+
+@pytest.fixture
+def users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "greenroom" / "kernels"
+
+
+def test_a_cache_that_cannot_be_written_is_not_used(
+    compiler: FakeCompiler, sources: Path, tmp_path: Path, users_cache: Path
+) -> None:
     made = SETUP.Compiler()
-    objects = made.objects(sources, tmp_path / "objects")
-    assert {str(file.relative_to(tmp_path)) for file in objects} == {"objects/api.o", "objects/levels/level_portable.o"}
+    assert all(
+        file.is_relative_to(users_cache) for file in SETUP.objects_by_users_cache(made, sources, tmp_path / "own")
+    )
+    for folder in users_cache.iterdir():
+        shutil.rmtree(folder)
+        folder.touch()
+    compiler.compiled()
+    objects = SETUP.objects_by_users_cache(made, sources, tmp_path / "own")
+    assert [file.exists() and file.is_relative_to(tmp_path / "own") for file in objects] == [True, True]
     assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
-    made.objects(sources, tmp_path / "objects")
-    assert compiler.compiled() == set()
-    newer = objects[0].stat().st_mtime + 1
-    os.utime(sources / "api.cpp", (newer, newer))
-    made.objects(sources, tmp_path / "objects")
-    assert compiler.compiled() == {"api.cpp"}
-    made.flags.append("-DOTHER")
-    made.objects(sources, tmp_path / "objects")
-    assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
+
+
+@pytest.mark.usefixtures("compiler")
+def test_objects_for_this_processor_alone_are_not_in_the_users_cache(
+    sources: Path, tmp_path: Path, users_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-march=native")
+    SETUP.objects_by_users_cache(SETUP.Compiler(), sources, tmp_path / "own")
+    assert not users_cache.exists()
 
 
 @pytest.mark.usefixtures("compiler")
@@ -129,19 +245,3 @@ def test_a_missing_compiler_fails_the_build(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
     with pytest.raises(SETUP.BuildFailure, match=r"can't be run \(No such file or directory\)$"):
         SETUP.Compiler()
-
-
-def test_only_sources_that_include_a_changed_or_lost_header_are_compiled_again(
-    compiler: FakeCompiler, sources: Path, tmp_path: Path
-) -> None:
-    """Each source of the fake compiler includes the header in its folder."""
-    made = SETUP.Compiler()
-    objects = made.objects(sources, tmp_path / "objects")
-    compiler.compiled()
-    newer = max(file.stat().st_mtime for file in objects) + 1
-    os.utime(sources / "levels" / "level.h", (newer, newer))
-    made.objects(sources, tmp_path / "objects")
-    assert compiler.compiled() == {"level_portable.cpp"}
-    (sources / "level.h").unlink()
-    made.objects(sources, tmp_path / "objects")
-    assert "api.cpp" in compiler.compiled()

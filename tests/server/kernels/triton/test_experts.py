@@ -90,7 +90,7 @@ def test_the_choices_of_a_router_give_the_same_bits_if_all_experts_are_there(num
         chosen[torch.from_numpy(rows.order[start:end])] = expert
     slots = torch.tensor([layer.slots[expert] for expert in range(EXPERTS)], dtype=torch.int32)
     given = [rows.hidden_states, chosen.view(num_tokens, TOP_K), rows.weights, slots, layer.arena]
-    found = make_backend(layer).run_residents(*(each.to(DEVICE) for each in given)).cpu()
+    found = make_backend(layer).run_by_table(*(each.to(DEVICE) for each in given)).cpu()
     assert torch.equal(found, run(layer, rows))
 
 

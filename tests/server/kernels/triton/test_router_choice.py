@@ -10,7 +10,7 @@ import torch
 from server.kernels.native.structures.layers import Router, RouterKind
 from server.kernels.triton.available import has_driver
 from server.kernels.triton.router_choice import RouterRule, choose
-from server.model.native_layers import router_kinds
+from server.model.recognition import router_kinds
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 EXPERTS, TOP_K, ROWS = 12, 3, 5

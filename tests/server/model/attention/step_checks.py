@@ -7,7 +7,7 @@ import torch
 from expert_store import ExpertStore
 from server.model.attention.kv_cache import KVCache
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.server.model.test_parity import generate
 
 BLOCK = 16

@@ -13,7 +13,7 @@ from server.model.attention.by_sequence import modules
 from server.model.attention.by_sequence.decode_batch import MOST_ROWS, batches_of
 from server.model.attention.by_sequence.view import View
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.attention.step_checks import check_blocks_of_another, check_company_and_chunks

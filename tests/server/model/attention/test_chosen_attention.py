@@ -15,7 +15,7 @@ from server.model.attention.kv_cache import KVCache, KVShape, group_layers
 from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.probe import attend_sequence
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.attention.step_checks import check_blocks_of_another, check_company_and_chunks

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from expert_store import ExpertStore
-from server.model import linear
 from server.model.attention.kv_cache import KVCache
+from server.model.modules import linear
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import LATENT, save_checkpoint
 

@@ -13,7 +13,7 @@ import transformers
 from expert_store import ExpertStore
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.read_config import read_config
-from server.model.model_shapes import infer_shapes
+from server.model.from_config.shapes import infer_shapes
 from server.model.step import SequenceChunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint

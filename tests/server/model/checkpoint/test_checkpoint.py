@@ -15,10 +15,10 @@ from expert_store import ExpertKey, ExpertStore, least_bytes, open_pack, write_p
 from expert_store.errors import SourceGoneError
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
-from server.model.checkpoint.open_checkpoint import open_checkpoint, open_folder
-from server.model.checkpoint.packing import pack_source
 from server.model.model_building import build_model
+from server.model.opening.gguf_checkpoint import GgufCheckpoint
+from server.model.opening.open_checkpoint import open_checkpoint, open_folder
+from server.model.opening.packing import pack_source
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk_loader import load_trunk
 from tests.byte_tokenizer import save_byte_tokenizer

@@ -15,10 +15,10 @@ from expert_store import ExpertCatalog, ExpertKey, ExpertStore, PackedRecord, fi
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
-from server.model.checkpoint.packing import _read_expert
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import CheckpointMap, experts_modules, map_checkpoint
 from server.model.model_building import build_model
+from server.model.opening.packing import _read_expert
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.expert_linears import split_experts

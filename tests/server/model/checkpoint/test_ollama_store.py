@@ -11,11 +11,11 @@ import pytest
 from expert_store import CheckpointError
 from server.cli import verify
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.gguf.ollama_checkpoint import OllamaCheckpoint
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.ollama_store import VARIABLE, find_manifest
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
+from server.model.opening.ollama_checkpoint import OllamaCheckpoint
+from server.model.opening.open_checkpoint import open_checkpoint
 from tests.gguf.models import FILES
 from tests.gguf.ollama_store import add_model
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import rewrite
@@ -121,9 +121,9 @@ def test_a_model_that_is_no_gguf_file_is_refused(store: Path) -> None:
 
 def test_verify_compares_blobs_with_their_digests(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blob = Path(OllamaCheckpoint(add_model(store, FILE)).location)
-    assert verify.run(Namespace(pack=Path("ollama:tiny:30b"))) == 0
+    assert verify.run(Namespace(pack=Path("ollama:tiny:30b"), logits=False)) == 0
     with blob.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x55")
-    assert verify.run(Namespace(pack=Path("ollama:tiny:30b"))) == 1
+    assert verify.run(Namespace(pack=Path("ollama:tiny:30b"), logits=False)) == 1
     assert f"1 of 2 blobs of tiny:30b are damaged: {blob.name}" in capsys.readouterr().err

@@ -17,12 +17,12 @@ from server.inspection.model_summary import summarise_model
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.checkpoint.tensor_map import experts_modules
 from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights
 from server.model.errors import ModelError
 from server.model.model_building import build_model
+from server.model.opening.packing import pack_source
 from server.model.quantised.linear import QuantisedLinear
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk_loader import load_trunk

@@ -19,7 +19,7 @@ from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME, config_folder,
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.expert_store.lease_rows import one_row_each

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expert_store import CheckpointError
-from server.model.checkpoint.variant_files import BaseModel
+from server.model.opening.variant_files import BaseModel
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.variants import Tensors, base_of, read, read_tensors, save_changed, save_variant

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertKey, ExpertStore, least_bytes
 from server.model.attention.kv_cache import KVCache
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.step_record import LayerRun, ResidentRuns
@@ -103,6 +104,31 @@ def test_images_with_experts_of_their_own_are_charged_to_who_shows_them() -> Non
         [[1, 3]],
         [[1, 4]],
     ]
+
+
+def test_bytes_read_ahead_of_a_layer_are_charged_to_a_chunk_that_uses_the_expert() -> None:
+    chunks = [SequenceChunk([1], 0, []), SequenceChunk([2], 0, [])]
+    run = LayerRun(0, np.array([[1, 2], [1, 3]]), 8, ExpertCost(3, bytes_read=7), {}, read_ahead={3: 7})
+    first, second = attribute_costs([run], RowOwners(chunks))
+    assert (first.bytes_read, second.bytes_read, second.num_misses) == (0, 7, 0)
+
+
+@pytest.mark.slow
+def test_a_prompt_is_charged_the_bytes_that_were_read_ahead_of_its_layers(tmp_path: Path) -> None:
+    trunk = load_trunk(make_checkpoint("qwen3_moe", tmp_path), torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    num_blocks = [4] * len(trunk.facts.kv_groups)
+    kv_cache = KVCache(trunk.facts.kv_groups, num_blocks, BLOCK_SIZE)
+    keys = [ExpertKey(layer, expert) for layer in trunk.catalog.layers for expert in range(4)]
+    num_ahead = store.prefetch(keys)
+    while len(store.residents()) < num_ahead:
+        threading.Event().wait(0.001)
+    chunk = SequenceChunk([3, 17, 5, 99], 0, [range(4) for _ in num_blocks], num_prompt=4)
+    (cost,) = trunk.forward([chunk], kv_cache, store).costs
+    num_used = store.statistics().prefetches["used"]
+    store.close()
+    assert num_used > 0
+    assert cost.bytes_read == (cost.num_misses + num_used) * trunk.catalog.read_bytes(keys[0])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from expert_store import CheckpointError, ExpertStore
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.experts.test_variants import assert_equal, assert_near, is_expert, open_trunk, run
 from tests.server.model.variants import base_of, load, other, read, read_tensors, save_variant

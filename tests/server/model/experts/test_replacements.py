@@ -21,7 +21,7 @@ from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.experts.replacements import replace_experts
 from server.model.step import SequenceChunk, StepOutput
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.expert_store.lease_rows import one_row_each

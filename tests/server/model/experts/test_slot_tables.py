@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.model.experts import waitless_experts
-from server.model.experts.waitless_experts import SlotTables
+from server.model.experts.strategies import slot_tables
+from server.model.experts.strategies.slot_tables import SlotTables
 
 
 def test_a_table_that_could_not_be_copied_is_copied_by_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_a_table_that_could_not_be_copied_is_copied_by_the_next_step(monkeypatch
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as failing:
-        failing.setattr(waitless_experts, "upload_into", fail)
+        failing.setattr(slot_tables, "upload_into", fail)
         with pytest.raises(torch.OutOfMemoryError):
             tables.update_layer(0, slots)
     tables.update_layer(0, slots)

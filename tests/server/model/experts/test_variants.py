@@ -17,7 +17,7 @@ from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.step_variants import PlaceTables, StepVariants
 from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack
@@ -37,7 +37,7 @@ SOME_EXPERTS = re.compile(
 
 
 def is_expert(name: str) -> bool:
-    return SOME_EXPERTS.search(name) is not None and "shared" not in name
+    return SOME_EXPERTS.search(name) is not None and not re.search("shared|norm", name)
 
 
 def open_trunk(folder: Path, *, is_native: bool) -> Trunk:

@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig
 
 from server.kernels.compute_pool import ComputePool
-from server.model.adapter_targets import lora_targets
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters

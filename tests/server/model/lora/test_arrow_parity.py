@@ -12,10 +12,10 @@ import torch
 from peft import ArrowConfig, LoraConfig, create_arrow_model
 
 from server.kernels.compute_pool import ComputePool
-from server.model.adapter_targets import lora_targets
 from server.model.adapters.errors import AdapterError
 from server.model.adapters.prototypes import prototypes_of
 from server.model.chunk_weights import AdapterChooser, ChunkWeights, WeightedAdapter
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expert_store import read_tensor
-from server.model.adapter_targets import lora_targets
 from server.model.adapters.errors import AdapterError
 from server.model.lora.peft_files import AdapterFiles, locate, read_adapter
 from server.model.lora.targets import LoraTargets
 from server.model.lora_adapter import ExpertTarget, LoraAdapter, LoraMatrix
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.adapters import FUSED, change_config, make_adapter
 from tests.checkpoints import make_checkpoint

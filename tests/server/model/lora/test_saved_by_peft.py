@@ -12,12 +12,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore
-from server.model.adapter_targets import lora_targets
 from server.model.adapters.errors import AdapterError
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.lora.pages import page_layout
 from server.model.lora.peft_files import read_adapter
 from server.model.lora.targets import LoraTargets
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from server.kernels.compute_pool import ComputePool
-from server.model.adapter_targets import lora_targets
 from server.model.lora.targets import LoraTargets
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 

@@ -21,7 +21,7 @@ from server.model.multimodal.image_processor import MediaProcessor
 from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
 from server.model.text.tokenizer import ChatTemplateError
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import FAMILIES, make_config

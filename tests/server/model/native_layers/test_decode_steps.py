@@ -22,7 +22,7 @@ from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.recurrent.states import StateCache
 from server.model.step import HostLogits, SequenceChunk, TokenChoice
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 from tests.families import make_config

@@ -12,8 +12,8 @@ from server.kernels.native.available import availability
 from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
 from server.model.blocks.latent_attention.parts import LatentAttentionParts
 from server.model.blocks.module.parts import ModuleParts
-from server.model.native_layers import parts
-from server.model.trunk import Trunk
+from server.model.recognition import find_parts as parts
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import TOLERANCE, load, write

@@ -15,7 +15,7 @@ from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config

@@ -13,7 +13,7 @@ from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.lora_adapter import ExpertTarget, LoraAdapter, LoraMatrix
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import load_transformers_model
 from tests.native_families import NATIVE_VISIONS
 from tests.server.model.multimodal.test_image_parity import ask_reference, make_prompts, save_model, write

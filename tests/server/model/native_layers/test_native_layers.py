@@ -15,17 +15,17 @@ from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
-from server.model.adapter_targets import lora_targets
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.packed_trunk import TrunkFormat
-from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.read_config import read_config
 from server.model.model_building import build_model
+from server.model.opening.packing import pack_source
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import HostLogits, SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.adapter_targets import lora_targets
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
@@ -218,7 +218,7 @@ def test_latent_attention_in_bfloat16_is_near_float32(tmp_path: Path, pool: Comp
 
 
 def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
-    assert not load(make_checkpoint("jetmoe", tmp_path), pool).is_invariant
+    assert not load(make_checkpoint("zaya", tmp_path), pool).is_invariant
 
 
 @pytest.mark.parametrize("limit", [0.2, 100.0])  # numbers reach one of them

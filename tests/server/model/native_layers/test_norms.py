@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from server.kernels.native.structures.layers import NormKind
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.norms import find_norm, norm_of
 
@@ -37,6 +38,15 @@ def test_a_weight_to_which_one_is_added_is_told_from_one_that_is_not(
     weight = (torch.randn(SIZE, generator=torch.Generator().manual_seed(0)) * 0.1 + size).to(dtype)
     norm = find_norm(SomeNorm(weight, lambda x, given: normed(x) * (given + plus)))
     assert torch.equal(norm.weight, weight.float() + plus)
+
+
+@pytest.mark.parametrize("plus", [0, 1])
+def test_weights_of_the_rows_before_their_norm_are_told_from_those_after_it(plus: int) -> None:
+    weight = torch.linspace(-2, 2, SIZE)
+    norm = norm_of(SomeNorm(weight, lambda x, given: normed(x * (given + plus))))
+    assert norm is not None
+    assert norm.kind is NormKind.INPUT
+    assert torch.equal(norm.weight, weight + plus)
 
 
 @pytest.mark.parametrize(

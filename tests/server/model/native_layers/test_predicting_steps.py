@@ -15,7 +15,7 @@ from expert_store import ExpertKey, ExpertStore, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.experts.next_layer_gate import GateInput
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import wait_until_idle
 from tests.server.model.experts.test_prefetch import always_on

@@ -11,7 +11,7 @@ from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import LEVELS, Kernels, best_level
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.native_layers.test_native_layers import BLOCK, TOLERANCE, Written, load
 from tests.server.model.test_parity import generate

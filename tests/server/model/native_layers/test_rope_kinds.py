@@ -11,9 +11,9 @@ import transformers
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.model.first_pass import PROBE_TOKENS
+from server.model.modules.first_pass import PROBE_TOKENS
 from tests.checkpoints import make_checkpoint
-from tests.server.model.native_layers.test_recognise import largest_difference
+from tests.server.model.recognition.test_recognise import largest_difference
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
 

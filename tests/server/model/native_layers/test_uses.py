@@ -13,10 +13,10 @@ from server.engine.engine import Engine
 from server.engine.interface import SamplingParams
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.model.adapter_targets import lora_targets
 from server.model.checkpoint import packed_trunk
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
-from server.model.trunk import Trunk
+from server.model.trunk.adapter_targets import lora_targets
+from server.model.trunk.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.engine import test_models
 from tests.server.model.experts.test_variants import is_expert
@@ -37,12 +37,14 @@ FAMILIES = (
     "dbrx",
     "gemma4_text",
     "granitemoehybrid",
+    "inkling2_text",
     "inkling_text",
     "jamba",
     "kimi_linear",
     "lfm2_moe",
     "longcat_flash",
     "minimax",
+    "muse_spark",
     "nemotron_h",
     "qwen3_5_moe_text",
 )

@@ -18,7 +18,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.recurrent.recurrent_modules import recurrent_batches
 from server.model.recurrent.states import RecurrentCache, StateCache, StateKey, StateShape
 from server.model.step import SequenceChunk
-from server.model.trunk import Trunk
+from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config

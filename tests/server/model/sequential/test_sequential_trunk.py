@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, Prefetcher
-from server.model.adapter_targets import lora_targets
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import config_folder
 from server.model.chunk_weights import AdapterChooser, ChunkWeights
@@ -19,9 +18,10 @@ from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.prompt_media import PromptMedia, TextInputs
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.sequential.transformers_cache import LayerBytes, LostCacheError, SequenceCache, groups_and_states
+from server.model.sequential.transformers_cache import LayerBytes, LostCacheError, TransformersCache, groups_and_states
 from server.model.step import SequenceChunk, StepOutput
 from server.model.transformers_hooks import batching_checks
+from server.model.trunk.adapter_targets import lora_targets
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
@@ -63,8 +63,8 @@ def forget_cache(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
     """Make pieces of this many tokens and more ignore the cache."""
     logits = DecoderOnly.logits
 
-    def forgetful(model: DecoderOnly, chunk: SequenceChunk, past: SequenceCache) -> torch.Tensor:
-        return logits(model, chunk, SequenceCache() if chunk.num_tokens >= least and chunk.num_cached else past)
+    def forgetful(model: DecoderOnly, chunk: SequenceChunk, past: TransformersCache) -> torch.Tensor:
+        return logits(model, chunk, TransformersCache() if chunk.num_tokens >= least and chunk.num_cached else past)
 
     monkeypatch.setattr(DecoderOnly, "logits", forgetful)
 

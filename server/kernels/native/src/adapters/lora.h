@@ -15,6 +15,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/adapters.py
 // An adapter's addition to some neighbouring outputs of a matrix.
 struct LoraPart {
   const void* down;       // (rank, inputs)
@@ -39,30 +40,25 @@ struct LoraParts {
 // The matrices of a decoder layer, and of the end of a model, that adapters may add to, besides those of experts.
 enum class LoraPlace : int32_t {
   kMixer = 0,  // the first of its mixer's, which are in an order of its kind
-  kRouter = 10,
-  kDenseFirst = 11,
-  kDenseSecond = 12,
-  kDenseGate = 13,
-  kInputGate = 14,  // gates of a norm, or of rows of the residual stream, before the mixer: down, up, and weights of results
-  kInnerGate = 17,  // the same before the feed-forward part
-  kNgramKey = 20,
-  kNgramValue = 21,
-  kHead = 22,       // of the end of a model, whose gates have the place of those before a mixer
-  kCount = 23,
+  kRouter = 11,
+  kDenseFirst = 12,
+  kDenseSecond = 13,
+  kDenseGate = 14,
+  kInputGate = 15,  // gates of a norm, or of rows of the residual stream, before the mixer: down, up, and weights of results
+  kInnerGate = 18,  // the same before the feed-forward part
+  kNgramKey = 21,
+  kNgramValue = 22,
+  kHead = 23,       // of the end of a model, whose gates have the place of those before a mixer
+  kExpertsInput = 24,   // projections of the rows of experts, and of their sum
+  kExpertsOutput = 25,
+  kCount = 26,
 };
-
-inline constexpr LoraPlace place_after(LoraPlace place, int number) {
-  return static_cast<LoraPlace>(static_cast<int>(place) + number);
-}
-inline constexpr LoraPlace mixer_place(int number) { return place_after(LoraPlace::kMixer, number); }
 
 // An adapter's additions to a decoder layer, or to the end of a model.
 struct LoraLayer {
   LoraParts places[static_cast<int>(LoraPlace::kCount)];
   const LoraParts* first;   // (experts), or null
   const LoraParts* second;
-
-  const LoraParts& at(LoraPlace place) const { return places[static_cast<int>(place)]; }
 };
 
 // The adapters of a step, in an order that does not depend on what else is in the step.
@@ -83,6 +79,16 @@ struct LoraExperts {
   const int32_t* numbers;          // (experts of the batch): index of each in `first` and `second`
   const LoraRouting* routing;      // null if all factors are fixed; else the batch has one expert, for all tokens
 };
+}  // extern "C"
+
+inline constexpr LoraPlace place_after(LoraPlace place, int number) {
+  return static_cast<LoraPlace>(static_cast<int>(place) + number);
+}
+inline constexpr LoraPlace mixer_place(int number) { return place_after(LoraPlace::kMixer, number); }
+
+inline const LoraParts& parts_at(const LoraLayer& layer, LoraPlace place) {
+  return layer.places[static_cast<int>(place)];
+}
 
 // The rows that adapters multiply.
 struct LoraRows {

@@ -15,6 +15,7 @@ namespace greenroom {
 struct LoraPart;
 struct LoraParts;
 
+extern "C" {  // structures/adapters.py
 // The routing of some sequences.
 struct LoraRouter {
   const uint8_t* candidates;  // (adapters): 1 if the adapter may be chosen
@@ -30,6 +31,7 @@ struct LoraRouting {
   float* totals;                   // (tokens, adapters): receives sums of the factors that were computed
   int32_t* counts;                 // (tokens): receives the number of modules that they were computed for
 };
+}  // extern "C"
 
 // The adapters' factors for the rows of a product.
 struct LoraFactors {

@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "sizes.h"
+
 namespace greenroom {
 
+extern "C" {  // structures/matrices.py
 // The format of a number or a matrix. Its row is in table.h.
 enum class Format : int32_t {
   kFloat32 = 0,
@@ -16,7 +19,7 @@ enum class Format : int32_t {
   kQ4 = 4,     // server/kernels/formats/block_int4.py
   kMxfp4 = 5,  // of safetensors: server/kernels/formats/fp4.py with groups of 32 and scales that are exponents of two
   kFp8 = 6,    // E4M3 numbers; server/kernels/formats/fp8.py
-  kE8M0 = 7,   // exponents of two; for scales only
+  kE8m0 = 7,   // exponents of two; for scales only
   kInt8 = 8,   // server/kernels/formats/channel_int8.py and group_int8.py
   kInt4 = 9,   // server/kernels/formats/group_int4.py
   kFp4 = 10,   // server/kernels/formats/fp4.py with scales of any format
@@ -39,17 +42,15 @@ enum class Format : int32_t {
   kIq3S = 27,
   kIq2S = 28,
   kIq1M = 29,
-  kTq1 = 30,
-  kTq2 = 31,
+  kTq1_0 = 30,
+  kTq2_0 = 31,
   kCodedBFloat16 = 32,  // server/kernels/formats/coded_bfloat16.py
   kLookup4 = 33,        // server/kernels/formats/lookup4.py
 };
+}  // extern "C"
 
-inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4, kMxfp4 and kBlockMxfp4
-inline constexpr int kBlock = 16;    // outputs per block in kQ8, kQ4 and from kQ4_0 to kIq4Xs
 inline constexpr int kSuperblock = 256;  // inputs of a record or block in kQ2K and those after it
-inline constexpr int kCodedInputs = 64, kCodedBytes = 96;  // of a block in kCodedBFloat16
-inline constexpr int64_t kMostCodedInputs = 1 << 15;       // of its matrices
+inline constexpr int kCodedBytes = 96;   // of a block in kCodedBFloat16
 
 // Plain blocks of a matrix in kCodedBFloat16 for which `rest` has no room. Only this process writes it.
 struct MorePlain {
@@ -58,13 +59,13 @@ struct MorePlain {
 };
 inline constexpr uint8_t kPlainBlock = 255;                // the base of a block that is plain
 inline constexpr int kLookups = 16;  // codes of kLookup4
-inline constexpr int kDecoded = 16;  // codes of the other formats that are decoded at a time, and share a scale
 inline constexpr int kOutputTile = 64;  // outputs in a thread's tile; a multiple of kBlock
 inline constexpr int kWideTile = 256;   // the same for a matrix that is stored inputs first
 inline constexpr int kRowTile = 64;     // rows in a tile
 inline constexpr int kSpreadRows = 4;   // few rows, whose tiles of such a matrix may be wider:
 inline constexpr int kWidest = kRowTile * kWideTile;  // outputs times rows
 
+extern "C" {  // structures/matrices.py
 // `outputs` rows of `inputs` weights each. Only plain formats may be transposed, (inputs, outputs) in memory.
 struct Matrix {
   Format format;
@@ -84,6 +85,7 @@ struct Matrix {
   Format scale_format;
   int32_t block;  // outputs per block in kInt4
 };
+}  // extern "C"
 
 inline int64_t divide_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
 inline int64_t round_up(int64_t number, int64_t to) { return divide_up(number, to) * to; }

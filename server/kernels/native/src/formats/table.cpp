@@ -5,7 +5,7 @@
 namespace greenroom {
 namespace {
 
-bool is_scale(Format format) { return is_plain(format) || format == Format::kE8M0 || format == Format::kFp8; }
+bool is_scale(Format format) { return is_plain(format) || format == Format::kE8m0 || format == Format::kFp8; }
 int64_t bytes_of_scale(Format format) { return is_plain(format) ? bytes_of(format) : 1; }
 
 // True if groups of inputs consist of complete steps, or one group covers all inputs.

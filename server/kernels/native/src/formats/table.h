@@ -1,8 +1,7 @@
 // The formats of numbers and matrices, one row each, in the order of their numbers.
 //
 // To add a format: a number in matrix.h, a row here, its counts in table.cpp, and a file with the products of its rows,
-// `Products` (levels/kernels.inc); in Python a number in `structures/matrices.py`, and a module in
-// `server/kernels/formats` with a place in the table there.
+// `Products` (levels/kernels.inc); in Python a module in `server/kernels/formats` with a place in the table there.
 #pragma once
 
 #include "formats/matrix.h"
@@ -16,7 +15,6 @@ struct Extents {
 
 struct FormatRow {
   Format format;
-  const char* name;  // in Python
 
   // Returns null, or what is impossible in a matrix of this format, whose outputs and inputs are possible.
   const char* (*check)(const Matrix& matrix);
@@ -48,40 +46,40 @@ Extents file_extents(const Matrix& matrix);  // of file_blocks.inc
 Extents coded_extents(const Matrix& matrix);
 
 inline constexpr FormatRow kFormats[] = {
-    {Format::kFloat32, "FLOAT32", check_nothing, plain_extents},
-    {Format::kBFloat16, "BFLOAT16", check_nothing, plain_extents},
-    {Format::kFloat16, "FLOAT16", check_nothing, plain_extents},
-    {Format::kQ8, "Q8", check_nothing, q8_extents},
-    {Format::kQ4, "Q4", check_nothing, q4_extents},
-    {Format::kMxfp4, "MXFP4", check_mxfp4, mxfp4_extents},
-    {Format::kFp8, "FP8", check_scaled, byte_extents},
-    {Format::kE8M0, "E8M0", check_scale, byte_extents},
-    {Format::kInt8, "INT8", check_scaled, byte_extents},
-    {Format::kInt4, "INT4", check_int4, int4_extents},
-    {Format::kFp4, "FP4", check_fp4, fp4_extents},
-    {Format::kQ4_0, "Q4_0", check_small_records, record_extents},
-    {Format::kQ4_1, "Q4_1", check_small_records, record_extents},
-    {Format::kQ5_0, "Q5_0", check_small_records, record_extents},
-    {Format::kQ5_1, "Q5_1", check_small_records, record_extents},
-    {Format::kIq4Nl, "IQ4_NL", check_small_records, record_extents},
-    {Format::kBlockMxfp4, "BLOCK_MXFP4", check_small_records, record_extents},
-    {Format::kQ2K, "Q2_K", check_records, record_extents},
-    {Format::kQ3K, "Q3_K", check_records, record_extents},
-    {Format::kQ4K, "Q4_K", check_records, record_extents},
-    {Format::kQ5K, "Q5_K", check_records, record_extents},
-    {Format::kQ6K, "Q6_K", check_records, record_extents},
-    {Format::kIq4Xs, "IQ4_XS", check_records, record_extents},
-    {Format::kIq2Xxs, "IQ2_XXS", check_records, file_extents},
-    {Format::kIq2Xs, "IQ2_XS", check_records, file_extents},
-    {Format::kIq3Xxs, "IQ3_XXS", check_records, file_extents},
-    {Format::kIq1S, "IQ1_S", check_records, file_extents},
-    {Format::kIq3S, "IQ3_S", check_records, file_extents},
-    {Format::kIq2S, "IQ2_S", check_records, file_extents},
-    {Format::kIq1M, "IQ1_M", check_records, file_extents},
-    {Format::kTq1, "TQ1_0", check_records, file_extents},
-    {Format::kTq2, "TQ2_0", check_records, file_extents},
-    {Format::kCodedBFloat16, "CODED_BFLOAT16", check_coded, coded_extents},
-    {Format::kLookup4, "LOOKUP4", check_lookup4, lookup4_extents},
+    {Format::kFloat32, check_nothing, plain_extents},
+    {Format::kBFloat16, check_nothing, plain_extents},
+    {Format::kFloat16, check_nothing, plain_extents},
+    {Format::kQ8, check_nothing, q8_extents},
+    {Format::kQ4, check_nothing, q4_extents},
+    {Format::kMxfp4, check_mxfp4, mxfp4_extents},
+    {Format::kFp8, check_scaled, byte_extents},
+    {Format::kE8m0, check_scale, byte_extents},
+    {Format::kInt8, check_scaled, byte_extents},
+    {Format::kInt4, check_int4, int4_extents},
+    {Format::kFp4, check_fp4, fp4_extents},
+    {Format::kQ4_0, check_small_records, record_extents},
+    {Format::kQ4_1, check_small_records, record_extents},
+    {Format::kQ5_0, check_small_records, record_extents},
+    {Format::kQ5_1, check_small_records, record_extents},
+    {Format::kIq4Nl, check_small_records, record_extents},
+    {Format::kBlockMxfp4, check_small_records, record_extents},
+    {Format::kQ2K, check_records, record_extents},
+    {Format::kQ3K, check_records, record_extents},
+    {Format::kQ4K, check_records, record_extents},
+    {Format::kQ5K, check_records, record_extents},
+    {Format::kQ6K, check_records, record_extents},
+    {Format::kIq4Xs, check_records, record_extents},
+    {Format::kIq2Xxs, check_records, file_extents},
+    {Format::kIq2Xs, check_records, file_extents},
+    {Format::kIq3Xxs, check_records, file_extents},
+    {Format::kIq1S, check_records, file_extents},
+    {Format::kIq3S, check_records, file_extents},
+    {Format::kIq2S, check_records, file_extents},
+    {Format::kIq1M, check_records, file_extents},
+    {Format::kTq1_0, check_records, file_extents},
+    {Format::kTq2_0, check_records, file_extents},
+    {Format::kCodedBFloat16, check_coded, coded_extents},
+    {Format::kLookup4, check_lookup4, lookup4_extents},
 };
 
 inline constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);

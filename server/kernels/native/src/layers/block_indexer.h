@@ -10,7 +10,9 @@
 
 namespace greenroom {
 
-enum class RopeKind : int32_t;
+extern "C" {  // structures/mixers.py
+// The pairs of a head's numbers that rotary embeddings rotate.
+enum class RopeKind : int32_t { kNone = 0, kHalves = 1, kInterleaved = 2 };
 
 struct BlockIndexer {
   Matrix query;        // (heads * dim, hidden)
@@ -28,6 +30,7 @@ struct BlockIndexer {
   RopeKind rope_kind;  // of the first numbers of queries and keys, as many as the attention rotates
   int32_t unused;
 };
+}  // extern "C"
 
 // The first position of a token that sees more blocks than are chosen.
 inline int64_t first_sparse(const BlockIndexer& spec) { return spec.top_k * spec.block_size; }

@@ -8,6 +8,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // Makes compressed keys.
 struct Compressor {
   Matrix key;         // (series * dim, hidden); without outputs: there are none
@@ -61,6 +62,7 @@ struct CompressedAttention {
   float key_epsilon;
   float scaling;
 };
+}  // extern "C"
 
 inline int64_t num_series(const CompressedAttention& spec) { return spec.overlaps ? 2 : 1; }
 

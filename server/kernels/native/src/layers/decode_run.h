@@ -9,6 +9,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/decode_run.py
 // What a step leaves for the caller. The step after the next writes here again.
 struct DecodeResults {
   SamplingCall sampling;
@@ -31,6 +32,7 @@ struct DecodeRun {
   float embedding_scale;
   int32_t unused;
 };
+}  // extern "C"
 
 // How far a run is, for the thread that runs it and its caller.
 class DecodeProgress {

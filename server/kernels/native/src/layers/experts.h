@@ -5,8 +5,7 @@
 
 namespace greenroom {
 
-inline constexpr int kMostParts = 2;
-
+extern "C" {  // structures/experts.py
 // The experts of a layer. Addresses in its matrices are offsets in a slot.
 struct ExpertShape {
   Matrix first[kMostParts];  // gate and up, or up; in parts if the checkpoint stores them separately
@@ -17,10 +16,12 @@ struct ExpertShape {
   int32_t num_parts;
   Format bias_format;
 };
+}  // extern "C"
 
 // Returns null, or what is impossible. Offsets must lie in a slot of `slot_bytes`; 0 means that they are addresses.
 const char* check_experts(const ExpertShape& shape, int64_t hidden_size, int64_t slot_bytes);
 
+extern "C" {  // structures/experts.py
 // Some experts of a layer, and their rows.
 struct ExpertBatch {
   const uint64_t* slots;     // addresses (experts)
@@ -35,9 +36,11 @@ struct ExpertBatch {
   int32_t is_exact;
   const LoraExperts* lora;   // null without adapters
 };
+}  // extern "C"
 
 void run_experts(Context& context, const ExpertShape& shape, const ExpertBatch& batch);
 
+extern "C" {  // structures/experts.py
 // Weights the outputs of each token's choices and adds them in the order of the choices.
 struct Combination {
   const float* outputs;      // (tokens * top_k, hidden)
@@ -52,6 +55,7 @@ struct Combination {
   Format weights_format;
   Format y_format;
 };
+}  // extern "C"
 
 void combine(Context& context, const Combination& call);
 

@@ -8,6 +8,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has queries and keys (key_heads * key_dim each), values and gates (value_heads * value_dim each), betas
 // and decays (value_heads each). The convolution's channels are the queries, keys and values.
 struct GatedDeltaNet {
@@ -24,6 +25,7 @@ struct GatedDeltaNet {
   float norm_epsilon;
   int32_t has_sigmoid_gates;  // instead of SiLU's
 };
+}  // extern "C"
 
 extern const MixerOperations kGatedDeltaNet;
 

@@ -7,11 +7,13 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/layers.py
 // The gates of a normed row `y` are sigmoid(up * silu(down * y)).
 struct NormGate {
   Matrix down;  // (rank, hidden)
   Matrix up;    // (hidden, rank)
 };
+}  // extern "C"
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has".
 const char* check_norm_gate(const NormGate& gate, int64_t hidden_size);

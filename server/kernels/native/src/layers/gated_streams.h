@@ -8,11 +8,13 @@ namespace greenroom {
 
 struct StreamMix;
 
+extern "C" {  // structures/layers.py
 // The gates of the rows `y` of a token, each normed by itself, are sigmoid(up * silu(down * y / rows)).
 struct StreamGates {
   Matrix down;  // (rank, num_streams * hidden)
   Matrix up;    // (num_streams * hidden, rank)
 };
+}  // extern "C"
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has". `size` is that of a token's rows
 // together.

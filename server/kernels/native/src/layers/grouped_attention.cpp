@@ -21,15 +21,17 @@ struct AttentionScratch {
   Buffer attended;  // results of attention, and its scratch memory
   Buffer parts;     // sums of parts of the keys
   Buffer convolved; // keys and values after their convolutions
-  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora;
+  Buffer taps;      // weights of a token's convolution
+  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora, key_taps_lora, value_taps_lora, sink_lora;
   LoraSums index_lora[2];
 };
 
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention, unless they see chosen keys
 
 // The matrices that adapters may add to, in the order of their places.
-enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey, kRelative };
-constexpr int kMostSides = 7;  // products with the normed rows
+enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey, kRelative, kKeyTaps, kValueTaps, kSink };
+constexpr int kOwnSides = 8, kMostSides = kOwnSides + 2;  // products with the normed rows; and with those of an indexer
+constexpr float kLeastNorm = 1e-6f;  // is added to norms that are divided by
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
 void place_token(const Level& level, const GroupedAttention& attention, const StepCall& step, const StepSequence& sequence,
@@ -60,6 +62,20 @@ void place_token(const Level& level, const GroupedAttention& attention, const St
     for (int64_t i = 0; i < attention.kv_heads * attention.value_dim; ++i) value[i] *= attention.value_scale;
   }
   if (!attention.norms_rotated) norm_both();
+  const auto limit_heads = [&](float* x, const float* scales, int64_t heads, int64_t dim, float limit) {
+    for (int64_t i = 0; scales && i < heads * dim; ++i) x[i] *= scales[i];
+    for (int64_t head = 0; limit != 0.0f && head < heads; ++head) {
+      float* own = x + head * dim;
+      const float factor = limit / (std::sqrt(level.dot(own, own, dim)) + kLeastNorm);
+      for (int64_t i = 0; factor < 1.0f && i < dim; ++i) own[i] *= factor;
+    }
+  };
+  limit_heads(query, attention.query_scales, attention.heads, attention.key_dim, attention.norm_limit);
+  limit_heads(key, attention.key_scales, attention.kv_heads, attention.key_dim, attention.norm_limit);
+  if (attention.relative) {
+    const RelativeBiases& by = *attention.relative;
+    limit_heads(profile_weights, by.scales, attention.heads, by.num_profiles, by.limit);
+  }
   if (attention.clip != 0.0f) {
     const auto clip = [&](float* x, int64_t count) {
       for (int64_t i = 0; i < count; ++i) x[i] = std::clamp(x[i], -attention.clip, attention.clip);
@@ -119,25 +135,38 @@ class LayerAttention {
         gates_(spec.has_gates_in_query ? queries_ : spec.gate.outputs),
         keys_(spec.kv_heads * spec.key_dim),
         values_(spec.kv_heads * spec.value_dim),
-        width_(queries_ + gates_ + keys_ + values_ + (spec.relative ? spec.heads * spec.relative->num_profiles : 0)),
+        profiles_(spec.relative ? spec.heads * spec.relative->num_profiles : 0),
+        width_(queries_ + gates_ + keys_ + values_ + profiles_ + spec.key_taps.outputs + spec.value_taps.outputs + spec.sink.outputs),
         attended_size_(spec.heads * spec.value_dim),
         token_tile_(is_sparse(spec, step) ? 1 : kTokenTile),
         scratch_size_(attention_scratch(spec.key_dim)),
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
     const Matrix* const weights = spec.relative ? &spec.relative->weights : nullptr;
-    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate, weights}) {  // they share the panel: all take float32 rows
+    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate, weights, &spec.key_taps, &spec.value_taps, &spec.sink}) {  // they share the panel: all take float32 rows
       if (matrix && matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
     }
     const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
     const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
     const int64_t output_size = panel_bytes(output_kind, step.tokens, attended_size_);
-    panel = place_panel(kind, step.tokens, step.hidden_size, context.rows.reserve(size + output_size));
-    output_panel =
-        place_panel(output_kind, step.tokens, attended_size_, static_cast<char*>(panel.data) + size);
+    const int64_t num_panels = spec.has_own_inputs ? kMostQueries : 1;
+    char* panels = context.rows.reserve(num_panels * size + output_size);
+    panel = place_panel(kind, step.tokens, step.hidden_size, panels);
+    key_panel = spec.has_own_inputs ? place_panel(kind, step.tokens, step.hidden_size, panels + size) : panel;
+    value_panel = spec.has_own_inputs ? place_panel(kind, step.tokens, step.hidden_size, panels + 2 * size) : panel;
+    key_rows = value_rows = step.normed;
+    if (spec.has_own_inputs) {
+      key_rows = more_rows_of(context, step, kMostQueries);
+      value_rows = key_rows + step.tokens * step.hidden_size;
+    }
+    output_panel = place_panel(output_kind, step.tokens, attended_size_, panels + num_panels * size);
     auto& own = context.mixers.of<AttentionScratch>();
     heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
     if (spec.key_convolution) convolved_ = own.convolved.reserve<float>(step.tokens * (keys_ + values_) * 4);
+    if (spec.key_taps.outputs) {
+      tap_numbers_ = std::max(spec.key_convolution->width * keys_, spec.value_convolution->width * values_);
+      taps_ = own.taps.reserve<float>(context.pool.num_threads() * tap_numbers_ * 4);
+    }
     attended = own.attended.reserve<float>(
         (round_up(step.tokens * attended_size_, 16) + context.pool.num_threads() * scratch_size_) * 4);
     scratch_ = attended + round_up(step.tokens * attended_size_, 16);
@@ -162,6 +191,9 @@ class LayerAttention {
   int64_t first_key() const { return queries_ + gates_; }
   int64_t first_value() const { return first_key() + keys_; }
   int64_t first_profile_weight() const { return first_value() + values_; }
+  int64_t first_key_taps() const { return first_profile_weight() + profiles_; }
+  int64_t first_value_taps() const { return first_key_taps() + spec_.key_taps.outputs; }
+  int64_t first_sink() const { return first_value_taps() + spec_.value_taps.outputs; }
   int64_t width() const { return width_; }
   int64_t attended_size() const { return attended_size_; }
 
@@ -170,6 +202,9 @@ class LayerAttention {
     float* normed = step_.normed + token * hidden_size;
     norm_hidden(level_, layer_.input_norm, layer_.mixer_residual, step_.hidden + token * hidden_size, hidden_size, normed);
     level_.prepare(panel, step_.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+    if (!spec_.has_own_inputs) return;
+    level_.prepare(key_panel, key_rows, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+    level_.prepare(value_panel, value_rows, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   }
 
   void take_heads(int64_t row, int64_t output, const float* sums, int64_t count) const {
@@ -189,8 +224,12 @@ class LayerAttention {
   }
 
   // The convolutions of keys and of values, if there are such.
-  ConvolutionStep convolution_of_keys() const { return convolution(*spec_.key_convolution, first_key(), 0); }
-  ConvolutionStep convolution_of_values() const { return convolution(*spec_.value_convolution, first_value(), keys_); }
+  ConvolutionStep convolution_of_keys() const {
+    return convolution(*spec_.key_convolution, first_key(), 0, spec_.key_taps.outputs ? first_key_taps() : 0);
+  }
+  ConvolutionStep convolution_of_values() const {
+    return convolution(*spec_.value_convolution, first_value(), keys_, spec_.value_taps.outputs ? first_value_taps() : 0);
+  }
 
   void place(int64_t token) const {
     const StepSequence* sequence = step_.sequences;
@@ -212,13 +251,13 @@ class LayerAttention {
                [&](int64_t part, const PartSums& sums) {
                  choice.attend(level_, attention, tile.row, thread, part, sums);
                });
-    if (gates_ && !num_joins()) apply_gates(tile);
+    if (!num_joins()) finish(tile);
   }
 
   void join(const KeyChoice& choice, int64_t number) const {
     const Tile tile = tile_of(number);
     parts_.join(level_, number, parts_of(attention_of(choice, tile)), target_of(tile));
-    if (gates_) apply_gates(tile);
+    finish(tile);
   }
 
   void prepare_output(int64_t token) {
@@ -230,6 +269,8 @@ class LayerAttention {
   }
 
   Panel panel{};         // (tokens, hidden)
+  Panel key_panel{}, value_panel{};  // the same of other rows, if keys and values take such
+  float *key_rows, *value_rows;      // (tokens, hidden)
   Panel output_panel{};  // (tokens, heads * value_dim)
   float* attended;       // the same rows in float32
 
@@ -255,9 +296,12 @@ class LayerAttention {
 
   static PartRange parts_of(const Attention& a) { return {oldest_seen(a, 0) / kPartKeys, last_seen(a) / kPartKeys}; }
 
-  // Args: the offset in `heads_` of what it convolves, and that of the results in `convolved_`.
-  ConvolutionStep convolution(const Convolution& spec, int64_t first, int64_t target) const {
-    return {level_, spec, step_, heads_ + first, width_, convolved_ + target, keys_ + values_};
+  // Args: the offset in `heads_` of what it convolves, that of the results in `convolved_`, and that of what tokens add to
+  // taps, or 0.
+  ConvolutionStep convolution(const Convolution& spec, int64_t first, int64_t target, int64_t first_tap) const {
+    TokenTaps taps{};
+    if (first_tap) taps = {heads_ + first_tap, width_, spec_.kv_heads, spec_.taps_scale, taps_, tap_numbers_};
+    return {level_, spec, step_, heads_ + first, width_, convolved_ + target, keys_ + values_, taps};
   }
 
   // The tiles of all sequences. The last tokens of a sequence attend to the most keys, so they are taken first.
@@ -315,8 +359,28 @@ class LayerAttention {
 
   Attended target_of(const Tile& tile) const {
     const int64_t group = spec_.heads / spec_.kv_heads, head = tile.kv_head * group;
-    return {attended + tile.row * attended_size_ + head * spec_.value_dim, attended_size_, tile.tokens, group,
-            spec_.value_dim, spec_.sinks ? spec_.sinks + head : nullptr};
+    Attended target{attended + tile.row * attended_size_ + head * spec_.value_dim, attended_size_, tile.tokens, group,
+                    spec_.value_dim, spec_.sinks ? spec_.sinks + head : nullptr};
+    if (spec_.sink.outputs) {
+      target.sinks = heads_ + tile.row * width_ + first_sink() + head;
+      target.sinks_stride = width_;
+    }
+    return target;
+  }
+
+  void finish(const Tile& tile) const {
+    if (spec_.result_norm) norm_results(tile);
+    if (gates_) apply_gates(tile);
+  }
+
+  void norm_results(const Tile& tile) const {
+    const Attended target = target_of(tile);
+    for (int64_t token = 0; token < target.tokens; ++token) {
+      for (int64_t head = 0; head < target.heads; ++head) {
+        float* x = target.output + token * target.stride + head * spec_.value_dim;
+        level_.normalise(x, spec_.result_norm, spec_.head_norm_epsilon, spec_.value_dim, x);
+      }
+    }
   }
 
   // Multiplies results by gates, whose tokens are `width_` apart.
@@ -340,7 +404,8 @@ class LayerAttention {
   const GroupedAttention& spec_;
   const StepCall& step_;
   const int64_t queries_, gates_, keys_, values_;  // numbers of a token's queries, gates, keys and values
-  const int64_t width_;                   // of these and of the weights of profiles together
+  const int64_t profiles_;                // weights of profiles
+  const int64_t width_;                   // of all of these, of taps and of sinks
   const int64_t attended_size_;
   const int64_t token_tile_;              // tokens of one sequence per tile
   const int64_t scratch_size_;            // floats of a thread
@@ -348,6 +413,8 @@ class LayerAttention {
   int64_t token_tiles_ = 0;
   float* heads_;    // (tokens, width)
   float* convolved_ = nullptr;  // (tokens, keys + values), if there are convolutions
+  float* taps_ = nullptr;       // (threads, tap_numbers_), if tokens add to taps
+  int64_t tap_numbers_ = 0;
   float* scratch_;  // (threads, scratch_size_)
   AttentionParts parts_;
 };
@@ -363,43 +430,66 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                       : spec.indexer ? blocks.emplace(context, spec, step, attention.panel)
                                      : all;
   auto& own = context.mixers.of<AttentionScratch>();
-  LoraSums* const lora[kMostSides] = {&own.query_lora,    &own.key_lora,      &own.value_lora,   &own.gate_lora,
-                                      &own.relative_lora, &own.index_lora[0], &own.index_lora[1]};
+  LoraSums* const lora[kMostSides] = {&own.query_lora,    &own.key_lora,        &own.value_lora,
+                                      &own.gate_lora,     &own.relative_lora,   &own.key_taps_lora,
+                                      &own.value_taps_lora, &own.sink_lora,     &own.index_lora[0],
+                                      &own.index_lora[1]};
   LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : lora) sums->clear();
   output_lora.clear();
   constexpr Matrix kNoMatrix{};
   // Adapters know one matrix of queries and keys of an indexer of pools.
-  const int num_sides = 5 + choice.num_sides(), num_sites = spec.pools ? 6 : num_sides;
-  const Place places[kMostSides] = {kQuery,    kKey, kValue, kGate, kRelative, spec.pools ? kIndexQuery : kIndexKey,
-                                    kIndexQuery};
-  const auto site = [&](int i) { return LoraSite{*lora[i], mixer_place(places[i]), step.normed, step.hidden_size}; };
-  const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4), site(5), site(6)};
+  const int num_sides = kOwnSides + choice.num_sides(), num_sites = spec.pools ? kOwnSides + 1 : num_sides;
+  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kRelative, kKeyTaps, kValueTaps, kSink,
+                                    spec.pools ? kIndexQuery : kIndexKey, kIndexQuery};
+  const auto site = [&](int i) {
+    const bool is_of_keys = places[i] == kKey || places[i] == kKeyTaps;
+    const bool is_of_values = places[i] == kValue || places[i] == kValueTaps;
+    const float* x = is_of_keys ? attention.key_rows : is_of_values ? attention.value_rows : step.normed;
+    return LoraSite{*lora[i], mixer_place(places[i]), x, step.hidden_size};
+  };
+  const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4),
+                                      site(5), site(6), site(7), site(8), site(9)};
   const LoraSite output_site{output_lora, mixer_place(kOutput), attention.attended, attention.attended_size()};
-  Side sides[kMostSides] = {{&spec.query, spec.query_bias, 0, lora[0]},
+  std::optional<HeadExpertsStep> experts;
+  if (spec.experts) experts.emplace(context, *spec.experts, step, spec.key_dim, spec.value_dim);
+  Side sides[kMostSides] = {{&spec.query, spec.query_bias, experts ? attention.first_key() : 0, lora[0]},
                             {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
                             {&spec.value, spec.value_bias, attention.first_value(), lora[2]},
                             {&spec.gate, spec.gate_bias, attention.first_gate(), lora[3]},
                             {spec.relative ? &spec.relative->weights : &kNoMatrix, nullptr,
-                             attention.first_profile_weight(), lora[4]}};
-  for (int i = 5; i < num_sides; ++i) {
-    sides[i] = choice.side(i - 5, attention.width());
-    sides[i].lora = lora[spec.pools ? 5 : i];
+                             attention.first_profile_weight(), lora[4]},
+                            {&spec.key_taps, nullptr, attention.first_key_taps(), lora[5]},
+                            {&spec.value_taps, nullptr, attention.first_value_taps(), lora[6]},
+                            {&spec.sink, nullptr, attention.first_sink(), lora[7]}};
+  if (experts) sides[3] = experts->router(attention.width(), lora[3]);  // in the place of gates
+  for (int i = 0; spec.has_own_inputs && i < kOwnSides; ++i) {
+    if (places[i] == kKey || places[i] == kKeyTaps) sides[i].panel = &attention.key_panel;
+    if (places[i] == kValue || places[i] == kValueTaps) sides[i].panel = &attention.value_panel;
+  }
+  for (int i = kOwnSides; i < num_sides; ++i) {
+    sides[i] = choice.side(i - kOwnSides, attention.width());
+    sides[i].lora = lora[spec.pools ? kOwnSides : i];
   }
   const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
   auto norm = [&](int64_t token, int) {
     attention.norm(token);
     choice.prepare(token);
+    if (experts) experts->prepare(token);
   };
   auto multiply_down = [&](int64_t tile, int thread) {
     multiply_sites_down(level, sites, num_sites, tile, thread);
   };
   const auto take_heads = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+    if (experts && output >= attention.width()) return experts->take_logits(row, output - attention.width(), sums, count);
     if (output >= attention.width()) return choice.take(row, output - attention.width(), sums, count);
     attention.take_heads(row, output, sums, count);
   };
   auto project = multiply_sides(context, attention.panel, sides, num_sides, kOutputTile, take_heads);
+  auto choose_experts = [&](int64_t token, int) { experts->choose(token); };
+  auto prepare_query = [&](int64_t row, int) { experts->prepare_query(row); };
+  auto project_queries = [&](int64_t tile, int) { experts->project(tile, take_heads); };
   std::optional<ConvolutionStep> of_keys, of_values;
   if (spec.key_convolution) of_keys.emplace(attention.convolution_of_keys());
   if (spec.value_convolution) of_values.emplace(attention.convolution_of_values());
@@ -422,12 +512,22 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   };
   const auto take_output = [&](auto... results) { attention.take_output(results...); };
   auto project_back = multiply_sides(context, attention.output_panel, &output_side, 1, kOutputTile, take_output);
+  auto prepare_results = [&](int64_t row, int) { experts->prepare_output(row, attention.attended); };
+  auto project_results = [&](int64_t tile, int) { experts->project_back(tile); };
+  auto add_results = [&](int64_t token, int thread) { take_output(token, 0, experts->sum(token, thread), step.hidden_size); };
 
   PhaseList phases(context.pool);
   phases.add(step.tokens, norm);
   plan_sites(phases, sites, num_sites, context, layer, step);
   phases.add(num_down_tiles(sites, num_sites), multiply_down);
   phases.add(num_tiles(sides, num_sides, step.tokens, kOutputTile), project);
+  if (experts) {
+    phases.add(step.tokens, choose_experts);
+    phases.run();
+    experts->sort();
+    phases.add(experts->num_rows(), prepare_query);
+    phases.add(experts->num_query_tiles(), project_queries);
+  }
   phases.add(of_keys ? of_keys->num_tiles() + of_values->num_tiles() : 0, convolve);
   phases.add(step.tokens, place);
   if (choice.has_pools()) phases.add(step.tokens, place_pool);
@@ -438,6 +538,12 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   }
   phases.add(attention.num_tiles(), attend);
   phases.add(attention.num_joins(), join);
+  if (experts) {
+    phases.add(experts->num_rows(), prepare_results);
+    phases.add(experts->num_output_tiles(), project_results);
+    phases.add(step.tokens, add_results);
+    return phases.run();
+  }
   plan_sites(phases, &output_site, 1, context, layer, step);
   phases.add(step.tokens + output_lora.num_tiles(), prepare_output);
   phases.add(num_tiles(&output_side, 1, step.tokens, kOutputTile), project_back);
@@ -452,7 +558,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
   if (!is_count(spec.key_dim) || !is_count(spec.value_dim)) return "heads without a size";
   const bool has_gates = spec.gate.outputs, has_keys = spec.has_keys_in_query;
   const bool shares_keys = !spec.value.outputs && !has_keys;
-  if (spec.gate_kind < GateKind::kNone || spec.gate_kind > GateKind::kSoftPlus) return "gates of no known kind";
+  if (spec.gate_kind < GateKind::kNone || spec.gate_kind > GateKind::kSoftplus) return "gates of no known kind";
   if ((has_gates || spec.has_gates_in_query) != (spec.gate_kind != GateKind::kNone) ||
       (has_gates && (spec.has_gates_in_query || (!is_shaped(spec.gate, spec.heads, hidden_size) &&
                                                  !is_shaped(spec.gate, spec.heads * spec.value_dim, hidden_size)))) ||
@@ -464,10 +570,16 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "keys and values in two places";
   }
   const int64_t keys = spec.kv_heads * spec.key_dim, values = spec.kv_heads * spec.value_dim;
-  const int64_t queries = spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1) + (has_keys ? keys + values : 0);
+  if (spec.experts) {
+    if (!has_keys || spec.output.outputs || spec.indexer || spec.pools) return "projections beside experts that make them";
+    const auto& experts = *spec.experts;
+    if (const char* reason = check_head_experts(experts, spec.heads, spec.kv_heads, keys, values, hidden_size)) return reason;
+  }
+  const int64_t own_queries = spec.experts ? 0 : spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1);
+  const int64_t queries = own_queries + (has_keys ? keys + values : 0);
   if (!is_shaped(spec.query, queries, hidden_size) || (!has_keys && !is_shaped(spec.key, keys, hidden_size)) ||
       (!has_keys && !shares_keys && !is_shaped(spec.value, values, hidden_size)) ||
-      !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
+      (!spec.experts && !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim))) {
     return "projections that don't fit its heads";
   }
   if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
@@ -501,6 +613,16 @@ const char* check(const void* mixer, int64_t hidden_size) {
     const bool has_sizes = spec.key_convolution->channels == keys && spec.value_convolution->channels == values;
     if (!has_sizes || shares_keys || has_keys) return "convolutions that don't fit its keys and values";
   }
+  const auto is_of_taps = [&](const Matrix& taps, const Convolution* convolution) {
+    return convolution && spec.kv_heads * convolution->width == taps.outputs && is_shaped(taps, taps.outputs, hidden_size);
+  };
+  if (spec.key_taps.outputs || spec.value_taps.outputs) {
+    const bool fits = is_of_taps(spec.key_taps, spec.key_convolution) && is_of_taps(spec.value_taps, spec.value_convolution);
+    if (!fits) return "taps that don't fit its convolutions";
+  }
+  if (spec.sink.outputs && (spec.sinks || !is_shaped(spec.sink, spec.heads, hidden_size))) return "sinks that don't fit its heads";
+  if (spec.has_own_inputs && (shares_keys || has_keys || spec.indexer || spec.pools)) return "keys and values of other rows";
+  if (!(spec.norm_limit >= 0.0f)) return "a negative limit of its queries and keys";
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.key_cache) return nullptr;
   const bool has_room = spec.cache_dim >= spec.key_dim && spec.cache_dim >= spec.value_dim && spec.cache_slots >= 0;

@@ -6,6 +6,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/layers.py
 // Runs the final norm and the head: computes the logits of some rows.
 struct HeadCall {
   Matrix matrix;
@@ -25,6 +26,7 @@ struct HeadCall {
   int32_t is_exact;
   const LoraStep* lora;      // null for a step without adapters
 };
+}  // extern "C"
 
 void run_head(Context& context, const HeadCall& call);
 

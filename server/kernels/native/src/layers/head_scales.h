@@ -6,11 +6,13 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // The factor of a head at a position is `scale * log(position + 1) + offset`; without scales it is 1.
 struct HeadScales {
   const float* scales;   // (heads) or null
   const float* offsets;  // (heads)
 };
+}  // extern "C"
 
 // Multiplies a head's query by its factor.
 inline void scale_head(const HeadScales& by, int64_t head, int64_t position, float* query, int64_t size) {

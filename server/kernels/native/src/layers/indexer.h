@@ -9,6 +9,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // The cache has the index key of a token behind the other numbers of the token. An indexer with pools chooses among means of
 // the keys of neighbouring tokens, weighted by gates that the cache has behind each key; the mean of a complete pool takes the
 // place of its last token's key. A token attends to all tokens of the chosen pools, and to those of its own pool that is
@@ -33,6 +34,7 @@ struct Indexer {
   int32_t rotates_last;  // the last numbers are rotated
   int32_t pool;          // tokens of a pool; 0 without pools
 };
+}  // extern "C"
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has". `query_inputs` are those of the
 // attention's queries, 0 if these take the rows of the attention; `rotary_dim` are the numbers that it rotates.

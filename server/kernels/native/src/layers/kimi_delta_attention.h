@@ -7,6 +7,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has queries, keys, values, gates and decays (heads * head_dim each), and betas (heads). The convolution's
 // channels are the queries, keys and values.
 struct KimiDeltaAttention {
@@ -21,6 +22,7 @@ struct KimiDeltaAttention {
   float norm_epsilon;
   float least_decay;        // if not 0, the logarithm is this times the sigmoid of decays times -`decay`
 };
+}  // extern "C"
 
 extern const MixerOperations kKimiDeltaAttention;
 

@@ -8,6 +8,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 struct LatentAttention {
   Matrix query_down;         // (query_rank, hidden); without outputs if `query` takes the hidden states
   Matrix query;              // (heads * (nope_dim + rope_dim), query_rank or hidden); or more of both, see below
@@ -51,6 +52,7 @@ struct LatentAttention {
   float latent_norm_epsilon;  // of both norms
   float scaling;
 };
+}  // extern "C"
 
 // Writes some numbers of a token to the cache, `first` numbers behind its first one.
 void write_latent(const Level& level, const LatentAttention& spec, const StepCall& step, int64_t token, int64_t first,

@@ -33,7 +33,7 @@ class LatentExpansion {
 
   static Range range(const LoraPart& part, int64_t first, int64_t count);
 
-  const LoraParts& parts_of(int64_t adapter) const { return lora_->layers[adapter][layer_.index].at(place_); }
+  const LoraParts& parts_of(int64_t adapter) const { return parts_at(lora_->layers[adapter][layer_.index], place_); }
 
   template <typename Add>
   void each_part(int64_t token, Add add) const;

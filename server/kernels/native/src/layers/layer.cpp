@@ -52,7 +52,8 @@ const Operations* at(const Operations* const (&table)[N], Kind kind) {
 }
 
 float* kept_results(Context& context, const LayerSpec& layer, const StepCall& step) {
-  if (layer.mixer_norm.kind == NormKind::kNone && !layer.mixer_convolution) return nullptr;
+  const bool is_changed = layer.mixer_norm.kind != NormKind::kNone || layer.mixer_convolution || layer.mixer_residual_gate;
+  if (!is_changed) return nullptr;
   return context.mixed.reserve<float>(step.tokens * step.hidden_size * 4);
 }
 
@@ -65,7 +66,7 @@ void add_kept_results(Context& context, const LayerSpec& layer, const StepCall& 
   auto add = [&](int64_t token, int) {
     float* row = kept + token * size;
     apply_norm(context.level, layer.mixer_norm, row, size, row);
-    context.level.add_scaled(step.hidden + token * size, row, layer.residual_scale, size);
+    add_to_hidden(context.level, layer, layer.mixer_residual_gate, row, size, step.hidden + token * size);
   };
   const Phase phase = phase_of(step.tokens, add);
   context.pool.run(&phase, 1);
@@ -85,6 +86,22 @@ void MixerResults::take(int64_t row, int64_t first, const float* numbers, int64_
   }
 }
 
+// Returns null, or what is impossible in the gates of a layer's sums.
+const char* check_residual_gates(const LayerSpec& layer, bool has_results) {
+  if (!layer.mixer_residual_gate && !layer.inner_residual_gate) return nullptr;
+  for (const ResidualGate* gate : {layer.mixer_residual_gate, layer.inner_residual_gate}) {
+    if (!gate || !gate->kept || !gate->added) return "gates of a part of its sums alone";
+  }
+  if (!has_results) return "a gated sum with a mixer that the kernels don't run";
+  if (layer.feed_forward_kind == FeedForwardKind::kNone) return "a gated sum with the results of no part";
+  const bool is_usual = layer.residual_scale == 1.0f && layer.output_scale == 1.0f && layer.mixer_residual == 0.0f &&
+                        layer.inner_residual == 0.0f && !layer.adds_deferred && !layer.is_parallel;
+  return is_usual && !layer.mixer_convolution && !layer.mixer_streams ? nullptr : "gated sums that are changed otherwise";
+}
+
+// The rows that a part takes of a token.
+int32_t queries_of(const StreamMix* mix) { return mix && mix->blocks ? mix->blocks->num_queries : 1; }
+
 // Returns null, or what is impossible in a layer whose residual stream has several rows a token.
 const char* check_streams(const LayerSpec& layer, int64_t hidden_size) {
   if (!layer.mixer_streams && !layer.inner_streams) {
@@ -93,6 +110,7 @@ const char* check_streams(const LayerSpec& layer, int64_t hidden_size) {
   if (!layer.mixer_streams || !layer.inner_streams) return "several residual streams for one of its parts";
   for (const StreamMix* mix : {layer.mixer_streams, layer.inner_streams}) {
     if (mix->is_last) return "residual streams that take no results";
+    if (!mix->blocks != !layer.mixer_streams->blocks) return "residual streams that are mixed in two ways";
     if (const char* reason = check_stream_mix(*mix, hidden_size)) return reason;
   }
   if (layer.mixer_streams->num_streams != layer.inner_streams->num_streams) return "parts of other residual streams";
@@ -135,10 +153,14 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   const bool has_results = mixer != &kExternal && mixer != &kNoMixer;
   if (!has_results && layer.mixer_norm.kind != NormKind::kNone) return "a norm after a mixer that the kernels don't run";
   if (!has_results && layer.mixer_convolution) return "a convolution after a mixer that the kernels don't run";
+  if (const char* reason = check_residual_gates(layer, has_results)) return reason;
   if (const char* reason = check_result_convolutions(layer, hidden_size)) return reason;
   if (mixer == &kNoMixer && feed_forward == &kNoFeedForward) return "neither a mixer nor a feed-forward part";
   if (layer.adds_deferred && feed_forward == &kNoFeedForward) return "results of experts and no part that adds them";
   if (const char* reason = mixer->check(layer.mixer, hidden_size)) return reason;
+  const bool is_grouped = layer.mixer_kind == MixerKind::kGroupedAttention;
+  const bool has_own = is_grouped && static_cast<const GroupedAttention*>(layer.mixer)->has_own_inputs;
+  if (has_own && queries_of(layer.mixer_streams) < kMostQueries) return "keys and values of rows that are not there";
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }
 

@@ -1,6 +1,6 @@
 // A decoder layer: a mixer of tokens, a feed-forward part or both, with norms before and after each, whose results are added
 // to the hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
-// and a row in layer.cpp, and a mirror in `structures/mixers.py` or `layers.py` there.
+// and a row in layer.cpp.
 #pragma once
 
 #include "layers/convolution.h"
@@ -12,6 +12,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 enum class MixerKind : int32_t {
   kExternal = 0,          // the caller has added the mixer's results to the hidden states; no spec
   kGroupedAttention = 1,  // grouped_attention.h
@@ -24,6 +25,14 @@ enum class MixerKind : int32_t {
   kLightningAttention = 8,  // lightning_attention.h
   kMamba1 = 9,              // mamba1.h
   kCompressedAttention = 10,  // compressed_attention.h
+};
+}  // extern "C"
+
+extern "C" {  // structures/layers.py
+// The factors of a sum of the hidden states and the results of a part, each by channel.
+struct ResidualGate {
+  const float* kept;   // (hidden), of the hidden states
+  const float* added;  // (hidden), of the results
 };
 
 enum class FeedForwardKind : int32_t {
@@ -44,6 +53,8 @@ struct LayerSpec {
   const NgramEmbeddings* ngrams;  // added to the rows of a token before the mixer; or null
   const Convolution* mixer_convolution;  // of the mixer's results, whose own are added instead of them; or null
   const Convolution* inner_convolution;  // the same of the feed-forward part
+  const ResidualGate* mixer_residual_gate;  // of the sum with the mixer's results; or null
+  const ResidualGate* inner_residual_gate;  // the same of the feed-forward part
   const void* mixer;        // the spec of its kind
   const void* feed_forward;
   const void* next_mixture;  // of the next layer with experts, which are predicted; or null
@@ -57,11 +68,19 @@ struct LayerSpec {
   float inner_residual;     // the same of the feed-forward part's rows
   int32_t adds_deferred;    // adds the sum of experts that an earlier layer deferred
 };
+}  // extern "C"
 
 // Writes the norm of hidden states to `normed`. If `residual` is not 0, the hidden states become these rows times it.
 inline void norm_hidden(const Level& level, const Norm& norm, float residual, float* hidden, int64_t size, float* normed) {
   apply_norm(level, norm, hidden, size, normed);
   for (int64_t i = 0; residual != 0.0f && i < size; ++i) hidden[i] = normed[i] * residual;
+}
+
+// Adds the results of a part to the hidden states of a token.
+inline void add_to_hidden(const Level& level, const LayerSpec& layer, const ResidualGate* gate, const float* results,
+                                int64_t size, float* hidden) {
+  if (!gate) return level.add_scaled(hidden, results, layer.residual_scale, size);
+  for (int64_t i = 0; i < size; ++i) hidden[i] = hidden[i] * gate->kept[i] + results[i] * gate->added[i];
 }
 
 // A check returns null, or what is impossible: the rest of a sentence that begins with "it has".
@@ -100,8 +119,8 @@ struct FeedForwardOperations {
   void (*finish)(Context& context, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 };
 
-// Takes the results of a mixer, each number once: adds them to the hidden states, or keeps them for the norm or the
-// convolution after it.
+// Takes the results of a mixer, each number once: adds them to the hidden states, or keeps them for the norm, the
+// convolution or the gate after it.
 class MixerResults {
  public:
   MixerResults(Context& context, const LayerSpec& layer, const StepCall& step);

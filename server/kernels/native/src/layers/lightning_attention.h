@@ -6,6 +6,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has queries, keys, values and gates (heads * head_dim each).
 struct LightningAttention {
   Projections projections;
@@ -17,6 +18,7 @@ struct LightningAttention {
   float norm_epsilon;
   Activation activation;  // of queries, keys and values
 };
+}  // extern "C"
 
 extern const MixerOperations kLightningAttention;
 

@@ -5,6 +5,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/matrices.py
 struct LinearCall {
   Matrix matrix;
   const void* bias;  // or null
@@ -18,6 +19,7 @@ struct LinearCall {
   Format y_format;
   int32_t is_exact;  // never round rows
 };
+}  // extern "C"
 
 void run_linear(Context& context, const LinearCall& call);
 

@@ -14,7 +14,7 @@ struct AdaptedRows {
 
   bool are_routed() const { return lora && lora->routing; }
   LoraFactors fixed() const { return {lora->factors, lora->num_adapters, tokens, 0}; }
-  const LoraParts& parts(int64_t adapter, LoraPlace place) const { return lora->layers[adapter][layer].at(place); }
+  const LoraParts& parts(int64_t adapter, LoraPlace place) const { return parts_at(lora->layers[adapter][layer], place); }
 };
 
 // Rows at the end of a model.

@@ -8,6 +8,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has inputs and gates (channels each). Adapters know `select` by the number after the output's.
 struct Mamba1 {
   Projections projections;
@@ -25,6 +26,7 @@ struct Mamba1 {
   float norm_epsilon;
   int32_t unused;
 };
+}  // extern "C"
 
 extern const MixerOperations kMamba1;
 

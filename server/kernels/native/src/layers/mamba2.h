@@ -8,6 +8,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has gates and inputs (heads * head_dim each), what these are written and read by (groups * state_size
 // each), and time steps (heads). The convolution's channels are all but gates and time steps.
 struct Mamba2 {
@@ -28,6 +29,7 @@ struct Mamba2 {
   float longest_step;
   int32_t unused;
 };
+}  // extern "C"
 
 extern const MixerOperations kMamba2;
 

@@ -6,6 +6,7 @@
 #include "formats/checks.h"
 #include "layers/layer_adapters.h"
 #include "layers/result_convolution.h"
+#include "layers/sides.h"
 
 namespace greenroom {
 namespace {
@@ -67,7 +68,7 @@ Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const
   const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
   const int32_t number = 0;
   LoraExperts lora = lora_of_experts(context, layer, step, &number, [](const LoraLayer& of) {
-    return ExpertParts{&of.at(LoraPlace::kDenseFirst), &of.at(LoraPlace::kDenseSecond)};
+    return ExpertParts{&parts_at(of, LoraPlace::kDenseFirst), &parts_at(of, LoraPlace::kDenseSecond)};
   });
   if (step.lora) lora.routing = step.lora->routing;
   const ExpertBatch batch{&slot,       starts, numbers,          x,            results, 1, 1, hidden_size,
@@ -109,7 +110,8 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
   float* sums = context.middle.reserve<float>(context.pool.num_threads() * hidden_size * 4);
   const bool is_kept = choices.is_deferred || layer.adds_deferred;
   float* kept = layer.inner_convolution ? context.mixed.reserve<float>(tokens * hidden_size * 4) : nullptr;
-  float* deferred = is_kept ? context.deferred.reserve<float>(tokens * hidden_size * 4) : nullptr;
+  float* deferred = step.deferred;
+  if (is_kept && !deferred) deferred = context.deferred.reserve<float>(tokens * hidden_size * 4);
   auto add = [&](int64_t token, int thread) {
     float* sum = sums + thread * hidden_size;
     std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
@@ -138,7 +140,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
       return;
     }
     float* hidden = step.hidden + token * hidden_size;
-    level.add_scaled(hidden, sum, layer.residual_scale, hidden_size);
+    add_to_hidden(level, layer, layer.inner_residual_gate, sum, hidden_size, hidden);
     if (layer.adds_deferred) level.add_scaled(hidden, deferred + token * hidden_size, layer.residual_scale, hidden_size);
     if (layer.output_scale == 1.0f) return;
     for (int64_t i = 0; i < hidden_size; ++i) hidden[i] *= layer.output_scale;
@@ -146,6 +148,90 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
   const Phase phase = phase_of(tokens, add);
   context.pool.run(&phase, 1);
   if (kept) add_convolved(context, *layer.inner_convolution, layer, step, kept);
+}
+
+// The numbers of the rows that experts take.
+int64_t width_of(const Mixture& mixture, const StepCall& step) {
+  return mixture.input_projection.outputs ? mixture.input_projection.outputs : step.hidden_size;
+}
+
+// The rows that experts take, (tokens, width).
+const float* rows_of_experts(Context& context, const Mixture& mixture, const StepCall& step) {
+  if (!mixture.input_projection.outputs) return step.normed;
+  return context.projected.reserve<float>(step.tokens * width_of(mixture, step) * 4);
+}
+
+// Multiplies rows (tokens, inputs) by a projection into `results` (tokens, outputs).
+void project(Context& context, const LayerSpec& layer, const StepCall& step, const Matrix& matrix, LoraPlace place,
+             const float* x, float* results) {
+  const Level& level = context.level;
+  const PanelKind kind = level.panel_kind(matrix, step.is_exact);
+  Panel panel = place_panel(kind, step.tokens, matrix.inputs,
+                            context.rows.reserve(panel_bytes(kind, step.tokens, matrix.inputs)));
+  LoraSums& lora = context.projection_lora;
+  lora.clear();
+  const LoraSite site{lora, place, x, matrix.inputs};
+  const Side side{&matrix, nullptr, 0, &lora};
+  auto prepare = [&](int64_t token, int) {
+    level.prepare(panel, x, Format::kFloat32, matrix.inputs, nullptr, token, token + 1);
+  };
+  auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
+  const auto put = [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+    std::memcpy(results + row * matrix.outputs + output, sums, static_cast<size_t>(count) * sizeof(float));
+  };
+  auto multiply = multiply_sides(context, panel, &side, 1, kOutputTile, put);
+  PhaseList phases(context.pool);
+  phases.add(step.tokens, prepare);
+  plan_sites(phases, &site, 1, context, layer, step);
+  phases.add(lora.num_tiles(), multiply_down);
+  phases.add(num_tiles(&side, 1, step.tokens, kOutputTile), multiply);
+  phases.run();
+}
+
+// Computes the rows that experts take, if these are projections of the layer's.
+void project_rows(Context& context, const LayerSpec& layer, const StepCall& step, const Mixture& mixture) {
+  const int64_t width = mixture.input_projection.outputs;
+  if (!width) return;
+  auto* rows = const_cast<float*>(rows_of_experts(context, mixture, step));
+  project(context, layer, step, mixture.input_projection, LoraPlace::kExpertsInput, step.normed, rows);
+  auto norm = [&](int64_t token, int) {
+    apply_norm(context.level, mixture.projected_norm, rows + token * width, width, rows + token * width);
+  };
+  const Phase phase = phase_of(step.tokens, norm);
+  context.pool.run(&phase, 1);
+}
+
+// Returns the sums of weighted results, which have norms of their own or are projected back, (tokens, hidden).
+const float* sum_results(Context& context, const LayerSpec& layer, const StepCall& step, const Mixture& mixture,
+                         const Choices& choices) {
+  const Level& level = context.level;
+  const int64_t tokens = step.tokens, width = width_of(mixture, step), num_threads = context.pool.num_threads();
+  auto* sums = context.summed.reserve<float>((tokens * (width + step.hidden_size) + num_threads * width) * 4);
+  float *back = sums + tokens * width, *results = back + tokens * step.hidden_size;
+  const float* inputs = rows_of_experts(context, mixture, step);
+  auto add = [&](int64_t token, int thread) {
+    float *sum = sums + token * width, *result = results + thread * width;
+    std::fill(sum, sum + width, 0.0f);
+    for (int64_t i = token * choices.top_k; i < (token + 1) * choices.top_k; ++i) {
+      const float weight = choices.weights ? choices.weights[i] : 1.0f;
+      if (choices.rows && choices.rows[i] >= choices.num_experts) {
+        level.add_scaled(sum, inputs + token * width, weight, width);
+        continue;
+      }
+      const float* given = choices.outputs + i * width;
+      if (mixture.result_norm.kind != NormKind::kNone) {
+        apply_norm(level, mixture.result_norm, given, width, result);
+        given = result;
+      }
+      level.add_scaled(sum, given, weight, width);
+    }
+    for (int64_t i = 0; choices.scale != 1.0f && i < width; ++i) sum[i] *= choices.scale;
+  };
+  const Phase phase = phase_of(tokens, add);
+  context.pool.run(&phase, 1);
+  if (!mixture.output_projection.outputs) return sums;
+  project(context, layer, step, mixture.output_projection, LoraPlace::kExpertsOutput, sums, back);
+  return back;
 }
 
 // Gives each choice of a batch a row of its own, which the router's weight scales.
@@ -249,7 +335,7 @@ SortedChoices count_choices(Context& context, const Mixture& mixture, const Step
 }
 
 float* results_of(Context& context, const Mixture& mixture, const StepCall& step) {
-  return context.results.reserve<float>(step.tokens * mixture.router.top_k * step.hidden_size * 4);
+  return context.results.reserve<float>(step.tokens * mixture.router.top_k * width_of(mixture, step) * 4);
 }
 
 // Runs those chosen experts that have a slot. If `needs_all`, runs none and returns false if another is chosen.
@@ -281,9 +367,9 @@ bool run_sorted(Context& context, const LayerSpec& layer, const StepCall& step, 
   LoraExperts lora = lora_of_experts(context, layer, step, sorted.used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
   });
-  ExpertBatch batch{sorted.used_slots, sorted.starts, sorted.choices,   step.normed,  results_of(context, mixture, step),
-                    num_used,          mixture.router.top_k, step.hidden_size, Format::kFloat32, step.is_exact,
-                    step.lora ? &lora : nullptr};
+  ExpertBatch batch{sorted.used_slots, sorted.starts, sorted.choices, rows_of_experts(context, mixture, step),
+                    results_of(context, mixture, step), num_used, mixture.router.top_k, width_of(mixture, step),
+                    Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
   if (mixture.scales_input) weight_inputs(context, mixture.router, step, weights_of(step, place), batch, lora);
   run_experts(context, mixture.experts, batch);
   return true;
@@ -324,7 +410,7 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
     return "a router of other experts";
   }
   if (mixture.num_identities && mixture.scales_input) return "weighted inputs of experts that return them";
-  for (const Norm& norm : {mixture.router_norm, mixture.output_norm}) {
+  for (const Norm& norm : {mixture.router_norm, mixture.output_norm, mixture.result_norm, mixture.projected_norm}) {
     if (const char* reason = check_norm(norm)) return reason;
   }
   if (mixture.router.num_shared) {
@@ -334,7 +420,15 @@ const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t
     if (mixture.shared_bytes < 0 || (mixture.router.num_shared > 1 && !mixture.shared_bytes)) return "shared experts without a place";
   }
   if (!slot_bytes) return "experts without a slot";
-  if (const char* reason = check_experts(mixture.experts, hidden_size, slot_bytes)) return reason;
+  const int64_t width = mixture.input_projection.outputs;
+  if (width && (!is_shaped(mixture.input_projection, width, hidden_size) || mixture.scales_input)) {
+    return "experts whose rows are projected in an unknown way";
+  }
+  if (width ? !is_shaped(mixture.output_projection, hidden_size, width) : mixture.output_projection.outputs != 0) {
+    return "experts whose sum is projected in an unknown way";
+  }
+  if (!width && mixture.projected_norm.kind != NormKind::kNone) return "a norm of rows that are not projected";
+  if (const char* reason = check_experts(mixture.experts, width ? width : hidden_size, slot_bytes)) return reason;
   return mixture.has_shared ? check_mlp(mixture.shared, hidden_size) : nullptr;
 }
 
@@ -347,8 +441,12 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
   const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
   if (!outputs) outputs = results_of(context, mixture, step);
-  const Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
-                        mixture.output_norm, mixture.is_deferred != 0};
+  Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
+                  mixture.output_norm, mixture.is_deferred != 0};
+  if (mixture.input_projection.outputs || mixture.result_norm.kind != NormKind::kNone) {
+    const float* sums = sum_results(context, layer, step, mixture, choices);
+    choices = {sums, nullptr, nullptr, 0, 1, 1.0f, choices.norm, choices.is_deferred};
+  }
   add_results(context, layer, step, choices, shared, mixture.shared);
 }
 
@@ -378,6 +476,7 @@ const FeedForwardOperations kExperts = {
       const auto& mixture = *static_cast<const Mixture*>(layer.feed_forward);
       const auto* next = static_cast<const Mixture*>(layer.next_mixture);
       norm_and_route(context, layer, &mixture.router, mixture.router_norm, step, place, next ? &next->router : nullptr);
+      project_rows(context, layer, step, mixture);
     },
     run_resident_experts,
     run_given_experts,

@@ -7,6 +7,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/layers.py
 // An expert that every token runs through.
 struct Mlp {
   ExpertShape shape;  // addresses
@@ -22,6 +23,10 @@ struct Mixture {
   Mlp shared;
   Norm router_norm;   // of the hidden states for the router; none: the rows of the layer's inner norm
   Norm output_norm;   // of the experts' weighted sum
+  Norm result_norm;   // of the result of each expert
+  Matrix input_projection;   // (width, hidden), whose results experts take. No outputs: they take the layer's rows
+  Matrix output_projection;  // (hidden, width), of the experts' weighted sum; there if the other one is
+  Norm projected_norm;       // of the results of `input_projection`
   int32_t num_experts;
   int32_t has_shared;    // `shared` is there; if the router has shared rows, it is the first of as many MLPs
   float experts_scale;   // factor of the experts' weighted sum
@@ -30,6 +35,7 @@ struct Mixture {
   int32_t is_deferred;     // the experts' sum is added by a later layer (`adds_deferred`)
   int64_t shared_bytes;    // from each matrix of a shared MLP to that of the next one
 };
+}  // extern "C"
 
 extern const FeedForwardOperations kMlp;
 extern const FeedForwardOperations kExperts;

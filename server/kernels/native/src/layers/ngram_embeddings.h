@@ -6,6 +6,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // Tokens are hashed: with t the token and those before it, the hash of n of them is t[0] * multipliers[0] ^ t[1] *
 // multipliers[1] ^ ... of the last n; a head's row of the table is that modulo its size, behind the rows of the heads before
 // it. Each order from 2 to `most` has as many heads. Where a text has ended among the tokens between, `end` takes a token's
@@ -30,6 +31,7 @@ struct NgramEmbeddings {
   int32_t end;
   float epsilon;
 };
+}  // extern "C"
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has".
 const char* check_ngram_embeddings(const NgramEmbeddings& spec, int64_t hidden_size);

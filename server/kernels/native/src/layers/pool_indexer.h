@@ -6,6 +6,7 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // The cache has of each token its index key, and the cosines and sines of its position behind it, in one piece. The mean of a complete pool,
 // normed and rotated by the position of its first token, takes the place of the key of its last token. A token attends to all
 // tokens of the chosen pools, and to those of its own pool that is not complete yet.
@@ -24,6 +25,7 @@ struct PoolIndexer {
   RopeKind rope_kind;  // of the first numbers of queries and means, as many as the attention rotates
   int32_t is_given;    // `chosen` is
 };
+}  // extern "C"
 
 // The first position of a token that sees more complete pools than are chosen.
 inline int64_t first_sparse(const PoolIndexer& spec) { return (spec.top_k + 1) * spec.pool - 1; }

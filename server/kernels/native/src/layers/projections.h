@@ -6,8 +6,7 @@
 
 namespace greenroom {
 
-inline constexpr int kMostProjections = 6;
-
+extern "C" {  // structures/mixers.py
 struct Projections {
   Matrix inputs[kMostProjections];        // of the normed hidden states
   Matrix seconds[kMostProjections];       // of the outputs of an input, in whose place its own are; no outputs: none
@@ -17,6 +16,7 @@ struct Projections {
   const int32_t* places;  // where a token's row has each output of all these; null if they are there in their order
   int64_t num_inputs;
 };
+}  // extern "C"
 
 // The working memory of such a mixer.
 struct ProjectionScratch {

@@ -11,7 +11,7 @@ const char* check_result_convolutions(const LayerSpec& layer, int64_t hidden_siz
   }
   if (layer.mixer_norm.kind != NormKind::kNone || layer.output_norm.kind != NormKind::kNone) return "results that are both normed and convolved";
   if (layer.feed_forward_kind == FeedForwardKind::kNone) return "a convolution of the results of no part";
-  const bool is_usual = layer.output_scale == 1.0f && !layer.adds_deferred && !layer.mixer_streams;
+  const bool is_usual = layer.output_scale == 1.0f && !layer.adds_deferred;
   return is_usual ? nullptr : "convolved results that are added otherwise";
 }
 

@@ -75,9 +75,9 @@ float sqrt_soft_plus(float x) { return std::sqrt(std::max(x, 0.0f) + std::log1p(
 // of each group. `shares` takes the weights of shared rows; or null.
 void choose(const Level& level, const Router& router, int64_t num_experts, int32_t token_id, float* scores, float* spare,
             int32_t* chosen, float* weights, float* shares) {
-  if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
+  if (router.kind == RouterKind::kSoftmaxFirst) level.soft_max(scores, num_experts);
   if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts + router.num_shared);
-  if (router.kind == RouterKind::kSqrtSoftPlus) std::transform(scores, scores + num_experts, scores, sqrt_soft_plus);
+  if (router.kind == RouterKind::kSqrtSoftplus) std::transform(scores, scores + num_experts, scores, sqrt_soft_plus);
   if (router.table) {
     const int64_t row = std::clamp<int64_t>(token_id, 0, router.table_rows - 1);
     std::copy_n(router.table + row * router.top_k, router.top_k, chosen);
@@ -157,7 +157,9 @@ class RouterLogits {
       }
       if (lora_) lora_->add(context_.level, 0, row, after, first, last, sums, kRouterTile);
       for (int64_t i = row; i < after; ++i) {
-        std::memcpy(logits_ + i * width_ + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
+        float* logits = logits_ + i * width_;
+        std::memcpy(logits + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
+        for (int64_t j = first; router.logits_scale != 1.0f && j < last; ++j) logits[j] *= router.logits_scale;
       }
     }
   }
@@ -247,7 +249,7 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 const char* check_router(const Router& router, int64_t hidden_size) {
   const Matrix& matrix = router.matrix;
   if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
-  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSqrtSoftPlus) return "an unknown kind of router";
+  if (router.kind < RouterKind::kSoftmaxFirst || router.kind > RouterKind::kSqrtSoftplus) return "an unknown kind of router";
   const int64_t experts = num_choosable(router);
   if (router.num_shared < 0 || (router.num_shared && (router.kind != RouterKind::kSigmoid || !router.is_normalised))) {
     return "a router that weights shared experts in an unknown way";

@@ -5,14 +5,15 @@
 
 namespace greenroom {
 
-// The way to choose experts from a router's logits. The values match `structures/layers.py`.
+extern "C" {  // structures/layers.py
+// The way to choose experts from a router's logits.
 enum class RouterKind : int32_t {
-  kSoftMaxFirst = 0,  // softmax over all, then top-k
+  kSoftmaxFirst = 0,  // softmax over all, then top-k
   kTopFirst = 1,      // top-k, then softmax over these
   kSigmoid = 2,       // sigmoid; a correction may be added for the choice, and groups of experts may be chosen first
   kTopSigmoid = 3,    // top-k of logits, to which a correction may be added, then their sigmoid
   kSparseMixer = 4,   // the best, then the best of the others: each weight is a softmax over those that are nearly as good
-  kSqrtSoftPlus = 5,    // square root of log(1 + e^x); as kSigmoid otherwise
+  kSqrtSoftplus = 5,    // square root of log(1 + e^x); as kSigmoid otherwise
 };
 
 struct Router {
@@ -31,7 +32,9 @@ struct Router {
   const int32_t* table;     // (table_rows, top_k) experts of each token of the vocabulary, in place of a choice; or null
   int64_t table_rows;
   int64_t num_shared;       // rows after the experts', whose scores count in the sum that weights are divided by
+  float logits_scale;       // factor of the logits
 };
+}  // extern "C"
 
 // The rows of a router that tokens choose among.
 inline int64_t num_choosable(const Router& router) { return router.matrix.outputs - router.num_shared; }

@@ -7,11 +7,13 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/mixers.py
 // A token's row has the inner gates, the outer gates and the inputs, as many as the convolution has channels.
 struct ShortConvolution {
   Projections projections;
   Convolution convolution;
 };
+}  // extern "C"
 
 extern const MixerOperations kShortConvolution;
 

@@ -7,6 +7,7 @@ namespace greenroom {
 
 struct Router;
 
+extern "C" {  // structures/layers.py
 // The experts of sequences that use other weights than the model's own. Set 0 is the model's own.
 struct ExpertSets {
   const int32_t* set_of_sequence;      // (sequences)
@@ -57,10 +58,19 @@ struct StepCall {
   float* streams;                      // (tokens, streams, hidden), the residual stream of models with several rows a token,
                                        // whose parts add their results to `hidden`; or null
   const int32_t* token_ids;            // (tokens), which routers with a table choose by
+  float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds; null for the kernels' own
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;
 };
+}  // extern "C"
+
+inline constexpr int32_t kMostQueries = 3;  // rows that a mixer takes of a token: for queries, for keys and for values
+
+// The rows that a mixer takes for keys and for values, (num_rows - 1, tokens, hidden), if they are other ones than `normed`.
+inline float* more_rows_of(Context& context, const StepCall& step, int64_t num_rows) {
+  return context.more_rows.reserve<float>((num_rows - 1) * step.tokens * step.hidden_size * 4);
+}
 
 // The sequence of a row.
 inline const StepSequence& sequence_of(const StepCall& step, int64_t row) {

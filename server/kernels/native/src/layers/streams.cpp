@@ -125,11 +125,91 @@ void sum_rows(Context& context, const StreamMix& mix, const float* streams, cons
   phases.run();
 }
 
+// Attends to the kept rows of a token and to its residual stream; `take(query, result)` takes each result. `memory` holds a row
+// for each of them and one more.
+template <typename Take>
+void attend_to_blocks(const Level& level, const StreamMix& mix, const float* rows, int64_t size, float* memory, Take take) {
+  const BlockAttention& by = *mix.blocks;
+  const float* last = rows + (mix.num_streams - 1) * size;
+  const int64_t count = by.num_blocks + 1;
+  float* result = memory + count * size;
+  for (int64_t i = 0; by.queries && i < count; ++i) {
+    level.normalise(i < by.num_blocks ? rows + i * size : last, nullptr, by.norm_epsilon, size, memory + i * size);
+  }
+  for (int64_t query = 0; query < by.num_queries; ++query) {
+    if (!by.queries) {
+      take(query, last);
+      continue;
+    }
+    float scores[kMostStreams];
+    for (int64_t i = 0; i < count; ++i) {
+      scores[i] = level.dot(by.queries + query * size, memory + i * size, size) * by.scaling;
+    }
+    level.soft_max(scores, count);
+    std::memset(result, 0, static_cast<size_t>(size) * 4);
+    for (int64_t i = 0; i < count; ++i) level.add_scaled(result, memory + i * size, scores[i], size);
+    take(query, result);
+  }
+}
+
+float* memory_of_blocks(Context& context, const StreamMix& mix, int64_t size) {
+  const int64_t numbers = (mix.blocks->num_blocks + 2) * size;
+  return context.mixers.of<Memory>().mixed.reserve<float>(context.pool.num_threads() * numbers * 4);
+}
+
+// As `open_streams`; rows of the second and the third query go to `context.more_rows`.
+void open_blocks(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step) {
+  const BlockAttention& by = *mix.blocks;
+  const int64_t size = step.hidden_size;
+  float* more = more_rows_of(context, step, by.num_queries);
+  float* memory = memory_of_blocks(context, mix, size);
+  auto open = [&](int64_t token, int thread) {
+    const auto take = [&](int64_t query, const float* row) {
+      float* to = query ? more + ((query - 1) * step.tokens + token) * size : step.normed + token * size;
+      apply_norm(context.level, query ? by.norms[query - 1] : norm, row, size, to);
+    };
+    attend_to_blocks(context.level, mix, step.streams + token * mix.num_streams * size, size,
+                     memory + thread * (by.num_blocks + 2) * size, take);
+    std::memset(step.hidden + token * size, 0, static_cast<size_t>(size) * 4);
+  };
+  const Phase phase = phase_of(step.tokens, open);
+  context.pool.run(&phase, 1);
+}
+
+// As `close_streams`.
+void close_blocks(Context& context, const StreamMix& mix, const StepCall& step) {
+  const BlockAttention& by = *mix.blocks;
+  const int64_t size = step.hidden_size, n = mix.num_streams;
+  const auto bytes = static_cast<size_t>(size) * 4;
+  auto close = [&](int64_t token, int) {
+    float *rows = step.streams + token * n * size, *last = rows + (n - 1) * size;
+    const float* result = step.hidden + token * size;
+    if (!by.starts_block) return context.level.add_scaled(last, result, 1.0f, size);
+    std::memcpy(rows + by.num_blocks * size, last, bytes);
+    std::memcpy(last, result, bytes);
+  };
+  const Phase phase = phase_of(step.tokens, close);
+  context.pool.run(&phase, 1);
+}
+
+const char* check_block_attention(const StreamMix& mix) {
+  const BlockAttention& by = *mix.blocks;
+  if (mix.gates || mix.logits.outputs || mix.iterations) return "residual streams that are mixed in two ways";
+  if (by.num_blocks < 0 || by.num_blocks + (by.starts_block ? 1 : 0) >= mix.num_streams) return "too few rows for its blocks of layers";
+  if (by.num_queries != 1 && by.num_queries != kMostQueries) return "an impossible number of queries for earlier states";
+  if (mix.is_last && (by.num_queries != 1 || by.starts_block)) return "a block of layers at its end";
+  for (const Norm& norm : by.norms) {
+    if (const char* reason = check_norm(norm)) return reason;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
   const int64_t n = mix.num_streams;
   if (n < 1 || n > kMostStreams) return "an impossible number of residual streams";
+  if (mix.blocks) return check_block_attention(mix);
   if (mix.iterations < 0 || mix.iterations > kMostIterations) return "residual streams that are mixed impossibly often";
   if (mix.gates) {
     if (mix.iterations) return "gated residual streams that are mixed";
@@ -146,6 +226,7 @@ const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size) {
 
 void open_streams(Context& context, const StreamMix& mix, const Norm& norm, const StepCall& step, const AdaptedRows& rows,
                   LoraPlace place) {
+  if (mix.blocks) return open_blocks(context, mix, norm, step);
   const int64_t size = step.hidden_size;
   sum_rows(context, mix, step.streams, rows, place, size, step.is_exact, [&](int64_t token, float* sum) {
     apply_norm(context.level, norm, sum, size, step.normed + token * size);
@@ -154,6 +235,7 @@ void open_streams(Context& context, const StreamMix& mix, const Norm& norm, cons
 }
 
 void close_streams(Context& context, const StreamMix& mix, const StepCall& step) {
+  if (mix.blocks) return close_blocks(context, mix, step);
   const int64_t size = step.hidden_size, n = mix.num_streams;
   auto& own = context.mixers.of<Memory>();
   const float* kept = own.weights.reserve<float>(step.tokens * kept_weights(mix) * 4);
@@ -179,6 +261,18 @@ void close_streams(Context& context, const StreamMix& mix, const StepCall& step)
 
 void sum_streams(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows,
                  int64_t hidden_size, bool is_exact, float* to) {
+  if (mix.blocks) {
+    float* memory = memory_of_blocks(context, mix, hidden_size);
+    auto sum = [&](int64_t row, int thread) {
+      const float* from = streams + (rows.tokens ? rows.tokens[row] : row) * mix.num_streams * hidden_size;
+      attend_to_blocks(context.level, mix, from, hidden_size, memory + thread * (mix.blocks->num_blocks + 2) * hidden_size,
+                       [&](int64_t, const float* result) {
+                         std::memcpy(to + row * hidden_size, result, static_cast<size_t>(hidden_size) * 4);
+                       });
+    };
+    const Phase phase = phase_of(rows.count, sum);
+    return context.pool.run(&phase, 1);
+  }
   sum_rows(context, mix, streams, rows, LoraPlace::kInputGate, hidden_size, is_exact, [&](int64_t row, const float* sum) {
     std::memcpy(to + row * hidden_size, sum, static_cast<size_t>(hidden_size) * 4);
   });

@@ -8,6 +8,19 @@
 
 namespace greenroom {
 
+extern "C" {  // structures/layers.py
+// Attention of a part to earlier states of its token, instead of a weighted sum of the token's rows: the last row is the residual
+// stream, and those before it are this stream as it was when each block of layers began.
+struct BlockAttention {
+  const float* queries;  // (num_queries, hidden), the same for all tokens; null: the part takes the residual stream alone
+  Norm norms[2];         // of what the second and the third query give; the first has the norm of the part
+  float norm_epsilon;    // of the RMS norm of each row before attention
+  float scaling;         // of scores
+  int32_t num_queries;   // 3 for a mixer that takes other rows for keys and for values
+  int32_t num_blocks;    // rows that are kept so far
+  int32_t starts_block;  // the residual stream is kept as a row, and begins anew with the results of the part
+};
+
 // How the rows of a token are summed for a part of a layer, and how they take its result. With `logits` of the normed rows
 // of a token side by side, a row's weight in the sum is sigmoid(logit * scale + bias) + epsilon. With gates, rows are normed one
 // by one, and the sum is the mean of these rows times their gates; logits are those of results alone.
@@ -17,6 +30,7 @@ struct StreamMix {
   const float* bias;     // (outputs)
   const float* norm;     // (num_streams * hidden), weights of the RMS norm of the rows of a token together, or one by one
   const StreamGates* gates;  // or null
+  const BlockAttention* blocks;  // in the place of all else; or null
   float norm_epsilon;
   float epsilon;
   float result_epsilon;  // of the weights of results, which are `magnitude` times the sigmoid
@@ -26,6 +40,7 @@ struct StreamMix {
   int32_t iterations;    // of the normalisation of weights from row to row (Sinkhorn-Knopp); 0: rows stay as they are
   int32_t is_last;       // it makes one row at the end of a model, and takes no results
 };
+}  // extern "C"
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has".
 const char* check_stream_mix(const StreamMix& mix, int64_t hidden_size);

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "levels/part_sums.h"
+#include "sizes.h"
 
 namespace greenroom {
 
-inline constexpr int kCacheBlock = 16;  // tokens per block of keys in the cache
 inline constexpr int kSpanKeys = 64;    // keys processed at a time; a multiple of kCacheBlock
 
 // A key head's cache has `dim` numbers per token for keys and as many for values. Block `b` of keys begins at

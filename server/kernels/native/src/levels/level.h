@@ -14,7 +14,8 @@ namespace greenroom {
 
 inline constexpr int64_t kLogitBlock = 128;  // tokens; most vocabularies are a multiple of it
 
-// The activation between the two matrices of an expert. The values match `structures/experts.py`.
+extern "C" {  // structures/experts.py
+// The activation between the two matrices of an expert.
 enum class Activation : int32_t {
   kSilu = 0,
   kGelu = 1,         // with the error function
@@ -33,6 +34,7 @@ struct Gate {
   float alpha;
   float limit;             // of the gate and of the magnitude of up, which are clamped to it but for kSoftCapped; or 0
 };
+}  // extern "C"
 
 // Rows of blocks of a GGUF file, in the order of the outputs, to be stored as a matrix of a format.
 struct Repacking {

@@ -32,6 +32,7 @@ struct Attended {
   int64_t heads;
   int64_t value_dim;
   const float* sinks;  // (heads) logits that take weight but have no value; or null
+  int64_t sinks_stride = 0;  // from token to token; 0: all have the same
 };
 
 }  // namespace greenroom

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace greenroom {
+#include "sizes.h"
 
-inline constexpr int64_t kStateLanes = 16;  // the columns of a state are padded to a multiple of this
+namespace greenroom {
 
 // For each token, with its `key`, `query` and `decay (keys)`, and its `value (values)`:
 //   state = decay * state + key x change;  output = query * state

@@ -5,6 +5,10 @@
 
 namespace greenroom {
 
+template <typename T>
+using Array = T*;  // Python passes an array of ctypes instead of an address
+
+extern "C" {  // structures/sampling.py
 // How the token of a row is chosen. The filters keep what transformers' warpers keep, in their order, except that of
 // equal tokens at the edge of top-p those with the smallest ids are kept.
 struct RowSampling {
@@ -18,12 +22,13 @@ struct RowSampling {
 
 struct SamplingCall {
   const float* logits;  // (num_rows, size)
-  const RowSampling* rows;
-  int32_t* tokens;      // -1 for a row whose logits are not finite, or allow no token
+  Array<const RowSampling> rows;
+  Array<int32_t> tokens;  // -1 for a row whose logits are not finite, or allow no token
   int64_t num_rows;
   int64_t size;
   int64_t stride;       // numbers from one row to the next
 };
+}  // extern "C"
 
 void run_sampling(Context& context, const SamplingCall& call);
 

@@ -77,12 +77,22 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
         of.places[static_cast<int>(place)] = memory_.parts(layer.gate_rank, hidden);
         of.places[static_cast<int>(place) + 1] = memory_.parts(hidden, layer.gate_rank);
       }
+      if (layer.attention.key_taps.outputs) {
+        of.places[8] = memory_.parts(layer.attention.key_taps.outputs, hidden);
+        of.places[9] = memory_.parts(layer.attention.value_taps.outputs, hidden);
+      }
+      if (layer.attention.sink.outputs) of.places[10] = memory_.parts(layer.heads, hidden);
       if (layer.attention.relative) of.places[7] = memory_.parts(layer.heads * layer.num_profiles, hidden);
       if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
         of.places[static_cast<int>(LoraPlace::kRouter)] = memory_.parts(layer.mixture.num_experts, hidden);
-        of.first = parts_of_experts(layer.mixture.num_experts, experts.width, hidden);
-        of.second = parts_of_experts(layer.mixture.num_experts, hidden, experts.size);
+        of.first = parts_of_experts(layer.mixture.num_experts, experts.width, experts.hidden);
+        of.second = parts_of_experts(layer.mixture.num_experts, experts.hidden, experts.size);
+      }
+      if (layer.is_projected()) {
+        const int64_t width = layer.experts[0].hidden;
+        of.places[static_cast<int>(LoraPlace::kExpertsInput)] = memory_.parts(width, hidden);
+        of.places[static_cast<int>(LoraPlace::kExpertsOutput)] = memory_.parts(hidden, width);
       }
       if (layer.has_dense()) {
         of.places[static_cast<int>(LoraPlace::kDenseFirst)] = memory_.parts(layer.dense[0].width, hidden);

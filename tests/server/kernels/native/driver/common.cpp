@@ -70,11 +70,11 @@ double get_plain(Format format, const char* source) {
 double get_scale(Format format, const char* source) {
   const int byte = static_cast<uint8_t>(*source);
   if (format == Format::kFp8) return small_float(byte, 4, 3);
-  if (format == Format::kE8M0) return std::ldexp(1.0, byte - 127);
+  if (format == Format::kE8m0) return std::ldexp(1.0, byte - 127);
   return get_plain(format, source);
 }
 
-int64_t scale_bytes(Format format) { return format == Format::kFp8 || format == Format::kE8M0 ? 1 : bytes_of(format); }
+int64_t scale_bytes(Format format) { return format == Format::kFp8 || format == Format::kE8m0 ? 1 : bytes_of(format); }
 
 Numbers::Numbers(Format format, int64_t count, float scale)
     : format(format), bytes(new char[static_cast<size_t>(count * bytes_of(format))]) {

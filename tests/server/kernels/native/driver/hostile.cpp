@@ -259,6 +259,22 @@ class AnyLayer {
       if (!one_in(8)) attention_.indexer = nullptr;
       attention_.window = one_in(8);
     }
+    if (one_in(4)) attention_.sink = any_matrix(attention_.heads, hidden_, true);
+    if (one_in(4)) attention_.norm_limit = static_cast<float>(normal());
+    if (has_attention() && !attention_.has_keys_in_query && one_in(4)) {
+      const int64_t sizes[] = {keys, values};
+      for (int i = 0; i < 2; ++i) {
+        Convolution& by = convolutions_[i];
+        by.width = maybe(between(1, 4));
+        by.dilation = maybe32(between(1, 3));
+        by.channels = maybe(sizes[i]);
+        taps_[i] = any_matrix(product(attention_.kv_heads, by.width), hidden_, true);
+      }
+      attention_.key_convolution = &convolutions_[0];
+      if (!one_in(8)) attention_.value_convolution = &convolutions_[1];
+      if (one_in(2)) attention_.key_taps = taps_[0];
+      if (attention_.key_taps.outputs) attention_.value_taps = taps_[1];
+    }
     for (NormGate& gate : gates_) {
       const int64_t rank = maybe(between(1, 20));
       gate = {any_matrix(rank, hidden_, true), any_matrix(hidden_, rank, true)};
@@ -279,6 +295,19 @@ class AnyLayer {
         mixes_[i].logits = any_matrix(num_streams, size, true);
         mixes_[i].gates = &stream_gates_[i];
       }
+    }
+    if (num_streams && one_in(3)) {
+      for (int i = 0; i < 2; ++i) {
+        BlockAttention& by = blocks_[i];
+        by.num_blocks = maybe32(static_cast<int32_t>(between(0, std::clamp<int64_t>(num_streams, 1, 20) - 1)));
+        by.num_queries = maybe32(one_in(3) ? 3 : 1);
+        by.starts_block = !i && one_in(2);
+        mixes_[i].blocks = &by;
+        mixes_[i].gates = nullptr;
+        mixes_[i].iterations = 0;
+        mixes_[i].logits = {};
+      }
+      attention_.has_own_inputs = blocks_[0].num_queries == 3 && one_in(2);
     }
     if (num_streams && one_in(2)) {
       ngrams_.num_streams = maybe(num_streams);
@@ -309,6 +338,16 @@ class AnyLayer {
     router.is_normalised = static_cast<int32_t>(between(0, 1));
     router.matrix = any_matrix(num_experts, hidden_, true);
     mixture_.num_experts = maybe32(router.matrix.outputs);
+    if (one_in(4)) {
+      mixture_.input_projection = any_matrix(maybe(hidden_), hidden_, true);
+      mixture_.output_projection = any_matrix(hidden_, mixture_.input_projection.outputs, true);
+    }
+    if (one_in(8)) {
+      spec_.mixer_residual_gate = &residual_gates_[0];
+      if (!one_in(8)) spec_.inner_residual_gate = &residual_gates_[1];
+      if (!one_in(8)) spec_.is_parallel = 0;
+      if (!one_in(8)) spec_.residual_scale = spec_.output_scale = 1.0f;
+    }
     if (one_in(2)) mixture_.shared.weighting = any_matrix(1, hidden_, true);
     mixture_.experts = experts_.shape;
   }
@@ -342,6 +381,9 @@ class AnyLayer {
       ngrams_.states = reinterpret_cast<int32_t*>(any_bits(memory_, 2 * (ngrams_.most - 1) * 4));
       ngrams_.convolution.states = floats(2 * kept_inputs(ngrams_.convolution) * ngrams_.convolution.channels);
     }
+    for (Convolution& by : convolutions_) {
+      if (attention_.key_convolution) by.states = floats(2 * kept_inputs(by) * by.channels);
+    }
     ++num_accepted[2];
     if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
     for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
@@ -368,7 +410,10 @@ class AnyLayer {
     if (attention_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key});
     if (attention_.pools) matrices.push_back(&pools_.query);
     if (attention_.pools && pools_.key.outputs) matrices.push_back(&pools_.key);
-    if (spec_.mixer_streams) matrices.insert(matrices.end(), {&mixes_[0].logits, &mixes_[1].logits});
+    for (Matrix* matrix : {&attention_.sink, &attention_.key_taps, &attention_.value_taps}) {
+      if (has_attention() && matrix->outputs) matrices.push_back(matrix);
+    }
+    if (spec_.mixer_streams && !mixes_[0].blocks) matrices.insert(matrices.end(), {&mixes_[0].logits, &mixes_[1].logits});
     for (StreamGates& gates : stream_gates_) {
       if (mixes_[0].gates) matrices.insert(matrices.end(), {&gates.down, &gates.up});
     }
@@ -376,6 +421,9 @@ class AnyLayer {
     if (spec_.input_gate) matrices.insert(matrices.end(), {&gates_[0].down, &gates_[0].up});
     if (spec_.inner_gate) matrices.insert(matrices.end(), {&gates_[1].down, &gates_[1].up});
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
+    for (Matrix* matrix : {&mixture_.input_projection, &mixture_.output_projection}) {
+      if (has_router() && matrix->outputs) matrices.push_back(matrix);
+    }
     if (has_dense() && mixture_.shared.weighting.outputs) matrices.push_back(&mixture_.shared.weighting);
     for (Matrix* matrix : matrices) {
       if (check_matrix(*matrix) || is_large(*matrix)) return false;
@@ -385,17 +433,28 @@ class AnyLayer {
     mixture_.shared.shape = dense_.shape;
     for (Norm* norm : {&spec_.input_norm, &spec_.mixer_norm, &spec_.inner_norm, &spec_.output_norm,
                        &mixture_.router_norm, &mixture_.output_norm, &mixture_.shared.input_norm,
-                       &mixture_.shared.output_norm}) {
+                       &mixture_.shared.output_norm, &mixture_.result_norm, &mixture_.projected_norm}) {
       const bool is_of_hidden = norm == &mixture_.router_norm || norm == &mixture_.shared.input_norm;
       if (one_in(2) || (norm == &spec_.mixer_norm && !has_attention())) continue;
       if (is_of_hidden && spec_.mixer_streams && !one_in(8)) continue;
-      *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 2)))};
+      if (norm == &mixture_.projected_norm && !mixture_.input_projection.outputs && !one_in(8)) continue;
+      *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 3)))};
     }
+    for (ResidualGate& gate : residual_gates_) gate = {floats(hidden_), one_in(10) ? nullptr : floats(hidden_)};
+    if (one_in(2)) attention_.result_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));
     for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm, &pools_.query_norm, &pools_.key_norm}) {
       const bool is_of_pools = norm == &pools_.query_norm || norm == &pools_.key_norm;
       *norm = {floats(std::clamp<int64_t>(is_of_pools ? pools_.dim : indexer_.dim, 0, kMostBytes)), nullptr, 1e-5f,
                static_cast<NormKind>(maybe32(between(0, 2)))};
     }
+    for (BlockAttention& by : blocks_) {
+      by.queries = one_in(3) ? nullptr : floats(3 * hidden_);
+      for (Norm& norm : by.norms) norm = {floats(hidden_), nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(0, 3)))};
+    }
+    for (Convolution& by : convolutions_) {
+      by.weight = floats(std::clamp<int64_t>(by.width, 0, 100) * std::clamp<int64_t>(by.channels, 0, 1 << 19));
+    }
+    if (one_in(2)) attention_.query_scales = floats(std::clamp<int64_t>(attention_.query.outputs, 0, kMostBytes));
     if (spec_.ngrams) place_ngrams();
     for (StreamMix& mix : mixes_) {
       mix.bias = floats(std::clamp<int64_t>(mix.logits.outputs, 0, kMostBytes));
@@ -436,6 +495,10 @@ class AnyLayer {
   NgramEmbeddings ngrams_{};
   NormGate gates_[2]{};
   StreamMix mixes_[2]{};
+  ResidualGate residual_gates_[2]{};
+  BlockAttention blocks_[2]{};
+  Convolution convolutions_[2]{};
+  Matrix taps_[2]{};
   Mixture mixture_{};
   LayerSpec spec_{};
 };

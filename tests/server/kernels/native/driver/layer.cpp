@@ -37,7 +37,10 @@ Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
     set_convolution(value_inputs, kv_heads * value_dim);
     attention.key_convolution = &key_inputs.spec;
     attention.value_convolution = &value_inputs.spec;
+    if (one_in(2)) set_taps();
   }
+  if (one_in(3)) set_limits();
+  if (!attention.sinks && one_in(2)) attention.sink = sink.matrix();
   if (one_in(4)) {
     set_convolution(mixer_results, hidden);
     set_convolution(inner_results, hidden);
@@ -45,6 +48,8 @@ Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
     spec.inner_convolution = &inner_results.spec;
     spec.mixer_norm = spec.output_norm = {};
     spec.output_scale = 1.0f;
+  } else if (one_in(4)) {
+    set_residual_gates();
   }
   set_cache();
 }
@@ -57,6 +62,14 @@ void Layer::set_gates() {
   }
   if (one_in(3)) spec.input_gate = &gates[0];
   if (!spec.is_parallel && one_in(3)) spec.inner_gate = &gates[1];
+}
+
+void Layer::set_residual_gates() {
+  for (ResidualGate& by : residual_gates) by = {keep(hidden, 0.3f, 0.8f), keep(hidden, 0.3f, 0.5f)};
+  spec.mixer_residual_gate = &residual_gates[0];
+  spec.inner_residual_gate = &residual_gates[1];
+  spec.residual_scale = spec.output_scale = 1.0f;
+  spec.is_parallel = 0;
 }
 
 void Layer::set_indexer() {
@@ -92,6 +105,23 @@ void Layer::set_relative() {
   attention.relative = &relative;
 }
 
+void Layer::set_taps() {
+  key_taps.push_back(trunk_weights(kv_heads * key_inputs.spec.width, hidden));
+  value_taps.push_back(trunk_weights(kv_heads * value_inputs.spec.width, hidden));
+  attention.key_taps = key_taps[0].matrix();
+  attention.value_taps = value_taps[0].matrix();
+  attention.taps_scale = 0.5f;
+}
+
+void Layer::set_limits() {
+  attention.norm_limit = 0.5f * std::sqrt(static_cast<float>(key_dim)) * (attention.key_norm ? 1.0f : static_cast<float>(hidden));
+  attention.query_scales = keep(heads * key_dim, 0.3f, 1.0f);
+  attention.key_scales = maybe(kv_heads * key_dim);
+  if (!attention.relative) return;
+  relative.scales = keep(heads * num_profiles, 0.3f, 1.0f);
+  relative.limit = 0.5f * std::sqrt(static_cast<float>(num_profiles * hidden));
+}
+
 void Layer::set_convolution(Convolved& of, int64_t channels) {
   Convolution& by = of.spec;
   by.width = between(1, 4);
@@ -124,10 +154,10 @@ const float* Layer::keep(int64_t count, float scale, float mean) {
   return numbers.back().data();
 }
 
-Norm Layer::any_norm() {
-  const auto kind = static_cast<NormKind>(between(0, 2));
+Norm Layer::any_norm(int64_t size) {
+  const auto kind = static_cast<NormKind>(between(0, 3));
   if (kind == NormKind::kNone) return {};
-  return {keep(hidden, 0.3f, 1.0f), kind == NormKind::kLayer ? maybe(hidden) : nullptr, kEpsilon, kind};
+  return {keep(size, 0.3f, 1.0f), kind == NormKind::kLayer ? maybe(size) : nullptr, kEpsilon, kind};
 }
 
 const float* Layer::maybe(int64_t count) { return one_in(2) ? keep(count, 1.0f, 0.0f) : nullptr; }
@@ -153,6 +183,7 @@ void Layer::set_attention(int32_t number) {
   attention.scales_queries = between(0, 1);
   attention.value_scale = one_in(2) ? 1.0f : 0.7f;
   attention.value_norm = one_in(2) ? keep(value_dim, 0.3f, 1.0f) : nullptr;
+  attention.result_norm = one_in(3) ? keep(value_dim, 0.3f, 1.0f) : nullptr;
   attention.query_bias = maybe(query.layout.outputs);
   attention.key_bias = maybe(kv_heads * key_dim);
   attention.value_bias = maybe(kv_heads * value_dim);
@@ -210,9 +241,20 @@ void Layer::set_experts() {
     by.kind = static_cast<RouterKind>(between(0, 4));
     by.is_normalised = between(0, 1);
     by.near = 0.3f;
+    by.logits_scale = one_in(2) ? 1.0f : 0.6f;
     by.scale = one_in(2) ? 1.0f : 2.5f;
-    const Format format = format_for(hidden);
-    experts.emplace_back(format, mixture.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
+    const int64_t width = one_in(3) ? between(1, 60) : hidden;
+    if (width != hidden) {
+      projections.emplace_back(trunk_weights(width, hidden));
+      projections.emplace_back(trunk_weights(hidden, width));
+      mixture.input_projection = projections[0].matrix();
+      mixture.output_projection = projections[1].matrix();
+      mixture.projected_norm = any_norm(width);
+      mixture.scales_input = 0;
+    }
+    mixture.result_norm = one_in(3) ? any_norm(width) : Norm{};
+    const Format format = format_for(width);
+    experts.emplace_back(format, mixture.num_experts, width, supported(format, between(1, 40)), one_in(2));
     mixture.experts = experts[0].shape;
   }
   mixture.experts_scale = one_in(2) ? 1.0f : 0.6f;

@@ -51,6 +51,7 @@ struct Layer {
 
   bool has_router() const { return !router.empty(); }
   bool has_dense() const { return !dense.empty(); }
+  bool is_projected() const { return !projections.empty(); }
   int64_t oldest_seen(int64_t position) const;
 
   // Offsets in a cache, in bytes.
@@ -82,12 +83,16 @@ struct Layer {
   int64_t num_profiles = between(1, 5);
   Weights profile_weights = trunk_weights(heads * num_profiles, hidden);
   Weights gate = trunk_weights(one_in(2) ? heads : heads * value_dim, hidden);
+  Weights sink = trunk_weights(heads, hidden);
+  std::deque<Weights> key_taps, value_taps;  // what tokens add to taps; one, or none
   int64_t gate_rank = between(1, 40), index_dim = between(1, 40);
   std::deque<Weights> gate_down, gate_up;        // of the norms before the mixer and the feed-forward part
   std::deque<Weights> index_query, index_key;    // one, or none
   std::deque<std::vector<float>> numbers;
   std::vector<float> cosines, sines, query_scales;
   std::deque<Weights> router, dense_gate;  // one, or none
+  std::deque<Weights> projections;         // of the rows of experts, and of their sum; or none
+  ResidualGate residual_gates[2]{};
   std::deque<Experts> experts, dense;
   std::vector<int32_t> blocks;  // the block tables of all sequences
   std::vector<char> keys, values, index_keys;
@@ -101,7 +106,8 @@ struct Layer {
   LayerSpec spec{};
 
  private:
-  Norm any_norm();
+  Norm any_norm() { return any_norm(hidden); }
+  Norm any_norm(int64_t size);
   const float* keep(int64_t count, float scale, float mean);
   const float* maybe(int64_t count);  // some numbers, or null
   static int64_t head_size();
@@ -110,7 +116,10 @@ struct Layer {
   void set_indexer();
   void set_relative();
   void set_convolution(Convolved& of, int64_t channels);
+  void set_taps();
+  void set_limits();
   void set_experts();
+  void set_residual_gates();
   void set_cache();
 };
 

@@ -20,12 +20,13 @@ std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step
   const std::vector<int32_t> expert_of(first, first + step.call.tokens * top_k);
   const Sorted sorted(expert_of, num_experts);
   const std::vector<uint64_t> addresses = layer.experts[0].addresses();
-  std::vector<float> outputs(expert_of.size() * static_cast<size_t>(layer.hidden), NAN);
+  const int64_t width = layer.experts[0].hidden;
+  std::vector<float> outputs(expert_of.size() * static_cast<size_t>(width), NAN);
   ExpertBatch batch{};
   batch.slots = addresses.data();
   batch.starts = sorted.starts.data();
   batch.choices = sorted.choices.data();
-  std::vector<float> rows = step.normed;
+  std::vector<float> rows = rows_of_experts(layer, step);
   if (layer.mixture.scales_input) {  // a row for each choice
     rows.clear();
     for (size_t choice = 0; choice < expert_of.size(); ++choice) {
@@ -39,11 +40,33 @@ std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step
   batch.outputs = outputs.data();
   batch.num_experts = num_experts;
   batch.top_k = layer.mixture.scales_input ? 1 : top_k;
-  batch.x_stride = layer.hidden;
+  batch.x_stride = width;
   batch.x_format = Format::kFloat32;
   batch.is_exact = step.call.is_exact;
   if (greenroom_experts(handle, &layer.mixture.experts, &batch)) std::abort();
   return outputs;
+}
+
+// Runs the chosen experts of a layer that has begun in two calls, each of them in one, and finishes the layer.
+void run_in_batches(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
+  const auto first = step.chosen.begin() + step.place_of_choices(place);
+  const std::vector<uint64_t> addresses = layer.experts[0].addresses();
+  std::vector<int32_t> experts[2];
+  std::vector<uint64_t> slots[2];
+  for (int32_t expert = 0; expert < layer.mixture.num_experts; ++expert) {
+    const auto end = first + step.call.tokens * layer.mixture.router.top_k;
+    if (std::find(first, end, expert) == end) continue;
+    const int64_t batch = between(0, 1);
+    experts[batch].push_back(expert);
+    slots[batch].push_back(addresses[static_cast<size_t>(expert)]);
+  }
+  for (int batch = 0; batch < 2; ++batch) {
+    const auto count = static_cast<int64_t>(experts[batch].size());
+    if (greenroom_chosen_experts(handle, &layer.spec, &step.call, place, experts[batch].data(), slots[batch].data(), count,
+                                 batch)) {
+      std::abort();
+    }
+  }
 }
 
 // Runs each layer in its own call, and checks it against loops.
@@ -59,7 +82,11 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
     check_norm_and_router(level, layer, step, given, place);
     const std::vector<float> outputs = expert_outputs(handle, layer, step, place);
     given = step.hidden;
-    if (greenroom_finish_layer(handle, &layer.spec, &step.call, place, outputs.data())) std::abort();
+    if (layer.is_projected()) {  // whose rows have other last bits in loops
+      run_in_batches(handle, layer, step, place);
+    } else if (greenroom_finish_layer(handle, &layer.spec, &step.call, place, outputs.data())) {
+      std::abort();
+    }
     if (step.call.is_exact) check_finish(level, layer, step, place, given, outputs);
     place += layer.has_router();
   }
@@ -88,28 +115,6 @@ void check_predicted(const char* level, const Step& step, const Mixture& next, i
   if (predictions.parts[place]) check("a missing expert", level, Format::kFloat32, static_cast<double>(num_missing), 0, 0);
 }
 
-// Runs the chosen experts of a layer that has begun in two calls, each of them in one, and finishes the layer.
-void run_in_batches(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
-  const auto first = step.chosen.begin() + step.place_of_choices(place);
-  const std::vector<uint64_t> addresses = layer.experts[0].addresses();
-  std::vector<int32_t> experts[2];
-  std::vector<uint64_t> slots[2];
-  for (int32_t expert = 0; expert < layer.mixture.num_experts; ++expert) {
-    const auto end = first + step.call.tokens * layer.mixture.router.top_k;
-    if (std::find(first, end, expert) == end) continue;
-    const int64_t batch = between(0, 1);
-    experts[batch].push_back(expert);
-    slots[batch].push_back(addresses[static_cast<size_t>(expert)]);
-  }
-  for (int batch = 0; batch < 2; ++batch) {
-    const auto count = static_cast<int64_t>(experts[batch].size());
-    if (greenroom_chosen_experts(handle, &layer.spec, &step.call, place, experts[batch].data(), slots[batch].data(), count,
-                                 batch)) {
-      std::abort();
-    }
-  }
-}
-
 // Runs layers where some experts are not in memory, in as few calls as there may be, with predictions or without.
 void run_where_some_are_missing(Handle* handle, const char* level, const std::deque<Layer>& layers,
                                 const LayerSpec* specs, Step& step) {
@@ -128,7 +133,7 @@ void run_where_some_are_missing(Handle* handle, const char* level, const std::de
       place += layers[index].has_router();
     }
     if (index == num_layers) return;
-    if (one_in(2)) {
+    if (layers[index].is_projected() || one_in(2)) {
       run_in_batches(handle, layers[index], step, place);
       continue;
     }
@@ -259,7 +264,8 @@ void run_layers(Handle* handle, const char* level) {
   check_rows("layers with missing experts", level, layers, partial, 0, parts, 0, plan.tokens);
   after.check_equal("caches of layers with missing experts", level, layers);
 
-  if (std::none_of(specs.begin(), specs.end(), [](const LayerSpec& spec) { return spec.mixer_convolution; })) {
+  const auto has_changed_results = [](const LayerSpec& spec) { return spec.mixer_convolution || spec.mixer_residual_gate; };
+  if (std::none_of(specs.begin(), specs.end(), has_changed_results)) {
     before.put_back(layers);
     Step apart(plan, layers, chunks, given, is_exact);
     run_mixers_apart(handle, layers, apart);

@@ -10,7 +10,8 @@ namespace driver {
 void normalise(double* x, const float* weight, float epsilon, int64_t size) {
   double squares = 0;
   for (int64_t i = 0; i < size; ++i) squares += x[i] * x[i];
-  for (int64_t i = 0; i < size; ++i) x[i] *= weight[i] / std::sqrt(squares / static_cast<double>(size) + epsilon);
+  const double factor = 1 / std::sqrt(squares / static_cast<double>(size) + epsilon);
+  for (int64_t i = 0; i < size; ++i) x[i] *= (weight ? weight[i] : 1.0f) * factor;
 }
 
 Vector normed(const Norm& norm, Vector x) {
@@ -20,7 +21,9 @@ Vector normed(const Norm& norm, Vector x) {
     const double mean = std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(size);
     for (double& number : x) number -= mean;
   }
-  normalise(x.data(), norm.weight, norm.epsilon, size);
+  const bool is_input = norm.kind == NormKind::kInput;
+  for (int64_t i = 0; is_input && i < size; ++i) x[i] *= norm.weight[i];
+  normalise(x.data(), is_input ? nullptr : norm.weight, norm.epsilon, size);
   for (int64_t i = 0; norm.bias && i < size; ++i) x[i] += norm.bias[i];
   return x;
 }
@@ -62,15 +65,22 @@ Vector input(const Convolved& by, const StepSequence& sequence, const std::vecto
   return widened(by.states.data() + (sequence.state_from * kept + kept + place) * channels, channels);
 }
 
-// The result of a convolution for one of a sequence's tokens in a step; empty if an input is unknown.
-Vector convolved(const Convolved& by, const StepSequence& sequence, const std::vector<Vector>& inputs, size_t token) {
+// The result of a convolution for one of a sequence's tokens in a step; empty if an input is unknown. `taps` are what the
+// token adds to the taps of each of some heads, the newest first.
+Vector convolved(const Convolved& by, const StepSequence& sequence, const std::vector<Vector>& inputs, size_t token,
+                 const Vector& taps = {}) {
   const Convolution& spec = by.spec;
   Vector y(static_cast<size_t>(spec.channels));
   for (int64_t tap = 0; tap < spec.width; ++tap) {
     const int64_t place = static_cast<int64_t>(token) - kept_inputs(spec) + tap * spec.dilation;
     const Vector x = input(by, sequence, inputs, place);
     if (x.empty()) return {};
-    for (size_t i = 0; i < y.size(); ++i) y[i] += spec.weight[static_cast<size_t>(tap) * y.size() + i] * x[i];
+    for (size_t i = 0; i < y.size(); ++i) {
+      const size_t heads = taps.size() / static_cast<size_t>(spec.width);
+      const size_t first = heads ? i / (y.size() / heads) * static_cast<size_t>(spec.width) : 0;
+      const double own = heads ? taps[first + static_cast<size_t>(spec.width - 1 - tap)] : 0.0;
+      y[i] += (spec.weight[static_cast<size_t>(tap) * y.size() + i] + own) * x[i];
+    }
   }
   for (size_t i = 0; i < y.size(); ++i) {
     if (spec.bias) y[i] += spec.bias[i];
@@ -124,8 +134,9 @@ struct Heads {
     if (spec.has_keys_in_query) {
       take_keys(layer);
     } else if (layer.convolves_keys) {
-      key = convolved(layer.key_inputs, sequence, before.keys, static_cast<size_t>(token));
-      value = convolved(layer.value_inputs, sequence, before.values, static_cast<size_t>(token));
+      const Vector key_taps = taps(layer, layer.key_taps, x), value_taps = taps(layer, layer.value_taps, x);
+      key = convolved(layer.key_inputs, sequence, before.keys, static_cast<size_t>(token), key_taps);
+      value = convolved(layer.value_inputs, sequence, before.values, static_cast<size_t>(token), value_taps);
     } else {
       key = product(layer.key, spec.key_bias, x);
       value = layer.shares_keys ? key : product(layer.value, spec.value_bias, x);
@@ -145,14 +156,37 @@ struct Heads {
         for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
       };
       if (!spec.norms_rotated) norm();
+      limit(*vector, vector == &query ? spec.query_scales : spec.key_scales, layer.key_dim, spec.norm_limit);
       clip(*vector);
       for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, spec.rope_kind, vector->data() + i, position);
       if (spec.norms_rotated) norm();
     }
     if (spec.indexer) index(layer, x, position);
-    if (spec.relative) profile_weights = product(layer.profile_weights, nullptr, x);
+    if (spec.relative) {
+      profile_weights = product(layer.profile_weights, nullptr, x);
+      limit(profile_weights, spec.relative->scales, spec.relative->num_profiles, spec.relative->limit);
+    }
+    if (spec.sink.outputs) sinks = product(layer.sink, nullptr, x);
     for (Vector* vector : {&query, &profile_weights}) {
       for (double& number : *vector) number *= spec.scales_queries ? layer.query_scales[position] : 1.0f;
+    }
+  }
+
+  static Vector taps(const Layer& layer, const std::deque<Weights>& by, const Vector& x) {
+    if (by.empty()) return {};
+    Vector y = product(by[0], nullptr, x);
+    for (double& number : y) number *= layer.attention.taps_scale;
+    return y;
+  }
+
+  // Multiplies numbers by factors, and limits the norms of heads.
+  static void limit(Vector& x, const float* scales, int64_t dim, float most) {
+    for (size_t i = 0; scales && i < x.size(); ++i) x[i] *= scales[i];
+    for (size_t first = 0; most != 0 && first < x.size(); first += static_cast<size_t>(dim)) {
+      double squares = 0;
+      for (int64_t i = 0; i < dim; ++i) squares += x[first + i] * x[first + i];
+      const double factor = std::fmin(1.0, most / (std::sqrt(squares) + 1e-6));
+      for (int64_t i = 0; i < dim; ++i) x[first + i] *= factor;
     }
   }
 
@@ -210,8 +244,16 @@ struct Heads {
     }
   }
 
-  Vector query, key, value, gates, index_query, index_key, profile_weights;
+  Vector query, key, value, gates, index_query, index_key, profile_weights, sinks;
 };
+
+// Adds the results of a part to the hidden states of a token.
+void add_to(const Layer& layer, const ResidualGate* gate, const float* hidden, Vector& results) {
+  for (size_t d = 0; d < results.size(); ++d) {
+    const double kept = gate ? gate->kept[d] : 1.0, added = gate ? gate->added[d] : layer.spec.residual_scale;
+    results[d] = kept * hidden[d] + added * results[d];
+  }
+}
 
 // True if two scores are too close to tell which is greater.
 bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs(a) + std::fabs(b)); }
@@ -265,6 +307,7 @@ Vector attended(const Layer& layer, const int32_t* table, const Heads& heads, in
       scores.push_back(score + heads.bias(layer, head, position - key));
     }
     if (spec.sinks) scores.push_back(spec.sinks[head]);
+    if (spec.sink.outputs) scores.push_back(heads.sinks[static_cast<size_t>(head)]);
     soft_max(scores);
     for (size_t i = 0; i < keys.size(); ++i) {
       for (int64_t d = 0; d < layer.value_dim; ++d) {
@@ -339,7 +382,8 @@ void check_router(const char* level, const Layer& layer, const Vector& rows, con
                   const float* weights) {
   const Router& router = layer.mixture.router;
   Vector scores = product(layer.router[0], router.bias, rows);
-  if (router.kind == RouterKind::kSoftMaxFirst) soft_max(scores);
+  for (double& score : scores) score *= router.logits_scale;
+  if (router.kind == RouterKind::kSoftmaxFirst) soft_max(scores);
   if (router.kind == RouterKind::kSigmoid) {
     for (double& score : scores) score = 1 / (1 + std::exp(-score));
   }
@@ -403,6 +447,9 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       }
       Vector result = attended(layer, table, heads, position);
       if (result.empty()) continue;
+      for (int64_t head = 0; spec.result_norm && head < layer.heads; ++head) {
+        normalise(result.data() + head * layer.value_dim, spec.result_norm, kHeadEpsilon, layer.value_dim);
+      }
       for (size_t d = 0; !heads.gates.empty() && d < result.size(); ++d) {
         const double gate = heads.gates[d * heads.gates.size() / result.size()];
         result[d] *= spec.gate_kind == GateKind::kSigmoid ? 1 / (1 + std::exp(-gate)) : std::fmax(gate, 0.0) + std::log1p(std::exp(-std::fabs(gate)));
@@ -413,7 +460,7 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       const int64_t row = sequence.first_row + static_cast<int64_t>(i);
       Vector wanted = layer.spec.mixer_convolution ? convolved(layer.mixer_results, sequence, added, i) : added[i];
       if (wanted.empty()) continue;
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + layer.spec.residual_scale * wanted[d];
+      add_to(layer, layer.spec.mixer_residual_gate, given.data() + row * hidden, wanted);
       check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1));
     }
@@ -466,12 +513,15 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
   std::vector<Vector> added;
   double size = 0;  // of the largest sum of magnitudes
   for (int64_t token = 0; token < step.call.tokens; ++token) {
-    Vector wanted(static_cast<size_t>(hidden));
+    const int64_t width = layer.has_router() ? layer.experts[0].hidden : hidden;
+    Vector wanted(static_cast<size_t>(width));
     for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
       const float weight = layer.mixture.scales_input ? 1.0f : weights[i];
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] += weight * outputs[i * hidden + d];
+      const Vector result = normed(layer.mixture.result_norm, widened(outputs.data() + i * width, width));
+      for (int64_t d = 0; d < width; ++d) wanted[d] += weight * result[d];
     }
     for (double& number : wanted) number *= layer.mixture.experts_scale;
+    if (layer.is_projected()) wanted = product(layer.projections[1], nullptr, wanted);
     wanted = normed(layer.mixture.output_norm, wanted);
     if (layer.has_dense()) {
       const Mlp& mlp = layer.mixture.shared;
@@ -493,14 +543,24 @@ void check_finish(const char* level, const Layer& layer, const Step& step, int64
     for (size_t i = 0; i < inputs.size(); ++i) {
       const int64_t row = sequence.first_row + static_cast<int64_t>(i);
       Vector wanted = layer.spec.inner_convolution ? convolved(layer.inner_results, sequence, inputs, i) : inputs[i];
-      for (int64_t d = 0; d < hidden; ++d) {
-        wanted[d] = layer.spec.output_scale * (given[row * hidden + d] + layer.spec.residual_scale * wanted[d]);
-      }
+      add_to(layer, layer.spec.inner_residual_gate, given.data() + row * hidden, wanted);
+      for (double& number : wanted) number *= layer.spec.output_scale;
       check_vector("a layer", level, Format::kFloat32, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1) + kExact * size);
     }
     if (layer.spec.inner_convolution) check_states(level, layer.inner_results, sequence, inputs);
   }
+}
+
+std::vector<float> rows_of_experts(const Layer& layer, const Step& step) {
+  if (!layer.is_projected()) return step.normed;
+  std::vector<float> rows;
+  for (int64_t token = 0; token < step.call.tokens; ++token) {
+    const Vector given = widened(step.normed.data() + token * layer.hidden, layer.hidden);
+    const Vector row = normed(layer.mixture.projected_norm, product(layer.projections[0], nullptr, given));
+    rows.insert(rows.end(), row.begin(), row.end());
+  }
+  return rows;
 }
 
 }  // namespace driver

@@ -28,6 +28,9 @@ void check_input_norm(const char* level, const Layer& layer, const Step& step);
 void check_norm_and_router(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
                            int64_t place);
 
+// The rows that the experts of a layer take, (tokens, width), by loops if they are projections.
+std::vector<float> rows_of_experts(const Layer& layer, const Step& step);
+
 // The same for the results that experts, with `outputs`, and a dense expert added to the hidden states `given`.
 void check_finish(const char* level, const Layer& layer, const Step& step, int64_t place,
                   const std::vector<float>& given, const std::vector<float>& outputs);

@@ -14,7 +14,7 @@ constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFlo
                                Format::kQ4_0,    Format::kQ4_1,     Format::kQ5_0,    Format::kQ5_1, Format::kIq4Nl,
                                Format::kQ2K,     Format::kQ3K,      Format::kQ4K,     Format::kQ5K,  Format::kQ6K,
                                Format::kIq4Xs,   Format::kBlockMxfp4, Format::kCodedBFloat16};
-constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8M0, Format::kFp8};
+constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8m0, Format::kFp8};
 constexpr double kQ4Numbers[16] = {-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74};
 constexpr double kFp4Numbers[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
 constexpr double kIq4Numbers[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -80,7 +80,7 @@ Layout::Layout(Format format, int64_t outputs, int64_t inputs) : format(format),
     case Format::kMxfp4:
       row_block = 1;
       column_block = kGroup;
-      scale_format = Format::kE8M0;
+      scale_format = Format::kE8m0;
       break;
     case Format::kFp8:
     case Format::kInt8:
@@ -327,7 +327,7 @@ void Weights::fill_scales(int64_t count) {
   scales.resize(static_cast<size_t>(count * bytes));
   for (int64_t i = 0; i < count; ++i) {
     char* scale = scales.data() + i * bytes;
-    if (layout.scale_format == Format::kE8M0) {
+    if (layout.scale_format == Format::kE8m0) {
       *scale = static_cast<char>(between(118, 124));
     } else if (layout.scale_format == Format::kFp8) {
       *scale = static_cast<char>(between(1, 48));  // up to 0.5, the first seven subnormal

@@ -27,11 +27,11 @@ COMMANDS = ("bochs", "grub-mkrescue", "xorriso", "make")
 def build_program(folder: Path) -> Path:
     """Compile the kernels and their driver into a program without dependencies."""
     setup = load_setup()
-    sources, objects_of = ROOT / setup.SOURCES, ROOT / "build" / "emulated"
+    sources, cache = ROOT / setup.SOURCES, setup.cache_folder(folder)
     compiler = setup.Compiler(FLAGS)
-    objects = compiler.objects(sources, objects_of)
+    objects = compiler.objects(sources, cache)
     compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, objects_of / "driver")
+    objects += compiler.objects(DRIVER, cache)
     for name in ("guard", "start"):
         objects.append(folder / f"{name}.o")
         compiler.run(*compiler.flags, "-c", str(HERE / f"{name}.cpp"), "-o", str(objects[-1]))

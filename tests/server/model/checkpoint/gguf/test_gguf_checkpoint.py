@@ -23,12 +23,12 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
 from server.model.blocks.workspace import BLOCK
 from server.model.checkpoint import packed_trunk
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.locate import find_local
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
 from server.model.model_building import build_model
+from server.model.opening.gguf_checkpoint import GgufCheckpoint
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.trunk_loader import load_trunk
 from tests.gguf.models import FILES, MODELS, SPECIAL, TEMPLATE, make_checkpoint, make_config, make_model, make_tokenizer
 from tests.server.model.test_parity import generate

@@ -9,8 +9,8 @@ import torch
 
 from expert_store import CheckpointError
 from server.model.checkpoint.locate import find_checkpoint
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.trunk_loader import load_trunk
 from tests.gguf.models import FILES, TEMPLATE, make_checkpoint
 from tests.packed_models import pack_model

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from expert_store import CheckpointError, ExpertStore, TensorSource, read_tensor
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
-from server.model.checkpoint.open_checkpoint import open_checkpoint
-from server.model.checkpoint.variant_files import BaseModel, read_variant
 from server.model.chunk_weights import ChunkWeights
 from server.model.model_building import build_model
+from server.model.opening.gguf_checkpoint import GgufCheckpoint
+from server.model.opening.open_checkpoint import open_checkpoint
+from server.model.opening.variant_files import BaseModel, read_variant
 from server.model.trunk_loader import load_trunk
 from tests.packed_models import pack_model
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import (

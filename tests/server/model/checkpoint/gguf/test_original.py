@@ -11,10 +11,10 @@ import torch
 
 from expert_store import ExpertStore
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
-from server.model.checkpoint.gguf.gguf_checkpoint import GgufCheckpoint
 from server.model.checkpoint.locate import BUNDLED
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.errors import ModelError
+from server.model.opening.gguf_checkpoint import GgufCheckpoint
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.trunk_loader import load_trunk
 from tests.gguf.models import FILES, make_checkpoint
 from tests.server.model.checkpoint.gguf.test_gguf_checkpoint import PROMPT, TEXT, rewrite

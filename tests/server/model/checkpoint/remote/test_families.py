@@ -18,11 +18,11 @@ from expert_store.errors import SourceUnreadableError
 from expert_store.io.metadata import read_metadata
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.locate import find_served
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.remote import retries
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace, web_place
 from server.model.checkpoint.remote.web_folder import WebFolder
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.e2e.hub import serving_hub, use_hub

@@ -18,12 +18,12 @@ from expert_store.packed.manifest import named_folder
 from server.model.checkpoint.gguf.gguf_file import GgufFile
 from server.model.checkpoint.local_files import names_of_splits
 from server.model.checkpoint.locate import find_local
-from server.model.checkpoint.open_checkpoint import open_checkpoint
 from server.model.checkpoint.remote import small_copies
 from server.model.checkpoint.remote.place import web_place
 from server.model.checkpoint.remote.web_client import WebClient
 from server.model.checkpoint.remote.web_folder import WebFolder
-from server.model.checkpoint.variant_files import read_variant
+from server.model.opening.open_checkpoint import open_checkpoint
+from server.model.opening.variant_files import read_variant
 from tests.web_server import FileServer, file_server
 
 HOSTILE = [

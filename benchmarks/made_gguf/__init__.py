@@ -1,0 +1,1 @@
+"""GGUF files of published shapes with random weights, for ``benchmarks.full_size``."""

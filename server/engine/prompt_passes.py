@@ -1,0 +1,185 @@
+"""Passes of prompts: several steps that run layer by layer, between the steps of sequences that decode."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as AbstractSequence
+
+from expert_store import ExpertStoreError
+from server.engine.deadline_watch import deadline_error
+from server.engine.interface import publish
+from server.engine.kv.block_manager import BlockManager
+from server.engine.pass_planning import PassLimits, PassPlan, PassPlanner
+from server.engine.runner import ModelRunner
+from server.engine.scheduler import Scheduled, Scheduler
+from server.engine.sequence import Sequence
+from server.engine.step_executor import StepExecutor
+from server.model.prompt_pass import PromptPass
+from server.model.step import StepOutput
+from server.panics import panics_as_errors
+
+log = logging.getLogger(__name__)
+
+Outputs = Iterator[tuple[AbstractSequence[Scheduled], StepOutput]]
+
+
+class PromptPasses:
+    """Begins passes, runs their units, and ends them. One pass runs at a time.
+
+    Sequences of a pass are running ones of the scheduler that are in none of its steps. A pass that is cancelled
+    gives back all that it holds: its sequences wait again, and begin from their prefixes.
+
+    Args:
+        executor: describes chunks and counts costs.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        blocks: BlockManager,
+        executor: StepExecutor,
+        limits: PassLimits,
+    ):
+        self._runner, self._scheduler, self._executor = runner, scheduler, executor
+        self._planner = PassPlanner(scheduler, blocks, executor, limits)
+        self._pass: PromptPass | None = None
+        self._plan = PassPlan()
+        self._continues = False  # a running sequence has tokens for another pass
+        self._unit_seconds = 0.0  # of the last unit
+        self._seconds = 0.0  # of the running pass's units
+        self.num_passes = 0  # finished
+        self.step_seconds = 0.0  # of a step of the last finished pass, on average
+        scheduler.cancel_pass = self.cancel
+
+    @property
+    def is_running(self) -> bool:
+        return self._pass is not None
+
+    @property
+    def sequences(self) -> AbstractSequence[Sequence]:
+        """The sequences of the running pass."""
+        return self._plan.sequences
+
+    def begin(self) -> list[Scheduled]:
+        """Begin a pass if prompts need one and none runs; return the first item of each of its sequences."""
+        if self._pass is not None or not (self._continues or self._scheduler.has_room) or not self._runner.can_pass:
+            return []
+        self._continues = False
+        if not self._planner.is_worthwhile():
+            return []
+        self._plan = self._planner.plan()
+        if not self._plan.steps:
+            return []
+        self._seconds = self._unit_seconds = 0.0
+        started = time.perf_counter()
+        try:
+            with panics_as_errors():
+                self._pass = self._runner.begin_pass([step.chunks for step in self._plan.steps])
+        except (ExpertStoreError, RuntimeError) as error:
+            self._fail(error)
+            return []
+        self._seconds += time.perf_counter() - started
+        self._scheduler.waits_for_pass = self._planner.is_for_pass
+        self._executor.may_run_ahead = False
+        first = {item.sequence: item for step in reversed(self._plan.steps) for item in step.items}
+        return list(first.values())
+
+    def drop_ended(self, now: float) -> None:
+        """End streams of the running pass that are late; cancel it if no client waits any more.
+
+        While one waits, the sequences of those that left stay until the pass ends, as they do in a step.
+
+        Args:
+            now: on the engine's clock.
+        """
+        for sequence in self._plan.sequences:
+            if sequence.is_late(now) and not sequence.sink.is_cancelled:
+                publish([(sequence.sink, deadline_error(sequence))])
+                sequence.sink.cancel()
+        if all(sequence.sink.is_cancelled for sequence in self._plan.sequences):
+            self.cancel()
+
+    def advance(self, step_seconds: float | None) -> None:
+        """Run units of the pass.
+
+        Args:
+            step_seconds: time of the step of other sequences that has just run: units run for about as long, at least
+                one, and none waits for experts that are being read. None if there was no step: one unit runs.
+        """
+        running = self._pass
+        if running is None:
+            return
+        started = now = time.perf_counter()
+        try:
+            with panics_as_errors():
+                while not running.is_finished and running.advance(may_wait=step_seconds is None):
+                    before, now = now, time.perf_counter()
+                    self._unit_seconds = now - before
+                    if step_seconds is None or now - started + self._unit_seconds > step_seconds:
+                        break
+        except (ExpertStoreError, RuntimeError) as error:
+            self._fail(error)
+            return
+        self._seconds += time.perf_counter() - started
+        for sequence in self._plan.sequences:
+            if sequence.in_pass is not None:
+                sequence.in_pass.share = running.progress
+
+    def finish(self) -> Outputs:
+        """End the pass if all its units have run, and yield its steps, each with its output, before the next one.
+
+        A step whose sequences were removed after an earlier one is left out.
+        """
+        running, plan = self._pass, self._plan
+        if running is None or not running.is_finished:
+            return
+        started = time.perf_counter()
+        try:
+            with panics_as_errors():
+                outputs = running.finish()
+        except (ExpertStoreError, RuntimeError) as error:
+            self._fail(error)
+            return
+        self._detach()
+        self.num_passes += 1
+        self.step_seconds = (self._seconds + time.perf_counter() - started) / len(plan.steps)
+        for step, output in zip(plan.steps, outputs, strict=True):
+            left = [item.sequence for item in step.items if item.sequence in self._scheduler.running]
+            if len(left) < len(step.items):
+                for sequence in left:
+                    self._scheduler.requeue(sequence)
+                continue
+            self._executor.account(step.items, step.chunks, output, self.step_seconds)
+            yield step.items, output
+        self._continues = any(sequence.num_uncached > 1 for sequence in plan.sequences)
+
+    def cancel(self) -> None:
+        """Cancel the running pass, if there is one; its sequences wait again."""
+        running, plan = self._pass, self._plan
+        self._detach()
+        if running is not None:
+            try:
+                with panics_as_errors():
+                    running.cancel()
+            except RuntimeError:
+                log.exception("a pass of prompts could not be cancelled")
+        for sequence in plan.sequences:
+            self._scheduler.requeue(sequence)
+
+    def _fail(self, error: Exception) -> None:
+        """Cancel a pass that failed; its sequences run by chunks, where only the faulty ones fail."""
+        log.warning("a pass of %d prompts failed; running them by chunks: %s", len(self._plan.sequences), error)
+        for sequence in self._plan.sequences:
+            sequence.runs_by_chunks = True
+        self.cancel()
+
+    def _detach(self) -> None:
+        """Let the sequences of the pass be in steps again."""
+        for sequence in self._plan.sequences:
+            sequence.in_pass = None
+        self._pass, self._plan = None, PassPlan()
+        self._scheduler.waits_for_pass = None
+        self._executor.may_run_ahead = True

@@ -1,0 +1,1 @@
+"""Codes weights in bfloat16 as the same weights in fewer bytes."""

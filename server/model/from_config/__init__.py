@@ -1,0 +1,1 @@
+"""Finds out about a model from its config alone: its sizes, and what would run where."""

@@ -1,0 +1,1 @@
+"""Finds what a model is, by trials of its twin."""

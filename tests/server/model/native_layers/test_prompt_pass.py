@@ -1,0 +1,154 @@
+"""A pass over prompts gives the bits of its steps one after another, and reads each expert once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from expert_store import ExpertKey, ExpertStore, least_bytes
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
+from server.model.attention.kv_cache import KVCache
+from server.model.recurrent.states import StateCache
+from server.model.step import SequenceChunk, StepOutput
+from server.model.trunk.trunk import Trunk
+from server.model.trunk_loader import load_trunk
+from tests.checkpoints import make_checkpoint
+from tests.expert_store.waiting import wait_until_idle
+
+FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
+    "glm_moe_dsa",
+    "qwen3_next",
+    "nemotron_h",
+    "jamba",
+    "kimi_linear",
+    "minimax",
+    "lfm2_moe",
+    "longcat_flash",
+)
+BLOCK = 16
+NUM_BLOCKS = 12
+STEPS = ((0, 20), (20, 21), (21, 48))  # tokens of the first prompt in each step
+LONG = [index % 89 + 3 for index in range(48)]
+SHORT = [7, 3, 31, 12, 5]  # a second prompt, in the last step
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+class Ran(NamedTuple):
+    """The outputs of the steps, and logits of each prompt's next token."""
+
+    outputs: Sequence[StepOutput]
+    next_logits: torch.Tensor
+
+
+def steps_of(trunk: Trunk) -> list[list[SequenceChunk]]:
+    groups = len(trunk.facts.kv_groups)
+    long, short = [[*range(4)]] * groups, [[*range(4, 6)]] * groups
+    steps = [
+        [SequenceChunk(LONG[first:last], first, long, num_logits=int(last == len(LONG)), num_prompt=len(LONG))]
+        for first, last in STEPS
+    ]
+    steps[-1].append(SequenceChunk(SHORT, 0, short, slot=1, num_prompt=len(SHORT)))
+    return steps
+
+
+def run_by_layers(
+    trunk: Trunk, store: ExpertStore, steps: Sequence[Sequence[SequenceChunk]], cache: KVCache, states: StateCache
+) -> list[StepOutput]:
+    prompt_pass = trunk.begin_pass(steps, cache, store, states=states)
+    while not prompt_pass.is_finished:
+        prompt_pass.advance(may_wait=True)
+    return prompt_pass.finish()
+
+
+def caches(trunk: Trunk) -> tuple[KVCache, StateCache]:
+    groups = trunk.facts.kv_groups
+    return KVCache(groups, [NUM_BLOCKS] * len(groups), BLOCK), trunk.new_states(2, 1)
+
+
+def run(trunk: Trunk, store: ExpertStore, *, by_layers: bool) -> Ran:
+    """Run the steps of both prompts, and a step with another token of each."""
+    (cache, states), steps = caches(trunk), steps_of(trunk)
+    if by_layers:
+        outputs = run_by_layers(trunk, store, steps, cache, states)
+    else:
+        outputs = [trunk.forward(step, cache, store, states=states) for step in steps]
+    tables = [step.block_tables for step in steps[-1]]
+    decode = [
+        SequenceChunk([9], len(LONG), tables[0], num_prompt=len(LONG)),
+        SequenceChunk([9], len(SHORT), tables[1], slot=1, num_prompt=len(SHORT)),
+    ]
+    return Ran(outputs, trunk.forward(decode, cache, store, states=states).logits.clone())
+
+
+def open_store(trunk: Trunk) -> ExpertStore:
+    """Return a store with slots for two layers."""
+    widest = max(len(layer.experts) for layer in trunk.catalog.layers.values())
+    return ExpertStore(trunk.catalog, least_bytes(trunk.catalog, 2 * widest))
+
+
+def load(family: str, folder: Path) -> Trunk:
+    trunk = load_trunk(make_checkpoint(family, folder), torch.float32, pool=ComputePool(2, Kernels(2)))
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_gives_the_bits_of_its_steps_one_after_another(family: str, tmp_path: Path) -> None:
+    trunk = load(family, tmp_path)
+    store = open_store(trunk)
+    one_by_one, by_layers = (run(trunk, store, by_layers=each) for each in (False, True))
+    store.check_integrity()
+    store.close()
+    for found, wanted in zip(by_layers.outputs, one_by_one.outputs, strict=True):
+        assert torch.equal(found.logits, wanted.logits)
+        assert {layer: found.routing[layer].tolist() for layer in found.routing} == {
+            layer: wanted.routing[layer].tolist() for layer in wanted.routing
+        }
+    assert torch.equal(by_layers.next_logits, one_by_one.next_logits)
+
+
+def test_a_pass_reads_no_expert_twice(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    outputs = run_by_layers(trunk, store, steps_of(trunk), *caches(trunk))
+    used = {
+        (layer, expert)
+        for output in outputs
+        for layer, rows in output.routing.items()
+        for expert in rows.ravel().tolist()
+    }
+    loads = store.statistics().loads["disk", "host"]
+    store.close()
+    num_experts = sum(len(layer.experts) for layer in trunk.catalog.layers.values())
+    assert len(used) <= sum(loads.buckets) <= num_experts  # some are read ahead in vain
+
+
+def test_a_cancelled_pass_gives_back_all_experts(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    cache, states = caches(trunk)
+    prompt_pass = trunk.begin_pass(steps_of(trunk), cache, store, states=states)
+    while prompt_pass.progress < 1 / len(trunk.routers):
+        prompt_pass.advance(may_wait=True)
+    prompt_pass.cancel()
+    wait_until_idle(store)
+    absent = set(store.absent())
+    every = [
+        ExpertKey(layer, expert)
+        for layer, entry in trunk.catalog.layers.items()
+        for expert in range(len(entry.experts))
+    ]
+    resident = [key for key in every if key not in absent]
+    evicted = store.evict(resident)
+    store.close()
+    assert evicted == len(resident) > 0
