@@ -11,7 +11,7 @@ from server.engine.interface.errors import EngineError, GenerationFailedError
 from server.engine.interface.event_sinks import SinkItem
 from server.engine.interface.events import TokenEvent
 from server.engine.interface.prompts import GenerationRequest
-from server.engine.interface.request_memory import Reservation
+from server.engine.interface.request_memory import RequestMemoryError, Reservation
 from server.engine.interface.timeline import Timeline
 
 MAX_UNREAD = 1024  # events of a stream
@@ -49,14 +49,17 @@ class EventQueue:
             self._error = item
             return True
         num_events = len(self._events)
-        is_full = num_events == self._max_events
-        if is_full or not (self._hold(item) or not num_events):  # a reader that keeps up always gets the next event
-            self._drop()
-            why = "" if is_full else ", and there is no memory for more"
-            self._error = GenerationFailedError(
-                f"the request was cancelled because {num_events} tokens of the reply were waiting to be read{why}"
+        if num_events == self._max_events:
+            return self._fail(
+                GenerationFailedError(
+                    f"the request was cancelled because {num_events} tokens of the reply were waiting to be read"
+                )
             )
-            return False
+        refusal = self._hold(item)
+        if refusal and num_events:  # a reader that keeps up always gets the next event
+            return self._fail(
+                RequestMemoryError(f"{num_events} tokens of the reply were waiting to be read: {refusal}")
+            )
         self._events.append((index, item))
         return True
 
@@ -93,17 +96,23 @@ class EventQueue:
             raise self._error
         return events
 
-    def _hold(self, event: TokenEvent) -> bool:
-        """Count the bytes of an event; return False if there is no memory for it."""
+    def _fail(self, error: EngineError) -> bool:
+        """Drop the events that nobody has read, and let the reader get an error instead."""
+        self._drop()
+        self._error = error
+        return False
+
+    def _hold(self, event: TokenEvent) -> RequestMemoryError | None:
+        """Count the bytes of an event; return the error if there is no memory for it."""
         if self._reservation is None:
-            return True
+            return None
         self._unread_bytes += event.nbytes
         missing = self._unread_bytes - self._free_bytes - self._counted_bytes
         if missing > 0:
             if not self._reservation.use_now(missing):
-                return False
+                return self._reservation.memory.refusal(missing)
             self._counted_bytes += missing
-        return True
+        return None
 
     def _drop(self) -> list[tuple[int, TokenEvent]]:
         """Take all events, and release what was counted for them."""
