@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
+from server.model.chunk_weights import ChunkWeights, WeightedAdapter
+from server.model.expert_variant import ExpertVariant, VariantLayer
+from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.recurrent.states import StateCache
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk.trunk import Trunk
@@ -152,3 +156,74 @@ def test_a_cancelled_pass_gives_back_all_experts(tmp_path: Path) -> None:
     evicted = store.evict(resident)
     store.close()
     assert evicted == len(resident) > 0
+
+
+def adapted(trunk: Trunk) -> ChunkWeights:
+    """Return an adapter of all linear layers."""
+    generator, linears = torch.Generator().manual_seed(2), {}
+    for name, (inputs, outputs) in trunk.adaptable.items():
+        down, up = (torch.randn(shape, generator=generator) for shape in ((4, inputs), (outputs, 4)))
+        linears[name] = (LoraMatrix(down, up, 0.1),)
+    return ChunkWeights(adapters=(WeightedAdapter(LoraAdapter("law", linears, {}), 1.0),))
+
+
+def with_variant(trunk: Trunk) -> ChunkWeights:
+    """Return a variant with the experts of each layer in the reverse order."""
+    layers = {
+        layer: VariantLayer(tuple(ExpertKey(layer, expert) for expert in reversed(range(len(entry.experts)))))
+        for layer, entry in trunk.catalog.layers.items()
+    }
+    return ChunkWeights(variant=ExpertVariant("law", "law@1", layers))
+
+
+@pytest.mark.parametrize("make_weights", [adapted, with_variant])
+def test_a_pass_gives_the_bits_of_its_steps_with_weights_of_a_request(
+    make_weights: Callable[[Trunk], ChunkWeights], tmp_path: Path
+) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store, weights = open_store(trunk), make_weights(trunk)
+    steps = [[replace(step[0], weights=weights), *step[1:]] for step in steps_of(trunk)]
+    (cache, states), (other_cache, other_states) = caches(trunk), caches(trunk)
+    wanted = [trunk.forward(step, cache, store, states=states) for step in steps]
+    found = run_by_layers(trunk, store, steps, other_cache, other_states)
+    base = run(trunk, store, by_layers=False)
+    store.close()
+    assert torch.equal(found[-1].logits, wanted[-1].logits)
+    assert not torch.equal(found[-1].logits[0], base.outputs[-1].logits[0])
+
+
+def test_a_pass_after_cached_tokens_gives_the_bits_of_its_steps(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store, steps = open_store(trunk), steps_of(trunk)
+    wanted = run(trunk, store, by_layers=False).outputs
+    cache, states = caches(trunk)
+    trunk.forward(steps[0], cache, store, states=states)
+    found = run_by_layers(trunk, store, steps[1:], cache, states)
+    store.close()
+    assert torch.equal(found[-1].logits, wanted[-1].logits)
+
+
+def shrink(store: ExpertStore) -> None:
+    store.resize(host_bytes=least_bytes(store.catalog, len(store.catalog.layers[0].experts)))
+
+
+def pin(store: ExpertStore) -> None:
+    store.pin([ExpertKey(1, 0), ExpertKey(1, 1)])
+
+
+@pytest.mark.parametrize("change", [shrink, pin])
+def test_a_pass_gives_the_same_bits_if_the_memory_changes_meanwhile(
+    change: Callable[[ExpertStore], None], tmp_path: Path
+) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    wanted = run(trunk, store, by_layers=False).outputs
+    prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store, states=caches(trunk)[1])
+    prompt_pass.advance(may_wait=True)
+    change(store)
+    while not prompt_pass.is_finished:
+        prompt_pass.advance(may_wait=True)
+    found = prompt_pass.finish()
+    store.check_integrity()
+    store.close()
+    assert torch.equal(found[-1].logits, wanted[-1].logits)
