@@ -52,7 +52,24 @@ def import_torch() -> None:
         del sys.modules[META_KERNELS]
     if not _can_make_generators():
         import_module(META_KERNELS)
+    _check_without_symbols()
     sys.meta_path.insert(0, _ImportHook(COMPILER, _with_meta_kernels))
+
+
+def _check_without_symbols() -> None:
+    """Let ``torch._check`` accept True without SymPy, whose import takes 60 MiB and a second.
+
+    Models of transformers that take images call it in their first step.
+    """
+    import torch  # noqa: PLC0415
+
+    check = torch._check_with  # noqa: SLF001
+
+    def check_with(error_type: type[Exception], cond: Any, message: Callable[[], str]) -> None:
+        if cond is not True:
+            check(error_type, cond, message)
+
+    torch._check_with = check_with  # noqa: SLF001
 
 
 def _can_make_generators() -> bool:

@@ -120,6 +120,18 @@ def test_inspecting_imports_neither_sympy_nor_meta_kernels() -> None:
 
 
 @pytest.mark.slow
+def test_a_check_of_tensors_that_holds_imports_no_sympy() -> None:
+    code = "import torch; torch._check_tensor_all(torch.tensor([True])); print(bool(sys.modules.get('sympy')))"
+    assert run(code) == "False"
+
+
+@pytest.mark.slow
+def test_a_check_of_tensors_that_fails_raises_the_error() -> None:
+    code = "import torch, pytest; pytest.raises(RuntimeError, torch._check_tensor_all, torch.tensor([False]))"
+    run(code)  # which fails if no error is raised
+
+
+@pytest.mark.slow
 def test_the_compiler_gets_the_kernels_for_the_meta_device(seen: dict[str, Any]) -> None:
     assert seen["shape"] == [1, 3, 4]
 
