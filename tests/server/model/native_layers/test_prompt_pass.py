@@ -25,6 +25,7 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import wait_until_idle
 
+SOME = ("qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5_moe", "gemma4")  # keys and values, latents, states, windows
 FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
     "qwen3_moe",
     "gpt_oss",
@@ -177,10 +178,11 @@ def with_variant(trunk: Trunk) -> ChunkWeights:
 
 
 @pytest.mark.parametrize("make_weights", [adapted, with_variant])
+@pytest.mark.parametrize("family", SOME)
 def test_a_pass_gives_the_bits_of_its_steps_with_weights_of_a_request(
-    make_weights: Callable[[Trunk], ChunkWeights], tmp_path: Path
+    family: str, make_weights: Callable[[Trunk], ChunkWeights], tmp_path: Path
 ) -> None:
-    trunk = load("qwen3_moe", tmp_path)
+    trunk = load(family, tmp_path)
     store, weights = open_store(trunk), make_weights(trunk)
     steps = [[replace(step[0], weights=weights), *step[1:]] for step in steps_of(trunk)]
     (cache, states), (other_cache, other_states) = caches(trunk), caches(trunk)
@@ -192,8 +194,9 @@ def test_a_pass_gives_the_bits_of_its_steps_with_weights_of_a_request(
     assert not torch.equal(found[-1].logits[0], base.outputs[-1].logits[0])
 
 
-def test_a_pass_after_cached_tokens_gives_the_bits_of_its_steps(tmp_path: Path) -> None:
-    trunk = load("qwen3_moe", tmp_path)
+@pytest.mark.parametrize("family", SOME)
+def test_a_pass_after_cached_tokens_gives_the_bits_of_its_steps(family: str, tmp_path: Path) -> None:
+    trunk = load(family, tmp_path)
     store, steps = open_store(trunk), steps_of(trunk)
     wanted = run(trunk, store, by_layers=False).outputs
     cache, states = caches(trunk)
