@@ -21,6 +21,7 @@ class HeapTrimmer:
         self._trim, self._delay_seconds = trim or trim_heap, delay_seconds
         self._lock = threading.Lock()  # guards _is_due
         self._is_due = False
+        self.num_trims = 0
 
     def soon(self) -> None:
         """Schedule a trim, so that memory of a large request is free by then."""
@@ -35,7 +36,12 @@ class HeapTrimmer:
     def _run(self) -> None:
         with self._lock:
             self._is_due = False
+        self.now()
+
+    def now(self) -> None:
+        """Trim the heap in this thread, which may take some milliseconds."""
         self._trim()
+        self.num_trims += 1
 
 
 def trim_heap() -> None:

@@ -20,7 +20,7 @@ DEFAULT_LIMIT_BYTES = 256 << 20  # while the memory is not planned yet
 WAIT_SECONDS = 10.0  # longest wait of a request for memory that others hold
 POLL_SECONDS = 0.02
 ROOM_SECONDS = 0.25  # time between two attempts to make room
-LARGE_BYTES = 1 << 20  # what requests used is returned to the system once it is more than this
+LARGE_BYTES = 1 << 20  # less than this may stay in the heap
 
 
 class RequestMemoryError(EngineUnavailableError):
@@ -48,7 +48,8 @@ class RequestMemory:
         self._moving = threading.Lock()  # held while room is made, as ``_room`` must be what was granted last
         self._lock = threading.Lock()  # guards all below; taken after ``_moving``
         self._held = self._used = 0
-        self._returned = 0  # bytes that requests used, and the heap may still keep
+        self._kept = 0  # bytes that requests used and returned, which the heap may keep until it is trimmed
+        self._num_trims = 0  # of the heap, when bytes were returned last
         self._waiting: deque[object] = deque()  # first come, first served
         self._dropped: deque[tuple[int, int]] = deque()  # bytes taken and used, to be returned
         self._caches: list[Callable[[int], None]] = []  # each is asked to drop so many bytes, by any thread
@@ -79,11 +80,15 @@ class RequestMemory:
         with self._moving:
             wanted = -1
             while self.held_bytes > wanted:  # again if others took more than that while room was made
-                wanted = self._held + more_bytes
+                kept = self._kept_bytes() if more_bytes else 0
+                wanted = self._held + more_bytes + kept
                 room = self._make_room(wanted)
                 with self._lock:
                     self._room = room
-        self._trim(least_bytes=LARGE_BYTES if self._held else 1)
+        if kept and room < wanted:
+            shared_trimmer().now()
+        elif self._kept_bytes(least=LARGE_BYTES if self._held else 1):
+            shared_trimmer().soon()
 
     def add_cache(self, drop: Callable[[int], None]) -> None:
         """Let a cache give what it holds to requests that wait.
@@ -93,18 +98,23 @@ class RequestMemory:
         """
         self._caches.append(drop)
 
-    def try_take(self, nbytes: int, *, is_first: bool = False) -> bool:
+    def try_take(self, nbytes: int, *, beside_kept: bool = False) -> bool:
         """Take bytes if there is room for them now.
 
         Args:
-            is_first: only if no other request waits.
+            beside_kept: only if there is also room for what the heap keeps of earlier requests.
         """
         self._return_dropped()
         with self._lock:
-            if self._held + nbytes > self._room or (is_first and self._waiting):
+            kept = self._kept_bytes() if beside_kept else 0
+            if self._held + kept + nbytes > self._room:
                 return False
             self._held += nbytes
             return True
+
+    def take_if_first(self, nbytes: int) -> bool:
+        """Take bytes if no other request waits, and there is room for them beside what the heap keeps."""
+        return not self._waiting and self.try_take(nbytes, beside_kept=True)
 
     def attempts(self, nbytes: int) -> Generator[bool]:
         """Try to take bytes, behind all that have waited for longer, until they are taken.
@@ -118,9 +128,9 @@ class RequestMemory:
         ticket, ends_at, room_at = object(), time.monotonic() + self.wait_seconds, 0.0
         self._waiting.append(ticket)
         try:
-            while self._waiting[0] is not ticket or not self.try_take(nbytes):
+            while self._waiting[0] is not ticket or not self.try_take(nbytes, beside_kept=True):
                 now = time.monotonic()
-                if now >= ends_at:
+                if now >= ends_at and (room_at or not self._kept_bytes()):  # the heap is trimmed at least once
                     raise self.refusal(nbytes)
                 makes_room = now >= room_at and self._waiting[0] is ticket
                 if makes_room:
@@ -141,8 +151,11 @@ class RequestMemory:
         with self._lock:
             self._held -= taken
             self._used -= used
-            self._returned += used
-        self._trim(LARGE_BYTES)
+            self._kept = self._kept_bytes(least=0) + used
+            self._num_trims = shared_trimmer().num_trims
+            is_large = self._kept >= LARGE_BYTES
+        if is_large:
+            shared_trimmer().soon()
 
     def drop(self, taken: int, used: int) -> None:
         """Return bytes soon. Finalisers may call it, since it takes no lock that their thread may hold."""
@@ -153,13 +166,10 @@ class RequestMemory:
             while True:
                 self.give_back(*self._dropped.popleft())
 
-    def _trim(self, least_bytes: int) -> None:
-        """Return what requests used to the system, if it is so much."""
-        with self._lock:
-            is_enough = self._returned >= least_bytes
-            self._returned = 0 if is_enough else self._returned
-        if is_enough:
-            shared_trimmer().soon()
+    def _kept_bytes(self, least: int = LARGE_BYTES) -> int:
+        """Return the bytes of earlier requests that the heap may keep; 0 if they are fewer than ``least``."""
+        kept = 0 if shared_trimmer().num_trims > self._num_trims else self._kept
+        return kept if kept >= least else 0
 
     def refusal(self, nbytes: int) -> RequestMemoryError:
         """Return the error of a request for which there is no room now."""
@@ -201,7 +211,7 @@ class Reservation:
 
     def take_now(self, nbytes: int) -> bool:
         """Take bytes that will be used later, if there is room for them and no other request waits."""
-        if not self.memory.try_take(nbytes, is_first=True):
+        if not self.memory.take_if_first(nbytes):
             return False
         self.taken += nbytes
         return True

@@ -8,6 +8,7 @@ import gc
 import pytest
 
 from server.engine.interface import RequestMemory, RequestMemoryError, RequestRefusedError
+from server.heap import HeapTrimmer
 
 
 def test_a_promise_counts_until_it_is_released_once() -> None:
@@ -151,3 +152,21 @@ def test_a_part_of_a_reservation_outlives_the_rest() -> None:
     assert memory.held_bytes == 20
     part.release()
     assert memory.held_bytes == 0
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(("limit", "num_trims"), [(3 * MIB, 1), (4 * MIB, 0)])
+def test_what_the_heap_keeps_is_trimmed_only_if_a_request_needs_its_room(
+    limit: int, num_trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmer = HeapTrimmer(lambda: None, delay_seconds=1000)
+    monkeypatch.setattr("server.engine.interface.request_memory.shared_trimmer", lambda: trimmer)
+    memory = RequestMemory(lambda: limit, wait_seconds=0.0)
+    with memory.reserve() as first:
+        first.take_blocking(2 * MIB, "The images")
+        first.use_taken()
+    with memory.reserve() as second:
+        second.take_blocking(2 * MIB, "The images")
+    assert trimmer.num_trims == num_trims
