@@ -158,6 +158,7 @@ int64_t width_of(const Mixture& mixture, const StepCall& step) {
 // The rows that experts take, (tokens, width).
 const float* rows_of_experts(Context& context, const Mixture& mixture, const StepCall& step) {
   if (!mixture.input_projection.outputs) return step.normed;
+  if (step.projected) return step.projected;
   return context.projected.reserve<float>(step.tokens * width_of(mixture, step) * 4);
 }
 
