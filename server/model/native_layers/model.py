@@ -202,7 +202,16 @@ class NativeModel:
     @property
     def can_pass(self) -> bool:
         """True if steps of prompts may run layer by layer."""
-        return not (self.outside or self._image_layers)
+        return not self.outside
+
+    @property
+    def expert_layers(self) -> Sequence[tuple[int, ...]]:
+        """The layers of experts that run at the same time in each layer that has some, by number, in their order."""
+        own, images = (
+            [layer.experts.number for layer in each if layer.experts is not None]
+            for each in (self._layers, self._image_layers)
+        )
+        return [*zip(own, images, strict=True)] if images else [(number,) for number in own]
 
     @property
     def pass_token_bytes(self) -> int:
@@ -244,7 +253,14 @@ class NativeModel:
         self._bind(kv_cache, states)
         described = [self._describe_in_pass(step, kv_cache, states) for step in steps]
         return NativePass(
-            self._kernels, self._sequence.specs, self._layers, described, store=store, predict=predict, states=states
+            self._kernels,
+            self._sequence.specs,
+            self._layers,
+            described,
+            images=self._sequence.images,
+            store=store,
+            predict=predict,
+            states=states,
         )
 
     def finish_step(self, step: PassStep) -> NativeResult:

@@ -42,7 +42,7 @@ struct StepCall {
   const float* const* cosines;         // by rope: (positions, rotary_dim / 2), one per pair; or (tokens, ...)
   const float* const* sines;
   float* normed;                       // (tokens, hidden): the experts' input, for the caller
-  int32_t* chosen;                     // (layers with a router, tokens, top_k)
+  int32_t* chosen;                     // (layers with a router, tokens, top_k); the caller may set some to -1, for no expert
   float* weights;                      // (layers, tokens, top_k)
   const uint64_t* slots;               // (layers with a router, experts) addresses; 0 of an expert that is not loaded; or null
   int64_t* counts;                     // (layers with a router, experts): rows of each expert, for the caller
