@@ -222,10 +222,15 @@ class NativeModel:
 
     @cached_property
     def _kept_sizes(self) -> Mapping[str, int]:
-        """Numbers a token that layers keep while other steps run, by the field of ``StepCall``; 0 for none."""
+        """Numbers a token that layers keep while other steps run, by the field of ``StepCall``; 0 for none.
+
+        Keys are kept for later layers that attend to them too: the chosen ones, and those of an incomplete pool.
+        """
         mixtures = [layer.mixture for layer in self._layers if layer.experts is not None]
         adds, streams = any(layer.spec.adds_deferred for layer in self._layers), self._workspace.num_streams
+        given = [keys.top_k for layer in self._layers if (keys := layer.mixer.chosen_keys) and not keys.are_own]
         return {
+            "chosen_keys": max(given) + BLOCK if given else 0,
             "deferred": int(self._workspace.call.hidden_size) if adds else 0,
             "projected": max(mixture.input_projection.outputs for mixture in mixtures),
             "shares": max(mixture.router.num_shared for mixture in mixtures),

@@ -80,6 +80,7 @@ class StepCall(Structure):
     streams: Address = field(c_void_p)
     token_ids: Address = field(c_void_p)
     deferred: Address = field(c_void_p)
+    chosen_keys: Address = field(c_void_p)
     projected: Address = field(c_void_p)
     shares: Address = field(c_void_p)
     stream_weights: Address = field(c_void_p)

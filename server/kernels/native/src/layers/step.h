@@ -58,11 +58,13 @@ struct StepCall {
   float* streams;                      // (tokens, streams, hidden), the residual stream of models with several rows a token,
                                        // whose parts add their results to `hidden`; or null
   const int32_t* token_ids;            // (tokens), which routers with a table choose by
-  float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds; null for the kernels' own
-  // What a layer keeps of each token from the choice of its experts to its end, if other steps run between; or null.
+  // What later layers, or the end of a layer that has chosen experts, take of each token. Null for the kernels' own memory, which
+  // the next step uses too.
+  float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds
+  int32_t* chosen_keys;                // (tokens, most_chosen): of an indexer, for later layers
   float* projected;                    // (tokens, width): rows that experts take (`Mixture::input_projection`)
   float* shares;                       // (tokens, num_shared): weights of shared experts (`Router::num_shared`)
-  float* stream_weights;               // (tokens, streams + streams * streams): of residual streams (`StreamMix`)
+  float* stream_weights;               // (tokens, streams + streams * streams): of results and from row to row (`StreamMix`)
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;
