@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -79,10 +79,11 @@ class TrunkPass:
     def cancel(self) -> None:
         self._pass.cancel()
 
-    def finish(self) -> list[StepOutput]:
-        with torch.inference_mode():
-            found = zip(self._pass.steps, self._inputs, self._rows, strict=True)
-            return [self._output(step, given, rows) for step, given, rows in found]
+    def finish(self) -> Iterator[StepOutput]:
+        for step, given, rows in zip(self._pass.steps, self._inputs, self._rows, strict=True):
+            with torch.inference_mode():
+                output = self._output(step, given, rows)
+            yield output
 
     def _input(self, chunks: Sequence[SequenceChunk]) -> tuple[PassInput, RowOwners]:
         """Return a step as the native model takes it, and the chunk of each row."""

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class FakeModel:
         self.can_pass, self.pass_token_bytes = False, 8
         self.passes: list[FakePass] = []
         self.before_unit: Callable[[], None] = lambda: None
+        self.before_output: Callable[[], None] = lambda: None
         self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
@@ -211,12 +212,14 @@ class FakePass:
         self._num_run += 1
         return True
 
-    def finish(self) -> list[StepOutput]:
+    def finish(self) -> Iterator[StepOutput]:
         assert self.is_finished
         self.is_ended = True
         for slot, state in self._states.items():
             self._model.states[slot] = state
-        return self._outputs
+        for output in self._outputs:
+            self._model.before_output()
+            yield output
 
     def cancel(self) -> None:
         assert not self.is_ended

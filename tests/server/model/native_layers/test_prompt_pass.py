@@ -93,7 +93,7 @@ def run_by_layers(
     prompt_pass = trunk.begin_pass(steps, cache, store, states=states)
     while not prompt_pass.is_finished:
         prompt_pass.advance(may_wait=True)
-    return prompt_pass.finish()
+    return [*prompt_pass.finish()]
 
 
 def caches(trunk: Trunk, num_slots: int = 2) -> tuple[KVCache, StateCache]:
@@ -145,6 +145,24 @@ def test_a_pass_gives_the_bits_of_its_steps_one_after_another(family: str, tmp_p
             layer: wanted.routing[layer].tolist() for layer in wanted.routing
         }
     assert torch.equal(by_layers.next_logits, one_by_one.next_logits)
+
+
+def test_a_pass_gives_the_logits_and_hidden_states_of_all_tokens(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    steps = [
+        [replace(chunk, num_logits=chunk.num_tokens, num_hidden=chunk.num_tokens) for chunk in step]
+        for step in steps_of(trunk)
+    ]
+    (cache, states), (other_cache, other_states) = caches(trunk), caches(trunk)
+    wanted = [trunk.forward(step, cache, store, states=states) for step in steps]
+    found = run_by_layers(trunk, store, steps, other_cache, other_states)
+    store.close()
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.logits, other.logits)
+        assert one.hidden is not None
+        assert other.hidden is not None
+        assert torch.equal(one.hidden, other.hidden)
 
 
 def test_a_pass_reads_no_expert_twice(tmp_path: Path) -> None:
@@ -272,7 +290,7 @@ def test_a_pass_gives_the_same_bits_if_the_memory_changes_meanwhile(
     change(store)
     while not prompt_pass.is_finished:
         prompt_pass.advance(may_wait=True)
-    found = prompt_pass.finish()
+    found = [*prompt_pass.finish()]
     store.check_integrity()
     store.close()
     assert torch.equal(found[-1].logits, wanted[-1].logits)
