@@ -88,6 +88,23 @@ def test_a_prompt_with_a_window_runs_as_a_pass() -> None:
     assert len(rig.model.passes) == 1
 
 
+def test_a_pass_with_a_window_is_no_shorter_where_the_blocks_of_a_window_and_a_step_are_all_there_are() -> None:
+    rig, prompt = Rig(passes=LIMITS, window_groups=(BlockGroup(-(-(9 + 32) // 4) + 1, window=9),)), LONG + b"end" * 20
+    assert text_of(rig, prompt, 8) == continuation(prompt, 8)
+    assert [sizes(one) for one in rig.model.passes] == [[[32], [32], [32], [32], [32]]]
+
+
+def test_prompts_that_begin_alike_give_their_texts_where_blocks_of_a_window_are_few() -> None:
+    groups = (BlockGroup(30, window=9), BlockGroup(34, window=16, is_chunked=True))
+    rig, requests = Rig(passes=LIMITS, window_groups=groups), [(LONG + b"x" * length, 12) for length in (0, 40, 80, 8)]
+
+    async def scenario() -> list[str]:
+        first = await collect(rig.submit(*requests[0]))
+        return [first, *await collect_together(rig, *requests[1:])]
+
+    assert run(rig, scenario) == [continuation(*request) for request in requests]
+
+
 def test_prompts_that_wait_together_share_a_pass() -> None:
     rig, prompts = Rig(passes=LIMITS), [bytes([65 + i]) * 40 for i in range(4)]
     assert texts_of_waiting(rig, *[(prompt, 8) for prompt in prompts]) == [continuation(one, 8) for one in prompts]
