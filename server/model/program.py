@@ -113,7 +113,7 @@ class ModelProgram:
         num_others = sum(block.feed_forward is Target.CUDA for block in self.blocks)
         return (
             f"Triton's kernels run mixers in {num_mixers} and feed-forward parts in {num_others} of {len(self.blocks)} "
-            "layers, and transformers' modules run the rest"
+            "layers, transformers' modules the rest"
         )
 
     def _parts(self) -> Iterator[Target]:

@@ -64,23 +64,21 @@ class CudaLayer:
 def compile_for_cuda(
     model: PreTrainedModel,
     declared: Declaration,
-    device: torch.device,
     states: StateShapes,
-    recurrent: Collection[nn.Module] = (),
+    recurrent: Collection[nn.Module],
     *,
-    replaces_mixers: bool = True,
+    replaces_mixers: bool,
 ) -> list[CudaLayer]:
     """Return what the kernels run of each layer.
 
     Args:
-        model: with its weights on the device.
+        model: with weights, on a device where Triton's kernels run.
         declared: what it is.
-        device: where Triton's kernels run.
         states: of one sequence.
         recurrent: modules that keep these.
         replaces_mixers: False if all mixers stay modules.
     """
-    compiler = _Compiler(model, declared, device, states, recurrent)
+    compiler = _Compiler(model, declared, states, recurrent)
     modules, together = [*(decoder_layers(text_body(model)) or ())], declared.layers_in_one
     return [
         compiler.layer(modules[index // together], block, replaces_mixers)
@@ -98,14 +96,13 @@ class _Compiler:
         self,
         model: PreTrainedModel,
         declared: Declaration,
-        device: torch.device,
         states: StateShapes,
         recurrent: Collection[nn.Module],
     ):
         self._recurrent, self._dtype = recurrent, next(model.parameters()).dtype
         shares_keys = any(getattr(module, TAKES_KEYS, False) for module in model.modules())
-        tables = [*_tables(model, declared, device)] or [None]
-        self._places = [CudaPlace(device, table, states, shares_keys) for table in tables]
+        tables = [*_tables(model, declared)] or [None]
+        self._places = [CudaPlace(model.device, table, states, shares_keys) for table in tables]
 
     def layer(self, module: nn.Module, declared: Layer, replaces_mixers: bool) -> CudaLayer:
         """Return the parts of a layer that the kernels run."""
@@ -131,9 +128,9 @@ class _Compiler:
             yield _tried(partial(CudaMlp, layer.get_submodule(declared.mlp.module)))
 
 
-def _tables(model: PreTrainedModel, declared: Declaration, device: torch.device) -> Iterator[RotaryTable | None]:
+def _tables(model: PreTrainedModel, declared: Declaration) -> Iterator[RotaryTable | None]:
     """Yield the tables of the model's kinds of rotary positions."""
-    body, first = text_body(model), torch.zeros(1, dtype=torch.int64, device=device)
+    body, first = text_body(model), torch.zeros(1, dtype=torch.int64, device=model.device)
     for each in declared.rotary:
         call = RotaryCall(body.get_submodule(each.module), each.num_axes, tuple(each.arguments), each.named, None)
         yield RotaryTable.of(call.angles(first), each.columns)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
-from server.kernels.triton.available import runs_on
 from server.model.architecture import set_implementations
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.mla import replace_projections, resolve_projections
@@ -33,8 +32,8 @@ from server.model.modules.forward import Forward
 from server.model.modules.linear import speed_up_linears
 from server.model.native_layers.model import NativeModel
 from server.model.program import ModelProgram
-from server.model.recognition.find_program import check_modules, declaration_of_modules, find_program
-from server.model.transformers_hooks.batching_checks import MAY_BE_NATIVE, find_special_layers
+from server.model.recognition.find_program import check_modules, declaration_on_gpu, find_program
+from server.model.transformers_hooks.batching_checks import find_special_layers
 
 
 @dataclass
@@ -196,19 +195,17 @@ def run_by_triton(prepared: PreparedModel) -> None:
 
     After: find_special, run_first_tokens, find_native, check_by_modules, pass_masks_to_indexers.
     """
-    device, first = prepared.pool.triton_device, prepared.first
-    is_possible = prepared.special in (None, *MAY_BE_NATIVE) and not prepared.is_deterministic
-    if device is None or not is_possible or not runs_on(device):
-        return
-    declared = declaration_of_modules(prepared.model, prepared.max_model_len)
+    first, replaces_mixers = prepared.first, prepared.has_free_attention
+    declared = declaration_on_gpu(
+        prepared.model,
+        prepared.pool.triton_device,
+        prepared.max_model_len,
+        special=prepared.special,
+        is_deterministic=prepared.is_deterministic,
+    )
     if declared is not None:
         layers = compile_for_cuda(
-            prepared.model,
-            declared,
-            device,
-            first.states,
-            first.recurrent,
-            replaces_mixers=prepared.has_free_attention,
+            prepared.model, declared, first.states, first.recurrent, replaces_mixers=replaces_mixers
         )
         for layer in layers:
             layer.install()

@@ -43,7 +43,7 @@ def test_neighbouring_parts_of_one_target_are_a_segment(
         ),
         (
             ModelProgram((Block("Mamba2", Target.CUDA, Target.MODULES),)),
-            "Triton's kernels run mixers in 1 and feed-forward parts in 0 of 1 layers, and transformers' modules run the rest",
+            "Triton's kernels run mixers in 1 and feed-forward parts in 0 of 1 layers, transformers' modules the rest",
         ),
         (whole(Target.MODULES), f"transformers' modules run all layers, because {REASON}"),
         (

@@ -14,6 +14,8 @@ from server.kernels.triton.available import has_driver
 from server.model.attention.kv_cache import KVCache
 from server.model.blocks.cuda import CudaAttention
 from server.model.blocks.grouped_attention.cuda import CudaGroupedAttention
+from server.model.checkpoint.read_config import read_config
+from server.model.from_config.program import program_of_config
 from server.model.program import Target
 from server.model.step import SequenceChunk
 from server.model.trunk.trunk import Trunk
@@ -100,6 +102,14 @@ def test_queries_that_are_scaled_by_their_position_stay_as_they_are(tmp_path: Pa
 def test_the_program_says_which_parts_the_kernels_run(tmp_path: Path) -> None:
     blocks = load("phimoe", tmp_path, with_triton=True).facts.program.blocks
     assert {(block.mixer, block.feed_forward) for block in blocks} == {(Target.CUDA, Target.MODULES)}  # a sparse mixer
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("family", ["qwen3_next", "longcat_flash", "gemma4_text"])
+def test_a_config_shows_which_parts_the_kernels_run(family: str, tmp_path: Path) -> None:
+    trunk, config = load(family, tmp_path, with_triton=True), read_config(tmp_path / "model")
+    found = program_of_config(config, torch.float32, None, trunk.catalog, triton_device=DEVICE)
+    assert found == trunk.facts.program
 
 
 def test_modules_run_where_triton_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
