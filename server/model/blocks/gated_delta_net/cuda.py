@@ -12,8 +12,8 @@ from server.model.blocks.recurrent.cuda import CudaRecurrentMixer, convolution_o
 from server.model.blocks.recurrent.mixer import CONV, RECURRENT, epsilon_of
 
 if TYPE_CHECKING:
-    from server.kernels.triton.recurrent_steps import Rows as StateRows
     from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
+    from server.model.blocks.recurrent.triton_step import Rows as StateRows
 
 
 class CudaGatedDeltaNet(CudaRecurrentMixer):
@@ -24,7 +24,8 @@ class CudaGatedDeltaNet(CudaRecurrentMixer):
     """
 
     def __init__(self, parts: GatedDeltaNetParts, place: CudaPlace):
-        from server.kernels.triton.recurrent_steps import MOST_STATE, VALUES, GatedDelta  # noqa: PLC0415  as above
+        from server.model.blocks.gated_delta_net.triton_step import VALUES, GatedDelta  # noqa: PLC0415  Triton
+        from server.model.blocks.recurrent.triton_step import MOST_STATE  # noqa: PLC0415  may not be installed
 
         module = parts.module
         heads, key_dim, value_dim = module.num_k_heads, module.head_k_dim, module.head_v_dim

@@ -17,8 +17,8 @@ from server.model.blocks.grouped_attention.mixer import VALUE_SCALE
 from server.model.hooks import AttentionOptions
 
 if TYPE_CHECKING:
-    from server.kernels.triton.head_preparation import HeadRule, ProjectedHeads
     from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+    from server.model.blocks.grouped_attention.triton_step import HeadRule, ProjectedHeads
 
 GIVES_KEYS = "store_full_length_kv"  # attribute of modules whose keys and values others may take (Gemma 4)
 
@@ -51,7 +51,7 @@ class CudaGroupedAttention(CudaAttention):
         )
 
     def run(self, attend: Attend, rows: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        from server.kernels.triton.head_preparation import ProjectedHeads  # noqa: PLC0415  may not be installed
+        from server.model.blocks.grouped_attention.triton_step import ProjectedHeads  # noqa: PLC0415  may not be installed
 
         query, key, value = self._project(rows)
         cosines, sines = (query, query) if angles is None else (part[0] for part in angles)
@@ -97,8 +97,8 @@ def _rule(parts: GroupedAttentionParts, declared: GroupedAttention, place: CudaP
     Raises:
         UnsupportedLayerError: the kernel does not know it.
     """
-    from server.kernels.triton.head_preparation import HeadRule  # noqa: PLC0415  may not be installed
-    from server.kernels.triton.heads import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.kernels.triton.rotation import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.model.blocks.grouped_attention.triton_step import HeadRule  # noqa: PLC0415  may not be installed
 
     assert parts.key is not None
     key_dim = int(parts.module.head_dim)

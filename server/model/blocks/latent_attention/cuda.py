@@ -18,8 +18,8 @@ from server.model.blocks.latent_attention.mixer import temperature_of
 from server.model.hooks import AttentionOptions
 
 if TYPE_CHECKING:
-    from server.kernels.triton.latent_preparation import LatentRule, ProjectedLatents
     from server.model.blocks.latent_attention.parts import LatentAttentionParts
+    from server.model.blocks.latent_attention.triton_step import LatentRule, ProjectedLatents
 
 Attend = Callable[[LatentProjection, "ProjectedLatents", AttentionOptions], torch.Tensor]
 
@@ -48,7 +48,7 @@ class CudaLatentAttention(CudaAttention):
         self._options = AttentionOptions(declared.scaling, declared.window or None)
 
     def run(self, attend: Attend, rows: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        from server.kernels.triton.latent_preparation import ProjectedLatents  # noqa: PLC0415  may not be installed
+        from server.model.blocks.latent_attention.triton_step import ProjectedLatents  # noqa: PLC0415  may not be installed
 
         parts = self._parts
         query, latent = torch.split(self.projections(rows), self._sizes, 1)
@@ -64,7 +64,7 @@ class CudaLatentAttention(CudaAttention):
 
 def _check(parts: LatentAttentionParts, declared: LatentAttention) -> None:
     """Raise ``UnsupportedLayerError`` if an attention has parts that the kernel does not know."""
-    from server.kernels.triton.latent_preparation import MOST_RANK  # noqa: PLC0415  may not be installed
+    from server.model.blocks.latent_attention.triton_step import MOST_RANK  # noqa: PLC0415  may not be installed
 
     norm, rank = parts.latent_norm, parts.expansion.rank
     is_plain = norm is not None and norm.kind is NormKind.RMS and norm.bias is None and len(norm.weight) == rank
@@ -93,8 +93,8 @@ def _rule(parts: LatentAttentionParts, declared: LatentAttention, place: CudaPla
     Raises:
         UnsupportedLayerError: the kernel does not know it.
     """
-    from server.kernels.triton.heads import HALVES, HALVES_OF_PAIRS, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
-    from server.kernels.triton.latent_preparation import LatentRule  # noqa: PLC0415  may not be installed
+    from server.kernels.triton.rotation import HALVES, HALVES_OF_PAIRS, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.model.blocks.latent_attention.triton_step import LatentRule  # noqa: PLC0415  may not be installed
 
     norm = parts.latent_norm
     assert norm is not None

@@ -12,8 +12,8 @@ from server.model.blocks.recurrent.cuda import CudaRecurrentMixer, convolution_o
 from server.model.blocks.recurrent.mixer import CONV, RECURRENT, epsilon_of
 
 if TYPE_CHECKING:
-    from server.kernels.triton.recurrent_steps import Rows as StateRows
     from server.model.blocks.mamba2.parts import Mamba2Parts
+    from server.model.blocks.recurrent.triton_step import Rows as StateRows
 
 
 class CudaMamba2(CudaRecurrentMixer):
@@ -24,7 +24,8 @@ class CudaMamba2(CudaRecurrentMixer):
     """
 
     def __init__(self, parts: Mamba2Parts, place: CudaPlace):
-        from server.kernels.triton.recurrent_steps import MOST_NORMED, MOST_STATE, Mamba2  # noqa: PLC0415  as above
+        from server.model.blocks.mamba2.triton_step import Mamba2  # noqa: PLC0415  Triton
+        from server.model.blocks.recurrent.triton_step import MOST_NORMED, MOST_STATE  # noqa: PLC0415  may not be installed
 
         module = parts.module
         heads, head_dim, state_size = module.num_heads, module.head_dim, module.ssm_state_size

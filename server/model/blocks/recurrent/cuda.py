@@ -17,8 +17,8 @@ from server.model.recurrent.recurrent_modules import SplitForward
 from server.model.recurrent.states import RecurrentBatch, StateCache, StateKey
 
 if TYPE_CHECKING:
-    from server.kernels.triton.recurrent_steps import Convolution
-    from server.kernels.triton.recurrent_steps import Rows as StateRows
+    from server.model.blocks.recurrent.triton_step import Convolution
+    from server.model.blocks.recurrent.triton_step import Rows as StateRows
 
 
 class CudaRecurrentMixer(CudaMixer):
@@ -59,7 +59,7 @@ class CudaRecurrentMixer(CudaMixer):
 
     def run(self, hidden_states: torch.Tensor, states: StateCache, batch: RecurrentBatch) -> torch.Tensor:
         """Return the output for a token of each sequence, ``(sequences, 1, hidden)``; write the states after it."""
-        from server.kernels.triton.recurrent_steps import Rows as StateRows  # noqa: PLC0415  may not be installed
+        from server.model.blocks.recurrent.triton_step import Rows as StateRows  # noqa: PLC0415  may not be installed
 
         projected = self.projections(hidden_states.flatten(0, 1))
         conv = states.tensor(self._conv)
@@ -75,7 +75,7 @@ class CudaRecurrentMixer(CudaMixer):
 
 def convolution_of(module: nn.Conv1d) -> Convolution:
     """Return a convolution of each channel as the kernels run it."""
-    from server.kernels.triton.recurrent_steps import Convolution  # noqa: PLC0415  may not be installed
+    from server.model.blocks.recurrent.triton_step import Convolution  # noqa: PLC0415  may not be installed
 
     bias = None if module.bias is None else module.bias.detach()
     return Convolution(module.weight.detach().squeeze(1).contiguous(), bias)

@@ -11,7 +11,7 @@ from server.model.blocks.recurrent.cuda import CudaRecurrentMixer, convolution_o
 from server.model.blocks.recurrent.mixer import CONV
 
 if TYPE_CHECKING:
-    from server.kernels.triton.recurrent_steps import Rows as StateRows
+    from server.model.blocks.recurrent.triton_step import Rows as StateRows
     from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 
 
@@ -24,6 +24,6 @@ class CudaShortConvolution(CudaRecurrentMixer):
         self._convolution = convolution_of(parts.convolution)
 
     def step(self, projected: torch.Tensor, rows: StateRows) -> torch.Tensor:
-        from server.kernels.triton.recurrent_steps import step_convolution  # noqa: PLC0415  may not be installed
+        from server.model.blocks.short_convolution.triton_step import step_convolution  # noqa: PLC0415  may not be installed
 
         return step_convolution(projected, self._convolution, rows)
