@@ -55,7 +55,7 @@ class CudaLayer:
 
     @property
     def block(self) -> Block:
-        """What runs where."""
+        """The program of the layer: what runs where."""
         feed_forward = Target.MODULES if None in self.feed_forward else Target.CUDA
         return Block(self.name, Target.MODULES if self.mixer is None else Target.CUDA, feed_forward)
 
