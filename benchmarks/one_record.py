@@ -3,8 +3,8 @@
     python -m benchmarks.one_record --folder DIR     # a folder on the disk to measure; writes 768 MB, takes a minute
 
 All reads are the expert store's own: direct, by as many threads as it has. Records have checksums, which the store
-compares; the thirds begin off a page, as in GGUF, and are copied to their slots. The forms take turns. ``misses`` is how
-many experts are asked for at once. The last line is one JSON object.
+compares; the thirds begin off a page, as in GGUF, and are copied to their slots. The forms take turns. Misses are of
+some experts at once. The last line is one JSON object.
 """
 
 from __future__ import annotations
