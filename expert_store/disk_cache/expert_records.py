@@ -32,7 +32,7 @@ KIND = "expert records"  # of the identity; another one where records are laid o
 
 
 class RecordLayout:
-    """Where the bytes of experts are in files, and where in records: all of an expert from a page on.
+    """Places of experts' bytes in files and in records: an expert's record begins on a page and has all of its parts.
 
     Args:
         recipes: of the experts, in the order of their records.
