@@ -33,6 +33,7 @@ class Router:
     near: float = 0.0  # difference of scores that the sparse mixer regards as small
     has_table: bool = False  # experts are those of tokens in a table; scores give weights alone
     num_shared: int = 0  # last rows of the matrix, which only weight experts that every token goes to
+    chooses: bool = True  # the module takes rows, at most with the correction, and returns logits, weights and choices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class LayerRouter:
     own: OwnRouter | None = None  # if it has a norm of its own
     table: torch.Tensor | None = None  # int32 (vocabulary, k): the experts of each token
     factor: float = 1.0  # the parameter that multiplies the weights of experts
+    chooses: bool = False  # see ``Router`` of declarations
 
 
 NO_ROUTER = LayerRouter(None)

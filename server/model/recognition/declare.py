@@ -188,6 +188,7 @@ def _router(spec: RouterSpec, found: LayerRouter, module: Any, names: _Names) ->
         near=shortest(spec.near),
         has_table=found.table is not None,
         num_shared=weights.num_shared,
+        chooses=found.chooses,
     )
 
 
