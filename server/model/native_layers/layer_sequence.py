@@ -204,7 +204,7 @@ class LayerSequence:
         """Run some of the experts of a layer that is finished once those for images have run, too."""
         del are_last
         call = self._workspace.call
-        self._kernels.chosen_experts(self.specs[part.index], call, part.place, places, slots, are_last=False)
+        self._kernels.chosen_experts(self.specs[part.spec_index], call, part.place, places, slots, are_last=False)
 
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
