@@ -11,7 +11,7 @@ from server.kernels.native.structures.layers import HeadCall, LayerSpec, Router,
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-INTERFACE = "9d4e9b05a4957334"
+INTERFACE = "213474a79c59d2c3"
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # the types of their results and arguments
     "greenroom_interface": (c_char_p, []),
     "greenroom_level": (c_char_p, [c_char_p]),

@@ -59,6 +59,7 @@ struct StepCall {
                                        // whose parts add their results to `hidden`; or null
   const int32_t* token_ids;            // (tokens), which routers with a table choose by
   float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds; null for the kernels' own
+  float* router_rows;                  // (tokens, width): what routers with an MLP carry to the next layer; null for the kernels' own
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;
