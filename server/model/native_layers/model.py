@@ -216,13 +216,19 @@ class NativeModel:
     def pass_token_bytes(self) -> int:
         """Bytes that a pass holds for each of its tokens."""
         recorded = np.dtype(np.int64).itemsize * sum(self._sequence.top_ks)  # choices of all layers
-        return self._workspace.token_bytes + self._deferred_bytes + recorded
+        carried = np.dtype(np.float32).itemsize * self._carried_numbers
+        return self._workspace.token_bytes + self._deferred_bytes + carried + recorded
 
     @property
     def _deferred_bytes(self) -> int:
         """Bytes a token of results of experts that a later layer adds."""
         adds = any(layer.spec.adds_deferred for layer in self._layers)
         return int(self._workspace.call.hidden_size) * np.dtype(np.float32).itemsize if adds else 0
+
+    @property
+    def _carried_numbers(self) -> int:
+        """Numbers of a token that routers carry from layer to layer."""
+        return max((layer.router_mlp.width for layer in self._layers if layer.router_mlp is not None), default=0)
 
     def begin_pass(
         self,
@@ -275,6 +281,9 @@ class NativeModel:
         if self._deferred_bytes:
             deferred = np.empty_like(workspace.hidden)
             workspace.call.deferred, keeps = deferred.ctypes.data, (*keeps, deferred)
+        if self._carried_numbers:
+            carried = np.empty((workspace.call.tokens, self._carried_numbers), np.float32)
+            workspace.call.router_rows, keeps = carried.ctypes.data, (*keeps, carried)
         ends = accumulate(len(chunk.token_ids) for chunk in chunks)
         last_rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.num_logits]
         return PassStep(step.tokens, workspace, step.experts, image_rows, keeps, snapshots, last_rows)

@@ -226,7 +226,6 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
   if (router->mlp) {
     phases.run();
     rows = run_router_mlp(context, *router->mlp, layer, step, rows, panel);
-    next = nullptr;  // whose MLP takes what this one carries
   }
 
   LoraSums& lora = context.router_lora;

@@ -84,7 +84,7 @@ const float* run_router_mlp(Context& context, const RouterMlp& mlp, const LayerS
 const char* check_router_mlp(const RouterMlp& mlp, int64_t hidden_size);
 
 // Normalises the hidden states for the feed-forward part, and chooses experts if there is a router, which may have a norm
-// of its own. A step with predictions applies the next layer's router to the same rows, unless it has an MLP; `next` may be null.
+// of its own. A step with predictions applies the next layer's router to the same rows; `next` may be null.
 void norm_and_route(Context& context, const LayerSpec& layer, const Router* router, const Norm& router_norm,
                     const StepCall& step, int64_t place, const Router* next = nullptr);
 
