@@ -11,7 +11,7 @@ from server.kernels.native.structures.layers import HeadCall, LayerSpec, Router,
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-INTERFACE = "213474a79c59d2c3"
+INTERFACE = "84913bd0726d7b5e"
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # the types of their results and arguments
     "greenroom_interface": (c_char_p, []),
     "greenroom_level": (c_char_p, [c_char_p]),

@@ -218,7 +218,6 @@ class RouterMlp(Structure):
 @structure
 class Router(Structure):
     matrix: Matrix = field(Matrix)
-    mlp: Address = field(c_void_p)
     bias: Address = field(c_void_p)
     correction: Address = field(c_void_p)
     expert_scales: Address = field(c_void_p)
@@ -235,6 +234,7 @@ class Router(Structure):
     num_shared: int = field(c_int64)
     logits_scale: float = field(c_float)
     num_skips: int = field(c_int32)
+    mlp: Address = field(c_void_p)
 
 
 # src/layers/mixture.h

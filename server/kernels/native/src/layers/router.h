@@ -29,7 +29,6 @@ struct RouterMlp {
 
 struct Router {
   Matrix matrix;            // (experts, hidden), or (experts, width) with an MLP
-  const RouterMlp* mlp;     // or null
   const float* bias;        // (experts) or null
   const float* correction;  // (experts) or null; added to the scores only for the choice
   const float* expert_scales;  // (experts) or null; factors of their weights
@@ -46,6 +45,7 @@ struct Router {
   int64_t num_shared;       // rows after the experts', whose scores count in the sum that weights are divided by
   float logits_scale;       // factor of the logits
   int32_t num_skips;        // last rows that tokens choose among, which stand for no expert and have no weight
+  const RouterMlp* mlp;     // or null
 };
 }  // extern "C"
 
