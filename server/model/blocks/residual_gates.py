@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from server.kernels.native.structures.layers import ResidualGate
 from server.model.blocks.kept_tensors import KeptTensors

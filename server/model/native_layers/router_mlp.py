@@ -96,9 +96,11 @@ class RouterMlpParts:
         Args:
             kept: keeps its numbers.
         """
-        linears: list[Any] = [self.down, self.first, self.second]
-        spec = RouterMlp(*map(matrix_of, linears), *(kept.keep(each.bias) for each in linears), kept.keep(self.carried))
-        spec.norm = kept.norm(self.norm)
+        spec = RouterMlp(carried=kept.keep(self.carried), norm=kept.norm(self.norm))
+        linears = {"down": self.down, "first": self.first, "second": self.second}
+        for name, linear in linears.items():
+            setattr(spec, name, matrix_of(linear))
+            setattr(spec, f"{name}_bias", kept.keep(linear.bias))
         return addressof(kept.own(spec))
 
 

@@ -242,7 +242,7 @@ class _Recogniser:
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
-        trial = run_trial(parts.block, router, DTYPE, own_router, table, owner.mlp)
+        trial = run_trial(parts.block, router, DTYPE, own_router, table=table, mlp=owner.mlp)
         mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, DTYPE)
         mixture.router.scale = owner.factor * self._factors.nearest(mixture.router.scale / owner.factor)
 
@@ -278,7 +278,7 @@ class _Recogniser:
         embedded = embedded_rows(embeddings, torch.tensor(self._twin.tokens))
         norm = norm_of_rows(embeddings, embedded.shape[1], self._body)
         if norm is not None and norm.module is self._body:
-            embedded = embedded * norm.weight + norm.bias
+            embedded = embedded * norm.weight + (0.0 if norm.bias is None else norm.bias)
         elif norm is not None:
             embedded = norm.module(embedded)
         given = captured.layers[0].given

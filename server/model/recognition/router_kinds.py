@@ -82,6 +82,7 @@ def run_trial(
     router: RouterWeights,
     dtype: torch.dtype,
     own: OwnRouter | None = None,
+    *,
     table: torch.Tensor | None = None,
     mlp: RouterMlpParts | None = None,
 ) -> Trial:

@@ -1,4 +1,4 @@
-"""Mixing of queries and keys with those of the tokens before, and values that are taken from the token before (ZAYA)."""
+"""Queries and keys that are mixed with those of the tokens before, and values of the token before (ZAYA)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.matrices import Matrix
 from server.kernels.native.structures.mixers import Convolution, HeadMixing
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.kept_tensors import KeptTensors
@@ -52,15 +53,17 @@ class HeadMixingParts:
     def find(cls, attention: Any) -> Self | None:
         """Return the parts of an attention; None if it has others."""
         module, norm = getattr(attention, MIXED, None), getattr(attention, NORM, None)
-        linears, convolutions = (
-            [getattr(module, name, None) for name in names] for names in (LINEAR_NAMES, CONVOLUTION_NAMES)
-        )
-        are_known = all(isinstance(each, LINEARS) for each in linears) and isinstance(norm, nn.Module)
-        if not are_known or not all(isinstance(each, nn.Conv1d) and each.bias is not None for each in convolutions):
+        parts: list[Any] = [getattr(module, name, None) for name in (*LINEAR_NAMES, *CONVOLUTION_NAMES)]
+        linears, convolutions = parts[: len(LINEAR_NAMES)], parts[len(LINEAR_NAMES) :]
+        if not all(isinstance(each, LINEARS) for each in linears):
             return None
-        if not isinstance(getattr(norm, KEY_FACTORS, None), nn.Parameter):
+        if not all(isinstance(each, nn.Conv1d) and each.bias is not None for each in convolutions):
             return None
-        return cls(module, *linears, *convolutions, norm)
+        if norm is None or not isinstance(getattr(norm, KEY_FACTORS, None), nn.Parameter):
+            return None
+        query, key, value, delayed = linears
+        channels, of_heads = convolutions
+        return cls(module, query, key, value, delayed, channels, of_heads, norm)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that are known, but for those of projections."""
@@ -84,9 +87,7 @@ class HeadMixingParts:
         """The convolution of values."""
         is_delayed = torch.arange(self.value.out_features + self.delayed.out_features) >= self.value.out_features
         biases = [each.bias.detach().float().cpu() for each in (self.value, self.delayed) if each.bias is not None]
-        return Delay(
-            self.module, torch.stack([is_delayed, ~is_delayed]).float(), torch.cat(biases) if biases else None
-        )
+        return Delay(self.module, torch.stack([is_delayed, ~is_delayed]).float(), torch.cat(biases) if biases else None)
 
 
 class NativeHeadMixing:
@@ -112,8 +113,6 @@ class NativeHeadMixing:
         self._shape = StateShape((width - 1 + taps - 1, count), torch.float32)
         weight = of_heads.weight.detach()  # (channels, dim, taps)
         weight = weight.transpose(1, 2).flatten(1).to(weight.dtype if weight.dtype in PLAIN else torch.float32)
-        matrix = plain_matrix(self._hold(weight))
-        assert matrix is not None
         kv_heads = parts.key.out_features // dim
         self.spec = HeadMixing(
             channels=Convolution(
@@ -124,16 +123,19 @@ class NativeHeadMixing:
                 channels=count,
                 dilation=1,
             ),
-            of_heads=matrix,
+            of_heads=self._plain(weight),
             bias=self._kept.keep(of_heads.bias),
             heads=num_heads - kv_heads,
             kv_heads=kv_heads,
             taps=taps,
         )
 
-    def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._kept.hold(tensor := tensor.contiguous())
-        return tensor
+    def _plain(self, weight: torch.Tensor) -> Matrix:
+        weight = weight.contiguous()
+        self._kept.hold(weight)
+        matrix = plain_matrix(weight)
+        assert matrix is not None
+        return matrix
 
     @property
     def address(self) -> int:
@@ -149,8 +151,9 @@ class NativeHeadMixing:
         assert states is not None
         self.spec.channels.states = states.tensor(self._key).data_ptr()
 
-    def projection(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the weights of queries and of keys as those of one linear layer, and their biases."""
+    def projection(self) -> tuple[Matrix, int | None]:
+        """Return the weights of queries and of keys as one matrix, and the address of their biases, for trials."""
         linears: list[Any] = [self.parts.query, self.parts.key]
         biases = [each.bias for each in linears if each.bias is not None]
-        return torch.cat([each.weight for each in linears]).detach(), torch.cat(biases) if biases else None
+        weight = torch.cat([each.weight for each in linears]).detach()
+        return self._plain(weight), self._kept.keep(torch.cat(biases)) if biases else None

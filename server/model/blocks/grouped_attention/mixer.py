@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from server.kernels.native.linear import plain_matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.kernels.native.structures.mixers import GateKind, GroupedAttention, MixerKind, RopeKind
@@ -26,7 +25,6 @@ from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.relative_biases import NativeRelativeBiases
 from server.model.blocks.grouped_attention.rotation import fit_rotation, rotations
 from server.model.blocks.grouped_attention.token_convolution import TokenConvolution
-from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import matrix_of, no_matrix
 from server.model.blocks.mixer import ChosenKeys, LayerPlace, MixerTrial, RotaryMixer
 from server.model.blocks.norms import Norm
@@ -417,11 +415,8 @@ class TrialAttention(GroupedAttentionMixer):
             query, query_bias = mixer._experts.spec.query, None  # noqa: SLF001
             trial.experts, trial.query, trial.query_bias, trial.has_keys_in_query = None, query, None, 0
             trial.heads = query.outputs // own.key_dim
-        kept = KeptTensors()
         if mixer._mixing is not None:  # noqa: SLF001
-            weight, bias = mixer._mixing.projection()  # noqa: SLF001  keys behind the queries
-            query, query_bias = plain_matrix(weight), kept.keep(bias)
-            kept.hold(weight)
+            query, query_bias = mixer._mixing.projection()  # noqa: SLF001  with keys behind the queries
             trial.query, trial.query_bias, trial.heads = query, query_bias, own.heads + own.kv_heads
         trial.gate, trial.gate_kind, trial.result_norm = no_matrix(), GateKind.NONE, None
         trial.relative = trial.key_convolution = trial.value_convolution = None
@@ -434,8 +429,7 @@ class TrialAttention(GroupedAttentionMixer):
         trial.kv_heads, trial.value_dim = trial.heads, own.key_dim
         trial.output = Matrix(format=Format.FLOAT32, outputs=query.inputs, inputs=size, data=nothing.data_ptr())
         found = cls(mixer.module, mixer.index, trial, num_tokens, scale_of=mixer._scale_of)  # noqa: SLF001
-        for each in (nothing, *kept):
-            found.kept.hold(each)
+        found.kept.hold(nothing)
         return found
 
     @property
