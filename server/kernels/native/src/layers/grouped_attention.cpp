@@ -618,6 +618,8 @@ const char* check(const void* mixer, int64_t hidden_size) {
     if (const char* reason = check_relative_biases(*spec.relative, spec.heads, hidden_size)) return reason;
     if (spec.indexer || spec.pools || spec.looks_ahead) return "relative biases of other keys than those before a token";
   }
+  const bool has_delay = spec.delayed.outputs && spec.value_convolution;
+  if (!spec.key_convolution != !spec.value_convolution && !has_delay) return "a convolution of its keys or its values alone";
   for (const Convolution* each : {spec.key_convolution, spec.value_convolution}) {
     if (!each) continue;
     if (const char* reason = check_convolution(*each)) return reason;
@@ -625,8 +627,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
     if (!has_size || shares_keys || has_keys) return "convolutions that don't fit its keys and values";
   }
   if (spec.delayed.outputs) {
-    const bool fits = spec.value_convolution && is_shaped(spec.delayed, spec.delayed.outputs, hidden_size);
-    if (!fits) return "values of the token before without a convolution that takes them";
+    if (!has_delay || !is_shaped(spec.delayed, spec.delayed.outputs, hidden_size)) return "values of the token before without a convolution that takes them";
   }
   if (spec.mixing) {
     if (has_gates || spec.has_gates_in_query || has_keys || spec.relative || spec.indexer || spec.pools) return "mixed heads beside other parts";
