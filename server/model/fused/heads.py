@@ -121,7 +121,7 @@ def _parts_of(module: nn.Module, declared: GroupedAttention) -> GroupedAttention
         parts = GroupedAttentionParts.find(module, keeps_state=False)
     except UnsupportedLayerError:
         return None
-    if parts is None or parts.key is None or parts.convolutions:
+    if parts is None or parts.key is None or parts.convolutions or parts.mixing is not None:
         return None
     others = parts.gate, parts.gate_bias, parts.indexer, parts.pools, parts.relative, parts.result_norm
     is_plain = all(part is None for part in (*others, declared.query_scale)) and not declared.norms_rotated

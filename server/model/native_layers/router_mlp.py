@@ -53,7 +53,7 @@ class RouterMlpParts:
 
     @property
     def correction(self) -> torch.Tensor | None:
-        """What is added to scores for the choice."""
+        """The numbers that are added to scores for the choice."""
         found: torch.Tensor | None = getattr(self.module, CORRECTION, None)
         return found
 
