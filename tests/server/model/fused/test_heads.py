@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.zaya.modeling_zaya import ZayaAttention
 
 from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
 from server.model.attention.kv_cache import KVCache
-from server.model.fused.heads import FusedAttention
+from server.model.blocks.grouped_attention.declaration import GroupedAttention
+from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
+from server.model.fused.heads import FusedAttention, _parts_of
 from server.model.fused.latents import FusedLatentAttention
 from server.model.step import SequenceChunk
 from server.model.trunk.trunk import Trunk
@@ -73,6 +76,12 @@ def logits(trunk: Trunk) -> torch.Tensor:
     finally:
         store.close()
     return torch.cat(results)
+
+
+def test_mixed_heads_are_unknown_to_the_kernel() -> None:
+    attention = ZayaAttention(make_small_config("zaya"), 0)
+    assert GroupedAttentionParts.find(attention, keeps_state=False) is not None
+    assert _parts_of(attention, GroupedAttention("self_attn", scaling=1.0)) is None
 
 
 @pytest.mark.usefixtures("_kernels")
