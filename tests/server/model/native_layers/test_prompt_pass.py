@@ -25,7 +25,14 @@ from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import wait_until_idle
 
-SOME = ("qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5_moe", "gemma4")  # keys and values, latents, states, windows
+SOME = (  # keys and values, latents, states, windows, and rows that routers carry
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_5_moe",
+    "gemma4",
+    "zaya",
+)
 FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
     "qwen3_moe",
     "gpt_oss",
@@ -38,6 +45,7 @@ FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
     "minimax",
     "lfm2_moe",
     "longcat_flash",
+    "zaya",
 )
 BLOCK = 16
 NUM_BLOCKS = 12
