@@ -63,7 +63,7 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
 
     Args:
         model: the model; on the meta device, this ties its weights, which those of a loaded one are already.
-        takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
+        takes_all_widths: also find those of routers, and others with as many outputs as there are experts.
     """
     embedding = model.get_input_embeddings()
     if model.device.type == "meta" and isinstance(getattr(embedding, NAME, None), nn.Parameter):  # it is not quantised
@@ -71,7 +71,8 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     experts = () if takes_all_widths else experts_modules(model).values()
     widths = {module.num_experts + getattr(module, "num_identities", 0) for module in experts}  # outputs of routers
-    routers = [module for module in model.modules() if type(module).__name__.endswith(ROUTER)]
+    named = () if takes_all_widths else model.modules()
+    routers = [module for module in named if type(module).__name__.endswith(ROUTER)]
     of_routers = {child for router in routers for child in router.modules()}
     inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model) - of_routers
     return {
