@@ -25,7 +25,7 @@ from server.model.fused.recorded_calls import RecordedCall, angles_of, hidden_of
 from server.model.hooks import AttentionOptions, current_hooks
 
 if TYPE_CHECKING:
-    from server.kernels.triton.head_preparation import HeadRule, ProjectedHeads
+    from server.model.blocks.grouped_attention.triton_step import HeadRule, ProjectedHeads
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class FusedAttention:
 
     def run(self, attend: Attend, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> Any:
         """Return what the module returns."""
-        from server.kernels.triton.head_preparation import ProjectedHeads  # noqa: PLC0415  may not be installed
+        from server.model.blocks.grouped_attention.triton_step import ProjectedHeads  # noqa: PLC0415  may not be installed
 
         query, key, value = self._project(hidden.flatten(0, -2))
         cosines, sines = (query, query) if angles is None else (part[0] for part in angles)
@@ -130,8 +130,8 @@ def _parts_of(module: nn.Module, declared: GroupedAttention) -> GroupedAttention
 
 def _rule(parts: GroupedAttentionParts, rope: RopeKind, columns: PairAngles, call: RecordedCall) -> HeadRule | None:
     """Return the rule of a module's heads; None if the kernel does not know it."""
-    from server.kernels.triton.head_preparation import HeadRule  # noqa: PLC0415  may not be installed
-    from server.kernels.triton.heads import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.kernels.triton.rotation import HALVES, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.model.blocks.grouped_attention.triton_step import HeadRule  # noqa: PLC0415  may not be installed
 
     heads, _, key_dim = call.query.shape
     options, rotated, step = call.options, 0, 1

@@ -27,7 +27,7 @@ from server.model.fused.recorded_calls import RecordedCall, angles_of, hidden_of
 from server.model.hooks import AttentionOptions, current_hooks
 
 if TYPE_CHECKING:
-    from server.kernels.triton.latent_preparation import LatentRule, ProjectedLatents
+    from server.model.blocks.latent_attention.triton_step import LatentRule, ProjectedLatents
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class FusedLatentAttention:
 
     def run(self, attend: Attend, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> Any:
         """Return what the module returns."""
-        from server.kernels.triton.latent_preparation import ProjectedLatents  # noqa: PLC0415  may not be installed
+        from server.model.blocks.latent_attention.triton_step import ProjectedLatents  # noqa: PLC0415  may not be installed
 
         parts = self._parts
         query, latent = torch.split(self.projections(hidden.flatten(0, -2)), self._sizes, 1)
@@ -117,7 +117,7 @@ def fuse_latents(
 
 def _parts_of(module: nn.Module, declared: LatentAttention) -> LatentAttentionParts | None:
     """Return the parts of a module without any that the kernel does not know."""
-    from server.kernels.triton.latent_preparation import MOST_RANK  # noqa: PLC0415  may not be installed
+    from server.model.blocks.latent_attention.triton_step import MOST_RANK  # noqa: PLC0415  may not be installed
 
     try:
         parts = LatentAttentionParts.find(module, keeps_state=False)
@@ -161,8 +161,8 @@ def _rule(parts: LatentAttentionParts, rope: RopeKind, columns: PairAngles, call
     Args:
         call: with ``_numbered_keys``.
     """
-    from server.kernels.triton.heads import HALVES, HALVES_OF_PAIRS, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
-    from server.kernels.triton.latent_preparation import LatentRule  # noqa: PLC0415  may not be installed
+    from server.kernels.triton.rotation import HALVES, HALVES_OF_PAIRS, NOT_ROTATED, PAIRS  # noqa: PLC0415  as above
+    from server.model.blocks.latent_attention.triton_step import LatentRule  # noqa: PLC0415  may not be installed
 
     norm, sizes = parts.latent_norm, (parts.expansion.nope_dim, parts.rope_dim)
     assert norm is not None

@@ -26,8 +26,8 @@ from server.model.recurrent.rows import Rows
 from server.model.recurrent.states import RecurrentBatch, RecurrentCache, StateCache, StateKey, StateShapes
 
 if TYPE_CHECKING:
-    from server.kernels.triton.recurrent_steps import Convolution
-    from server.kernels.triton.recurrent_steps import Rows as StateRows
+    from server.model.blocks.recurrent.triton_step import Convolution
+    from server.model.blocks.recurrent.triton_step import Rows as StateRows
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class FusedMixer(ABC):
 
     def run(self, hidden_states: torch.Tensor, states: StateCache, batch: RecurrentBatch) -> torch.Tensor:
         """Return the output for a token of each sequence, ``(sequences, 1, hidden)``; write the states after it."""
-        from server.kernels.triton.recurrent_steps import Rows as StateRows  # noqa: PLC0415  may not be installed
+        from server.model.blocks.recurrent.triton_step import Rows as StateRows  # noqa: PLC0415  may not be installed
 
         projected = self._inputs(hidden_states.flatten(0, 1))
         conv = states.tensor(self._conv)
@@ -81,7 +81,7 @@ class FusedShortConvolution(FusedMixer):
         self._convolution = _convolution(parts.convolution)
 
     def step(self, projected: torch.Tensor, rows: StateRows) -> torch.Tensor:
-        from server.kernels.triton.recurrent_steps import step_convolution  # noqa: PLC0415  may not be installed
+        from server.model.blocks.short_convolution.triton_step import step_convolution  # noqa: PLC0415  may not be installed
 
         return step_convolution(projected, self._convolution, rows)
 
@@ -90,7 +90,8 @@ class FusedGatedDeltaNet(FusedMixer):
     """A gated delta net."""
 
     def __init__(self, parts: GatedDeltaNetParts):
-        from server.kernels.triton.recurrent_steps import MOST_STATE, VALUES, GatedDelta  # noqa: PLC0415  as above
+        from server.model.blocks.gated_delta_net.triton_step import VALUES, GatedDelta  # noqa: PLC0415  as above
+        from server.model.blocks.recurrent.triton_step import MOST_STATE  # noqa: PLC0415  as above
 
         module = parts.module
         super().__init__(module.layer_idx, parts.inputs, parts.output)
@@ -123,7 +124,8 @@ class FusedMamba2(FusedMixer):
     """Mamba-2."""
 
     def __init__(self, parts: Mamba2Parts):
-        from server.kernels.triton.recurrent_steps import MOST_NORMED, MOST_STATE, Mamba2  # noqa: PLC0415  as above
+        from server.model.blocks.mamba2.triton_step import Mamba2  # noqa: PLC0415  as above
+        from server.model.blocks.recurrent.triton_step import MOST_NORMED, MOST_STATE  # noqa: PLC0415  as above
 
         module = parts.module
         super().__init__(module.layer_idx, [parts.input], parts.output)
@@ -188,7 +190,7 @@ def _find(module: nn.Module) -> FusedMixer | None:
 
 
 def _convolution(module: nn.Conv1d) -> Convolution:
-    from server.kernels.triton.recurrent_steps import Convolution  # noqa: PLC0415  may not be installed
+    from server.model.blocks.recurrent.triton_step import Convolution  # noqa: PLC0415  may not be installed
 
     bias = None if module.bias is None else module.bias.detach()
     return Convolution(module.weight.detach().squeeze(1).contiguous(), bias)

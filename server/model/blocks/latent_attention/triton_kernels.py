@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from server.kernels.triton.heads import rotate_row
+from server.kernels.triton.rotation import rotate_row
 
 
 @triton.jit

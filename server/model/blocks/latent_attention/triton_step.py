@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from server.kernels.triton import latents as kernels
 from server.kernels.triton.decode_attention import PagedKeys
+from server.model.blocks.latent_attention import triton_kernels as kernels
 
 MOST_RANK = 1 << 12  # numbers of a latent, which one program holds in registers
 
@@ -54,32 +54,24 @@ class ProjectedLatents:
         dim = self.rule.nope_dim + self.rule.rope_dim
         return self.query.view(len(self.query), -1, dim).transpose(0, 1)
 
-
-def prepare(
-    latents: ProjectedLatents, slots: torch.Tensor, cache: PagedKeys, to_keys: torch.Tensor | None, *, keeps_rows: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write a step's rows to the cache; return queries and rows, ``(heads or 1, tokens, rank + rope_dim)``.
-
-    Args:
-        slots: of the tokens, int32.
-        to_keys: ``(heads, nope_dim, rank)`` absorbs the expansion of latents into queries; None leaves their first part
-            unset.
-        keeps_rows: False if the rows are not to be returned; what is returned then is not set.
-    """
-    rule, queries, rank = latents.rule, latents.by_head, len(latents.rule.norm)
-    num_heads, count, width = len(queries), len(latents.query), rank + rule.rope_dim
-    absorbed = queries.new_empty(num_heads, count, width)
-    rows = queries.new_empty(1, count if keeps_rows else 0, width)
-    if to_keys is not None:
-        torch.bmm(queries[..., : rule.nope_dim], to_keys, out=absorbed[..., :rank])
-    kernels.prepare_latents[count, num_heads + 1](
-        slots, latents.query, latents.latent, rule.norm, latents.cosines, latents.sines, absorbed,
-        rows if keeps_rows else absorbed, cache.keys, latents.query.stride(0), latents.latent.stride(0),
-        latents.cosines.stride(0), absorbed.stride(0), absorbed.stride(1), cache.keys.stride(1), num_heads,
-        rule.nope_dim, rank, rule.rope_dim, rule.rope_dim // 2, rule.epsilon, ROTATION=rule.rotation, STEP=rule.step,
-        KEEPS_ROWS=keeps_rows, **options_of(rank, rule.rope_dim),
-    )  # fmt: skip
-    return absorbed, rows
+    def prepare(
+        self, slots: torch.Tensor, cache: PagedKeys, to_keys: torch.Tensor | None, *, keeps_rows: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``attention.projected.ProjectedLatents``."""
+        rule, queries, rank = self.rule, self.by_head, len(self.rule.norm)
+        num_heads, count, width = len(queries), len(self.query), rank + rule.rope_dim
+        absorbed = queries.new_empty(num_heads, count, width)
+        rows = queries.new_empty(1, count if keeps_rows else 0, width)
+        if to_keys is not None:
+            torch.bmm(queries[..., : rule.nope_dim], to_keys, out=absorbed[..., :rank])
+        kernels.prepare_latents[count, num_heads + 1](
+            slots, self.query, self.latent, rule.norm, self.cosines, self.sines, absorbed,
+            rows if keeps_rows else absorbed, cache.keys, self.query.stride(0), self.latent.stride(0),
+            self.cosines.stride(0), absorbed.stride(0), absorbed.stride(1), cache.keys.stride(1), num_heads,
+            rule.nope_dim, rank, rule.rope_dim, rule.rope_dim // 2, rule.epsilon, ROTATION=rule.rotation,
+            STEP=rule.step, KEEPS_ROWS=keeps_rows, **options_of(rank, rule.rope_dim),
+        )  # fmt: skip
+        return absorbed, rows
 
 
 def options_of(rank: int, rope_dim: int) -> dict[str, int]:
