@@ -40,6 +40,7 @@ def layer(config: Any, kind: str, rotary: int) -> Layer:
         is_normalised=False,
         num_skips=1,
         has_mlp=True,
+        chooses=False,
     )
     return Layer(
         mixer=attention,

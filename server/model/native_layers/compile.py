@@ -22,7 +22,7 @@ from server.model.blocks.capture import RotaryCall
 from server.model.blocks.declaration import RotaryDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
-from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
+from server.model.blocks.mixer import LayerPlace, RotaryMixer
 from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.no_mixer.mixer import NoMixer
 from server.model.blocks.no_mixer.parts import NoMixerParts
@@ -31,7 +31,7 @@ from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.residual_convolution import ResidualConvolution
 from server.model.blocks.residual_gates import ResidualGateParts
 from server.model.blocks.streams import StreamMixParts, stream_parts_of
-from server.model.blocks.table import KINDS
+from server.model.blocks.table import PARTS
 from server.model.blocks.workspace import PairAngles, Positions, PositionTables, Workspace
 from server.model.declarations.declaration import Declaration, Experts, ImageExperts, Layer, Mlp, Router
 from server.model.experts.expert_layer import ExpertLayer
@@ -45,8 +45,6 @@ from server.model.native_layers.parts import Dense, Parts, Projections, dense_of
 from server.model.native_layers.router_mlp import RouterMlpParts
 from server.model.native_layers.shared_experts import SharedExperts
 from server.model.native_layers.spec import LayerRouter, build_layer, rotary_of, table_of
-
-PARTS: Mapping[type, type[MixerParts]] = {kind.declares: kind for kind in KINDS}
 
 
 def compile_model(

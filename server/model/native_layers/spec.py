@@ -41,6 +41,7 @@ class LayerRouter:
     table: torch.Tensor | None = None  # int32 (vocabulary, k): the experts of each token
     factor: float = 1.0  # the parameter that multiplies the weights of experts
     mlp: RouterMlpParts | None = None  # makes the rows that the weights take
+    chooses: bool = False  # see ``Router`` of declarations
 
 
 NO_ROUTER = LayerRouter(None)

@@ -190,6 +190,7 @@ def _router(spec: RouterSpec, found: LayerRouter, module: Any, names: _Names) ->
         num_shared=weights.num_shared,
         num_skips=weights.num_skips,
         has_mlp=found.mlp is not None,
+        chooses=found.chooses,
     )
 
 

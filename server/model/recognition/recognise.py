@@ -242,7 +242,8 @@ class _Recogniser:
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
-        trial = run_trial(parts.block, router, DTYPE, own_router, table=table, mlp=owner.mlp)
+        trial = run_trial(parts.block, router, DTYPE, own_router, table=table, mlp=owner.mlp, owner=parts.router)
+        self._routers[layer.spec.index] = replace(owner, chooses=trial.chooses)
         mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, DTYPE)
         mixture.router.scale = owner.factor * self._factors.nearest(mixture.router.scale / owner.factor)
 

@@ -11,8 +11,10 @@ from torch import nn
 
 from server.kernels.native.structures.mixers import GateKind
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.cuda import CudaGroupedAttention
 from server.model.blocks.grouped_attention.declaration import GroupedAttention
 from server.model.blocks.grouped_attention.head_experts import KEYS_AND_VALUES, HeadExpertsParts
 from server.model.blocks.grouped_attention.head_limits import HeadLimit
@@ -167,6 +169,9 @@ class GroupedAttentionParts(MixerParts):
 
     def build(self, declared: GroupedAttention, place: LayerPlace) -> GroupedAttentionMixer:
         return GroupedAttentionMixer(self, declared, place)
+
+    def for_cuda(self, declared: GroupedAttention, place: CudaPlace) -> CudaGroupedAttention:
+        return CudaGroupedAttention(self, declared, place)
 
 
 def _linear_of(module: Any) -> Any:

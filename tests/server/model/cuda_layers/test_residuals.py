@@ -11,8 +11,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 from server.kernels.residual_stream import ResidualStream
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
-from server.model.fused.norms import fuse_norms
-from server.model.fused.residuals import fuse_residuals
+from server.model.cuda_layers.norms import fuse_norms
+from server.model.cuda_layers.residuals import fuse_residuals
 from tests.families import make_config
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")

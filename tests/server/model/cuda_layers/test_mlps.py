@@ -9,7 +9,8 @@ from transformers.activations import ACT2FN
 
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
-from server.model.fused.mlps import FusedMlp, fuse_mlps
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.cuda_layers.mlps import CudaMlp
 
 pytest.importorskip("triton")
 
@@ -45,24 +46,25 @@ def make(activation: str) -> tuple[Mlp, torch.Tensor]:
 def test_rows_are_those_of_the_module(activation: str) -> None:
     mlp, rows = make(activation)
     expected = mlp(rows)
-    assert fuse_mlps(nn.Sequential(mlp), DEVICE) == 1
-    assert isinstance(mlp.forward, FusedMlp)
+    CudaMlp(mlp).install()
+    assert isinstance(mlp.forward, CudaMlp)
     assert torch.allclose(mlp(rows), expected, atol=1e-6)
 
 
 def test_a_module_with_an_adapter_runs_as_it_is() -> None:
     mlp, rows = make("silu")
     expected = mlp.down_proj(mlp.act_fn(2 * mlp.gate_proj(rows)) * mlp.up_proj(rows))
-    fuse_mlps(nn.Sequential(mlp), DEVICE)
+    CudaMlp(mlp).install()
     mlp.gate_proj.register_forward_hook(lambda _module, _given, output: 2 * output)
     assert torch.allclose(mlp(rows), expected, atol=1e-6)
 
 
-def test_an_activation_without_a_kernel_leaves_the_module() -> None:
-    assert fuse_mlps(nn.Sequential(make("tanh")[0]), DEVICE) == 0
+def test_another_activation_has_no_kernel() -> None:
+    with pytest.raises(UnsupportedLayerError, match="activation"):
+        CudaMlp(make("tanh")[0])
 
 
-def test_a_limit_of_the_activation_leaves_the_module() -> None:
+def test_a_limit_of_the_activation_has_no_kernel() -> None:
     """Numbers of the usual size do not reach it."""
 
     class Limited(Mlp):
@@ -70,4 +72,5 @@ def test_a_limit_of_the_activation_leaves_the_module() -> None:
             output: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=10.0)) * self.up_proj(x))
             return output
 
-    assert fuse_mlps(nn.Sequential(Limited("silu").to(DEVICE)), DEVICE) == 0
+    with pytest.raises(UnsupportedLayerError, match="activation"):
+        CudaMlp(Limited("silu").to(DEVICE))

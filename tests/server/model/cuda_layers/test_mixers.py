@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,18 +18,24 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
-from server.model.fused.mixers import fuse_mixers
+from server.model.blocks.cuda import CudaMixer, CudaPlace
+from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
+from server.model.blocks.mamba2.parts import Mamba2Parts
+from server.model.blocks.mixer import MixerParts
+from server.model.blocks.short_convolution.parts import ShortConvolutionParts
 from server.model.recurrent.recurrent_modules import (
     SplitForward,
     StateProbe,
     recurrent_batches,
     split_recurrent_modules,
 )
-from server.model.recurrent.states import StateCache, StepStates
+from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.step import SequenceChunk
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 HIDDEN, SLOTS, PROBED = 24, 4, 5
+PARTS: tuple[type[MixerParts], ...] = (GatedDeltaNetParts, Mamba2Parts, ShortConvolutionParts)
 DELTA = {  # two tiles of values, and sizes that are no powers of two
     "hidden_size": HIDDEN, "num_hidden_layers": 1, "layer_types": ["linear_attention"], "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 40,
@@ -62,6 +69,11 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(available, "missing", lambda _: None)
 
 
+def for_cuda(module: nn.Module, states: StateShapes) -> CudaMixer:
+    parts = next(found for kind in PARTS if (found := kind.find(module, keeps_state=True)) is not None)
+    return parts.for_cuda(parts.declares("mixer"), CudaPlace(DEVICE, None, states, shares_keys=False))
+
+
 class Mixer:
     """One mixer, which runs steps."""
 
@@ -76,11 +88,10 @@ class Mixer:
             self.module(torch.randn(1, PROBED, HIDDEN, device=DEVICE), cache=probe)
         split_recurrent_modules(probe.calls, PROBED)
         self.shapes = probe.shapes
-        self.num_fused = fuse_mixers(probe.calls, DEVICE, probe.shapes)
+        for_cuda(self.module, probe.shapes).install()
         forward: Any = self.module.forward
         assert isinstance(forward, SplitForward)
         self.split = forward
-        self.fused = forward.fused
 
     def step(self, chunks: Sequence[SequenceChunk], hidden: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the output of a step, and the states after it in all rows."""
@@ -100,7 +111,7 @@ CHUNKS = [SequenceChunk([1], 6, [], slot=3), SequenceChunk([1] * 3, 0, [], slot=
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_by_kernels_has_the_output_and_states_of_the_module(kind: str) -> None:
     mixer = Mixer(kind)
-    assert mixer.num_fused == 1
+    assert mixer.split.fused is not None
     hidden = torch.randn(1, 5, HIDDEN, device=DEVICE)
     found = mixer.step(CHUNKS, hidden)
     mixer.split.fused = None
@@ -116,3 +127,10 @@ def test_a_mixer_with_an_adapter_runs_as_its_module() -> None:
     mixer.module.in_proj.register_forward_hook(lambda _module, _inputs, output: 2 * output)
     after, _ = mixer.step(CHUNKS[2:], hidden)
     assert not torch.allclose(before, after)
+
+
+def test_a_mixer_with_states_of_another_shape_has_no_kernel() -> None:
+    mixer = Mixer("Mamba-2")
+    states = {key: replace(shape, shape=shape.shape[::-1]) for key, shape in mixer.shapes.items()}
+    with pytest.raises(UnsupportedLayerError, match="states"):
+        for_cuda(mixer.module, states)

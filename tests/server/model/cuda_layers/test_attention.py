@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.zaya.modeling_zaya import ZayaAttention
 
 from expert_store import ExpertStore
 from server.kernels.compute_pool import ComputePool
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
 from server.model.attention.kv_cache import KVCache
-from server.model.blocks.grouped_attention.declaration import GroupedAttention
-from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
-from server.model.fused.heads import FusedAttention, _parts_of
-from server.model.fused.latents import FusedLatentAttention
+from server.model.blocks.cuda import CudaAttention
+from server.model.blocks.grouped_attention.cuda import CudaGroupedAttention
+from server.model.checkpoint.read_config import read_config
+from server.model.from_config.program import program_of_config
+from server.model.program import Target
 from server.model.step import SequenceChunk
 from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
@@ -56,7 +56,7 @@ def load(family: str, folder: Path, *, with_triton: bool) -> Trunk:
 
 
 def num_fused(trunk: Trunk) -> int:
-    return sum(isinstance(module.forward, FusedAttention | FusedLatentAttention) for module in trunk._model.modules())
+    return sum(isinstance(module.forward, CudaAttention) for module in trunk._model.modules())
 
 
 def logits(trunk: Trunk) -> torch.Tensor:
@@ -78,12 +78,6 @@ def logits(trunk: Trunk) -> torch.Tensor:
     return torch.cat(results)
 
 
-def test_mixed_heads_are_unknown_to_the_kernel() -> None:
-    attention = ZayaAttention(make_small_config("zaya"), 0)
-    assert GroupedAttentionParts.find(attention, keeps_state=False) is not None
-    assert _parts_of(attention, GroupedAttention("self_attn", scaling=1.0)) is None
-
-
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_modules(family: str, tmp_path: Path) -> None:
@@ -99,9 +93,33 @@ def test_norms_of_all_heads_together_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_kernels")
+def test_mixed_heads_stay_as_they_are(tmp_path: Path) -> None:
+    assert num_fused(load("zaya", tmp_path, with_triton=True)) == 0
+
+
+@pytest.mark.usefixtures("_kernels")
 def test_queries_that_are_scaled_by_their_position_stay_as_they_are(tmp_path: Path) -> None:
     """Near positions have a scale of 1, so that no short prompt shows it."""
     assert num_fused(load("mistral4", tmp_path, with_triton=True)) == 0
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_the_program_says_which_parts_the_kernels_run(tmp_path: Path) -> None:
+    blocks = load("phimoe", tmp_path, with_triton=True).facts.program.blocks
+    assert {(block.mixer, block.feed_forward) for block in blocks} == {(Target.CUDA, Target.MODULES)}  # a sparse mixer
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("family", ["qwen3_next", "longcat_flash", "gemma4_text"])
+def test_a_config_shows_which_parts_the_kernels_run(family: str, tmp_path: Path) -> None:
+    trunk, config = load(family, tmp_path, with_triton=True), read_config(tmp_path / "model")
+    found = program_of_config(config, torch.float32, None, trunk.catalog, triton_device=DEVICE)
+    assert found == trunk.facts.program
+
+
+def test_modules_run_where_triton_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "missing", lambda _: "there is no driver")
+    assert num_fused(load("qwen3_moe", tmp_path, with_triton=True)) == 0
 
 
 @pytest.mark.usefixtures("_kernels")
@@ -110,7 +128,7 @@ def test_a_module_whose_projection_changes_runs_as_it_is(tmp_path: Path) -> None
     trunk = load("qwen3_moe", tmp_path, with_triton=True)
     assert num_fused(trunk) == trunk._model.config.num_hidden_layers
     before = logits(trunk)
-    attention = next(module for module in trunk._model.modules() if isinstance(module.forward, FusedAttention))
+    attention = next(module for module in trunk._model.modules() if isinstance(module.forward, CudaGroupedAttention))
     attention.v_proj.register_forward_hook(lambda _module, _given, output: 2 * output)
     doubled = logits(trunk)
     plain = load("qwen3_moe", tmp_path, with_triton=False)
