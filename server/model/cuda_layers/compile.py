@@ -17,6 +17,7 @@ from server.model.blocks.capture import RotaryCall
 from server.model.blocks.cuda import CudaMixer, CudaPlace, RotaryTable
 from server.model.blocks.declaration import MixerDeclaration, RotaryDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.no_mixer.declaration import NoMixer
 from server.model.blocks.table import PARTS
 from server.model.cuda_layers.mlps import CudaMlp
 from server.model.cuda_layers.routers import router_of
@@ -44,20 +45,20 @@ class CudaLayer:
     """The parts of a declared layer, None for those that its modules run."""
 
     name: str  # of the mixer's kind
-    mixer: Part | None
+    mixer: Sequence[Part | None]  # none, or one
     feed_forward: Sequence[Part | None]
 
     def install(self) -> None:
         """Let the layer call the parts in the places of their modules."""
-        for part in (self.mixer, *self.feed_forward):
+        for part in (*self.mixer, *self.feed_forward):
             if part is not None:
                 part.install()
 
     @property
     def block(self) -> Block:
-        """What runs where."""
-        feed_forward = Target.MODULES if None in self.feed_forward else Target.CUDA
-        return Block(self.name, Target.MODULES if self.mixer is None else Target.CUDA, feed_forward)
+        """The program of the layer: what runs where."""
+        mixer, others = (Target.MODULES if None in each else Target.CUDA for each in (self.mixer, self.feed_forward))
+        return Block(self.name, mixer, others)
 
 
 @torch.inference_mode()
@@ -106,7 +107,9 @@ class _Compiler:
 
     def layer(self, module: nn.Module, declared: Layer, replaces_mixers: bool) -> CudaLayer:
         """Return the parts of a layer that the kernels run."""
-        mixer = _tried(partial(self._mixer, module, declared.mixer)) if replaces_mixers else None
+        mixer: list[Part | None] = []
+        if not isinstance(declared.mixer, NoMixer):
+            mixer.append(_tried(partial(self._mixer, module, declared.mixer)) if replaces_mixers else None)
         return CudaLayer(type(declared.mixer).__name__, mixer, [*self._feed_forward(module, declared)])
 
     def _mixer(self, layer: nn.Module, declared: MixerDeclaration) -> CudaMixer:

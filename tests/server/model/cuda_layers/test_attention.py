@@ -110,7 +110,7 @@ def test_the_program_says_which_parts_the_kernels_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_kernels")
-@pytest.mark.parametrize("family", ["qwen3_next", "longcat_flash", "gemma4_text"])
+@pytest.mark.parametrize("family", ["qwen3_next", "longcat_flash", "gemma4_text", "nemotron_h"])
 def test_a_config_shows_which_parts_the_kernels_run(family: str, tmp_path: Path) -> None:
     trunk, config = load(family, tmp_path, with_triton=True), read_config(tmp_path / "model")
     found = program_of_config(config, torch.float32, None, trunk.catalog, triton_device=DEVICE)

@@ -160,6 +160,7 @@ int64_t width_of(const Mixture& mixture, const StepCall& step) {
 // The rows that experts take, (tokens, width).
 const float* rows_of_experts(Context& context, const Mixture& mixture, const StepCall& step) {
   if (!mixture.input_projection.outputs) return step.normed;
+  if (step.projected) return step.projected;
   return context.projected.reserve<float>(step.tokens * width_of(mixture, step) * 4);
 }
 
@@ -257,9 +258,9 @@ void weight_inputs(Context& context, const Router& router, const StepCall& step,
 }
 
 // The index in a layer's slots of the expert that a row of its router stands for; one beyond the last for an expert that
-// returns its input.
+// returns its input. A row of -1 stands for none.
 int64_t expert_of(const StepCall& step, const Mixture& mixture, int64_t place, int64_t token, int32_t row) {
-  if (!step.sets) return row;
+  if (!step.sets || row < 0) return row;
   if (row >= mixture.num_experts && (mixture.num_identities || mixture.router.num_skips)) return step.most_experts;
   const ExpertSets& sets = *step.sets;
   return sets.places[(place * sets.num_sets + set_of_row(step, token)) * sets.width + row];
@@ -295,7 +296,7 @@ bool lacks_predicted(Context& context, const LayerSpec& layer, const StepCall& s
 
 // The choices of a layer by expert.
 struct SortedChoices {
-  const int32_t* chosen;   // the index of each choice's expert in the layer's slots; from `num_experts` on there is none
+  const int32_t* chosen;   // the index of each choice's expert in the layer's slots; others are no experts
   const int32_t* numbers;  // by that index: the expert's number for adapters; null if they are the same
   int64_t* counts;         // rows of each expert
   uint64_t* given;         // room for the slot of each expert
@@ -306,6 +307,8 @@ struct SortedChoices {
   int32_t* choices;
   int64_t num_experts;
   int64_t num_choices;
+
+  bool is_expert(int32_t index) const { return index >= 0 && index < num_experts; }
 };
 
 // Finds the expert of each choice, and counts its rows.
@@ -331,7 +334,7 @@ SortedChoices count_choices(Context& context, const Mixture& mixture, const Step
   }
   std::fill(sorted.counts, sorted.counts + num_experts, 0);
   for (int64_t i = 0; i < num_choices; ++i) {
-    if (sorted.chosen[i] < num_experts) ++sorted.counts[sorted.chosen[i]];
+    if (sorted.is_expert(sorted.chosen[i])) ++sorted.counts[sorted.chosen[i]];
   }
   return sorted;
 }
@@ -364,7 +367,7 @@ bool run_sorted(Context& context, const LayerSpec& layer, const StepCall& step, 
   sorted.starts[num_used] = end;
   for (int64_t i = 0; i < sorted.num_choices; ++i) {
     const int32_t expert = sorted.chosen[i];
-    if (expert < sorted.num_experts && sorted.ends[expert] >= 0) sorted.choices[sorted.ends[expert]++] = static_cast<int32_t>(i);
+    if (sorted.is_expert(expert) && sorted.ends[expert] >= 0) sorted.choices[sorted.ends[expert]++] = static_cast<int32_t>(i);
   }
   LoraExperts lora = lora_of_experts(context, layer, step, sorted.used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};

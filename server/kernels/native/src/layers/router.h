@@ -69,7 +69,8 @@ inline int32_t* predicted_of(const StepCall& step, int64_t place) {
 
 // The weights that the latest router gave its shared rows, (tokens, num_shared).
 inline float* shares_of(Context& context, const Router& router, const StepCall& step) {
-  return router.num_shared ? context.shares.reserve<float>(step.tokens * router.num_shared * 4) : nullptr;
+  if (!router.num_shared) return nullptr;
+  return step.shares ? step.shares : context.shares.reserve<float>(step.tokens * router.num_shared * 4);
 }
 
 inline float* weights_of(const StepCall& step, int64_t place) {

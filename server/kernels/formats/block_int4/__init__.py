@@ -23,7 +23,7 @@ import torch
 
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import GROUP, Spec
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 TABLE = (-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74)
@@ -44,6 +44,7 @@ TRIED_ZEROS = range(1, LARGEST_ZERO + 1, 2)
 TRIED_SHARE = 0.97  # of the scale that maps the largest weight to the last number of the table
 NUM_REFITS = 2
 KINDS = (Format.Q4,)  # in the native kernels
+TAG = Tag(CODES, torch.uint8)
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
@@ -54,10 +55,6 @@ def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
         (name + SCALE, torch.uint16, (num_blocks, num_groups, OUTPUTS)),
         *blocks.shape_specs(name + CODES, out_features, in_features),
     ]
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + CODES in weights
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -15,12 +15,13 @@ import torch
 
 from server.kernels.formats.chunked import num_rows, project_chunks
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix, Size
 
 CODES, SCALE, TABLE = "_lookup", "_lookup_scale", "_lookup_table"
 NUMBERS = 16  # of a table
 KINDS = (Format.LOOKUP4,)  # in the native kernels
+TAG = Tag(CODES, torch.uint8)
 
 
 def specs(out_features: int, in_features: int, group: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -31,10 +32,6 @@ def specs(out_features: int, in_features: int, group: int) -> dict[str, tuple[to
         SCALE: (torch.float32, (out_features, groups)),
         TABLE: (torch.float32, (NUMBERS,)),
     }
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + CODES in weights
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

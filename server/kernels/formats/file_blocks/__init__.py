@@ -21,7 +21,7 @@ from server.kernels.formats import blocks
 from server.kernels.formats.blocks import OUTPUTS, Spec
 from server.kernels.formats.chunked import num_rows
 from server.kernels.native import ggml, library, slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 
@@ -50,6 +50,10 @@ class FileBlocks:
         return (self.kind,)
 
     @property
+    def TAG(self) -> Tag:  # noqa: N802
+        return Tag(self.CODES, torch.uint8)
+
+    @property
     def CODES(self) -> str:  # noqa: N802
         return f"_{self.kind.name.lower()}"
 
@@ -60,9 +64,6 @@ class FileBlocks:
             (name + self.CODES, torch.uint8, shape),
             *blocks.shape_specs(name + self.CODES, out_features, in_features),
         ]
-
-    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool:
-        return name + self.CODES in weights
 
     def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         """The float32 matrix ``(out, in)``."""

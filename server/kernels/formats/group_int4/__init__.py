@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.formats.chunked import in_order
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 LARGEST = 15
@@ -44,6 +44,7 @@ MOST_FUSED_ROWS = 48
 FUSED_GROUPS = (128, 64, 32)  # group sizes of the fused product
 CHUNK_WEIGHTS = 1 << 20  # dequantised at a time
 KINDS = (Format.INT4,)  # in the native kernels
+TAG = Tag("", torch.uint8)
 
 
 def specs(name: str, out_features: int, in_features: int, block: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -52,10 +53,6 @@ def specs(name: str, out_features: int, in_features: int, block: int) -> list[tu
         (name, torch.uint8, (-(-out_features // block), in_features, block // 2)),
         (name + SCALE, torch.bfloat16, (-(-in_features // GROUP), out_features, 2)),
     ]
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name in weights and weights[name].dtype == torch.uint8
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

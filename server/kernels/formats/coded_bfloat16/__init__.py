@@ -3,7 +3,7 @@
 Products with few rows take as long as their weights are read from memory, so they are faster by what is saved. Most
 neighbouring weights differ in magnitude by less than ``2 ** 14``. So a block of 64 inputs has their seven bits of
 fraction and the exponents' last bits, and for the sign and the rest of an exponent a code of four bits, relative to a
-base (``src/formats/coded.inc``):
+base (``coded.inc``):
 
 - ``NAME_codes`` is uint8 ``(out, in / 64, 96)``: 64 low bytes, then 64 codes of four bits.
 - ``NAME_bases`` is uint8 ``(out, in / 64)``; 255 stands for a block that can't be coded so.
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from expert_store import empty_tensor
 from server.kernels.formats.blocks import Spec
 from server.kernels.native.library import load
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix, Size
 
 BLOCK = int(Size.CODED_INPUTS)
@@ -42,6 +42,7 @@ BASES = "_bases"
 REST = "_rest"
 MORE = "_more"
 KINDS = (Format.CODED_BFLOAT16,)  # in the native kernels
+TAG = Tag(CODES, torch.uint8)
 
 
 def takes(matrix: torch.Tensor) -> bool:
@@ -70,10 +71,6 @@ def slot_specs(name: str, out_features: int, in_features: int, most_plain: int) 
     """Name, dtype and shape of each tensor of a matrix in an expert's slot, with memory for some plain blocks."""
     codes, bases, (rest, dtype, _) = specs(name, out_features, in_features)
     return [codes, bases, (rest, dtype, (most_plain, BLOCK)), (name + MORE, torch.int64, (2,))]
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + BASES in weights
 
 
 def code(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from server.kernels.formats import blocks, fp4
 from server.kernels.formats.blocks import GROUP, OUTPUTS, Spec
 from server.kernels.formats.fp8 import scales as read_scales
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # the numbers of IQ4 codes
@@ -72,6 +72,10 @@ class Superblocks:
         return (self.kind,)
 
     @property
+    def TAG(self) -> Tag:  # noqa: N802
+        return Tag(self.CODES, torch.uint8)
+
+    @property
     def CODES(self) -> str:  # noqa: N802
         return f"_{self.kind.name.lower()}"
 
@@ -91,9 +95,6 @@ class Superblocks:
             (name + self.SCALE, torch.uint8, (count, in_features // self.inputs, self.record_bytes)),
             *blocks.shape_specs(name + self.CODES, out_features, in_features),
         ]
-
-    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool:
-        return name + self.CODES in weights
 
     def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         """The float32 matrix ``(out, in)``, bit by bit that of the file's type."""

@@ -17,7 +17,7 @@ import torch
 from server.kernels.formats.chunked import num_rows, project_chunks
 from server.kernels.formats.fp8 import scales
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix, Size
 
 BLOCKS = "_blocks"
@@ -25,10 +25,7 @@ SCALES = "_scales"
 DIVISOR = "_divisor"
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 KINDS = (Format.MXFP4, Format.FP4)  # in the native kernels
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + BLOCKS in weights
+TAG = Tag(BLOCKS, torch.uint8)
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from server.kernels.formats.chunked import in_order, num_rows, project_chunks
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 CODES = "_codes"
@@ -21,10 +21,7 @@ STEPS = "_steps"
 ZERO = "_zero"
 ORDER = "_order"
 KINDS = (Format.INT8,)  # in the native kernels
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + CODES in weights
+TAG = Tag(CODES, torch.int8)
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Decodes the types of GGUF files whose blocks keep their bytes (``formats/file_blocks.py``).
+"""Decodes the types of GGUF files whose blocks keep their bytes (``formats/file_blocks``).
 
 Numbers of a block lie beside those of 15 other outputs: the one that begins at byte ``at`` is at ``16 * at``, plus its
 size times the output's place among them. The IQ types have codebooks, whose entries are 8 or 4 numbers.
@@ -147,7 +147,6 @@ def load_file_blocks(codes, codebook, n, k, K, mask, FORM: tl.constexpr):
     blocks = codes + ((n // 16) * (K // INPUTS) + k // INPUTS) * (16 * BYTES)
     if (FORM == TQ1_0) | (FORM == TQ2_0):
         return load_ternary(blocks, n % 16, k % INPUTS, mask, FORM)
-    elif (FORM == IQ1_S) | (FORM == IQ1_M):
+    if (FORM == IQ1_S) | (FORM == IQ1_M):
         return load_ones(blocks, codebook, n % 16, k % INPUTS, mask, FORM)
-    else:
-        return load_signed(blocks, codebook, n % 16, k % INPUTS, mask, FORM)
+    return load_signed(blocks, codebook, n % 16, k % INPUTS, mask, FORM)

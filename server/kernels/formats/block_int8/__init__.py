@@ -15,7 +15,7 @@ import torch
 
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import GROUP, Spec
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 LARGEST = 127
@@ -26,6 +26,7 @@ CODES = "_q8"
 SCALE = "_q8_scale"
 DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # scales to try: the largest weight by each
 KINDS = (Format.Q8,)  # in the native kernels
+TAG = Tag(CODES, torch.int8)
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
@@ -36,10 +37,6 @@ def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
         (name + SCALE, torch.float16, (num_blocks, num_groups, OUTPUTS)),
         *blocks.shape_specs(name + CODES, out_features, in_features),
     ]
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + CODES in weights
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from server.kernels.formats.chunked import num_rows, project_chunks
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 SCALE = "_scale_inv"
@@ -26,10 +26,7 @@ BITS = -0x78100000  # sign, exponent and fraction after the shift, 0x87f00000 as
 REBIAS = 2.0**120  # exponents are biased by 7 and by 127
 LARGEST = 2.0**7  # the largest scale that can be multiplied by REBIAS
 KINDS = (Format.FP8,)  # in the native kernels
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + SCALE in weights
+TAG = Tag("", torch.float8_e4m3fn)
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

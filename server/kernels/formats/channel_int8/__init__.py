@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.linear import linear
 from server.kernels.native import slot_format
-from server.kernels.native.slot_format import Places, Shape
+from server.kernels.native.slot_format import Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 SCALE = "_scale"
@@ -23,15 +23,12 @@ FUSED_INPUTS = 32  # the fused product reads past the end of a row if the width 
 # benchmarks/results/2026-11-24-unnamed/formats-of-packed-experts.json.
 MOST_FUSED_ROWS = 8
 KINDS = (Format.INT8,)  # in the native kernels
+TAG = Tag("", torch.int8)
 
 
 def specs(name: str, out_features: int, in_features: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Name, dtype and shape of each tensor of a matrix."""
     return [(name, torch.int8, (out_features, in_features)), (name + SCALE, torch.float32, (out_features,))]
-
-
-def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
-    return name + SCALE in weights
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

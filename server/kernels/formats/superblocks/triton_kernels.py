@@ -1,4 +1,4 @@
-"""Decodes the types of GGUF files that are a scale times a code of 2 to 6 bits (``formats/superblocks.py``)."""
+"""Decodes the types of GGUF files that are a scale times a code of 2 to 6 bits (``formats/superblocks``)."""
 
 from __future__ import annotations
 

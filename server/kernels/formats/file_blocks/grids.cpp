@@ -1,4 +1,4 @@
-#include "formats/grids.h"
+#include "kernels/formats/file_blocks/grids.h"
 
 namespace greenroom {
 namespace {
