@@ -17,6 +17,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
 from server.model.native_layers.own_router import OwnRouter
+from server.model.native_layers.router_mlp import RouterMlpParts
 from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.transformers_hooks.probe import Probe
 
@@ -84,8 +85,9 @@ def run_trial(
     router: RouterWeights,
     dtype: torch.dtype,
     own: OwnRouter | None = None,
-    table: torch.Tensor | None = None,
     *,
+    table: torch.Tensor | None = None,
+    mlp: RouterMlpParts | None = None,
     owner: nn.Module | None = None,
 ) -> Trial:
     """Pass random rows to the router in a block, so scaled that its scores are flat, moderate and peaked.
@@ -96,6 +98,7 @@ def run_trial(
         dtype: of the model.
         own: the parts of a router beside the experts.
         table: ``(vocabulary, k)`` experts of tokens, which the block takes besides its rows then.
+        mlp: makes the rows that the weights take.
         owner: the module that owns the router's parameters.
 
     Raises:
@@ -104,9 +107,10 @@ def run_trial(
     matrix = router.weight.double()
     wanted = torch.tensor(SPREADS, dtype=torch.float64).repeat_interleave(ROWS).unsqueeze(1)
     random = torch.Generator().manual_seed(0)
-    rows = torch.randn((len(wanted), matrix.shape[1]), generator=random, dtype=torch.float64)
+    size = matrix.shape[1] if mlp is None else mlp.down.in_features
+    rows = torch.randn((len(wanted), size), generator=random, dtype=torch.float64)
     tokens = {} if table is None else {TOKENS: torch.randint(len(table), (1, len(wanted)), generator=random)}
-    spread = (rows @ matrix.T).std(1, keepdim=True) * router.logits_scale
+    spread = ((rows if mlp is None else mlp.rows(rows)) @ matrix.T).std(1, keepdim=True) * router.logits_scale
     rows = torch.where(spread > 0, rows * wanted / spread, rows).to(dtype)
     recorder, calls = _Recorder(), list[ModuleCall]()
     handle = (owner or block).register_forward_hook(
@@ -127,7 +131,8 @@ def run_trial(
     weights = weights.double()
     if own is not None and own.expert_scales is not None:
         weights = weights / own.expert_scales.double()[chosen]
-    logits = logits_of(router, rows if own is None else own.rows(rows))
+    maker = own or mlp
+    logits = logits_of(router, rows if maker is None else maker.rows(rows))
     return Trial(logits, chosen, weights, bool(tokens), chooses)
 
 
@@ -305,6 +310,7 @@ def match_of(
     agreement = int(is_same.sum()) / int(is_steady.sum())
     if agreement < least_agreement:
         return Match(torch.inf, 1.0)
+    is_same &= trial.weights.any(1)  # some may have chosen no expert
     given, own = trial.weights.gather(1, order)[is_same], weights.gather(1, own_order)[is_same]
     scale = float((given.sum(1) / own.sum(1)).median())
     error = (given - own * scale).abs().amax(1) / given.abs().amax(1).clamp_min(1e-30)
@@ -336,6 +342,9 @@ def choose(
         ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
     chosen = ranked.topk(router.top_k).indices if given is None else given
     weights = scores.gather(1, chosen)
+    if router.num_skips:
+        is_none = chosen >= num_experts - router.num_skips
+        chosen, weights = chosen.masked_fill(is_none, 0), weights.masked_fill(is_none, 0.0)
     if router.kind == RouterKind.SPARSE_MIXER:
         weights = _mix_sparsely(scores, chosen, router.near)
     if router.kind == RouterKind.TOP_SIGMOID:

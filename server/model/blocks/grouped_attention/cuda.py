@@ -79,6 +79,7 @@ def _check(parts: GroupedAttentionParts, declared: GroupedAttention, place: Cuda
             "relative biases": parts.relative,
             "experts of heads": parts.experts,
             "convolutions": parts.convolutions,
+            "mixed heads": parts.mixing,
             "limits of heads": parts.limits or clip_of(module),
             "norms of results": parts.result_norm,
             "sinks by token": parts.sink is not None,

@@ -93,6 +93,11 @@ def test_norms_of_all_heads_together_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_kernels")
+def test_mixed_heads_stay_as_they_are(tmp_path: Path) -> None:
+    assert num_fused(load("zaya", tmp_path, with_triton=True)) == 0
+
+
+@pytest.mark.usefixtures("_kernels")
 def test_queries_that_are_scaled_by_their_position_stay_as_they_are(tmp_path: Path) -> None:
     """Near positions have a scale of 1, so that no short prompt shows it."""
     assert num_fused(load("mistral4", tmp_path, with_triton=True)) == 0
