@@ -22,13 +22,13 @@ class ChosenRows(NamedTuple):
     """What a layer of experts has chosen in a step.
 
     Args:
-        index: of the layer's spec.
+        spec_index: of the layer.
         place: of the layer among those with experts.
         chosen: int64 ``(rows, k)``, each a row of the token's router.
         tokens: of the rows; None if these are all of the step.
     """
 
-    index: int
+    spec_index: int
     place: int
     layer: ExpertLayer
     chosen: npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import torch
 from expert_store import StepLease
 from expert_store.prefetching.prefetcher import NUM_RANKS
 from server.kernels.native.library import Kernels
-from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import LayerSpec, Mixture
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import MixerStep
@@ -60,7 +60,8 @@ class LayerSequence:
         self.images = ImageExperts(kernels, self.specs, layers, image_layers)
         routed = [spec for spec, layer in zip(self.specs, layers, strict=False) if layer.experts is not None]
         for spec, following in pairwise(routed):
-            spec.next_mixture = following.feed_forward
+            if not Mixture.from_address(following.feed_forward).router.mlp:  # which takes what this layer's carries
+                spec.next_mixture = following.feed_forward
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
         self.num_layers = len(layers)
@@ -204,7 +205,7 @@ class LayerSequence:
         """Run some of the experts of a layer that is finished once those for images have run, too."""
         del are_last
         call = self._workspace.call
-        self._kernels.chosen_experts(self.specs[part.index], call, part.place, places, slots, are_last=False)
+        self._kernels.chosen_experts(self.specs[part.spec_index], call, part.place, places, slots, are_last=False)
 
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""

@@ -232,6 +232,7 @@ class NativeModel:
         return {
             "chosen_keys": max(given) + BLOCK if given else 0,
             "deferred": int(self._workspace.call.hidden_size) if adds else 0,
+            "router_rows": max((each.router_mlp.width for each in self._layers if each.router_mlp), default=0),
             "projected": max(mixture.input_projection.outputs for mixture in mixtures),
             "shares": max(mixture.router.num_shared for mixture in mixtures),
             "stream_weights": streams * (1 + streams),

@@ -229,7 +229,7 @@ class NativePass:
         for rows, placed in chosen:
             places = array("i", [placed.place_of[key] for key in placed.rows])
             slots = array("Q", [addresses[key] for key in placed.rows])
-            self._kernels.chosen_experts(self._specs[rows.index], call, rows.place, places, slots, are_last=False)
+            self._kernels.chosen_experts(self._specs[rows.spec_index], call, rows.place, places, slots, are_last=False)
         self._kernels.finish_layer(self._specs[index], call, self._places[index], 0)
         self._keep_states(step, self._layers[index].states_after(INNER_RESULTS))
         self._add_images(step, index)

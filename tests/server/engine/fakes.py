@@ -176,9 +176,8 @@ class FakePass:
     def __init__(self, model: FakeModel, steps: Sequence[Sequence[SequenceChunk]]):
         self.steps = [list(chunks) for chunks in steps]
         self._model = model
-        self._units = [
-            (layer, step) for layer in range(LAYERS) for step in range(len(steps) + 1)
-        ]  # the last: of experts
+        # The last unit of a layer is that of its experts.
+        self._units = [(layer, step) for layer in range(LAYERS) for step in range(len(steps) + 1)]
         self._num_run = 0
         self.is_cancelled = self.is_ended = False
         self._outputs: list[StepOutput] = []

@@ -31,7 +31,7 @@ from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.waiting import wait_until_idle
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model
 
-SOME = (  # keys and values, latents, states, windows; residual streams, shared experts, projected rows, other experts
+SOME = (  # keys and values, latents, states, windows; what layers keep and pass on to others
     "qwen3_moe",
     "gpt_oss",
     "deepseek_v3",
@@ -41,6 +41,7 @@ SOME = (  # keys and values, latents, states, windows; residual streams, shared 
     "qwen4_exp_text",
     "inkling_text",
     "muse_spark",
+    "zaya",
 )
 FAMILIES = (  # of each kind of mixer, and of what layers keep and pass on to others
     "qwen3_moe",
@@ -61,6 +62,7 @@ FAMILIES = (  # of each kind of mixer, and of what layers keep and pass on to ot
     "inkling2_text",
     "muse_spark",
     "ernie4_5_vl_moe",
+    "zaya",
 )
 VISIONS = ("qwen3_vl_moe", "qwen4_exp", "ernie4_5_vl_moe")  # additions to layers, streams, experts for images
 BLOCK = 16

@@ -38,12 +38,13 @@ struct Weighted {
 struct Choices {
   const float* outputs;
   const float* weights;    // null if they are weighted already
-  const int32_t* rows;     // chosen rows of the router, if some of them stand for the input; else null
+  const int32_t* rows;     // chosen rows of the router, if some of them stand for the input or for nothing; else null
   int64_t num_experts;     // rows of the router that stand for experts
   int64_t top_k;
   float scale;
   Norm norm;
   bool is_deferred;
+  bool has_skips;          // those rows stand for nothing
 };
 
 Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
@@ -118,6 +119,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
     for (int64_t i = token * choices.top_k; i < (token + 1) * choices.top_k; ++i) {
       const float weight = choices.weights ? choices.weights[i] : 1.0f;
       const bool is_input = choices.rows && choices.rows[i] >= choices.num_experts;
+      if (is_input && choices.has_skips) continue;
       const float* result = is_input ? step.normed + token * hidden_size : choices.outputs + i * hidden_size;
       level.add_scaled(sum, result, weight, hidden_size);
     }
@@ -259,7 +261,7 @@ void weight_inputs(Context& context, const Router& router, const StepCall& step,
 // returns its input. A row of -1 stands for none.
 int64_t expert_of(const StepCall& step, const Mixture& mixture, int64_t place, int64_t token, int32_t row) {
   if (!step.sets || row < 0) return row;
-  if (mixture.num_identities && row >= mixture.num_experts) return step.most_experts;
+  if (row >= mixture.num_experts && (mixture.num_identities || mixture.router.num_skips)) return step.most_experts;
   const ExpertSets& sets = *step.sets;
   return sets.places[(place * sets.num_sets + set_of_row(step, token)) * sets.width + row];
 }
@@ -409,8 +411,12 @@ const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
 const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t slot_bytes) {
   const auto& mixture = *static_cast<const Mixture*>(feed_forward);
   if (const char* reason = check_router(mixture.router, hidden_size)) return reason;
-  if (mixture.num_identities < 0 || num_choosable(mixture.router) != mixture.num_experts + mixture.num_identities) {
+  if (mixture.num_identities < 0 || num_choosable(mixture.router) != mixture.num_experts + mixture.num_identities + mixture.router.num_skips) {
     return "a router of other experts";
+  }
+  if (mixture.router.num_skips && (mixture.num_identities || mixture.scales_input || mixture.input_projection.outputs ||
+                                   mixture.result_norm.kind != NormKind::kNone)) {
+    return "a router that chooses no expert beside other kinds of experts";
   }
   if (mixture.num_identities && mixture.scales_input) return "weighted inputs of experts that return them";
   for (const Norm& norm : {mixture.router_norm, mixture.output_norm, mixture.result_norm, mixture.projected_norm}) {
@@ -442,13 +448,13 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
     shared = mixture.router.num_shared ? run_shared(context, mixture, step) : run_mlp(context, layer, mixture.shared, step);
   }
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
-  const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
+  const int32_t* rows = mixture.num_identities || mixture.router.num_skips ? choices_of(step, place) : nullptr;
   if (!outputs) outputs = results_of(context, mixture, step);
   Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
-                  mixture.output_norm, mixture.is_deferred != 0};
+                  mixture.output_norm, mixture.is_deferred != 0, mixture.router.num_skips != 0};
   if (mixture.input_projection.outputs || mixture.result_norm.kind != NormKind::kNone) {
     const float* sums = sum_results(context, layer, step, mixture, choices);
-    choices = {sums, nullptr, nullptr, 0, 1, 1.0f, choices.norm, choices.is_deferred};
+    choices = {sums, nullptr, nullptr, 0, 1, 1.0f, choices.norm, choices.is_deferred, false};
   }
   add_results(context, layer, step, choices, shared, mixture.shared);
 }
@@ -467,7 +473,7 @@ const FeedForwardOperations kMlp = {
     [](Context&, const LayerSpec&, const StepCall&, int64_t, const GivenExperts&) {},
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
-      const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false};
+      const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false, false};
       add_results(context, layer, step, none, run_mlp(context, layer, mlp, step), mlp);
     },
 };

@@ -65,6 +65,7 @@ struct StepCall {
   float* projected;                    // (tokens, width): rows that experts take (`Mixture::input_projection`)
   float* shares;                       // (tokens, num_shared): weights of shared experts (`Router::num_shared`)
   float* stream_weights;               // (tokens, streams + streams * streams): of results and from row to row (`StreamMix`)
+  float* router_rows;                  // (tokens, width): what routers with an MLP carry to the next layer (`RouterMlp`)
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;
