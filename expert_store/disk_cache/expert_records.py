@@ -33,7 +33,7 @@ KIND = "expert records"  # of the identity; another one where records are laid o
 
 
 def on_huge_pages(nbytes: int) -> int:
-    """Return the size of memory for so many bytes that the kernel puts on huge pages: direct reads take half as long."""
+    """Return the size of memory that has room for some bytes on huge pages, into which direct reads are faster."""
     return -(-nbytes // HUGE_BYTES) * HUGE_BYTES
 
 
