@@ -122,26 +122,22 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "Forward._keep_hidden",
         "Forward.on_device",
     ),
-    "server/model/fused/heads.py": (
-        "FusedAttention.__call__",
-        "FusedAttention._project",
-        "FusedAttention.run",
-    ),
-    "server/model/fused/latents.py": ("FusedLatentAttention.__call__", "FusedLatentAttention.run"),
-    "server/model/fused/recorded_calls.py": ("angles_of", "hidden_of"),
     "server/kernels/triton/gated_activation.py": ("activate",),
-    "server/model/fused/mlps.py": ("FusedMlp.__call__",),
-    "server/model/fused/mixers.py": (
-        "FusedGatedDeltaNet.step",
-        "FusedMamba2.step",
-        "FusedMixer.has_hooks",
-        "FusedMixer.run",
-        "FusedShortConvolution.step",
+    "server/model/blocks/cuda.py": ("CudaAttention.__call__", "CudaMixer.has_hooks", "is_pair"),
+    "server/model/blocks/gated_delta_net/cuda.py": ("CudaGatedDeltaNet.step",),
+    "server/model/blocks/grouped_attention/cuda.py": (
+        "CudaGroupedAttention._project",
+        "CudaGroupedAttention.project",
+        "CudaGroupedAttention.run",
     ),
-    "server/model/fused/residuals.py": ("_with_stream",),
-    "server/model/fused/normed_routers.py": ("FusedNormedRouter.__call__",),
-    "server/model/fused/routers.py": ("FusedRouter.__call__", "_logits_of"),
-    "server/model/fused/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
+    "server/model/blocks/joined_linears.py": ("JoinedLinears.__call__", "JoinedLinears.has_hooks"),
+    "server/model/blocks/latent_attention/cuda.py": ("CudaLatentAttention.project", "CudaLatentAttention.run"),
+    "server/model/blocks/mamba2/cuda.py": ("CudaMamba2.step",),
+    "server/model/blocks/recurrent/cuda.py": ("CudaRecurrentMixer.run",),
+    "server/model/blocks/short_convolution/cuda.py": ("CudaShortConvolution.step",),
+    "server/model/cuda_layers/mlps.py": ("CudaMlp.__call__",),
+    "server/model/cuda_layers/residuals.py": ("_with_stream",),
+    "server/model/cuda_layers/routers.py": ("CudaNormedRouter.__call__", "CudaRouter.__call__"),
     "server/model/hooks.py": ("_chosen", "_experts", "attention_function", "current_hooks", "is_choice", "use_hooks"),
     "server/model/recurrent/recurrent_modules.py": (
         "SplitForward.__call__",
@@ -184,7 +180,7 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/model/blocks/grouped_attention/triton_step.py:ProjectedHeads.prepare": ["allocates by new_empty"],
     "server/kernels/triton/gated_activation.py:activate": ["allocates by new_empty"],
     "server/model/blocks/latent_attention/triton_step.py:ProjectedLatents.prepare": ["allocates by new_empty"],
-    "server/model/fused/latents.py:FusedLatentAttention.run": ["waits by query"],  # a projection
+    "server/model/blocks/latent_attention/cuda.py:CudaLatentAttention.run": ["waits by query"],  # a projection
     "server/model/attention/mla.py:LatentProjection.values_by_token": ["allocates by new_empty"],
     "server/model/blocks/gated_delta_net/triton_step.py:GatedDelta.step": ["allocates by new_empty"],
     "server/model/blocks/mamba2/triton_step.py:Mamba2.step": ["allocates by new_empty"],
@@ -195,9 +191,9 @@ ALLOWED: Mapping[str, Collection[str]] = {
     "server/kernels/triton/router_choice.py:choose": ["allocates by empty"],
     "server/model/attention/decode_attention.py:DecodeAttention.attend": ["allocates by new_empty"],
     "server/model/attention/mla.py:LatentProjection.placeholder": ["allocates by new_zeros"],
-    "server/model/fused/normed_routers.py:FusedNormedRouter.__call__": ["allocates by empty"],
+    "server/model/cuda_layers/routers.py:CudaNormedRouter.__call__": ["allocates by empty"],
     "server/model/experts/strategies/strategy.py:ExpertStrategy.run": ["allocates by zeros_like"],  # where images are
-    "server/model/fused/mixers.py:FusedMixer.run": ["copies by tensor"],  # a method of the states
+    "server/model/blocks/recurrent/cuda.py:CudaRecurrentMixer.run": ["copies by tensor"],  # a method of the states
     "server/model/recurrent/rows.py:join": ["allocates by new_empty"],  # of steps with pieces of prompts
     "server/model/modules/forward.py:Forward._keep_hidden": [
         "allocates by empty",
