@@ -40,6 +40,7 @@ from server.engine.kv.block_manager import BlockManager
 from server.engine.latency_recording import record_start
 from server.engine.pass_planning import PassLimits
 from server.engine.postprocess import postprocess
+from server.engine.prompt_costs import PromptCosts
 from server.engine.prompt_passes import PromptPasses
 from server.engine.request_validation import RequestValidator
 from server.engine.runner import ModelRunner
@@ -121,10 +122,13 @@ class Engine:
             runner, vocab_size, limits.max_model_len, limits.scheduler.max_batched_tokens
         )
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
-        self._executor = StepExecutor(runner, blocks, admission)
+        costs = None if limits.passes is None else PromptCosts(runner.expected_bytes)
+        self._executor = StepExecutor(runner, blocks, admission, costs)
         self._passes: PromptPasses | None = None
-        if limits.passes is not None:
-            self._passes = PromptPasses(runner, self._scheduler, blocks, self._executor, limits.passes)
+        if limits.passes is not None and costs is not None:
+            self._passes = PromptPasses(
+                runner, self._scheduler, blocks, self._executor, costs=costs, limits=limits.passes
+            )
         self._publisher = EventPublisher(self._scheduler, self.statistics, deferred)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
         self._discarded: deque[str | None] = deque()  # weights whose prefixes the next step discards; None for all

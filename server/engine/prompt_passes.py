@@ -12,6 +12,7 @@ from server.engine.deadline_watch import deadline_error
 from server.engine.interface import publish
 from server.engine.kv.block_manager import BlockManager
 from server.engine.pass_planning import PassLimits, PassPlan, PassPlanner
+from server.engine.prompt_costs import PromptCosts
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
@@ -33,6 +34,7 @@ class PromptPasses:
 
     Args:
         executor: describes chunks and counts costs.
+        costs: measures each pass, and tells what prompts take.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class PromptPasses:
         scheduler: Scheduler,
         blocks: BlockManager,
         executor: StepExecutor,
+        *,
+        costs: PromptCosts,
         limits: PassLimits,
     ):
-        self._runner, self._scheduler, self._executor = runner, scheduler, executor
-        self._planner = PassPlanner(scheduler, blocks, executor, limits)
+        self._runner, self._scheduler, self._executor, self._costs = runner, scheduler, executor, costs
+        self._planner = PassPlanner(scheduler, blocks, executor, costs=costs, limits=limits)
         self._pass: PromptPass | None = None
         self._plan = PassPlan()
         self._continues = False  # a running sequence has tokens for another pass
@@ -82,7 +86,7 @@ class PromptPasses:
             self._fail(error)
             return []
         self._seconds += time.perf_counter() - started
-        self._scheduler.waits_for_pass = self._planner.is_for_pass
+        self._scheduler.waits_for_pass = self._waits
         self._executor.may_run_ahead = False
         first = {item.sequence: item for step in reversed(self._plan.steps) for item in step.items}
         return list(first.values())
@@ -145,7 +149,9 @@ class PromptPasses:
             return
         self._detach()
         self.num_passes += 1
-        self.step_seconds = (self._seconds + time.perf_counter() - started) / len(plan.steps)
+        seconds = self._seconds + time.perf_counter() - started
+        self.step_seconds = seconds / len(plan.steps)
+        self._costs.note_pass(plan.num_tokens, seconds, sum(output.experts.stall_seconds for output in outputs))
         for step, output in zip(plan.steps, outputs, strict=True):
             left = [item.sequence for item in step.items if item.sequence in self._scheduler.running]
             if len(left) < len(step.items):
@@ -168,6 +174,10 @@ class PromptPasses:
                 log.exception("a pass of prompts could not be cancelled")
         for sequence in plan.sequences:
             self._scheduler.requeue(sequence)
+
+    def _waits(self, sequence: Sequence) -> bool:
+        """Return whether a waiting sequence must not begin while the pass runs."""
+        return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
     def _fail(self, error: Exception) -> None:
         """Cancel a pass that failed; its sequences run by chunks, where only the faulty ones fail."""

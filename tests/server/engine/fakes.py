@@ -70,6 +70,7 @@ class FakeModel:
         self.passes: list[FakePass] = []
         self.before_unit: Callable[[], None] = lambda: None
         self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
+        self.expected_bytes: Callable[[int], float] = lambda num_tokens: 0.0
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
