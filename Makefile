@@ -80,7 +80,7 @@ lock: $(VENV)/.installed-dev
 
 # A new installation compiles the changed sources of the native kernels. What needs .installed-dev adds its extra here: a
 # fresh environment is installed once.
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*.* $(KERNELS)/src/*/*)
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*.* $(KERNELS)/src/*/* $(foreach kind,cpp h inc,server/model/blocks/*/*.$(kind)))
 	$(PYTHON) -m venv $(VENV)
 	@$(INSTALL)
 	touch $@ $(if $(EXTRA),$(VENV)/.installed-dev)

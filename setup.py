@@ -29,7 +29,9 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from server.kernels.native.src.interface import Interface
 
-SOURCES = Path("server", "kernels", "native", "src")
+SOURCES = Path("server")  # blocks have theirs in folders of their own
+NATIVE = SOURCES / "kernels" / "native"
+INCLUDES = (SOURCES, NATIVE / "src")  # folders that names of headers begin in
 LIBRARY = "libgreenroom_kernels.so"
 NOTE = "no_kernels.txt"  # one line: the reason that there is no library
 FLAGS = ("-std=c++17", "-O3", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden")
@@ -92,21 +94,23 @@ class Compiler:
         command = [*self.command, *flags, "-Werror", "-fsyntax-only", "-x", "c++", os.devnull]
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
-    def objects(self, sources: Path, cache: Path) -> list[Path]:
+    def objects(self, sources: Path, includes: Sequence[Path], cache: Path) -> list[Path]:
         """Compile all sources that this compiler can build, but for those whose object is in the cache.
 
         Args:
             sources: the folder of the sources.
+            includes: the folders that names of headers begin in.
             cache: the folder of an `ObjectCache`.
         """
         # In reverse order, so that the portable level, which takes longest, is among the first.
         chosen = [file for file in sorted(sources.rglob("*.cpp"), reverse=True) if self.takes(file.stem)]
         numbers = itertools.count(1)
         kept = ObjectCache(cache)
+        included = [word for folder in includes for word in ("-I", str(folder))]
 
         def compiled(source: Path) -> Path:
             own = INTERFACE if source.stem == "api" else self.levels.get(source.stem.removeprefix("level_"), ())
-            command = [*self.flags, "-I", str(sources), *own, "-c", str(source)]
+            command = [*self.flags, *included, *own, "-c", str(source)]
             line = shlex.join([*self.command, *command])
 
             def compile_it(target: Path) -> None:
@@ -217,7 +221,7 @@ def cache_folder(otherwise: Path) -> Path:
     return folder if os.access(folder, os.W_OK | os.X_OK) else otherwise
 
 
-def objects_by_users_cache(compiler: Compiler, sources: Path, otherwise: Path) -> list[Path]:
+def objects_by_users_cache(compiler: Compiler, sources: Path, includes: Sequence[Path], otherwise: Path) -> list[Path]:
     """Return the objects of all sources, from the user's cache if it can be used.
 
     Machines with other processors may share that, so objects for this one (``-march=native``) are not in it.
@@ -226,13 +230,13 @@ def objects_by_users_cache(compiler: Compiler, sources: Path, otherwise: Path) -
         otherwise: the folder of the cache that is used instead.
     """
     if any("=native" in flag for flag in compiler.flags):
-        return compiler.objects(sources, otherwise)
+        return compiler.objects(sources, includes, otherwise)
     cache = cache_folder(otherwise)
     try:
-        return compiler.objects(sources, cache)
+        return compiler.objects(sources, includes, cache)
     except OSError as error:  # another user's files, or a full disk
         print(f"compiling without {cache}: {error}", flush=True)
-        return compiler.objects(sources, otherwise)
+        return compiler.objects(sources, includes, otherwise)
 
 
 def headers_of(sources: Path) -> list[Path]:
@@ -254,7 +258,7 @@ class BuildKernels(build_ext):
             for level in compiler.lacking:
                 self.warn(f"{compiler.command[0]} does not support the flags of level {level}; the level is left out")
             own = Path(self.get_finalized_command("build").build_base, "kernels")
-            objects = objects_by_users_cache(compiler, SOURCES, own)
+            objects = objects_by_users_cache(compiler, SOURCES, INCLUDES, own)
             compiler.link(objects, target)
         except BuildFailure as failure:
             self.warn(f"no native kernels: {failure}; torch computes instead, which is slower")
@@ -267,7 +271,7 @@ class BuildKernels(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib, self.get_ext_filename(ext.name))
             for name in (LIBRARY, NOTE):
-                source, target = built.with_name(name), SOURCES.parent / name
+                source, target = built.with_name(name), NATIVE / name
                 target.unlink(missing_ok=True)  # from an earlier build
                 if source.exists():
                     self.copy_file(str(source), str(target))
@@ -287,7 +291,7 @@ if __name__ == "__main__":
             Extension(
                 "server.kernels.native.libgreenroom_kernels",
                 [str(file) for file in sorted(SOURCES.rglob("*.cpp"))],
-                depends=[str(SOURCES / "interface.py"), *map(str, headers_of(SOURCES))],
+                depends=[str(NATIVE / "src" / "interface.py"), *map(str, headers_of(SOURCES))],
                 optional=True,
             )
         ],

@@ -150,7 +150,7 @@ def graph_bytes(shape: StepShape, num_layers: int, num_sequences: int, num_graph
 
 
 def _native_bytes(shape: StepShape) -> int:
-    """Return bytes per token in ``blocks.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
+    """Return bytes per token in ``blocks.workspace`` and in the buffers of ``kernels/native/src/context.h``."""
     panel = shape.itemsize  # maximum bytes of a value in the inputs of matrix products
     streams = shape.streams * shape.hidden * FLOAT  # the rows, and as many normed ones
     workspace = streams + 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES

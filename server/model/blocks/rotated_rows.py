@@ -30,7 +30,7 @@ def rows_in(captured: LayerCapture) -> torch.Tensor:
 def rotated(
     x: torch.Tensor, kind: RopeKind, positions: Positions, *, is_sorted: bool = False, is_last: bool = False
 ) -> torch.Tensor:
-    """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``levels/attention.inc`` does.
+    """Rotate the first numbers of ``(..., tokens, dim)``, as ``rotate`` of ``grouped_attention/attention.inc`` does.
 
     Args:
         is_sorted: whether the first numbers of all pairs come before the second ones in the result.

@@ -49,7 +49,7 @@ class NativeResult(NamedTuple):
 class NativeModel:
     """Runs batch-invariant steps: a token's results do not depend on what else is in its step, but for modules.
 
-    Keys lie in the cache in an order of their own (``src/levels/attention.h``), so only this class can use such a
+    Keys lie in the cache in an order of their own (``blocks/grouped_attention/attention.h``), so only this class can use such a
     cache.
 
     Args:

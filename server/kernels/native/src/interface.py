@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
+SERVER = SOURCES.parents[2]  # blocks have their headers in folders of their own
 STRUCTURES = SOURCES.parent / "structures"
 WIDTH = 120  # of a line
 PACKAGE = "server.kernels.native.structures"
-HEAD = '''"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+HEAD = '''"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -59,6 +60,10 @@ class InterfaceError(ValueError):
 class Interface:
     """The modules that declare the C interface in Python.
 
+    Args:
+        sources: the folder of ``api.cpp``.
+        all_sources: the folder of all headers.
+
     Attributes:
         modules: the text of each, by name.
         digest: another one if anything but comments is another.
@@ -67,19 +72,18 @@ class Interface:
         InterfaceError: a declaration can't be read.
     """
 
-    def __init__(self, sources: Path = SOURCES):
+    def __init__(self, sources: Path = SOURCES, all_sources: Path = SERVER):
         self._numbers: dict[str, str] = {}  # of sizes and enumerators: "kGroup", "LoraPlace::kCount"
         self._enumerations: set[str] = set()
         self._homes: dict[str, str] = {}  # the module of each structure
         bodies: dict[str, list[str]] = {}
-        for file in _by_includes(sources):
-            name = file.relative_to(sources)
+        for name, file in _by_includes((sources, all_sources)).items():
             try:
                 for module, text in _regions(file.read_text("utf-8")):
                     classes = [self._class(found, module) for found in _each(DECLARATION, text)]
-                    bodies.setdefault(module, []).extend([f"# src/{name}\n{classes[0]}", *classes[1:]])
+                    bodies.setdefault(module, []).extend([f"# {name}\n{classes[0]}", *classes[1:]])
             except InterfaceError as error:
-                raise InterfaceError(f"src/{name}: {error}") from None
+                raise InterfaceError(f"{name}: {error}") from None
         functions = self._functions((sources / "api.cpp").read_text("utf-8"))
         self.digest = hashlib.sha256(repr((bodies, functions)).encode()).hexdigest()[:16]
         bodies["functions"] = [f'INTERFACE = "{self.digest}"\n{functions}']
@@ -149,7 +153,7 @@ class Interface:
             return PASSED[name]
         pointed = name.removeprefix("const ").removeprefix("greenroom::").removesuffix("*")
         if not name.endswith("*"):
-            raise InterfaceError(f"src/api.cpp: {name} is no type of an argument or a result for Python")
+            raise InterfaceError(f"api.cpp: {name} is no type of an argument or a result for Python")
         return f"POINTER({pointed})" if pointed in self._homes else "c_void_p"
 
     def _module(self, name: str, body: str) -> str:
@@ -163,19 +167,28 @@ class Interface:
         return f"{HEAD}{imports}\n\n{body}\n".replace("\n\n\nINTERFACE", "\n\nINTERFACE")
 
 
-def _by_includes(sources: Path) -> list[Path]:
-    """All headers, each behind those that it includes."""
-    ordered: dict[Path, None] = {}
+def _by_includes(folders: Sequence[Path]) -> dict[str, Path]:
+    """All headers by their names in an ``#include``, each behind those that it includes.
 
-    def visit(header: Path) -> None:
-        if header not in ordered and header.suffix == ".h":
-            for included in INCLUDE.findall(header.read_text("utf-8")):
-                visit(sources / included)
-            ordered[header] = None
+    Args:
+        folders: that names begin in; a header within two of them is named by the first.
+    """
+    found: dict[Path, str] = {}
+    for folder in folders:
+        for header in sorted(folder.rglob("*.h")):
+            found.setdefault(header, str(header.relative_to(folder)))
+    headers = {name: header for header, name in found.items()}
+    ordered: dict[str, Path] = {}
 
-    for header in sorted(sources.rglob("*.h")):
-        visit(header)
-    return list(ordered)
+    def visit(name: str) -> None:
+        if name in headers and name not in ordered:
+            for included in INCLUDE.findall(headers[name].read_text("utf-8")):
+                visit(included)
+            ordered[name] = headers[name]
+
+    for name in headers:
+        visit(name)
+    return ordered
 
 
 def _regions(text: str) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 from server.kernels.native.structures.fields import Address, field, structure
 
 
-# src/adapters/lora_router.h
+# adapters/lora_router.h
 @structure
 class LoraRouter(Structure):
     candidates: Address = field(c_void_p)
@@ -26,7 +26,7 @@ class LoraRouting(Structure):
     counts: Address = field(c_void_p)
 
 
-# src/adapters/lora.h
+# adapters/lora.h
 @structure
 class LoraPart(Structure):
     down: Address = field(c_void_p)

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.kernels.native.structures.layers import Norm
 from server.kernels.native.structures.sampling import SamplingCall
 
 
-# src/layers/decode_run.h
+# layers/decode_run.h
 @structure
 class DecodeResults(Structure):
     sampling: SamplingCall = field(SamplingCall)

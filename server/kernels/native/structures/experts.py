@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.kernels.native.structures.fields import Address, field, structure
 from server.kernels.native.structures.matrices import Matrix
 
 
-# src/levels/level.h
+# levels/level.h
 class Activation(IntEnum):
     SILU = 0
     GELU = 1
@@ -30,7 +30,7 @@ class Gate(Structure):
     limit: float = field(c_float)
 
 
-# src/layers/experts.h
+# layers/experts.h
 @structure
 class ExpertShape(Structure):
     first: Array[Matrix] = field(Matrix * 2)
@@ -42,7 +42,7 @@ class ExpertShape(Structure):
     bias_format: int = field(c_int32)
 
 
-# src/layers/experts.h
+# layers/experts.h
 @structure
 class ExpertBatch(Structure):
     slots: Address = field(c_void_p)
@@ -58,7 +58,7 @@ class ExpertBatch(Structure):
     lora: Address = field(c_void_p)
 
 
-# src/layers/experts.h
+# layers/experts.h
 @structure
 class Combination(Structure):
     outputs: Address = field(c_void_p)

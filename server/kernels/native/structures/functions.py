@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.kernels.native.structures.layers import HeadCall, LayerSpec, Router,
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-INTERFACE = "9d4e9b05a4957334"
+INTERFACE = "826b7b9819b224f6"
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # the types of their results and arguments
     "greenroom_interface": (c_char_p, []),
     "greenroom_level": (c_char_p, [c_char_p]),

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -10,25 +10,7 @@ from server.kernels.native.structures.fields import Address, field, structure
 from server.kernels.native.structures.matrices import Matrix
 
 
-# src/layers/norm.h
-class NormKind(IntEnum):
-    NONE = 0
-    RMS = 1
-    LAYER = 2
-    INPUT = 3
-    AFFINE = 4
-    READY = 5
-
-
-@structure
-class Norm(Structure):
-    weight: Address = field(c_void_p)
-    bias: Address = field(c_void_p)
-    epsilon: float = field(c_float)
-    kind: int = field(c_int32)
-
-
-# src/layers/step.h
+# layers/step.h
 @structure
 class ExpertSets(Structure):
     set_of_sequence: Address = field(c_void_p)
@@ -85,21 +67,32 @@ class StepCall(Structure):
     is_exact: int = field(c_int32)
 
 
-# src/layers/gated_norm.h
-@structure
-class NormGate(Structure):
-    down: Matrix = field(Matrix)
-    up: Matrix = field(Matrix)
-
-
-# src/layers/gated_streams.h
+# layers/gated_streams.h
 @structure
 class StreamGates(Structure):
     down: Matrix = field(Matrix)
     up: Matrix = field(Matrix)
 
 
-# src/layers/streams.h
+# layers/norm.h
+class NormKind(IntEnum):
+    NONE = 0
+    RMS = 1
+    LAYER = 2
+    INPUT = 3
+    AFFINE = 4
+    READY = 5
+
+
+@structure
+class Norm(Structure):
+    weight: Address = field(c_void_p)
+    bias: Address = field(c_void_p)
+    epsilon: float = field(c_float)
+    kind: int = field(c_int32)
+
+
+# layers/streams.h
 @structure
 class BlockAttention(Structure):
     queries: Address = field(c_void_p)
@@ -128,7 +121,35 @@ class StreamMix(Structure):
     is_last: int = field(c_int32)
 
 
-# src/layers/layer.h
+# layers/head.h
+@structure
+class HeadCall(Structure):
+    matrix: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    norm: Norm = field(Norm)
+    streams: Address = field(c_void_p)
+    hidden: Address = field(c_void_p)
+    rows: Address = field(c_void_p)
+    normed: Address = field(c_void_p)
+    logits: Address = field(c_void_p)
+    num_rows: int = field(c_int64)
+    num_logits: int = field(c_int64)
+    hidden_size: int = field(c_int64)
+    vocabulary: int = field(c_int64)
+    scale: float = field(c_float)
+    softcap: float = field(c_float)
+    is_exact: int = field(c_int32)
+    lora: Address = field(c_void_p)
+
+
+# layers/gated_norm.h
+@structure
+class NormGate(Structure):
+    down: Matrix = field(Matrix)
+    up: Matrix = field(Matrix)
+
+
+# layers/layer.h
 @structure
 class ResidualGate(Structure):
     kept: Address = field(c_void_p)
@@ -170,28 +191,7 @@ class LayerSpec(Structure):
     adds_deferred: int = field(c_int32)
 
 
-# src/layers/head.h
-@structure
-class HeadCall(Structure):
-    matrix: Matrix = field(Matrix)
-    bias: Address = field(c_void_p)
-    norm: Norm = field(Norm)
-    streams: Address = field(c_void_p)
-    hidden: Address = field(c_void_p)
-    rows: Address = field(c_void_p)
-    normed: Address = field(c_void_p)
-    logits: Address = field(c_void_p)
-    num_rows: int = field(c_int64)
-    num_logits: int = field(c_int64)
-    hidden_size: int = field(c_int64)
-    vocabulary: int = field(c_int64)
-    scale: float = field(c_float)
-    softcap: float = field(c_float)
-    is_exact: int = field(c_int32)
-    lora: Address = field(c_void_p)
-
-
-# src/layers/router.h
+# layers/router.h
 class RouterKind(IntEnum):
     SOFTMAX_FIRST = 0
     TOP_FIRST = 1
@@ -221,7 +221,7 @@ class Router(Structure):
     logits_scale: float = field(c_float)
 
 
-# src/layers/mixture.h
+# layers/mixture.h
 @structure
 class Mlp(Structure):
     shape: ExpertShape = field(ExpertShape)

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 from server.kernels.native.structures.fields import Address, field, structure
 
 
-# src/sizes.h
+# sizes.h
 class Size(IntEnum):
     GROUP = 32
     BLOCK = 16
@@ -21,7 +21,7 @@ class Size(IntEnum):
     STATE_LANES = 16
 
 
-# src/formats/matrix.h
+# formats/matrix.h
 class Format(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -59,7 +59,7 @@ class Format(IntEnum):
     LOOKUP4 = 33
 
 
-# src/formats/matrix.h
+# formats/matrix.h
 @structure
 class Matrix(Structure):
     format: int = field(c_int32)
@@ -78,7 +78,7 @@ class Matrix(Structure):
     block: int = field(c_int32)
 
 
-# src/layers/linear.h
+# layers/linear.h
 @structure
 class LinearCall(Structure):
     matrix: Matrix = field(Matrix)

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,55 @@ from server.kernels.native.structures.layers import Norm
 from server.kernels.native.structures.matrices import Matrix
 
 
-# src/layers/block_indexer.h
+# layers/convolution.h
+@structure
+class Convolution(Structure):
+    weight: Address = field(c_void_p)
+    bias: Address = field(c_void_p)
+    states: Address = field(c_void_p)
+    width: int = field(c_int64)
+    channels: int = field(c_int64)
+    has_silu: int = field(c_int32)
+    dilation: int = field(c_int32)
+
+
+# layers/ngram_embeddings.h
+@structure
+class NgramEmbeddings(Structure):
+    table: Matrix = field(Matrix)
+    key: Matrix = field(Matrix)
+    value: Matrix = field(Matrix)
+    convolution: Convolution = field(Convolution)
+    key_norm: Address = field(c_void_p)
+    stream_norm: Address = field(c_void_p)
+    value_norm: Address = field(c_void_p)
+    multipliers: Address = field(c_void_p)
+    sizes: Address = field(c_void_p)
+    offsets: Address = field(c_void_p)
+    states: Address = field(c_void_p)
+    num_streams: int = field(c_int64)
+    most: int = field(c_int64)
+    heads: int = field(c_int64)
+    end: int = field(c_int32)
+    epsilon: float = field(c_float)
+
+
+# layers/layer.h
+class MixerKind(IntEnum):
+    EXTERNAL = 0
+    GROUPED_ATTENTION = 1
+    LATENT_ATTENTION = 2
+    GATED_DELTA_NET = 3
+    SHORT_CONVOLUTION = 4
+    MAMBA2 = 5
+    NONE = 6
+    KIMI_DELTA_ATTENTION = 7
+    LIGHTNING_ATTENTION = 8
+    MAMBA1 = 9
+    COMPRESSED_ATTENTION = 10
+
+
+# model/blocks/grouped_attention/block_indexer.h
 class RopeKind(IntEnum):
     NONE = 0
     HALVES = 1
@@ -34,19 +82,7 @@ class BlockIndexer(Structure):
     unused: int = field(c_int32)
 
 
-# src/layers/convolution.h
-@structure
-class Convolution(Structure):
-    weight: Address = field(c_void_p)
-    bias: Address = field(c_void_p)
-    states: Address = field(c_void_p)
-    width: int = field(c_int64)
-    channels: int = field(c_int64)
-    has_silu: int = field(c_int32)
-    dilation: int = field(c_int32)
-
-
-# src/layers/head_experts.h
+# model/blocks/grouped_attention/head_experts.h
 @structure
 class HeadExperts(Structure):
     router: Matrix = field(Matrix)
@@ -57,43 +93,7 @@ class HeadExperts(Structure):
     top_k: int = field(c_int64)
 
 
-# src/layers/ngram_embeddings.h
-@structure
-class NgramEmbeddings(Structure):
-    table: Matrix = field(Matrix)
-    key: Matrix = field(Matrix)
-    value: Matrix = field(Matrix)
-    convolution: Convolution = field(Convolution)
-    key_norm: Address = field(c_void_p)
-    stream_norm: Address = field(c_void_p)
-    value_norm: Address = field(c_void_p)
-    multipliers: Address = field(c_void_p)
-    sizes: Address = field(c_void_p)
-    offsets: Address = field(c_void_p)
-    states: Address = field(c_void_p)
-    num_streams: int = field(c_int64)
-    most: int = field(c_int64)
-    heads: int = field(c_int64)
-    end: int = field(c_int32)
-    epsilon: float = field(c_float)
-
-
-# src/layers/layer.h
-class MixerKind(IntEnum):
-    EXTERNAL = 0
-    GROUPED_ATTENTION = 1
-    LATENT_ATTENTION = 2
-    GATED_DELTA_NET = 3
-    SHORT_CONVOLUTION = 4
-    MAMBA2 = 5
-    NONE = 6
-    KIMI_DELTA_ATTENTION = 7
-    LIGHTNING_ATTENTION = 8
-    MAMBA1 = 9
-    COMPRESSED_ATTENTION = 10
-
-
-# src/layers/pool_indexer.h
+# model/blocks/grouped_attention/pool_indexer.h
 @structure
 class PoolIndexer(Structure):
     query: Matrix = field(Matrix)
@@ -110,7 +110,7 @@ class PoolIndexer(Structure):
     is_given: int = field(c_int32)
 
 
-# src/layers/relative_biases.h
+# model/blocks/grouped_attention/relative_biases.h
 @structure
 class RelativeBiases(Structure):
     weights: Matrix = field(Matrix)
@@ -121,7 +121,7 @@ class RelativeBiases(Structure):
     limit: float = field(c_float)
 
 
-# src/layers/grouped_attention.h
+# model/blocks/grouped_attention/grouped_attention.h
 class GateKind(IntEnum):
     NONE = 0
     SIGMOID = 1
@@ -188,7 +188,7 @@ class GroupedAttention(Structure):
     clip: float = field(c_float)
 
 
-# src/layers/compressed_attention.h
+# model/blocks/compressed_attention/compressed_attention.h
 @structure
 class Compressor(Structure):
     key: Matrix = field(Matrix)
@@ -239,7 +239,7 @@ class CompressedAttention(Structure):
     scaling: float = field(c_float)
 
 
-# src/layers/projections.h
+# model/blocks/recurrent/projections.h
 @structure
 class Projections(Structure):
     inputs: Array[Matrix] = field(Matrix * 6)
@@ -251,7 +251,7 @@ class Projections(Structure):
     num_inputs: int = field(c_int64)
 
 
-# src/layers/gated_delta_net.h
+# model/blocks/gated_delta_net/gated_delta_net.h
 @structure
 class GatedDeltaNet(Structure):
     projections: Projections = field(Projections)
@@ -268,14 +268,29 @@ class GatedDeltaNet(Structure):
     has_sigmoid_gates: int = field(c_int32)
 
 
-# src/layers/head_scales.h
+# model/blocks/kimi_delta_attention/kimi_delta_attention.h
+@structure
+class KimiDeltaAttention(Structure):
+    projections: Projections = field(Projections)
+    convolution: Convolution = field(Convolution)
+    decay: Address = field(c_void_p)
+    decay_bias: Address = field(c_void_p)
+    norm: Address = field(c_void_p)
+    states: Address = field(c_void_p)
+    heads: int = field(c_int64)
+    head_dim: int = field(c_int64)
+    norm_epsilon: float = field(c_float)
+    least_decay: float = field(c_float)
+
+
+# model/blocks/latent_attention/head_scales.h
 @structure
 class HeadScales(Structure):
     scales: Address = field(c_void_p)
     offsets: Address = field(c_void_p)
 
 
-# src/layers/indexer.h
+# model/blocks/latent_attention/indexer.h
 @structure
 class Indexer(Structure):
     query: Matrix = field(Matrix)
@@ -298,7 +313,7 @@ class Indexer(Structure):
     pool: int = field(c_int32)
 
 
-# src/layers/latent_attention.h
+# model/blocks/latent_attention/latent_attention.h
 @structure
 class LatentAttention(Structure):
     query_down: Matrix = field(Matrix)
@@ -342,22 +357,7 @@ class LatentAttention(Structure):
     scaling: float = field(c_float)
 
 
-# src/layers/kimi_delta_attention.h
-@structure
-class KimiDeltaAttention(Structure):
-    projections: Projections = field(Projections)
-    convolution: Convolution = field(Convolution)
-    decay: Address = field(c_void_p)
-    decay_bias: Address = field(c_void_p)
-    norm: Address = field(c_void_p)
-    states: Address = field(c_void_p)
-    heads: int = field(c_int64)
-    head_dim: int = field(c_int64)
-    norm_epsilon: float = field(c_float)
-    least_decay: float = field(c_float)
-
-
-# src/layers/lightning_attention.h
+# model/blocks/lightning_attention/lightning_attention.h
 @structure
 class LightningAttention(Structure):
     projections: Projections = field(Projections)
@@ -370,7 +370,7 @@ class LightningAttention(Structure):
     activation: int = field(c_int32)
 
 
-# src/layers/mamba1.h
+# model/blocks/mamba1/mamba1.h
 @structure
 class Mamba1(Structure):
     projections: Projections = field(Projections)
@@ -389,7 +389,7 @@ class Mamba1(Structure):
     unused: int = field(c_int32)
 
 
-# src/layers/mamba2.h
+# model/blocks/mamba2/mamba2.h
 @structure
 class Mamba2(Structure):
     projections: Projections = field(Projections)
@@ -410,7 +410,7 @@ class Mamba2(Structure):
     unused: int = field(c_int32)
 
 
-# src/layers/short_convolution.h
+# model/blocks/short_convolution/short_convolution.h
 @structure
 class ShortConvolution(Structure):
     projections: Projections = field(Projections)

@@ -1,4 +1,4 @@
-"""Written by `src/interface.py` from the C++ sources there, whose comments describe what stands here."""
+"""Written by `src/interface.py` from the C++ headers named here, whose comments describe what stands here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ctypes import POINTER, Array, Structure, c_double, c_float, c_int32, c_int6
 from server.kernels.native.structures.fields import Address, field, structure
 
 
-# src/sampling/sampling.h
+# sampling/sampling.h
 @structure
 class RowSampling(Structure):
     draw: float = field(c_double)

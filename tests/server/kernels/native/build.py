@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from server.kernels.native.available import availability
 
@@ -36,18 +37,30 @@ def load_setup() -> ModuleType:
     return module
 
 
+def kernel_objects(setup: ModuleType, compiler: Any, folder: Path) -> list[Path]:
+    """Compile the kernels; objects are in the folder where the user's cache can't have them."""
+    return compiler.objects(ROOT / setup.SOURCES, includes(setup), setup.cache_folder(folder))
+
+
+def driver_objects(setup: ModuleType, compiler: Any, folder: Path) -> list[Path]:
+    """Compile the driver, as ``kernel_objects``."""
+    return compiler.objects(DRIVER, [DRIVER, *includes(setup)], setup.cache_folder(folder))
+
+
+def includes(setup: ModuleType) -> list[Path]:
+    """Return the folders that names of the kernels' headers begin in."""
+    return [ROOT / each for each in setup.INCLUDES]
+
+
 def build_driver(setup: ModuleType, folder: Path) -> Path:
     """Compile the driver, and link it with the objects of the library.
 
     Raises:
         setup.BuildFailure: nothing can be compiled.
     """
-    sources, cache = ROOT / setup.SOURCES, setup.cache_folder(folder)
-    objects = setup.Compiler().objects(sources, cache)
-    compiler = setup.Compiler(("-std=c++17", "-O0", "-w"))
-    compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, cache)
-    compiler.link(objects, folder / "driver", ("-pthread",))
+    objects = kernel_objects(setup, setup.Compiler(), folder)
+    objects += driver_objects(setup, setup.Compiler(("-std=c++17", "-O0", "-w")), folder)
+    setup.Compiler().link(objects, folder / "driver", ("-pthread",))
     return folder / "driver"
 
 
@@ -63,17 +76,14 @@ def build_sanitized_driver(setup: ModuleType, folder: Path, *, has_reports: bool
     Raises:
         setup.BuildFailure: nothing can be compiled with sanitizers.
     """
-    sources, compiler = ROOT / setup.SOURCES, setup.Compiler(FLAGS if has_reports else (*FLAGS, *TRAPS))
+    compiler = setup.Compiler(FLAGS if has_reports else (*FLAGS, *TRAPS))
     compiler.flags += CALLS if compiler.knows(CALLS) else ()
     for level in set(compiler.levels) - set(availability().runnable or compiler.levels):
         del compiler.levels[level]
         compiler.flags.append(f"-DGREENROOM_NO_{level.upper()}")
     (folder / "empty.cpp").write_text("int main() {}\n")
     compiler.run(*SANITIZERS, str(folder / "empty.cpp"), "-o", str(folder / "empty"))
-    cache = setup.cache_folder(folder)
-    objects = compiler.objects(sources, cache)
-    compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, cache)
+    objects = kernel_objects(setup, compiler, folder) + driver_objects(setup, compiler, folder)
     compiler.link(objects, folder / "driver", SANITIZERS)
     return folder / "driver"
 
@@ -84,13 +94,10 @@ def build_thread_driver(setup: ModuleType, folder: Path) -> Path:
     Raises:
         setup.BuildFailure: nothing can be compiled with it.
     """
-    sources, compiler = ROOT / setup.SOURCES, setup.Compiler(("-std=c++17", "-O1", "-g1", "-w", *THREADS))
+    compiler = setup.Compiler(("-std=c++17", "-O1", "-g1", "-w", *THREADS))
     for level in set(compiler.levels) - {"portable"}:
         del compiler.levels[level]
         compiler.flags.append(f"-DGREENROOM_NO_{level.upper()}")
-    cache = setup.cache_folder(folder)
-    objects = compiler.objects(sources, cache)
-    compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, cache)
+    objects = kernel_objects(setup, compiler, folder) + driver_objects(setup, compiler, folder)
     compiler.link(objects, folder / "driver", THREADS)
     return folder / "driver"

@@ -61,7 +61,7 @@ class Built:
         """Build once more, and return the names of the sources that were compiled."""
         made = SETUP.Compiler()
         made.flags += flags
-        self.objects = made.objects(self.sources, self.cache)
+        self.objects = made.objects(self.sources, [self.sources], self.cache)
         return self.compiler.compiled()
 
     def change(self, name: str, text: str, changed_at: float = 1) -> None:
@@ -107,7 +107,7 @@ def test_each_source_is_named_when_it_is_compiled(
     sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = SETUP.Compiler()
-    made.objects(sources, tmp_path / "objects")
+    made.objects(sources, [sources], tmp_path / "objects")
     lines = capsys.readouterr().out.splitlines()
     begun = {line.partition(":")[0] for line in lines if line.startswith("compiling ")}
     assert begun == {"compiling api.cpp", "compiling level_portable.cpp"}
@@ -203,13 +203,14 @@ def test_a_cache_that_cannot_be_written_is_not_used(
 ) -> None:
     made = SETUP.Compiler()
     assert all(
-        file.is_relative_to(users_cache) for file in SETUP.objects_by_users_cache(made, sources, tmp_path / "own")
+        file.is_relative_to(users_cache)
+        for file in SETUP.objects_by_users_cache(made, sources, [sources], tmp_path / "own")
     )
     for folder in users_cache.iterdir():
         shutil.rmtree(folder)
         folder.touch()
     compiler.compiled()
-    objects = SETUP.objects_by_users_cache(made, sources, tmp_path / "own")
+    objects = SETUP.objects_by_users_cache(made, sources, [sources], tmp_path / "own")
     assert [file.exists() and file.is_relative_to(tmp_path / "own") for file in objects] == [True, True]
     assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
 
@@ -219,7 +220,7 @@ def test_objects_for_this_processor_alone_are_not_in_the_users_cache(
     sources: Path, tmp_path: Path, users_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXXFLAGS", "-march=native")
-    SETUP.objects_by_users_cache(SETUP.Compiler(), sources, tmp_path / "own")
+    SETUP.objects_by_users_cache(SETUP.Compiler(), sources, [sources], tmp_path / "own")
     assert not users_cache.exists()
 
 
@@ -227,14 +228,14 @@ def test_objects_for_this_processor_alone_are_not_in_the_users_cache(
 def test_a_failed_compilation_is_reported_with_its_first_error(sources: Path, tmp_path: Path) -> None:
     (sources / "broken.cpp").touch()
     with pytest.raises(SETUP.BuildFailure, match=r"compiler failed \(broken\.cpp:1:1: error: no\)"):
-        SETUP.Compiler().objects(sources, tmp_path / "objects")
+        SETUP.Compiler().objects(sources, [sources], tmp_path / "objects")
 
 
 @pytest.mark.usefixtures("compiler")
 def test_a_level_without_flags_in_the_table_fails_the_build(sources: Path, tmp_path: Path) -> None:
     (sources / "levels" / "level_mmx.cpp").touch()
     with pytest.raises(SETUP.BuildFailure, match=r"setup\.py has no flags for level_mmx\.cpp"):
-        SETUP.Compiler().objects(sources, tmp_path / "objects")
+        SETUP.Compiler().objects(sources, [sources], tmp_path / "objects")
 
 
 def test_a_missing_compiler_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

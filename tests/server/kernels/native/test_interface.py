@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server.kernels.native import library
-from server.kernels.native.src.interface import PACKAGE, STRUCTURES, Interface, InterfaceError
+from server.kernels.native.src.interface import PACKAGE, SERVER, SOURCES, STRUCTURES, Interface, InterfaceError
 from server.kernels.native.structures.experts import Gate
 from tests.server.kernels.native.build import load_setup
 from tests.server.kernels.native.conftest import FOUND
@@ -58,15 +58,15 @@ def test_python_declares_what_the_headers_do() -> None:
 
 def test_the_compiler_lays_out_structures_as_ctypes_does(tmp_path: Path) -> None:
     compiler = compiler_of(("-std=c++17", "-w"))
-    sources = STRUCTURES.with_name("src")
-    headers = sorted({line[6:] for text in MODULES.values() for line in text.splitlines() if line.startswith("# src/")})
+    lines = [line for text in MODULES.values() for line in text.splitlines()]
+    headers = sorted({line[2:] for line in lines if line.startswith("# ") and line.endswith(".h")})
     claims = [fact for each in declared() for fact in facts(each)]
     assert len(claims) > 400
     program = tmp_path / "layouts.cpp"
     includes = [f'#include "{header}"' for header in headers]
     asserted = [f"static_assert({claim});" for claim in claims]
     program.write_text("\n".join(["#include <cstddef>", *includes, "using namespace greenroom;", *asserted]))
-    compiler.run(*compiler.flags, "-fsyntax-only", "-I", str(sources), str(program))
+    compiler.run(*compiler.flags, "-fsyntax-only", f"-I{SERVER}", f"-I{SOURCES}", str(program))
 
 
 def test_a_structure_takes_only_its_fields() -> None:
@@ -83,7 +83,7 @@ def sources(tmp_path: Path) -> Path:
 def interface_of(sources: Path, declaration: str) -> Interface:
     text = f'extern "C" {{  // structures/parts.py\n{declaration}\n}}  // extern "C"\n'
     (sources / "part.h").write_text(text)
-    return Interface(sources)
+    return Interface(sources, sources)
 
 
 def test_a_header_becomes_a_module(sources: Path) -> None:
@@ -100,7 +100,7 @@ struct Spec {
 };""",
     )
     assert made.modules["parts"].endswith(
-        """# src/part.h
+        """# part.h
 class Size(IntEnum):
     MOST = 2
 
@@ -135,14 +135,14 @@ class Spec(Structure):
     ],
 )
 def test_what_python_cannot_declare_is_refused(declaration: str, reason: str, sources: Path) -> None:
-    with pytest.raises(InterfaceError, match=rf"src/part\.h: .*{reason}"):
+    with pytest.raises(InterfaceError, match=rf"part\.h: .*{reason}"):
         interface_of(sources, declaration)
 
 
 def test_a_region_without_a_module_is_refused(sources: Path) -> None:
     (sources / "part.h").write_text('extern "C" {\nstruct Spec { int32_t size; };\n}  // extern "C"\n')
-    with pytest.raises(InterfaceError, match=r'src/part\.h: extern "C" \{ needs a comment behind it'):
-        Interface(sources)
+    with pytest.raises(InterfaceError, match=r'part\.h: extern "C" \{ needs a comment behind it'):
+        Interface(sources, sources)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,18 @@
 #include <iterator>
 
 #include "formats/checks.h"
-#include "layers/compressed_attention.h"
-#include "layers/gated_delta_net.h"
-#include "layers/grouped_attention.h"
-#include "layers/kimi_delta_attention.h"
-#include "layers/latent_attention.h"
 #include "layers/layer_adapters.h"
-#include "layers/lightning_attention.h"
-#include "layers/mamba1.h"
-#include "layers/mamba2.h"
 #include "layers/mixture.h"
 #include "layers/result_convolution.h"
-#include "layers/short_convolution.h"
+#include "model/blocks/compressed_attention/compressed_attention.h"
+#include "model/blocks/gated_delta_net/gated_delta_net.h"
+#include "model/blocks/grouped_attention/grouped_attention.h"
+#include "model/blocks/kimi_delta_attention/kimi_delta_attention.h"
+#include "model/blocks/latent_attention/latent_attention.h"
+#include "model/blocks/lightning_attention/lightning_attention.h"
+#include "model/blocks/mamba1/mamba1.h"
+#include "model/blocks/mamba2/mamba2.h"
+#include "model/blocks/short_convolution/short_convolution.h"
 
 namespace greenroom {
 namespace {

@@ -1,7 +1,7 @@
 // Scores of keys by an indexer's heads, for one token of a sequence.
 #pragma once
 
-#include "levels/attention.h"
+#include "model/blocks/grouped_attention/attention.h"
 
 namespace greenroom {
 

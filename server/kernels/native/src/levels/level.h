@@ -5,10 +5,11 @@
 #pragma once
 
 #include "formats/matrix.h"
-#include "levels/attention.h"
 #include "levels/index_scores.h"
-#include "levels/latents.h"
-#include "levels/recurrence.h"
+#include "model/blocks/grouped_attention/attention.h"
+#include "model/blocks/latent_attention/latents.h"
+#include "model/blocks/mamba1/selective_scan.h"
+#include "model/blocks/recurrent/recurrence.h"
 
 namespace greenroom {
 

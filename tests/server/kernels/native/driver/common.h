@@ -5,10 +5,10 @@
 #include <random>
 #include <vector>
 
-#include "layers/grouped_attention.h"
 #include "layers/head.h"
 #include "layers/linear.h"
 #include "layers/mixture.h"
+#include "model/blocks/grouped_attention/grouped_attention.h"
 
 struct Handle;
 extern "C" {

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "hostile.h"
-#include "layers/latent_attention.h"
+#include "model/blocks/latent_attention/latent_attention.h"
 
 namespace driver {
 

@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "hostile.h"
-#include "layers/compressed_attention.h"
+#include "model/blocks/compressed_attention/compressed_attention.h"
 
 namespace driver {
 namespace {

@@ -4,13 +4,13 @@
 #include <type_traits>
 
 #include "hostile.h"
-#include "layers/gated_delta_net.h"
-#include "layers/kimi_delta_attention.h"
-#include "layers/lightning_attention.h"
-#include "layers/mamba1.h"
-#include "layers/mamba2.h"
 #include "layers/mixture.h"
-#include "layers/short_convolution.h"
+#include "model/blocks/gated_delta_net/gated_delta_net.h"
+#include "model/blocks/kimi_delta_attention/kimi_delta_attention.h"
+#include "model/blocks/lightning_attention/lightning_attention.h"
+#include "model/blocks/mamba1/mamba1.h"
+#include "model/blocks/mamba2/mamba2.h"
+#include "model/blocks/short_convolution/short_convolution.h"
 
 namespace driver {
 namespace {

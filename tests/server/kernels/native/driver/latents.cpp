@@ -8,8 +8,8 @@
 #include <numeric>
 
 #include "adapters.h"
-#include "layers/latent_attention.h"
 #include "loops.h"
+#include "model/blocks/latent_attention/latent_attention.h"
 
 namespace driver {
 namespace {

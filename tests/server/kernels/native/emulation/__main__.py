@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.server.kernels.native.build import DRIVER, ROOT, load_setup
+from tests.server.kernels.native.build import driver_objects, kernel_objects, load_setup
 from tests.server.kernels.native.emulation.machine import MachineError, Result, run
 
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra")
@@ -27,11 +27,8 @@ COMMANDS = ("bochs", "grub-mkrescue", "xorriso", "make")
 def build_program(folder: Path) -> Path:
     """Compile the kernels and their driver into a program without dependencies."""
     setup = load_setup()
-    sources, cache = ROOT / setup.SOURCES, setup.cache_folder(folder)
     compiler = setup.Compiler(FLAGS)
-    objects = compiler.objects(sources, cache)
-    compiler.flags += ["-I", str(sources)]
-    objects += compiler.objects(DRIVER, cache)
+    objects = kernel_objects(setup, compiler, folder) + driver_objects(setup, compiler, folder)
     for name in ("guard", "start"):
         objects.append(folder / f"{name}.o")
         compiler.run(*compiler.flags, "-c", str(HERE / f"{name}.cpp"), "-o", str(objects[-1]))
