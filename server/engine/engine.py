@@ -251,8 +251,8 @@ class Engine:
         started = time.perf_counter()
         passes = self._passes
         self._drop_ended()
-        if passes is not None and (begun := passes.begin()):
-            record_start(begun, self.clock(), self.statistics.latencies)
+        if passes is not None and (begun := passes.begin(now := self.clock())):
+            record_start(begun, now, self.statistics.latencies)
         step = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)
@@ -301,7 +301,7 @@ class Engine:
         """
         self._publisher.send_deferred()
         passes.advance(step_seconds)
-        for part, result in passes.finish():
+        for part, result in passes.finish(self.clock()):
             self._postprocess(part, result)
             self.statistics.count_step("prefill", passes.step_seconds)
         self._publisher.send_deferred()
@@ -359,6 +359,7 @@ class Engine:
         statistics.prefix_cache_hits = scheduler.num_reused_tokens
         if self._passes is not None:
             statistics.prefill_passes = self._passes.num_passes
+            statistics.prefill_pass_saved_bytes = self._passes.saved_bytes
         statistics.kv_cache_usage = self._blocks.usage
         if self._admission is not None:
             statistics.num_held = self._admission.num_held if scheduler.running else 0

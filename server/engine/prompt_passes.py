@@ -9,7 +9,7 @@ from collections.abc import Sequence as AbstractSequence
 
 from expert_store import ExpertStoreError
 from server.engine.deadline_watch import deadline_error
-from server.engine.interface import publish
+from server.engine.interface import PassTime, publish
 from server.engine.kv.block_manager import BlockManager
 from server.engine.pass_planning import PassLimits, PassPlan, PassPlanner
 from server.engine.prompt_costs import PromptCosts
@@ -54,7 +54,9 @@ class PromptPasses:
         self._continues = False  # a running sequence has tokens for another pass
         self._unit_seconds = 0.0  # of the last unit
         self._seconds = 0.0  # of the running pass's units
+        self._began_at = 0.0
         self.num_passes = 0  # finished
+        self.saved_bytes = 0  # by these; see ``PromptPass``
         self.step_seconds = 0.0  # of a step of the last finished pass, on average
         scheduler.cancel_pass = self.cancel
 
@@ -67,8 +69,12 @@ class PromptPasses:
         """The sequences of the running pass."""
         return self._plan.sequences
 
-    def begin(self) -> list[Scheduled]:
-        """Begin a pass if prompts need one and none runs; return the first item of each of its sequences."""
+    def begin(self, now: float) -> list[Scheduled]:
+        """Begin a pass if prompts need one and none runs; return the first item of each of its sequences.
+
+        Args:
+            now: on the engine's clock.
+        """
         if self._pass is not None or not (self._continues or self._scheduler.has_room) or not self._runner.can_pass:
             return []
         self._continues = False
@@ -77,7 +83,7 @@ class PromptPasses:
         self._plan = self._planner.plan()
         if not self._plan.steps:
             return []
-        self._seconds = self._unit_seconds = 0.0
+        self._seconds, self._unit_seconds, self._began_at = 0.0, 0.0, now
         started = time.perf_counter()
         try:
             with panics_as_errors():
@@ -132,10 +138,13 @@ class PromptPasses:
             if sequence.in_pass is not None:
                 sequence.in_pass.share = running.progress
 
-    def finish(self) -> Outputs:
+    def finish(self, now: float) -> Outputs:
         """End the pass if all its units have run, and yield its steps, each with its output, before the next one.
 
         A step whose sequences were removed after an earlier one is left out.
+
+        Args:
+            now: on the engine's clock.
         """
         running, plan = self._pass, self._plan
         if running is None or not running.is_finished:
@@ -147,8 +156,12 @@ class PromptPasses:
         except (ExpertStoreError, RuntimeError) as error:
             self._fail(error)
             return
+        for sequence in plan.sequences:
+            if sequence.in_pass is not None:
+                sequence.note_pass(PassTime(self._began_at, now, sequence.in_pass.num_tokens, len(plan.sequences)))
         self._detach()
         self.num_passes += 1
+        self.saved_bytes += running.saved_bytes
         seconds = self._seconds + time.perf_counter() - started
         self.step_seconds = seconds / len(plan.steps)
         self._costs.note_pass(plan.num_tokens, seconds, sum(output.experts.stall_seconds for output in outputs))

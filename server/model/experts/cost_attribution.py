@@ -84,9 +84,8 @@ def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> l
         if isinstance(part, ResidentRuns):
             if len(costs) == 1:
                 costs[0].add(ExpertCost(part.num_lookups, bytes_read=part.bytes_read))
-            elif (
-                is_decode and not part.read_ahead and part.num_run == part.num_choices * len(costs)
-            ):  # a token's choices are distinct
+            elif is_decode and not part.read_ahead and part.num_run == part.num_choices * len(costs):
+                # A token's choices are distinct.
                 num_each += part.num_choices
             else:
                 for run in part.runs:

@@ -97,6 +97,7 @@ class NativePass:
         self._awaited: Lease | None = None
         self._num_run = 0  # layers
         self.is_finished = False
+        self.saved_bytes = 0
         self._held = ExitStack()  # leases
         self._counts = np.zeros(0, np.int64)
         self._units = self._run()
@@ -224,6 +225,9 @@ class NativePass:
     def _record(self, choices: Sequence[PlacedChoices], lease: Lease) -> None:
         """Record the layer in each step; the first one that uses a missed expert bears its cost."""
         missed, read_ahead = dict(lease.missed), set(lease.read_ahead)
+        for key in (*missed, *read_ahead):
+            num_uses = sum(key in placed.rows for placed in choices)
+            self.saved_bytes += (num_uses - 1) * self._store.catalog.read_bytes(key)
         stall = lease.stall_seconds
         for step, placed in zip(self.steps, choices, strict=True):
             own = {key: missed.pop(key) for key in placed.rows if key in missed}

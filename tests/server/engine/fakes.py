@@ -180,6 +180,7 @@ class FakePass:
         self._units = [(layer, step) for layer in range(2) for step in range(len(steps) + 1)]  # the last: of experts
         self._num_run = 0
         self.is_cancelled = self.is_ended = False
+        self.saved_bytes = 1 << 20
         self._outputs: list[StepOutput] = []
         self._begun: dict[int, list[int]] = {}  # states that the sequences begin from, by slot
         self._states: dict[int, list[int]] = {}  # those of the layer that runs
