@@ -33,8 +33,8 @@ COMPRESSION = 6
 LEASES_PER_FLUSH = 1024
 CHUNK_BYTES = 1 << 16
 _LETTERS: dict[Phase, str] = {"prefill": "p", "decode": "d"}
-_PASS = "l"
-_PHASES: dict[str, Phase] = {_PASS: "prefill"} | {letter: phase for phase, letter in _LETTERS.items()}
+_PASSING = "l"
+_PHASES: dict[str, Phase] = {_PASSING: "prefill"} | {letter: phase for phase, letter in _LETTERS.items()}
 
 
 class LoggedLease(NamedTuple):
@@ -94,7 +94,7 @@ class RoutingLogWriter:
 
     def record(self, layer: int, experts: Iterable[int], phase: Phase, *, is_passing: bool = False) -> None:
         """Add one lease."""
-        letter = _PASS if is_passing else _LETTERS[phase]
+        letter = _PASSING if is_passing else _LETTERS[phase]
         self._write(f'[{layer},[{",".join(map(str, experts))}],"{letter}"]\n')
         self._unflushed += 1
         if self._unflushed == LEASES_PER_FLUSH:
@@ -222,7 +222,7 @@ def _lease(path: Path, number: int, line: bytes, header: RoutingLogHeader) -> Lo
                 )
             if len(set(experts)) != len(experts):
                 raise RoutingLogError(f"{path} line {number}: an expert is named twice in one lease")
-            return LoggedLease(layer, tuple(experts), _PHASES[letter], letter == _PASS)
+            return LoggedLease(layer, tuple(experts), _PHASES[letter], letter == _PASSING)
     raise RoutingLogError(f'{path} line {number} is not a lease such as [0,[3,7],"d"]')
 
 

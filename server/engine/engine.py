@@ -251,9 +251,7 @@ class Engine:
         started = time.perf_counter()
         passes = self._passes
         self._drop_ended()
-        if passes is not None and (begun := passes.begin(now := self.clock())):
-            record_start(begun, now, self.statistics.latencies)
-        step = self._scheduler.schedule()
+        step = self._schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)
             log.error("request %s failed: %s", sequence.request.request_id, error)
@@ -278,6 +276,18 @@ class Engine:
         if not step or not self._scheduler.running:
             self._publisher.send_deferred()
         self._update_statistics()
+
+    def _schedule(self) -> list[Scheduled]:
+        """Return the next step; begin a pass of prompts before it if they need one, and none runs."""
+        passes = self._passes
+        if passes is None:
+            return self._scheduler.schedule()
+        if begun := passes.begin(now := self.clock()):
+            record_start(begun, now, self.statistics.latencies)
+        step = self._scheduler.schedule()
+        if step:
+            passes.give_way()
+        return step
 
     def _drop_ended(self) -> None:
         """Drop requests that have ended, and prefixes of weights that were unloaded."""

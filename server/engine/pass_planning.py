@@ -75,7 +75,7 @@ class PassPlanner:
         """Return whether a sequence's prompt is one for a pass: long, and without use for the states of all tokens."""
         if len(sequence.token_ids) - sequence.num_cached < self._min_piece:
             return False
-        if sequence.runs_by_chunks or sequence.is_whole or sequence.needs_all_tokens:
+        if sequence.runs_by_chunks or sequence.is_whole or sequence.needs_all_tokens or sequence.looks_ahead:
             return False
         num_tokens = self.num_missing(sequence)
         return num_tokens >= self._min_piece and not self._is_short(num_tokens)

@@ -112,6 +112,12 @@ class PromptPasses:
         if all(sequence.sink.is_cancelled for sequence in self._plan.sequences):
             self.cancel()
 
+    def give_way(self) -> None:
+        """Cancel the pass if a step beside it might find no slots for its experts, as memory has become less."""
+        if self._pass is not None and not self._runner.can_pass:
+            log.info("a pass of %d prompts ends, as the memory for experts has become too small", len(self.sequences))
+            self.cancel()
+
     def advance(self, step_seconds: float | None) -> None:
         """Run units of the pass.
 

@@ -52,7 +52,7 @@ class ModelRunner(Protocol):
 
     @property
     def can_pass(self) -> bool:
-        """True if prompts may run as passes now: experts are paged, and there are slots for those of two layers."""
+        """True if prompts may run as passes now: there are slots for the experts of two layers and of a step beside."""
 
     @property
     def pass_token_bytes(self) -> int:

@@ -198,7 +198,8 @@ class Trunk(BaseTrunk):
     def can_pass(self, store: ExpertStore) -> bool:
         if self._native is None or not self._native.can_pass or is_gpu(self.device):
             return False
-        return all(store.holds_at_once(pair) for pair in pairwise(layer.number for layer in self._layers.values()))
+        pairs = pairwise(layer.number for layer in self._layers.values())
+        return all(store.holds_at_once(pair, self.facts.top_k) for pair in pairs)
 
     @property
     def pass_token_bytes(self) -> int:
