@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.kernels import MODULE
 from server.kernels.expert import run_expert
-from server.kernels.formats import repack_int4
+from server.kernels.formats.group_int4 import repack_int4
 
 SHAPES = {
     "qwen3_30b": (2048, 768, 12),

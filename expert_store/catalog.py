@@ -7,14 +7,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from statistics import fmean
 from typing import NamedTuple, Protocol
 
 import torch
 
 from expert_store.errors import CheckpointError
 from expert_store.keys import BASE, ExpertKey
-from expert_store.sources.base import PAGE_BYTES, Source
-from expert_store.sources.file import FileSource
+from expert_store.sources.base import PAGE_BYTES, LocalSource, Source
+from expert_store.sources.runs import MAX_GAP_BYTES
 
 TENSOR_ALIGNMENT = 64  # bytes; suits vector loads
 
@@ -273,7 +275,7 @@ class ExpertCatalog:
         known = self._reads.get(key)
         if known is None:
             parts = list(extents(self.recipe(key)))
-            is_in_files = all(isinstance(part.source, FileSource) for part in parts)
+            is_in_files = all(isinstance(part.source, LocalSource) for part in parts)
             known = self._reads[key] = sum(part.nbytes for part in parts), is_in_files
         return known
 
@@ -331,7 +333,7 @@ class ExpertCatalog:
 
 def is_on_disk(catalog: ExpertCatalog) -> bool:
     """Return True if all of the model's own experts are in files of this machine."""
-    return all(isinstance(source, FileSource) for source in catalog.sources)
+    return all(isinstance(source, LocalSource) for source in catalog.sources)
 
 
 def sources_of(recipes: Iterable[ExpertRecipe]) -> list[Source]:
@@ -354,6 +356,20 @@ def extents(recipe: ExpertRecipe) -> Iterator[Extent]:
             shared.add(group)
         for source in parameter.sources:
             yield source.extent
+
+
+def num_reads(recipe: ExpertRecipe) -> int:
+    """Return how many reads an expert takes: one for parts that lie close together."""
+    found = sorted(extents(recipe), key=lambda each: (each.source.name, each.offset))
+    return 1 + sum(
+        last.source != following.source or following.offset - last.offset - last.nbytes > MAX_GAP_BYTES
+        for last, following in pairwise(found)
+    )
+
+
+def reads_per_expert(catalog: ExpertCatalog) -> float:
+    """Return how many reads an expert takes, on average over the layers."""
+    return fmean(num_reads(entry.experts[0]) for entry in catalog.layers.values())
 
 
 def _aligned(nbytes: int) -> int:

@@ -233,6 +233,8 @@ class Lease:
         Raises:
             ExpertLoadError: one could not be read, or its read does not return.
         """
+        if not self._rows:
+            return True
         now = time.monotonic()
         ends_at = now + timeout
         with self._state.lock:

@@ -120,6 +120,14 @@ class ServeSettings(BaseModel):
         description="read the rest of a model elsewhere to the disk while nothing else is read; auto: if the disk has "
         "room; without --disk-cache, models of the hub come into its own cache",
     )
+    repack_cache: Path | None = Field(
+        None,
+        description="folder that keeps the experts of a model on a disk as one record each, so that a miss is one "
+        "read; written while the disk idles; other servers of the same user may share it",
+    )
+    repack_cache_size: BudgetInBytes = Field(
+        AUTO, description="size of --repack-cache: 20GiB, or auto, as for --disk-cache-size"
+    )
     cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field(
         "lfru", description="policy that chooses which expert to evict"
     )

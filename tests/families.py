@@ -380,6 +380,13 @@ def make_config(model_type: str) -> PreTrainedConfig:
     return _make(config_class, FAMILIES[model_type].special, TOP if _holds_text(config_class) else SIZES)
 
 
+def make_unusual_config() -> PreTrainedConfig:
+    """Return one whose modules run: its rotary positions depend on the length of a sequence."""
+    config = make_config("qwen3_moe")
+    config.rope_parameters |= {"rope_type": "dynamic", "factor": 4.0}
+    return config
+
+
 def make_small_config(model_type: str) -> PreTrainedConfig:
     """Return the same with half as many heads, and with two layers where that leaves each kind, for interpreters."""
     config = make_config(model_type)

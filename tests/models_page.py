@@ -292,9 +292,6 @@ The kernels lack these parts of the others:
 
 - Inkling 2 with loops (`inkling2_loop`): layers that run several times.
 - Unlimited-OCR: attention to the whole prompt and to a window of what follows it.
-- ZAYA: convolutions that mix the numbers of a head of queries or keys, values of which one half comes from the token
-  before, routers that are MLPs and add the rows of the router one layer earlier, and factors and biases of the residual
-  stream.
 
 | model type | runs natively | attention at once | why not all |
 | --- | --- | --- | --- |

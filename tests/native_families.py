@@ -89,6 +89,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "solar_open",
     "step3p5",
     "step3p7",
+    "zaya",
 )
 
 NATIVE_VISIONS = (  # those of them that take images, but kimi_k25, whose random weights write a placeholder of images

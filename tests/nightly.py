@@ -144,7 +144,7 @@ def sweeps() -> Mapping[str, Collection[object]]:
         f"{model}/test_cuda.py::test_a_cuda_device_has_the_logits_of_the_cpu": ON_A_GPU,
         f"{model}/test_cuda.py::test_steps_of_graphs_have_the_logits_of_steps_without": ON_A_GPU,
         f"{model}/test_deterministic.py::test_batch_order_chunks_and_cache_size_change_no_bit": FEW,
-        f"{model}/fused/test_heads.py::test_logits_are_those_of_the_modules": ["gemma4_text", "deepseek_v3"],
+        f"{model}/cuda_layers/test_attention.py::test_logits_are_those_of_the_modules": ["gemma4_text", "deepseek_v3"],
         f"{model}/test_parity.py::test_every_cache_size_gives_the_same_bits": FEW,
         f"{native}/test_native_images.py::test_native_layers_take_images": WITH_IMAGES,
         f"{native}/test_native_layers.py::test_native_layers_give_what_the_modules_give": kinds,

@@ -126,6 +126,15 @@ class CacheFile:
         self.log.add(begin, view)
         self._last_use[begin] = next(_time)
 
+    def write_out(self) -> None:
+        """Have the disk write what was stored, and leave none of it in the page cache, as reads are direct.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
+        os.fdatasync(self._file)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def by_age(self) -> list[tuple[int, CachedExtent]]:
         """Return when each extent was used last in this process, and the extent; later for those to be dropped last."""
         return [

@@ -137,8 +137,12 @@ class DiskCache:
                 self._measure()
             return self.lack(nbytes) is None
 
-    def store(self, file: CacheFile, begin: int, data: Bytes) -> bool:
-        """Keep some bytes of a source, if the disk has room for them; return whether it does."""
+    def store(self, file: CacheFile, begin: int, data: Bytes, *, frees: bool = True) -> bool:
+        """Keep some bytes of a source, if the disk has room for them; return whether it does.
+
+        Args:
+            frees: whether others may be removed for them.
+        """
         if self.is_off or not len(data):
             return False
         try:
@@ -146,6 +150,8 @@ class DiskCache:
                 if self.is_off:  # since another thread has tried
                     return False
                 if not self.has_room(len(data)):
+                    if not frees:
+                        return False
                     self._free(len(data))
             file.store(begin, data)
         except OSError as error:
@@ -157,12 +163,33 @@ class DiskCache:
                 self._measure()
         return True
 
-    def store_all(self, file: CacheFile, begin: int, data: Bytes) -> bool:
+    def store_all(self, file: CacheFile, begin: int, data: Bytes, *, frees: bool = True) -> bool:
         """Keep bytes of any number, as ``store`` does."""
         return all(
-            self.store(file, begin + first, data[first : first + EXTENT_BYTES])
+            self.store(file, begin + first, data[first : first + EXTENT_BYTES], frees=frees)
             for first in range(0, len(data), EXTENT_BYTES)
         )
+
+    def write_out(self, file: CacheFile) -> bool:
+        """Have the disk write what was stored in a file; return whether it does."""
+        try:
+            file.write_out()
+        except OSError as error:
+            self._turn_off(error)
+            return False
+        return True
+
+    def make_room(self, nbytes: int) -> None:
+        """Remove files that no process uses, the oldest first, until so many bytes have room or none is left.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        with self._room:
+            if self.max_bytes is not None:
+                self._measure()
+                self._remove_unused(self.stored_bytes + nbytes - self.max_bytes)
+                self._measure()
 
     @property
     def stored_bytes(self) -> int:
@@ -176,14 +203,9 @@ class DiskCache:
         """Remove what was not used for the longest time until so many bytes have room."""
         assert self.max_bytes is not None
         to_free = self.stored_bytes + nbytes - self.max_bytes + int(self.max_bytes * FREED_SHARE)
+        to_free -= self._remove_unused(to_free)
         with self._lock:
             files = dict(self._files)
-        ours = {file.path for file in files.values()}
-        for path in sorted(set(self.folder.glob(f"*{DATA}")) - ours, key=_last_written):
-            if to_free > 0:
-                size = disk_bytes(path)
-                remove_unused(path)
-                to_free -= size - disk_bytes(path)
         oldest = sorted((age, key, extent) for key, file in files.items() for age, extent in file.by_age())
         dropped: dict[str, list[CachedExtent]] = {}
         for _, key, extent in oldest:
@@ -194,6 +216,18 @@ class DiskCache:
         for key, extents in dropped.items():
             files[key].drop(extents)
         self._measure()
+
+    def _remove_unused(self, to_free: int) -> int:
+        """Remove files that no process uses until so many bytes are free; return how many are."""
+        freed = 0
+        with self._lock:
+            ours = {file.path for file in self._files.values()}
+        for path in sorted(set(self.folder.glob(f"*{DATA}")) - ours, key=_last_written):
+            if freed < to_free:
+                size = disk_bytes(path)
+                remove_unused(path)
+                freed += size - disk_bytes(path)
+        return freed
 
     def _shrink(self, file: CacheFile, begin: int, data: Bytes, error: OSError) -> bool:
         """Make the cache smaller as the disk is full, and try once more."""

@@ -52,7 +52,10 @@ class Fill:
 
     Args:
         sources: to be completed, which have been opened.
-        order: returns the spans that are wanted first.
+        order: returns the spans that are wanted first, or all of them.
+        has_all: whether ``order`` returns all, cut in the way in which they are to be read.
+        min_chunk_bytes: of one request; by default what a link moves soon.
+        name: what it does, for the log.
         on_complete: called once when the sources are complete.
         tell: called with the progress at the start, and then now and then.
     """
@@ -63,7 +66,12 @@ class Fill:
         order: Callable[[], Iterable[Span]] = tuple,
         on_complete: Callable[[Fill], None] = lambda _: None,
         tell: Callable[[FillProgress], None] = lambda _: None,
+        *,
+        has_all: bool = False,
+        min_chunk_bytes: int | None = None,
+        name: str = "the download",
     ):
+        self._has_all, self._min_chunk_bytes, self._name = has_all, min_chunk_bytes or MIN_CHUNK_BYTES, name
         self.sources, self._order, self._on_complete, self._tell = sources, order, on_complete, tell
         self._cache = sources[0].cache
         self._stop, self._lock = threading.Event(), threading.Lock()  # guards the fields below
@@ -143,7 +151,7 @@ class Fill:
                 reason = str(error)
             was_waiting, self._waits_for = self._waits_for is not None, reason
             if not was_waiting:
-                log.warning("the download waits: %s", reason)
+                log.warning("%s waits: %s", self._name, reason)
             self._stop.wait(RETRY_SECONDS)
 
     def _tell_now_and_then(self) -> None:
@@ -187,8 +195,10 @@ class Fill:
 
     def _missing(self) -> Iterator[tuple[OpenCachedSource, int, int]]:
         """Yield spans that the cache lacks, the wanted ones first, up to some bytes."""
-        ordered = [*self._order(), *((source, 0, opened.identity.nbytes) for source, opened in self._opened.items())]
-        left = ORDER_BYTES
+        ordered = list(self._order())
+        if not self._has_all:
+            ordered += [(source, 0, opened.identity.nbytes) for source, opened in self._opened.items()]
+        left, refreshed = ORDER_BYTES, set[CachedSource]()
         for source, begin, end in ordered:
             opened = self._opened.get(source)
             if opened is None:
@@ -196,7 +206,9 @@ class Fill:
             if opened.file is None:
                 reason = "the disk failed" if is_versioned(opened.identity) else "its server tells no version of it"
                 raise CheckpointError(f"{source.name} can't be kept on the disk: {reason}")
-            opened.file.log.refresh()
+            if source not in refreshed:
+                opened.file.log.refresh()
+                refreshed.add(source)
             for first, last in opened.missing(begin, end):
                 for position in range(first, last, EXTENT_BYTES):
                     if left <= 0:
@@ -214,7 +226,7 @@ class Fill:
             if not self._cache.gate.wait_until_quiet(self._stop):
                 return opened.keep(begin, memory[:done])
             quiet = self._cache.gate.quiet_seconds
-            nbytes = min(max(CHUNK_BYTES_PER_QUIET_SECOND * quiet, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+            nbytes = min(max(CHUNK_BYTES_PER_QUIET_SECOND * quiet, self._min_chunk_bytes), MAX_CHUNK_BYTES)
             chunk = memory[done : done + int(nbytes)]
             opened.inner.read([Piece(begin + done, chunk)])
             done += len(chunk)

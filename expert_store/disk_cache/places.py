@@ -6,8 +6,7 @@ from expert_store.catalog import ExpertCatalog, extents
 from expert_store.disk_cache.cached_source import CachedSource
 from expert_store.disk_cache.disk_cache import DiskCache
 from expert_store.keys import ExpertKey
-from expert_store.sources.base import Source
-from expert_store.sources.file import FileSource
+from expert_store.sources.base import LocalSource, Source
 
 
 def is_remote(catalog: ExpertCatalog, key: ExpertKey) -> bool:
@@ -21,8 +20,8 @@ def is_remote(catalog: ExpertCatalog, key: ExpertKey) -> bool:
 def lowest_tiers(catalog: ExpertCatalog) -> list[str]:
     """Return the tiers below memory in which the experts of a model may be found."""
     sources = catalog.sources
-    tiers = ["disk"] if any(isinstance(source, FileSource | CachedSource) for source in sources) else []
-    return [*tiers, "remote"] if any(not isinstance(source, FileSource) for source in sources) else tiers
+    tiers = ["disk"] if any(isinstance(source, LocalSource | CachedSource) for source in sources) else []
+    return [*tiers, "remote"] if any(not isinstance(source, LocalSource) for source in sources) else tiers
 
 
 def caches(catalog: ExpertCatalog) -> set[DiskCache]:
@@ -31,6 +30,6 @@ def caches(catalog: ExpertCatalog) -> set[DiskCache]:
 
 
 def _is_here(source: Source, begin: int, end: int) -> bool:
-    if isinstance(source, CachedSource):
-        return source.holds(begin, end)
-    return isinstance(source, FileSource)
+    if isinstance(source, LocalSource):
+        return True
+    return isinstance(source, CachedSource) and source.holds(begin, end)

@@ -67,6 +67,10 @@ class Source(Protocol):
     def __hash__(self) -> int: ...
 
 
+class LocalSource:
+    """Base of sources whose bytes are on disks of this machine."""
+
+
 class SourceFolder(Protocol):
     """Sources that belong to each other, by name: a folder on a disk, or a repository."""
 

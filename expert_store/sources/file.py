@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from expert_store.errors import ShortReadError, SourceChangedError, source_error
-from expert_store.sources.base import PAGE_BYTES, Bytes, Piece, SourceIdentity
+from expert_store.sources.base import PAGE_BYTES, Bytes, LocalSource, Piece, SourceIdentity
 from expert_store.sources.regular_file import open_regular
 from expert_store.sources.runs import runs_of
 
@@ -23,7 +23,7 @@ MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileSource(LocalSource):
     """A file on a disk."""
 
     path: Path

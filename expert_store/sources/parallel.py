@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from expert_store.sources.base import Source
-from expert_store.sources.file import FileSource
+from expert_store.sources.base import LocalSource, Source
 
 NUM_THREADS = 16
 
@@ -28,5 +27,5 @@ def map_sources(function: Callable[[Source], T], sources: Iterable[Source]) -> I
 
 
 def are_files(sources: Iterable[Source]) -> bool:
-    """Return True if all sources are files on a disk."""
-    return all(isinstance(source, FileSource) for source in sources)
+    """Return True if all sources are files on a disk, or are read from such."""
+    return all(isinstance(source, LocalSource) for source in sources)

@@ -72,10 +72,10 @@ class PassPlanner:
         self._min_piece = 2 if limits.takes_all else MIN_PIECE_TOKENS
 
     def is_for_pass(self, sequence: Sequence) -> bool:
-        """Return whether a sequence's prompt is one for a pass: long, and without use for the states of all tokens."""
+        """Return whether a sequence's prompt is one for a pass."""
         if len(sequence.token_ids) - sequence.num_cached < self._min_piece:
             return False
-        if sequence.runs_by_chunks or sequence.is_whole or sequence.needs_all_tokens or sequence.looks_ahead:
+        if sequence.runs_by_chunks or sequence.is_whole:
             return False
         num_tokens = self.num_missing(sequence)
         return num_tokens >= self._min_piece and not self._is_short(num_tokens)
@@ -115,7 +115,8 @@ class PassPlanner:
         plan, starts = PassPlan(), dict[Sequence, int]()
         candidates = self._candidates()
         unfinished: list[Sequence] = []  # sequences of the pass that have tokens left
-        for _ in range(max(1, self._limits.max_tokens // step_tokens)):
+        left = self._limits.max_tokens
+        while left >= step_tokens or not plan.steps:
             step, budget = PassStep([], []), step_tokens
             budget -= self._continue(unfinished, step, budget)
             while candidates and budget > 0:
@@ -131,6 +132,7 @@ class PassPlanner:
             if not step.items:
                 break
             plan.steps.append(step)
+            left -= sum(item.num_tokens for item in step.items)
         for sequence, start in starts.items():
             sequence.in_pass = PassProgress(sequence.num_cached - start)
             sequence.num_cached = start
@@ -162,6 +164,8 @@ class PassPlanner:
         """Return the number of tokens that a sequence has to compute."""
         if sequence in self._scheduler.running:
             return sequence.num_uncached
+        if sequence.needs_all_tokens:
+            return len(sequence.token_ids)
         return len(sequence.token_ids) - self._blocks.num_reusable(sequence.blocks, sequence.prefix_cache_ids)
 
     @property

@@ -155,42 +155,40 @@ class PromptPasses:
         running, plan = self._pass, self._plan
         if running is None or not running.is_finished:
             return
-        started = time.perf_counter()
-        try:
-            with panics_as_errors():
-                outputs = running.finish()
-        except (ExpertStoreError, RuntimeError) as error:
-            self._fail(error)
-            return
         for sequence in plan.sequences:
             if sequence.in_pass is not None:
                 sequence.note_pass(PassTime(self._began_at, now, sequence.in_pass.num_tokens, len(plan.sequences)))
+        self.saved_bytes += running.saved_bytes
+        stall_seconds = 0.0
         self._detach()
         self.num_passes += 1
-        self.saved_bytes += running.saved_bytes
-        seconds = self._seconds + time.perf_counter() - started
-        self.step_seconds = seconds / len(plan.steps)
-        self._costs.note_pass(plan.num_tokens, seconds, sum(output.experts.stall_seconds for output in outputs))
-        for step, output in zip(plan.steps, outputs, strict=True):
+        self.step_seconds = self._seconds / len(plan.steps)
+        outputs = running.finish()
+        for index, step in enumerate(plan.steps):
+            started = time.perf_counter()
+            try:
+                with panics_as_errors():
+                    output = next(outputs)
+            except (ExpertStoreError, RuntimeError) as error:
+                rest = dict.fromkeys(item.sequence for step in plan.steps[index:] for item in step.items)
+                self._leave_to_chunks([each for each in rest if each in self._scheduler.running], error)
+                return
+            seconds = self.step_seconds + time.perf_counter() - started
+            stall_seconds += output.experts.stall_seconds
             left = [item.sequence for item in step.items if item.sequence in self._scheduler.running]
             if len(left) < len(step.items):
                 for sequence in left:
                     self._scheduler.requeue(sequence)
                 continue
-            self._executor.account(step.items, step.chunks, output, self.step_seconds)
+            self._executor.account(step.items, step.chunks, output, seconds)
             yield step.items, output
+        self._costs.note_pass(plan.num_tokens, self._seconds, stall_seconds)
         self._continues = any(sequence.num_uncached > 1 for sequence in plan.sequences)
 
     def cancel(self) -> None:
         """Cancel the running pass, if there is one; its sequences wait again."""
         running, plan = self._pass, self._plan
-        self._detach()
-        if running is not None:
-            try:
-                with panics_as_errors():
-                    running.cancel()
-            except RuntimeError:
-                log.exception("a pass of prompts could not be cancelled")
+        self._end(running)
         for sequence in plan.sequences:
             self._scheduler.requeue(sequence)
 
@@ -199,11 +197,27 @@ class PromptPasses:
         return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
     def _fail(self, error: Exception) -> None:
-        """Cancel a pass that failed; its sequences run by chunks, where only the faulty ones fail."""
-        log.warning("a pass of %d prompts failed; running them by chunks: %s", len(self._plan.sequences), error)
-        for sequence in self._plan.sequences:
+        """Cancel a pass that failed."""
+        running, plan = self._pass, self._plan
+        self._end(running)
+        self._leave_to_chunks(plan.sequences, error)
+
+    def _end(self, running: PromptPass | None) -> None:
+        self._detach()
+        if running is None:
+            return
+        try:
+            with panics_as_errors():
+                running.cancel()
+        except RuntimeError:
+            log.exception("a pass of prompts could not be cancelled")
+
+    def _leave_to_chunks(self, sequences: AbstractSequence[Sequence], error: Exception) -> None:
+        """Run the sequences of a pass that failed by chunks, where only the faulty ones fail."""
+        log.warning("a pass of %d prompts failed; running them by chunks: %s", len(sequences), error)
+        for sequence in sequences:
             sequence.runs_by_chunks = True
-        self.cancel()
+            self._scheduler.requeue(sequence)
 
     def _detach(self) -> None:
         """Let the sequences of the pass be in steps again."""

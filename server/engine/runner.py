@@ -150,9 +150,8 @@ class PagedModelRunner:
         self.pause()
         self._before_pass()
         if self._before_step is not None:
-            of_steps = [sum(chunk.num_tokens for chunk in step) for step in steps]
-            num_logits = sum(chunk.num_logits for step in steps for chunk in step)
-            self._before_step(max(of_steps), num_logits)
+            num_tokens = max(sum(chunk.num_tokens for chunk in step) for step in steps)
+            self._before_step(num_tokens, max(sum(chunk.num_logits for chunk in step) for step in steps))
         return self._begin_pass(steps)
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:

@@ -150,7 +150,7 @@ class Scheduler:
         return self._continue(sequence, budget, step)
 
     def extend(self, sequence: Sequence, step: list[Scheduled], budget: int, spare_tokens: int) -> int:
-        """Add a running sequence to a step if no other loses blocks for it; return the number of its tokens.
+        """Add a running sequence to a later step of a pass if no other loses blocks for it; return its tokens' number.
 
         Args:
             spare_tokens: blocks for so many more tokens stay available.
@@ -159,7 +159,9 @@ class Scheduler:
         num_tokens = sequence.num_cached + count
         if not self._blocks.has_allocated(sequence.blocks, num_tokens):
             if not self._blocks.can_allocate(sequence.blocks, num_tokens + spare_tokens):
-                return 0
+                self._blocks.recycle(sequence.blocks, sequence.num_cached, num_tokens, spare_tokens)
+                if not self._blocks.can_allocate(sequence.blocks, num_tokens + spare_tokens):
+                    return 0
             self._blocks.allocate(sequence.blocks, num_tokens)
         step.append(Scheduled(sequence, count))
         return count

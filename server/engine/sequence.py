@@ -88,12 +88,6 @@ class Sequence:
         return last
 
     @property
-    def looks_ahead(self) -> bool:
-        """True if tokens of its images see later ones."""
-        media = self.request.media
-        return media is not None and bool(media.unsplit_spans)
-
-    @property
     def order(self) -> tuple[int, int]:
         """Sort key: priority, then arrival."""
         return self.request.priority, self.arrival

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -18,6 +19,7 @@ from expert_store import (
     ExpertCatalog,
     ExpertKey,
     ExpertLayout,
+    ExpertRecipe,
     ExpertStore,
     Extent,
     FileSource,
@@ -25,9 +27,12 @@ from expert_store import (
     ParameterRecipe,
     ParameterSpec,
     TensorSource,
+    extents,
     least_bytes,
 )
 from expert_store.arena import page_aligned
+from expert_store.catalog import num_reads
+from expert_store.sources.base import PAGE_BYTES
 from server.device import wait_for
 
 DISK_SECONDS, MEMORY_SECONDS = 0.25, 0.05  # duration of a measurement
@@ -38,6 +43,8 @@ FILE_BYTES = 256 << 20
 MOST_EXPERTS = 1024  # in a file: of tiny ones, which each take longer to describe than to read, it is smaller
 READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy
 LEAST_READS = 12  # experts in flight, if they are large
+RECORD_LAYERS, RECORD_MISSES = 8, 4  # layers in which records are tried, and misses of a step's layer
+RECORD_ROUNDS, RECORD_SECONDS = 3, 0.15  # of both forms by turns
 
 
 def begin_matrix() -> Future[torch.Tensor]:
@@ -82,14 +89,18 @@ def measure_copy(device: torch.device) -> float:
     return _best(lambda: target.copy_(source, non_blocking=True), MOST_MATRIX_BYTES, device)
 
 
-def measure_disk(catalog: ExpertCatalog) -> float:
+def measure_disk(catalog: ExpertCatalog, num_misses: int | None = None, seconds: float = DISK_SECONDS) -> float:
     """Return the bytes per second that the expert store reads from files: complete experts in random order.
+
+    Args:
+        num_misses: experts that are asked for at once; by default enough to keep the disk busy.
+        seconds: of the measurement.
 
     Raises:
         ExpertLoadError: an expert can't be read.
     """
     largest = max(layout.slot_bytes for layout in catalog.layouts)
-    count = max(LEAST_READS, READ_BYTES // largest)
+    count = num_misses or max(LEAST_READS, READ_BYTES // largest)
     layers, order = list(catalog.layers.items()), random.Random(0)  # noqa: S311  any order will do
     budget = min(catalog.total_bytes, max(least_bytes(catalog, 1), LEAST_READS * largest))
     store = ExpertStore(catalog, budget)
@@ -105,11 +116,69 @@ def measure_disk(catalog: ExpertCatalog) -> float:
     try:
         read_some()  # the first use of slots is slower
         before, begun = store.statistics().loaded_bytes, time.perf_counter()
-        while time.perf_counter() < begun + DISK_SECONDS:
+        while time.perf_counter() < begun + seconds:
             read_some()
         return (store.statistics().loaded_bytes - before) / (time.perf_counter() - begun)
     finally:
         store.close()
+
+
+def measure_record_gain(catalog: ExpertCatalog) -> float | None:
+    """Return by what share a miss is read faster if an expert is one record; None if each takes one read already.
+
+    A record is as many bytes of the same files in one piece, from a page on.
+
+    Args:
+        catalog: of files.
+
+    Raises:
+        ExpertLoadError: an expert can't be read.
+    """
+    apart = [entry for entry in catalog.layers.values() if num_reads(entry.experts[0]) > 1]
+    if not apart:
+        return None
+    entries = apart[:: -(-len(apart) // RECORD_LAYERS)]
+    forms = [
+        ExpertCatalog({number: _as_bytes(entry, is_record=is_record) for number, entry in enumerate(entries)})
+        for is_record in (False, True)
+    ]
+    gains = []
+    for _ in range(RECORD_ROUNDS):
+        parts, record = (measure_disk(form, RECORD_MISSES, RECORD_SECONDS) for form in forms)
+        gains.append(record / parts - 1)
+    return median(gains)
+
+
+def _as_bytes(entry: LayerEntry, *, is_record: bool) -> LayerEntry:
+    """Return a layer whose experts are the bytes that are read for them, in parts or in one piece of a file."""
+
+    def places(recipe: ExpertRecipe, number: int = 0) -> list[Extent]:
+        found = list(extents(recipe))
+        if not is_record:
+            return found
+        part = found[number % len(found)]  # all parts of the file are read, as by the other form
+        source = part.source
+        assert isinstance(source, FileSource)
+        in_file = source.path.stat().st_size
+        nbytes = min(_pages(sum(each.nbytes for each in found)), in_file)
+        return [Extent(source, min(part.offset, in_file - nbytes) // PAGE_BYTES * PAGE_BYTES, nbytes)]
+
+    first = places(entry.experts[0])
+    layout = ExpertLayout(
+        tuple(ParameterSpec(str(number), torch.uint8, (each.nbytes,)) for number, each in enumerate(first))
+    )
+
+    def recipe(expert: ExpertRecipe, number: int) -> dict[str, ParameterRecipe]:
+        return {
+            spec.name: ParameterRecipe((TensorSource(spec.name, spec.dtype, spec.shape, place),))
+            for spec, place in zip(layout.parameters, places(expert, number), strict=True)
+        }
+
+    return LayerEntry(layout, tuple(recipe(expert, number) for number, expert in enumerate(entry.experts)))
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
 @contextmanager

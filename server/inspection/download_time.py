@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from statistics import fmean
 from typing import Any
 
-from expert_store import ExpertCatalog, Extent, extents
-from expert_store.catalog import ExpertRecipe
-from expert_store.sources.runs import MAX_GAP_BYTES
+from expert_store.catalog import reads_per_expert
 from server.inspection.model_summary import ModelSummary
 
 RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG])bit(?:/s)?")
@@ -59,20 +55,5 @@ def predict_download(summary: ModelSummary, bytes_per_second: float, start_secon
             for count in PROMPTS
         },
         "complete_seconds": start_seconds + total / bytes_per_second,
-        "requests_per_miss": _requests_per_miss(summary.catalog),
+        "requests_per_miss": reads_per_expert(summary.catalog),
     }
-
-
-def _requests_per_miss(catalog: ExpertCatalog) -> float:
-    """Return how many requests read an expert, on average over the layers: one for parts that lie close together."""
-    return fmean(sum(1 for _ in _runs(entry.experts[0])) for entry in catalog.layers.values())
-
-
-def _runs(recipe: ExpertRecipe) -> Iterator[Extent]:
-    """Yield the first extent of each run of an expert's extents."""
-    last: Extent | None = None
-    for extent in sorted(extents(recipe), key=lambda each: (each.source.name, each.offset)):
-        is_far = last is None or extent.source != last.source
-        if is_far or (last is not None and extent.offset - last.offset - last.nbytes > MAX_GAP_BYTES):
-            yield extent
-        last = extent

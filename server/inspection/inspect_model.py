@@ -10,7 +10,14 @@ import torch
 
 from expert_store import is_on_disk
 from server.device import find_device, is_gpu
-from server.inspection.bandwidth import begin_matrix, measure_copy, measure_disk, measure_memory, temporary_experts
+from server.inspection.bandwidth import (
+    begin_matrix,
+    measure_copy,
+    measure_disk,
+    measure_memory,
+    measure_record_gain,
+    temporary_experts,
+)
 from server.inspection.download_time import predict_download
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import summarise_model
@@ -38,11 +45,12 @@ def inspect_model(model: str | None, settings: ServeSettings, link: float | None
     plan = fit_memory(summary, settings, device)
     start_seconds = time.time() - psutil.Process().create_time()  # a server needs as long for imports and headers
     if summary.has_experts and is_on_disk(summary.catalog):  # from a server, each read would be a download
-        disk = measure_disk(summary.catalog)
+        disk, record_gain = measure_disk(summary.catalog), measure_record_gain(summary.catalog)
     else:
+        record_gain = None
         with temporary_experts(next(iter(summary.catalog.layouts))) as catalog:
             disk = measure_disk(catalog)
     copy = measure_copy(device) if is_gpu(device) else None
     memory = measure_memory(device, matrix.result())
-    report = as_object(summary, plan, Bandwidths(memory, disk, copy))
+    report = as_object(summary, plan, Bandwidths(memory, disk, copy, record_gain))
     return report | {"download": None if link is None else predict_download(summary, link, start_seconds)}

@@ -19,8 +19,9 @@ from expert_store import (
     is_header_only,
     read_index,
 )
+from server.device import is_gpu
 from server.inspection.hub_metadata import open_hub_model
-from server.kernels.native.available import kernel_level
+from server.kernels.native.available import OFF, kernel_level
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.config_catalog import catalog_from_config
@@ -155,7 +156,15 @@ def _summarise(checkpoint: Checkpoint, name: str, settings: ServeSettings, devic
         if isinstance(checkpoint, GgufCheckpoint):
             source = "gguf" if isinstance(catalog.sources[0], FileSource) else "gguf-headers"
             trunk_format = trunk_types(places.packed)
-    program = program_of_config(config, dtype_of(is_native=True), kernels, catalog, length)
+    program = program_of_config(
+        config,
+        dtype_of(is_native=True),
+        kernels,
+        catalog,
+        length,
+        device=device,
+        triton_device=device if is_gpu(device) and settings.kernels != OFF else None,
+    )
     dtype = dtype_of(is_native=program.is_native)
     if dtype != shape.dtype or program.is_sequential != (shape.sequential_reason is not None):
         shape = infer_shapes(config, dtype, length, packed, has_kernels=program.is_native)

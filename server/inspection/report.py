@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_store import UNCHANGED
+from expert_store.catalog import reads_per_expert
 from server.byte_sizes import format_bytes
 from server.inspection.memory_fit import MemoryFit
 from server.inspection.model_summary import ModelSummary
@@ -20,6 +21,9 @@ SOURCES = {
     "headers": "its config and the headers of its safetensors files",
     "config": "its config alone, with experts in the dtype of the config",
 }
+
+
+LEAST_GAIN = 0.02  # that is told
 
 
 def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) -> dict[str, Any]:
@@ -58,6 +62,11 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths) ->
             "trunk": traffic.trunk,
             "experts": traffic.experts,
             "total": traffic.trunk + traffic.experts,
+        },
+        "miss": {
+            "num_reads": reads_per_expert(catalog),
+            "record_gain": bandwidths.record_gain,
+            "with_records": tokens_per_second(traffic, bandwidths.with_records, uniform, on_device),
         },
         "prompt_piece": {
             # nearly all experts; missing ones are read once for each piece
@@ -147,12 +156,26 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for key, name in names.items():
         if report["bandwidth"][key] is not None:
             yield _row(name, f"{report['bandwidth'][key] / 1e9:.1f} GB/s")
+    yield from _miss(report["miss"])
     if report["download"] is not None:
         yield from _download(report["download"])
     yield "upper bound for one sequence"
     yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
     if report["refusal"] is None:
         yield from _bounds(report)
+
+
+def _miss(miss: dict[str, Any]) -> Iterator[str]:
+    """Yield the line about experts whose parts lie apart in files on this machine."""
+    gain = miss["record_gain"]
+    if gain is None:
+        return
+    reads = f"{miss['num_reads']:.2g} reads"
+    if gain < LEAST_GAIN:
+        yield _row("a miss", f"{reads}, which take no longer than one")
+        return
+    how = "`greenroom pack` or --repack-cache would make it one"
+    yield _row("a miss", f"{reads}; {how}, {gain:.0%} faster: at most {miss['with_records']:.1f} tokens/s")
 
 
 def _download(download: dict[str, Any]) -> Iterator[str]:

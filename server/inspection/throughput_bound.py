@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LATER_RATIOS = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -14,6 +14,12 @@ class Bandwidths:
     compute: float  # memory that compute reads: the device's, or the host's on a CPU
     disk: float
     copy: float | None = None  # host to device, if the device has its own memory
+    record_gain: float | None = None  # of the disk, as a share, if experts are one record each; None if it is unknown
+
+    @property
+    def with_records(self) -> Bandwidths:
+        """The same, if experts are one record each."""
+        return replace(self, disk=self.disk * (1 + (self.record_gain or 0.0)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The table of weight formats: a row is a module of ``formats`` with what torch and the native kernels need of it."""
+"""The table of weight formats by tag: a row is a folder of ``formats``, with what torch and the native kernels need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.kernels.formats import (
     lookup4,
     superblocks,
 )
-from server.kernels.native.slot_format import Place, Places, Shape
+from server.kernels.native.slot_format import Place, Places, Shape, Tag
 from server.kernels.native.structures.matrices import Format, Matrix
 
 
@@ -32,7 +32,9 @@ class QuantisedFormat(Protocol):
     def KINDS(self) -> tuple[Format, ...]:  # noqa: N802  a constant of the modules
         """The formats of the native kernels that its matrices are described as."""
 
-    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool: ...
+    @property
+    def TAG(self) -> Tag:  # noqa: N802
+        """The tensor of its codes, by which a matrix in a slot is known to have this format."""
 
     def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
 
@@ -46,21 +48,26 @@ class QuantisedFormat(Protocol):
 QUANTISED: tuple[QuantisedFormat, ...] = (
     block_int4,
     block_int8,
-    group_int4,
-    fp4,
-    lookup4,
-    fp8,
     channel_int8,
     coded_bfloat16,
-    group_int8,  # after it, as both have codes
+    fp4,
+    fp8,
+    group_int4,
+    group_int8,
+    lookup4,
     *superblocks.FORMATS,
     *file_blocks.FORMATS,
 )
+BY_TAG: Mapping[Tag, QuantisedFormat] = {each.TAG: each for each in QUANTISED}
 
 
-def format_of(weights: Mapping[str, torch.Tensor], name: str) -> QuantisedFormat | None:
-    """Return the format of a quantised matrix; None if there is none of this name."""
-    return next((each for each in QUANTISED if each.is_quantised(weights, name)), None)
+def format_of(tensors: Mapping[str, torch.Tensor] | Places, name: str) -> QuantisedFormat | None:
+    """Return the format of a quantised matrix in a slot; None if there is none of this name."""
+    for tag, form in BY_TAG.items():
+        codes = tensors.get(name + tag.suffix)
+        if codes is not None and codes.dtype == tag.dtype:
+            return form
+    return None
 
 
 def describe_matrix(
@@ -78,7 +85,7 @@ def describe_matrix(
         is_transposed: whether an unquantised matrix is ``(in, out)``.
     """
     places, shape = {key: Place(*value) for key, value in parameters.items()}, (outputs, inputs)
-    plain = dense.describe(places, name, shape, is_transposed)
-    if plain is not None:
-        return plain
-    return next((found for each in QUANTISED if (found := each.describe(places, name, shape)) is not None), None)
+    form = format_of(places, name)
+    if form is None:
+        return dense.describe(places, name, shape, is_transposed)
+    return form.describe(places, name, shape)

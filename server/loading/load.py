@@ -22,6 +22,7 @@ from server.loading.bundled_weights import variants_folder
 from server.loading.load_model import ModelParts, load_checkpoint, open_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk, request_memory
 from server.loading.remote_models import make_fill
+from server.loading.repack_cache import make_repack_fill, use_records
 from server.loading.repacked import load_unreplaced
 from server.loading.start_weights import load_start_variants, open_state, report_unloadable
 from server.loading.variants import open_variants
@@ -64,6 +65,7 @@ class LoadedServer:
     variants: VariantRegistry
     directory: Directory
     fill: Fill | None
+    repack: Fill | None
     num_kv_blocks: int  # of the KV cache, in its smallest group
 
     def close(self) -> None:
@@ -73,8 +75,9 @@ class LoadedServer:
         if self.adapters is not None:
             self.adapters.memory.close()
         self.preloader.stop()
-        if self.fill is not None:
-            self.fill.stop()
+        for fill in (self.fill, self.repack):
+            if fill is not None:
+                fill.stop()
         self.store.close()
         if self.routing_recorder is not None:
             self.routing_recorder.close()
@@ -90,6 +93,7 @@ class _Opened(NamedTuple):
 
 def _open(checkpoint: Checkpoint, name: str, settings: ServeSettings) -> _Opened:
     parts = load_checkpoint(checkpoint, name, settings)
+    use_records(parts.trunk, name, settings)
     trim_heap()  # what reading the trunk left free would be missing for experts
     plan = plan_beside_trunk(parts.trunk, settings, parts.device)
     return _Opened(parts, plan, open_experts(settings, parts, plan))
@@ -164,6 +168,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         preload()
     else:
         fill.start()
+    repack = make_repack_fill(paging.store)
+    if repack is not None:
+        repack.start()
     usage = memory_usage(plan, paging.store, elastic, adapter_bytes, lambda: memory.held_bytes)
     registry = None if adapters is None else adapters.registry
     metrics = Metrics(
@@ -175,6 +182,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         adapters=registry,
         variants=variants,
         fill=fill,
+        repack=repack,
         expert_metrics=settings.expert_metrics,
     )
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage, fill)
@@ -198,6 +206,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         variants=variants,
         directory=directory,
         fill=fill,
+        repack=repack,
         num_kv_blocks=min(plan.kv.num_blocks),
     )
 

@@ -18,6 +18,7 @@ from server.byte_sizes import GIB, format_bytes
 from server.model.checkpoint.download import Listing, partial_folder, remember
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
+from server.setting_values import Budget
 from server.settings import ServeSettings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,14 @@ def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | Rem
 
     Raises:
         CheckpointError: the folder of the cache can't be used.
-        SettingsError: the download is to be completed, and there is no room for it.
+        SettingsError: the cache for a model on a disk is asked for.
     """
     if isinstance(place, Path):
         return place
+    if settings.repack_cache is not None:
+        raise SettingsError(
+            f"--repack-cache is for a model on a disk, and {place.folder.name} is elsewhere; give --disk-cache instead"
+        )
     cache = _cache(place, settings)
     if cache is None:
         return place
@@ -49,12 +54,7 @@ def with_cache(place: Path | RemotePlace, settings: ServeSettings) -> Path | Rem
 def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
     folder = settings.disk_cache
     if folder is not None:
-        free = room_on_disk(folder)
-        size = settings.disk_cache_size.resolve(0, 0) or None
-        cache = DiskCache(folder, size)
-        if size is None:
-            cache.max_bytes = cache.stored_bytes + free
-        return cache
+        return open_cache(folder, settings.disk_cache_size)
     if not isinstance(place.folder, HubFolder) or settings.complete_download == "off":
         return None
     listing = place.folder.listing
@@ -65,6 +65,20 @@ def _cache(place: RemotePlace, settings: ServeSettings) -> DiskCache | None:
         log.warning("what is read of %s is not kept: %s", listing.model, error)
         return None
     return cache if listing.missing_bytes - _held_bytes(place.folder, cache) <= room_on_disk(folder) else None
+
+
+def open_cache(folder: Path, budget: Budget) -> DiskCache:
+    """Open a cache of a size.
+
+    Raises:
+        CheckpointError: its folder can't be used.
+    """
+    free = room_on_disk(folder)
+    size = budget.resolve(0, 0) or None
+    cache = DiskCache(folder, size)
+    if size is None:
+        cache.max_bytes = cache.stored_bytes + free
+    return cache
 
 
 def _held_bytes(folder: HubFolder, cache: DiskCache) -> int:
@@ -83,12 +97,14 @@ def make_fill(store: ExpertStore, settings: ServeSettings, on_complete: Callable
     Raises:
         SettingsError: the download is to be completed, and there is no room for it, or its files have no versions.
     """
+    if is_on_disk(store.catalog):
+        return None
     found = caches(store.catalog)
     if not found:
         uncached = next((each for each in store.catalog.sources if isinstance(each, HubFile)), None)
         if uncached is not None and settings.complete_download != "off":
             _warn_of_rereads(uncached.listing)
-        elif not is_on_disk(store.catalog):
+        else:
             log.info("first answer possible; experts are read when requests need them, and are not kept on a disk")
         return None
     (cache,) = found

@@ -1,7 +1,7 @@
 """Divides the memory budget at start; `serve`, `inspect` and `doctor` make the same plan.
 
 But a model that is not on this machine may get more room: whether its weights can be coded is not known yet
-(``server.model.coded.experts``).
+(``server.model.coded.experts``). And only `serve` knows of records in a cache (``--repack-cache``).
 
 The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache, a minimum of experts
 and the adapters. The experts get the rest until the KV cache needs it; see ``elastic_budget``.
@@ -114,7 +114,7 @@ class MemoryPlan:
 
 
 def reading_memory_bytes(catalog: ExpertCatalog) -> int:
-    """Return the bytes of a model elsewhere on their way to a disk, and of experts that are encoded for their slots."""
+    """Return the bytes on their way to or from a cache on a disk, and of experts that are encoded for their slots."""
     return cache_memory_bytes(catalog) + encoding_memory_bytes(catalog)
 
 

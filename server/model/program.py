@@ -25,6 +25,7 @@ class Target(StrEnum):
     """Runs parts of a model."""
 
     NATIVE = "native"  # fused operations of the native kernels
+    CUDA = "cuda"  # Triton's kernels, which layers of transformers call in the places of their modules
     MODULES = "modules"  # transformers' modules, whose attention and experts call our hooks
     TRANSFORMERS = "transformers"  # transformers with its own attention and cache, one sequence after the other
 
@@ -106,7 +107,14 @@ class ModelProgram:
             return f"transformers' modules run {named} of {len(self.blocks)} layers, and native kernels run the rest"
         if self.is_sequential:
             return f"requests run one at a time, with transformers' attention and cache, because {self.reason}"
-        return f"transformers' modules run all layers, because {self.reason}"
+        if self.reason is not None:
+            return f"transformers' modules run all layers, because {self.reason}"
+        num_mixers = sum(block.mixer is Target.CUDA for block in self.blocks)
+        num_others = sum(block.feed_forward is Target.CUDA for block in self.blocks)
+        return (
+            f"Triton's kernels run mixers in {num_mixers} and feed-forward parts in {num_others} of {len(self.blocks)} "
+            "layers, transformers' modules the rest"
+        )
 
     def _parts(self) -> Iterator[Target]:
         for block in self.blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from server.model.step import StepOutput
@@ -43,8 +44,8 @@ class PromptPass(Protocol):
             ExpertLoadError: an expert can't be read. The pass can't go on then; ``cancel`` ends it.
         """
 
-    def finish(self) -> list[StepOutput]:
-        """End a finished pass; return the output of each step, in their order."""
+    def finish(self) -> Iterator[StepOutput]:
+        """End a finished pass; yield the output of each step, in their order, which lasts until the next one."""
 
     def cancel(self) -> None:
         """End a pass that is not finished: it gives back all experts, and nothing of it is in use any more."""

@@ -67,10 +67,11 @@ class Metrics:
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
         fill: Fill | None = None,
+        repack: Fill | None = None,
         expert_metrics: Detail = "expert",
     ):
         self.access_refusals: Callable[[], Samples] | None = None
-        self._adapters, self._variants, self._fill = adapters, variants, fill
+        self._adapters, self._variants, self._fill, self._repack = adapters, variants, fill, repack
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._secret = secrets.token_bytes(16)
@@ -89,7 +90,8 @@ class Metrics:
         scrape = _Scrape(
             self._served, self._store, statistics, engine=self._engine, memory=self._memory, prefetcher=self._prefetcher
         )
-        scrape.adapters, scrape.variants, scrape.fill = self._adapters, self._variants, self._fill
+        scrape.adapters, scrape.variants = self._adapters, self._variants
+        scrape.fill, scrape.repack = self._fill, self._repack
         scrape.access_refusals, scrape.lowest_tiers, scrape.caches = (
             self.access_refusals,
             self._lowest_tiers,
@@ -133,6 +135,7 @@ class _Scrape(Collector):
         self.adapters: AdapterRegistry | None = None
         self.variants: VariantRegistry | None = None
         self.fill: Fill | None = None
+        self.repack: Fill | None = None
         self.access_refusals: Callable[[], Samples] | None = None
         self.lowest_tiers: Sequence[str] = ()
         self.caches: Iterable[DiskCache] = ()
@@ -166,6 +169,8 @@ class _Scrape(Collector):
             yield from _download(self.fill.progress())
         if self.caches:
             yield _cache_failures(self.caches)
+        if self.repack is not None:
+            yield from _repacking(self.repack)
         if self.access_refusals is not None:
             text = "Requests that the policy of a key refused."
             yield counter("policy_refusals", text, ["policy", "reason"], self.access_refusals())
@@ -213,6 +218,16 @@ def _download(progress: FillProgress) -> Iterator[Metric]:
     yield gauge("download_total_bytes", "Bytes of the model's files.", [], [((), progress.total_bytes)])
     left = [] if progress.seconds_left is None else [((), progress.seconds_left)]
     yield gauge("download_seconds_left", "Seconds until all of the model is on the disk, as it seems.", [], left)
+
+
+def _repacking(repack: Fill) -> Iterator[Metric]:
+    progress, cache = repack.progress(), repack.sources[0].cache
+    text = "Bytes of experts that are in the cache as one record each."
+    yield gauge("repack_cache_bytes", text, [], [((), progress.held_bytes)])
+    text = "Bytes of the records of all experts that take several reads."
+    yield gauge("repack_cache_total_bytes", text, [], [((), progress.total_bytes)])
+    reads = [(("records",), cache.hit_bytes), (("checkpoint",), cache.remote_bytes)]
+    yield counter("repack_cache_read_bytes", "Bytes of experts read, by where they were.", ["place"], reads)
 
 
 def _cache_failures(caches: Iterable[DiskCache]) -> Metric:

@@ -47,6 +47,10 @@ def test_a_pass_takes_the_slots_of_what_it_brought_before_others(store: ExpertSt
     assert resident(store, 0) == [*range(8)]
 
 
+def test_a_pass_that_wants_no_expert_waits_for_none(store: ExpertStore) -> None:
+    pass_over(store, 1)
+
+
 def test_what_a_pass_brought_and_others_use_stays(store: ExpertStore) -> None:
     use(store, 0, 0, 1, 2)
     pass_over(store, 1, 0, 1, 2, 3, 4)

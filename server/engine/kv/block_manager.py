@@ -205,6 +205,32 @@ class BlockManager:
                 table.extend(pool.take(after, missing))
         self._allowance.set_aside_bytes = 0
 
+    def recycle(self, blocks: SequenceBlocks, first: int, num_tokens: int, spare_tokens: int) -> None:
+        """Move blocks before a window to the end of a sequence's tables, if groups with windows alone lack blocks.
+
+        For a pass, whose steps write and read a layer in their order. Content of these blocks can't be found later.
+
+        Args:
+            first: the first token of the step that writes to them.
+            num_tokens: of the sequence after that step.
+            spare_tokens: for so many more tokens blocks were to stay available.
+        """
+        size, lacking = self.block_size, list[tuple[BlockGroup, BlockPool, list[int]]]()
+        for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
+            if pool.bytes_to_take(-(-(num_tokens + spare_tokens) // size) - len(table)) is not None:
+                continue
+            if group.window is None:
+                return
+            lacking.append((group, pool, table))
+        for group, pool, table in lacking:
+            missing = -(-num_tokens // size) - len(table)
+            start = next((index for index, block in enumerate(table) if block != OUT_OF_WINDOW), len(table))
+            for index in range(start, min(start + missing, self._first_seen(group, first))):
+                if not pool.make_own(table[index]):
+                    break
+                table.append(table[index])
+                table[index] = OUT_OF_WINDOW
+
     def cache_full_blocks(self, blocks: SequenceBlocks, token_ids: Sequence[int], num_cached: int) -> None:
         """Make full blocks findable after a step, and release the blocks before a window."""
         num_full = num_cached // self.block_size

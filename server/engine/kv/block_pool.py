@@ -95,6 +95,16 @@ class BlockPool:
             after = block
         return taken
 
+    def make_own(self, block: int) -> bool:
+        """Make a block in use unfindable, and return True, if one sequence alone uses it."""
+        if self._users[block] != 1:
+            return False
+        content = self._hashes[block]
+        if content is not None:
+            del self._found[content]
+            self._hashes[block] = None
+        return True
+
     def name(self, block: int, content: bytes, owners: tuple[str, ...] = ()) -> None:
         """Make a block findable by its content, unless another block with that content already is.
 

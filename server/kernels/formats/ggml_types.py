@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.format_table import QuantisedFormat
-from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, superblock_rounding, superblocks
+from server.kernels.formats import block_int8, file_blocks, fp4, ggml_layouts, superblocks
 from server.kernels.formats.blocks import Spec
 from server.kernels.formats.file_blocks import FileBlocks
-from server.kernels.formats.superblocks import Superblocks
+from server.kernels.formats.superblocks import Superblocks, rounding
 from server.kernels.native import ggml, library
 from server.kernels.native.slot_format import Places, Shape
 from server.kernels.native.structures.matrices import Format, Matrix
@@ -151,7 +151,7 @@ class GgmlType:
             raw = quants.quantize(matrix.float().numpy(), GGMLQuantizationType.MXFP4)
             return self.repack(name, torch.from_numpy(raw), matrix.shape[1])
         if isinstance(self.format, Superblocks):
-            return superblock_rounding.quantise(self.format, name, matrix)
+            return rounding.quantise(self.format, name, matrix)
         assert self.format is block_int8
         if matrix.abs().max() > block_int8.LARGEST_WEIGHT:
             raise ValueError(f"{name} holds weights that are too large for {self.name}")

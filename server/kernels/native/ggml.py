@@ -27,6 +27,6 @@ def repack(kind: Format, raw: torch.Tensor, in_features: int, into: Sequence[tor
 
 
 def set_grid(kind: Format, numbers: np.ndarray) -> None:
-    """Set the numbers that the codes of a format mean: bytes ``(codes, inputs)`` (``src/formats/grids.h``)."""
+    """Set the numbers that the codes of a format mean: bytes ``(codes, inputs)`` (``formats/file_blocks/grids.h``)."""
     if load().greenroom_set_grid(kind, numbers.ctypes.data, numbers.nbytes):
         raise ValueError(f"{kind.name} has no table of {numbers.nbytes} bytes")

@@ -30,6 +30,13 @@ class Place(NamedTuple):
     offset: int  # bytes from the start of the slot, or its address
 
 
+class Tag(NamedTuple):
+    """The tensor of a slot that tells a matrix's format: its name's suffix and its dtype, both of one format alone."""
+
+    suffix: str
+    dtype: torch.dtype
+
+
 Places = Mapping[str, Place]
 Shape = tuple[int, int]  # outputs and inputs
 

@@ -13,9 +13,9 @@ import triton
 
 from server.kernels.backend import ExpertBackend, PartialRun, ReadyExperts, Rooms, SortedRows
 from server.kernels.batch_invariant import is_batch_invariant
+from server.kernels.formats.file_blocks.codebooks import codebook_on
 from server.kernels.native.structures.experts import ExpertShape
 from server.kernels.triton import experts as kernels
-from server.kernels.triton.codebooks import codebook_on
 from server.kernels.triton.grouping import group_choices
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from server.kernels.upload import upload

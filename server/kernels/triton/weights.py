@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from server.kernels.triton.file_blocks import IQ2_XXS, TQ2_0, load_file_blocks
-from server.kernels.triton.superblocks import BLOCK_MXFP4, IQ4_XS, Q4_0, load_codes, load_superblocks
+from server.kernels.formats.file_blocks.triton_kernels import IQ2_XXS, TQ2_0, load_file_blocks
+from server.kernels.formats.superblocks.triton_kernels import BLOCK_MXFP4, IQ4_XS, Q4_0, load_codes, load_superblocks
 
 FLOAT32: tl.constexpr = tl.constexpr(0)
 BFLOAT16: tl.constexpr = tl.constexpr(1)
@@ -62,7 +62,7 @@ def decode_e2m1(codes):
 
 @triton.jit
 def decode_table(codes):
-    """Return the number that each code of Q4 stands for (``formats/block_int4.py``)."""
+    """Return the number that each code of Q4 stands for (``formats/block_int4``)."""
     low = tl.where(
         codes < 4,
         tl.where(codes < 2, tl.where(codes == 0, -51, -37), tl.where(codes == 2, -26, -17)),

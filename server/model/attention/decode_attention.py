@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from server.model.attention.kv_cache import KVCache, LayerCache
+from server.model.attention.projected import ProjectedHeads, ProjectedLatents
 from server.model.attention.window import oldest_seen
 from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
 
 if TYPE_CHECKING:
     from server.kernels.triton.decode_attention import DecodeRow, PagedKeys
-    from server.kernels.triton.head_preparation import ProjectedHeads
-    from server.kernels.triton.latent_preparation import ProjectedLatents
 
 
 class DecodeAttention:
@@ -52,18 +51,14 @@ class DecodeAttention:
     def prepare(
         self, cache: LayerCache, heads: ProjectedHeads, *, keeps_keys: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values to the cache; see ``head_preparation.prepare``."""
-        from server.kernels.triton.head_preparation import prepare  # noqa: PLC0415  may not be installed
-
-        return prepare(heads, self._step.slots, _paged_keys(cache), keeps_keys=keeps_keys)
+        """Write the step's keys and values to the cache; see ``ProjectedHeads.prepare``."""
+        return heads.prepare(self._step.slots, _paged_keys(cache), keeps_keys=keeps_keys)
 
     def prepare_latents(
         self, cache: LayerCache, latents: ProjectedLatents, to_keys: torch.Tensor, *, keeps_rows: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's latents to the cache; see ``latent_preparation.prepare``."""
-        from server.kernels.triton.latent_preparation import prepare  # noqa: PLC0415  may not be installed
-
-        return prepare(latents, self._step.slots, _paged_keys(cache), to_keys, keeps_rows=keeps_rows)
+        """Write the step's latents to the cache; see ``ProjectedLatents.prepare``."""
+        return latents.prepare(self._step.slots, _paged_keys(cache), to_keys, keeps_rows=keeps_rows)
 
     def attend(self, cache: LayerCache, query: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         """Return ``(tokens, heads, value_dim)``, of which the rows of single new tokens are computed."""

@@ -9,7 +9,7 @@ into the queries before attention, and applied to its output afterwards.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +20,9 @@ from server.model.attention.indexer import index_dim
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
+from server.model.attention.projected import ProjectedLatents
 from server.model.hooks import AttentionOptions, current_hooks
 from server.model.quantised.linear import QuantisedLinear
-
-if TYPE_CHECKING:
-    from server.kernels.triton.latent_preparation import ProjectedLatents
 
 
 class LatentProjection(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,10 @@ from server.model.attention.chosen_attention import ChosenAttention
 from server.model.attention.decode_attention import DecodeAttention
 from server.model.attention.key_choice import KeyChoice
 from server.model.attention.kv_cache import KVCache, LayerCache
+from server.model.attention.projected import ProjectedHeads, ProjectedLatents
 from server.model.attention.span_attention import attend_span, band_mask, merge
 from server.model.hooks import AttentionOptions
 from server.model.step import SequenceChunk
-
-if TYPE_CHECKING:
-    from server.kernels.triton.head_preparation import ProjectedHeads
-    from server.kernels.triton.latent_preparation import ProjectedLatents
 
 LEAST_SHARED_BYTES = 2 << 20  # least bytes of keys and values that are worth sharing among threads
 TASKS_PER_THREAD = 2  # if there are more spans than threads

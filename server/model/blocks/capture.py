@@ -100,7 +100,7 @@ class RotaryCall:
         axes = positions.reshape(-1, positions.shape[-1])[-max(1, self.num_axes) :]  # the first may be that of text
         given = axes.unsqueeze(1).expand(self.num_axes, 1, -1) if self.num_axes else axes[:1]
         with torch.inference_mode():
-            return self.module(torch.empty((1, 1, 1), dtype=torch.float32), given, *self.args, **self.kwargs)
+            return self.module(torch.empty((1, 1, 1), device=positions.device), given, *self.args, **self.kwargs)
 
 
 @dataclass(frozen=True)

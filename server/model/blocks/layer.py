@@ -39,6 +39,7 @@ class NativeLayer:
         self.experts = experts
         self.feed_forward: Mixture | Mlp | None = None
         self.router: RouterWeights | None = None
+        self.router_mlp: Any = None  # parts of what makes the rows that the router's weights take, if they take others
         self._mixer: Mixer | None = None
         self.ngrams: NativeNgrams | None = None  # added before the mixer
         self._gates: list[NormGate] = []

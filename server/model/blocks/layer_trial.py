@@ -71,6 +71,8 @@ class LayerTrial:
                 mixture.num_experts, mixture.num_identities = 0, mixture.num_experts
             spec.feed_forward = addressof(mixture)
         self.check(spec)
+        carried = None if layer.router_mlp is None else layer.router_mlp.carried_in(captured)
+        workspace.call.router_rows = None if carried is None else carried.data_ptr()
         self._query_scales = QueryScales([mixer], count)  # kept, as the kernels read its table
         self._query_scales.update(workspace.call, count - 1)
         mix_outside(self._kernels, mixer, spec, workspace, None)
@@ -120,15 +122,26 @@ class LayerTrial:
         Weights of the sparse mixer jump where a score is on the border of what counts as near.
         """
         self.run(layer, captured, echoes=True)
-        routing, top_k = captured.routing, layer.mixture.router.top_k
+        routing, (chosen, weights) = captured.routing, self.choices(layer)
         assert routing is not None
-        chosen, order = torch.from_numpy(self.workspace.chosen(0, top_k).astype(np.int64)).sort(1)
+        chosen, order = chosen.sort(1)
         wanted, wanted_order = routing.top_k_index.sort(1)
-        weights = torch.from_numpy(self.workspace.weights(0, top_k)).gather(1, order)
+        weights = weights.gather(1, order)
         wanted_weights = routing.top_k_weights.float().gather(1, wanted_order)
         is_near = (weights - wanted_weights).abs() <= TOLERANCE * wanted_weights.abs().max()
         is_same = (chosen == wanted).all(1) & is_near.all(1)
         return self._error(captured, is_same) if is_same.any() else math.inf
+
+    def choices(self, layer: NativeLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the experts that the last run chose and their weights, as modules give them, ``(tokens, k)``.
+
+        Those that stand for no expert are the first expert with no weight.
+        """
+        router = layer.mixture.router
+        chosen = torch.from_numpy(self.workspace.chosen(0, router.top_k).astype(np.int64))
+        weights = torch.from_numpy(self.workspace.weights(0, router.top_k))
+        is_none = chosen >= router.matrix.outputs - router.num_skips
+        return chosen.masked_fill(is_none & bool(router.num_skips), 0), weights
 
     def _error(self, captured: LayerCapture, rows: torch.Tensor) -> float:
         output, hidden = captured.output[rows], torch.from_numpy(self.workspace.residual)[rows]

@@ -17,7 +17,9 @@ from server.kernels.native.structures.mixers import MixerKind
 from server.model.attention.kv_cache import KVCache, KVShape
 from server.model.blocks.adapter_places import NativeTarget
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.cuda import CudaMixer, CudaPlace
 from server.model.blocks.declaration import MixerDeclaration, RotaryDeclaration
+from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.linears import Linear
 from server.model.blocks.workspace import Positions
@@ -80,6 +82,19 @@ class MixerParts(ABC):
         Raises:
             UnsupportedLayerError: it computes something else.
         """
+
+    def for_cuda(self, declared: Any, place: CudaPlace) -> CudaMixer:
+        """Return what Triton's kernels run in the place of the module; nothing by default.
+
+        Args:
+            declared: of the kind's type.
+            place: of the layer.
+
+        Raises:
+            UnsupportedLayerError: they do not run it.
+        """
+        del place
+        raise UnsupportedLayerError(f"no kernel has a {type(declared).__name__}")
 
 
 @dataclass(frozen=True)

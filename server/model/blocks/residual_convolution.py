@@ -99,6 +99,7 @@ class NativeConvolution:
         first_row = self._kept.keep(torch.zeros(1, *self._shape.shape))  # the only one, in trials
         weight = self._kept.keep(parts.weight)
         self._spec = Convolution(weight=weight, states=first_row, width=width, channels=channels, dilation=1)
+        self._spec.bias = self._kept.keep(getattr(parts, "bias", None))
 
     @property
     def address(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from server.model.blocks.compressed_attention.parts import CompressedAttentionParts
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.gated_delta_net.parts import GatedDeltaNetParts
@@ -30,4 +32,5 @@ MIXERS: tuple[type[MixerParts], ...] = (
 )
 
 KINDS: tuple[type[MixerParts], ...] = (*MIXERS, NoMixerParts)
+PARTS: Mapping[type[MixerDeclaration], type[MixerParts]] = {kind.declares: kind for kind in KINDS}
 DECLARATIONS: tuple[type[MixerDeclaration], ...] = tuple(kind.declares for kind in KINDS)

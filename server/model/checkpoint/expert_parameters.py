@@ -150,7 +150,8 @@ def _recipe(
     if converter is None:
         found = sources[0].shape
         if shape not in (found, found[1:]):
-            raise CheckpointError(f"{sources[0].name} has shape {list(found)}; {target} needs {list(shape)}")
+            message = f"{sources[0].name} has shape {list(found)}; {target} needs {list(shape)}"
+            raise ExpertShapeError(message, target, _others(found[-len(shape) :], shape))
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
     # A converter may have patterns for other formats, and one pattern may match several tensors.
@@ -183,10 +184,14 @@ def _recipe(
         raise CheckpointError(f"{target} needs {wanted} for each expert, but has only {names}") from error
     if tuple(result.shape) != shape:
         message = f"{names} convert to shape {list(result.shape)}; {target} needs {list(shape)}"
-        are_alike = len(result.shape) == len(shape)
-        others = [1 + each for each, size in enumerate(shape) if not are_alike or result.shape[each] != size]
-        raise ExpertShapeError(message, target, others)
+        raise ExpertShapeError(message, target, _others(result.shape, shape))
     return ParameterRecipe(sources, assemble), result.dtype
+
+
+def _others(found: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Return the dimensions of a parameter of all experts in which one expert's shape is not the wanted one."""
+    are_alike = len(found) == len(wanted)
+    return [1 + each for each, size in enumerate(wanted) if not are_alike or found[each] != size]
 
 
 @dataclass(frozen=True)

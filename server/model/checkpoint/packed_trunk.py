@@ -41,6 +41,7 @@ TrunkFormat = Literal["unchanged", "int8", "int4"]
 TRUNK_FORMATS: tuple[TrunkFormat, ...] = get_args(TrunkFormat)
 PART_BYTES = 4 << 20  # of a matrix that are converted at a time
 LEAST_WEIGHTS = 1 << 14  # smaller layers are not worth quantising
+ROUTER = "Router"  # end of the names of classes, of which some have layers before their matrix
 HEAD_FORMAT: QuantisedWeights = "int8"  # for the head in every format, since its errors go straight into the logits
 
 
@@ -62,7 +63,7 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
 
     Args:
         model: the model; on the meta device, this ties its weights, which those of a loaded one are already.
-        takes_all_widths: also find layers with as many outputs as there are experts, as routers have.
+        takes_all_widths: also find those of routers, and others with as many outputs as there are experts.
     """
     embedding = model.get_input_embeddings()
     if model.device.type == "meta" and isinstance(getattr(embedding, NAME, None), nn.Parameter):  # it is not quantised
@@ -70,7 +71,10 @@ def linear_layers(model: PreTrainedModel, *, takes_all_widths: bool = False) -> 
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     experts = () if takes_all_widths else experts_modules(model).values()
     widths = {module.num_experts + getattr(module, "num_identities", 0) for module in experts}  # outputs of routers
-    inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model)
+    named = () if takes_all_widths else model.modules()
+    routers = [module for module in named if type(module).__name__.endswith(ROUTER)]
+    of_routers = {child for router in routers for child in router.modules()}
+    inside = {*text_part(model).modules(), head_of(model)} - latent_linears(model) - of_routers
     return {
         f"{name}.{NAME}": module
         for name, module in model.named_modules()

@@ -33,6 +33,9 @@ class Router:
     near: float = 0.0  # difference of scores that the sparse mixer regards as small
     has_table: bool = False  # experts are those of tokens in a table; scores give weights alone
     num_shared: int = 0  # last rows of the matrix, which only weight experts that every token goes to
+    num_skips: int = 0  # last rows of the matrix, which stand for no expert
+    has_mlp: bool = False  # an MLP of the module makes the rows that the matrix takes
+    chooses: bool = True  # the module takes rows, at most with the correction, and returns logits, weights and choices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ class RouterWeights:
     top_k: int = 0  # experts that a token chooses
     num_shared: int = 0  # rows whose scores only weight experts that every token runs through
     logits_scale: float = 1.0
+    num_skips: int = 0  # last rows, which stand for no expert
 
     @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:

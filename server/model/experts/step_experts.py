@@ -134,38 +134,12 @@ class StepExperts:
         cost = LeaseCost.of(lease)
         self.record.add(layer.number, chosen, keys, cost, catalog=self.store.catalog, numbers=numbers)
 
-    def run_unweighted(
-        self,
-        layer: ExpertLayer,
-        hidden_states: torch.Tensor,
-        chosen: IntArray,
-        weights: torch.Tensor,
-        *,
-        is_exact: bool,
-    ) -> int:
-        """Run each choice's expert on its row, for a caller that weights and adds the results.
-
-        Args:
-            hidden_states: float32 ``(tokens, hidden)``.
-            chosen: ``(tokens, k)``, each an expert.
-            weights: of the router, ``(tokens, k)``.
-            is_exact: whether rows are never rounded before a product.
-
-        Returns:
-            The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
-        """
-        if not len(chosen):  # the text's experts in a step of nothing but an image with experts of its own
-            self.record.note_chosen(layer.number, chosen)
-            return 0
-        with self.leased(layer, chosen, hidden_states, weights) as (rows, lease):
-            return layer.backend.run_unweighted(rows, lease.batches(), self.request, is_exact=is_exact)
-
     def run_chosen(
         self,
         layer: ExpertLayer,
         hidden_states: torch.Tensor | None,
         chosen: IntArray,
-        rows: Mapping[int, int],
+        rows: Mapping[int, int] | None,
         run: RunGiven,
         *,
         predicted: IntArray | None = None,
@@ -175,11 +149,12 @@ class StepExperts:
         Args:
             hidden_states: ``(tokens, hidden)``; needed if experts are asked for ahead (``asks_ahead``).
             chosen: ``(tokens, k)``, each a row of the token's router.
-            rows: of each place of an expert that was chosen.
+            rows: see ``place``.
             run: called with those that are ready, each once.
             predicted: what the next layer's router chooses on these rows, if ``asked_ranks`` were asked for.
         """
-        placed, num_left = self.place(layer, chosen, rows), len(rows)
+        placed = self.place(layer, chosen, rows)
+        num_left = len(placed.rows)
         with self.store.lease(placed.rows, self.phase) as lease:
             if self._ahead is not None:
                 self._observe(layer, placed.routed, hidden_states, predicted)
@@ -187,20 +162,23 @@ class StepExperts:
                 self.request()
                 num_left -= len(ready.keys)
                 run(array("i", [placed.place_of[key] for key in ready.keys]), ready.addresses, not num_left)
-            if not rows:
+            if not placed.rows:
                 run(array("i"), array("Q"), True)
         self.add_cost(placed, LeaseCost.of(lease))
 
-    def place(self, layer: ExpertLayer, chosen: IntArray, rows: Mapping[int, int]) -> PlacedChoices:
+    def place(self, layer: ExpertLayer, chosen: IntArray, rows: Mapping[int, int] | None) -> PlacedChoices:
         """Return the experts that a layer has chosen, which are recorded as chosen.
 
         Args:
             chosen: ``(tokens, k)``, each a row of the token's router.
-            rows: of each place of an expert that was chosen.
+            rows: of each place of an expert that was chosen; None to count them.
         """
         chosen, keys, numbers = self._placed(layer, chosen)
         routed = chosen if numbers is None else numbers[chosen]
         self.record.note_chosen(layer.number, routed)
+        if rows is None:
+            places, counts = np.unique(chosen[chosen < len(keys)], return_counts=True)
+            rows = dict(zip(places.tolist(), counts.tolist(), strict=True))
         place_of = {keys[place]: place for place in rows}
         return PlacedChoices(
             layer, chosen, routed, keys, numbers, place_of, {keys[place]: count for place, count in rows.items()}

@@ -44,6 +44,7 @@ def layer(config: Any, kind: str, *, is_sparse: bool) -> Layer:
         kind=RouterKind.SIGMOID,
         top_k=config.num_experts_per_tok,
         scale=config.route_scale,
+        chooses=False,
     )
     return Layer(
         mixer=attention,

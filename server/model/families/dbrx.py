@@ -14,6 +14,7 @@ def declare(config: Any) -> Declaration:
         kind=RouterKind.SOFTMAX_FIRST,
         top_k=config.ffn_config.moe_top_k,
         is_normalised=config.ffn_config.moe_normalize_expert_weights is not None,
+        chooses=False,
     )
     layer = Layer(
         mixer=GroupedAttention("norm_attn_norm.attn", scaling=head_scaling(config)),

@@ -40,7 +40,9 @@ from server.model.declarations.gguf import (
 
 
 def declare(config: Any) -> Declaration:
-    attention = LatentAttention("self_attn", rope=RopeKind.INTERLEAVED, scaling=latent_scaling(config))
+    attention = LatentAttention(
+        "self_attn", rope=RopeKind.INTERLEAVED, keeps_pairs=True, scaling=latent_scaling(config)
+    )
     return Declaration(
         layers=[
             layer(config, attention, is_sparse=index >= config.first_k_dense_replace)

@@ -52,4 +52,5 @@ def router(config: Any, *, is_hash: bool) -> Router:
         top_k=config.num_experts_per_tok,
         scale=config.routed_scaling_factor,
         has_table=is_hash,
+        chooses=not is_hash,
     )

@@ -35,7 +35,13 @@ def declare(config: Any) -> Declaration:
 
 
 def layer(config: Any, top_k: int) -> Layer:
-    router = Router(module="mlp.gate.wg", weight="mlp.gate.wg.weight", kind=RouterKind.SOFTMAX_FIRST, top_k=top_k)
+    router = Router(
+        module="mlp.gate.wg",
+        weight="mlp.gate.wg.weight",
+        kind=RouterKind.SOFTMAX_FIRST,
+        top_k=top_k,
+        chooses=False,
+    )
     return Layer(
         mixer=GroupedAttention("self_attn", scaling=head_scaling(config), norms_rotated=True),
         experts=Experts(router=router),

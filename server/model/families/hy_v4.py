@@ -29,6 +29,7 @@ def attention(config: Any, rope: RopeKind, *, has_indexer: bool) -> LatentAttent
     return LatentAttention(
         "self_attn",
         rope=rope,
+        keeps_pairs=rope is RopeKind.INTERLEAVED,
         scaling=latent_scaling(config),
         sinks="sinks",
         takes_choice=True,

@@ -46,6 +46,7 @@ def layer(config: Any, *, is_sliding: bool, is_sparse: bool) -> Layer:
         top_k=config.num_experts_per_tok,
         scale=config.route_scale,
         num_shared=config.n_shared_experts,
+        chooses=False,
     )
     return Layer(
         mixer=attention,

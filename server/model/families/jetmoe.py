@@ -18,6 +18,10 @@ from server.model.declarations import (
 def declare(config: Any) -> Declaration:
     attention = GroupedAttention("self_attention", scaling=head_scaling(config))
     router = Router(
-        module="mlp", weight="mlp.router.layer.weight", kind=RouterKind.SOFTMAX_FIRST, top_k=config.num_experts_per_tok
+        module="mlp",
+        weight="mlp.router.layer.weight",
+        kind=RouterKind.SOFTMAX_FIRST,
+        top_k=config.num_experts_per_tok,
+        chooses=False,
     )
     return Declaration(layers=[Layer(mixer=attention, experts=Experts(router=router))] * config.num_hidden_layers)

@@ -60,6 +60,7 @@ def layer(config: Any, index: int) -> Layer:
         kind=RouterKind.TOP_SIGMOID,
         top_k=config.num_experts_per_tok,
         is_normalised=False,
+        chooses=False,
     )
     return Layer(
         mixer=attention,

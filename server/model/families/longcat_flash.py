@@ -26,6 +26,7 @@ def declare(config: Any) -> Declaration:
         top_k=config.moe_topk,
         is_normalised=False,
         scale=config.routed_scaling_factor,
+        chooses=False,
     )
     blocks = [
         Layer(

@@ -52,7 +52,6 @@ class FirstPass:
         kv_groups: what modules keep of tokens, by layers with the same window.
         states: the states that recurrent modules keep.
         recurrent: these modules.
-        recurrent_calls: their calls in this pass.
         linear_calls, router_calls: how linear layers and routers were called.
 
     Raises:
@@ -84,7 +83,6 @@ class FirstPass:
         if self._kinds is not None:
             calls = self._spread(self._kinds, calls)
         split_recurrent_modules(calls, count)
-        self.recurrent_calls: Sequence[ModuleCall] = calls
         self.recurrent: list[nn.Module] = [call.module for call in calls]
         self.kv_groups = self.probe.indexed_groups
         if isinstance(state_probe, SequenceProbe):
@@ -147,11 +145,6 @@ class FirstPass:
             raise ModelError(str(error)) from error
         if varies:
             raise ModelError(f"{type(self._model).__name__} is not batch-invariant; remove `--deterministic`")
-
-    @torch.inference_mode()
-    def run_isolated(self) -> None:
-        """Run the tokens through the model once more; the hooks let each attend to itself alone."""
-        self._isolated_logits(self.tokens, range(len(self.tokens)))
 
     def _check_batches(self) -> None:
         """Raise unless experts can be paged, and tokens of different sequences don't mix."""

@@ -22,7 +22,7 @@ from server.model.blocks.capture import RotaryCall
 from server.model.blocks.declaration import RotaryDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.layer import NativeLayer
-from server.model.blocks.mixer import LayerPlace, MixerParts, RotaryMixer
+from server.model.blocks.mixer import LayerPlace, RotaryMixer
 from server.model.blocks.ngrams import NgramParts
 from server.model.blocks.no_mixer.mixer import NoMixer
 from server.model.blocks.no_mixer.parts import NoMixerParts
@@ -31,7 +31,7 @@ from server.model.blocks.query_scales import QueryScales
 from server.model.blocks.residual_convolution import ResidualConvolution
 from server.model.blocks.residual_gates import ResidualGateParts
 from server.model.blocks.streams import StreamMixParts, stream_parts_of
-from server.model.blocks.table import KINDS
+from server.model.blocks.table import PARTS
 from server.model.blocks.workspace import PairAngles, Positions, PositionTables, Workspace
 from server.model.declarations.declaration import Declaration, Experts, ImageExperts, Layer, Mlp, Router
 from server.model.experts.expert_layer import ExpertLayer
@@ -42,10 +42,9 @@ from server.model.native_layers.head import Head, build_head
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.own_router import find_own_router
 from server.model.native_layers.parts import Dense, Parts, Projections, dense_of, factor_of, output_scale_of
+from server.model.native_layers.router_mlp import RouterMlpParts
 from server.model.native_layers.shared_experts import SharedExperts
 from server.model.native_layers.spec import LayerRouter, build_layer, rotary_of, table_of
-
-PARTS: Mapping[type, type[MixerParts]] = {kind.declares: kind for kind in KINDS}
 
 
 def compile_model(
@@ -140,7 +139,7 @@ class _Compiler:
             workspace,
             positions=PositionTables(self._positions),
             query_scales=QueryScales([layer.mixer for layer in layers], self._longest),
-            embedding=EmbeddingRows(kernels, embeddings, scale, norm_of_rows(embeddings, size)),
+            embedding=EmbeddingRows(kernels, embeddings, scale, norm_of_rows(embeddings, size, self._body)),
             head=head.call,
             keeps=head.keeps,
             adapters=self._adapters(every, head),
@@ -220,6 +219,7 @@ class _LayerCompiler:
             None if parts.experts is None else self._experts[parts.experts],
             router=None if router is None else router.weights,
             own=None if router is None else router.own,
+            router_mlp=None if router is None else router.mlp,
         )
         layer.spec.mixer_residual, layer.spec.inner_residual = declared.mixer_residual, declared.inner_residual
         layer.spec.residual_scale, layer.spec.adds_deferred = declared.residual_scale, int(declared.adds_deferred)
@@ -356,7 +356,13 @@ class _LayerCompiler:
             top_k=declared.top_k,
             num_shared=declared.num_shared,
             logits_scale=declared.logits_scale,
+            num_skips=declared.num_skips,
         )
+        if declared.has_mlp:
+            mlp = RouterMlpParts.find(module)
+            if mlp is None:
+                raise UnsupportedLayerError(f"{declared.module} has no MLP")
+            return LayerRouter(weights, mlp=mlp)
         return LayerRouter(weights, table=table_of(module) if declared.has_table else None, factor=factor_of(module))
 
     def _tensor(self, name: str) -> torch.Tensor:

@@ -11,13 +11,15 @@ from torch import nn
 
 from server.kernels.native.library import Kernels
 from server.kernels.native.linear import plain_matrix
-from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import LayerSpec, NormKind
 from server.kernels.native.structures.layers import Norm as RowNorm
 from server.kernels.native.structures.matrices import Matrix
 from server.model.blocks.kept_tensors import KeptTensors
 from server.model.blocks.norms import Norm, norm_of
 from server.model.blocks.workspace import Workspace
 from server.model.quantised.embedding import QuantisedEmbedding
+
+OF_EMBEDDINGS = ("input_hidden_states_scale", "input_hidden_states_bias")  # parameters of a model's body
 
 
 class EmbeddingRows:
@@ -61,12 +63,17 @@ class EmbeddingRows:
             workspace.hidden[:] *= self.scale
 
 
-def norm_of_rows(embedding: nn.Module, size: int) -> Norm | None:
-    """Return the norm within an embedding, which its rows pass through; None if it has none.
+def norm_of_rows(embedding: nn.Module, size: int, body: Any) -> Norm | None:
+    """Return what is done to the rows of an embedding: its norm, or the factors and biases that the body has for them.
 
     Args:
         embedding: of a model.
         size: of its rows.
+        body: of the model.
     """
+    factors, bias = (getattr(body, name, None) for name in OF_EMBEDDINGS)
+    if factors is not None and bias is not None:
+        by = factors.detach().double()
+        return Norm(body, by.float(), 0.0, NormKind.AFFINE, (bias.detach().double() * by).float())
     norms = [norm for child in embedding.children() if (norm := norm_of(child, size)) is not None]
     return norms[0] if len(norms) == 1 else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Sequence
-from ctypes import c_float
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -14,13 +15,14 @@ import torch
 from expert_store import StepLease
 from expert_store.prefetching.prefetcher import NUM_RANKS
 from server.kernels.native.library import Kernels
-from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import LayerSpec, Mixture
 from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import MixerStep
 from server.model.blocks.workspace import Workspace
 from server.model.experts.resident_experts import ResidentExperts, RoutedLayers, slots_of
 from server.model.experts.step_experts import StepExperts
+from server.model.native_layers.image_experts import ChosenRows, ImageExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
 
@@ -54,11 +56,12 @@ class LayerSequence:
         workspace: Workspace,
     ):
         self._kernels, self._layers, self._workspace = kernels, layers, workspace
-        self._image_layers = image_layers
         self.specs = (LayerSpec * (len(layers) + len(image_layers)))(*(each.spec for each in (*layers, *image_layers)))
+        self.images = ImageExperts(kernels, self.specs, layers, image_layers)
         routed = [spec for spec, layer in zip(self.specs, layers, strict=False) if layer.experts is not None]
         for spec, following in pairwise(routed):
-            spec.next_mixture = following.feed_forward
+            if not Mixture.from_address(following.feed_forward).router.mlp:  # which takes what this layer's carries
+                spec.next_mixture = following.feed_forward
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
         self.num_layers = len(layers)
@@ -66,12 +69,11 @@ class LayerSequence:
         self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
         self._segments = self._split(())
         self._ranges: dict[tuple[int, int], _Routed] = {}  # those that were recorded, by their first and last one
-        self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer
+        self._counts = np.zeros((0, 0), np.int64)  # rows of each expert, by layer, and by image layer
         self._slots = np.zeros((0, 0), np.uint64)  # the addresses that were held last
         self._slots_version = -1
         self._slots_address = self._counts_address = 0
-        every = [layer.experts for layer in (*layers, *image_layers) if layer.experts is not None]
-        self._num_places = max((len(layer.keys) for layer in every), default=0)
+        self._num_places = max((len(layer.keys) for layer in self.images.routed), default=0)
         self._predicts = False  # whether this step does
         self.after_layer: Callable[[int, torch.Tensor], None] | None = None  # gets its number and the residual stream
 
@@ -167,7 +169,7 @@ class LayerSequence:
         """Let the kernels count the rows of so many places of each layer."""
         call = self._workspace.call
         if self._counts.shape[1] != num_places:
-            self._counts = np.zeros((len(self._routed), num_places), np.int64)
+            self._counts = np.zeros((len(self.images.routed), num_places), np.int64)
             self._counts_address = self._counts.ctypes.data
         call.counts, call.most_experts = self._counts_address, num_places
 
@@ -194,37 +196,16 @@ class LayerSequence:
             are_images: ``(tokens,)``.
         """
         workspace, place = self._workspace, self._places[index]
-        top_k, image_place = self.top_ks[place], len(self._routed) + place
-        self._kernels.begin_layer(self.specs[len(self._layers) + place], workspace.call, image_place)
-        weights, of_images = (workspace.weights(each, top_k) for each in (place, image_place))
-        weights[are_images] = of_images[are_images]
-        outputs = np.empty((len(are_images), top_k, workspace.call.hidden_size), dtype=np.float32)
-        for layer, own_place, rows in (
-            (self._layers[index], place, ~are_images),
-            (self._image_layers[place], image_place, are_images),
-        ):
-            found, shape = self._run_experts(layer, own_place, experts, rows), outputs[rows].shape
-            if found:
-                numbers = (c_float * int(np.prod(shape))).from_address(found)
-                outputs[rows] = np.ctypeslib.as_array(numbers).reshape(shape)
-        self._kernels.finish_layer(self.specs[index], workspace.call, place, outputs.ctypes.data)
+        for part in self.images.divide(workspace, index, place, are_images):
+            normed = torch.from_numpy(workspace.normed[part.tokens]) if experts.asks_ahead else None
+            experts.run_chosen(part.layer, normed, part.chosen, None, partial(self._run_part, part))
+        self._kernels.finish_layer(self.specs[index], workspace.call, place, 0)
 
-    def _run_experts(self, layer: NativeLayer, place: int, experts: StepExperts, rows: npt.NDArray[np.bool_]) -> int:
-        """Run the chosen experts of a layer on some tokens; return the address of the outputs.
-
-        Args:
-            place: of the layer among those with experts.
-        """
-        workspace, top_k, tokens = self._workspace, layer.mixture.router.top_k, torch.from_numpy(rows)
-        assert layer.experts is not None
-        normed, weights = workspace.layer_inputs(place, top_k)
-        return experts.run_unweighted(
-            layer.experts,
-            normed[tokens],
-            workspace.chosen(place, top_k)[rows].astype(np.int64),
-            weights[tokens],
-            is_exact=bool(workspace.call.is_exact),
-        )
+    def _run_part(self, part: ChosenRows, places: array[int], slots: array[int], are_last: bool) -> None:
+        """Run some of the experts of a layer that is finished once those for images have run, too."""
+        del are_last
+        call = self._workspace.call
+        self._kernels.chosen_experts(self.specs[part.spec_index], call, part.place, places, slots, are_last=False)
 
     def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""

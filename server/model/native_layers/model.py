@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import nn
 
 from expert_store import ExpertStore
 from server.kernels.native.library import Kernels, impossible
-from server.kernels.native.structures.layers import HeadCall, Mixture
+from server.kernels.native.structures.layers import HeadCall
 from server.model.adapters.step_adapters import StepAdapters
 from server.model.attention.kv_cache import KVCache, KVGroup
 from server.model.blocks.layer import NativeLayer
@@ -49,8 +49,8 @@ class NativeResult(NamedTuple):
 class NativeModel:
     """Runs batch-invariant steps: a token's results do not depend on what else is in its step, but for modules.
 
-    Keys lie in the cache in an order of their own (``blocks/grouped_attention/attention.h``), so only this class can use such a
-    cache.
+    Keys lie in the cache in an order of their own (``blocks/grouped_attention/attention.h``), so only this class can
+    use such a cache.
 
     Args:
         layers: in their order.
@@ -201,28 +201,42 @@ class NativeModel:
 
     @property
     def can_pass(self) -> bool:
-        """True if steps of prompts may run layer by layer.
+        """True if steps of prompts may run layer by layer."""
+        return not self.outside
 
-        Kernels may keep nothing of a layer from the choice of its experts to its end but the arrays of the step: no
-        factors of residual streams, no weights of shared experts, and no projected inputs of experts.
-        """
-        keeps_more = any(
-            layer.spec.inner_streams or (layer.experts is not None and _keeps_more(layer.mixture))
-            for layer in self._layers
+    @property
+    def expert_layers(self) -> Sequence[tuple[int, ...]]:
+        """The layers of experts that run at the same time in each layer that has some, by number, in their order."""
+        own, images = (
+            [layer.experts.number for layer in each if layer.experts is not None]
+            for each in (self._layers, self._image_layers)
         )
-        return not (self.outside or self._image_layers or keeps_more)
+        return [*zip(own, images, strict=True)] if images else [(number,) for number in own]
 
     @property
     def pass_token_bytes(self) -> int:
         """Bytes that a pass holds for each of its tokens."""
         recorded = np.dtype(np.int64).itemsize * sum(self._sequence.top_ks)  # choices of all layers
-        return self._workspace.token_bytes + self._deferred_bytes + recorded
+        kept = np.dtype(np.float32).itemsize * sum(self._kept_sizes.values())
+        return self._workspace.token_bytes + kept + recorded
 
-    @property
-    def _deferred_bytes(self) -> int:
-        """Bytes a token of results of experts that a later layer adds."""
-        adds = any(layer.spec.adds_deferred for layer in self._layers)
-        return int(self._workspace.call.hidden_size) * np.dtype(np.float32).itemsize if adds else 0
+    @cached_property
+    def _kept_sizes(self) -> Mapping[str, int]:
+        """Numbers a token that layers keep while other steps run, by the field of ``StepCall``; 0 for none.
+
+        Keys are kept for later layers that attend to them too: the chosen ones, and those of an incomplete pool.
+        """
+        mixtures = [layer.mixture for layer in self._layers if layer.experts is not None]
+        adds, streams = any(layer.spec.adds_deferred for layer in self._layers), self._workspace.num_streams
+        given = [keys.top_k for layer in self._layers if (keys := layer.mixer.chosen_keys) and not keys.are_own]
+        return {
+            "chosen_keys": max(given) + BLOCK if given else 0,
+            "deferred": int(self._workspace.call.hidden_size) if adds else 0,
+            "router_rows": max((each.router_mlp.width for each in self._layers if each.router_mlp), default=0),
+            "projected": max(mixture.input_projection.outputs for mixture in mixtures),
+            "shares": max(mixture.router.num_shared for mixture in mixtures),
+            "stream_weights": streams * (1 + streams),
+        }
 
     def begin_pass(
         self,
@@ -245,7 +259,14 @@ class NativeModel:
         self._bind(kv_cache, states)
         described = [self._describe_in_pass(step, kv_cache, states) for step in steps]
         return NativePass(
-            self._kernels, self._sequence.specs, self._layers, described, store=store, predict=predict, states=states
+            self._kernels,
+            self._sequence.specs,
+            self._layers,
+            described,
+            images=self._sequence.images,
+            store=store,
+            predict=predict,
+            states=states,
         )
 
     def finish_step(self, step: PassStep) -> NativeResult:
@@ -272,9 +293,11 @@ class NativeModel:
             adapters=step.adapters,
             images=step.images,
         )
-        if self._deferred_bytes:
-            deferred = np.empty_like(workspace.hidden)
-            workspace.call.deferred, keeps = deferred.ctypes.data, (*keeps, deferred)
+        for field, size in self._kept_sizes.items():
+            if size:
+                kept = np.empty((len(step.tokens.token_ids), size), dtype=np.float32)
+                setattr(workspace.call, field, kept.ctypes.data)
+                keeps = (*keeps, kept)
         ends = accumulate(len(chunk.token_ids) for chunk in chunks)
         last_rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.num_logits]
         return PassStep(step.tokens, workspace, step.experts, image_rows, keeps, snapshots, last_rows)
@@ -366,8 +389,3 @@ class NativeModel:
             if reason is not None:
                 raise ValueError(f"layer {spec.index} has {reason}")
         self._bound = kv_cache, states
-
-
-def _keeps_more(mixture: Mixture) -> bool:
-    """Return True if the kernels keep something from the choice of a layer's experts until these run."""
-    return bool(mixture.router.num_shared or mixture.input_projection.outputs)

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from server.model.blocks.workspace import Workspace
 from server.model.experts.step_experts import PlacedChoices, StepExperts
 from server.model.experts.step_record import LeaseCost
 from server.model.multimodal.image_embeddings import StepImages
+from server.model.native_layers.image_experts import ChosenRows, ImageExperts
 from server.model.native_layers.spec import INNER_RESULTS
 from server.model.native_layers.step_images import ImageRows
 from server.model.recurrent.states import StateCache, StateKey
@@ -29,8 +30,8 @@ from server.model.step import SequenceChunk, StepTokens
 
 WAIT_SECONDS = 0.05  # at most, in one call
 
-# From a step and what a layer has chosen for it to experts of the next layer.
-PredictNext = Callable[["PassStep", PlacedChoices], Sequence[ExpertKey]]
+# From a step and what a layer of experts has chosen for it to experts of the next layer.
+PredictNext = Callable[["PassStep", "PassChoices"], Sequence[ExpertKey]]
 
 
 class PassInput(NamedTuple):
@@ -65,6 +66,13 @@ class PassStep:
     last_rows: Sequence[int] = ()
 
 
+class PassChoices(NamedTuple):
+    """What a layer of experts has chosen for a step: the layer's own experts, or those for images."""
+
+    rows: ChosenRows
+    placed: PlacedChoices
+
+
 class NativePass:
     """The units of work of a pass; see ``PromptPass``.
 
@@ -75,6 +83,7 @@ class NativePass:
 
     Args:
         specs, layers: of the model, in order.
+        images: the experts for images.
         steps: described, and in order: a step's tokens see those of the steps before it.
         predict: returns experts of the next layer to read ahead.
         states: of recurrent layers, if the model has some.
@@ -87,12 +96,13 @@ class NativePass:
         layers: Sequence[NativeLayer],
         steps: Sequence[PassStep],
         *,
+        images: ImageExperts,
         store: ExpertStore,
         predict: PredictNext,
         states: StateCache | None,
     ):
         self._kernels, self._specs, self._layers, self.steps = kernels, specs, layers, steps
-        self._store, self._predict, self._states = store, predict, states
+        self._images, self._store, self._predict, self._states = images, store, predict, states
         self._places = list(accumulate((layer.experts is not None for layer in layers), initial=0))
         self._awaited: Lease | None = None
         self._num_run = 0  # layers
@@ -128,14 +138,12 @@ class NativePass:
         with self._held:
             while first < count:
                 routed = next((i for i in range(first, count) if self._layers[i].experts is not None), count)
-                chosen: list[PlacedChoices] = []
+                chosen: list[Sequence[PassChoices]] = []
                 for step in self.steps:
                     self._begin(step, first, routed)
                     if routed < count:
                         chosen.append(self._choices(step, routed))
-                        yield None
-                    else:
-                        yield None
+                    yield None
                 if routed < count:
                     yield from self._run_experts(routed, chosen)
                 self._num_run = first = min(routed + 1, count)
@@ -157,59 +165,73 @@ class NativePass:
     def _count(self, step: PassStep) -> None:
         """Let the kernels count the rows of each expert of a step."""
         call, variants = step.workspace.call, step.experts.variants
-        routed = [layer.experts for layer in self._layers if layer.experts is not None]
+        routed = self._images.routed
         width = max(len(each.keys) for each in routed) if variants is None else max(map(len, variants.keys.values()))
         if len(self._counts) < len(routed) * width:
             self._counts = np.zeros(len(routed) * width, np.int64)
         call.counts, call.most_experts = self._counts.ctypes.data, width
 
-    def _choices(self, step: PassStep, index: int) -> PlacedChoices:
+    def _choices(self, step: PassStep, index: int) -> Sequence[PassChoices]:
         """Return the experts that a layer, which has begun, has chosen for a step."""
-        layer, place = self._layers[index], self._places[index]
+        layer, place, experts = self._layers[index], self._places[index], step.experts
+        assert layer.experts is not None
+        if step.images is not None and step.images.to_image_experts is not None:
+            divided = self._images.divide(step.workspace, index, place, step.images.to_image_experts)
+            return [PassChoices(rows, experts.place(rows.layer, rows.chosen, None)) for rows in divided]
         width = step.workspace.call.most_experts
         counts = self._counts[place * width : (place + 1) * width].tolist()
-        rows = {number: count for number, count in enumerate(counts) if count}
-        assert layer.experts is not None
         chosen = step.workspace.chosen(place, layer.mixture.router.top_k).astype(np.int64)
-        return step.experts.place(layer.experts, chosen, rows)
+        counted = {number: count for number, count in enumerate(counts) if count}
+        rows = ChosenRows(index, place, layer.experts, chosen)
+        return [PassChoices(rows, experts.place(layer.experts, chosen, counted))]
 
-    def _run_experts(self, index: int, choices: Sequence[PlacedChoices]) -> Generator[Lease | None, None, None]:
-        """Run the experts of a layer for all steps, under one lease."""
-        wanted: dict[ExpertKey, int] = {}
-        for placed in choices:
-            for key, count in placed.rows.items():
-                wanted[key] = wanted.get(key, 0) + count
-        lease = self._store.lease_passing(wanted)
-        with lease:
-            self._held.close()  # what was read ahead of this layer: the lease has what it chose
+    def _run_experts(self, index: int, choices: Sequence[Sequence[PassChoices]]) -> Generator[Lease | None, None, None]:
+        """Run the experts of a layer for all steps, under one lease of each layer of experts."""
+        wanted: dict[int, dict[ExpertKey, int]] = {}
+        for each in chain.from_iterable(choices):
+            rows = wanted.setdefault(each.placed.layer.number, {})
+            for key, count in each.placed.rows.items():
+                rows[key] = rows.get(key, 0) + count
+        leases = {layer: self._store.lease_passing(rows) for layer, rows in wanted.items()}
+        with ExitStack() as leased:
+            for lease in leases.values():
+                leased.enter_context(lease)
+            self._held.close()  # what was read ahead of this layer: the leases have what it chose
             self._read_ahead(choices)
-            yield lease
             addresses: dict[ExpertKey, int] = {}
-            for ready in lease.batches():
-                addresses |= zip(ready.keys, ready.addresses, strict=True)
-            for step, placed in zip(self.steps, choices, strict=True):
-                self._run_given(step, index, placed, addresses)
+            for lease in leases.values():
+                yield lease
+                for ready in lease.batches():
+                    addresses |= zip(ready.keys, ready.addresses, strict=True)
+            for step, chosen in zip(self.steps, choices, strict=True):
+                self._run_given(step, index, chosen, addresses)
                 if step is not self.steps[-1]:
                     yield None
-        self._record(choices, lease)
+        for layer, lease in leases.items():
+            self._record(layer, choices, lease)
         self._keep_last(choices)
         yield None
 
-    def _read_ahead(self, choices: Sequence[PlacedChoices]) -> None:
+    def _read_ahead(self, choices: Sequence[Sequence[PassChoices]]) -> None:
         """Read experts of the next layer, while those of this one are read and computed."""
         keys: dict[ExpertKey, None] = {}
-        for step, placed in zip(self.steps, choices, strict=True):
-            keys |= dict.fromkeys(self._predict(step, placed))
+        for step, chosen in zip(self.steps, choices, strict=True):
+            for each in chosen:
+                keys |= dict.fromkeys(self._predict(step, each))
         if keys:
             self._held.enter_context(self._store.read_ahead(keys))
 
-    def _run_given(self, step: PassStep, index: int, placed: PlacedChoices, addresses: Mapping[ExpertKey, int]) -> None:
+    def _run_given(
+        self, step: PassStep, index: int, chosen: Sequence[PassChoices], addresses: Mapping[ExpertKey, int]
+    ) -> None:
         """Run a step's experts of a layer that has begun, and finish the layer."""
         self._count(step)
-        places = array("i", [placed.place_of[key] for key in placed.rows])
-        slots = array("Q", [addresses[key] for key in placed.rows])
-        call, place = step.workspace.call, self._places[index]
-        self._kernels.chosen_experts(self._specs[index], call, place, places, slots, are_last=True)
+        call = step.workspace.call
+        for rows, placed in chosen:
+            places = array("i", [placed.place_of[key] for key in placed.rows])
+            slots = array("Q", [addresses[key] for key in placed.rows])
+            self._kernels.chosen_experts(self._specs[rows.spec_index], call, rows.place, places, slots, are_last=False)
+        self._kernels.finish_layer(self._specs[index], call, self._places[index], 0)
         self._keep_states(step, self._layers[index].states_after(INNER_RESULTS))
         self._add_images(step, index)
 
@@ -222,24 +244,28 @@ class NativePass:
         if self._states is not None and step.snapshots:
             self._states.copy_rows(keys, step.snapshots)
 
-    def _record(self, choices: Sequence[PlacedChoices], lease: Lease) -> None:
-        """Record the layer in each step; the first one that uses a missed expert bears its cost."""
+    def _record(self, layer: int, choices: Sequence[Sequence[PassChoices]], lease: Lease) -> None:
+        """Record a layer of experts in each step; the first one that uses a missed expert bears its cost."""
         missed, read_ahead = dict(lease.missed), set(lease.read_ahead)
         for key in (*missed, *read_ahead):
             num_uses = sum(key in placed.rows for placed in choices)
             self.saved_bytes += (num_uses - 1) * self._store.catalog.read_bytes(key)
         stall = lease.stall_seconds
-        for step, placed in zip(self.steps, choices, strict=True):
-            own = {key: missed.pop(key) for key in placed.rows if key in missed}
-            own_ahead = read_ahead & placed.rows.keys()
-            read_ahead -= own_ahead
-            cost = LeaseCost(own, own_ahead, len(placed.rows), stall, lease.stalled_from, lease.stalled_to)
-            step.experts.add_cost(placed, cost)
-            stall = 0.0
+        for step, chosen in zip(self.steps, choices, strict=True):
+            for _, placed in chosen:
+                if placed.layer.number != layer:
+                    continue
+                own = {key: missed.pop(key) for key in placed.rows if key in missed}
+                own_ahead = read_ahead & placed.rows.keys()
+                read_ahead -= own_ahead
+                cost = LeaseCost(own, own_ahead, len(placed.rows), stall, lease.stalled_from, lease.stalled_to)
+                step.experts.add_cost(placed, cost)
+                stall = 0.0
 
-    def _keep_last(self, choices: Sequence[PlacedChoices]) -> None:
+    def _keep_last(self, choices: Sequence[Sequence[PassChoices]]) -> None:
         """Keep the experts of the last tokens of prompts for decoding."""
-        for step, placed in zip(self.steps, choices, strict=True):
-            rows = placed.chosen[step.last_rows]
-            found = {int(place) for place in rows.ravel()}
-            self._store.keep([placed.keys[place] for place in found if place < len(placed.keys)])
+        for step, chosen in zip(self.steps, choices, strict=True):
+            for rows, placed in chosen:
+                last = step.last_rows if rows.tokens is None else np.isin(rows.tokens, step.last_rows)
+                found = {int(place) for place in placed.chosen[last].ravel()}
+                self._store.keep([placed.keys[place] for place in found if place < len(placed.keys)])

@@ -27,6 +27,7 @@ from server.model.native_layers.dense_gate import DenseGate
 from server.model.native_layers.depth_scales import DepthScales
 from server.model.native_layers.own_router import OwnRouter
 from server.model.native_layers.parts import Dense, Parts, Projections
+from server.model.native_layers.router_mlp import RouterMlpParts
 
 MIXER_RESULTS, INNER_RESULTS = 2, 3  # numbers of a layer's convolutions, after those of keys and values
 
@@ -39,6 +40,8 @@ class LayerRouter:
     own: OwnRouter | None = None  # if it has a norm of its own
     table: torch.Tensor | None = None  # int32 (vocabulary, k): the experts of each token
     factor: float = 1.0  # the parameter that multiplies the weights of experts
+    mlp: RouterMlpParts | None = None  # makes the rows that the weights take
+    chooses: bool = False  # see ``Router`` of declarations
 
 
 NO_ROUTER = LayerRouter(None)
@@ -52,6 +55,7 @@ def build_layer(
     *,
     router: RouterWeights | None,
     own: OwnRouter | None = None,
+    router_mlp: RouterMlpParts | None = None,
 ) -> NativeLayer:
     """Build a layer without its mixer, and without the kind of its router (``find_router_kind``).
 
@@ -89,6 +93,10 @@ def build_layer(
         if own is not None:
             layer.mixture.router_norm = layer.norm(own.norm)
             layer.mixture.router.expert_scales = layer.kept.keep(own.expert_scales)
+        if router_mlp is not None:
+            layer.mixture.router.mlp, layer.router_mlp = router_mlp.build(layer.kept), router_mlp
+            for linear, place in router_mlp.places().items():
+                layer.add_target(linear, place)
         spec.feed_forward_kind = FeedForwardKind.EXPERTS
     elif mlp is not None and experts is None:
         layer.feed_forward = mlp
@@ -137,7 +145,7 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
         outputs, inputs = router.weight.shape  # layer without calling it, so that PEFT's additions do nothing
         layer.add_place(owner, LoraPlace.ROUTER, inputs, outputs)
     num_experts, num_identities = len(layer.experts.keys), getattr(parts.experts, "num_identities", 0)
-    if router.weight.shape[0] != num_experts + num_identities + router.num_shared:
+    if router.weight.shape[0] != num_experts + num_identities + router.num_shared + router.num_skips:
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
@@ -162,7 +170,7 @@ def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, sha
     own.bias, layer.router = layer.kept.keep(router.bias), router
     own.correction = layer.kept.keep(router.correction)
     own.num_groups = own.top_groups = 1
-    own.scale, own.logits_scale = 1.0, router.logits_scale
+    own.scale, own.logits_scale, own.num_skips = 1.0, router.logits_scale, router.num_skips
     return mixture
 
 

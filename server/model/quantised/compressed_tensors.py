@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels.formats import fp4, repack_int4
+from server.kernels.formats import fp4
+from server.kernels.formats.group_int4 import repack_int4
 from server.model.quantised.fp8 import Block, fp8_matrix, fp8_specs
 from server.model.quantised.ints import BYTE_MIDDLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
 from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, expect, require

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from expert_store import TensorSource
-from server.kernels.formats import repack_int4
+from server.kernels.formats.group_int4 import repack_int4
 from server.model.quantised.ints import NIBBLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
 from server.model.quantised.matrix import Specs, StoredMatrix, expect, require
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels.formats import channel_int8, group_int4, group_int8, repack_int4
+from server.kernels.formats import channel_int8, group_int4, group_int8
+from server.kernels.formats.group_int4 import repack_int4
 from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix
 
 Unpack = Callable[[torch.Tensor], torch.Tensor]

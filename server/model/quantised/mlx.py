@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels.formats import group_int4, group_int8, repack_int4
+from server.kernels.formats import group_int4, group_int8
+from server.kernels.formats.group_int4 import repack_int4
 from server.model.quantised.ints import BYTE_MIDDLE, NIBBLE, WIDTH, signed, unpack
 from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, StoredTensor, expect, require
 

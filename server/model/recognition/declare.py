@@ -188,6 +188,9 @@ def _router(spec: RouterSpec, found: LayerRouter, module: Any, names: _Names) ->
         near=shortest(spec.near),
         has_table=found.table is not None,
         num_shared=weights.num_shared,
+        num_skips=weights.num_skips,
+        has_mlp=found.mlp is not None,
+        chooses=found.chooses,
     )
 
 

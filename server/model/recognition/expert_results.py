@@ -93,7 +93,7 @@ class ExpertResults:
     ) -> float:
         """Return the factor of the sum of experts that return their input.
 
-        It is 1 if a norm, a convolution, a projection or several rows a token follow.
+        It is 1 if a norm, a convolution, a projection, a gate of their sum or several rows a token follow.
 
         Args:
             layer: adds the sum.
@@ -103,7 +103,7 @@ class ExpertResults:
         owner, owner_call = owner or layer, owner_call or captured
         has_norm = owner.spec.output_norm.kind or owner.mixture.output_norm.kind
         is_changed = owner.spec.inner_convolution or owner.mixture.output_projection.outputs
-        if has_norm or is_changed or captured.num_streams:
+        if has_norm or is_changed or owner.spec.inner_residual_gate or captured.num_streams:
             return 1.0
         self._trial.run(layer, captured)
         wanted, given = (

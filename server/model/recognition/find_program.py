@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.library import Kernels, is_available
+from server.kernels.triton.available import runs_on
 from server.model.architecture import decoder_layers, text_body
 from server.model.attention.key_choice import INDEXED
 from server.model.blocks.errors import UnsupportedLayerError
@@ -57,7 +58,7 @@ def find_program(
     """
     dtype = text_body(model).dtype
     if model.device.type != "cpu":
-        found: Declaration | ModelProgram = _by_modules(model, special, f"it is computed in {dtype} on {model.device}")
+        found: Declaration | ModelProgram = on_device(model, model.device, dtype, special)
     else:
         found = recognise_model(model, layers, dtype, kernels, longest=longest, special=special)
     if isinstance(found, Declaration):
@@ -140,14 +141,20 @@ def find_declaration(model: PreTrainedModel, kernels: Kernels, longest: int) -> 
     return found
 
 
-def declaration_of_modules(model: PreTrainedModel, longest: int) -> Declaration | None:
-    """Return what a model is whose modules run on a GPU; None if its twin, which runs on the CPU, does not show it.
+def declaration_on_gpu(
+    model: PreTrainedModel, device: torch.device | None, longest: int, *, special: str | None, is_deterministic: bool
+) -> Declaration | None:
+    """Return what a model is, parts of which Triton's kernels may run; None if its twin on the CPU does not show it.
 
     Args:
         model: with or without weights.
+        device: where Triton's kernels run; None for nowhere.
         longest: tokens of the longest sequence.
+        special: layers whose attention modules run sequence by sequence.
+        is_deterministic: whether each sequence must have the same results in any company; then none run.
     """
-    if not is_available():
+    is_possible = special in (None, *MAY_BE_NATIVE) and not is_deterministic and runs_on(device)
+    if not is_possible or not is_available():
         return None
     kernels = Kernels(1)
     try:
@@ -237,6 +244,13 @@ def check_modules(
         raise NotBatchableError(f"{program.reason}, and {INVARIANT}")
     if is_deterministic:
         first.check_invariance()
+
+
+def on_device(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, special: str | None = None
+) -> ModelProgram:
+    """Return the program of a model whose modules run on a device."""
+    return _by_modules(model, special, f"it is computed in {dtype} on {device}")
 
 
 def _by_modules(model: PreTrainedModel, special: str | None, reason: str | None) -> ModelProgram:

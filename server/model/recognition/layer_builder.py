@@ -56,7 +56,9 @@ class LayerBuilder:
         """
         module = self.experts_of(captured)
         experts = None if module is None else self.experts[module]
-        layer = build_layer(captured.module, index, parts, experts, router=router.weights, own=router.own)
+        layer = build_layer(
+            captured.module, index, parts, experts, router=router.weights, own=router.own, router_mlp=router.mlp
+        )
         if router.table is not None:
             own = layer.mixture.router
             own.table, own.table_rows = layer.kept.hold(router.table), len(router.table)

@@ -202,7 +202,7 @@ class LayerCalls:
         """Return the gate of the sum with a module's output, or with that of the norm after it."""
         results = next((each.output for each, _ in self._norms if self._is_same(each.given, call.output)), call.output)
         for each, gate in self._gates:
-            added = [*each.call.args, *each.call.kwargs.values()][1]
+            added = [*each.call.args, *each.call.kwargs.values()][gate.results]
             if self._is_same(added.reshape(results.shape), results):
                 return gate
         return None

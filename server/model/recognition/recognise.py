@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 
 from server.kernels.native.library import Kernels
@@ -25,6 +24,7 @@ from server.model.experts.router import RouterSample, find_router
 from server.model.native_layers.embedding_rows import norm_of_rows
 from server.model.native_layers.own_router import find_own_router
 from server.model.native_layers.parts import factor_of
+from server.model.native_layers.router_mlp import RouterMlpParts, weights_of
 from server.model.native_layers.spec import NO_ROUTER, LayerRouter
 from server.model.quantised.embedding import embedded_rows
 from server.model.recognition.declare import FoundLayer, Recognition, declare, rounding_of
@@ -168,6 +168,9 @@ class _Recogniser:
         if parts.is_router_apart:
             own = find_own_router(parts.router, num_experts, routing.top_k_index.shape[1])
             return LayerRouter(own.weights, own)
+        mlp = RouterMlpParts.find(parts.router)
+        if mlp is not None:
+            return LayerRouter(weights_of(mlp, names[parts.router], num_experts), mlp=mlp)
         tokens = self._twin.tokens
         hashed = find_hash_router(parts.router, names[parts.router], num_experts, tokens, routing)
         if hashed is not None:
@@ -239,7 +242,8 @@ class _Recogniser:
         mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
-        trial = run_trial(parts.block, router, DTYPE, own_router, table)
+        trial = run_trial(parts.block, router, DTYPE, own_router, table=table, mlp=owner.mlp, owner=parts.router)
+        self._routers[layer.spec.index] = replace(owner, chooses=trial.chooses)
         mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, DTYPE)
         mixture.router.scale = owner.factor * self._factors.nearest(mixture.router.scale / owner.factor)
 
@@ -251,18 +255,20 @@ class _Recogniser:
         correction = None if router.correction is None else router.correction.double()
         own_router, table = owner.own, owner.table
         self._trial.run(layer, captured)
-        top_k, rows = mixture.router.top_k, _rows_of_router(parts, captured)
+        rows = _rows_of_router(parts, captured)
         if own_router is not None:
             rows = own_router.rows(next(each.given for each in captured.calls if each.module is parts.router))
+        if owner.mlp is not None:
+            rows = owner.mlp.rows(rows, owner.mlp.carried_in(captured))
         logits = logits_of(router, rows)
         given = None if table is None else routing.top_k_index
         _, _, is_steady = steady_rows(mixture.router, correction, logits, TOLERANCE, given)
-        chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
+        chosen, weighted = self._trial.choices(layer)
         wanted, order = routing.top_k_index.sort(1)
         found, own_order = chosen.sort(1)
         is_same = (wanted == found).all(1) & is_steady  # (tokens,)
         weights = routing.top_k_weights.float().gather(1, order)[is_same]
-        own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
+        own = weighted.gather(1, own_order)[is_same]
         are_near = (weights - own).abs() <= TOLERANCE * routing.top_k_weights.abs().max()
         if not choices_agree(int(is_same.sum()), int(is_steady.sum()), DTYPE) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
@@ -271,8 +277,10 @@ class _Recogniser:
         """Return the factor of embeddings before the first layer."""
         embeddings: Any = self._model.get_input_embeddings()
         embedded = embedded_rows(embeddings, torch.tensor(self._twin.tokens))
-        norm = norm_of_rows(embeddings, embedded.shape[1])
-        if norm is not None:
+        norm = norm_of_rows(embeddings, embedded.shape[1], self._body)
+        if norm is not None and norm.module is self._body:
+            embedded = embedded * norm.weight + (0.0 if norm.bias is None else norm.bias)
+        elif norm is not None:
             embedded = norm.module(embedded)
         given = captured.layers[0].given
         if captured.layers[0].num_streams:

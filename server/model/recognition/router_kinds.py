@@ -17,6 +17,8 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.experts.router import RouterWeights
 from server.model.hooks import use_hooks
 from server.model.native_layers.own_router import OwnRouter
+from server.model.native_layers.router_mlp import RouterMlpParts
+from server.model.recurrent.recurrent_modules import ModuleCall
 from server.model.transformers_hooks.probe import Probe
 
 SPREADS = (0.3, 1.0, 3.0)  # standard deviations of a trial's logits: flat and peaked scores
@@ -28,6 +30,7 @@ LEAST_IN_GROUP = 2  # experts, as most groups are chosen by their two best
 TOKENS = "input_ids"  # argument of a block whose router chooses by tokens
 METHOD = "topk_method"  # attribute of a router
 BY_BEST, WITHOUT_GROUPS = "group_limited_greedy", "greedy"  # values of it; the first chooses groups by their best
+RETURNED = ("logits", "weights", "chosen")  # by a router's module that makes the choice
 LEAST_STEADY = 3  # rows that a trial must have to prove anything
 MOST_JUMP = 0.05  # change of a weight, relative to the largest of its row
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of weights, relative to the largest
@@ -43,6 +46,7 @@ class Trial:
     chosen: torch.Tensor  # (rows, k)
     weights: torch.Tensor  # float64 (rows, k)
     is_by_token: bool = False  # experts are those of tokens in a table, whatever the logits
+    chooses: bool = False  # the router's module returned them itself (``Router.chooses`` of a declaration)
 
     @property
     def given(self) -> torch.Tensor | None:
@@ -81,7 +85,10 @@ def run_trial(
     router: RouterWeights,
     dtype: torch.dtype,
     own: OwnRouter | None = None,
+    *,
     table: torch.Tensor | None = None,
+    mlp: RouterMlpParts | None = None,
+    owner: nn.Module | None = None,
 ) -> Trial:
     """Pass random rows to the router in a block, so scaled that its scores are flat, moderate and peaked.
 
@@ -91,6 +98,8 @@ def run_trial(
         dtype: of the model.
         own: the parts of a router beside the experts.
         table: ``(vocabulary, k)`` experts of tokens, which the block takes besides its rows then.
+        mlp: makes the rows that the weights take.
+        owner: the module that owns the router's parameters.
 
     Raises:
         UnsupportedLayerError: the block takes more than hidden states.
@@ -98,11 +107,15 @@ def run_trial(
     matrix = router.weight.double()
     wanted = torch.tensor(SPREADS, dtype=torch.float64).repeat_interleave(ROWS).unsqueeze(1)
     random = torch.Generator().manual_seed(0)
-    rows = torch.randn((len(wanted), matrix.shape[1]), generator=random, dtype=torch.float64)
+    size = matrix.shape[1] if mlp is None else mlp.down.in_features
+    rows = torch.randn((len(wanted), size), generator=random, dtype=torch.float64)
     tokens = {} if table is None else {TOKENS: torch.randint(len(table), (1, len(wanted)), generator=random)}
-    spread = (rows @ matrix.T).std(1, keepdim=True) * router.logits_scale
+    spread = ((rows if mlp is None else mlp.rows(rows)) @ matrix.T).std(1, keepdim=True) * router.logits_scale
     rows = torch.where(spread > 0, rows * wanted / spread, rows).to(dtype)
-    recorder = _Recorder()
+    recorder, calls = _Recorder(), list[ModuleCall]()
+    handle = (owner or block).register_forward_hook(
+        lambda module, args, kwargs, output: calls.append(ModuleCall(module, args, kwargs, output)), with_kwargs=True
+    )
     try:
         with torch.inference_mode(), use_hooks(recorder):
             output = block(rows if own is not None else rows.unsqueeze(0), **tokens)
@@ -111,11 +124,32 @@ def run_trial(
         pass
     except TypeError as error:
         raise UnsupportedLayerError(f"its MLP is called in another way ({error})") from error
+    finally:
+        handle.remove()
     chosen, weights = recorder.call
+    chooses = any(_chooses(call, router, chosen, weights) for call in calls)
     weights = weights.double()
     if own is not None and own.expert_scales is not None:
         weights = weights / own.expert_scales.double()[chosen]
-    return Trial(logits_of(router, rows if own is None else own.rows(rows)), chosen, weights, bool(tokens))
+    maker = own or mlp
+    logits = logits_of(router, rows if maker is None else maker.rows(rows))
+    return Trial(logits, chosen, weights, bool(tokens), chooses)
+
+
+def _chooses(call: ModuleCall, router: RouterWeights, chosen: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Return whether a module takes rows, and at most the correction, and returns numbers of experts, weights, choices.
+
+    Args:
+        chosen, weights: that experts are called with.
+    """
+    given = [each for each in (*call.args, *call.kwargs.values()) if each is not None]
+    correction, others = router.correction, given[1:]
+    takes_correction = correction is not None and all(torch.equal(each.flatten(), correction) for each in others)
+    if (others and not takes_correction) or not isinstance(call.output, tuple) or len(call.output) != len(RETURNED):
+        return False
+    first, *own = call.output
+    shape = len(chosen), len(router.weight) - router.num_shared
+    return first.shape == shape and torch.equal(own[0], weights) and torch.equal(own[1], chosen)
 
 
 def _call_of(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,6 +310,7 @@ def match_of(
     agreement = int(is_same.sum()) / int(is_steady.sum())
     if agreement < least_agreement:
         return Match(torch.inf, 1.0)
+    is_same &= trial.weights.any(1)  # some may have chosen no expert
     given, own = trial.weights.gather(1, order)[is_same], weights.gather(1, own_order)[is_same]
     scale = float((given.sum(1) / own.sum(1)).median())
     error = (given - own * scale).abs().amax(1) / given.abs().amax(1).clamp_min(1e-30)
@@ -307,6 +342,9 @@ def choose(
         ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
     chosen = ranked.topk(router.top_k).indices if given is None else given
     weights = scores.gather(1, chosen)
+    if router.num_skips:
+        is_none = chosen >= num_experts - router.num_skips
+        chosen, weights = chosen.masked_fill(is_none, 0), weights.masked_fill(is_none, 0.0)
     if router.kind == RouterKind.SPARSE_MIXER:
         weights = _mix_sparsely(scores, chosen, router.near)
     if router.kind == RouterKind.TOP_SIGMOID:

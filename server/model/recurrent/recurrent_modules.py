@@ -157,10 +157,6 @@ class SplitForward:
         full = RowsOutput(call.output, Rows(num_tokens, all_rows, (1, num_tokens), cache))
         return have_same_outputs(join([full], num_tokens), join(pieces, num_tokens))
 
-    def run(self, call: ModuleCall, rows: Rows) -> Any:
-        """Return the module's output for some rows of a call."""
-        return self._run(call.args, call.kwargs, rows).output
-
     def _fused_for(self, step: StepStates, batch: RecurrentBatch) -> FusedStep | None:
         """Return what runs a batch instead of the module."""
         is_single = batch.has_state and batch.num_tokens == 1 and not step.token_by_token

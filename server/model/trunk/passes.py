@@ -15,23 +15,15 @@ from transformers import PreTrainedModel
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
-from server.kernels.triton.available import runs_on
 from server.model.architecture import set_implementations
 from server.model.attention.key_choice import hook_indexers
 from server.model.attention.mla import replace_projections, resolve_projections
-from server.model.declarations.declaration import Declaration
-from server.model.declarations.layers import routers_of
+from server.model.cuda_layers.compile import compile_for_cuda, program_of
+from server.model.cuda_layers.norms import fuse_norms
+from server.model.cuda_layers.residuals import fuse_residuals
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.next_layer_gate import NextLayerGate, find_next_layer_gates
 from server.model.experts.router import RouterWeights, changeable
-from server.model.fused.heads import fuse_heads
-from server.model.fused.latents import fuse_latents
-from server.model.fused.mixers import fuse_mixers
-from server.model.fused.mlps import fuse_mlps
-from server.model.fused.normed_routers import fuse_normed_routers
-from server.model.fused.norms import fuse_norms
-from server.model.fused.residuals import fuse_residuals
-from server.model.fused.routers import fuse_routers
 from server.model.hooks import INDEXED_IMPLEMENTATION
 from server.model.lora.linear_hooks import find_linears
 from server.model.lora.router_hooks import find_routers_with_products
@@ -40,8 +32,8 @@ from server.model.modules.forward import Forward
 from server.model.modules.linear import speed_up_linears
 from server.model.native_layers.model import NativeModel
 from server.model.program import ModelProgram
-from server.model.recognition.find_program import check_modules, declaration_of_modules, find_program
-from server.model.transformers_hooks.batching_checks import MAY_BE_NATIVE, find_special_layers
+from server.model.recognition.find_program import check_modules, declaration_on_gpu, find_program
+from server.model.transformers_hooks.batching_checks import find_special_layers
 
 
 @dataclass
@@ -66,8 +58,7 @@ class PreparedModel:
     forward: Forward = field(init=False)  # calls the model (hook_forward)
     first: FirstPass = field(init=False)  # what some tokens have shown (run_first_tokens)
     native: NativeModel | None = field(init=False)  # what native kernels run, if they do (find_native)
-    program: ModelProgram = field(init=False)  # what runs where (find_native)
-    declared: Declaration | None = field(init=False)  # what it is, for kernels of a GPU (find_declared)
+    program: ModelProgram = field(init=False)  # what runs where (find_native, run_by_triton)
     linears: Mapping[str, nn.Module] = field(init=False)  # modules that adapters can add to (find_adaptable_linears)
     routers: Mapping[int, RouterWeights] = field(init=False)  # by layer, that adapters can change (find_all_routers)
     router_layers: Mapping[str, int] = field(init=False)  # those that are called as modules (find_all_routers)
@@ -80,7 +71,7 @@ class PreparedModel:
 
     @property
     def has_free_attention(self) -> bool:
-        """True if fused kernels may attend in place of its modules."""
+        """True if kernels of a GPU may attend in place of its modules."""
         return not self.is_by_sequence and not self.is_deterministic and not self.first.probe.choosing
 
     @property
@@ -199,37 +190,32 @@ def pass_masks_to_indexers(prepared: PreparedModel) -> None:
         set_implementations(prepared.model.config, INDEXED_IMPLEMENTATION)
 
 
-def find_declared(prepared: PreparedModel) -> None:
-    """Find what a model is whose modules run on a GPU, so that kernels can replace parts of them.
+def run_by_triton(prepared: PreparedModel) -> None:
+    """Let layers call kernels of a GPU in the places of their modules, where the declaration of the model allows it.
 
-    It changes nothing.
-
-    After: find_special.
+    After: find_special, run_first_tokens, find_native, check_by_modules, pass_masks_to_indexers.
     """
-    is_possible = prepared.special in (None, *MAY_BE_NATIVE) and not prepared.is_deterministic
-    is_needed = is_possible and runs_on(prepared.pool.triton_device)
-    prepared.declared = declaration_of_modules(prepared.model, prepared.max_model_len) if is_needed else None
-
-
-def fuse_attention(prepared: PreparedModel) -> None:
-    """Replace the forward of attention and recurrent mixers by kernels of a GPU.
-
-    The modules run once more, to record what they call attention with: latent projections are not split yet.
-
-    After: run_first_tokens, find_native, check_by_modules, pass_masks_to_indexers, find_declared.
-    """
-    if not prepared.has_free_attention:
-        return
-    model, first, device = prepared.model, prepared.first, prepared.pool.triton_device
-    fuse_heads(model, prepared.declared, device, first.run_isolated, first.recurrent)
-    fuse_latents(model, prepared.declared, device, first.run_isolated, first.recurrent)
-    fuse_mixers(first.recurrent_calls, device, first.states)
+    first, replaces_mixers = prepared.first, prepared.has_free_attention
+    declared = declaration_on_gpu(
+        prepared.model,
+        prepared.pool.triton_device,
+        prepared.max_model_len,
+        special=prepared.special,
+        is_deterministic=prepared.is_deterministic,
+    )
+    if declared is not None:
+        layers = compile_for_cuda(
+            prepared.model, declared, first.states, first.recurrent, replaces_mixers=replaces_mixers
+        )
+        for layer in layers:
+            layer.install()
+        prepared.program = program_of(layers)
 
 
 def resolve_latent_projections(prepared: PreparedModel) -> None:
     """Split the projections of layers that keep latents; restore those of others, and drop those that are native.
 
-    After: replace_latent_projections, find_native, check_by_modules, fuse_attention, since modules can't run after it
+    After: replace_latent_projections, find_native, check_by_modules, run_by_triton, since modules can't run after it
     without a step's hooks.
     """
     inside = () if prepared.native is None else prepared.native.replaced
@@ -251,26 +237,15 @@ def find_adaptable_linears(prepared: PreparedModel) -> None:
 def speed_up_linear_layers(prepared: PreparedModel) -> None:
     """Let large linear layers run by the pool's kernels and threads, by another class of the same modules.
 
-    After: find_native, resolve_latent_projections, fuse_attention.
+    After: find_native, resolve_latent_projections, run_by_triton.
     """
     speed_up_linears(prepared.model, prepared.pool)
-
-
-def fuse_choices(prepared: PreparedModel) -> None:
-    """Replace the forward of routers by kernels of a GPU.
-
-    After: check_by_modules, find_declared.
-    """
-    if prepared.declared is not None and not prepared.is_deterministic:
-        routers, dtype = routers_of(prepared.model, prepared.declared), next(prepared.model.parameters()).dtype
-        fuse_routers(routers, dtype, prepared.pool.triton_device)
-        fuse_normed_routers(routers, dtype, prepared.pool.triton_device)
 
 
 def fuse_all_norms(prepared: PreparedModel) -> None:
     """Replace the forward of RMS norms by kernels of a GPU.
 
-    After: fuse_attention, fuse_choices, which look for norms that are transformers' own.
+    After: run_by_triton, which looks for norms that are transformers' own.
     """
     fuse_norms(prepared.model, prepared.pool.triton_device)
 
@@ -281,15 +256,6 @@ def fuse_residual_sums(prepared: PreparedModel) -> None:
     After: fuse_all_norms, whose kernels do so.
     """
     fuse_residuals(prepared.model, prepared.pool.triton_device)
-
-
-def fuse_gated_mlps(prepared: PreparedModel) -> None:
-    """Replace the forward of gated MLPs by kernels of a GPU.
-
-    After: check_by_modules, speed_up_linear_layers.
-    """
-    if not prepared.is_deterministic:
-        fuse_mlps(prepared.model, prepared.pool.triton_device)
 
 
 def find_all_routers(prepared: PreparedModel) -> None:
@@ -318,15 +284,12 @@ PASSES: Sequence[Callable[[PreparedModel], None]] = (
     run_first_tokens,
     check_by_modules,
     pass_masks_to_indexers,
-    find_declared,
-    fuse_attention,
+    run_by_triton,
     resolve_latent_projections,
     find_adaptable_linears,
     speed_up_linear_layers,
-    fuse_choices,
     fuse_all_norms,
     fuse_residual_sums,
-    fuse_gated_mlps,
     find_all_routers,
 )
 

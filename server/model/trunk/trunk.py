@@ -198,8 +198,8 @@ class Trunk(BaseTrunk):
     def can_pass(self, store: ExpertStore) -> bool:
         if self._native is None or not self._native.can_pass or is_gpu(self.device):
             return False
-        pairs = pairwise(layer.number for layer in self._layers.values())
-        return all(store.holds_at_once(pair, self.facts.top_k) for pair in pairs)
+        at_once = pairwise([*self._native.expert_layers, ()])
+        return all(store.holds_at_once((*layers, *following), self.facts.top_k) for layers, following in at_once)
 
     @property
     def pass_token_bytes(self) -> int:
@@ -253,7 +253,7 @@ class Trunk(BaseTrunk):
         experts = StepExperts(
             store, self._layers, phase, prefetcher, stream=ahead, variants=variants, adapters=adapters
         )
-        if adapters is not None and (self._native is None or rows.are_images is not None):
+        if adapters is not None and self._native is None:
             adapters.rows_of_layer = rows.tokens
         logits: torch.Tensor | HostLogits
         next_tokens: Sequence[int | None] | None = None

@@ -19,7 +19,8 @@ from server.model.checkpoint.read_config import read_config
 from server.model.declarations.differences import differences
 from server.model.model_building import build_model
 from server.model.recognition.find_program import find_declaration
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_checkpoint, save_checkpoint
+from tests.families import make_unusual_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,5 +52,5 @@ def test_the_source_is_formatted(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_model_that_the_kernels_do_not_run_is_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert family.run(Namespace(model=str(make_checkpoint("zaya", tmp_path)))) == 1
-    assert "because the kernels have no attention of its kind" in capsys.readouterr().err
+    assert family.run(Namespace(model=str(save_checkpoint(make_unusual_config(), tmp_path)))) == 1
+    assert "because its rotary positions depend on the length of a sequence" in capsys.readouterr().err

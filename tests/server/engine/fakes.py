@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from server.model.step import ExpertCost, RoutedExperts, SequenceChunk, StepOutp
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
+LAYERS = 2  # of a fake model, with keys of their own
 
 
 def next_token(token_ids: Sequence[int]) -> int:
@@ -54,7 +55,7 @@ class FakeModel:
     def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0, vocab_size: int = VOCABULARY):
         self._groups, self._vocab_size = groups, vocab_size
         self.states: list[list[int]] = [[] for _ in range(num_states)]  # by slot, the tokens so far
-        self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
+        self._slots = [[[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups] for _ in range(LAYERS)]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
         self.next_token = next_token
@@ -69,6 +70,7 @@ class FakeModel:
         self.can_pass, self.pass_token_bytes = False, 8
         self.passes: list[FakePass] = []
         self.before_unit: Callable[[], None] = lambda: None
+        self.before_output: Callable[[], None] = lambda: None
         self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
         self.expected_bytes: Callable[[int], float] = lambda num_tokens: 0.0
 
@@ -77,7 +79,8 @@ class FakeModel:
         if self.deferred is not None:
             self.deferred.run()
         self.steps.append([len(chunk.token_ids) for chunk in chunks])
-        self.write(chunks)
+        for layer in range(LAYERS):
+            self.write(layer, chunks)
         if self.states:
             self._advance_states(chunks)
         return self.output(chunks)
@@ -87,10 +90,10 @@ class FakeModel:
         self.passes.append(FakePass(self, steps))
         return self.passes[-1]
 
-    def write(self, chunks: Sequence[SequenceChunk]) -> None:
+    def write(self, layer: int, chunks: Sequence[SequenceChunk]) -> None:
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
-                for slots, table in zip(self._slots, chunk.block_tables, strict=True):
+                for slots, table in zip(self._slots[layer], chunk.block_tables, strict=True):
                     slots[self._slot(table, chunk.num_cached + offset)] = token
 
     def output(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
@@ -147,17 +150,17 @@ class FakeModel:
 
     def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
         """Check that groups with a window hold the tokens that the chunk's tokens see."""
-        for group, slots, table in zip(self._groups[1:], self._slots[1:], chunk.block_tables[1:], strict=True):
+        for group, slots, table in zip(self._groups[1:], self._slots[-1][1:], chunk.block_tables[1:], strict=True):
             assert group.window is not None
             oldest = oldest_seen(chunk.num_cached, group.window, group.is_chunked)
             for position in range(max(0, oldest), len(tokens)):
                 assert slots[self._slot(table, position)] == tokens[position]
 
-    def tokens(self, chunk: SequenceChunk, count: int) -> list[int]:
+    def tokens(self, chunk: SequenceChunk, count: int, layer: int = LAYERS - 1) -> list[int]:
         """Return the first tokens of a sequence, block by block: those of a long one are read at each step."""
         blocks = chunk.block_tables[0][: -(-count // BLOCK_SIZE)]
         assert all(block >= 0 for block in blocks)
-        slots = self._slots[0]
+        slots = self._slots[layer][0]
         found = [token for block in blocks for token in slots[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]]
         assert len(found) >= count
         return found[:count]
@@ -169,15 +172,13 @@ class FakeModel:
 
 
 class FakePass:
-    """A pass over two layers. A block or state that is overwritten before the pass ends changes its text or fails it.
-
-    Each layer reads what the first one has written again, since the layers of a model do so in blocks of their own.
-    """
+    """A pass over all layers. A block or state that is overwritten too soon changes its text or fails it."""
 
     def __init__(self, model: FakeModel, steps: Sequence[Sequence[SequenceChunk]]):
         self.steps = [list(chunks) for chunks in steps]
         self._model = model
-        self._units = [(layer, step) for layer in range(2) for step in range(len(steps) + 1)]  # the last: of experts
+        # The last unit of a layer is that of its experts.
+        self._units = [(layer, step) for layer in range(LAYERS) for step in range(len(steps) + 1)]
         self._num_run = 0
         self.is_cancelled = self.is_ended = False
         self.saved_bytes = 1 << 20
@@ -213,23 +214,24 @@ class FakePass:
         self._num_run += 1
         return True
 
-    def finish(self) -> list[StepOutput]:
+    def finish(self) -> Iterator[StepOutput]:
         assert self.is_finished
         self.is_ended = True
         for slot, state in self._states.items():
             self._model.states[slot] = state
-        return self._outputs
+        for output in self._outputs:
+            self._model.before_output()
+            yield output
 
     def cancel(self) -> None:
         assert not self.is_ended
         self.is_cancelled = self.is_ended = True
 
     def _run(self, layer: int, chunks: Sequence[SequenceChunk]) -> None:
-        if layer == 0:
-            self._model.write(chunks)
+        self._model.write(layer, chunks)
         for chunk in chunks if self._begun else ():
             state = self._states[chunk.slot]
-            assert state == self._model.tokens(chunk, chunk.num_cached)
+            assert state == self._model.tokens(chunk, chunk.num_cached, layer)
             state += chunk.token_ids
             if chunk.snapshot is not None:
                 if layer:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from server.engine.interface import TokenLogprobs
 from server.engine.kv.block_manager import BlockGroup
 from server.engine.pass_planning import PassLimits
 from server.engine.prompt_costs import PromptCosts, PromptRates
+from server.engine.step_limits import MAX_LOGITS_ROWS
 from tests.server.engine.fakes import FakePass, Rig, collect, collect_together, continuation, run
 
 LIMITS = PassLimits(max_tokens=256, step_tokens=32)
@@ -89,6 +91,23 @@ def test_a_prompt_with_a_window_runs_as_a_pass() -> None:
     rig = Rig(passes=LIMITS, window_groups=(BlockGroup(64, window=9), BlockGroup(64, window=16, is_chunked=True)))
     assert text_of(rig, LONG, 8) == continuation(LONG, 8)
     assert len(rig.model.passes) == 1
+
+
+def test_a_pass_with_a_window_is_no_shorter_where_the_blocks_of_a_window_and_a_step_are_all_there_are() -> None:
+    rig, prompt = Rig(passes=LIMITS, window_groups=(BlockGroup(-(-(9 + 32) // 4) + 1, window=9),)), LONG + b"end" * 20
+    assert text_of(rig, prompt, 8) == continuation(prompt, 8)
+    assert [sizes(one) for one in rig.model.passes] == [[[32], [32], [32], [32], [32]]]
+
+
+def test_prompts_that_begin_alike_give_their_texts_where_blocks_of_a_window_are_few() -> None:
+    groups = (BlockGroup(30, window=9), BlockGroup(34, window=16, is_chunked=True))
+    rig, requests = Rig(passes=LIMITS, window_groups=groups), [(LONG + b"x" * length, 12) for length in (0, 40, 80, 8)]
+
+    async def scenario() -> list[str]:
+        first = await collect(rig.submit(*requests[0]))
+        return [first, *await collect_together(rig, *requests[1:])]
+
+    assert run(rig, scenario) == [continuation(*request) for request in requests]
 
 
 def test_prompts_that_wait_together_share_a_pass() -> None:
@@ -255,10 +274,34 @@ def test_prompts_run_by_chunks_if_the_model_runs_no_passes_now() -> None:
     assert rig.model.steps[:4] == [[32], [32], [32], [4]]
 
 
-def test_prompts_whose_tokens_all_have_logits_run_by_chunks() -> None:
-    rig = Rig(passes=LIMITS)
-    assert text_of(rig, LONG, 4, prompt_logprobs=1) == continuation(LONG, 4)
-    assert not rig.model.passes
+def test_prompts_whose_tokens_all_have_logits_run_as_a_pass_with_the_same_logprobs() -> None:
+    found, prompt = list[tuple[TokenLogprobs, ...] | None](), LONG + b"end" * 20
+    limits = PassLimits(max_tokens=256, step_tokens=128)
+    rigs = Rig(passes=limits), Rig()
+    for rig in rigs:
+
+        async def logprobs_of_prompt(rig: Rig = rig) -> tuple[TokenLogprobs, ...] | None:
+            events = [event async for event in rig.submit(prompt, 2, prompt_logprobs=1)]
+            return events[0].prompt_logprobs
+
+        found.append(run(rig, logprobs_of_prompt))
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert len(found[0]) == len(prompt) - 1
+    assert [sizes(one) for one in rigs[0].model.passes] == [[[MAX_LOGITS_ROWS], [MAX_LOGITS_ROWS], [32]]]
+
+
+def test_prompts_of_a_pass_whose_logits_fail_run_by_chunks(caplog: pytest.LogCaptureFixture) -> None:
+    rig, prompts = Rig(passes=LIMITS), [LONG, b"other" * 20]
+    outputs = count()
+
+    def fail() -> None:
+        if next(outputs) == 5:
+            raise RuntimeError("no memory")
+
+    rig.model.before_output = fail
+    assert texts_of_waiting(rig, *[(prompt, 4) for prompt in prompts]) == [continuation(one, 4) for one in prompts]
+    assert "a pass of 1 prompts failed; running them by chunks: no memory" in caplog.text
 
 
 def test_even_short_prompts_are_passes_where_all_are() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from expert_store import catalog
 from server.inspection import bandwidth
+from tests.expert_store.files import make_catalog
 
 
 def test_a_first_round_that_takes_all_of_the_time_is_followed_by_a_measured_one(
@@ -39,3 +41,15 @@ def test_the_matrix_is_as_small_as_the_last_cache_allows(
 def test_the_matrix_is_large_where_the_last_cache_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "CACHE_SIZE", tmp_path / "size")
     assert bandwidth._matrix_bytes() == 256 << 20
+
+
+def test_the_gain_of_records_is_measured_where_parts_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "MAX_GAP_BYTES", -1)
+    monkeypatch.setattr(bandwidth, "RECORD_SECONDS", 0.01)
+    gain = bandwidth.measure_record_gain(make_catalog(tmp_path))
+    assert gain is not None
+    assert gain > -1
+
+
+def test_experts_of_one_read_have_no_gain_of_records(tmp_path: Path) -> None:
+    assert bandwidth.measure_record_gain(make_catalog(tmp_path)) is None

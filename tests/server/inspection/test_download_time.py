@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.inspection import download_time
+from expert_store import catalog
 from server.inspection.download_time import predict_download
 from server.inspection.model_summary import summarise_model
 from server.settings import ServeSettings
@@ -21,7 +21,7 @@ from tests.gguf.models import FILES
 def test_a_miss_takes_a_request_for_all_parts_that_lie_together(
     model: str, requests: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download_time, "MAX_GAP_BYTES", 0)  # the parts of so small experts lie close together
+    monkeypatch.setattr(catalog, "MAX_GAP_BYTES", 0)  # the parts of so small experts lie close together
     place = FILES / model if model.endswith(".gguf") else make_checkpoint(model, tmp_path / "tiny")
     summary = summarise_model(str(place), ServeSettings(), torch.device("cpu"))
     assert predict_download(summary, 1e6)["requests_per_miss"] == requests

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from expert_store import ExpertStore, read_index, write_pack
+from expert_store import ExpertStore, catalog, read_index, write_pack
 from server.byte_sizes import format_bytes
 from server.inspection import inspect_model as inspection
 from server.inspection import memory_fit
@@ -37,6 +37,7 @@ from server.setting_values import parse_budget
 from server.settings import BATCHED_TOKENS, ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint
 from tests.families import make_config
+from tests.gguf.models import FILES
 
 CPU = torch.device("cpu")
 SETTINGS = ServeSettings.model_validate({"dtype": "float32", "host_expert_memory": "50%", "max_running_requests": 2})
@@ -62,6 +63,7 @@ def headers_of(checkpoint: Path, folder: Path) -> Path:
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the measured bandwidths by known ones."""
     monkeypatch.setattr(inspection, "measure_disk", lambda catalog: 2e6)
+    monkeypatch.setattr(inspection, "measure_record_gain", lambda catalog: None)
     monkeypatch.setattr(inspection, "measure_memory", lambda device, matrix: 1e7)
 
 
@@ -173,6 +175,30 @@ def test_bounds_follow_from_bytes_and_bandwidths(tmp_path: Path) -> None:
     assert bounds["uniform_routing"] == pytest.approx(2e6 / (0.5 * token["experts"]))
     assert [entry["hit_ratio"] for entry in bounds["by_hit_ratio"]] == [0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
     assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize(
+    ("gain", "told"),
+    [
+        (None, ""),
+        (0.01, "a miss         3 reads, which take no longer than one"),
+        (0.25, "a miss         3 reads; `greenroom pack` or --repack-cache would make it one, 25% faster: at most"),
+    ],
+)
+def test_experts_whose_parts_lie_apart_are_told_with_the_gain_of_records(
+    monkeypatch: pytest.MonkeyPatch, gain: float | None, told: str
+) -> None:
+    monkeypatch.setattr(catalog, "MAX_GAP_BYTES", -1)  # the parts of so small experts lie close together
+    monkeypatch.setattr(inspection, "measure_disk", lambda catalog: 2e5)
+    monkeypatch.setattr(inspection, "measure_record_gain", lambda catalog: gain)
+    report = inspect_model(str(FILES / "qwen3moe.gguf"), SETTINGS)
+    lines = [line.strip() for line in as_text(report).splitlines()]
+    assert [line for line in lines if line.startswith("a miss")] == [
+        line for line in lines if told and line.startswith(told)
+    ]
+    before = report["tokens_per_second"]["uniform_routing"]
+    assert report["miss"]["with_records"] == pytest.approx(before * (1 + (gain or 0)))
 
 
 @pytest.mark.usefixtures("instant")

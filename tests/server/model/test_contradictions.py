@@ -30,6 +30,7 @@ def no_weights(*_: object) -> dict[str, torch.Tensor]:
         ("qwen3_moe", {"num_experts": 4}, ["is 4)"]),
         ("qwen3_moe", {"num_experts": 16}, ["is 16)"]),
         ("gpt_oss", {"num_local_experts": 16}, ["num_local_experts is 16"]),
+        ("gpt_oss", {"intermediate_size": 64}, ["intermediate_size is 64"]),
         ("deepseek_v3", {"kv_lora_rank": 24}, ["kv_lora_rank is 24"]),
     ],
     ids=str,

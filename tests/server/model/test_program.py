@@ -41,13 +41,17 @@ def test_neighbouring_parts_of_one_target_are_a_segment(
             ModelProgram((DELTA, DELTA, ATTENTION)),
             "transformers' modules run GatedDeltaNet in 2 of 3 layers, and native kernels run the rest",
         ),
+        (
+            ModelProgram((Block("Mamba2", Target.CUDA, Target.MODULES),)),
+            "Triton's kernels run mixers in 1 and feed-forward parts in 0 of 1 layers, transformers' modules the rest",
+        ),
         (whole(Target.MODULES), f"transformers' modules run all layers, because {REASON}"),
         (
             whole(Target.TRANSFORMERS),
             f"requests run one at a time, with transformers' attention and cache, because {REASON}",
         ),
     ],
-    ids=["native", "hybrid", "modules", "sequential"],
+    ids=["native", "hybrid", "cuda", "modules", "sequential"],
 )
 def test_a_program_is_described_in_a_line(program: ModelProgram, text: str) -> None:
     assert program.describe() == text

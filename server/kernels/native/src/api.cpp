@@ -4,7 +4,7 @@
 #include <mutex>
 
 #include "formats/checks.h"
-#include "formats/grids.h"
+#include "kernels/formats/file_blocks/grids.h"
 #include "layers/decode_run.h"
 #include "layers/experts.h"
 #include "layers/head.h"

@@ -35,6 +35,7 @@ struct Context {
   Buffer more_rows; // of mixers that take other ones for keys and for values
   Buffer summed;    // sums of results before the projection back, and after it
   Buffer shared;    // results of the dense expert
+  Buffer router_rows;  // what routers carry from layer to layer
   Buffer deferred;  // sums of experts that a later layer adds
   Buffer inputs;    // rows of a router or a dense expert that have a norm of their own, or of experts, weighted
   Buffer factors;   // adapters' factors of weighted rows

@@ -50,23 +50,26 @@ class LoraParts(Structure):
 
 class LoraPlace(IntEnum):
     MIXER = 0
-    ROUTER = 11
-    DENSE_FIRST = 12
-    DENSE_SECOND = 13
-    DENSE_GATE = 14
-    INPUT_GATE = 15
-    INNER_GATE = 18
-    NGRAM_KEY = 21
-    NGRAM_VALUE = 22
-    HEAD = 23
-    EXPERTS_INPUT = 24
-    EXPERTS_OUTPUT = 25
-    COUNT = 26
+    ROUTER = 12
+    DENSE_FIRST = 13
+    DENSE_SECOND = 14
+    DENSE_GATE = 15
+    INPUT_GATE = 16
+    INNER_GATE = 19
+    NGRAM_KEY = 22
+    NGRAM_VALUE = 23
+    HEAD = 24
+    EXPERTS_INPUT = 25
+    EXPERTS_OUTPUT = 26
+    ROUTER_DOWN = 27
+    ROUTER_FIRST = 28
+    ROUTER_SECOND = 29
+    COUNT = 30
 
 
 @structure
 class LoraLayer(Structure):
-    places: Array[LoraParts] = field(LoraParts * 26)
+    places: Array[LoraParts] = field(LoraParts * 30)
     first: Address = field(c_void_p)
     second: Address = field(c_void_p)
 

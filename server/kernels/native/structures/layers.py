@@ -62,6 +62,11 @@ class StepCall(Structure):
     streams: Address = field(c_void_p)
     token_ids: Address = field(c_void_p)
     deferred: Address = field(c_void_p)
+    chosen_keys: Address = field(c_void_p)
+    projected: Address = field(c_void_p)
+    shares: Address = field(c_void_p)
+    stream_weights: Address = field(c_void_p)
+    router_rows: Address = field(c_void_p)
     newest: Address = field(c_void_p)
     has_own_angles: int = field(c_int32)
     is_exact: int = field(c_int32)
@@ -154,6 +159,7 @@ class NormGate(Structure):
 class ResidualGate(Structure):
     kept: Address = field(c_void_p)
     added: Address = field(c_void_p)
+    bias: Address = field(c_void_p)
 
 
 class FeedForwardKind(IntEnum):
@@ -202,6 +208,18 @@ class RouterKind(IntEnum):
 
 
 @structure
+class RouterMlp(Structure):
+    down: Matrix = field(Matrix)
+    first: Matrix = field(Matrix)
+    second: Matrix = field(Matrix)
+    down_bias: Address = field(c_void_p)
+    first_bias: Address = field(c_void_p)
+    second_bias: Address = field(c_void_p)
+    carried: Address = field(c_void_p)
+    norm: Norm = field(Norm)
+
+
+@structure
 class Router(Structure):
     matrix: Matrix = field(Matrix)
     bias: Address = field(c_void_p)
@@ -219,6 +237,8 @@ class Router(Structure):
     table_rows: int = field(c_int64)
     num_shared: int = field(c_int64)
     logits_scale: float = field(c_float)
+    num_skips: int = field(c_int32)
+    mlp: Address = field(c_void_p)
 
 
 # layers/mixture.h

@@ -93,6 +93,17 @@ class HeadExperts(Structure):
     top_k: int = field(c_int64)
 
 
+# model/blocks/grouped_attention/head_mixing.h
+@structure
+class HeadMixing(Structure):
+    channels: Convolution = field(Convolution)
+    of_heads: Matrix = field(Matrix)
+    bias: Address = field(c_void_p)
+    heads: int = field(c_int64)
+    kv_heads: int = field(c_int64)
+    taps: int = field(c_int64)
+
+
 # model/blocks/grouped_attention/pool_indexer.h
 @structure
 class PoolIndexer(Structure):
@@ -134,6 +145,7 @@ class GroupedAttention(Structure):
     key: Matrix = field(Matrix)
     output: Matrix = field(Matrix)
     value: Matrix = field(Matrix)
+    delayed: Matrix = field(Matrix)
     gate: Matrix = field(Matrix)
     sink: Matrix = field(Matrix)
     key_taps: Matrix = field(Matrix)
@@ -156,6 +168,7 @@ class GroupedAttention(Structure):
     experts: Address = field(c_void_p)
     key_convolution: Address = field(c_void_p)
     value_convolution: Address = field(c_void_p)
+    mixing: Address = field(c_void_p)
     key_cache: Address = field(c_void_p)
     value_cache: Address = field(c_void_p)
     cache_slots: int = field(c_int64)

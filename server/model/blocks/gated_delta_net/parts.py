@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
+from server.model.blocks.gated_delta_net.cuda import CudaGatedDeltaNet
 from server.model.blocks.gated_delta_net.declaration import GatedDeltaNet
 from server.model.blocks.gated_delta_net.mixer import GatedDeltaNetMixer
 from server.model.blocks.linears import LINEARS, Linear
@@ -55,3 +57,7 @@ class GatedDeltaNetParts(MixerParts):
     def build(self, declared: MixerDeclaration, place: LayerPlace) -> GatedDeltaNetMixer:
         del declared
         return GatedDeltaNetMixer(self, place.index)
+
+    def for_cuda(self, declared: MixerDeclaration, place: CudaPlace) -> CudaGatedDeltaNet:
+        del declared
+        return CudaGatedDeltaNet(self, place)

@@ -22,15 +22,15 @@ struct AttentionScratch {
   Buffer parts;     // sums of parts of the keys
   Buffer convolved; // keys and values after their convolutions
   Buffer taps;      // weights of a token's convolution
-  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora, key_taps_lora, value_taps_lora, sink_lora;
+  LoraSums query_lora, key_lora, value_lora, output_lora, gate_lora, relative_lora, key_taps_lora, value_taps_lora, sink_lora, delayed_lora;
   LoraSums index_lora[2];
 };
 
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention, unless they see chosen keys
 
 // The matrices that adapters may add to, in the order of their places.
-enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey, kRelative, kKeyTaps, kValueTaps, kSink };
-constexpr int kOwnSides = 8, kMostSides = kOwnSides + 2;  // products with the normed rows; and with those of an indexer
+enum Place { kQuery, kKey, kValue, kOutput, kGate, kIndexQuery, kIndexKey, kRelative, kKeyTaps, kValueTaps, kSink, kDelayed };
+constexpr int kOwnSides = 9, kMostSides = kOwnSides + 2;  // products with the normed rows; and with those of an indexer
 constexpr float kLeastNorm = 1e-6f;  // is added to norms that are divided by
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
@@ -143,7 +143,7 @@ class LayerAttention {
         results_(context, layer, step) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
     const Matrix* const weights = spec.relative ? &spec.relative->weights : nullptr;
-    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate, weights, &spec.key_taps, &spec.value_taps, &spec.sink}) {  // they share the panel: all take float32 rows
+    for (const Matrix* matrix : {&spec.key, &spec.value, &spec.gate, weights, &spec.key_taps, &spec.value_taps, &spec.sink, &spec.delayed}) {  // they share the panel: all take float32 rows
       if (matrix && matrix->outputs && level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
     }
     const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
@@ -162,7 +162,7 @@ class LayerAttention {
     output_panel = place_panel(output_kind, step.tokens, attended_size_, panels + num_panels * size);
     auto& own = context.mixers.of<AttentionScratch>();
     heads_ = own.heads.reserve<float>(step.tokens * width_ * 4);
-    if (spec.key_convolution) convolved_ = own.convolved.reserve<float>(step.tokens * (keys_ + values_) * 4);
+    if (spec.key_convolution || spec.value_convolution) convolved_ = own.convolved.reserve<float>(step.tokens * (keys_ + values_) * 4);
     if (spec.key_taps.outputs) {
       tap_numbers_ = std::max(spec.key_convolution->width * keys_, spec.value_convolution->width * values_);
       taps_ = own.taps.reserve<float>(context.pool.num_threads() * tap_numbers_ * 4);
@@ -231,15 +231,20 @@ class LayerAttention {
     return convolution(*spec_.value_convolution, first_value(), keys_, spec_.value_taps.outputs ? first_value_taps() : 0);
   }
 
+  // The mixing of heads; their queries and keys end with the last keys.
+  HeadMixingStep mixing(Context& context) const {
+    float* rows = heads_ + first_value() - spec_.mixing->channels.channels;
+    return {context, *spec_.mixing, step_, rows, width_};
+  }
+
   void place(int64_t token) const {
     const StepSequence* sequence = step_.sequences;
     while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
     float* row = heads_ + token * width_;
     float *key = row + first_key(), *value = row + first_value();
-    if (convolved_) {
-      const int64_t count = keys_ + values_;
-      std::memcpy(key, convolved_ + token * count, static_cast<size_t>(count) * sizeof(float));
-    }
+    const float* convolved = convolved_ + token * (keys_ + values_);
+    if (spec_.key_convolution) std::copy_n(convolved, keys_, key);
+    if (spec_.value_convolution) std::copy_n(convolved + keys_, values_, value);
     place_token(level_, spec_, step_, *sequence, token, row, key, value, row + first_profile_weight());
   }
 
@@ -432,15 +437,15 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   auto& own = context.mixers.of<AttentionScratch>();
   LoraSums* const lora[kMostSides] = {&own.query_lora,    &own.key_lora,        &own.value_lora,
                                       &own.gate_lora,     &own.relative_lora,   &own.key_taps_lora,
-                                      &own.value_taps_lora, &own.sink_lora,     &own.index_lora[0],
-                                      &own.index_lora[1]};
+                                      &own.value_taps_lora, &own.sink_lora,     &own.delayed_lora,
+                                      &own.index_lora[0],   &own.index_lora[1]};
   LoraSums& output_lora = own.output_lora;
   for (LoraSums* sums : lora) sums->clear();
   output_lora.clear();
   constexpr Matrix kNoMatrix{};
   // Adapters know one matrix of queries and keys of an indexer of pools.
   const int num_sides = kOwnSides + choice.num_sides(), num_sites = spec.pools ? kOwnSides + 1 : num_sides;
-  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kRelative, kKeyTaps, kValueTaps, kSink,
+  const Place places[kMostSides] = {kQuery, kKey, kValue, kGate, kRelative, kKeyTaps, kValueTaps, kSink, kDelayed,
                                     spec.pools ? kIndexQuery : kIndexKey, kIndexQuery};
   const auto site = [&](int i) {
     const bool is_of_keys = places[i] == kKey || places[i] == kKeyTaps;
@@ -449,7 +454,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     return LoraSite{*lora[i], mixer_place(places[i]), x, step.hidden_size};
   };
   const LoraSite sites[kMostSides] = {site(0), site(1), site(2), site(3), site(4),
-                                      site(5), site(6), site(7), site(8), site(9)};
+                                      site(5), site(6), site(7), site(8), site(9), site(10)};
   const LoraSite output_site{output_lora, mixer_place(kOutput), attention.attended, attention.attended_size()};
   std::optional<HeadExpertsStep> experts;
   if (spec.experts) experts.emplace(context, *spec.experts, step, spec.key_dim, spec.value_dim);
@@ -461,7 +466,8 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
                              attention.first_profile_weight(), lora[4]},
                             {&spec.key_taps, nullptr, attention.first_key_taps(), lora[5]},
                             {&spec.value_taps, nullptr, attention.first_value_taps(), lora[6]},
-                            {&spec.sink, nullptr, attention.first_sink(), lora[7]}};
+                            {&spec.sink, nullptr, attention.first_sink(), lora[7]},
+                            {&spec.delayed, nullptr, attention.first_value() + spec.value.outputs, lora[8]}};
   if (experts) sides[3] = experts->router(attention.width(), lora[3]);  // in the place of gates
   for (int i = 0; spec.has_own_inputs && i < kOwnSides; ++i) {
     if (places[i] == kKey || places[i] == kKeyTaps) sides[i].panel = &attention.key_panel;
@@ -494,10 +500,15 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   if (spec.key_convolution) of_keys.emplace(attention.convolution_of_keys());
   if (spec.value_convolution) of_values.emplace(attention.convolution_of_values());
   auto convolve = [&](int64_t tile, int thread) {
-    const int64_t tiles = of_keys->num_tiles();
+    const int64_t tiles = of_keys ? of_keys->num_tiles() : 0;
     tile < tiles ? (*of_keys)(tile, thread) : (*of_values)(tile - tiles, thread);
   };
+  std::optional<HeadMixingStep> mixing;
+  if (spec.mixing) mixing.emplace(attention.mixing(context));
+  auto convolve_channels = [&](int64_t tile, int thread) { mixing->convolve(tile, thread); };
+  auto convolve_heads = [&](int64_t tile, int) { mixing->multiply(tile); };
   auto place = [&](int64_t token, int) {
+    if (mixing) mixing->add(token);
     attention.place(token);
     choice.place(token);
   };
@@ -528,7 +539,9 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
     phases.add(experts->num_rows(), prepare_query);
     phases.add(experts->num_query_tiles(), project_queries);
   }
-  phases.add(of_keys ? of_keys->num_tiles() + of_values->num_tiles() : 0, convolve);
+  phases.add((of_keys ? of_keys->num_tiles() : 0) + (of_values ? of_values->num_tiles() : 0), convolve);
+  phases.add(mixing ? mixing->num_convolve_tiles() : 0, convolve_channels);
+  phases.add(mixing ? mixing->num_multiply_tiles() : 0, convolve_heads);
   phases.add(step.tokens, place);
   if (choice.has_pools()) phases.add(step.tokens, place_pool);
   while (choice.begin_pass()) {
@@ -578,7 +591,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
   const int64_t own_queries = spec.experts ? 0 : spec.heads * spec.key_dim * (spec.has_gates_in_query ? 2 : 1);
   const int64_t queries = own_queries + (has_keys ? keys + values : 0);
   if (!is_shaped(spec.query, queries, hidden_size) || (!has_keys && !is_shaped(spec.key, keys, hidden_size)) ||
-      (!has_keys && !shares_keys && !is_shaped(spec.value, values, hidden_size)) ||
+      (!has_keys && !shares_keys && !is_shaped(spec.value, values - spec.delayed.outputs, hidden_size)) ||
       (!spec.experts && !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim))) {
     return "projections that don't fit its heads";
   }
@@ -605,13 +618,21 @@ const char* check(const void* mixer, int64_t hidden_size) {
     if (const char* reason = check_relative_biases(*spec.relative, spec.heads, hidden_size)) return reason;
     if (spec.indexer || spec.pools || spec.looks_ahead) return "relative biases of other keys than those before a token";
   }
-  if (!spec.key_convolution != !spec.value_convolution) return "a convolution of its keys or its values alone";
-  if (spec.key_convolution) {
-    for (const Convolution* each : {spec.key_convolution, spec.value_convolution}) {
-      if (const char* reason = check_convolution(*each)) return reason;
-    }
-    const bool has_sizes = spec.key_convolution->channels == keys && spec.value_convolution->channels == values;
-    if (!has_sizes || shares_keys || has_keys) return "convolutions that don't fit its keys and values";
+  const bool has_delay = spec.delayed.outputs && spec.value_convolution;
+  if (!spec.key_convolution != !spec.value_convolution && !has_delay) return "a convolution of its keys or its values alone";
+  for (const Convolution* each : {spec.key_convolution, spec.value_convolution}) {
+    if (!each) continue;
+    if (const char* reason = check_convolution(*each)) return reason;
+    const bool has_size = each->channels == (each == spec.key_convolution ? keys : values);
+    if (!has_size || shares_keys || has_keys) return "convolutions that don't fit its keys and values";
+  }
+  if (spec.delayed.outputs) {
+    if (!has_delay || !is_shaped(spec.delayed, spec.delayed.outputs, hidden_size)) return "values of the token before without a convolution that takes them";
+  }
+  if (spec.mixing) {
+    if (has_gates || spec.has_gates_in_query || has_keys || spec.relative || spec.indexer || spec.pools) return "mixed heads beside other parts";
+    const int64_t numbers = spec.heads * spec.key_dim + keys;
+    if (const char* reason = check_head_mixing(*spec.mixing, numbers, spec.key_dim)) return reason;
   }
   const auto is_of_taps = [&](const Matrix& taps, const Convolution* convolution) {
     return convolution && spec.kv_heads * convolution->width == taps.outputs && is_shaped(taps, taps.outputs, hidden_size);
@@ -621,7 +642,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
     if (!fits) return "taps that don't fit its convolutions";
   }
   if (spec.sink.outputs && (spec.sinks || !is_shaped(spec.sink, spec.heads, hidden_size))) return "sinks that don't fit its heads";
-  if (spec.has_own_inputs && (shares_keys || has_keys || spec.indexer || spec.pools)) return "keys and values of other rows";
+  if (spec.has_own_inputs && (shares_keys || has_keys || spec.indexer || spec.pools || spec.delayed.outputs)) return "keys and values of other rows";
   if (!(spec.norm_limit >= 0.0f)) return "a negative limit of its queries and keys";
   if (!is_plain(spec.cache_format)) return "a cache of no known format";
   if (!spec.key_cache) return nullptr;

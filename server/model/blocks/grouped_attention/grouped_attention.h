@@ -6,6 +6,7 @@
 #include "layers/layer.h"
 #include "model/blocks/grouped_attention/block_indexer.h"
 #include "model/blocks/grouped_attention/head_experts.h"
+#include "model/blocks/grouped_attention/head_mixing.h"
 #include "model/blocks/grouped_attention/pool_indexer.h"
 #include "model/blocks/grouped_attention/relative_biases.h"
 
@@ -18,6 +19,7 @@ enum class GateKind : int32_t { kNone = 0, kSigmoid = 1, kSoftplus = 2 };
 struct GroupedAttention {
   Matrix query, key, output;
   Matrix value;              // no outputs: values are the keys before norm and rotation
+  Matrix delayed;            // values behind those of `value`, which a convolution takes from the token before
   Matrix gate;               // (heads * value_dim or heads, hidden), for gates that `query` does not hold
   Matrix sink;               // (heads, hidden), for sinks of each token
   Matrix key_taps;           // (kv_heads * width, hidden), what a token adds to its taps of the convolutions, the newest first
@@ -40,6 +42,7 @@ struct GroupedAttention {
   const HeadExperts* experts;            // make queries and the output; then `query` has keys and values alone; or null
   const Convolution* key_convolution;    // of keys before their norm; or null
   const Convolution* value_convolution;  // of values; or null
+  const HeadMixing* mixing;              // of the last queries and all keys; or null
   void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see attention.h
   void* value_cache;
   int64_t cache_slots;

@@ -18,6 +18,7 @@ from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.grouped_attention.clips import REACHED, clip_of
 from server.model.blocks.grouped_attention.declaration import GroupedAttention as Declaration
 from server.model.blocks.grouped_attention.head_experts import NativeHeadExperts
+from server.model.blocks.grouped_attention.head_mixing import NativeHeadMixing
 from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer, TrialBlockIndexer
 from server.model.blocks.grouped_attention.pool_indexer import NativePoolIndexer, PoolChoice, TrialPoolIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from server.model.blocks.grouped_attention.parts import GroupedAttentionParts
     from server.model.blocks.grouped_attention.relative_biases import RelativeParts
 
-RELATIVE, TAPS, SINK = 7, 8, 10  # places among an adapter's, after those of an indexer
+RELATIVE, TAPS, SINK, DELAYED = 7, 8, 10, 11  # places among an adapter's, after those of an indexer
 MATRICES = ("query", "key", "value", "output", "gate")  # in the order of an adapter's places
+MIXING = 0  # number of the mixing among the convolutions of the layer, and before that of values
 VALUE_SCALE = "v_scale"  # attribute: factor of values
 
 
@@ -65,6 +67,7 @@ class GroupedAttentionMixer(RotaryMixer):
             self.add_target(self._experts.parts.router, MATRICES.index("gate"))  # there are no gates beside it
         self._clip = clip_of(parts.module)
         spec.clip = min(self._clip, REACHED)  # as in captures
+        self._mixing = None if parts.mixing is None else NativeHeadMixing(parts.mixing, MIXING)
         self._set_heads(parts)
         self._set_head_norms(parts.query_norm, parts.key_norm)
         self._set_gate(parts)
@@ -99,6 +102,7 @@ class GroupedAttentionMixer(RotaryMixer):
             spec.key_convolution, spec.value_convolution = (each.address for each in self._convolutions)
         self._set_taps(parts)
         self._set_limits(parts)
+        self._set_mixing(parts)
         if parts.sink is not None:
             spec.sink = matrix_of(parts.sink)
             self.add_target(parts.sink, SINK)
@@ -131,7 +135,11 @@ class GroupedAttentionMixer(RotaryMixer):
 
     @property
     def states(self) -> StateShapes:
-        return {key: shape for each in self._convolutions for key, shape in each.states.items()}
+        return {key: shape for each in self._stateful for key, shape in each.states.items()}
+
+    @property
+    def _stateful(self) -> list[NativeConvolution | NativeHeadMixing]:
+        return [*self._convolutions, *([] if self._mixing is None else [self._mixing])]
 
     @property
     def most_rotated(self) -> int:
@@ -210,8 +218,8 @@ class GroupedAttentionMixer(RotaryMixer):
 
     def bind(self, kv_cache: KVCache, states: StateCache | None) -> None:
         layer, spec = self.attention_layer, self.spec
-        for convolution in self._convolutions:
-            convolution.bind(states)
+        for each in self._stateful:
+            each.bind(states)
         cache = kv_cache.layers[layer]
         spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
         spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
@@ -251,6 +259,8 @@ class GroupedAttentionMixer(RotaryMixer):
             return
         spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (parts.query, parts.key))
         spec.value_dim = spec.key_dim if parts.value is None else parts.value.out_features // spec.kv_heads
+        if parts.mixing is not None:
+            spec.value_dim = len(parts.mixing.delay.weight[0]) // spec.kv_heads
         if spec.value_dim == spec.key_dim and parts.output.in_features * 2 == parts.query.out_features:
             spec.heads, spec.has_gates_in_query = spec.heads // 2, 1  # which a trial of its queries confirms
             spec.gate_kind = GateKind.SIGMOID
@@ -317,6 +327,18 @@ class GroupedAttentionMixer(RotaryMixer):
         query, key = parts.limits
         spec.norm_limit = query.limit
         spec.query_scales, spec.key_scales = self.keep(query.scales), self.keep(key.scales)
+
+    def _set_mixing(self, parts: GroupedAttentionParts) -> None:
+        """Set the mixing of heads, and the values that come from the token before."""
+        spec, mixing = self.spec, parts.mixing
+        spec.delayed = no_matrix()
+        if mixing is None or self._mixing is None:
+            return
+        spec.mixing, spec.key_scales = self._mixing.address, self.keep(mixing.key_factors)
+        spec.delayed, spec.value_bias = matrix_of(mixing.delayed), None  # since the convolution adds biases
+        self.add_target(mixing.delayed, DELAYED)
+        self._convolutions = [NativeConvolution(mixing.delay, MIXING + 1)]
+        spec.value_convolution = self._convolutions[0].address
 
     def _set_results(self, parts: GroupedAttentionParts) -> None:
         spec, norm = self.spec, parts.result_norm
@@ -393,9 +415,12 @@ class TrialAttention(GroupedAttentionMixer):
             query, query_bias = mixer._experts.spec.query, None  # noqa: SLF001
             trial.experts, trial.query, trial.query_bias, trial.has_keys_in_query = None, query, None, 0
             trial.heads = query.outputs // own.key_dim
+        if mixer._mixing is not None:  # noqa: SLF001
+            query, query_bias = mixer._mixing.projection()  # noqa: SLF001  with keys behind the queries
+            trial.query, trial.query_bias, trial.heads = query, query_bias, own.heads + own.kv_heads
         trial.gate, trial.gate_kind, trial.result_norm = no_matrix(), GateKind.NONE, None
         trial.relative = trial.key_convolution = trial.value_convolution = None
-        trial.sink = trial.key_taps = trial.value_taps = no_matrix()
+        trial.sink = trial.key_taps = trial.value_taps = trial.delayed = no_matrix()
         trial.key_scales, trial.has_own_inputs = own.query_scales, 0
         size = trial.heads * own.key_dim
         nothing = torch.zeros((query.inputs, size), dtype=torch.float32)

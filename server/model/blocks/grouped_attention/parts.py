@@ -11,11 +11,14 @@ from torch import nn
 
 from server.kernels.native.structures.mixers import GateKind
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.grouped_attention.cuda import CudaGroupedAttention
 from server.model.blocks.grouped_attention.declaration import GroupedAttention
 from server.model.blocks.grouped_attention.head_experts import KEYS_AND_VALUES, HeadExpertsParts
 from server.model.blocks.grouped_attention.head_limits import HeadLimit
+from server.model.blocks.grouped_attention.head_mixing import HeadMixingParts
 from server.model.blocks.grouped_attention.indexer import BlockIndexerParts
 from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
 from server.model.blocks.grouped_attention.pool_indexer import PoolChoice, PoolIndexerParts
@@ -68,11 +71,15 @@ class GroupedAttentionParts(MixerParts):
     convolutions: Sequence[ResidualConvolution | TokenConvolution] = ()  # of keys and of values, or none
     limits: Sequence[HeadLimit] = ()  # of queries and of keys, or none
     sink: Linear | None = None  # gives a logit for each head of a token that takes weight and has no value
+    mixing: HeadMixingParts | None = None  # of queries and keys
 
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
         own: Any = module
         modules = [getattr(own, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+        mixing = HeadMixingParts.find(module)
+        if mixing is not None:
+            modules = [mixing.query, mixing.key, mixing.value]
         modules.append(next((getattr(module, name) for name in OUTPUTS if hasattr(module, name)), None))
         query, key, value, output = map(_linear_of, modules)
         experts = HeadExpertsParts.find(module)
@@ -87,7 +94,9 @@ class GroupedAttentionParts(MixerParts):
             return None
         gates = [getattr(each, name, None) for each in (module, modules[-1]) for name in GATES]
         gate = next((each for each in gates if isinstance(each, LINEARS)), None)
-        query_norm, key_norm = (_head_norm(module, names) for names in HEAD_NORMS)
+        query_norm, key_norm = (
+            mixing.head_norm if mixing is not None else _head_norm(module, names) for names in HEAD_NORMS
+        )
         if query_norm is not None:
             query_norm = replace(query_norm, weight=query_norm.weight * float(getattr(module, QUERY_FACTOR, 1.0)))
         value_norm, result_norm = (_head_norm(module, [name]) for name in (VALUE_NORM, RESULT_NORM))
@@ -110,10 +119,12 @@ class GroupedAttentionParts(MixerParts):
             convolutions=convolutions if len(convolutions) == len(CONVOLUTIONS) else (),
             limits=[each for each in limits if each is not None],
             sink=getattr(module, SINK, None),
+            mixing=mixing,
         )
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        for linear in (self.query, self.key, self.value, self.output, self.gate, self.sink):
+        delayed = None if self.mixing is None else self.mixing.delayed
+        for linear in (self.query, self.key, self.value, delayed, self.output, self.gate, self.sink):
             if linear is not None:
                 yield from linear.parameters()
         for norm in (self.query_norm, self.key_norm, self.value_norm, self.result_norm):
@@ -121,7 +132,7 @@ class GroupedAttentionParts(MixerParts):
                 yield from norm.module.parameters()
         if isinstance(self.gate_bias, nn.Parameter):
             yield self.gate_bias
-        for part in (self.indexer, self.pools, self.experts):
+        for part in (self.indexer, self.pools, self.experts, self.mixing):
             if part is not None:
                 yield from part.parameters()
         if self.relative is not None:
@@ -158,6 +169,9 @@ class GroupedAttentionParts(MixerParts):
 
     def build(self, declared: GroupedAttention, place: LayerPlace) -> GroupedAttentionMixer:
         return GroupedAttentionMixer(self, declared, place)
+
+    def for_cuda(self, declared: GroupedAttention, place: CudaPlace) -> CudaGroupedAttention:
+        return CudaGroupedAttention(self, declared, place)
 
 
 def _linear_of(module: Any) -> Any:

@@ -30,7 +30,8 @@ IndexerStep::IndexerStep(Context& context, const LatentAttention& latents, const
   if (is_sparse_) {
     const int64_t bytes = step.tokens * most_chosen(*spec_) * 4;
     Buffer& memory = spec_->is_window ? own.windows : own.chosen;
-    chosen_ = spec_->chosen ? spec_->chosen : memory.reserve<int32_t>(bytes);
+    int32_t* given = spec_->chosen || spec_->is_window ? spec_->chosen : step.chosen_keys;
+    chosen_ = given ? given : memory.reserve<int32_t>(bytes);
   }
   if (spec_->is_window && is_sparse_) take_windows();
   if (!chooses_) return;

@@ -142,7 +142,8 @@ class LatentAttentionMixer(RotaryMixer):
                 self._indexer.fit(self, trial, rows, inputs[..., : inputs.shape[-1] // (1 + self._parts.takes_raw)])
 
     def declare(self, declared: Declaration) -> Declaration:
-        found = replace(declared, rope=RopeKind(self.spec.rope_kind))
+        keeps_pairs = self.spec.rope_kind == RopeKind.INTERLEAVED and not self._is_sorted
+        found = replace(declared, rope=RopeKind(self.spec.rope_kind), keeps_pairs=keeps_pairs)
         if self._indexer is None:
             return found
         own = self._indexer.spec

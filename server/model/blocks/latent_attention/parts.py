@@ -12,8 +12,10 @@ from torch import nn
 from server.model.attention.indexer import ROPE_NORM, SINKS
 from server.model.attention.mla import LatentProjection
 from server.model.blocks.capture import LayerCapture
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.errors import UnsupportedLayerError
+from server.model.blocks.latent_attention.cuda import CudaLatentAttention
 from server.model.blocks.latent_attention.declaration import LatentAttention
 from server.model.blocks.latent_attention.head_scales import HeadScalesParts
 from server.model.blocks.latent_attention.indexer import IndexerParts, check_choice, indexer_of
@@ -112,6 +114,9 @@ class LatentAttentionParts(MixerParts):
     def build(self, declared: LatentAttention, place: LayerPlace) -> LatentAttentionMixer:
         indexer = indexer_of(self.indexer, self._config) if declared.takes_choice else None
         return LatentAttentionMixer(self, declared, place.index, indexer)
+
+    def for_cuda(self, declared: LatentAttention, place: CudaPlace) -> CudaLatentAttention:
+        return CudaLatentAttention(self, declared, place)
 
     @property
     def _config(self) -> Any:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS, Linear
+from server.model.blocks.mamba2.cuda import CudaMamba2
 from server.model.blocks.mamba2.declaration import Mamba2
 from server.model.blocks.mamba2.mixer import Mamba2Mixer
 from server.model.blocks.mixer import LayerPlace, MixerParts
@@ -50,3 +52,7 @@ class Mamba2Parts(MixerParts):
     def build(self, declared: MixerDeclaration, place: LayerPlace) -> Mamba2Mixer:
         del declared
         return Mamba2Mixer(self, place.index)
+
+    def for_cuda(self, declared: MixerDeclaration, place: CudaPlace) -> CudaMamba2:
+        del declared
+        return CudaMamba2(self, place)

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from server.model.blocks.cuda import CudaPlace
 from server.model.blocks.declaration import MixerDeclaration
 from server.model.blocks.linears import LINEARS, Linear
 from server.model.blocks.mixer import LayerPlace, MixerParts
+from server.model.blocks.short_convolution.cuda import CudaShortConvolution
 from server.model.blocks.short_convolution.declaration import ShortConvolution
 from server.model.blocks.short_convolution.mixer import ShortConvolutionMixer
 
@@ -43,3 +45,7 @@ class ShortConvolutionParts(MixerParts):
     def build(self, declared: MixerDeclaration, place: LayerPlace) -> ShortConvolutionMixer:
         del declared
         return ShortConvolutionMixer(self, place.index)
+
+    def for_cuda(self, declared: MixerDeclaration, place: CudaPlace) -> CudaShortConvolution:
+        del declared
+        return CudaShortConvolution(self, place)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.kernels.format_table import format_of
 from server.kernels.formats import block_int4, block_int8, blocks, channel_int8, group_int4
 from server.kernels.native import library
 from tests.old_packs import int4_matrix, int8_matrix
@@ -49,7 +50,7 @@ def test_tensors_are_as_specified(kernel: ModuleType, out_features: int, in_feat
     tensors = kernel.quantise("w", gaussian((out_features, in_features), seed))
     specs = kernel.specs("w", out_features, in_features)
     assert [(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()] == specs
-    assert kernel.is_quantised(tensors, "w")
+    assert format_of(tensors, "w") is kernel
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from server.kernels.batch_invariant import batch_invariant
-from server.kernels.formats import chunked, fp4, fp8, group_int4, group_int8, lookup4, repack_int4
+from server.kernels.format_table import format_of
+from server.kernels.formats import chunked, fp4, fp8, group_int4, group_int8, lookup4
+from server.kernels.formats.group_int4 import repack_int4
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
 Tensors = dict[str, torch.Tensor]
@@ -95,7 +97,7 @@ def test_products_equal_those_with_the_float_matrix(
     monkeypatch.setattr(chunked, "CHUNK_WEIGHTS", 1 << 12)
     tensors = make(*shape)
     matrix, bias = kernel.dequantise(tensors, "w"), torch.linspace(-1, 1, shape[0]).to(dtype)
-    assert kernel.is_quantised(tensors, "w")
+    assert format_of(tensors, "w") is kernel
     for count in (1, 3, 16, 60):
         rows = torch.randn((count, shape[1]), generator=torch.Generator().manual_seed(count)).to(dtype)
         found, wanted = kernel.project(tensors, "w", rows, bias), rows.float() @ matrix.T + bias.float()

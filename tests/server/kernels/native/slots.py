@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from server.kernels.format_table import describe_matrix
-from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, lookup4, repack_int4
+from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, lookup4
+from server.kernels.formats.group_int4 import repack_int4
 from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.matrices import Format, LinearCall, Matrix

@@ -10,7 +10,16 @@ import pytest
 from server.kernels.native.available import availability
 from server.kernels.native.library import impossible
 from server.kernels.native.structures.experts import ExpertShape, Gate
-from server.kernels.native.structures.layers import FeedForwardKind, LayerSpec, Mlp, Norm, NormKind, Router, RouterKind
+from server.kernels.native.structures.layers import (
+    FeedForwardKind,
+    LayerSpec,
+    Mlp,
+    Norm,
+    NormKind,
+    Router,
+    RouterKind,
+    RouterMlp,
+)
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.kernels.native.structures.mixers import (
     CompressedAttention,
@@ -18,6 +27,7 @@ from server.kernels.native.structures.mixers import (
     Convolution,
     GatedDeltaNet,
     GroupedAttention,
+    HeadMixing,
     MixerKind,
     RelativeBiases,
     RopeKind,
@@ -95,6 +105,10 @@ def router(**fields: Any) -> Router:
         {"num_shared": 8},  # whose scores are not in the sum that weights are divided by
         {"num_shared": 8, "is_normalised": 1, "num_groups": 1, "top_k": 9},
         {"num_shared": 8, "is_normalised": 1, "num_groups": 1, "kind": RouterKind.SOFTMAX_FIRST},
+        {"num_skips": -1, "num_groups": 1, "kind": RouterKind.SOFTMAX_FIRST},
+        {"num_skips": EXPERTS, "num_groups": 1, "kind": RouterKind.SOFTMAX_FIRST},
+        {"num_skips": 1},  # of a group
+        {"num_skips": 1, "num_groups": 1},
     ],
 )
 def test_impossible_routers_are_refused(fields: dict[str, Any]) -> None:
@@ -267,6 +281,75 @@ def test_biases_and_convolutions_that_do_not_fit_their_layer_are_refused(
 ) -> None:
     layer, _parts = convolved_layer(fields)
     assert impossible("greenroom_check_layer", layer, HIDDEN, 0) == reason
+
+
+def mixed_layer(fields: dict[str, Any]) -> tuple[LayerSpec, list[Any]]:
+    """Return a layer of attention with mixed heads and no feed-forward part, and its parts; ``fields`` as above."""
+
+    def projection(outputs: int, inputs: int = HIDDEN) -> Matrix:
+        return Matrix(format=Format.FLOAT32, outputs=outputs, inputs=inputs, data=64)
+
+    channels = Convolution(weight=64, bias=64, states=64, width=2, channels=48, dilation=1)
+    parts: dict[str, Any] = {
+        "mixing": HeadMixing(channels, projection(48, 3 * 8), bias=64, heads=4, kv_heads=2, taps=3),
+        "values": Convolution(weight=64, width=2, channels=16, dilation=1),
+        "attention": GroupedAttention(
+            query=projection(32), key=projection(16), value=projection(8), delayed=projection(8), heads=4, kv_heads=2
+        ),
+        "layer": LayerSpec(mixer_kind=MixerKind.GROUPED_ATTENTION, feed_forward_kind=FeedForwardKind.NONE),
+    }
+    attention, layer = parts["attention"], parts["layer"]
+    attention.output, attention.gate = projection(HIDDEN, 32), Matrix(format=Format.FLOAT32)
+    attention.key_dim = attention.value_dim = 8
+    layer.mixer = addressof(attention)
+    attention.mixing, attention.value_convolution = addressof(parts["mixing"]), addressof(parts["values"])
+    for name, value in fields.items():
+        part, *path, field = name.split("__")
+        owner = parts[part]
+        for each in path:
+            owner = getattr(owner, each)
+        setattr(owner, field, value)
+    return layer, [*parts.values()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
+        ({"attention__value_convolution": None}, "values of the token before without a convolution that takes them"),
+        ({"attention__delayed__inputs": 8}, "values of the token before without a convolution that takes them"),
+        ({"attention__delayed__outputs": 16}, "projections that don't fit its heads"),
+        ({"attention__has_gates_in_query": 1}, "gates that don't fit its heads"),
+        ({"mixing__heads": 0}, "mixed heads that are not its own"),
+        ({"mixing__kv_heads": 3}, "mixed heads that are not its own"),
+        ({"mixing__channels__channels": 56}, "mixed heads that are not its own"),
+        ({"mixing__heads": 8, "mixing__channels__channels": 80}, "mixed heads that are not its own"),
+        ({"mixing__channels__width": 0}, "a convolution of impossible size"),
+        ({"mixing__channels__dilation": 2}, "convolutions of heads that don't fit these"),
+        ({"mixing__taps": 2}, "convolutions of heads that don't fit these"),
+        ({"mixing__taps": 2**40}, "convolutions of heads that don't fit these"),
+        ({"mixing__bias": None}, "convolutions of heads that don't fit these"),
+        ({"mixing__of_heads__is_transposed": 1}, "convolutions of heads in a format whose parts can't be read"),
+    ],
+)
+def test_mixed_heads_that_do_not_fit_their_attention_are_refused(fields: dict[str, Any], reason: str | None) -> None:
+    layer, _parts = mixed_layer(fields)
+    assert impossible("greenroom_check_layer", layer, HIDDEN, 0) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("down__inputs", 8), ("first__outputs", 8), ("second__inputs", 8), ("first_bias", None)]
+)
+def test_a_router_whose_mlp_does_not_fit_it_is_refused(name: str, value: int | None) -> None:
+    width = 24
+    own = [Matrix(format=Format.FLOAT32, outputs=width, inputs=size, data=64) for size in (HIDDEN, width, width)]
+    mlp = RouterMlp(*own, 64, 64, 64, None, Norm(64, None, 1e-6, NormKind.RMS))
+    matrix = Matrix(format=Format.FLOAT32, outputs=EXPERTS, inputs=width, data=64)
+    given = router(matrix=matrix, mlp=addressof(mlp))
+    assert impossible("greenroom_check_router", given, HIDDEN) is None
+    part, _, field = name.partition("__")
+    setattr(getattr(mlp, part) if field else mlp, field or part, value)
+    assert impossible("greenroom_check_router", given, HIDDEN) is not None
 
 
 def delta_net(**fields: Any) -> GatedDeltaNet:

@@ -29,18 +29,25 @@ from server.kernels.triton import (
     experts,
     gated_activation,
     gated_rows,
-    head_preparation,
-    heads,
-    latent_preparation,
-    latents,
     norms,
-    recurrences,
-    recurrent_steps,
+    rotation,
     router_choice,
     routers,
 )
 from server.kernels.triton.launch import ExpertLaunch, Tiles
 from server.kernels.triton.rms_norm import options_of
+from server.model.blocks.gated_delta_net.triton_kernels import step_delta
+from server.model.blocks.gated_delta_net.triton_step import delta_options
+from server.model.blocks.grouped_attention import triton_step as head_preparation
+from server.model.blocks.grouped_attention.triton_kernels import prepare_heads
+from server.model.blocks.latent_attention import triton_step as latent_preparation
+from server.model.blocks.latent_attention.triton_kernels import prepare_latents
+from server.model.blocks.mamba2.triton_kernels import step_mamba2
+from server.model.blocks.mamba2.triton_step import mamba2_options
+from server.model.blocks.recurrent.triton_kernels import norm_gated_rows
+from server.model.blocks.recurrent.triton_step import norm_options
+from server.model.blocks.short_convolution.triton_kernels import step_convolution
+from server.model.blocks.short_convolution.triton_step import CHANNELS
 from tests.server.kernels.triton.layers import KINDS, make_layer
 
 CARDS = (80, 86, 89, 90, 120)
@@ -131,25 +138,25 @@ def attention_kernels(
     rules = {"HAS_SINKS": True, "HAS_SOFTCAP": True, "IS_SPLIT": False, "BLOCK": 16}
     yield attention.attend_partition, {**tiles, **partition, **rules, "IS_LATENT": is_latent}
     if is_latent:
-        rules = {"ROTATION": heads.HALVES_OF_PAIRS.value, "STEP": 1, "KEEPS_ROWS": True}
-        yield latents.prepare_latents, {**rules, **latent_preparation.options_of(value_dim, key_dim - value_dim)}
+        rules = {"ROTATION": rotation.HALVES_OF_PAIRS.value, "STEP": 1, "KEEPS_ROWS": True}
+        yield prepare_latents, {**rules, **latent_preparation.options_of(value_dim, key_dim - value_dim)}
     if dtype != torch.float32 and width == tiles["BLOCK_D"]:
         merged = {"HAS_SINKS": True, "BLOCK_P": decode_attention.MERGED}
         yield attention.merge_partitions, {**partition, **merged, "BLOCK_V": width}
         yield attention.write_tokens, {"IS_LATENT": is_latent, "BLOCK": width}
     if dtype != torch.float32 and width == tiles["BLOCK_D"] and not is_latent:
         rules = {"HAS_NORMS": True, "HAS_VALUE_NORM": True, "KEEPS_KEYS": True}
-        rotated = {"ROTATION": heads.PAIRS.value, "STEP": 2}
-        yield heads.prepare_heads, {**rules, **rotated, **head_preparation.options_of(key_dim, value_dim)}
+        rotated = {"ROTATION": rotation.PAIRS.value, "STEP": 2}
+        yield prepare_heads, {**rules, **rotated, **head_preparation.options_of(key_dim, value_dim)}
 
 
 def recurrent_kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the kernels of recurrent mixers at the sizes of Qwen3-Next, Nemotron 3 Nano and LFM2."""
     conv = {"WIDTH": 4, "TAPS": 4}
-    yield recurrences.step_delta, {**conv, **recurrent_steps.delta_options(128)}
-    yield recurrences.step_mamba2, {**conv, "HAS_BIAS": True, **recurrent_steps.mamba2_options(64, 128)}
-    yield recurrences.norm_gated_rows, {"GATES_FIRST": True, **recurrent_steps.norm_options(8192)}
-    yield recurrences.step_convolution, {**conv, "HAS_BIAS": False, "BLOCK": recurrent_steps.CHANNELS}
+    yield step_delta, {**conv, **delta_options(128)}
+    yield step_mamba2, {**conv, "HAS_BIAS": True, **mamba2_options(64, 128)}
+    yield norm_gated_rows, {"GATES_FIRST": True, **norm_options(8192)}
+    yield step_convolution, {**conv, "HAS_BIAS": False, "BLOCK": CHANNELS}
 
 
 def compile_for(

@@ -16,7 +16,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 from server.kernels.triton import available
 from server.kernels.triton.available import has_driver
 from server.kernels.triton.rms_norm import RmsNorm
-from server.model.fused.norms import fuse_norms
+from server.model.cuda_layers.norms import fuse_norms
 
 DEVICE = torch.device("cuda" if has_driver() else "cpu")
 SIZE = 90

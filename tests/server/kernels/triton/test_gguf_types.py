@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from server.kernels.formats.file_blocks import FileBlocks
+from server.kernels.formats.file_blocks.codebooks import codebook_on
 from server.kernels.formats.ggml_types import GGML_TYPES, GgmlType
 from server.kernels.formats.superblocks import Superblocks
 from server.kernels.triton.available import has_driver
-from server.kernels.triton.codebooks import codebook_on
 from server.kernels.triton.weights import load_weights
 from tests.server.kernels.formats.ggml_matrices import random_rows
 

@@ -397,4 +397,15 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         },
     ],
     "step3p7": [],
+    "zaya": [
+        {
+            "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],
+            "router_hidden_size": 24,
+            "cca_time0": 3,
+            "cca_time1": 4,
+            "attention_bias": True,
+            "lm_head_bias": True,
+        },
+        {"layer_types": ["hybrid_sliding"] * 3, "num_key_value_heads": 1, "cca_time0": 1},
+    ],
 }

@@ -38,6 +38,7 @@ MIXERS = (
     "jamba",
     "qwen4_exp_text",
     "inkling_text",
+    "zaya",
 )
 PROMPTS = [[3, 5, 7], [11], [13, 2]]
 EVERY = [0, 1, 2]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
@@ -29,7 +30,7 @@ from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
-from tests.families import WITH_TEXT_OF_ANOTHER, make_config
+from tests.families import WITH_TEXT_OF_ANOTHER, make_config, make_unusual_config
 from tests.native_families import NATIVE_FAMILIES
 from tests.server.model.test_parity import PROMPTS, generate
 
@@ -218,7 +219,19 @@ def test_latent_attention_in_bfloat16_is_near_float32(tmp_path: Path, pool: Comp
 
 
 def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
-    assert not load(make_checkpoint("zaya", tmp_path), pool).is_invariant
+    assert not load(save_checkpoint(make_unusual_config(), tmp_path), pool).is_invariant
+
+
+@pytest.mark.parametrize("correction", [0.05, 10.0])  # for some tokens, and for all
+def test_tokens_that_choose_no_expert_have_what_the_modules_give(
+    tmp_path: Path, pool: ComputePool, correction: float
+) -> None:
+    folder = make_checkpoint("zaya", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("balancing_biases")]:
+        tensors[name][-1] = correction
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert_native_layers_give_what_the_modules_give(folder, pool)
 
 
 @pytest.mark.parametrize("limit", [0.2, 100.0])  # numbers reach one of them

@@ -16,18 +16,32 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.lora_adapter import LoraAdapter, LoraMatrix
+from server.model.multimodal.image_processor import MediaProcessor
 from server.model.recurrent.states import StateCache
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import wait_until_idle
+from tests.server.model.multimodal.test_image_parity import make_prompts, save_model
 
-SOME = ("qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5_moe", "gemma4")  # keys and values, latents, states, windows
-FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
+SOME = (  # keys and values, latents, states, windows; what layers keep and pass on to others
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_5_moe",
+    "gemma4",
+    "deepseek_v4",
+    "qwen4_exp_text",
+    "inkling_text",
+    "muse_spark",
+    "zaya",
+)
+FAMILIES = (  # of each kind of mixer, and of what layers keep and pass on to others
     "qwen3_moe",
     "gpt_oss",
     "deepseek_v3",
@@ -39,7 +53,16 @@ FAMILIES = (  # of each kind of mixer, and of what layers pass on to others
     "minimax",
     "lfm2_moe",
     "longcat_flash",
+    "deepseek_v4",
+    "hy_v4",
+    "qwen4_exp_text",
+    "inkling_text",
+    "inkling2_text",
+    "muse_spark",
+    "ernie4_5_vl_moe",
+    "zaya",
 )
+VISIONS = ("qwen3_vl_moe", "qwen4_exp", "ernie4_5_vl_moe")  # additions to layers, streams, experts for images
 BLOCK = 16
 NUM_BLOCKS = 12
 STEPS = ((0, 20), (20, 21), (21, 48))  # tokens of the first prompt in each step
@@ -73,12 +96,12 @@ def run_by_layers(
     prompt_pass = trunk.begin_pass(steps, cache, store, states=states)
     while not prompt_pass.is_finished:
         prompt_pass.advance(may_wait=True)
-    return prompt_pass.finish()
+    return [*prompt_pass.finish()]
 
 
-def caches(trunk: Trunk) -> tuple[KVCache, StateCache]:
+def caches(trunk: Trunk, num_slots: int = 2) -> tuple[KVCache, StateCache]:
     groups = trunk.facts.kv_groups
-    return KVCache(groups, [NUM_BLOCKS] * len(groups), BLOCK), trunk.new_states(2, 1)
+    return KVCache(groups, [NUM_BLOCKS] * len(groups), BLOCK), trunk.new_states(num_slots, 1)
 
 
 def run(trunk: Trunk, store: ExpertStore, *, by_layers: bool) -> Ran:
@@ -103,7 +126,11 @@ def open_store(trunk: Trunk) -> ExpertStore:
 
 
 def load(family: str, folder: Path) -> Trunk:
-    trunk = load_trunk(make_checkpoint(family, folder), torch.float32, pool=ComputePool(2, Kernels(2)))
+    return load_folder(make_checkpoint(family, folder))
+
+
+def load_folder(folder: Path) -> Trunk:
+    trunk = load_trunk(folder, torch.float32, pool=ComputePool(2, Kernels(2)))
     assert isinstance(trunk, Trunk)
     return trunk
 
@@ -121,6 +148,24 @@ def test_a_pass_gives_the_bits_of_its_steps_one_after_another(family: str, tmp_p
             layer: wanted.routing[layer].tolist() for layer in wanted.routing
         }
     assert torch.equal(by_layers.next_logits, one_by_one.next_logits)
+
+
+def test_a_pass_gives_the_logits_and_hidden_states_of_all_tokens(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    steps = [
+        [replace(chunk, num_logits=chunk.num_tokens, num_hidden=chunk.num_tokens) for chunk in step]
+        for step in steps_of(trunk)
+    ]
+    (cache, states), (other_cache, other_states) = caches(trunk), caches(trunk)
+    wanted = [trunk.forward(step, cache, store, states=states) for step in steps]
+    found = run_by_layers(trunk, store, steps, other_cache, other_states)
+    store.close()
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.logits, other.logits)
+        assert one.hidden is not None
+        assert other.hidden is not None
+        assert torch.equal(one.hidden, other.hidden)
 
 
 def test_a_pass_reads_no_expert_twice(tmp_path: Path) -> None:
@@ -210,6 +255,27 @@ def test_a_pass_gives_the_bits_of_its_steps_with_weights_of_a_request(
     assert not torch.equal(found[-1].logits[0], base.outputs[-1].logits[0])
 
 
+@pytest.mark.parametrize("family", VISIONS)
+def test_a_pass_over_prompts_with_images_gives_the_bits_of_its_steps(family: str, tmp_path: Path) -> None:
+    trunk = load_folder(save_model(family, tmp_path))
+    store, groups = open_store(trunk), len(trunk.facts.kv_groups)
+    prompts = make_prompts(MediaProcessor(FolderCheckpoint(tmp_path)))
+    tables = [[[*range(4 * slot, 4 * slot + 4)]] * groups for slot in range(len(prompts))]
+    steps = [
+        [
+            SequenceChunk(piece, first, tables[slot], slot=slot, media=media, num_prompt=len(token_ids))
+            for slot, (token_ids, media) in enumerate(prompts)
+            if (piece := token_ids[first : first + BLOCK])
+        ]
+        for first in range(0, max(len(token_ids) for token_ids, _ in prompts), BLOCK)
+    ]
+    (cache, states), (other_cache, other_states) = caches(trunk, 3), caches(trunk, 3)
+    wanted = [trunk.forward(step, cache, store, states=states) for step in steps]
+    found = run_by_layers(trunk, store, steps, other_cache, other_states)
+    store.close()
+    assert all(torch.equal(one.logits, other.logits) for one, other in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("family", SOME)
 def test_a_pass_after_cached_tokens_gives_the_bits_of_its_steps(family: str, tmp_path: Path) -> None:
     trunk = load(family, tmp_path)
@@ -242,7 +308,7 @@ def test_a_pass_gives_the_same_bits_if_the_memory_changes_meanwhile(
     change(store)
     while not prompt_pass.is_finished:
         prompt_pass.advance(may_wait=True)
-    found = prompt_pass.finish()
+    found = [*prompt_pass.finish()]
     store.check_integrity()
     store.close()
     assert torch.equal(found[-1].logits, wanted[-1].logits)

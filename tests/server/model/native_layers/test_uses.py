@@ -47,6 +47,7 @@ FAMILIES = (
     "muse_spark",
     "nemotron_h",
     "qwen3_5_moe_text",
+    "zaya",
 )
 
 NO_VARIANTS = {"dbrx"}  # the rows of all experts are in one matrix of a checkpoint

@@ -17,7 +17,7 @@ from server.model.model_building import build_model
 from server.model.recognition import find_program, twin_cache
 from server.model.recognition.find_program import find_declaration
 from server.model.recognition.twin_cache import TwinCache
-from tests.families import make_config
+from tests.families import make_config, make_unusual_config
 
 LONGEST = 64
 
@@ -123,7 +123,7 @@ def test_a_folder_that_can_not_be_written_changes_nothing(folder: Path, kernels:
 
 
 def test_the_reason_against_native_kernels_is_kept(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(make_config("zaya"), torch.float32)
+    model = build_model(make_unusual_config(), torch.float32)
     with pytest.raises(UnsupportedLayerError) as first:
         find_declaration(model, kernels, LONGEST)
     forbid_twins(monkeypatch)

@@ -25,7 +25,7 @@ from tests.families import make_config
 
 FIRST, SECOND = [5, 17, 99, 3, 42, 8, 64], [23, 11, 90, 90, 12]
 BLOCK = 16
-NATIVE = ["qwen3_next", "jamba", "kimi_linear", "lfm2_moe", "granitemoehybrid", "minimax", "nemotron_h"]
+NATIVE = ["qwen3_next", "jamba", "kimi_linear", "lfm2_moe", "granitemoehybrid", "minimax", "nemotron_h", "zaya"]
 NAMES = ["qwen3_next", "granitemoehybrid", "jamba", "minimax", "zaya", "lfm2_moe"]
 
 

@@ -40,18 +40,21 @@ struct LoraParts {
 // The matrices of a decoder layer, and of the end of a model, that adapters may add to, besides those of experts.
 enum class LoraPlace : int32_t {
   kMixer = 0,  // the first of its mixer's, which are in an order of its kind
-  kRouter = 11,
-  kDenseFirst = 12,
-  kDenseSecond = 13,
-  kDenseGate = 14,
-  kInputGate = 15,  // gates of a norm, or of rows of the residual stream, before the mixer: down, up, and weights of results
-  kInnerGate = 18,  // the same before the feed-forward part
-  kNgramKey = 21,
-  kNgramValue = 22,
-  kHead = 23,       // of the end of a model, whose gates have the place of those before a mixer
-  kExpertsInput = 24,   // projections of the rows of experts, and of their sum
-  kExpertsOutput = 25,
-  kCount = 26,
+  kRouter = 12,
+  kDenseFirst = 13,
+  kDenseSecond = 14,
+  kDenseGate = 15,
+  kInputGate = 16,  // gates of a norm, or of rows of the residual stream, before the mixer: down, up, and weights of results
+  kInnerGate = 19,  // the same before the feed-forward part
+  kNgramKey = 22,
+  kNgramValue = 23,
+  kHead = 24,       // of the end of a model, whose gates have the place of those before a mixer
+  kExpertsInput = 25,   // projections of the rows of experts, and of their sum
+  kExpertsOutput = 26,
+  kRouterDown = 27,      // the layers of a router's MLP, before its matrix
+  kRouterFirst = 28,
+  kRouterSecond = 29,
+  kCount = 30,
 };
 
 // An adapter's additions to a decoder layer, or to the end of a model.

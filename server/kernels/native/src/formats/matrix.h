@@ -15,15 +15,15 @@ enum class Format : int32_t {
   kFloat32 = 0,
   kBFloat16 = 1,
   kFloat16 = 2,
-  kQ8 = 3,     // server/kernels/formats/block_int8.py
-  kQ4 = 4,     // server/kernels/formats/block_int4.py
-  kMxfp4 = 5,  // of safetensors: server/kernels/formats/fp4.py with groups of 32 and scales that are exponents of two
-  kFp8 = 6,    // E4M3 numbers; server/kernels/formats/fp8.py
+  kQ8 = 3,     // server/kernels/formats/block_int8/
+  kQ4 = 4,     // server/kernels/formats/block_int4/
+  kMxfp4 = 5,  // of safetensors: server/kernels/formats/fp4/ with groups of 32 and scales that are exponents of two
+  kFp8 = 6,    // E4M3 numbers; server/kernels/formats/fp8/
   kE8m0 = 7,   // exponents of two; for scales only
-  kInt8 = 8,   // server/kernels/formats/channel_int8.py and group_int8.py
-  kInt4 = 9,   // server/kernels/formats/group_int4.py
-  kFp4 = 10,   // server/kernels/formats/fp4.py with scales of any format
-  kQ4_0 = 11,  // this and those down to kIq4Xs: server/kernels/formats/superblocks.py
+  kInt8 = 8,   // server/kernels/formats/channel_int8/ and group_int8.py
+  kInt4 = 9,   // server/kernels/formats/group_int4/
+  kFp4 = 10,   // server/kernels/formats/fp4/ with scales of any format
+  kQ4_0 = 11,  // this and those down to kIq4Xs: server/kernels/formats/superblocks/
   kQ4_1 = 12,
   kQ5_0 = 13,
   kQ5_1 = 14,
@@ -35,7 +35,7 @@ enum class Format : int32_t {
   kQ5K = 20,
   kQ6K = 21,
   kIq4Xs = 22,
-  kIq2Xxs = 23,  // this and those below: server/kernels/formats/file_blocks.py
+  kIq2Xxs = 23,  // this and those below: server/kernels/formats/file_blocks/
   kIq2Xs = 24,
   kIq3Xxs = 25,
   kIq1S = 26,
@@ -44,8 +44,8 @@ enum class Format : int32_t {
   kIq1M = 29,
   kTq1_0 = 30,
   kTq2_0 = 31,
-  kCodedBFloat16 = 32,  // server/kernels/formats/coded_bfloat16.py
-  kLookup4 = 33,        // server/kernels/formats/lookup4.py
+  kCodedBFloat16 = 32,  // server/kernels/formats/coded_bfloat16/
+  kLookup4 = 33,        // server/kernels/formats/lookup4/
 };
 }  // extern "C"
 

@@ -1,7 +1,7 @@
 // The formats of numbers and matrices, one row each, in the order of their numbers.
 //
-// To add a format: a number in matrix.h, a row here, its counts in table.cpp, and a file with the products of its rows,
-// `Products` (levels/kernels.inc); in Python a module in `server/kernels/formats` with a place in the table there.
+// To add a format: a number in matrix.h, a row here, its counts in table.cpp, and a folder of `server/kernels/formats` with
+// the products of its rows, `Products` (levels/kernels.inc), and in Python a place in the table of `format_table.py`.
 #pragma once
 
 #include "formats/matrix.h"

@@ -29,10 +29,11 @@ enum class MixerKind : int32_t {
 }  // extern "C"
 
 extern "C" {  // structures/layers.py
-// The factors of a sum of the hidden states and the results of a part, each by channel.
+// The factors of a sum of the hidden states and the results of a part, each by channel, and what is added to it.
 struct ResidualGate {
   const float* kept;   // (hidden), of the hidden states
   const float* added;  // (hidden), of the results
+  const float* bias;   // (hidden) or null
 };
 
 enum class FeedForwardKind : int32_t {
@@ -81,6 +82,7 @@ inline void add_to_hidden(const Level& level, const LayerSpec& layer, const Resi
                                 int64_t size, float* hidden) {
   if (!gate) return level.add_scaled(hidden, results, layer.residual_scale, size);
   for (int64_t i = 0; i < size; ++i) hidden[i] = hidden[i] * gate->kept[i] + results[i] * gate->added[i];
+  if (gate->bias) level.add_scaled(hidden, gate->bias, 1.0f, size);
 }
 
 // A check returns null, or what is impossible: the rest of a sentence that begins with "it has".

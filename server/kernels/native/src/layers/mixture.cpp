@@ -38,12 +38,13 @@ struct Weighted {
 struct Choices {
   const float* outputs;
   const float* weights;    // null if they are weighted already
-  const int32_t* rows;     // chosen rows of the router, if some of them stand for the input; else null
+  const int32_t* rows;     // chosen rows of the router, if some of them stand for the input or for nothing; else null
   int64_t num_experts;     // rows of the router that stand for experts
   int64_t top_k;
   float scale;
   Norm norm;
   bool is_deferred;
+  bool has_skips;          // those rows stand for nothing
 };
 
 Weighted run_mlp(Context& context, const LayerSpec& layer, const Mlp& mlp, const StepCall& step) {
@@ -118,6 +119,7 @@ void add_results(Context& context, const LayerSpec& layer, const StepCall& step,
     for (int64_t i = token * choices.top_k; i < (token + 1) * choices.top_k; ++i) {
       const float weight = choices.weights ? choices.weights[i] : 1.0f;
       const bool is_input = choices.rows && choices.rows[i] >= choices.num_experts;
+      if (is_input && choices.has_skips) continue;
       const float* result = is_input ? step.normed + token * hidden_size : choices.outputs + i * hidden_size;
       level.add_scaled(sum, result, weight, hidden_size);
     }
@@ -158,6 +160,7 @@ int64_t width_of(const Mixture& mixture, const StepCall& step) {
 // The rows that experts take, (tokens, width).
 const float* rows_of_experts(Context& context, const Mixture& mixture, const StepCall& step) {
   if (!mixture.input_projection.outputs) return step.normed;
+  if (step.projected) return step.projected;
   return context.projected.reserve<float>(step.tokens * width_of(mixture, step) * 4);
 }
 
@@ -255,10 +258,10 @@ void weight_inputs(Context& context, const Router& router, const StepCall& step,
 }
 
 // The index in a layer's slots of the expert that a row of its router stands for; one beyond the last for an expert that
-// returns its input.
+// returns its input. A row of -1 stands for none.
 int64_t expert_of(const StepCall& step, const Mixture& mixture, int64_t place, int64_t token, int32_t row) {
-  if (!step.sets) return row;
-  if (mixture.num_identities && row >= mixture.num_experts) return step.most_experts;
+  if (!step.sets || row < 0) return row;
+  if (row >= mixture.num_experts && (mixture.num_identities || mixture.router.num_skips)) return step.most_experts;
   const ExpertSets& sets = *step.sets;
   return sets.places[(place * sets.num_sets + set_of_row(step, token)) * sets.width + row];
 }
@@ -293,7 +296,7 @@ bool lacks_predicted(Context& context, const LayerSpec& layer, const StepCall& s
 
 // The choices of a layer by expert.
 struct SortedChoices {
-  const int32_t* chosen;   // the index of each choice's expert in the layer's slots; from `num_experts` on there is none
+  const int32_t* chosen;   // the index of each choice's expert in the layer's slots; others are no experts
   const int32_t* numbers;  // by that index: the expert's number for adapters; null if they are the same
   int64_t* counts;         // rows of each expert
   uint64_t* given;         // room for the slot of each expert
@@ -304,6 +307,8 @@ struct SortedChoices {
   int32_t* choices;
   int64_t num_experts;
   int64_t num_choices;
+
+  bool is_expert(int32_t index) const { return index >= 0 && index < num_experts; }
 };
 
 // Finds the expert of each choice, and counts its rows.
@@ -329,7 +334,7 @@ SortedChoices count_choices(Context& context, const Mixture& mixture, const Step
   }
   std::fill(sorted.counts, sorted.counts + num_experts, 0);
   for (int64_t i = 0; i < num_choices; ++i) {
-    if (sorted.chosen[i] < num_experts) ++sorted.counts[sorted.chosen[i]];
+    if (sorted.is_expert(sorted.chosen[i])) ++sorted.counts[sorted.chosen[i]];
   }
   return sorted;
 }
@@ -362,7 +367,7 @@ bool run_sorted(Context& context, const LayerSpec& layer, const StepCall& step, 
   sorted.starts[num_used] = end;
   for (int64_t i = 0; i < sorted.num_choices; ++i) {
     const int32_t expert = sorted.chosen[i];
-    if (expert < sorted.num_experts && sorted.ends[expert] >= 0) sorted.choices[sorted.ends[expert]++] = static_cast<int32_t>(i);
+    if (sorted.is_expert(expert) && sorted.ends[expert] >= 0) sorted.choices[sorted.ends[expert]++] = static_cast<int32_t>(i);
   }
   LoraExperts lora = lora_of_experts(context, layer, step, sorted.used, [](const LoraLayer& of) {
     return ExpertParts{of.first, of.second};
@@ -406,8 +411,12 @@ const char* check_mlp(const Mlp& mlp, int64_t hidden_size) {
 const char* check_mixture(const void* feed_forward, int64_t hidden_size, int64_t slot_bytes) {
   const auto& mixture = *static_cast<const Mixture*>(feed_forward);
   if (const char* reason = check_router(mixture.router, hidden_size)) return reason;
-  if (mixture.num_identities < 0 || num_choosable(mixture.router) != mixture.num_experts + mixture.num_identities) {
+  if (mixture.num_identities < 0 || num_choosable(mixture.router) != mixture.num_experts + mixture.num_identities + mixture.router.num_skips) {
     return "a router of other experts";
+  }
+  if (mixture.router.num_skips && (mixture.num_identities || mixture.scales_input || mixture.input_projection.outputs ||
+                                   mixture.result_norm.kind != NormKind::kNone)) {
+    return "a router that chooses no expert beside other kinds of experts";
   }
   if (mixture.num_identities && mixture.scales_input) return "weighted inputs of experts that return them";
   for (const Norm& norm : {mixture.router_norm, mixture.output_norm, mixture.result_norm, mixture.projected_norm}) {
@@ -439,13 +448,13 @@ void finish_mixture(Context& context, const LayerSpec& layer, const StepCall& st
     shared = mixture.router.num_shared ? run_shared(context, mixture, step) : run_mlp(context, layer, mixture.shared, step);
   }
   const float* weights = mixture.scales_input ? nullptr : weights_of(step, place);
-  const int32_t* rows = mixture.num_identities ? choices_of(step, place) : nullptr;
+  const int32_t* rows = mixture.num_identities || mixture.router.num_skips ? choices_of(step, place) : nullptr;
   if (!outputs) outputs = results_of(context, mixture, step);
   Choices choices{outputs,          weights, rows, mixture.num_experts, mixture.router.top_k, mixture.experts_scale,
-                  mixture.output_norm, mixture.is_deferred != 0};
+                  mixture.output_norm, mixture.is_deferred != 0, mixture.router.num_skips != 0};
   if (mixture.input_projection.outputs || mixture.result_norm.kind != NormKind::kNone) {
     const float* sums = sum_results(context, layer, step, mixture, choices);
-    choices = {sums, nullptr, nullptr, 0, 1, 1.0f, choices.norm, choices.is_deferred};
+    choices = {sums, nullptr, nullptr, 0, 1, 1.0f, choices.norm, choices.is_deferred, false};
   }
   add_results(context, layer, step, choices, shared, mixture.shared);
 }
@@ -464,7 +473,7 @@ const FeedForwardOperations kMlp = {
     [](Context&, const LayerSpec&, const StepCall&, int64_t, const GivenExperts&) {},
     [](Context& context, const LayerSpec& layer, const StepCall& step, int64_t, const float*) {
       const auto& mlp = *static_cast<const Mlp*>(layer.feed_forward);
-      const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false};
+      const Choices none{nullptr, nullptr, nullptr, 0, 0, 1.0f, {}, false, false};
       add_results(context, layer, step, none, run_mlp(context, layer, mlp, step), mlp);
     },
 };

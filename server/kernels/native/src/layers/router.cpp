@@ -87,7 +87,8 @@ void choose(const Level& level, const Router& router, int64_t num_experts, int32
     if (router.num_groups > 1) keep_best_groups(router, num_experts, spare, spare + num_experts);
     take_best(spare, num_experts, router.top_k, chosen);
   }
-  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
+  const int64_t num_weighted = num_experts - router.num_skips;
+  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = chosen[i] < num_weighted ? scores[chosen[i]] : 0.0f;
   if (router.kind == RouterKind::kSparseMixer) mix_sparsely(level, router, num_experts, scores, spare, chosen, weights);
   if (router.kind == RouterKind::kTopSigmoid) level.sigmoid(weights, router.top_k);
   if (router.kind == RouterKind::kTopFirst) level.soft_max(weights, router.top_k);
@@ -209,22 +210,27 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
                         context.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   }
   const bool has_own_rows = router && router_norm.kind != NormKind::kNone;
-  float* rows = has_own_rows ? context.inputs.reserve<float>(tokens * hidden_size * 4) : step.normed;
+  float* own_rows = has_own_rows ? context.inputs.reserve<float>(tokens * hidden_size * 4) : step.normed;
+  const float* rows = own_rows;
   auto norm = [&](int64_t token, int) {
     const int64_t at = token * hidden_size;
     if (!layer.is_parallel) {
       norm_hidden(level, layer.inner_norm, layer.inner_residual, step.hidden + at, hidden_size, step.normed + at);
     }
-    if (has_own_rows) apply_norm(level, router_norm, step.hidden + at, hidden_size, rows + at);
+    if (has_own_rows) apply_norm(level, router_norm, step.hidden + at, hidden_size, own_rows + at);
     if (router) level.prepare(panel, rows, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };
   PhaseList phases(context.pool);
   phases.add(tokens, norm);
   if (!router) return phases.run();
+  if (router->mlp) {
+    phases.run();
+    rows = run_router_mlp(context, *router->mlp, layer, step, rows, panel);
+  }
 
   LoraSums& lora = context.router_lora;
   lora.clear();
-  const LoraSite site{lora, LoraPlace::kRouter, rows, hidden_size};
+  const LoraSite site{lora, LoraPlace::kRouter, rows, router->matrix.inputs};
   plan_sites(phases, &site, 1, context, layer, step);
   const Chosen own{choices_of(step, place), weights_of(step, place), shares_of(context, *router, step)};
   const RouterLogits logits(context, *router, step, place, panel, context.logits, own, &lora);
@@ -248,6 +254,10 @@ void norm_and_route(Context& context, const LayerSpec& layer, const Router* rout
 
 const char* check_router(const Router& router, int64_t hidden_size) {
   const Matrix& matrix = router.matrix;
+  if (router.mlp) {
+    if (const char* reason = check_router_mlp(*router.mlp, hidden_size)) return reason;
+    hidden_size = router.mlp->second.outputs;
+  }
   if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
   if (router.kind < RouterKind::kSoftmaxFirst || router.kind > RouterKind::kSqrtSoftplus) return "an unknown kind of router";
   const int64_t experts = num_choosable(router);
@@ -260,6 +270,10 @@ const char* check_router(const Router& router, int64_t hidden_size) {
     for (const int32_t* each = router.table; each < router.table + router.table_rows * router.top_k; ++each) {
       if (*each < 0 || *each >= experts) return "a router whose table has other experts";
     }
+  }
+  if (router.num_skips < 0 || router.num_skips >= experts) return "a router whose rows all stand for no expert";
+  if (router.num_skips && (router.table || router.num_groups != 1 || router.kind != RouterKind::kSoftmaxFirst)) {
+    return "a router that chooses no expert in an unknown way";
   }
   if (router.num_groups == 1) return nullptr;
   // A group is chosen by its two best experts.

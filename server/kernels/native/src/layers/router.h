@@ -16,8 +16,19 @@ enum class RouterKind : int32_t {
   kSqrtSoftplus = 5,    // square root of log(1 + e^x); as kSigmoid otherwise
 };
 
+// Makes the rows that a router's matrix takes from the hidden states (ZAYA).
+struct RouterMlp {
+  Matrix down;              // (width, hidden)
+  Matrix first, second;     // (width, width), of the norm of its results; a GELU follows each
+  const float* down_bias;   // (width), as all others
+  const float* first_bias;
+  const float* second_bias;
+  const float* carried;     // factors of the last layer's results of `down` with what it carries, which are added; or null
+  Norm norm;
+};
+
 struct Router {
-  Matrix matrix;            // (experts, hidden)
+  Matrix matrix;            // (experts, hidden), or (experts, width) with an MLP
   const float* bias;        // (experts) or null
   const float* correction;  // (experts) or null; added to the scores only for the choice
   const float* expert_scales;  // (experts) or null; factors of their weights
@@ -33,6 +44,8 @@ struct Router {
   int64_t table_rows;
   int64_t num_shared;       // rows after the experts', whose scores count in the sum that weights are divided by
   float logits_scale;       // factor of the logits
+  int32_t num_skips;        // last rows that tokens choose among, which stand for no expert and have no weight
+  const RouterMlp* mlp;     // or null
 };
 }  // extern "C"
 
@@ -56,12 +69,20 @@ inline int32_t* predicted_of(const StepCall& step, int64_t place) {
 
 // The weights that the latest router gave its shared rows, (tokens, num_shared).
 inline float* shares_of(Context& context, const Router& router, const StepCall& step) {
-  return router.num_shared ? context.shares.reserve<float>(step.tokens * router.num_shared * 4) : nullptr;
+  if (!router.num_shared) return nullptr;
+  return step.shares ? step.shares : context.shares.reserve<float>(step.tokens * router.num_shared * 4);
 }
 
 inline float* weights_of(const StepCall& step, int64_t place) {
   return step.weights + place * step.tokens * step.most_top_k;
 }
+
+// Runs a router's MLP on rows (tokens, hidden), and carries what the next layer's takes. Returns its results (tokens, width);
+// `panel` is that of the rows, then that of the results.
+const float* run_router_mlp(Context& context, const RouterMlp& mlp, const LayerSpec& layer, const StepCall& step,
+                            const float* rows, Panel& panel);
+
+const char* check_router_mlp(const RouterMlp& mlp, int64_t hidden_size);
 
 // Normalises the hidden states for the feed-forward part, and chooses experts if there is a router, which may have a norm
 // of its own. A step with predictions applies the next layer's router to the same rows; `next` may be null.

@@ -42,7 +42,7 @@ struct StepCall {
   const float* const* cosines;         // by rope: (positions, rotary_dim / 2), one per pair; or (tokens, ...)
   const float* const* sines;
   float* normed;                       // (tokens, hidden): the experts' input, for the caller
-  int32_t* chosen;                     // (layers with a router, tokens, top_k)
+  int32_t* chosen;                     // (layers with a router, tokens, top_k); the caller may set some to -1, for no expert
   float* weights;                      // (layers, tokens, top_k)
   const uint64_t* slots;               // (layers with a router, experts) addresses; 0 of an expert that is not loaded; or null
   int64_t* counts;                     // (layers with a router, experts): rows of each expert, for the caller
@@ -58,7 +58,14 @@ struct StepCall {
   float* streams;                      // (tokens, streams, hidden), the residual stream of models with several rows a token,
                                        // whose parts add their results to `hidden`; or null
   const int32_t* token_ids;            // (tokens), which routers with a table choose by
-  float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds; null for the kernels' own
+  // What later layers, or the end of a layer that has chosen experts, take of each token. Null for the kernels' own memory, which
+  // the next step uses too.
+  float* deferred;                     // (tokens, hidden): sums of experts that a later layer adds
+  int32_t* chosen_keys;                // (tokens, most_chosen): of an indexer, for later layers
+  float* projected;                    // (tokens, width): rows that experts take (`Mixture::input_projection`)
+  float* shares;                       // (tokens, num_shared): weights of shared experts (`Router::num_shared`)
+  float* stream_weights;               // (tokens, streams + streams * streams): of results and from row to row (`StreamMix`)
+  float* router_rows;                  // (tokens, width): what routers with an MLP carry to the next layer (`RouterMlp`)
   const int32_t* newest;               // (tokens) last position that each sees in layers that look ahead; or null
   int32_t has_own_angles;              // cosines and sines are those of each token instead of each position
   int32_t is_exact;

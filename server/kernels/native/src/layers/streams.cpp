@@ -13,7 +13,7 @@ namespace {
 struct Memory {
   Buffer panel;
   Buffer rows;     // sums of threads, and logits of tokens
-  Buffer weights;  // of results and from row to row, by token; kept until the part has run
+  Buffer weights;  // of results and from row to row
   Buffer mixed;    // rows of threads
 };
 
@@ -49,6 +49,12 @@ void normalise_weights(const StreamMix& mix, const float* logits, const float* b
 
 int64_t kept_weights(const StreamMix& mix) { return mix.num_streams * (1 + (mix.iterations ? mix.num_streams : 0)); }
 
+// The weights of a part's results and from row to row, by token, which are kept until the part has run.
+float* weights_of(Context& context, const StreamMix& mix, const StepCall& step) {
+  if (step.stream_weights) return step.stream_weights;
+  return context.mixers.of<Memory>().weights.reserve<float>(step.tokens * kept_weights(mix) * 4);
+}
+
 // Keeps the weights of a token's results, from its logits, and those from row to row behind them.
 void keep_weights(const StreamMix& mix, const float* logits, float* weights) {
   const int64_t n = mix.num_streams, first = mix.gates ? 0 : n;  // gates take the place of logits for sums
@@ -58,15 +64,14 @@ void keep_weights(const StreamMix& mix, const float* logits, float* weights) {
   if (mix.iterations) normalise_weights(mix, logits + 2 * n, mix.bias + 2 * n, weights + n);
 }
 
-// Sums the rows of tokens by gates; `finish` is as of `sum_rows`.
+// Sums the rows of tokens by gates; `kept` and `finish` are as of `sum_rows`.
 template <typename Finish>
 void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
-                  int64_t hidden_size, bool is_exact, Finish finish) {
+                  int64_t hidden_size, bool is_exact, float* kept, Finish finish) {
   auto& own = context.mixers.of<Memory>();
   const int64_t n = mix.num_streams, num_rows = rows.count;
   float* sums = own.rows.reserve<float>(num_rows * (hidden_size + n) * 4);
   float* logits = sums + num_rows * hidden_size;
-  float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
   sum_gated_rows(context, mix, streams, rows, place, hidden_size, is_exact, sums, logits);
   auto take = [&](int64_t row, int) {
     if (!mix.is_last) keep_weights(mix, logits + row * n, kept + row * kept_weights(mix));
@@ -76,11 +81,12 @@ void sum_by_gates(Context& context, const StreamMix& mix, const float* streams, 
   context.pool.run(&phase, 1);
 }
 
-// Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change. `place` is that of gates.
+// Sums the rows of tokens: `finish(row, sum)` takes each sum, which it may change. `place` is that of gates, and `kept` takes
+// the weights of results, unless the mix is the last.
 template <typename Finish>
 void sum_rows(Context& context, const StreamMix& mix, const float* streams, const AdaptedRows& rows, LoraPlace place,
-              int64_t hidden_size, bool is_exact, Finish finish) {
-  if (mix.gates) return sum_by_gates(context, mix, streams, rows, place, hidden_size, is_exact, finish);
+              int64_t hidden_size, bool is_exact, float* kept, Finish finish) {
+  if (mix.gates) return sum_by_gates(context, mix, streams, rows, place, hidden_size, is_exact, kept, finish);
   const Level& level = context.level;
   auto& own = context.mixers.of<Memory>();
   const int64_t n = mix.num_streams, size = n * hidden_size, outputs = mix.logits.outputs, num_rows = rows.count;
@@ -91,7 +97,6 @@ void sum_rows(Context& context, const StreamMix& mix, const float* streams, cons
   }
   float* sums_of_threads = own.rows.reserve<float>((threads * stride + num_rows * outputs) * 4);
   float* logits = sums_of_threads + threads * stride;
-  float* kept = own.weights.reserve<float>(num_rows * kept_weights(mix) * 4);
   const auto streams_of = [&](int64_t row) { return streams + (rows.tokens ? rows.tokens[row] : row) * size; };
 
   auto normalise = [&](int64_t row, int) {
@@ -228,17 +233,18 @@ void open_streams(Context& context, const StreamMix& mix, const Norm& norm, cons
                   LoraPlace place) {
   if (mix.blocks) return open_blocks(context, mix, norm, step);
   const int64_t size = step.hidden_size;
-  sum_rows(context, mix, step.streams, rows, place, size, step.is_exact, [&](int64_t token, float* sum) {
+  const auto finish = [&](int64_t token, float* sum) {
     apply_norm(context.level, norm, sum, size, step.normed + token * size);
     std::memset(step.hidden + token * size, 0, static_cast<size_t>(size) * 4);
-  });
+  };
+  sum_rows(context, mix, step.streams, rows, place, size, step.is_exact, weights_of(context, mix, step), finish);
 }
 
 void close_streams(Context& context, const StreamMix& mix, const StepCall& step) {
   if (mix.blocks) return close_blocks(context, mix, step);
   const int64_t size = step.hidden_size, n = mix.num_streams;
   auto& own = context.mixers.of<Memory>();
-  const float* kept = own.weights.reserve<float>(step.tokens * kept_weights(mix) * 4);
+  const float* kept = weights_of(context, mix, step);
   float* mixed = own.mixed.reserve<float>(mix.iterations ? context.pool.num_threads() * n * size * 4 : 0);
   auto add = [&](int64_t token, int thread) {
     const float *weights = kept + token * kept_weights(mix), *result = step.hidden + token * size;
@@ -273,9 +279,10 @@ void sum_streams(Context& context, const StreamMix& mix, const float* streams, c
     const Phase phase = phase_of(rows.count, sum);
     return context.pool.run(&phase, 1);
   }
-  sum_rows(context, mix, streams, rows, LoraPlace::kInputGate, hidden_size, is_exact, [&](int64_t row, const float* sum) {
+  const auto finish = [&](int64_t row, const float* sum) {
     std::memcpy(to + row * hidden_size, sum, static_cast<size_t>(hidden_size) * 4);
-  });
+  };
+  sum_rows(context, mix, streams, rows, LoraPlace::kInputGate, hidden_size, is_exact, nullptr, finish);
 }
 
 }  // namespace greenroom

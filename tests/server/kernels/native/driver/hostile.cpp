@@ -275,6 +275,26 @@ class AnyLayer {
       if (one_in(2)) attention_.key_taps = taps_[0];
       if (attention_.key_taps.outputs) attention_.value_taps = taps_[1];
     }
+    if (has_attention() && !attention_.has_keys_in_query && !attention_.has_gates_in_query && !has_gate && one_in(4)) {
+      mixing_.heads = maybe(attention_.heads);
+      mixing_.kv_heads = maybe(attention_.kv_heads);
+      mixing_.taps = maybe(between(1, 4));
+      mixing_.channels.width = maybe(between(1, 4));
+      mixing_.channels.dilation = maybe32(1);
+      mixing_.channels.channels = maybe(sum(queries, keys));
+      mixing_.of_heads = any_matrix(mixing_.channels.channels, product(mixing_.taps, attention_.key_dim), true);
+      if (!one_in(8)) mixing_.of_heads.format = static_cast<Format>(between(0, 2));
+      attention_.mixing = &mixing_;
+      if (!one_in(8)) attention_.indexer = nullptr;
+      if (!one_in(8)) attention_.pools = nullptr;
+    }
+    if (attention_.value.outputs > 1 && attention_.value_convolution && one_in(2)) {
+      attention_.delayed = any_matrix(maybe(between(1, attention_.value.outputs - 1)), hidden_, true);
+      attention_.value = any_matrix(attention_.value.outputs - attention_.delayed.outputs, hidden_, true);
+      if (!one_in(8)) attention_.has_own_inputs = 0;
+      if (one_in(2)) attention_.key_convolution = nullptr;
+      if (!attention_.key_convolution) attention_.key_taps = attention_.value_taps = {};
+    }
     for (NormGate& gate : gates_) {
       const int64_t rank = maybe(between(1, 20));
       gate = {any_matrix(rank, hidden_, true), any_matrix(hidden_, rank, true)};
@@ -336,8 +356,21 @@ class AnyLayer {
     router.top_k = maybe32(between(1, 4));
     router.kind = static_cast<RouterKind>(maybe32(between(0, 5)));
     router.is_normalised = static_cast<int32_t>(between(0, 1));
-    router.matrix = any_matrix(num_experts, hidden_, true);
-    mixture_.num_experts = maybe32(router.matrix.outputs);
+    const bool has_mlp = one_in(4);
+    const int64_t width = has_mlp ? maybe(between(1, 40)) : hidden_;
+    router.matrix = any_matrix(num_experts, width, true);
+    if (has_mlp) {
+      router_mlp_.down = any_matrix(width, hidden_, true);
+      router_mlp_.first = any_matrix(width, width, true);
+      router_mlp_.second = any_matrix(width, width, true);
+      router.mlp = &router_mlp_;
+    }
+    if (one_in(4)) {
+      router.num_skips = maybe32(1);
+      if (!one_in(8)) router.num_groups = router.top_groups = 1;
+      if (!one_in(8)) router.kind = RouterKind::kSoftmaxFirst;
+    }
+    mixture_.num_experts = maybe32(router.matrix.outputs - router.num_skips);
     if (one_in(4)) {
       mixture_.input_projection = any_matrix(maybe(hidden_), hidden_, true);
       mixture_.output_projection = any_matrix(hidden_, mixture_.input_projection.outputs, true);
@@ -376,18 +409,20 @@ class AnyLayer {
     step.weights = floats(tokens_ * top_k);
     step.most_top_k = top_k;
     if (spec_.mixer_streams) step.streams = floats(tokens_ * mixes_[0].num_streams * hidden_);
+    if (has_router() && mixture_.router.mlp) step.router_rows = floats(tokens_ * router_mlp_.down.outputs);
+    if (attention_.mixing) mixing_.channels.states = floats(2 * kept_inputs(mixing_) * mixing_.channels.channels);
     if (spec_.ngrams) {
       step.token_ids = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * 4));
       ngrams_.states = reinterpret_cast<int32_t*>(any_bits(memory_, 2 * (ngrams_.most - 1) * 4));
       ngrams_.convolution.states = floats(2 * kept_inputs(ngrams_.convolution) * ngrams_.convolution.channels);
     }
     for (Convolution& by : convolutions_) {
-      if (attention_.key_convolution) by.states = floats(2 * kept_inputs(by) * by.channels);
+      if (attention_.key_convolution || attention_.value_convolution) by.states = floats(2 * kept_inputs(by) * by.channels);
     }
     ++num_accepted[2];
     if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
     for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
-      if (step.chosen[i] < 0 || step.chosen[i] >= mixture_.num_experts) std::abort();
+      if (step.chosen[i] < 0 || step.chosen[i] >= mixture_.num_experts + mixture_.router.num_skips) std::abort();
     }
     if (greenroom_finish_layer(handle, &spec_, &step, 0, floats(tokens_ * top_k * hidden_))) std::abort();
   }
@@ -410,7 +445,7 @@ class AnyLayer {
     if (attention_.indexer) matrices.insert(matrices.end(), {&indexer_.query, &indexer_.key});
     if (attention_.pools) matrices.push_back(&pools_.query);
     if (attention_.pools && pools_.key.outputs) matrices.push_back(&pools_.key);
-    for (Matrix* matrix : {&attention_.sink, &attention_.key_taps, &attention_.value_taps}) {
+    for (Matrix* matrix : {&attention_.sink, &attention_.key_taps, &attention_.value_taps, &attention_.delayed}) {
       if (has_attention() && matrix->outputs) matrices.push_back(matrix);
     }
     if (spec_.mixer_streams && !mixes_[0].blocks) matrices.insert(matrices.end(), {&mixes_[0].logits, &mixes_[1].logits});
@@ -421,6 +456,10 @@ class AnyLayer {
     if (spec_.input_gate) matrices.insert(matrices.end(), {&gates_[0].down, &gates_[0].up});
     if (spec_.inner_gate) matrices.insert(matrices.end(), {&gates_[1].down, &gates_[1].up});
     if (has_router()) matrices.push_back(&mixture_.router.matrix);
+    if (has_router() && mixture_.router.mlp) {
+      matrices.insert(matrices.end(), {&router_mlp_.down, &router_mlp_.first, &router_mlp_.second});
+    }
+    if (attention_.mixing) matrices.push_back(&mixing_.of_heads);
     for (Matrix* matrix : {&mixture_.input_projection, &mixture_.output_projection}) {
       if (has_router() && matrix->outputs) matrices.push_back(matrix);
     }
@@ -440,7 +479,7 @@ class AnyLayer {
       if (norm == &mixture_.projected_norm && !mixture_.input_projection.outputs && !one_in(8)) continue;
       *norm = {floats(hidden_), one_in(2) ? floats(hidden_) : nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 3)))};
     }
-    for (ResidualGate& gate : residual_gates_) gate = {floats(hidden_), one_in(10) ? nullptr : floats(hidden_)};
+    for (ResidualGate& gate : residual_gates_) gate = {floats(hidden_), one_in(10) ? nullptr : floats(hidden_), one_in(2) ? nullptr : floats(hidden_)};
     if (one_in(2)) attention_.result_norm = floats(std::clamp<int64_t>(attention_.value_dim, 0, kMostBytes));
     for (Norm* norm : {&indexer_.query_norm, &indexer_.key_norm, &pools_.query_norm, &pools_.key_norm}) {
       const bool is_of_pools = norm == &pools_.query_norm || norm == &pools_.key_norm;
@@ -454,6 +493,13 @@ class AnyLayer {
     for (Convolution& by : convolutions_) {
       by.weight = floats(std::clamp<int64_t>(by.width, 0, 100) * std::clamp<int64_t>(by.channels, 0, 1 << 19));
     }
+    const int64_t channels = std::clamp<int64_t>(mixing_.channels.channels, 0, 1 << 19);
+    mixing_.channels.weight = floats(std::clamp<int64_t>(mixing_.channels.width, 0, 100) * channels);
+    mixing_.bias = floats(channels);
+    const int64_t width = std::clamp<int64_t>(router_mlp_.down.outputs, 0, kMostBytes);
+    for (const float** numbers : {&router_mlp_.down_bias, &router_mlp_.first_bias, &router_mlp_.second_bias}) *numbers = floats(width);
+    if (one_in(2)) router_mlp_.carried = floats(width);
+    router_mlp_.norm = {floats(width), nullptr, 1e-5f, static_cast<NormKind>(maybe32(between(1, 3)))};
     if (one_in(2)) attention_.query_scales = floats(std::clamp<int64_t>(attention_.query.outputs, 0, kMostBytes));
     if (spec_.ngrams) place_ngrams();
     for (StreamMix& mix : mixes_) {
@@ -495,6 +541,8 @@ class AnyLayer {
   NgramEmbeddings ngrams_{};
   NormGate gates_[2]{};
   StreamMix mixes_[2]{};
+  HeadMixing mixing_{};
+  RouterMlp router_mlp_{};
   ResidualGate residual_gates_[2]{};
   BlockAttention blocks_[2]{};
   Convolution convolutions_[2]{};

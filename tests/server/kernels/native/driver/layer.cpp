@@ -65,7 +65,7 @@ void Layer::set_gates() {
 }
 
 void Layer::set_residual_gates() {
-  for (ResidualGate& by : residual_gates) by = {keep(hidden, 0.3f, 0.8f), keep(hidden, 0.3f, 0.5f)};
+  for (ResidualGate& by : residual_gates) by = {keep(hidden, 0.3f, 0.8f), keep(hidden, 0.3f, 0.5f), maybe(hidden)};
   spec.mixer_residual_gate = &residual_gates[0];
   spec.inner_residual_gate = &residual_gates[1];
   spec.residual_scale = spec.output_scale = 1.0f;

@@ -251,7 +251,7 @@ struct Heads {
 void add_to(const Layer& layer, const ResidualGate* gate, const float* hidden, Vector& results) {
   for (size_t d = 0; d < results.size(); ++d) {
     const double kept = gate ? gate->kept[d] : 1.0, added = gate ? gate->added[d] : layer.spec.residual_scale;
-    results[d] = kept * hidden[d] + added * results[d];
+    results[d] = kept * hidden[d] + added * results[d] + (gate && gate->bias ? gate->bias[d] : 0.0);
   }
 }
 

@@ -227,7 +227,7 @@ void Weights::fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t
 
 namespace {
 
-// Reads the codes and integers of superblocks as server/kernels/formats/superblocks.py describes them.
+// Reads the codes and integers of superblocks as server/kernels/formats/superblocks/ describes them.
 struct Superblocks {
   Format format;
   int bits = 4, halves = 1, integers = 0;
