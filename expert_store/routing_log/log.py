@@ -34,7 +34,7 @@ LEASES_PER_FLUSH = 1024
 CHUNK_BYTES = 1 << 16
 _LETTERS: dict[Phase, str] = {"prefill": "p", "decode": "d"}
 _PASSING = "l"
-_PHASES: dict[str, Phase] = {_PASSING: "prefill"} | {letter: phase for phase, letter in _LETTERS.items()}
+_PHASES: dict[str, Phase] = {_PASSING: "prefill", **{letter: phase for phase, letter in _LETTERS.items()}}
 
 
 class LoggedLease(NamedTuple):

@@ -248,7 +248,7 @@ class NativePass:
         """Record a layer of experts in each step; the first one that uses a missed expert bears its cost."""
         missed, read_ahead = dict(lease.missed), set(lease.read_ahead)
         for key in (*missed, *read_ahead):
-            num_uses = sum(key in placed.rows for placed in choices)
+            num_uses = sum(any(key in placed.rows for _, placed in chosen) for chosen in choices)
             self.saved_bytes += (num_uses - 1) * self._store.catalog.read_bytes(key)
         stall = lease.stall_seconds
         for step, chosen in zip(self.steps, choices, strict=True):
