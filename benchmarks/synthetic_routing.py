@@ -89,7 +89,7 @@ def skew(trace: RoutingLog) -> dict[str, float]:
     counts = {layer: np.zeros(count, np.int64) for layer, count in trace.header.layers.items()}
     last: dict[int, frozenset[int]] = {}
     repeated = 0
-    for layer, experts, phase in trace.leases:
+    for layer, experts, phase, _ in trace.leases:
         if phase == "decode":
             counts[layer][list(experts)] += 1
             repeated += len(last.get(layer, frozenset()).intersection(experts))

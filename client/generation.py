@@ -77,6 +77,7 @@ class ExpertUsage:
     expert_bytes_read: int
     expert_stall_seconds: float
     expert_remote_bytes: int = 0  # of those read, the bytes that were on no disk of the server
+    prefill_passes: int = 0  # passes that computed parts of the prompt layer by layer
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class LayoutPool(LayoutTiers):
             entry = self.load_to_host(key, priority, is_passing=is_passing)
         if entry is not None:
             entry.is_prefetched = priority is not Priority.DEMAND
-            entry.is_read_ahead = entry.is_prefetched and not is_copied
+            entry.is_read_ahead = priority is Priority.PREFETCH and not is_copied
         return entry
 
     def only_copies(self, key: ExpertKey) -> bool:

@@ -32,7 +32,7 @@ RESIZE_SECONDS = 2.0  # a new lease lets a resize go first no longer; its own th
 class Recorder(Protocol):
     """Records every lease; ``RoutingLogWriter`` is one."""
 
-    def record(self, layer: int, experts: Iterable[int], phase: Phase) -> None: ...
+    def record(self, layer: int, experts: Iterable[int], phase: Phase, *, is_passing: bool = False) -> None: ...
 
 
 class ReadyExperts:
@@ -133,7 +133,8 @@ class Lease:
         layer = state.layer_of(requested)
         self._pool = pool = state.pool_of[layer]
         if self._recorder is not None:
-            self._recorder.record(layer, dict.fromkeys(key.expert for key in requested), self._phase)
+            experts = dict.fromkeys(key.expert for key in requested)
+            self._recorder.record(layer, experts, self._phase, is_passing=self._is_passing)
         with state.lock:
             if state.next_device_slots is not None and self._after is None:
                 self._wait_for_resize()

@@ -107,6 +107,18 @@ class ResidentAddresses:
             counts = np.concatenate([each[:size] for each, size in zip(rows, sizes, strict=True)])
         return int(self._bounds[row]), counts, self._bounds[row : end + 1] - self._bounds[row]
 
+    def take_read_ahead(self, layers: list[int], rows: Counts) -> list[ExpertKey]:
+        """Return the experts that were read ahead and first used by these rows; see ``counts_of``."""
+        found = []
+        for entry in self.prefetched if layers else ():
+            if entry.is_read_ahead:
+                row, place = divmod(self._places[entry.key], self.addresses.shape[1])
+                layer = self._layers[row]
+                if layer in layers and rows[layers.index(layer), place]:
+                    entry.is_read_ahead = False
+                    found.append(entry.key)
+        return found
+
     def check_counts(self, layers: list[int], rows: Counts) -> None:
         """Raise ValueError if counts are not of all experts of a layer; see ``counts_of``."""
         if rows.shape[1] < self.addresses.shape[1]:
@@ -215,7 +227,7 @@ class StepLease:
         slots = (addresses - np.uint64(pool.arena_address)) // np.uint64(pool.layout.slot_bytes)
         return np.where(addresses > 0, slots.astype(np.int64), -1)
 
-    def close(self, layers: list[int], rows: Counts, phase: Phase = "decode") -> None:
+    def close(self, layers: list[int], rows: Counts, phase: Phase = "decode") -> list[ExpertKey]:
         """End the lease of a step that succeeded, and count what it used as one lease of each layer.
 
         A step that fails leaves the context without this call; nothing is counted then.
@@ -224,6 +236,9 @@ class StepLease:
             layers: that have run.
             rows: that each place of these layers was run on, ``(layers, places)``; 0 where a layer has fewer places.
                 They are kept.
+
+        Returns:
+            The experts that were read ahead of this, their first, use.
 
         Raises:
             ValueError: the lease has ended, or counts are not of all experts of a layer.
@@ -234,6 +249,7 @@ class StepLease:
         lock = self._state.lock
         lock.acquire()
         try:
+            read_ahead = self._residents.take_read_ahead(layers, rows)
             lock.defer(lambda: self._count_step(layers, rows, phase))
             if self._recorder is not None:  # it may be closed before anything else is done with the store
                 lock.settle()
@@ -241,6 +257,7 @@ class StepLease:
             self._residents.end_hold()
         finally:
             lock.release()
+        return read_ahead
 
     def _count_step(self, layers: list[int], rows: Counts, phase: Phase) -> None:
         """Count what a step used; see ``close``."""

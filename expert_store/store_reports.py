@@ -114,15 +114,20 @@ class StoreReports:
             for layer, entry in self.catalog.layers.items()
         }
 
-    def holds_at_once(self, layers: Sequence[int]) -> bool:
-        """Return True if the fastest tier has a slot for every expert of some layers at the same time."""
+    def holds_at_once(self, layers: Sequence[int], spare: int = 0) -> bool:
+        """Return True if the fastest tier has a slot for every expert of some layers at the same time.
+
+        Args:
+            spare: slots beside them, unless all experts have one.
+        """
         state, num_experts = self._state, dict[LayoutPool, int]()
         with state.lock:
             for layer in layers:
                 pool = state.pool_of[layer]
                 num_experts[pool] = num_experts.get(pool, 0) + len(state.keys[layer])
             return all(
-                count <= pool.top.num_slots - sum(key.layer not in layers for key in pool.top.pinned)
+                min(count + spare, self.catalog.num_places[pool.layout])
+                <= pool.top.num_slots - sum(key.layer not in layers for key in pool.top.pinned)
                 for pool, count in num_experts.items()
             )
 

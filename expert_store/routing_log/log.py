@@ -4,7 +4,8 @@ The first line is a header::
 
     {"format": "greenroom-trace", "version": 1, "model": NAME, "layers": {LAYER: EXPERTS}, "slot_bytes": {LAYER: BYTES}}
 
-Each line after it is a lease, ``[layer, [expert, ...], phase]``, with phase ``"p"`` for prefill and ``"d"`` for decode.
+Each line after it is a lease, ``[layer, [expert, ...], phase]``, with phase ``"p"`` for prefill, ``"d"`` for decode and
+``"l"`` for a pass over prompts, layer by layer, which is prefill, too.
 A file whose name ends with ``.gz`` is compressed.
 """
 
@@ -32,7 +33,8 @@ COMPRESSION = 6
 LEASES_PER_FLUSH = 1024
 CHUNK_BYTES = 1 << 16
 _LETTERS: dict[Phase, str] = {"prefill": "p", "decode": "d"}
-_PHASES: dict[str, Phase] = {letter: phase for phase, letter in _LETTERS.items()}
+_PASSING = "l"
+_PHASES: dict[str, Phase] = {_PASSING: "prefill", **{letter: phase for phase, letter in _LETTERS.items()}}
 
 
 class LoggedLease(NamedTuple):
@@ -41,6 +43,7 @@ class LoggedLease(NamedTuple):
     layer: int
     experts: tuple[int, ...]
     phase: Phase
+    is_passing: bool = False  # for a pass over prompts; see ``ExpertStore.lease_passing``
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,10 @@ class RoutingLogWriter:
         self._write(json.dumps(first) + "\n")
         self._flush()
 
-    def record(self, layer: int, experts: Iterable[int], phase: Phase) -> None:
+    def record(self, layer: int, experts: Iterable[int], phase: Phase, *, is_passing: bool = False) -> None:
         """Add one lease."""
-        self._write(f'[{layer},[{",".join(map(str, experts))}],"{_LETTERS[phase]}"]\n')
+        letter = _PASSING if is_passing else _LETTERS[phase]
+        self._write(f'[{layer},[{",".join(map(str, experts))}],"{letter}"]\n')
         self._unflushed += 1
         if self._unflushed == LEASES_PER_FLUSH:
             self._flush()
@@ -218,7 +222,7 @@ def _lease(path: Path, number: int, line: bytes, header: RoutingLogHeader) -> Lo
                 )
             if len(set(experts)) != len(experts):
                 raise RoutingLogError(f"{path} line {number}: an expert is named twice in one lease")
-            return LoggedLease(layer, tuple(experts), _PHASES[letter])
+            return LoggedLease(layer, tuple(experts), _PHASES[letter], letter == _PASSING)
     raise RoutingLogError(f'{path} line {number} is not a lease such as [0,[3,7],"d"]')
 
 

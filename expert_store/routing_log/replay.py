@@ -102,13 +102,14 @@ class _ReplayedLease:
 
     def __init__(self, tier: Tier, lease: LoggedLease, share: int):
         keys = [ExpertKey(lease.layer, expert) for expert in lease.experts]
-        entries = [(key, tier.lease(key)) for key in keys]
-        self._tier = tier
+        find = tier.lease_without_use if lease.is_passing else tier.lease
+        entries = [(key, find(key)) for key in keys]
+        self._tier, self._is_passing = tier, lease.is_passing
         self._held = [entry for _, entry in entries if entry is not None]
         self._loading: deque[Entry] = deque()
         self._wanted = deque(key for key, entry in entries if entry is None)
         self.hits = len(self._held)
-        self._max_held = max_held(len(keys), share, self.hits)
+        self._max_held = len(keys) if lease.is_passing else max_held(len(keys), share, self.hits)
 
     def run(self) -> None:
         while self._wanted or self._loading:
@@ -127,7 +128,7 @@ class _ReplayedLease:
 
     def _load_wanted(self) -> None:
         while self._wanted and len(self._held) + len(self._loading) < self._max_held:
-            entry = self._tier.reserve(self._wanted[0])
+            entry = self._tier.reserve(self._wanted[0], is_passing=self._is_passing)
             if entry is None:
                 return
             self._loading.append(entry)
@@ -181,8 +182,7 @@ def optimal_by_lease(
     next_use: dict[int, int] = {}  # by expert, as a number
     uses: list[list[tuple[int, int]]] = []  # for each lease, its experts and the lease that needs each next
     for index in range(len(leases) - 1, -1, -1):
-        layer, experts, _ = leases[index]
-        keys = [layer * stride + expert for expert in experts]
+        keys = [leases[index].layer * stride + expert for expert in leases[index].experts]
         uses.append([(key, next_use.get(key, never)) for key in keys])
         for key in keys:
             next_use[key] = index

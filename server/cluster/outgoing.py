@@ -83,6 +83,10 @@ def moved(timeline: Timeline, seconds: float) -> Timeline:
         first_token_at=later(timeline.first_token_at),
         last_token_at=later(timeline.last_token_at),
         ended_at=later(timeline.ended_at),
+        passes=[
+            replace(each, started_at=each.started_at + seconds, ended_at=each.ended_at + seconds)
+            for each in timeline.passes
+        ],
         stalls=[
             replace(stall, started_at=stall.started_at + seconds, ended_at=stall.ended_at + seconds)
             for stall in timeline.stalls

@@ -40,6 +40,7 @@ from server.engine.kv.block_manager import BlockManager
 from server.engine.latency_recording import record_start
 from server.engine.pass_planning import PassLimits
 from server.engine.postprocess import postprocess
+from server.engine.prompt_costs import PromptCosts
 from server.engine.prompt_passes import PromptPasses
 from server.engine.request_validation import RequestValidator
 from server.engine.runner import ModelRunner
@@ -121,10 +122,13 @@ class Engine:
             runner, vocab_size, limits.max_model_len, limits.scheduler.max_batched_tokens
         )
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
-        self._executor = StepExecutor(runner, blocks, admission)
+        costs = None if limits.passes is None else PromptCosts(runner.expected_bytes)
+        self._executor = StepExecutor(runner, blocks, admission, costs)
         self._passes: PromptPasses | None = None
-        if limits.passes is not None:
-            self._passes = PromptPasses(runner, self._scheduler, blocks, self._executor, limits.passes)
+        if limits.passes is not None and costs is not None:
+            self._passes = PromptPasses(
+                runner, self._scheduler, blocks, self._executor, costs=costs, limits=limits.passes
+            )
         self._publisher = EventPublisher(self._scheduler, self.statistics, deferred)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
         self._discarded: deque[str | None] = deque()  # weights whose prefixes the next step discards; None for all
@@ -247,9 +251,7 @@ class Engine:
         started = time.perf_counter()
         passes = self._passes
         self._drop_ended()
-        if passes is not None and (begun := passes.begin()):
-            record_start(begun, self.clock(), self.statistics.latencies)
-        step = self._scheduler.schedule()
+        step = self._schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)
             log.error("request %s failed: %s", sequence.request.request_id, error)
@@ -275,6 +277,18 @@ class Engine:
             self._publisher.send_deferred()
         self._update_statistics()
 
+    def _schedule(self) -> list[Scheduled]:
+        """Return the next step; begin a pass of prompts before it if they need one, and none runs."""
+        passes = self._passes
+        if passes is None:
+            return self._scheduler.schedule()
+        if begun := passes.begin(now := self.clock()):
+            record_start(begun, now, self.statistics.latencies)
+        step = self._scheduler.schedule()
+        if step:
+            passes.give_way()
+        return step
+
     def _drop_ended(self) -> None:
         """Drop requests that have ended, and prefixes of weights that were unloaded."""
         if self._passes is not None and self._passes.is_running:
@@ -297,7 +311,7 @@ class Engine:
         """
         self._publisher.send_deferred()
         passes.advance(step_seconds)
-        for part, result in passes.finish():
+        for part, result in passes.finish(self.clock()):
             self._postprocess(part, result)
             self.statistics.count_step("prefill", passes.step_seconds)
         self._publisher.send_deferred()
@@ -355,6 +369,7 @@ class Engine:
         statistics.prefix_cache_hits = scheduler.num_reused_tokens
         if self._passes is not None:
             statistics.prefill_passes = self._passes.num_passes
+            statistics.prefill_pass_saved_bytes = self._passes.saved_bytes
         statistics.kv_cache_usage = self._blocks.usage
         if self._admission is not None:
             statistics.num_held = self._admission.num_held if scheduler.running else 0

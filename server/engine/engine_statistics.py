@@ -56,6 +56,7 @@ class EngineStatistics:
     generation_tokens: int = 0
     preemptions: int = 0
     prefill_passes: int = 0  # passes of prompts that have ended with a result
+    prefill_pass_saved_bytes: int = 0  # of experts that steps instead of these would have read again, an estimate
     prefix_cache_queries: int = 0  # prompt tokens looked up in the KV cache
     prefix_cache_hits: int = 0  # prompt tokens found there
     num_refused: int = 0  # queue was full; written by the event loop, all others by the engine's thread

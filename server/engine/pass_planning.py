@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from server.engine.kv.block_manager import BlockManager
+from server.engine.prompt_costs import PromptCosts, PromptRates
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import PassProgress, Sequence
 from server.engine.step_executor import StepExecutor
@@ -42,6 +42,11 @@ class PassPlan:
     steps: list[PassStep] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all steps."""
+        return sum(item.num_tokens for step in self.steps for item in step.items)
+
 
 class PassPlanner:
     """Chooses the prompts of passes, and schedules all steps of a pass at once.
@@ -50,10 +55,20 @@ class PassPlanner:
         scheduler: holds the sequences.
         blocks: the blocks of the KV cache.
         executor: describes chunks to the model.
+        costs: of prompts. Before it has measured any, a pass begins where prompts need several steps.
     """
 
-    def __init__(self, scheduler: Scheduler, blocks: BlockManager, executor: StepExecutor, limits: PassLimits):
-        self._scheduler, self._blocks, self._executor, self._limits = scheduler, blocks, executor, limits
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        blocks: BlockManager,
+        executor: StepExecutor,
+        *,
+        costs: PromptCosts,
+        limits: PassLimits,
+    ):
+        self._scheduler, self._blocks, self._executor = scheduler, blocks, executor
+        self._costs, self._limits = costs, limits
         self._min_piece = 2 if limits.takes_all else MIN_PIECE_TOKENS
 
     def is_for_pass(self, sequence: Sequence) -> bool:
@@ -62,22 +77,33 @@ class PassPlanner:
             return False
         if sequence.runs_by_chunks or sequence.is_whole:
             return False
-        return self._num_missing(sequence) >= self._min_piece
+        num_tokens = self.num_missing(sequence)
+        return num_tokens >= self._min_piece and not self._is_short(num_tokens)
+
+    def is_for_next_pass(self, sequence: Sequence, running: PassPlan, progress: float) -> bool:
+        """Return whether a sequence waits for the end of the running pass, to be in the next one.
+
+        Args:
+            progress: of the running pass, 0 to 1.
+        """
+        if not self.is_for_pass(sequence):
+            return False
+        rates, num_tokens = self._rates, self.num_missing(sequence)
+        if rates is None or self._scheduler.num_decoding or num_tokens > self._limits.step_tokens:
+            return True
+        return not rates.prefers_step(num_tokens, int((1 - progress) * running.num_tokens), len(running.sequences))
 
     def is_worthwhile(self) -> bool:
-        """Return whether a pass should begin: prompts need several steps, or a step would delay those that decode."""
-        scheduler = self._scheduler
+        """Return whether a pass should begin: first tokens come sooner, or a step would delay those that decode."""
+        scheduler, step_tokens = self._scheduler, self._limits.step_tokens
         decodes = scheduler.num_decoding > 0
         if decodes and not scheduler.admits_new:
             return False
-        num_tokens = 0
-        for sequence in self._candidates():
-            if decodes or self._limits.takes_all:
-                return True
-            num_tokens += self._num_missing(sequence)
-            if num_tokens > self._limits.step_tokens:
-                return True
-        return False
+        candidates = self._candidates()
+        if not candidates or decodes or self._limits.takes_all:
+            return bool(candidates)
+        rates, prompts = self._rates, [self.num_missing(sequence) for sequence in candidates]
+        return sum(prompts) > step_tokens if rates is None else rates.prefers_pass(prompts, step_tokens)
 
     def plan(self) -> PassPlan:
         """Allocate the blocks of as many steps as there may be, and return these.
@@ -87,7 +113,7 @@ class PassPlanner:
         """
         scheduler, step_tokens = self._scheduler, self._limits.step_tokens
         plan, starts = PassPlan(), dict[Sequence, int]()
-        candidates = sorted(self._candidates(), key=lambda sequence: sequence.order)
+        candidates = self._candidates()
         unfinished: list[Sequence] = []  # sequences of the pass that have tokens left
         left = self._limits.max_tokens
         while left >= step_tokens or not plan.steps:
@@ -113,16 +139,28 @@ class PassPlanner:
         plan.sequences = list(starts)
         return plan
 
-    def _candidates(self) -> Iterator[Sequence]:
-        """Yield the sequences that a pass may take."""
-        for sequence in self._scheduler.running:
-            if sequence.in_pass is None and self.is_for_pass(sequence):
-                yield sequence
-        for sequence in self._scheduler.waiting:
-            if self.is_for_pass(sequence):
-                yield sequence
+    @property
+    def _rates(self) -> PromptRates | None:
+        return None if self._limits.takes_all else self._costs.rates
 
-    def _num_missing(self, sequence: Sequence) -> int:
+    def _is_short(self, num_tokens: int) -> bool:
+        """Return whether a step with so many tokens takes no longer than one of the sequences that decode."""
+        rates = self._rates
+        if rates is None or num_tokens > self._limits.step_tokens or not self._scheduler.num_decoding:
+            return False
+        return rates.seconds(num_tokens) <= rates.decode_seconds
+
+    def _candidates(self) -> list[Sequence]:
+        """Return the sequences that should share a pass, in order."""
+        running = (sequence for sequence in self._scheduler.running if sequence.in_pass is None)
+        found = [sequence for sequence in (*running, *self._scheduler.waiting) if self.is_for_pass(sequence)]
+        found.sort(key=lambda sequence: sequence.order)
+        rates = self._rates
+        if rates is None or not found:
+            return found
+        return found[: rates.num_joining([self.num_missing(sequence) for sequence in found])]
+
+    def num_missing(self, sequence: Sequence) -> int:
         """Return the number of tokens that a sequence has to compute."""
         if sequence in self._scheduler.running:
             return sequence.num_uncached

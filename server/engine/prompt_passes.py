@@ -9,9 +9,10 @@ from collections.abc import Sequence as AbstractSequence
 
 from expert_store import ExpertStoreError
 from server.engine.deadline_watch import deadline_error
-from server.engine.interface import publish
+from server.engine.interface import PassTime, publish
 from server.engine.kv.block_manager import BlockManager
 from server.engine.pass_planning import PassLimits, PassPlan, PassPlanner
+from server.engine.prompt_costs import PromptCosts
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
@@ -33,6 +34,7 @@ class PromptPasses:
 
     Args:
         executor: describes chunks and counts costs.
+        costs: measures each pass, and tells what prompts take.
     """
 
     def __init__(
@@ -41,16 +43,20 @@ class PromptPasses:
         scheduler: Scheduler,
         blocks: BlockManager,
         executor: StepExecutor,
+        *,
+        costs: PromptCosts,
         limits: PassLimits,
     ):
-        self._runner, self._scheduler, self._executor = runner, scheduler, executor
-        self._planner = PassPlanner(scheduler, blocks, executor, limits)
+        self._runner, self._scheduler, self._executor, self._costs = runner, scheduler, executor, costs
+        self._planner = PassPlanner(scheduler, blocks, executor, costs=costs, limits=limits)
         self._pass: PromptPass | None = None
         self._plan = PassPlan()
         self._continues = False  # a running sequence has tokens for another pass
         self._unit_seconds = 0.0  # of the last unit
         self._seconds = 0.0  # of the running pass's units
+        self._began_at = 0.0
         self.num_passes = 0  # finished
+        self.saved_bytes = 0  # by these; see ``PromptPass``
         self.step_seconds = 0.0  # of a step of the last finished pass, on average
         scheduler.cancel_pass = self.cancel
 
@@ -63,8 +69,12 @@ class PromptPasses:
         """The sequences of the running pass."""
         return self._plan.sequences
 
-    def begin(self) -> list[Scheduled]:
-        """Begin a pass if prompts need one and none runs; return the first item of each of its sequences."""
+    def begin(self, now: float) -> list[Scheduled]:
+        """Begin a pass if prompts need one and none runs; return the first item of each of its sequences.
+
+        Args:
+            now: on the engine's clock.
+        """
         if self._pass is not None or not (self._continues or self._scheduler.has_room) or not self._runner.can_pass:
             return []
         self._continues = False
@@ -73,7 +83,7 @@ class PromptPasses:
         self._plan = self._planner.plan()
         if not self._plan.steps:
             return []
-        self._seconds = self._unit_seconds = 0.0
+        self._seconds, self._unit_seconds, self._began_at = 0.0, 0.0, now
         started = time.perf_counter()
         try:
             with panics_as_errors():
@@ -82,7 +92,7 @@ class PromptPasses:
             self._fail(error)
             return []
         self._seconds += time.perf_counter() - started
-        self._scheduler.waits_for_pass = self._planner.is_for_pass
+        self._scheduler.waits_for_pass = self._waits
         self._executor.may_run_ahead = False
         first = {item.sequence: item for step in reversed(self._plan.steps) for item in step.items}
         return list(first.values())
@@ -100,6 +110,12 @@ class PromptPasses:
                 publish([(sequence.sink, deadline_error(sequence))])
                 sequence.sink.cancel()
         if all(sequence.sink.is_cancelled for sequence in self._plan.sequences):
+            self.cancel()
+
+    def give_way(self) -> None:
+        """Cancel the pass if a step beside it might find no slots for its experts, as memory has become less."""
+        if self._pass is not None and not self._runner.can_pass:
+            log.info("a pass of %d prompts ends, as the memory for experts has become too small", len(self.sequences))
             self.cancel()
 
     def advance(self, step_seconds: float | None) -> None:
@@ -128,14 +144,22 @@ class PromptPasses:
             if sequence.in_pass is not None:
                 sequence.in_pass.share = running.progress
 
-    def finish(self) -> Outputs:
+    def finish(self, now: float) -> Outputs:
         """End the pass if all its units have run, and yield its steps, each with its output, before the next one.
 
         A step whose sequences were removed after an earlier one is left out.
+
+        Args:
+            now: on the engine's clock.
         """
         running, plan = self._pass, self._plan
         if running is None or not running.is_finished:
             return
+        for sequence in plan.sequences:
+            if sequence.in_pass is not None:
+                sequence.note_pass(PassTime(self._began_at, now, sequence.in_pass.num_tokens, len(plan.sequences)))
+        self.saved_bytes += running.saved_bytes
+        stall_seconds = 0.0
         self._detach()
         self.num_passes += 1
         self.step_seconds = self._seconds / len(plan.steps)
@@ -150,6 +174,7 @@ class PromptPasses:
                 self._leave_to_chunks([each for each in rest if each in self._scheduler.running], error)
                 return
             seconds = self.step_seconds + time.perf_counter() - started
+            stall_seconds += output.experts.stall_seconds
             left = [item.sequence for item in step.items if item.sequence in self._scheduler.running]
             if len(left) < len(step.items):
                 for sequence in left:
@@ -157,6 +182,7 @@ class PromptPasses:
                 continue
             self._executor.account(step.items, step.chunks, output, seconds)
             yield step.items, output
+        self._costs.note_pass(plan.num_tokens, self._seconds, stall_seconds)
         self._continues = any(sequence.num_uncached > 1 for sequence in plan.sequences)
 
     def cancel(self) -> None:
@@ -165,6 +191,10 @@ class PromptPasses:
         self._end(running)
         for sequence in plan.sequences:
             self._scheduler.requeue(sequence)
+
+    def _waits(self, sequence: Sequence) -> bool:
+        """Return whether a waiting sequence must not begin while the pass runs."""
+        return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
     def _fail(self, error: Exception) -> None:
         """Cancel a pass that failed."""

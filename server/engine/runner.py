@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from expert_store import ExpertStore, Prefetcher
 from server.device import is_gpu
+from server.engine.expected_reads import ExpectedReads
 from server.kernels.current_device import current_device
 from server.model.attention.kv_cache import KVCache
 from server.model.prompt_pass import PromptPass
@@ -51,11 +52,14 @@ class ModelRunner(Protocol):
 
     @property
     def can_pass(self) -> bool:
-        """True if prompts may run as passes now: experts are paged, and there are slots for those of two layers."""
+        """True if prompts may run as passes now: there are slots for the experts of two layers and of a step beside."""
 
     @property
     def pass_token_bytes(self) -> int:
         """Bytes that a pass holds for each of its tokens; 0 if the model runs no passes."""
+
+    def expected_bytes(self, num_tokens: int) -> float:
+        """Return the bytes of experts that a step with so many tokens of prompts will probably read."""
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """Run one ragged step."""
@@ -95,7 +99,7 @@ class PagedModelRunner:
         self._trunk, self._facts, self._states, self._before_step = trunk, trunk.facts, states, before_step
         self._before_pass = before_pass
         self._gpu = kv_cache.device if is_gpu(kv_cache.device) else None
-        self._store = store
+        self._store, self._expected_reads = store, ExpectedReads(store, trunk.facts.top_k)
         self._begin_pass: Callable[[Sequence[Sequence[SequenceChunk]]], PromptPass] = partial(
             trunk.begin_pass, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
         )
@@ -138,6 +142,9 @@ class PagedModelRunner:
     @property
     def pass_token_bytes(self) -> int:
         return self._trunk.pass_token_bytes
+
+    def expected_bytes(self, num_tokens: int) -> float:
+        return self._expected_reads(num_tokens)
 
     def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> PromptPass:
         self.pause()

@@ -12,6 +12,7 @@ from server.engine.interface import (
     ExpertUsage,
     GenerationRequest,
     Grammar,
+    PassTime,
     RoutedExperts,
     Timeline,
     TokenLogprobs,
@@ -121,7 +122,12 @@ class Sequence:
             cost.stall_seconds,
             cost.num_dropped,
             cost.remote_bytes,
+            len(self.timeline.passes),
         )
+
+    def note_pass(self, pass_time: PassTime) -> None:
+        """Note a pass that has computed some of its tokens."""
+        self.timeline.passes = [*self.timeline.passes, pass_time]
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -11,6 +11,7 @@ from expert_store import ExpertStoreError
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.kv.block_manager import BlockManager
 from server.engine.latency_recording import record_stalls
+from server.engine.prompt_costs import PromptCosts
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
@@ -27,10 +28,17 @@ class StepExecutor:
 
     Args:
         admission: learns from each step.
+        costs: measures each step, if any is measured.
     """
 
-    def __init__(self, runner: ModelRunner, blocks: BlockManager, admission: DecodeGroupRotation | None):
-        self._runner, self._blocks, self._admission = runner, blocks, admission
+    def __init__(
+        self,
+        runner: ModelRunner,
+        blocks: BlockManager,
+        admission: DecodeGroupRotation | None,
+        costs: PromptCosts | None,
+    ):
+        self._runner, self._blocks, self._admission, self._costs = runner, blocks, admission, costs
         self.may_run_ahead = True  # False while a pass runs, whose units run between steps
 
     def execute(self, step: Step) -> Iterator[tuple[Step, StepOutput | Exception]]:
@@ -58,7 +66,14 @@ class StepExecutor:
         chunks = [self.chunk(item) for item in step]
         started = time.perf_counter()
         output = self._runner.run(chunks)
-        self.account(step, chunks, output, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.account(step, chunks, output, seconds)
+        if self._costs is not None:
+            num_tokens = sum(item.num_tokens for item in step)
+            if num_tokens == len(step):
+                self._costs.note_decode(seconds)
+            else:
+                self._costs.note_chunks(num_tokens, seconds, output.experts.stall_seconds)
         return output
 
     def account(self, step: Step, chunks: AbstractSequence[SequenceChunk], output: StepOutput, seconds: float) -> None:

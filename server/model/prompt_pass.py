@@ -23,6 +23,13 @@ class PromptPass(Protocol):
     def progress(self) -> float:
         """The part of the work that is done, 0 to 1."""
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the steps, one after another, would probably have read again, as other layers' reads evict them.
+
+        It counts each expert that the pass read once for each further step that used it.
+        """
+
     def advance(self, *, may_wait: bool) -> bool:
         """Run one unit of work: a step's mixer and router at a layer, or its experts there.
 

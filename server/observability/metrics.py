@@ -308,6 +308,8 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield counter(
         "prefill_passes", "Passes that ran prompts layer by layer, to their end.", [], [((), engine.prefill_passes)]
     )
+    text = "Bytes that chunks would probably have read again in place of passes: an estimate."
+    yield counter("prefill_pass_saved_bytes", text, [], [((), engine.prefill_pass_saved_bytes)])
     steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
     yield counter("engine_steps", "Steps of the engine.", ["phase"], steps)
     seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]

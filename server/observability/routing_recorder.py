@@ -24,11 +24,11 @@ class RoutingRecorder:
         self._writer = RoutingLogWriter(path, RoutingLogHeader(model, layers, slot_bytes))
         self._is_open = True
 
-    def record(self, layer: int, experts: Iterable[int], phase: Phase) -> None:
+    def record(self, layer: int, experts: Iterable[int], phase: Phase, *, is_passing: bool = False) -> None:
         """Add one lease; called from the engine's thread."""
         if self._is_open:
             try:
-                self._writer.record(layer, experts, phase)
+                self._writer.record(layer, experts, phase, is_passing=is_passing)
             except RoutingLogError as error:
                 self._is_open = False
                 log.error("%s; no more routing is recorded", error)  # noqa: TRY400  one line is enough

@@ -116,7 +116,7 @@ def test_a_completion_is_typed(any_client: AnyClient) -> None:
     assert (reply.text, reply.finish_reason) == ("Once upon", "length")
     assert reply.usage.completion_tokens == 2
     assert reply.usage.cached_tokens == 1
-    assert vars(reply.usage.greenroom) == {**EXPERT_USAGE, "expert_remote_bytes": 0}
+    assert vars(reply.usage.greenroom) == {**EXPERT_USAGE, "expert_remote_bytes": 0, "prefill_passes": 0}
     with pytest.raises(AttributeError):
         reply.usage.completion_tokens = 3
 

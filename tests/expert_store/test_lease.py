@@ -186,10 +186,10 @@ class ListRecorder:
     """Keeps what it records in a list."""
 
     def __init__(self) -> None:
-        self.leases: list[tuple[int, list[int], str]] = []
+        self.leases: list[tuple[int, list[int], str, bool]] = []
 
-    def record(self, layer: int, experts: Any, phase: str) -> None:
-        self.leases.append((layer, list(experts), phase))
+    def record(self, layer: int, experts: Any, phase: str, *, is_passing: bool = False) -> None:
+        self.leases.append((layer, list(experts), phase, is_passing))
 
 
 def test_a_recorder_records_each_expert_once_whatever_its_variants(make_store: MakeStore) -> None:
@@ -198,7 +198,9 @@ def test_a_recorder_records_each_expert_once_whatever_its_variants(make_store: M
     keys = [ExpertKey(1, 5, VARIANT), ExpertKey(1, 5, BASE), ExpertKey(1, 2)]
     with store.lease(dict.fromkeys(keys, 1), "prefill"):
         pass
-    assert recorder.leases == [(1, [5, 2], "prefill")]
+    with store.lease_passing(one_row_each(0, [3])):
+        pass
+    assert recorder.leases == [(1, [5, 2], "prefill", False), (0, [3], "prefill", True)]
 
 
 def test_a_batch_waits_only_for_what_is_not_there(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:

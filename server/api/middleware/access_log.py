@@ -47,6 +47,7 @@ def _work_fields(work: Work) -> dict[str, Any]:
     if usage is not None:
         fields["expert_misses"] = usage.num_misses
         fields["expert_bytes_read"] = usage.bytes_read
+        fields["prefill_passes"] = usage.num_passes or None
         fields["expert_remote_bytes"] = usage.remote_bytes or None
         fields["expert_stall_seconds"] = round(usage.stall_seconds, 6)
     if isinstance(work, Generation):

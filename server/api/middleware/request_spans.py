@@ -7,7 +7,7 @@ from server.api.core.choice.auto_choice import AUTO
 from server.api.core.requests.generation import Generation
 from server.api.core.service.tracer import Span, Value
 from server.api.middleware.finished_request import FinishedRequest, Work, known_usage
-from server.engine.interface import ExpertUsage, Stall, Timeline, TokenStream
+from server.engine.interface import ExpertUsage, PassTime, Stall, Timeline, TokenStream
 
 MAX_CHOICES = 32  # choices of a request that have spans of their own
 MAX_STALLS = 32  # stalls of a request that have spans
@@ -153,9 +153,9 @@ def _phases(stream: TokenStream, ended_at: float, stalls: Sequence[Stall]) -> li
         phases.append(Span("decode", first, end, _usage_attributes(_decode_usage(timeline))))
     if timeline.num_preemptions:
         phases[-1].attributes["greenroom.preemptions"] = timeline.num_preemptions
-    for stall in stalls:
-        phase = phases[-1] if stall.started_at >= first else phases[1]
-        phase.children.append(_stall_span(stall))
+    for child in (*map(_pass_span, timeline.passes), *map(_stall_span, stalls)):
+        phase = phases[-1] if child.started_at >= first else phases[1]
+        phase.children.append(child)
     if timeline.replica is not None:
         return [Span("replica", queued_at, end, {"greenroom.replica": timeline.replica}, phases)]
     return phases
@@ -164,6 +164,14 @@ def _phases(stream: TokenStream, ended_at: float, stalls: Sequence[Stall]) -> li
 def _decode_usage(timeline: Timeline) -> ExpertUsage | None:
     first, last = timeline.first_usage, timeline.last_usage
     return None if first is None or last is None else last - first
+
+
+def _pass_span(each: PassTime) -> Span:
+    attributes: dict[str, Value] = {
+        "greenroom.pass.tokens": each.num_tokens,
+        "greenroom.pass.requests": each.num_prompts,
+    }
+    return Span("prefill_pass", each.started_at, each.ended_at, attributes)
 
 
 def _stall_span(stall: Stall) -> Span:

@@ -58,7 +58,7 @@ from server.engine.interface.sampling_params import (
     check_sampling,
 )
 from server.engine.interface.streams import FREE_UNREAD, MAX_UNREAD, EventQueue, TokenStream, merge
-from server.engine.interface.timeline import Timeline
+from server.engine.interface.timeline import PassTime, Timeline
 from server.engine.interface.weights import (
     AdapterAdministration,
     AdapterLoader,
@@ -109,6 +109,7 @@ __all__ = [
     "JsonObject",
     "Media",
     "ModelCard",
+    "PassTime",
     "Pooling",
     "PoolingOfHidden",
     "PromptTooLongError",

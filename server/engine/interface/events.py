@@ -75,6 +75,7 @@ class ExpertUsage:
     stall_seconds: float = 0.0  # waits in layers, including those for experts of other sequences in the batch
     num_dropped: int = 0  # tokens that no expert took, once for each layer
     remote_bytes: int = 0  # of the bytes read, those that were on no disk
+    num_passes: int = 0  # passes layer by layer over parts of its prompt, which it may have shared
 
     def __add__(self, other: ExpertUsage) -> ExpertUsage:
         return ExpertUsage(
@@ -84,6 +85,7 @@ class ExpertUsage:
             self.stall_seconds + other.stall_seconds,
             self.num_dropped + other.num_dropped,
             self.remote_bytes + other.remote_bytes,
+            self.num_passes + other.num_passes,
         )
 
     def __sub__(self, other: ExpertUsage) -> ExpertUsage:
@@ -94,6 +96,7 @@ class ExpertUsage:
             self.stall_seconds - other.stall_seconds,
             self.num_dropped - other.num_dropped,
             self.remote_bytes - other.remote_bytes,
+            self.num_passes - other.num_passes,
         )
 
 

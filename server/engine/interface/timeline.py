@@ -9,6 +9,16 @@ from server.engine.interface.events import ExpertUsage
 from server.model.stalls import Stall
 
 
+@dataclass(frozen=True)
+class PassTime:
+    """A pass layer by layer that computed tokens of a prompt."""
+
+    started_at: float  # by ``time.monotonic``
+    ended_at: float  # by ``time.monotonic``
+    num_tokens: int  # of this prompt
+    num_prompts: int  # that shared the pass
+
+
 @dataclass
 class Timeline:
     """Times of one request, in seconds of ``time.monotonic``; None until it happens. The engine's thread writes it."""
@@ -22,6 +32,7 @@ class Timeline:
     num_preemptions: int = 0  # times that it was moved back to the queue
     first_usage: ExpertUsage | None = None  # cost of its experts up to its first token
     last_usage: ExpertUsage | None = None  # and up to its end
+    passes: Sequence[PassTime] = ()  # over its prompt, that have finished
     stalls: Sequence[Stall] = ()  # the longest ones, if requested, in no order
     replica: str | None = None  # of a cluster, that computed it
     received_at: float | None = None  # when that replica had got it

@@ -83,8 +83,9 @@ def attribute_costs(parts: Sequence[LayerRun | ResidentRuns], rows: Owners) -> l
     for part in parts:
         if isinstance(part, ResidentRuns):
             if len(costs) == 1:
-                num_each += part.num_lookups
-            elif is_decode and part.num_run == part.num_choices * len(costs):  # a token's choices are distinct
+                costs[0].add(ExpertCost(part.num_lookups, bytes_read=part.bytes_read))
+            elif is_decode and not part.read_ahead and part.num_run == part.num_choices * len(costs):
+                # A token's choices are distinct.
                 num_each += part.num_choices
             else:
                 for run in part.runs:

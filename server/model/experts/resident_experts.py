@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import Phase, Prefetcher, StepLease
+from expert_store import ExpertCatalog, ExpertKey, Phase, Prefetcher, StepLease
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.step_record import ResidentRuns, StepRecord
@@ -43,6 +43,7 @@ class ResidentExperts:
 
     Args:
         prefetcher: learns the number of look-ups, if not all experts are resident.
+        catalog: has the bytes that are read for an expert.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class ResidentExperts:
         record: StepRecord,
         variants: StepVariants | None = None,
         prefetcher: Prefetcher | None = None,
+        *,
+        catalog: ExpertCatalog,
     ):
         self.lease, self._phase, self._record, self._variants = lease, phase, record, variants
-        self._prefetcher = prefetcher
+        self._prefetcher, self._catalog = prefetcher, catalog
 
     def __enter__(self) -> Self:
         self.lease.__enter__()
@@ -100,13 +103,13 @@ class ResidentExperts:
             predicted: for each layer, the numbers of experts that were predicted of the next one (None after the last),
                 if the prefetcher observes this step.
         """
-        runs = self._runs(layers, chosen, num_choices, rows)
+        read_ahead = self._places_of(self.lease.close(layers.numbers, rows, self._phase))
+        runs = self._runs(layers, chosen, num_choices, rows, read_ahead)
         self._record.add_residents(runs)
         if predicted is not None:
             self._observe(runs, predicted)
         elif self._prefetcher is not None and not self.lease.holds_all:
             self._prefetcher.count_lookups(runs.num_lookups)
-        self.lease.close(layers.numbers, rows, self._phase)
 
     @property
     def holds_all(self) -> bool:
@@ -121,18 +124,28 @@ class ResidentExperts:
             keys_of = None if self._variants is None else self._variants.keys_of_rows(run.layer, len(routed))
             self._prefetcher.observe(run.layer, routed, GateInput(None, self._variants, ahead), keys_of)
 
+    def _places_of(self, keys: Iterable[ExpertKey]) -> dict[int, dict[int, int]]:
+        """Return the places of experts, by layer, and the bytes that are read for each."""
+        found: dict[int, dict[int, int]] = {}
+        for key in keys:
+            place = key.expert if self._variants is None else self._variants.keys[key.layer].index(key)
+            found.setdefault(key.layer, {})[place] = self._catalog.read_bytes(key)
+        return found
+
     def _runs(
         self,
         layers: RoutedLayers,
         chosen: Callable[[], Sequence[IntArray]],
         num_choices: int,
         rows: IntArray,
+        read_ahead: Mapping[int, Mapping[int, int]],
     ) -> ResidentRuns:
         variants = self._variants
         if variants is None:
-            return ResidentRuns(layers.sizes, chosen, num_choices, rows)
+            return ResidentRuns(layers.sizes, chosen, num_choices, rows, read_ahead=read_ahead)
         places, own = [variants.places(layer) for layer in layers.layers], chosen()
         sets = [variants.sets_of_rows(number, len(rows)) for number, rows in zip(layers.numbers, own, strict=True)]
         placed = [each.place(rows, of) for each, rows, of in zip(places, own, sets, strict=True)]
         sizes = [(number, len(each.keys)) for number, each in zip(layers.numbers, places, strict=True)]
-        return ResidentRuns(sizes, lambda: placed, num_choices, rows, [each.numbers for each in places])
+        numbers = [each.numbers for each in places]
+        return ResidentRuns(sizes, lambda: placed, num_choices, rows, numbers, read_ahead=read_ahead)

@@ -225,7 +225,9 @@ class StepExperts:
         lease = self.store.hold_residents(keys, needs_all=observes and not self.predicts)
         if lease is None:
             return None
-        return ResidentExperts(lease, self.phase, self.record, self.variants, self._prefetcher)
+        return ResidentExperts(
+            lease, self.phase, self.record, self.variants, self._prefetcher, catalog=self.store.catalog
+        )
 
     def hold_all(self, *, overlaps: bool = False) -> StepLease | None:
         """Lease the model's own experts if all are in memory; see ``ExpertStore.hold_residents``."""
@@ -233,7 +235,7 @@ class StepExperts:
 
     def residents(self, lease: StepLease) -> ResidentExperts:
         """Return what records the layers that have run under a lease of ``hold_all``."""
-        return ResidentExperts(lease, self.phase, self.record)
+        return ResidentExperts(lease, self.phase, self.record, catalog=self.store.catalog)
 
     def _placed(self, layer: ExpertLayer, chosen: IntArray) -> tuple[IntArray, tuple[ExpertKey, ...], IntArray | None]:
         """Return the places of chosen rows of a layer's router, and the expert and the number of each place.

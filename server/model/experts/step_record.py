@@ -41,6 +41,7 @@ class ResidentRuns:
         num_choices: choices of a token in all of these layers.
         rows: tokens that each place ran on, ``(layers, places)``.
         numbers: see ``LayerRun``, of each layer.
+        read_ahead: see ``LayerRun``, of layers with some.
     """
 
     def __init__(
@@ -50,10 +51,17 @@ class ResidentRuns:
         num_choices: int,
         rows: IntArray,
         numbers: Sequence[IntArray] | None = None,
+        *,
+        read_ahead: Mapping[int, Mapping[int, int]] = MappingProxyType({}),
     ):
         self._layers, self._chosen, self._rows, self._numbers = layers, chosen, rows, numbers
-        self.num_choices = num_choices
+        self.num_choices, self.read_ahead = num_choices, read_ahead
         self.num_lookups = int(np.count_nonzero(rows))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read ahead of these layers."""
+        return sum(sum(each.values()) for each in self.read_ahead.values())
 
     @property
     def num_run(self) -> int:
@@ -67,7 +75,7 @@ class ResidentRuns:
         num_lookups = np.count_nonzero(self._rows, axis=1).tolist()
         of_layers = [None] * len(layers) if self._numbers is None else self._numbers
         return [
-            LayerRun(layer, choices, size, ExpertCost(count), {}, own)
+            LayerRun(layer, choices, size, ExpertCost(count), {}, own, read_ahead=self.read_ahead.get(layer, {}))
             for (layer, size), choices, count, own in zip(layers, self._chosen(), num_lookups, of_layers, strict=True)
         ]
 
@@ -168,6 +176,7 @@ class StepRecord:
         self.parts.append(residents)
         self._chosen.append(residents)
         self.cost.num_lookups += residents.num_lookups
+        self.cost.bytes_read += residents.bytes_read
 
 
 class StepRouting(Mapping[int, IntArray]):

@@ -107,6 +107,7 @@ class NativePass:
         self._awaited: Lease | None = None
         self._num_run = 0  # layers
         self.is_finished = False
+        self.saved_bytes = 0
         self._held = ExitStack()  # leases
         self._counts = np.zeros(0, np.int64)
         self._units = self._run()
@@ -246,6 +247,9 @@ class NativePass:
     def _record(self, layer: int, choices: Sequence[Sequence[PassChoices]], lease: Lease) -> None:
         """Record a layer of experts in each step; the first one that uses a missed expert bears its cost."""
         missed, read_ahead = dict(lease.missed), set(lease.read_ahead)
+        for key in (*missed, *read_ahead):
+            num_uses = sum(any(key in placed.rows for _, placed in chosen) for chosen in choices)
+            self.saved_bytes += (num_uses - 1) * self._store.catalog.read_bytes(key)
         stall = lease.stall_seconds
         for step, chosen in zip(self.steps, choices, strict=True):
             for _, placed in chosen:

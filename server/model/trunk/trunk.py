@@ -199,7 +199,7 @@ class Trunk(BaseTrunk):
         if self._native is None or not self._native.can_pass or is_gpu(self.device):
             return False
         at_once = pairwise([*self._native.expert_layers, ()])
-        return all(store.holds_at_once((*layers, *following)) for layers, following in at_once)
+        return all(store.holds_at_once((*layers, *following), self.facts.top_k) for layers, following in at_once)
 
     @property
     def pass_token_bytes(self) -> int:

@@ -72,6 +72,10 @@ class TrunkPass:
     def progress(self) -> float:
         return self._pass.progress
 
+    @property
+    def saved_bytes(self) -> int:
+        return self._pass.saved_bytes
+
     def advance(self, *, may_wait: bool) -> bool:
         with torch.inference_mode():
             return self._pass.advance(may_wait=may_wait)

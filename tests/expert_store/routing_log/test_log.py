@@ -33,17 +33,17 @@ FIRST = json.dumps(
     }
 )
 leases = st.builds(
-    lambda layer, numbers, phase: LoggedLease(layer, tuple(n % HEADER.layers[layer] for n in numbers), phase),
+    lambda layer, numbers, phase: LoggedLease(layer, tuple(n % HEADER.layers[layer] for n in numbers), *phase),
     st.sampled_from([0, 2]),
     st.lists(st.integers(0, 3), unique=True),
-    st.sampled_from(["prefill", "decode"]),
+    st.sampled_from([("prefill", False), ("prefill", True), ("decode", False)]),
 )
 
 
 def write(path: Path, leases: list[LoggedLease]) -> Path:
     with RoutingLogWriter(path, HEADER) as writer:
         for lease in leases:
-            writer.record(*lease)
+            writer.record(lease.layer, lease.experts, lease.phase, is_passing=lease.is_passing)
     return path
 
 
@@ -58,8 +58,9 @@ def test_what_is_written_is_read_again(
 
 
 def test_the_form_of_a_line_is_that_of_the_documentation(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", [LoggedLease(2, (3, 7), "decode"), LoggedLease(0, (), "prefill")])
-    assert path.read_text().splitlines() == [FIRST, '[2,[3,7],"d"]', '[0,[],"p"]']
+    leases = [LoggedLease(2, (3, 7), "decode"), LoggedLease(0, (), "prefill"), LoggedLease(0, (1,), "prefill", True)]
+    path = write(tmp_path / "t.jsonl", leases)
+    assert path.read_text().splitlines() == [FIRST, '[2,[3,7],"d"]', '[0,[],"p"]', '[0,[1],"l"]']
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def experts_of(bits: int) -> tuple[int, ...]:
 
 
 leases = st.builds(
-    LoggedLease,
+    lambda layer, experts, phase: LoggedLease(layer, experts, *phase),
     st.integers(0, LAYERS - 1),
     st.integers(1, 2**EXPERTS - 1).map(experts_of),
-    st.sampled_from(PHASES),
+    st.sampled_from([("prefill", False), ("prefill", True), ("decode", False)]),
 )
 
 
@@ -61,8 +61,9 @@ def hits_of_store(catalog: ExpertCatalog, routing: list[LoggedLease], policy: st
     store = ExpertStore(catalog, num_slots * LAYOUT.slot_bytes, policy=policy, num_readers=1)
     try:
         SteppedReads(store)
-        for layer, experts, phase in routing:
-            with store.lease(one_row_each(layer, experts), phase) as lease:
+        for layer, experts, phase, is_passing in routing:
+            rows = one_row_each(layer, experts)
+            with store.lease_passing(rows) if is_passing else store.lease(rows, phase) as lease:
                 assert len(list(lease)) == len(experts)
         lookups = store.statistics().lookups
         assert sum(lookups.values()) == sum(len(lease.experts) for lease in routing)

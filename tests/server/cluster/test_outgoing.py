@@ -8,7 +8,7 @@ from ray import cloudpickle
 
 from server.cluster.outgoing import ExpertCounts, Pace, moved, since_submission
 from server.cluster.wire import Answer
-from server.engine.interface import FinishReason, Stall, Timeline, TokenEvent, TokenLogprobs
+from server.engine.interface import FinishReason, PassTime, Stall, Timeline, TokenEvent, TokenLogprobs
 
 
 def paced(num_tokens: int, num_streams: int, now: float = 0.105) -> float:
@@ -72,8 +72,11 @@ def test_experts_of_a_token_are_the_same_after_their_way() -> None:
 
 
 def test_times_of_one_clock_are_those_of_another_one_moved() -> None:
-    mine = Timeline(100.0, 101.0, None, stalls=[Stall(3, 102.0, 102.5, 0.5, 1, 10)])
+    mine = Timeline(
+        100.0, 101.0, None, passes=[PassTime(101.0, 103.0, 64, 1)], stalls=[Stall(3, 102.0, 102.5, 0.5, 1, 10)]
+    )
     told = since_submission(mine)
     assert (told.submitted_at, told.started_at, told.first_token_at) == (0.0, 1.0, None)
+    assert [(each.started_at, each.ended_at) for each in told.passes] == [(1.0, 3.0)]
     assert [(stall.started_at, stall.ended_at) for stall in told.stalls] == [(2.0, 2.5)]
     assert moved(told, 100.0) == mine

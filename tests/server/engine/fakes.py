@@ -72,6 +72,7 @@ class FakeModel:
         self.before_unit: Callable[[], None] = lambda: None
         self.before_output: Callable[[], None] = lambda: None
         self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
+        self.expected_bytes: Callable[[int], float] = lambda num_tokens: 0.0
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
@@ -180,6 +181,7 @@ class FakePass:
         self._units = [(layer, step) for layer in range(LAYERS) for step in range(len(steps) + 1)]
         self._num_run = 0
         self.is_cancelled = self.is_ended = False
+        self.saved_bytes = 1 << 20
         self._outputs: list[StepOutput] = []
         self._begun: dict[int, list[int]] = {}  # states that the sequences begin from, by slot
         self._states: dict[int, list[int]] = {}  # those of the layer that runs

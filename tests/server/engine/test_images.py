@@ -60,7 +60,8 @@ def request_of(prompt: Prompt) -> GenerationRequest:
     token_ids, media = prompt
     content = prefix_cache_ids(token_ids, 100, [str(id(media)).encode()])
     sampling = SamplingParams(NEW_TOKENS, temperature=0.0)
-    return GenerationRequest("test", tuple(token_ids), sampling, media=Media(media, content) if media else None)
+    found = None if media is None else Media(media, content, tuple(media.bidirectional_spans))
+    return GenerationRequest("test", tuple(token_ids), sampling, media=found)
 
 
 def submit(engine: Engine, prompt: Prompt) -> TokenStream:

@@ -19,6 +19,7 @@ from server.engine.engine_statistics import EngineStatistics
 from server.engine.interface import GenerationRequest, SamplingParams
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
+from server.engine.pass_planning import PassLimits
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.text.detokenizer import WindowDetokenizer
@@ -60,7 +61,9 @@ def decode(token_ids: list[int]) -> str:
 
 
 @contextmanager
-def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[tuple[Engine, BlockManager]]:
+def engine_over(
+    trunk: Trunk, store: ExpertStore, num_blocks: int, passes: PassLimits | None = None
+) -> Iterator[tuple[Engine, BlockManager]]:
     """A running engine whose cache holds ``num_blocks`` blocks of each group without a window."""
     counts = []
     for group in trunk.facts.kv_groups:
@@ -78,7 +81,7 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, states=states),
         blocks,
-        EngineLimits(num_blocks * BLOCK_SIZE, 100, SchedulerLimits(MAX_RUNNING, MAX_BATCHED)),
+        EngineLimits(num_blocks * BLOCK_SIZE, 100, SchedulerLimits(MAX_RUNNING, MAX_BATCHED), passes),
         vocab_size=trunk.vocab_size,
         eos_token_ids=frozenset(),
         detokenizer=lambda prompt, _written: WindowDetokenizer(decode, (), prompt),

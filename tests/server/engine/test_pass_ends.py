@@ -7,6 +7,8 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,6 +218,24 @@ def test_the_engine_stops_in_the_middle_of_a_pass() -> None:
             await collect(rig.submit(LONG, 4))
 
     run(rig, scenario)
+    assert are_cancelled(rig) == [True]
+
+
+def test_a_pass_gives_way_to_steps_when_the_memory_becomes_too_small_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = count(step=1000)  # each unit takes longer than a step
+    monkeypatch.setattr("server.engine.prompt_passes.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    rig = Rig(passes=LIMITS)
+
+    async def scenario() -> list[str]:
+        first = aiter(rig.submit(b"first", 60))
+        begun = (await anext(first)).text
+        at_unit(rig, 2, lambda: setattr(rig.model, "can_pass", False))
+        text = await collect(rig.submit(LONG, 4))
+        return [begun + "".join([event.text async for event in first]), text]
+
+    assert run(rig, scenario) == [continuation(b"first", 60), continuation(LONG, 4)]
     assert are_cancelled(rig) == [True]
 
 

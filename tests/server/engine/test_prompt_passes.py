@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from server.engine.interface import TokenLogprobs
 from server.engine.kv.block_manager import BlockGroup
 from server.engine.pass_planning import PassLimits
+from server.engine.prompt_costs import PromptCosts, PromptRates
 from server.engine.step_limits import MAX_LOGITS_ROWS
 from tests.server.engine.fakes import FakePass, Rig, collect, collect_together, continuation, run
 
@@ -55,6 +58,7 @@ def test_a_long_prompt_runs_as_one_pass() -> None:
     assert all(step == [1] for step in rig.model.steps)
     statistics = rig.engine.statistics
     assert (statistics.prefill_passes, statistics.prompt_tokens) == (1, 100)
+    assert statistics.prefill_pass_saved_bytes == 1 << 20  # the model's estimate
     assert statistics.steps == {"prefill": 4, "decode": 7}
 
 
@@ -62,11 +66,12 @@ def test_usage_of_a_pass_is_that_of_its_steps() -> None:
     usages = []
     for rig in (Rig(passes=LIMITS), Rig()):
 
-        async def last_usage(rig: Rig = rig) -> object:
+        async def last_usage(rig: Rig = rig) -> Any:
             return [event async for event in rig.submit(LONG, 2)][-1].expert_usage
 
         usages.append(run(rig, last_usage))
-    assert usages[0] == usages[1]
+    assert usages[0].num_passes == 1
+    assert replace(usages[0], num_passes=0) == usages[1]
 
 
 def test_a_prompt_longer_than_a_pass_runs_as_several() -> None:
@@ -179,6 +184,77 @@ def test_a_short_prompt_beside_a_decode_is_a_pass_so_that_it_delays_no_token() -
 
     assert run(rig, scenario) == [continuation(b"p" * 32, 4), continuation(b"first", 60)]
     assert [sizes(one) for one in rig.model.passes] == [[[32]]]
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, token_seconds: float, byte_seconds: float, decode_seconds: float = 0.0
+) -> None:
+    """Let the rates of processor and disk be measured so, where each step reads the same experts of a megabyte."""
+    rates = PromptRates(token_seconds, byte_seconds, decode_seconds, lambda num_tokens: 1e6 * (num_tokens > 0))
+    monkeypatch.setattr(PromptCosts, "rates", rates)
+
+
+@pytest.mark.parametrize(("byte_seconds", "num_passes"), [(1e-6, 1), (0.0, 0)], ids=["slow disk", "fast disk"])
+def test_a_long_prompt_is_a_pass_only_if_it_is_sooner_so(
+    byte_seconds: float, num_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 0.001, byte_seconds)
+    rig = Rig(passes=LIMITS)
+    assert text_of(rig, LONG, 4) == continuation(LONG, 4)
+    assert len(rig.model.passes) == num_passes
+
+
+def test_long_prompts_that_would_delay_each_other_have_a_pass_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 0.01, 0.1e-6)  # a step computes for 0.32 s and reads for 0.1 s
+    rig, prompts = Rig(num_blocks=200, passes=LIMITS), [LONG, LONG[::-1]]
+    assert texts_of_waiting(rig, *[(prompt, 4) for prompt in prompts]) == [continuation(one, 4) for one in prompts]
+    assert [sizes(one) for one in rig.model.passes] == [[[32], [32], [32], [4]]] * 2
+
+
+@pytest.mark.parametrize(("decode_seconds", "num_passes"), [(0.3, 1), (0.4, 0)], ids=["longer", "no longer"])
+def test_a_prompt_beside_a_decode_is_a_pass_if_its_step_takes_longer(
+    decode_seconds: float, num_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 0.01, 0.0, decode_seconds)
+    rig = Rig(passes=LIMITS)
+
+    async def scenario() -> list[str]:
+        first = aiter(rig.submit(b"first", 60))
+        begun = (await anext(first)).text
+        return [await collect(rig.submit(b"p" * 32, 4)), begun + "".join([event.text async for event in first])]
+
+    assert run(rig, scenario) == [continuation(b"p" * 32, 4), continuation(b"first", 60)]
+    assert len(rig.model.passes) == num_passes
+
+
+@pytest.mark.parametrize(("unit", "is_beside"), [(0, True), (9, False)], ids=["early", "late"])
+def test_a_prompt_that_comes_during_a_pass_runs_beside_it_if_much_is_left(
+    unit: int,
+    is_beside: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured(monkeypatch, 0.01, 0.1e-6)
+    rig, left, run_before = Rig(passes=LIMITS), [unit], list[int]()  # units before its step
+
+    async def scenario() -> list[str]:
+        loop, submitted, later = asyncio.get_running_loop(), threading.Event(), list[asyncio.Task[str]]()
+
+        def submit() -> None:
+            later.append(loop.create_task(collect(rig.submit(b"p" * 32, 1))))
+            loop.call_soon(loop.call_soon, submitted.set)
+
+        def count_down() -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                loop.call_soon_threadsafe(submit)
+                assert submitted.wait(30)
+
+        rig.model.before_unit = count_down
+        rig.model.before_step = lambda: run_before.append(unit - left[0])
+        return [await collect(rig.submit(LONG, 1)), *await asyncio.gather(*later)]
+
+    assert run(rig, scenario) == [continuation(LONG, 1), continuation(b"p" * 32, 1)]
+    assert [number < 10 for number in run_before] == [is_beside]
 
 
 def test_units_that_need_experts_wait_only_if_nothing_else_runs() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from server.api.core.service.service import Service
 from server.api.core.service.tracer import Span
+from server.engine.pass_planning import PassLimits
 from server.engine.text.codec import Codec
 from server.model.stalls import Stall
 from tests.server.engine.fakes import Rig
@@ -158,6 +159,16 @@ def test_the_longest_waits_for_experts_are_spans(traced: TracedServer) -> None:
         "greenroom.expert.bytes_read": 1024,
         "greenroom.expert.stall_seconds": 0.2,
     }
+
+
+def test_a_pass_over_a_prompt_has_a_span(codec: Codec) -> None:
+    recorder = Recorder()
+    rig = Rig(max_batched_tokens=32, passes=PassLimits(256, 32))
+    with serving_rig(rig, codec, service=Service("1", tracer=recorder)) as live:
+        ask(live.port, post("/v1/completions", prompt="p" * 100, max_tokens=2))
+        [prefill_pass] = TracedServer(live, recorder).work().children[1].children
+    assert prefill_pass.name == "prefill_pass"
+    assert prefill_pass.attributes == {"greenroom.pass.tokens": 100, "greenroom.pass.requests": 1}
 
 
 def test_an_embedding_has_spans(traced: TracedServer) -> None:

@@ -7,13 +7,14 @@ from server.engine.interface import ExpertUsage, JsonObject
 def expert_usage(usage: ExpertUsage) -> JsonObject:
     """Return ``usage.greenroom``: the expert cost of a request.
 
-    Bytes that were on no disk, and tokens that no expert took, are left out if there are none.
+    Passes, bytes that were on no disk, and tokens that no expert took are left out if there are none.
     """
     return {
         "expert_requests": usage.num_requests,
         "expert_misses": usage.num_misses,
         "expert_bytes_read": usage.bytes_read,
         "expert_stall_seconds": usage.stall_seconds,
+        **({"prefill_passes": usage.num_passes} if usage.num_passes else {}),
         **({"expert_remote_bytes": usage.remote_bytes} if usage.remote_bytes else {}),
         **({"dropped_tokens": usage.num_dropped} if usage.num_dropped else {}),
     }

@@ -15,6 +15,7 @@ from expert_store import ExpertKey, ExpertStore, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.model.experts.next_layer_gate import GateInput
+from server.model.step import ExpertCost, StepOutput
 from server.model.trunk.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import wait_until_idle
@@ -110,6 +111,32 @@ def test_a_layer_whose_successor_needs_a_read_leases_its_experts_so_that_the_rea
     store.evict(predicted)
     decode(trunk, store, prefetcher)
     assert store.statistics().prefetches["used"] + store.statistics().prefetches["late"] > 0
+
+
+def test_a_step_in_one_call_is_charged_the_bytes_that_were_read_ahead_of_it(
+    trunk: Trunk, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(trunk, store, None)
+    keys = [ExpertKey(1, expert) for expert in range(8)]
+    store.evict(keys)
+    assert store.prefetch(keys)
+    wait_until_idle(store)
+    fill(store)  # experts that are read while the disk idles are charged to nobody
+    costs, forward = list[ExpertCost](), trunk.forward
+
+    def charged(*arguments: Any, **options: Any) -> StepOutput:
+        output = forward(*arguments, **options)
+        costs.extend(output.costs)
+        return output
+
+    monkeypatch.setattr(trunk, "forward", charged)
+    calls = Calls(trunk._pool.kernels, monkeypatch)
+    before = store.statistics().prefetches["used"]
+    decode(trunk, store, None)
+    num_used = store.statistics().prefetches["used"] - before
+    assert (calls.layers, calls.experts) == (STEPS, 0)
+    num_charged, rest = divmod(sum(cost.bytes_read for cost in costs), trunk.catalog.read_bytes(keys[0]))
+    assert (rest, num_charged > 0, num_charged <= num_used) == (0, True, True)
 
 
 def test_predictions_of_the_kernels_are_those_of_the_gates(trunk: Trunk, store: ExpertStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,21 @@ def test_a_pass_reads_no_expert_twice(tmp_path: Path) -> None:
     store.close()
     num_experts = sum(len(layer.experts) for layer in trunk.catalog.layers.values())
     assert len(used) <= sum(loads.buckets) <= num_experts  # some are read ahead in vain
+
+
+def test_a_pass_saves_the_bytes_of_experts_that_several_of_its_steps_use(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store, num_uses = open_store(trunk), Counter[tuple[int, int]]()
+    prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store)
+    while not prompt_pass.is_finished:
+        prompt_pass.advance(may_wait=True)
+    for output in prompt_pass.finish():
+        num_uses.update(
+            (layer, expert) for layer, rows in output.routing.items() for expert in set(rows.ravel().tolist())
+        )
+    store.close()
+    num_again = num_uses.total() - len(num_uses)
+    assert prompt_pass.saved_bytes == num_again * trunk.catalog.read_bytes(ExpertKey(0, 0)) > 0
 
 
 def test_a_cancelled_pass_gives_back_all_experts(tmp_path: Path) -> None:

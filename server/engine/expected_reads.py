@@ -1,0 +1,28 @@
+"""ExpectedReads: the bytes of experts that tokens of prompts will probably read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expert_store import ExpertKey, ExpertStore
+
+
+class ExpectedReads:
+    """Estimates bytes as if routing were even, and each layer had its share of the store's slots filled.
+
+    Args:
+        top_k: experts of a token in each layer.
+    """
+
+    def __init__(self, store: ExpertStore, top_k: int):
+        layers = store.catalog.layers
+        self._store, self._layers = store, list(layers)
+        self._num_experts = np.array([len(entry.experts) for entry in layers.values()], dtype=np.float64)
+        self._bytes_each = np.array([store.catalog.read_bytes(ExpertKey(layer, 0)) for layer in layers])
+        self._unused = 1 - np.minimum(1.0, top_k / self._num_experts)  # part of a layer that one token does not use
+
+    def __call__(self, num_tokens: int) -> float:
+        """Return the bytes that one step with so many tokens reads."""
+        slots = self._store.layer_slots()
+        missing = self._num_experts - [slots[layer] for layer in self._layers]
+        return float((missing * self._bytes_each * (1 - self._unused**num_tokens)).sum())
