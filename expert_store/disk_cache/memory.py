@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from expert_store.catalog import ExpertCatalog, is_on_disk
 from expert_store.disk_cache.delayed_writer import MAX_UNWRITTEN_BYTES
-from expert_store.disk_cache.expert_records import RecordSource
+from expert_store.disk_cache.expert_records import RecordSource, on_huge_pages
 from expert_store.disk_cache.extent_log import EXTENT_BYTES
 from expert_store.disk_cache.fill import NUM_THREADS
 from expert_store.store import NUM_READERS
@@ -20,4 +20,4 @@ def cache_memory_bytes(catalog: ExpertCatalog) -> int:
     if not is_on_disk(catalog):
         return MAX_UNWRITTEN_BYTES + filling
     records = [source.source.layout.largest_bytes for source in catalog.sources if isinstance(source, RecordSource)]
-    return filling + NUM_READERS * max(records) if records else 0
+    return filling + NUM_READERS * on_huge_pages(max(records)) if records else 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from expert_store import CheckpointError, ExpertCatalog, ExpertKey, ExpertStore, LocalFolder, catalog
-from expert_store.disk_cache.expert_records import OpenExpertRecords, RecordSource
+from expert_store.disk_cache.expert_records import HUGE_BYTES, OpenExpertRecords, RecordSource
 from expert_store.disk_cache.extent_log import EXTENT_BYTES
 from expert_store.disk_cache.fill import NUM_THREADS, FillProgress
 from expert_store.disk_cache.memory import cache_memory_bytes
@@ -92,7 +92,7 @@ def test_the_memory_plan_counts_records_on_their_way(tmp_path: Path) -> None:
     trunk = trunk_of(make_catalog(tmp_path, 1, 4))
     assert cache_memory_bytes(trunk.catalog) == 0
     use_records(trunk, "tiny", ServeSettings(repack_cache=tmp_path / "cache"))
-    assert cache_memory_bytes(trunk.catalog) == NUM_THREADS * EXTENT_BYTES + NUM_READERS * 4096
+    assert cache_memory_bytes(trunk.catalog) == NUM_THREADS * EXTENT_BYTES + NUM_READERS * HUGE_BYTES
 
 
 @pytest.mark.parametrize("place", ["model", "link"])

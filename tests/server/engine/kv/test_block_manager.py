@@ -93,6 +93,20 @@ def test_a_window_needs_few_blocks_for_any_length() -> None:
     blocks.check_integrity([])
 
 
+def test_blocks_before_a_window_are_recycled_once_no_other_sequence_uses_them() -> None:
+    blocks = manager((32, None), (4, 6))
+    sequence, other = fill(blocks, list(range(12))), blocks.new_blocks()
+    blocks.reuse_prefix(other, blocks.num_reusable(other, list(range(13))))
+    before = list(sequence.tables[1])
+    blocks.recycle(sequence, 20, 28, 0)
+    assert sequence.tables[1] == before == [OUT_OF_WINDOW, *other.tables[1][1:]]
+    blocks.free(other)
+    blocks.recycle(sequence, 20, 28, 0)
+    assert sequence.tables[1] == [OUT_OF_WINDOW] * 3 + before[1:]
+    assert blocks.num_reusable(other, list(range(13))) == SIZE  # what was released before, in the usual way
+    blocks.check_integrity([sequence])
+
+
 def test_a_prefix_is_reused_if_the_blocks_of_its_window_are_cached() -> None:
     blocks = manager((32, None), (32, 6))
     tokens = list(range(41))

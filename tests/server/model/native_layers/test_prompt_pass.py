@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from expert_store import ExpertKey, ExpertStore, least_bytes
+from expert_store import ExpertKey, ExpertLoadError, ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
@@ -21,11 +22,13 @@ from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.expert_variant import ExpertVariant, VariantLayer
 from server.model.lora_adapter import LoraAdapter, LoraMatrix
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.prompt_pass import PromptPass
 from server.model.recurrent.states import StateCache
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
+from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.waiting import wait_until_idle
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model
 
@@ -90,12 +93,17 @@ def steps_of(trunk: Trunk) -> list[list[SequenceChunk]]:
     return steps
 
 
+def finish(prompt_pass: PromptPass) -> None:
+    """Run the units that are left of a pass."""
+    while not prompt_pass.is_finished:
+        prompt_pass.advance(may_wait=True)
+
+
 def run_by_layers(
     trunk: Trunk, store: ExpertStore, steps: Sequence[Sequence[SequenceChunk]], cache: KVCache, states: StateCache
 ) -> list[StepOutput]:
     prompt_pass = trunk.begin_pass(steps, cache, store, states=states)
-    while not prompt_pass.is_finished:
-        prompt_pass.advance(may_wait=True)
+    finish(prompt_pass)
     return [*prompt_pass.finish()]
 
 
@@ -288,6 +296,88 @@ def test_a_pass_after_cached_tokens_gives_the_bits_of_its_steps(family: str, tmp
     assert torch.equal(found[-1].logits, wanted[-1].logits)
 
 
+def evict_all(store: ExpertStore) -> int:
+    """Evict all experts in memory; return how many are in use."""
+    wait_until_idle(store)
+    resident = list(store.residents())
+    return len(resident) - store.evict(resident)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe", "ernie4_5_vl_moe"])
+@pytest.mark.parametrize("num_units", [0, 1, 4])  # before it: in the first step, the second, and the experts
+def test_a_read_that_fails_in_a_pass_leaves_nothing_behind(
+    family: str, num_units: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = load(family, tmp_path)
+    store = open_store(trunk)
+    wanted = run(trunk, store, by_layers=False)
+    evict_all(store)
+    prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store, states=caches(trunk)[1])
+    for _ in range(num_units):
+        prompt_pass.advance(may_wait=True)
+    evict_all(store)
+    reads = GatedReads(monkeypatch, OSError(5, "Input/output error"))
+    reads.is_open.set()
+    with pytest.raises(ExpertLoadError, match=r"expert \d of layer \d: .*Input/output error"):
+        finish(prompt_pass)
+    prompt_pass.cancel()
+    assert evict_all(store) == 0
+    reads.error = None
+    found = run(trunk, store, by_layers=True)
+    store.check_integrity()
+    store.close()
+    assert torch.equal(found.outputs[-1].logits, wanted.outputs[-1].logits)
+    assert torch.equal(found.next_logits, wanted.next_logits)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, 600)
+
+
+def write_to(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+@pytest.mark.parametrize("change", [cut_short, write_to])
+def test_a_file_that_changes_while_a_pass_holds_experts_ends_the_pass(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    prompt_pass = begin_reading(trunk, store)
+    change(tmp_path / "model.safetensors")
+    with pytest.raises(ExpertLoadError, match=r"layer \d: .*(cut short or replaced|was written to while it is served)"):
+        finish(prompt_pass)
+    prompt_pass.cancel()
+    assert evict_all(store) == 0
+    store.check_integrity()
+    store.close()
+
+
+def test_a_pass_goes_on_with_the_file_that_it_began_with_if_another_takes_its_name(tmp_path: Path) -> None:
+    trunk = load("qwen3_moe", tmp_path)
+    store = open_store(trunk)
+    wanted = run(trunk, store, by_layers=False).outputs
+    evict_all(store)
+    prompt_pass = begin_reading(trunk, store)
+    (tmp_path / "another").write_bytes(b"another")
+    (tmp_path / "another").replace(tmp_path / "model.safetensors")
+    finish(prompt_pass)
+    found = [*prompt_pass.finish()]
+    store.close()
+    assert torch.equal(found[-1].logits, wanted[-1].logits)
+
+
+def begin_reading(trunk: Trunk, store: ExpertStore) -> PromptPass:
+    """Return a pass that holds experts of the first layer, and has not read those of the last."""
+    cache, states = caches(trunk)
+    prompt_pass = trunk.begin_pass(steps_of(trunk), cache, store, states=states)
+    while not store.residents():
+        prompt_pass.advance(may_wait=True)
+    return prompt_pass
+
+
 def shrink(store: ExpertStore) -> None:
     store.resize(host_bytes=least_bytes(store.catalog, len(store.catalog.layers[0].experts)))
 
@@ -306,8 +396,7 @@ def test_a_pass_gives_the_same_bits_if_the_memory_changes_meanwhile(
     prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store, states=caches(trunk)[1])
     prompt_pass.advance(may_wait=True)
     change(store)
-    while not prompt_pass.is_finished:
-        prompt_pass.advance(may_wait=True)
+    finish(prompt_pass)
     found = [*prompt_pass.finish()]
     store.check_integrity()
     store.close()
