@@ -13,7 +13,7 @@ MIN_GAIN = 0.05  # a pass must be so much sooner, since its memory is taken from
 
 @dataclass(frozen=True)
 class PromptRates:
-    """What processor and disk take for prompts.
+    """Estimates what prompts take, by the rates of processor and disk.
 
     Only the part of reading for which compute waits counts, as it is in steps by chunks; a pass hides no less of it.
 
