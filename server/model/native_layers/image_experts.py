@@ -19,7 +19,7 @@ NO_EXPERT = -1  # in the choices of a step
 
 
 class ChosenRows(NamedTuple):
-    """What a layer of experts has chosen in a step.
+    """The choices of a layer of experts in a step.
 
     Args:
         spec_index: of the layer.

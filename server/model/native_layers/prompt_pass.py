@@ -67,7 +67,7 @@ class PassStep:
 
 
 class PassChoices(NamedTuple):
-    """What a layer of experts has chosen for a step: the layer's own experts, or those for images."""
+    """Choices of a layer of experts for a step: the layer's own experts, or those for images."""
 
     rows: ChosenRows
     placed: PlacedChoices
