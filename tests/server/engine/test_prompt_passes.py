@@ -216,14 +216,14 @@ def test_a_prompt_beside_a_decode_is_a_pass_if_its_step_takes_longer(
     decode_seconds: float, num_passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured(monkeypatch, 0.01, 0.0, decode_seconds)
-    rig = Rig(passes=LIMITS)
+    rig = Rig(num_blocks=200, passes=LIMITS)
 
     async def scenario() -> list[str]:
-        first = aiter(rig.submit(b"first", 60))
+        first = aiter(rig.submit(b"first", 400))
         begun = (await anext(first)).text
         return [await collect(rig.submit(b"p" * 32, 4)), begun + "".join([event.text async for event in first])]
 
-    assert run(rig, scenario) == [continuation(b"p" * 32, 4), continuation(b"first", 60)]
+    assert run(rig, scenario) == [continuation(b"p" * 32, 4), continuation(b"first", 400)]
     assert len(rig.model.passes) == num_passes
 
 
