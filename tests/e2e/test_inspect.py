@@ -28,6 +28,7 @@ KEYS = {
     "experts",
     "bytes_per_token",
     "prompt_piece",
+    "miss",
     "kv_cache",
     "memory",
     "tiers",
