@@ -148,7 +148,9 @@ class PassPlanner:
         rates = self._rates
         if rates is None or num_tokens > self._limits.step_tokens or not self._scheduler.num_decoding:
             return False
-        return rates.seconds(num_tokens) <= rates.decode_seconds
+        # The estimate of reads takes longer, and is asked for each waiting sequence before each step.
+        computes_longer = num_tokens * rates.token_seconds > rates.decode_seconds
+        return not computes_longer and rates.seconds(num_tokens) <= rates.decode_seconds
 
     def _candidates(self) -> list[Sequence]:
         """Return the sequences that should share a pass, in order."""
