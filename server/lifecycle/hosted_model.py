@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ from server.loading.bundled_weights import ADAPTERS, chosen_model, with_bundled_
 from server.loading.load import LoadedServer, load_server
 from server.panics import panics_as_errors
 from server.settings import ServeSettings
+
+# The event loop waits as long for each thread that tokenizes or decodes in Python; Python's own 5 ms add up to 100 ms.
+SWITCH_SECONDS = 0.001
 
 
 class HostedModel:
@@ -86,6 +90,7 @@ class HostedModel:
             service.model.profiles.in_background(learn_examples(service.model))
         # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     def stop_recording(self) -> None:
         """End the record of the service's history."""

@@ -20,9 +20,9 @@ from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_model
 from tests.server.live.event_loop_stalls import StallWatch
 from tests.server.live.requests import ask, ask_together, complete, error_of, post_bytes, status_of
-from tests.server.live.test_event_loop_stalls import ATTEMPTS, LIMIT_SECONDS, quiet_collector
+from tests.server.live.test_event_loop_stalls import ATTEMPTS, LIMIT_SECONDS, served_interpreter
 
-__all__ = ["quiet_collector"]
+__all__ = ["served_interpreter"]
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
 DOUBLED = {"d0": {"const": 1}} | {
@@ -155,7 +155,7 @@ def ask_in_turn(port: int, requests: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_compiling_does_not_block_the_event_loop(live: FakeServer, quiet_collector: None) -> None:
+def test_compiling_does_not_block_the_event_loop(live: FakeServer, served_interpreter: None) -> None:
     schemas = [schema for schema, _ in BAD.values()] + list(GOOD.values())
     requests = [with_schema(schema, max_tokens=3) for schema in schemas]
     compiled = [request for request in requests if len(request) < MAX_SCHEMA_BYTES]  # reading others is not the subject

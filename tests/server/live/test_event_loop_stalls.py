@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from multiprocessing import get_context
 import pytest
 
 from server.engine.text.codec import Codec
+from server.lifecycle.hosted_model import SWITCH_SECONDS
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.checkpoint.locate import BUNDLED
 from server.model.text.tokenizer import Tokenizer
@@ -32,12 +34,15 @@ def codec() -> Codec:
 
 
 @pytest.fixture
-def quiet_collector() -> Iterator[None]:
-    """Freeze the objects of other tests, so that the garbage collector skips them, as ``greenroom serve`` does."""
+def served_interpreter() -> Iterator[None]:
+    """Set Python's garbage collector, which skips the objects of other tests, and its threads as a server does."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+    sys.setswitchinterval(interval)
 
 
 def hold_up() -> None:
@@ -73,7 +78,7 @@ MESSAGES = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "c
     ],
     ids=["chats", "dialects"],
 )
-def test_nothing_stalls_64_streams(live: FakeServer, quiet_collector: None, too_long: list[bytes]) -> None:
+def test_nothing_stalls_64_streams(live: FakeServer, served_interpreter: None, too_long: list[bytes]) -> None:
     """Very long prompts, and conversations of thousands of messages, arrive meanwhile."""
     streams = [complete(b"stream %d" % number, max_tokens=60, stream=True) for number in range(NUM_STREAMS)]
     worst = []
