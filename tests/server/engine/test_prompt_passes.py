@@ -148,6 +148,7 @@ def test_decodes_and_short_prompts_go_on_between_units(monkeypatch: pytest.Monke
     seconds = count(step=1000)  # each unit takes longer than a step
     monkeypatch.setattr("server.engine.prompt_passes.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     rig, seen = Rig(passes=LIMITS), list[int]()  # decode steps before each unit
+    rig.model.before_step = lambda: time.sleep(0.002)  # the long prompt comes before the first one's end
 
     async def scenario() -> list[str]:
         first = asyncio.create_task(collect(rig.submit(b"first", 60)))
