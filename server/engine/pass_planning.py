@@ -150,7 +150,7 @@ class PassPlanner:
             return False
         # The estimate of reads takes longer, and is asked for each waiting sequence before each step.
         computes_longer = num_tokens * rates.token_seconds > rates.decode_seconds
-        return not computes_longer and rates.seconds(num_tokens) <= rates.decode_seconds
+        return not computes_longer and rates.step_seconds(num_tokens) <= rates.decode_seconds
 
     def _candidates(self) -> list[Sequence]:
         """Return the sequences that should share a pass, in order."""

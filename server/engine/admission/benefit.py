@@ -58,7 +58,7 @@ class GroupingBenefit:
 
     @property
     def is_loss(self) -> bool:
-        """Whether the slices of this round were so slow that no further one should follow."""
+        """True if the slices of this round were so slow that no further one should follow."""
         return self._grouped.tokens_per_second < MAX_LOSS * self._joint.tokens_per_second
 
     def end_round(self, now: float) -> Decision:

@@ -192,7 +192,11 @@ def measured(
     monkeypatch: pytest.MonkeyPatch, token_seconds: float, byte_seconds: float, decode_seconds: float = 0.0
 ) -> None:
     """Let the rates of processor and disk be measured so, where each step reads the same experts of a megabyte."""
-    rates = PromptRates(token_seconds, byte_seconds, decode_seconds, lambda num_tokens: 1e6 * (num_tokens > 0))
+
+    def expected_bytes(num_tokens: int) -> float:
+        return 1e6 * (num_tokens > 0)
+
+    rates = PromptRates(token_seconds, byte_seconds, byte_seconds, decode_seconds, expected_bytes)
     monkeypatch.setattr(PromptCosts, "rates", rates)
 
 
