@@ -131,11 +131,12 @@ class Runs:
     def _peer(self, name: str, python: str, limit: int | None, number: int, found: dict[str, Any]) -> None:
         options = self._options
         command = [python, str(SCRIPTS_FOLDER / SCRIPTS[name]), str(self._model.file)]
-        command += ["--threads", str(options.threads)]
+        command += ["--threads", str(options.threads), "--sampled"]
         if name == "llama.cpp":
-            command += ["--no-repack", "--sampled"]
+            command.append("--no-repack")
         else:
-            command += ["--max-model-len", str(self._context)]
+            together = max(options.streams) * (SHORT_PROMPT + options.tokens)
+            command += ["--max-model-len", str(max(self._context, together))]
             command += [] if limit is None else ["--cache", f"{int(FTLLM_CACHE_SHARE * limit) >> 20}m"]
         start = LaunchSpec(command, self._model.file, limit, environment={"OMP_NUM_THREADS": str(options.threads)})
 
