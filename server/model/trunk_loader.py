@@ -34,7 +34,7 @@ from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, re
 from server.model.checkpoint.tensor_map import check_trunk_tensors, renamed
 from server.model.coded.experts import code_experts
 from server.model.coded.linears import CodedWeight, code_loaded, code_weight, drop_weight, fill, linears_to_code
-from server.model.contradictions import naming_keys
+from server.model.contradictions import check_rotated_width, naming_keys
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.switch_capacity import set_switch_capacity
@@ -164,6 +164,7 @@ def _load(
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
+    check_rotated_width(model, checkpoint.name)
     if attention == IMPLEMENTATION:
         check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
     with without_collection(), naming_keys(model):
