@@ -53,7 +53,7 @@ def _num_predictors(config: PreTrainedConfig) -> int:
 def _first_layer(names: Iterable[str], prefixes: Collection[str], first: int, ignored: Collection[str]) -> str | None:
     """Return the layer with the lowest number, ``first`` or more, of which there are tensors."""
     found = [(int(match[2]), match[1], name) for name in names if (match := LAYER.match(name)) and match[1] in prefixes]
-    others = (PREDICTORS, *ignored)
+    others = (PREDICTORS.pattern, *ignored)
     left_out = {number for number, _, name in found if any(re.search(each, name) for each in others)}
     more = [(number, prefix) for number, prefix, _ in found if number >= first and number not in left_out]
     return "{1}{0}".format(*min(more)) if more else None
