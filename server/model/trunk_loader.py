@@ -176,9 +176,9 @@ def _load(
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
-    resident_bytes = _resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
+    trunk_bytes = _trunk_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(resident_bytes, catalog)
+    check_memory(trunk_bytes, catalog)
     runs_natively = attention == IMPLEMENTATION and device.type == "cpu" and _may_be_native(model)
     _fill_trunk(
         model,
@@ -248,7 +248,7 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
+def _trunk_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
     """The bytes of a loaded trunk whose weights are all of one dtype, and of the tables that the model computes."""
     stored = model.state_dict().keys()
     tables: int = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
