@@ -36,7 +36,8 @@ class PromptRates:
     def num_joining(self, prompts: Sequence[int]) -> int:
         """Return how many prompts, from the first on, should share a pass for the least wait for first tokens.
 
-        One more delays those before it by its own tokens, and it and those after it gain what it does not read alone.
+        One more delays those before it by its own tokens, and it and those after it gain what it does not read alone:
+        twice, since the decode steps of those before it would read at the same time.
 
         Args:
             prompts: the tokens of each, in order; at least one.
@@ -44,7 +45,8 @@ class PromptRates:
         total = prompts[0]
         for index, num_tokens in enumerate(prompts[1:], 1):
             delay = self.seconds(total + num_tokens) - self.seconds(total)
-            gain = self.seconds(num_tokens) - delay
+            contention = self.expected_bytes(num_tokens) * self.byte_seconds
+            gain = self.seconds(num_tokens) + contention - delay
             if index * delay > (len(prompts) - index) * gain:
                 return index
             total += num_tokens
