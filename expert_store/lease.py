@@ -286,8 +286,9 @@ class Lease:
         """
         began = time.monotonic()
         stuck_since: float | None = None
-        with self._state.lock:
-            while True:
+        has_asked = False  # for a slot, since the last sleep
+        while True:
+            with self._state.lock:
                 self._load_wanted()
                 self._sort_loading()
                 if self._ready:
@@ -297,11 +298,16 @@ class Lease:
                 if not self._loading and self._held:  # every slot is in use; the hits were yielded and may be released
                     self._release(list(self._held))
                     continue
-                now = time.monotonic()
-                stuck_since = (stuck_since or now) if self._is_stuck(now - began) else None
-                if stuck_since is not None and now - stuck_since >= WAIT_SECONDS:
-                    self._refuse_stuck()
-                self._sleep(WAIT_SECONDS)
+                if self._loading or has_asked:
+                    now = time.monotonic()
+                    stuck_since = (stuck_since or now) if self._is_stuck(now - began) else None
+                    if stuck_since is not None and now - stuck_since >= WAIT_SECONDS:
+                        self._refuse_stuck()
+                    self._sleep(WAIT_SECONDS)
+                    has_asked = False
+                    continue
+            self._state.on_starvation()
+            has_asked = True
 
     def _sleep(self, timeout: float) -> None:
         """Wait until something changes; the lock is held."""

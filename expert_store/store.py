@@ -159,6 +159,13 @@ class ExpertStore(StoreReports):
         """Return a context manager that reads and keeps experts that a pass over prompts will probably want next."""
         return ReadAheadLease(self._state, keys)
 
+    def on_starvation(self, give_back: Callable[[], None]) -> None:
+        """Call a function when a lease waits while others have all slots; in its thread, without the store's lock.
+
+        What this thread leases for later may be given back, as after a budget has shrunk.
+        """
+        self._state.on_starvation = give_back
+
     def keep(self, keys: Sequence[ExpertKey]) -> None:
         """Count a use of those experts of one layer that are in memory, as decoding will want them."""
         if keys:

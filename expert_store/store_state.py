@@ -67,6 +67,7 @@ class StoreState:
             layer: [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
             for layer, entry in catalog.layers.items()
         }
+        self.on_starvation: Callable[[], None] = lambda: None  # see ``ExpertStore.on_starvation``
         self.next_device_slots: Mapping[ExpertLayout, int] | None = None  # while a resize of the device tier waits
         # The rows of that array; to count one by one in a memoryview takes half the time of counting in numpy.
         self._tokens = {layer: row.data for layer, row in zip(catalog.layers, self.statistics.tokens, strict=True)}

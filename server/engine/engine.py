@@ -285,8 +285,7 @@ class Engine:
         if begun := passes.begin(now := self.clock()):
             record_start(begun, now, self.statistics.latencies)
         step = self._scheduler.schedule()
-        if step:
-            passes.give_way()
+        passes.give_way()
         return step
 
     def _drop_ended(self) -> None:

@@ -56,6 +56,7 @@ class PromptPasses:
         self._planner = PassPlanner(scheduler, blocks, executor, costs=costs, limits=limits)
         self._pass: PromptPass | None = None
         self._plan = PassPlan()
+        self._has_given_back = False  # the running pass has no experts any more, and is to be cancelled after the step
         self._continues = False  # a running sequence has tokens for another pass
         self._unit_seconds = 0.0  # of the last unit
         self._seconds = 0.0  # of the running pass's units
@@ -64,6 +65,7 @@ class PromptPasses:
         self.saved_bytes = 0  # by these; see ``PromptPass``
         self.step_seconds = 0.0  # of a step of the last finished pass, on average
         scheduler.cancel_pass = self.cancel
+        runner.on_starvation(self._give_back)
 
     @property
     def is_running(self) -> bool:
@@ -118,8 +120,8 @@ class PromptPasses:
             self.cancel()
 
     def give_way(self) -> None:
-        """Cancel the pass if a step beside it might find no slots for its experts, as memory has become less."""
-        if self._pass is not None and not self._runner.can_pass:
+        """Cancel the pass if it or a step beside it might find no slots for experts, as memory has become less."""
+        if self._pass is not None and (self._has_given_back or not self._runner.can_pass):
             log.info("a pass of %d prompts ends, as the memory for experts has become too small", len(self.sequences))
             self.cancel()
 
@@ -131,6 +133,8 @@ class PromptPasses:
                 for ``STEP_SHARE`` of it, at least one if its experts come in that time. None if there was no step: one
                 unit waits and runs.
         """
+        if self._has_given_back:
+            self.give_way()
         running = self._pass
         if running is None:
             return
@@ -203,6 +207,12 @@ class PromptPasses:
         """Return whether a waiting sequence must not begin while the pass runs."""
         return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
+    def _give_back(self) -> None:
+        """Give back the experts of the pass to a step that waits for slots, if memory has become less since its begin."""
+        if self._pass is not None and not self._runner.can_pass:
+            self._has_given_back = True
+            self._cancel_units(self._pass)
+
     def _fail(self, error: Exception) -> None:
         """Cancel a pass that failed."""
         running, plan = self._pass, self._plan
@@ -211,8 +221,10 @@ class PromptPasses:
 
     def _end(self, running: PromptPass | None) -> None:
         self._detach()
-        if running is None:
-            return
+        if running is not None:
+            self._cancel_units(running)
+
+    def _cancel_units(self, running: PromptPass) -> None:
         try:
             with panics_as_errors():
                 running.cancel()
@@ -230,6 +242,6 @@ class PromptPasses:
         """Let the sequences of the pass be in steps again."""
         for sequence in self._plan.sequences:
             sequence.in_pass = None
-        self._pass, self._plan = None, PassPlan()
+        self._pass, self._plan, self._has_given_back = None, PassPlan(), False
         self._scheduler.waits_for_pass = None
         self._executor.may_run_ahead = True

@@ -67,6 +67,9 @@ class ModelRunner(Protocol):
     def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> PromptPass:
         """Begin a pass over steps of prompts, only if ``can_pass``; one at a time."""
 
+    def on_starvation(self, give_back: Callable[[], None]) -> None:
+        """Call a function when a step waits while a pass may have all slots of experts; in the thread of the step."""
+
     def pause(self) -> None:
         """Stop a step that has begun ahead, so that nothing is in use until the next step."""
 
@@ -166,6 +169,9 @@ class PagedModelRunner:
             return self._forward(chunks)
         with current_device(self._gpu):
             return self._forward(chunks)
+
+    def on_starvation(self, give_back: Callable[[], None]) -> None:
+        self._store.on_starvation(give_back)
 
     def pause(self) -> None:
         self._trunk.prepare_step(())

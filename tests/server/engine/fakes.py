@@ -91,6 +91,9 @@ class FakeModel:
         self.passes.append(FakePass(self, steps))
         return self.passes[-1]
 
+    def on_starvation(self, give_back: Callable[[], None]) -> None:
+        """Steps never wait for slots."""
+
     def write(self, layer: int, chunks: Sequence[SequenceChunk]) -> None:
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):

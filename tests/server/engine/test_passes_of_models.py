@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from expert_store import ExpertStore, least_bytes
 from server.engine.engine import Engine
 from server.engine.interface import GenerationRequest, SamplingParams, TokenStream
 from server.engine.pass_planning import PassLimits
+from server.engine.prompt_passes import PromptPasses
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
@@ -72,8 +74,8 @@ def engine_of(trunk: Trunk, passes: PassLimits | None = PASSES) -> Iterator[tupl
     assert num_evicted == len(resident)
 
 
-def submit(engine: Engine, prompt: Sequence[int]) -> TokenStream:
-    return engine.submit(GenerationRequest("test", tuple(prompt), SamplingParams(NUM_TOKENS, temperature=0.0)))
+def submit(engine: Engine, prompt: Sequence[int], num_tokens: int = NUM_TOKENS) -> TokenStream:
+    return engine.submit(GenerationRequest("test", tuple(prompt), SamplingParams(num_tokens, temperature=0.0)))
 
 
 async def collect(stream: TokenStream) -> str:
@@ -175,6 +177,39 @@ def test_a_client_that_leaves_in_any_unit_leaves_nothing_behind(trunk: Trunk, mo
 
     with engine_of(trunk) as (engine, _):
         asyncio.run(scenario(engine))
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_pass_whose_slots_a_smaller_budget_does_not_hold_gives_way(
+    trunk: Trunk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_beside: bool
+) -> None:
+    """The budget shrinks after the last check before a step, or while the pass runs alone."""
+    monkeypatch.setattr("expert_store.lease.STUCK_SECONDS", 3.0)
+    wanted, least = texts_by_chunks(trunk, [LONG]), least_bytes(trunk.catalog, trunk.facts.top_k)
+    give_way, advance, num_checks = PromptPasses.give_way, PromptPasses.advance, count()
+
+    async def scenario(engine: Engine) -> str:
+        beside = aiter(submit(engine, LONG[:4], 60 if is_beside else 1))
+        await anext(beside)  # it decodes, or has ended
+        text = await collect(submit(engine, LONG))
+        assert len([event async for event in beside]) == (59 if is_beside else 0)
+        return text
+
+    with engine_of(trunk) as (engine, store):
+
+        def give_way_and_shrink(self: PromptPasses) -> None:
+            give_way(self)
+            if self.is_running and next(num_checks) == 4:  # the pass has leased a layer, and reads ahead
+                store.resize(host_bytes=least)
+
+        def advance_by_one_unit(self: PromptPasses, step_seconds: float | None) -> None:
+            advance(self, None if step_seconds is None else 0.0)
+
+        monkeypatch.setattr(PromptPasses, "give_way", give_way_and_shrink)
+        monkeypatch.setattr(PromptPasses, "advance", advance_by_one_unit)
+        assert [asyncio.run(scenario(engine))] == wanted
+        assert engine.statistics.prefill_passes == 0
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
 def test_a_pass_goes_on_after_the_disk_has_stalled(trunk: Trunk, monkeypatch: pytest.MonkeyPatch) -> None:
