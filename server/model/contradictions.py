@@ -47,8 +47,10 @@ def check_rotated_width(model: PreTrainedModel, name: str) -> None:
     """
     text = model.config.get_text_config()
     widths = layer_values(text, "qk_rope_head_dim") if layer_values(text, LATENTS) else []
+    if not widths:
+        return
     rotation = getattr(getattr(text_body(model), "rotary_emb", None), "inv_freq", None)
-    if not widths or rotation is None or 2 * len(rotation) in widths:
+    if rotation is None or 2 * len(rotation) in widths:
         return
     raise ModelError(
         f"{CONFIG} of {name} can't be used: head_dim is {layer_values(text, 'head_dim')[0]}, of which "
