@@ -208,7 +208,7 @@ class PromptPasses:
         return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
     def _give_back(self) -> None:
-        """Give back the experts of the pass to a step that waits for slots, if memory has become less since its begin."""
+        """Give the experts of the pass back to a step that waits for slots, if memory has become less meanwhile."""
         if self._pass is not None and not self._runner.can_pass:
             self._has_given_back = True
             self._cancel_units(self._pass)

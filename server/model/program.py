@@ -32,7 +32,7 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class LayerTargets:
-    """Targets of a layer: of its mixer, in which tokens see others, and of its feed-forward part, in which they do not."""
+    """Targets of a layer: of its mixer, where tokens see others, and of its feed-forward part, where they do not."""
 
     name: str  # class of the module that mixes its tokens, or of the complete layer
     mixer: Target

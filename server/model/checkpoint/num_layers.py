@@ -18,7 +18,9 @@ PREDICTORS = re.compile("mtp|nextn|eh_proj")
 
 
 def num_layers_setting(model: PreTrainedModel) -> str | None:
-    """Return the number of a model's layers as "key is number"; None if no key of the config has it."""
+    """Return the number of a decoder's layers as "key is number"; None if no key of the config has it."""
+    if model.config.is_encoder_decoder:
+        return None
     count, values = len(decoder_layers(text_body(model)) or ()), vars(model.config.get_text_config())
     return next((f"{key} is {count}" for key in NUM_LAYERS if values.get(key) == count), None)
 
