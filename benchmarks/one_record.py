@@ -9,7 +9,6 @@ some experts at once. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import xxhash
 
+from benchmarks.store import parse_flags
 from expert_store import (
     ExpertCatalog,
     ExpertKey,
@@ -157,19 +157,8 @@ def measure(path: Path, megabytes: float, rounds: int) -> dict[str, Any]:
     return result
 
 
-def parse_flags(flags: list[str] | None = None) -> argparse.Namespace:
-    """Return the options of the command line, or of some flags; bad ones end the process with a sentence."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="folder for the file (default: a temporary folder)")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(flags)
-    if options.folder is not None and not options.folder.is_dir():
-        parser.error(f"--folder {options.folder} is no folder; make it first, on the disk to measure")
-    return options
-
-
 def main() -> None:
-    options = parse_flags()
+    options = parse_flags(description=__doc__, rounds=5)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         path = Path(name) / "experts"

@@ -224,11 +224,13 @@ def memory(folder: Path) -> Iterator[dict[str, int]]:
         store.close()
 
 
-def parse_flags(flags: list[str] | None = None) -> argparse.Namespace:
+def parse_flags(
+    flags: list[str] | None = None, description: str | None = __doc__, rounds: int = 7
+) -> argparse.Namespace:
     """Return the options of the command line, or of some flags; bad ones end the process with a sentence."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=rounds)
     options = parser.parse_args(flags)
     if options.folder is not None and not options.folder.is_dir():
         parser.error(f"--folder {options.folder} is no folder; make it first, on the disk to measure")

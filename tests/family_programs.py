@@ -34,7 +34,7 @@ class FamilyProgram:
     def _native(self) -> str:
         if not self.program.has_native:
             return "experts and linear layers"
-        outside = {block.name for block in self.program.blocks if block.mixer is not Target.NATIVE}
+        outside = {block.name for block in self.program.layers if block.mixer is not Target.NATIVE}
         return "all but " + ", ".join(f"`{name}`" for name in sorted(outside)) if outside else "all"
 
     @property

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, drop_page_cache
 from benchmarks.load_generator import Completion, Timing, burst
 
@@ -119,6 +121,11 @@ class EngineProcess(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def process(self) -> psutil.Process:
+        """The engine's process, without its children."""
+        return psutil.Process(self._process.pid)
+
     def measure(self, work: Workload) -> Measurement:
         """Run a workload.
 
@@ -172,8 +179,14 @@ class EngineProcess(ABC):
             raise EngineError(f"no reply in {seconds:.0f} seconds; {self._last_log_line()}")
         line = self._process.stdout.readline().decode()
         if not line:
-            raise EngineError(f"the process ended ({self._process.wait()}); {self._last_log_line()}")
+            raise EngineError(self._end())
         return line
+
+    def _end(self) -> str:
+        """Return why the process ended."""
+        code = self._process.wait()
+        is_killed = self._group is not None and self._group.num_kills() > 0
+        return f"{'the kernel killed it' if is_killed else f'the process ended ({code})'}; {self._last_log_line()}"
 
     def _last_log_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
@@ -213,7 +226,7 @@ class Peer(EngineProcess):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise EngineError(f"the process ended ({self._process.wait()}); {self._last_log_line()}") from error
+            raise EngineError(self._end()) from error
         return json.loads(self._read_line(work.reply_seconds))
 
 
@@ -238,7 +251,7 @@ class Greenroom(EngineProcess):
             timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), work.reply_seconds))
         except (OSError, RuntimeError, TimeoutError) as error:
             if self._process.poll() is not None:
-                raise EngineError(f"the process ended ({self._process.returncode}); {self._last_log_line()}") from error
+                raise EngineError(self._end()) from error
             raise EngineError(f"{type(error).__name__} {error}; {self._last_log_line()}") from error
         return decode_speed(timings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,13 @@ SHORT_PROMPT, QUIET_TOKENS = 64, 48  # of a stream that is watched, before a pro
 POLL_SECONDS = 0.005
 SAMPLED = {"temperature": 1.0, "seed": 0}  # greedy texts of a random model repeat themselves, and so do their experts
 REPLY_SECONDS, REPLY_SECONDS_PER_TOKEN = 300.0, 0.5
+USES = ("prompt", "watched", "beside", "decoding")
+
+
+def make_prompts(use: str, streams: int, tokens: int, *, seed: int, vocabulary: int) -> list[list[int]]:
+    """Return the random prompts of a measurement, equal for all engines; those of other uses differ."""
+    rng = np.random.default_rng([USES.index(use), streams, tokens, seed])
+    return rng.integers(FIRST_ID, vocabulary, (streams, tokens)).tolist()
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Measures:
 
     Args:
         disk_rate: measures bytes/s of direct reads, of which shares are given, before each measurement.
-        seed: makes prompts, which differ from those of other seeds.
+        seed: of prompts, see ``make_prompts``.
     """
 
     def __init__(
@@ -47,14 +54,15 @@ class Measures:
     ):
         self._server, self._experts, self._vocabulary = server, experts, vocabulary
         self._disk_rate = disk_rate
-        self._rng = np.random.default_rng([seed, vocabulary])
+        self._seed = seed
 
     def prompt(self, tokens: int) -> dict[str, Any]:
         """Measure a prompt alone: time to the first token, bytes read, and the share of the disk's rate."""
         disk = self._disk_rate()
         missing = self._experts.nbytes - self._resident() * self._experts.mean_bytes
+        completions = self._completions("prompt", 1, tokens, 1)
         with ReadSampler(self._server.process) as sampler:
-            (timing,) = asyncio.run(self._wait(burst(self._server.url, [self._completion(tokens, 1)]), tokens))
+            (timing,) = asyncio.run(self._wait(burst(self._server.url, completions), tokens))
             reads = sampler.reads()
         reported = timing.usage["greenroom"]
         return {
@@ -89,13 +97,13 @@ class Measures:
 
     async def _watch(self, tokens: int, context: int) -> dict[str, Any]:
         watched = Timing(0.0)
-        stream = asyncio.create_task(
-            complete(self._server.url, self._completion(SHORT_PROMPT, context - SHORT_PROMPT), watched)
-        )
+        (shown,) = self._completions("watched", 1, SHORT_PROMPT, context - SHORT_PROMPT)
+        (beside,) = self._completions("beside", 1, tokens, 1)
+        stream = asyncio.create_task(complete(self._server.url, shown, watched))
         try:
             await _until(lambda: len(watched.arrivals) > QUIET_TOKENS, stream)
             quiet = list(watched.arrivals)
-            prompt = await complete(self._server.url, self._completion(tokens, 1))
+            prompt = await complete(self._server.url, beside)
             ended = stream.done()
         finally:
             stream.cancel()
@@ -112,11 +120,14 @@ class Measures:
 
     async def _decode(self, streams: int, tokens: int) -> dict[str, Any]:
         timings = [Timing(0.0) for _ in range(streams)]
-        work = [complete(self._server.url, self._completion(SHORT_PROMPT, tokens), timing) for timing in timings]
+        completions = self._completions("decoding", streams, SHORT_PROMPT, tokens)
+        work = [complete(self._server.url, *each) for each in zip(completions, timings, strict=True)]
         requests = asyncio.gather(*work)
-        await _until(lambda: all(timing.arrivals for timing in timings), requests)
-        before, started = await asyncio.to_thread(self._server.samples), time.perf_counter()
-        await requests
+        with ReadSampler(self._server.process) as sampler:
+            await _until(lambda: all(timing.arrivals for timing in timings), requests)
+            before, started = await asyncio.to_thread(self._server.samples), time.perf_counter()
+            await requests
+            nbytes = sampler.bytes_since(started)
         after, ended = await asyncio.to_thread(self._server.samples), max(each.arrivals[-1] for each in timings)
         made = sum(_tokens_after(timing, started) for timing in timings)
         grown = {key: value - before.get(key, 0.0) for key, value in after.items()}
@@ -127,6 +138,7 @@ class Measures:
         seconds = ended - started
         return {
             "tokens_per_second": made / seconds if made else None,
+            "bytes_read_per_token": nbytes / made if made else None,
             "experts_missed_per_step": read / self._experts.mean_bytes / steps if steps else None,
             "read_bytes_per_second": read / seconds if made and read > 0 else None,
         }
@@ -134,9 +146,9 @@ class Measures:
     async def _wait(self, work: Any, tokens: int) -> Any:
         return await asyncio.wait_for(work, REPLY_SECONDS + REPLY_SECONDS_PER_TOKEN * tokens)
 
-    def _completion(self, tokens: int, new_tokens: int) -> Completion:
-        prompt: Sequence[int] = self._rng.integers(FIRST_ID, self._vocabulary, tokens).tolist()
-        return Completion(prompt, new_tokens, SAMPLED)
+    def _completions(self, use: str, streams: int, tokens: int, new_tokens: int) -> list[Completion]:
+        prompts = make_prompts(use, streams, tokens, seed=self._seed, vocabulary=self._vocabulary)
+        return [Completion(prompt, new_tokens, SAMPLED) for prompt in prompts]
 
     def _resident(self) -> int:
         return round(self._server.samples()["expert_resident", "host"])

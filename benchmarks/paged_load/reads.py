@@ -44,6 +44,11 @@ class ReadSampler:
         self._ended.set()
         self._thread.join()
 
+    def bytes_since(self, moment: float) -> int:
+        """Return the bytes that were read after a moment of ``time.perf_counter``, until now."""
+        before = [nbytes for time_, nbytes in self._samples if time_ <= moment]
+        return self._now()[1] - (before[-1] if before else self._samples[0][1])
+
     def reads(self) -> Reads:
         """Return what was read until now."""
         samples = [*self._samples, self._now()]

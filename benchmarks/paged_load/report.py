@@ -45,6 +45,8 @@ def figures(entry: Entry) -> Iterator[tuple[str, float]]:
     for decoding in entry.get("decoding", ()):
         name = f"{decoding['streams']} streams"
         yield from _known(f"{name}: tokens/s", decoding["tokens_per_second"])
+        if decoding.get("bytes_read_per_token") is not None:
+            yield f"{name}: GB read a token", decoding["bytes_read_per_token"] / 1e9
         yield from _known(f"{name}: share of the disk's limit", decoding.get("share_of_disk_limit"))
 
 

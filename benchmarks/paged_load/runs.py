@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +21,10 @@ from benchmarks.comparison.control_group import ControlGroupError
 from benchmarks.comparison.engine_process import EngineError, LaunchSpec, Measurement, Peer, Workload
 from benchmarks.comparison.engines import SCRIPTS, Variant
 from benchmarks.comparison.gguf_files import SCRIPTS_FOLDER
-from benchmarks.comparison.plan import Task
 from benchmarks.comparison.weights import GGUF_EXPERT, gguf_sizes
 from benchmarks.memory_use.server import GroupedServer, ServerError
-from benchmarks.paged_load.measures import SHORT_PROMPT, Experts, Measures
+from benchmarks.paged_load.measures import SHORT_PROMPT, Experts, Measures, make_prompts
+from benchmarks.paged_load.reads import Reads, ReadSampler
 from expert_store import FileName
 from expert_store.store import NUM_READERS
 from server.model.checkpoint.gguf.gguf_file import GgufFile
@@ -33,7 +34,7 @@ FTLLM_CACHE_SHARE = 0.4  # of the limit, for experts; the rest is for its other 
 PEER_SECONDS = 60.0  # of decoding, at most
 ENDED = (OSError, RuntimeError, TimeoutError, httpx.HTTPError, psutil.NoSuchProcess)
 MARGIN = 512  # tokens of a context beside those of the longest prompt
-PEERS = {"llama.cpp": "llama_cpp", "ftllm": "ftllm"}  # and their options
+PEERS = {"llama.cpp": "llama_cpp", "ftllm": "ftllm"}  # and their modules, after which options are named
 Measure = Callable[[int | None, int, dict[str, Any]], None]  # of a limit and a round, into an entry
 
 
@@ -70,10 +71,13 @@ class Runs:
             variant.name: partial(self._greenroom, variant) for variant in self._options.variant
         }
         for name, flag in PEERS.items():
-            if python := getattr(self._options, flag):
-                engines[name] = partial(self._peer, name, python)
+            python, option = getattr(self._options, flag), f"--{flag.replace('_', '-')}"
+            if not python:
+                self._skip(f"{name}: no environment is given; set {option} PYTHON")
+            elif not _has_module(python, flag):
+                self._skip(f"{name}: {python} finds no module {flag}; give {option} an interpreter that does")
             else:
-                self._skip(f"{name}: no environment is given; set --{flag.replace('_', '-')} PYTHON")
+                engines[name] = partial(self._peer, name, python)
         try:
             for number in range(self._options.rounds):
                 turned = list(engines)[:: -1 if number % 2 else 1]
@@ -127,32 +131,53 @@ class Runs:
     def _peer(self, name: str, python: str, limit: int | None, number: int, found: dict[str, Any]) -> None:
         options = self._options
         command = [python, str(SCRIPTS_FOLDER / SCRIPTS[name]), str(self._model.file)]
-        command += ["--threads", str(options.threads)]
+        command += ["--threads", str(options.threads), "--sampled"]
         if name == "llama.cpp":
             command.append("--no-repack")
         else:
-            command += ["--max-model-len", str(self._context)]
+            together = max(options.streams) * (SHORT_PROMPT + options.tokens)
+            command += ["--max-model-len", str(max(self._context, together))]
             command += [] if limit is None else ["--cache", f"{int(FTLLM_CACHE_SHARE * limit) >> 20}m"]
         start = LaunchSpec(command, self._model.file, limit, environment={"OMP_NUM_THREADS": str(options.threads)})
 
-        def measured(streams: int, tokens: int, new_tokens: int) -> Measurement:
-            task = Task("decode", streams, tokens, new_tokens)
-            return peer.measure(Workload(task.prompts(number, self._model.vocabulary), new_tokens, PEER_SECONDS))
+        def measured(use: str, streams: int, tokens: int, new_tokens: int) -> tuple[Measurement, Reads, int]:
+            """Return a measurement, what was read in it, and the bytes of that after the first tokens."""
+            prompts = make_prompts(use, streams, tokens, seed=number, vocabulary=self._model.vocabulary)
+            with ReadSampler(peer.process) as sampler:
+                found = peer.measure(Workload(prompts, new_tokens, PEER_SECONDS))
+                return found, sampler.reads(), sampler.bytes_since(time.perf_counter() - found.seconds)
 
         with Peer(start, options.logs / f"{name}.log") as peer:
             found["ready_seconds"].append(peer.load_seconds)
             for tokens in options.prompts:
-                each = measured(1, tokens, 1)
-                seconds = each.first_token_seconds
+                disk = self._disk_rate()
+                each, reads, _ = measured("prompt", 1, tokens, 1)
                 found["prompts"].append(
-                    {"tokens": tokens, "first_token_seconds": seconds, "bytes_read": each.bytes_read}
+                    {
+                        "tokens": tokens,
+                        "first_token_seconds": each.first_token_seconds,
+                        "bytes_read": reads.nbytes,
+                        "disk_share": reads.disk_share(disk),
+                        "disk_bytes_per_second": disk,
+                        "cores": reads.cores,
+                    }
                 )
             for streams in options.streams:
-                speed = measured(streams, SHORT_PROMPT, options.tokens)
-                rate = speed.tokens_per_second if speed.tokens else None
-                found["decoding"].append({"streams": streams, "tokens_per_second": rate})
+                each, _, nbytes = measured("decoding", streams, SHORT_PROMPT, options.tokens)
+                rate, read = (each.tokens_per_second, nbytes / each.tokens) if each.tokens else (None, None)
+                found["decoding"].append({"streams": streams, "tokens_per_second": rate, "bytes_read_per_token": read})
             found["peak_bytes"] = peer.group_peak_bytes()
 
     def _skip(self, line: str) -> None:
         self.skipped.append(line)
         print(f"skipped: {line}", file=sys.stderr, flush=True)
+
+
+def _has_module(python: str, module: str) -> bool:
+    """Return whether an interpreter exists and finds a module."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    try:
+        found = subprocess.run([python, "-c", code], check=False, stdin=subprocess.DEVNULL, capture_output=True)
+    except OSError:
+        return False
+    return not found.returncode

@@ -1,13 +1,13 @@
 """Protocol of the runner scripts: one JSON object per line on the original standard output.
 
-Output of libraries is redirected to standard error.
+Output of libraries is redirected to standard error. Their standard input is empty, for ftllm waits for a key after
+errors.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +15,8 @@ Prompts = list[list[int]]
 
 _output = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+_input = os.fdopen(os.dup(0))
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
 def send(**fields: Any) -> None:
@@ -31,6 +33,6 @@ def serve(generate: Callable[[Prompts, int, float], dict[str, Any]], **about: An
     of ``tokens`` of all prompts in the ``seconds`` after that.
     """
     send(ready=True, **about)
-    for line in sys.stdin:
+    for line in _input:
         work = json.loads(line)
         send(**generate(work["prompts"], work["new_tokens"], work["seconds"]))

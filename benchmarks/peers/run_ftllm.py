@@ -18,7 +18,8 @@ POLL_SECONDS = 0.0003
 
 
 class Runner:
-    def __init__(self, arguments: list[str]):
+    def __init__(self, arguments: list[str], *, is_sampled: bool = False):
+        self._is_sampled = is_sampled
         self._model = make_normal_llm_model(make_normal_parser("run_ftllm").parse_args(arguments))
 
     def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
@@ -58,9 +59,9 @@ class Runner:
             ids,
             ctypes.c_int(new_tokens),
             ctypes.c_int(new_tokens),  # minimum
-            ctypes.c_bool(False),
+            ctypes.c_bool(self._is_sampled),
             ctypes.c_float(1.0),
-            ctypes.c_int(1),
+            ctypes.c_int(0 if self._is_sampled else 1),  # 0: of all tokens
             ctypes.c_float(1.0),
             ctypes.c_float(1.0),
             ctypes.c_bool(False),
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--cache", help="cache size for experts on disk; without it, all experts are in memory")
+    parser.add_argument("--sampled", action="store_true", help="decode at temperature 1 instead of greedily")
     options = parser.parse_args()
     workers = max(
         1, options.threads - 1
@@ -84,7 +86,7 @@ def main() -> None:
     arguments += ["--prefix_cache", "false"]
     if options.cache:
         arguments += ["--moe_device", "disk", "--moe_cpu_cache", options.cache, "--chunked_prefill_size", "128"]
-    serve(Runner(arguments).generate, version=f"ftllm {version('ftllm')}")
+    serve(Runner(arguments, is_sampled=options.sampled).generate, version=f"ftllm {version('ftllm')}")
 
 
 if __name__ == "__main__":

@@ -108,14 +108,16 @@ class States:
 
 
 class Runner:
-    def __init__(self, path: str, threads: int, contexts: Path | None = None, *, repacks: bool = True):
+    def __init__(
+        self, path: str, threads: int, contexts: Path | None = None, *, repacks: bool = True, is_sampled: bool = False
+    ):
         llama.llama_backend_init()
         self._log = llama.llama_log_callback(lambda *_: None)
         llama.llama_log_set(self._log, ctypes.c_void_p(0))
         parameters = llama.llama_model_default_params()
         parameters.use_extra_bufts = repacks
         self._model = llama.llama_model_load_from_file(path.encode(), parameters)
-        self._threads = threads
+        self._threads, self._rng = threads, np.random.default_rng(0) if is_sampled else None
         self._states = None if contexts is None else States(KeptContexts(contexts, Path(path).stem))
 
     def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
@@ -129,16 +131,22 @@ class Runner:
                 for position in range(start, length):
                     context.add(prompt[position], position, sequence, wants_logits=position == length - 1)
             context.run()
-            last = [int(context.logits((row + 1) * (length - start) - 1).argmax()) for row in range(count)]
+            last = [self._choose(context.logits((row + 1) * (length - start) - 1)) for row in range(count)]
             first = time.perf_counter()
             done, now = 0, first
             while done < new_tokens - 1 and now - first < seconds:
                 for sequence, token in enumerate(last):
                     context.add(token, length + done, sequence, wants_logits=True)
                 context.run()
-                last = [int(context.logits(row).argmax()) for row in range(count)]
+                last = [self._choose(context.logits(row)) for row in range(count)]
                 done, now = done + 1, time.perf_counter()
         return {"first_token_seconds": first - started, "tokens": done * count, "seconds": now - first}
+
+    def _choose(self, logits: np.ndarray) -> int:
+        """Return the likeliest token, or one sampled at temperature 1."""
+        if self._rng is None:
+            return int(logits.argmax())
+        return int((logits + self._rng.gumbel(size=len(logits))).argmax())
 
     def sequence_logits(self, ids: list[int], *, one_by_one: bool) -> np.ndarray:
         with Context(self._model, 1, len(ids) + 32, len(ids), self._threads) as context:
@@ -167,8 +175,15 @@ def main() -> None:
         action="store_true",
         help="leave all matrices in the mapped file, whose pages the kernel may drop",
     )
+    parser.add_argument("--sampled", action="store_true", help="decode at temperature 1 instead of greedily")
     options = parser.parse_args()
-    runner = Runner(options.model, options.threads, options.contexts, repacks=not options.no_repack)
+    runner = Runner(
+        options.model,
+        options.threads,
+        options.contexts,
+        repacks=not options.no_repack,
+        is_sampled=options.sampled,
+    )
     if options.logits:
         ids, out = options.logits
         np.save(out, runner.sequence_logits(json.loads(ids.read_text()), one_by_one=options.one_by_one))

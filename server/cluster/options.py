@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.settings import ServeSettings, SettingsError, load_settings
 
-RUNNING, QUEUED = "max_running_requests", "max_queued_requests"
+RUNNING = "max_running_requests"
 LOOK_BACK = 0.4  # of ``scale_up_seconds``: loads are means over it
 _REASONS = {"missing": "it is missing", "extra_forbidden": "there is no such option"}  # where pydantic's are unclear
 # Settings of the socket and of the whole process, which Serve has in a cluster.

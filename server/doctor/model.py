@@ -15,7 +15,8 @@ from server.doctor.disk import check_disk
 from server.doctor.finding import Finding
 from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import ModelSummary, summarise_model
-from server.model.checkpoint.download import free_bytes, list_upload
+from server.model.checkpoint.download import free_bytes
+from server.model.checkpoint.hub_listing import list_upload
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
 from server.settings import ServeSettings, SettingsError

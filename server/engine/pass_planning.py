@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from server.engine.kv.block_manager import BlockManager
 from server.engine.prompt_costs import PromptCosts, PromptRates
@@ -11,8 +10,6 @@ from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import PassProgress, Sequence
 from server.engine.step_executor import StepExecutor
 from server.model.step import SequenceChunk
-
-PrefillMode = Literal["auto", "chunks", "layers"]
 
 MIN_PIECE_TOKENS = 32  # a shorter rest of a prompt touches few experts, so that a step of its own costs little
 SPARE_DECODE_TOKENS = 64  # a pass leaves blocks for so many more tokens of each sequence that decodes
@@ -150,7 +147,7 @@ class PassPlanner:
             return False
         # The estimate of reads takes longer, and is asked for each waiting sequence before each step.
         computes_longer = num_tokens * rates.token_seconds > rates.decode_seconds
-        return not computes_longer and rates.seconds(num_tokens) <= rates.decode_seconds
+        return not computes_longer and rates.step_seconds(num_tokens) <= rates.decode_seconds
 
     def _candidates(self) -> list[Sequence]:
         """Return the sequences that should share a pass, in order."""

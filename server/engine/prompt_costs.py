@@ -8,6 +8,7 @@ from itertools import accumulate
 
 DECAY = 0.8  # weight of what was measured before, at each step
 MIN_TOKENS = 32  # of prompts in a step that is measured
+UNMEASURED_PASS_SHARE = 0.7  # of the waits for each byte in steps, before a pass has run; as measured with 64 tokens
 MIN_GAIN = 0.05  # a pass must be so much sooner, since its memory is taken from the experts
 
 
@@ -15,36 +16,44 @@ MIN_GAIN = 0.05  # a pass must be so much sooner, since its memory is taken from
 class PromptRates:
     """Estimates what prompts take, by the rates of processor and disk.
 
-    Only the part of reading for which compute waits counts, as it is in steps by chunks; a pass hides no less of it.
+    Only the part of reading for which compute waits counts. A pass reads the next layer's experts meanwhile.
 
     Args:
         token_seconds: compute, for each token.
-        byte_seconds: compute waits so long for each byte that a step is expected to read.
+        byte_seconds: compute of a step waits so long for each byte that the step is expected to read.
+        pass_byte_seconds: the same of a pass.
         decode_seconds: of a step of sequences that decode; 0 if there was none.
         expected_bytes: returns the bytes of experts that a step with so many tokens is expected to read.
     """
 
     token_seconds: float
     byte_seconds: float
+    pass_byte_seconds: float
     decode_seconds: float
     expected_bytes: Callable[[int], float]
 
-    def seconds(self, num_tokens: int) -> float:
-        """Return what one step or one pass takes, in which each expert is read once."""
+    def step_seconds(self, num_tokens: int) -> float:
+        """Return what one step takes."""
         return num_tokens * self.token_seconds + self.expected_bytes(num_tokens) * self.byte_seconds
+
+    def pass_seconds(self, num_tokens: int) -> float:
+        """Return what one pass takes, in which each expert is read once."""
+        return num_tokens * self.token_seconds + self.expected_bytes(num_tokens) * self.pass_byte_seconds
 
     def num_joining(self, prompts: Sequence[int]) -> int:
         """Return how many prompts, from the first on, should share a pass for the least wait for first tokens.
 
-        One more delays those before it by its own tokens, and it and those after it gain what it does not read alone.
+        One more delays those before it by its own tokens, and it and those after it gain what it does not read alone:
+        twice, since the decode steps of those before it would read at the same time.
 
         Args:
             prompts: the tokens of each, in order; at least one.
         """
         total = prompts[0]
         for index, num_tokens in enumerate(prompts[1:], 1):
-            delay = self.seconds(total + num_tokens) - self.seconds(total)
-            gain = self.seconds(num_tokens) - delay
+            delay = self.pass_seconds(total + num_tokens) - self.pass_seconds(total)
+            contention = self.expected_bytes(num_tokens) * self.pass_byte_seconds
+            gain = self.pass_seconds(num_tokens) + contention - delay
             if index * delay > (len(prompts) - index) * gain:
                 return index
             total += num_tokens
@@ -59,10 +68,10 @@ class PromptRates:
         """
         ends = list(accumulate(prompts))
         full, rest = divmod(ends[-1], step_tokens)
-        steps = [self.seconds(step_tokens)] * full + [self.seconds(rest)] * bool(rest)
+        steps = [self.step_seconds(step_tokens)] * full + [self.step_seconds(rest)] * bool(rest)
         after = [0.0, *accumulate(steps)]
         by_chunks = sum(after[-(-end // step_tokens)] for end in ends)
-        return len(prompts) * self.seconds(ends[-1]) < (1 - MIN_GAIN) * by_chunks
+        return len(prompts) * self.pass_seconds(ends[-1]) < (1 - MIN_GAIN) * by_chunks
 
     def prefers_step(self, num_tokens: int, num_left: int, num_delayed: int) -> bool:
         """Return whether a prompt should run in a step beside a running pass, instead of waiting for the next pass.
@@ -71,7 +80,7 @@ class PromptRates:
             num_left: tokens that the running pass has still to compute.
             num_delayed: prompts of the running pass, each of which the step delays.
         """
-        return num_delayed * self.seconds(num_tokens) < num_left * self.token_seconds
+        return num_delayed * self.step_seconds(num_tokens) < num_left * self.token_seconds
 
 
 class PromptCosts:
@@ -85,6 +94,7 @@ class PromptCosts:
         self._expected_bytes = expected_bytes
         self._tokens = self._compute_seconds = 0.0
         self._bytes = self._stall_seconds = 0.0  # of steps by chunks
+        self._pass_bytes = self._pass_stall_seconds = 0.0
         self._decode_seconds = 0.0
 
     @property
@@ -93,7 +103,10 @@ class PromptCosts:
         if not self._bytes:
             return None
         token_seconds, byte_seconds = self._compute_seconds / self._tokens, self._stall_seconds / self._bytes
-        return PromptRates(token_seconds, byte_seconds, self._decode_seconds, self._expected_bytes)
+        pass_byte_seconds = byte_seconds * UNMEASURED_PASS_SHARE
+        if self._pass_bytes:
+            pass_byte_seconds = self._pass_stall_seconds / self._pass_bytes
+        return PromptRates(token_seconds, byte_seconds, pass_byte_seconds, self._decode_seconds, self._expected_bytes)
 
     def note_decode(self, seconds: float) -> None:
         """Measure a step with one token of each sequence."""
@@ -102,11 +115,16 @@ class PromptCosts:
     def note_chunks(self, num_tokens: int, seconds: float, stall_seconds: float) -> None:
         """Measure a step with chunks of prompts."""
         if num_tokens >= MIN_TOKENS:
-            self.note_pass(num_tokens, seconds, stall_seconds)
+            self._note_compute(num_tokens, seconds - stall_seconds)
             self._bytes = DECAY * self._bytes + self._expected_bytes(num_tokens)
             self._stall_seconds = DECAY * self._stall_seconds + stall_seconds
 
     def note_pass(self, num_tokens: int, seconds: float, stall_seconds: float) -> None:
         """Measure a finished pass."""
+        self._note_compute(num_tokens, seconds - stall_seconds)
+        self._pass_bytes = DECAY * self._pass_bytes + self._expected_bytes(num_tokens)
+        self._pass_stall_seconds = DECAY * self._pass_stall_seconds + stall_seconds
+
+    def _note_compute(self, num_tokens: int, seconds: float) -> None:
         self._tokens = DECAY * self._tokens + num_tokens
-        self._compute_seconds = DECAY * self._compute_seconds + max(0.0, seconds - stall_seconds)
+        self._compute_seconds = DECAY * self._compute_seconds + max(0.0, seconds)

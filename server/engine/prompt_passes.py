@@ -23,6 +23,11 @@ from server.panics import panics_as_errors
 
 log = logging.getLogger(__name__)
 
+WAIT_SECONDS = 0.05  # of a unit for its experts, before the engine looks for other work
+STEP_SHARE = (
+    0.8  # time of units after a step of other sequences, over the step's; less than 1, as units may last longer
+)
+
 Outputs = Iterator[tuple[AbstractSequence[Scheduled], StepOutput]]
 
 
@@ -124,8 +129,9 @@ class PromptPasses:
         """Run units of the pass.
 
         Args:
-            step_seconds: time of the step of other sequences that has just run: units run for about as long, at least
-                one, and none waits for experts that are being read. None if there was no step: one unit runs.
+            step_seconds: time of the step of other sequences that has just run. Units wait for their experts and run
+                for ``STEP_SHARE`` of it, at least one if its experts come in that time. None if there was no step: one
+                unit waits and runs.
         """
         if self._has_given_back:
             self.give_way()
@@ -133,12 +139,13 @@ class PromptPasses:
         if running is None:
             return
         started = now = time.perf_counter()
+        ends_at = started + (WAIT_SECONDS if step_seconds is None else STEP_SHARE * step_seconds)
         try:
             with panics_as_errors():
-                while not running.is_finished and running.advance(may_wait=step_seconds is None):
+                while not running.is_finished and running.advance(wait_seconds=max(0.0, ends_at - now)):
                     before, now = now, time.perf_counter()
                     self._unit_seconds = now - before
-                    if step_seconds is None or now - started + self._unit_seconds > step_seconds:
+                    if step_seconds is None or now + self._unit_seconds > ends_at:
                         break
         except (ExpertStoreError, RuntimeError) as error:
             self._fail(error)
@@ -201,7 +208,7 @@ class PromptPasses:
         return self._pass is not None and self._planner.is_for_next_pass(sequence, self._plan, self._pass.progress)
 
     def _give_back(self) -> None:
-        """Give back the experts of the pass to a step that waits for slots, if memory has become less since its begin."""
+        """Give the experts of the pass back to a step that waits for slots, if memory has become less meanwhile."""
         if self._pass is not None and not self._runner.can_pass:
             self._has_given_back = True
             self._cancel_units(self._pass)

@@ -21,7 +21,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from expert_store import FileName, LocalFolder, MemorySource, Source, SourceFolder, read_json_object
 from server.model.checkpoint.checkpoint import Checkpoint
-from server.model.checkpoint.download import Listing, cached_model, download_small_file, hub_errors, list_upload
+from server.model.checkpoint.download import cached_model, download_small_file
+from server.model.checkpoint.hub_failures import hub_errors
+from server.model.checkpoint.hub_listing import Listing, list_upload
 from server.model.checkpoint.local_files import split_tag
 from server.model.checkpoint.remote.place import RemotePlace, hub_place
 from server.model.errors import ModelError

@@ -75,8 +75,8 @@ def compare_logits(model: str | None, settings: ServeSettings) -> LogitsComparis
         raise ModelError(f"{name} has nothing to be compared with: {modules.facts.program.describe()}")
     (found, logits), (wanted, expected) = (_run(trunk, tokens) for trunk in (own.trunk, modules))
     errors = [float((one - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True)]
-    blocks = own.trunk.facts.program.blocks
-    names = [blocks[index * len(blocks) // len(errors)].name for index in range(len(errors))]
+    layers = own.trunk.facts.program.layers
+    names = [layers[index * len(layers) // len(errors)].name for index in range(len(errors))]
     return LogitsComparison(
         len(tokens),
         [*zip(names, errors, strict=True)],

@@ -15,7 +15,7 @@ from expert_store.disk_cache.expert_spans import ExpertSpans
 from expert_store.disk_cache.fill import Fill, FillProgress, Span
 from expert_store.disk_cache.places import caches
 from server.byte_sizes import GIB, format_bytes
-from server.model.checkpoint.download import Listing, partial_folder, remember
+from server.model.checkpoint.hub_listing import Listing, partial_folder, remember
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.setting_values import Budget

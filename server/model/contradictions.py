@@ -9,9 +9,11 @@ from copy import deepcopy
 import torch
 from transformers import PreTrainedModel
 
-from server.model.architecture import decoder_layers, text_body
-from server.model.checkpoint.config_checks import CONFIG
+from server.model.architecture import text_body
+from server.model.checkpoint.config_checks import CONFIG, LATENTS
+from server.model.checkpoint.num_layers import num_layers_setting
 from server.model.errors import ExpertShapeError, ModelError, TrunkShapeError
+from server.model.layer_settings import layer_values
 from server.model.model_building import build_model
 
 MOST_KEYS = 4  # that a message names
@@ -33,6 +35,29 @@ def naming_keys(model: PreTrainedModel) -> Iterator[None]:
         raise type(error)(f"{error} ({CONFIG}: {', '.join(keys)})", error.parameter, error.dimensions) from error
 
 
+def check_rotated_width(model: PreTrainedModel, name: str) -> None:
+    """Check that a model with latent attention rotates as many numbers of a head as its heads have for it.
+
+    Args:
+        model: on the meta device.
+        name: of the checkpoint.
+
+    Raises:
+        ModelError: it rotates more or fewer; the message names the key.
+    """
+    text = model.config.get_text_config()
+    widths = layer_values(text, "qk_rope_head_dim") if layer_values(text, LATENTS) else []
+    if not widths:
+        return
+    rotation = getattr(getattr(text_body(model), "rotary_emb", None), "inv_freq", None)
+    if rotation is None or 2 * len(rotation) in widths:
+        return
+    raise ModelError(
+        f"{CONFIG} of {name} can't be used: head_dim is {layer_values(text, 'head_dim')[0]}, of which "
+        f"{2 * len(rotation)} are rotated, and qk_rope_head_dim is {widths[0]}; download the checkpoint again"
+    )
+
+
 def keys_of(model: PreTrainedModel, parameter: str, dimensions: Collection[int]) -> list[str]:
     """Return the numbers of a model's config that some dimensions of a parameter depend on, as "key is number".
 
@@ -47,9 +72,8 @@ def keys_of(model: PreTrainedModel, parameter: str, dimensions: Collection[int])
     if parameter not in own:
         return []
     if not dimensions:
-        count = len(decoder_layers(text_body(model)) or ())
-        text = model.config.get_text_config()
-        return [f"{key} is {count}" for key in ("num_hidden_layers", "num_layers") if vars(text).get(key) == count][:1]
+        setting = num_layers_setting(model)
+        return [] if setting is None else [setting]
     found = []
     for key, value in vars(model.config.get_text_config()).items():
         if type(value) is not int or value < 1 or key.endswith("_id"):

@@ -1,4 +1,4 @@
-"""ModelProgram: the blocks of a model, and the target that runs each part of them.
+"""ModelProgram: the layers of a model, and the target that runs each part of them.
 
 The one answer to "what runs where", for serving, inspecting and the log alike.
 """
@@ -31,8 +31,8 @@ class Target(StrEnum):
 
 
 @dataclass(frozen=True)
-class Block:
-    """A layer of a model: a mixer, in which tokens see others, and a feed-forward part, in which they do not."""
+class LayerTargets:
+    """Targets of a layer: of its mixer, where tokens see others, and of its feed-forward part, where they do not."""
 
     name: str  # class of the module that mixes its tokens, or of the complete layer
     mixer: Target
@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring parts of blocks with one target."""
+    """Neighbouring parts of layers with one target."""
 
     target: Target
     num_parts: int
@@ -49,9 +49,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class ModelProgram:
-    """The blocks of a model in the order in which they run. Embedding and head have the target of most of them."""
+    """The layers of a model in the order in which they run. Embedding and head have the target of most of them."""
 
-    blocks: tuple[Block, ...]
+    layers: tuple[LayerTargets, ...]
     reason: str | None = None  # why it does not run natively, if no part does
 
     @classmethod
@@ -65,7 +65,7 @@ class ModelProgram:
         """
         lists = (module for module in text_part(model).modules() if isinstance(module, nn.ModuleList))
         layers: nn.ModuleList = next(lists, nn.ModuleList())
-        return cls(tuple(Block(type(layer).__name__, target, target) for layer in layers), reason)
+        return cls(tuple(LayerTargets(type(layer).__name__, target, target) for layer in layers), reason)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -75,7 +75,7 @@ class ModelProgram:
     @cached_property
     def is_native(self) -> bool:
         """True if the native kernels run everything."""
-        return bool(self.blocks) and all(part is Target.NATIVE for part in self._parts())
+        return bool(self.layers) and all(part is Target.NATIVE for part in self._parts())
 
     @cached_property
     def has_native(self) -> bool:
@@ -100,23 +100,23 @@ class ModelProgram:
     def describe(self) -> str:
         """Say in a line what runs where."""
         if self.is_native:
-            return f"native kernels run all {len(self.blocks)} layers"
+            return f"native kernels run all {len(self.layers)} layers"
         if self.is_hybrid:
-            mixers = Counter(block.name for block in self.blocks if block.mixer is not Target.NATIVE)
+            mixers = Counter(layer.name for layer in self.layers if layer.mixer is not Target.NATIVE)
             named = " and ".join(f"{name} in {count}" for name, count in mixers.items())
-            return f"transformers' modules run {named} of {len(self.blocks)} layers, and native kernels run the rest"
+            return f"transformers' modules run {named} of {len(self.layers)} layers, and native kernels run the rest"
         if self.is_sequential:
             return f"requests run one at a time, with transformers' attention and cache, because {self.reason}"
         if self.reason is not None:
             return f"transformers' modules run all layers, because {self.reason}"
-        num_mixers = sum(block.mixer is Target.CUDA for block in self.blocks)
-        num_others = sum(block.feed_forward is Target.CUDA for block in self.blocks)
+        num_mixers = sum(layer.mixer is Target.CUDA for layer in self.layers)
+        num_others = sum(layer.feed_forward is Target.CUDA for layer in self.layers)
         return (
-            f"Triton's kernels run mixers in {num_mixers} and feed-forward parts in {num_others} of {len(self.blocks)} "
+            f"Triton's kernels run mixers in {num_mixers} and feed-forward parts in {num_others} of {len(self.layers)} "
             "layers, transformers' modules the rest"
         )
 
     def _parts(self) -> Iterator[Target]:
-        for block in self.blocks:
-            yield block.mixer
-            yield block.feed_forward
+        for layer in self.layers:
+            yield layer.mixer
+            yield layer.feed_forward

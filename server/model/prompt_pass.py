@@ -30,12 +30,11 @@ class PromptPass(Protocol):
         It counts each expert that the pass read once for each further step that used it.
         """
 
-    def advance(self, *, may_wait: bool) -> bool:
+    def advance(self, *, wait_seconds: float) -> bool:
         """Run one unit of work: a step's mixer and router at a layer, or its experts there.
 
         Args:
-            may_wait: whether to wait for experts that are being read; if not, and the next unit needs some, nothing
-                runs.
+            wait_seconds: for experts that are being read, at most; if they are not there then, nothing runs.
 
         Returns:
             Whether a unit has run.

@@ -34,7 +34,7 @@ from server.model.checkpoint.packed_trunk import fill_matrices, packed_bytes, re
 from server.model.checkpoint.tensor_map import check_trunk_tensors, renamed
 from server.model.coded.experts import code_experts
 from server.model.coded.linears import CodedWeight, code_loaded, code_weight, drop_weight, fill, linears_to_code
-from server.model.contradictions import naming_keys
+from server.model.contradictions import check_rotated_width, naming_keys
 from server.model.device_errors import device_errors
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.switch_capacity import set_switch_capacity
@@ -164,6 +164,7 @@ def _load(
     """Load a model without its experts."""
     config = checkpoint.read_config()
     model = build_model(config, dtype, attention)
+    check_rotated_width(model, checkpoint.name)
     if attention == IMPLEMENTATION:
         check_batchable(model, is_deterministic=is_deterministic, has_kernels=kernels is not None)
     with without_collection(), naming_keys(model):
@@ -175,9 +176,9 @@ def _load(
     num_parameters = count_parameters(model)
     layers = empty_experts(model)
     catalog = code_experts(tensors.catalog, layers, dtype, kernels) if codes_experts else tensors.catalog
-    resident_bytes = _resident_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
+    trunk_bytes = _trunk_bytes(model, tensors.trunk, dtype) + packed_bytes(tensors.packed)
     matrices = replace_matrices(model, tensors.packed)
-    check_memory(resident_bytes, catalog)
+    check_memory(trunk_bytes, catalog)
     runs_natively = attention == IMPLEMENTATION and device.type == "cpu" and _may_be_native(model)
     _fill_trunk(
         model,
@@ -247,7 +248,7 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _resident_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
+def _trunk_bytes(model: PreTrainedModel, trunk: TrunkSources, dtype: torch.dtype) -> int:
     """The bytes of a loaded trunk whose weights are all of one dtype, and of the tables that the model computes."""
     stored = model.state_dict().keys()
     tables: int = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)

@@ -22,7 +22,7 @@ from benchmarks.made_gguf.heat import lognormal, of_traces
 from benchmarks.made_gguf.shapes import SHAPES, LatentSizes
 from benchmarks.made_gguf.write import WriteError, write_gguf
 from benchmarks.memory_use import server
-from benchmarks.paged_load import runs
+from benchmarks.paged_load import reads, runs
 from benchmarks.paged_load.reads import Reads
 from benchmarks.paged_load.report import medians
 from server.model.trunk_loader import load_trunk
@@ -151,19 +151,45 @@ def test_size_without_control_groups_is_skipped_with_the_reason(
     assert result["skipped"][-1] == "1/2, greenroom: no memory control group can be created"
 
 
+def run_peer(tmp_path: Path, python: str) -> runs.Runs:
+    """Run a tiny file with an interpreter of llama.cpp's environment, without Greenroom."""
+    options = full_size.parse(["tiny", "--work", str(tmp_path), "--logs", str(tmp_path), "--llama-cpp", python])
+    options.variant = []
+    measured = runs.Runs(runs.Model.read(full_size.model_file(options)), options)
+    measured.run()
+    return measured
+
+
 def test_peer_is_measured_at_the_same_prompts_and_streams(tmp_path: Path) -> None:
     peer = tmp_path / "peer"
     reply = '{"first_token_seconds": 2.0, "tokens": 6, "seconds": 3.0}'
     peer.write_text(f"""#!/bin/sh\necho '{{"version": "1"}}'\nwhile read line; do echo '{reply}'; done\n""")
     peer.chmod(0o755)
-    options = full_size.parse(["tiny", "--work", str(tmp_path), "--logs", str(tmp_path), "--llama-cpp", str(peer)])
-    options.variant = []
-    measured = runs.Runs(runs.Model.read(full_size.model_file(options)), options)
-    measured.run()
-    (entry,) = measured.entries
+    (entry,) = run_peer(tmp_path, str(peer)).entries
     assert [(each["tokens"], each["first_token_seconds"]) for each in entry["prompts"]] == [(16, 2.0), (64, 2.0)]
     assert [(each["streams"], each["tokens_per_second"]) for each in entry["decoding"]] == [(1, 2.0), (2, 2.0)]
     assert entry["is_whole"]
+
+
+@pytest.mark.parametrize("python", [sys.executable, "absent"])
+def test_peer_that_is_not_installed_is_skipped_with_one_sentence(python: str, tmp_path: Path) -> None:
+    measured = run_peer(tmp_path, python)
+    sentence = f"llama.cpp: {python} finds no module llama_cpp; give --llama-cpp an interpreter that does"
+    assert sentence in measured.skipped
+    assert measured.entries == []
+
+
+def test_bytes_since_a_moment_are_those_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([0, 300, 1000])
+    process: Any = SimpleNamespace(
+        io_counters=lambda: SimpleNamespace(read_bytes=next(counted)),
+        cpu_times=lambda: SimpleNamespace(user=0.0, system=0.0),
+    )
+    moments = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(reads, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    sampler = reads.ReadSampler(process)
+    sampler._samples.append(sampler._now())
+    assert sampler.bytes_since(2.5) == 700
 
 
 @pytest.mark.slow
@@ -186,3 +212,4 @@ def test_tiny_run_measures_prompts_streams_and_decoding(
     assert entry["beside"][0]["without"]["p95_seconds"] > 0
     assert [each["streams"] for each in entry["decoding"]] == [1, 2]
     assert all(each["experts_missed_per_step"] > 0 for each in entry["decoding"])
+    assert all(each["bytes_read_per_token"] >= 0 for each in entry["decoding"])

@@ -111,7 +111,7 @@ CAPTURED: Mapping[str, Collection[str]] = {
         "SharedKeysAttention.forward",
         "_products",
     ),
-    "server/model/experts/resident_experts.py": ("ResidentExperts.arena",),
+    "server/model/experts/step_hold.py": ("StepHold.arena",),
     "server/model/experts/strategies/hits_first.py": ("HitsFirst.captured", "HitsFirst.run_layer"),
     "server/model/experts/strategies/slot_tables.py": ("SlotTables.of",),
     "server/model/experts/strategies/strategy.py": ("ExpertStrategy.run",),

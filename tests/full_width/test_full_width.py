@@ -55,7 +55,7 @@ def test_layers_are_native_and_as_close_to_float32_as_modules(name: str, form: s
     modules = run_modules(checkpoint, torch.bfloat16, native.choices)
     own, error = float(modules.error(reference).median()), float(native.error(reference).median())
     factor = OF_MODULES_IN_INT8 if form in published.files else OF_MODULES
-    assert error < max(factor * own, len(native.program.blocks) * LAYER_ROUNDING), f"{error:.1e}, modules {own:.1e}"
+    assert error < max(factor * own, len(native.program.layers) * LAYER_ROUNDING), f"{error:.1e}, modules {own:.1e}"
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MIN_MEASURED_GAIN = 1.05  # tokens a second of grouped decoding over those of joint decoding
+MAX_LOSS = 0.8  # the same, after the first slices of a round: others may be faster
 ROUNDS_BETWEEN_COMPARISONS = 8
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 15.0, 600.0  # without groups, after grouping did not pay
 DECAY = 0.95  # factor on the joint rate's sums at each step
@@ -54,6 +55,11 @@ class GroupingBenefit:
 
     def begin_round(self) -> None:
         self._grouped = Rate()
+
+    @property
+    def is_loss(self) -> bool:
+        """True if the slices of this round were so slow that no further one should follow."""
+        return self._grouped.tokens_per_second < MAX_LOSS * self._joint.tokens_per_second
 
     def end_round(self, now: float) -> Decision:
         """Decide what follows a round."""

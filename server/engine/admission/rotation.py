@@ -104,10 +104,13 @@ class DecodeGroupRotation:
             self._end_slice(sequences, now)
 
     def _end_slice(self, sequences: list[Sequence], now: float) -> None:
-        """Begin the slice of the sequence that has waited longest, or end the round if every sequence had one."""
+        """Begin the slice of the sequence that has waited longest.
+
+        The round ends if every sequence had a slice, or slices are clearly slower than all sequences together.
+        """
         self._group = []
         waiting = [sequence for sequence in sequences if sequence not in self._had_slice]
-        if not waiting:
+        if not waiting or self._benefit.is_loss:
             self._end_round(sequences, now)
         elif len(sequences) > 1:
             self._begin_slice(self._planner.plan(sequences, waiting), now)

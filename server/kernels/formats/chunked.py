@@ -23,6 +23,9 @@ def in_order(matrix: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     return matrix if order is None else torch.empty_like(matrix).index_copy_(1, order.long(), matrix)
 
 
-def project_chunks(rows: torch.Tensor, chunks: Iterable[torch.Tensor]) -> torch.Tensor:
-    """``rows (rows, in)`` times a matrix in chunks ``(some of out, in)``: ``(rows, out)``."""
-    return torch.cat([linear(rows, chunk) for chunk in chunks], 1)
+def project_chunks(
+    rows: torch.Tensor, chunks: Iterable[torch.Tensor], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``rows (rows, in)`` times a matrix in chunks ``(some of out, in)``, and a bias: ``(rows, out)``."""
+    output = torch.cat([linear(rows, chunk) for chunk in chunks], 1)
+    return output if bias is None else output + bias

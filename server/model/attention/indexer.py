@@ -57,7 +57,7 @@ def pool_of(indexer: Any) -> int:
     return int(getattr(indexer, POOL, 0))
 
 
-def find_block_indexer(attention: Any) -> Any:
+def find_key_block_indexer(attention: Any) -> Any:
     """Return the indexer of a layer's attention that chooses blocks of keys; None if it has none."""
     indexer = getattr(attention, "indexer", None)
     if not isinstance(indexer, nn.Module):
@@ -111,7 +111,7 @@ def few_chosen(model: nn.Module, count: int) -> Iterator[None]:
     for module in model.modules():
         if (indexer := find_indexer(module)) is not None:
             changes.append((indexer, TOP_K, min(getattr(indexer, TOP_K), max(count, pool_of(indexer)))))
-        if (indexer := find_block_indexer(module)) is not None:
+        if (indexer := find_key_block_indexer(module)) is not None:
             changes += [(indexer, BLOCK_SIZE, 1), (indexer, TOP_BLOCKS, ALL)]
         if (indexer := find_pool_indexer(module)) is not None:
             size, top_k = few_pools(indexer, count)

@@ -79,6 +79,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str | None):
         raise _unusable(folder.name, f"model_type is {kind!r}, not a text")
     for part in _parts(values):
+        _check_layer_settings(part, folder.name)
         for name in QUANTISATION:
             if not isinstance(part.get(name), Mapping | None):
                 raise _unusable(folder.name, f"{name} is {part[name]!r}, not an object")
@@ -86,6 +87,16 @@ def read_config_values(folder: Path) -> dict[str, Any]:
             if not _is_dtype(part.get(name)):
                 raise _unusable(folder.name, f"{name} is {part[name]!r}, not a type of floating-point numbers")
     return values
+
+
+def _check_layer_settings(values: Mapping[str, Any], name: str) -> None:
+    """Check that settings by layer are of layers that there are."""
+    count, by_layer = values.get("num_hidden_layers"), values.get("per_layer_config")
+    if not isinstance(by_layer, Mapping) or type(count) is not int:
+        return
+    beyond = [each for each in by_layer if each.isdecimal() and int(each) >= count]
+    if beyond:
+        raise _unusable(name, f"num_hidden_layers is {count}, but per_layer_config has a layer {beyond[0]}")
 
 
 def check_config(config: PreTrainedConfig, name: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from expert_store import FileName, is_pack, read_manifest
-from server.model.checkpoint.download import cached_place, download, download_config, list_upload
+from server.model.checkpoint.download import cached_place, download, download_config
+from server.model.checkpoint.hub_listing import list_upload
 from server.model.checkpoint.local_files import GGUF, SPLIT_FILE, check_printable, find_gguf, local_files
 from server.model.checkpoint.ollama_store import find_manifest, is_ollama, manifest_name
 from server.model.checkpoint.remote.addresses import is_address, is_storage

@@ -40,6 +40,7 @@ from server.model.checkpoint.expert_parameters import (
     expert_parameters,
     split_by_expert,
 )
+from server.model.checkpoint.num_layers import check_num_layers
 from server.model.errors import ModelError, TrunkShapeError, in_mlx_format, incomplete
 from server.model.experts.replacements import conversions
 from server.model.quantised import mlx
@@ -94,20 +95,21 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource | St
         index: all tensors of the checkpoint.
 
     Raises:
-        ModelError: the model has no experts that can be paged, or MLX converted the checkpoint of
-            another family than those that are supported.
+        ModelError: the model has no experts that can be paged, the checkpoint has more layers than the config, or MLX
+            converted it from another family than those that are supported.
         CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
     """
     modules = experts_modules(model)
-    if not modules:
-        raise ModelError(
-            f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
-        )
-    if any(mlx.STACK in name for name in index):
+    if modules and any(mlx.STACK in name for name in index):
         if model.config.model_type not in mlx.FAMILIES:
             raise in_mlx_format(Path(model.config.name_or_path).name or type(model).__name__)
         index = mlx.split_stacks(index, {module.num_experts for module in modules.values()})
     tensors = sort_tensors(model, index)
+    check_num_layers(model, tensors.trunk, tensors.unused)
+    if not modules:
+        raise ModelError(
+            f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
+        )
     numbers = layer_numbers(list(modules))
     layers = {
         numbers[name]: _layer_entry(

@@ -22,7 +22,7 @@ from server.model.blocks.table import PARTS
 from server.model.cuda_layers.mlps import CudaMlp
 from server.model.cuda_layers.routers import router_of
 from server.model.declarations.declaration import Declaration, Layer, Router
-from server.model.program import Block, ModelProgram, Target
+from server.model.program import LayerTargets, ModelProgram, Target
 from server.model.recurrent.states import StateShapes
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ class CudaLayer:
                 part.install()
 
     @property
-    def block(self) -> Block:
+    def targets(self) -> LayerTargets:
         """The program of the layer: what runs where."""
         mixer, others = (Target.MODULES if None in each else Target.CUDA for each in (self.mixer, self.feed_forward))
-        return Block(self.name, mixer, others)
+        return LayerTargets(self.name, mixer, others)
 
 
 @torch.inference_mode()
@@ -89,7 +89,7 @@ def compile_for_cuda(
 
 def program_of(layers: Sequence[CudaLayer]) -> ModelProgram:
     """Return what runs where of a model with such layers."""
-    return ModelProgram(tuple(layer.block for layer in layers))
+    return ModelProgram(tuple(layer.targets for layer in layers))
 
 
 class _Compiler:

@@ -11,8 +11,6 @@ import numpy as np
 
 from server.model.declarations.declaration import Declaration
 
-PLACE = "mixer"  # the field of a layer that may be one of several kinds
-
 
 def differences(declared: Declaration, found: Declaration) -> Iterator[str]:
     """Yield what differs, in words: where, what was declared and what was found.

@@ -20,8 +20,8 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.next_layer_gate import GateInput
-from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.sorted_choices import sort_choices
+from server.model.experts.step_hold import StepHold
 from server.model.experts.step_record import LeaseCost, StepRecord
 from server.model.experts.step_variants import StepVariants
 
@@ -214,7 +214,7 @@ class StepExperts:
         if self._ahead is not None:
             self._ahead.request()
 
-    def hold_residents(self) -> ResidentExperts | None:
+    def hold_residents(self) -> StepHold | None:
         """Lease all experts that are in memory; None if each layer has to lease its own.
 
         A step that ``predicts`` takes the hold, too: it ends before a layer whose successor needs a read, so that this
@@ -225,17 +225,15 @@ class StepExperts:
         lease = self.store.hold_residents(keys, needs_all=observes and not self.predicts)
         if lease is None:
             return None
-        return ResidentExperts(
-            lease, self.phase, self.record, self.variants, self._prefetcher, catalog=self.store.catalog
-        )
+        return StepHold(lease, self.phase, self.record, self.variants, self._prefetcher, catalog=self.store.catalog)
 
     def hold_all(self, *, overlaps: bool = False) -> StepLease | None:
         """Lease the model's own experts if all are in memory; see ``ExpertStore.hold_residents``."""
         return self.store.hold_residents(needs_all=True, overlaps=overlaps)
 
-    def residents(self, lease: StepLease) -> ResidentExperts:
+    def residents(self, lease: StepLease) -> StepHold:
         """Return what records the layers that have run under a lease of ``hold_all``."""
-        return ResidentExperts(lease, self.phase, self.record, catalog=self.store.catalog)
+        return StepHold(lease, self.phase, self.record, catalog=self.store.catalog)
 
     def _placed(self, layer: ExpertLayer, chosen: IntArray) -> tuple[IntArray, tuple[ExpertKey, ...], IntArray | None]:
         """Return the places of chosen rows of a layer's router, and the expert and the number of each place.

@@ -122,5 +122,5 @@ def _on_gpu(
         twin.recurrent,
         replaces_mixers=replaces_mixers,
     )
-    blocks = [layer.block for layer in found]
-    return ModelProgram(tuple(block for own in twin.layer_of for block in blocks[own * together :][:together]))
+    targets = [layer.targets for layer in found]
+    return ModelProgram(tuple(each for own in twin.layer_of for each in targets[own * together :][:together]))

@@ -20,8 +20,8 @@ from server.model.blocks.layer import NativeLayer
 from server.model.blocks.layer_trial import mix_outside
 from server.model.blocks.mixer import MixerStep
 from server.model.blocks.workspace import Workspace
-from server.model.experts.resident_experts import ResidentExperts, RoutedLayers, slots_of
 from server.model.experts.step_experts import StepExperts
+from server.model.experts.step_hold import RoutedLayers, StepHold, slots_of
 from server.model.native_layers.image_experts import ChosenRows, ImageExperts
 from server.model.native_layers.step_images import ImageRows
 from server.model.program import Target
@@ -124,7 +124,7 @@ class LayerSequence:
         if self.after_layer is not None:
             self.after_layer(segment.end - 1, torch.from_numpy(self._workspace.residual).clone())
 
-    def _hold(self, experts: StepExperts, place: int) -> ResidentExperts | None:
+    def _hold(self, experts: StepExperts, place: int) -> StepHold | None:
         """Hold the experts that are in memory, and describe them to the kernels.
 
         Args:
@@ -153,11 +153,11 @@ class LayerSequence:
 
     def finish_all(
         self,
-        held: ResidentExperts,
+        held: StepHold,
         chosen: Callable[[], list[npt.NDArray[np.int64]]],
         counts: npt.NDArray[np.int64],
     ) -> None:
-        """End a hold of all experts, under which all layers have run; see ``ResidentExperts.finish``."""
+        """End a hold of all experts, under which all layers have run; see ``StepHold.finish``."""
         ran = self._ran(0, len(self._routed))
         held.finish(ran.layers, chosen, ran.num_choices, counts)
 
@@ -207,7 +207,7 @@ class LayerSequence:
         call = self._workspace.call
         self._kernels.chosen_experts(self.specs[part.spec_index], call, part.place, places, slots, are_last=False)
 
-    def _record(self, experts: StepExperts, held: ResidentExperts | None, first: int, end: int) -> None:
+    def _record(self, experts: StepExperts, held: StepHold | None, first: int, end: int) -> None:
         """End a hold, and record the layers with experts that ran under it."""
         if held is not None and first == end:
             held.cancel()
@@ -217,7 +217,7 @@ class LayerSequence:
             predicted = self._predicted(experts, first, end) if self._predicts else None
             held.finish(ran.layers, chosen, ran.num_choices, self._counts[first:end].copy(), predicted)
 
-    def _record_last(self, experts: StepExperts, held: ResidentExperts | None, first: int) -> None:
+    def _record_last(self, experts: StepExperts, held: StepHold | None, first: int) -> None:
         """Record the last layers with experts beside the head, unless predictions are asked for at once."""
         end = len(self._routed)
         if self._predicts or held is None or first == end:

@@ -28,8 +28,6 @@ from server.model.native_layers.step_images import ImageRows
 from server.model.recurrent.states import StateCache, StateKey
 from server.model.step import SequenceChunk, StepTokens
 
-WAIT_SECONDS = 0.05  # at most, in one call
-
 # From a step and what a layer of experts has chosen for it to experts of the next layer.
 PredictNext = Callable[["PassStep", "PassChoices"], Sequence[ExpertKey]]
 
@@ -117,9 +115,9 @@ class NativePass:
         """The part of the layers that have run, 0 to 1."""
         return self._num_run / len(self._layers)
 
-    def advance(self, *, may_wait: bool) -> bool:
+    def advance(self, *, wait_seconds: float) -> bool:
         """Run one unit; see ``PromptPass.advance``."""
-        if self._awaited is not None and not self._awaited.wait(WAIT_SECONDS if may_wait else 0.0):
+        if self._awaited is not None and not self._awaited.wait(wait_seconds):
             return False
         try:
             self._awaited = next(self._units)

@@ -13,7 +13,6 @@ from server.model.quantised.linear import LinearFormat, QuantisedLinear, Quantis
 class QuantisedEmbedding(nn.Embedding):
     """The class of such an embedding; methods of its own class, such as one that scales rows, come before these."""
 
-    own_table: QuantisedMatrix | None
     _tables: tuple[QuantisedMatrix, ...]  # the one table, in a tuple: if the head's, it is registered there alone
     _dtype: torch.dtype
 

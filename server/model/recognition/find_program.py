@@ -23,10 +23,10 @@ from server.model.declarations.differences import differences
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.families.registry import declared
-from server.model.modules.first_pass import FirstPass
+from server.model.modules.probe_run import ProbeRun
 from server.model.native_layers.compile import compile_model
 from server.model.native_layers.model import NativeModel
-from server.model.program import NO_KERNELS, Block, ModelProgram, Target
+from server.model.program import NO_KERNELS, LayerTargets, ModelProgram, Target
 from server.model.recognition.narrowing import NARROWINGS
 from server.model.recognition.recognise import recognise
 from server.model.recognition.twin import build_twin
@@ -108,7 +108,7 @@ def recognise_model(
         return _by_modules(model, special, str(error))
     program = program_of(model, found)
     if special is not None and not program.is_native:
-        outside = next(each for each in program.blocks if each.mixer is not Target.NATIVE)
+        outside = next(each for each in program.layers if each.mixer is not Target.NATIVE)
         return _by_modules(model, special, f"its {outside.name} is not native")
     shapes = (expert_shape(module, layer.layout, norms_results=True) for module, layer in layers.items())
     reason = next((shape for shape in shapes if isinstance(shape, str)), None)
@@ -211,18 +211,18 @@ def recognise_twin(model: PreTrainedModel, kernels: Kernels, longest: int) -> De
 
 def program_of(model: PreTrainedModel, declared: Declaration) -> ModelProgram:
     """Return what runs where of a model that the native kernels run as declared."""
-    blocks: list[Block] = []
+    layers: list[LayerTargets] = []
     modules = [*(decoder_layers(text_body(model)) or ())]
     for index, each in enumerate(declared.layers):
         module = modules[index // declared.layers_in_one]
         is_own = isinstance(each.mixer, OwnModule)
         name = type(module.get_submodule(each.mixer.module)).__name__ if is_own else type(each.mixer).__name__
-        blocks.append(Block(name, Target.MODULES if is_own else Target.NATIVE, Target.NATIVE))
-    return ModelProgram(tuple(blocks))
+        layers.append(LayerTargets(name, Target.MODULES if is_own else Target.NATIVE, Target.NATIVE))
+    return ModelProgram(tuple(layers))
 
 
 def check_modules(
-    model: PreTrainedModel, first: FirstPass, program: ModelProgram, *, special: str | None, is_deterministic: bool
+    model: PreTrainedModel, first: ProbeRun, program: ModelProgram, *, special: str | None, is_deterministic: bool
 ) -> None:
     """Check a model whose modules run, or of which some do.
 

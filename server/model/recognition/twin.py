@@ -24,8 +24,8 @@ from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.experts.expert_layer import ExpertLayer, expert_layers
 from server.model.layer_kinds import LayerKinds
 from server.model.model_building import build_model, empty_experts, load_trunk_weights
-from server.model.modules.first_pass import FirstPass
 from server.model.modules.forward import Forward
+from server.model.modules.probe_run import ProbeRun
 from server.model.recognition.narrowing import Narrowing, check_heads
 from server.model.recognition.scales import NamedFactors
 from server.model.transformers_hooks.batching_checks import find_special_layers
@@ -44,7 +44,7 @@ class Twin:
     model: PreTrainedModel
     forward: Forward
     experts: Mapping[ExpertsModule, ExpertLayer]
-    first: FirstPass
+    first: ProbeRun
     layer_of: Sequence[int]  # for each layer of the other model, the twin's layer of the same kind
     hidden_size: int  # of the other model
     factors: NamedFactors  # that the other model's config names
@@ -88,7 +88,7 @@ def build_twin(model: PreTrainedModel, longest: int, narrow: Narrowing | None = 
         replace_projections(twin)
         hook_indexers(twin)
     forward = Forward(twin)
-    first = FirstPass(twin, forward, min(longest, text.vocab_size), is_by_sequence=is_by_sequence)
+    first = ProbeRun(twin, forward, min(longest, text.vocab_size), is_by_sequence=is_by_sequence)
     return Twin(twin, forward, experts, first, layer_of, hidden_size, factors)
 
 

@@ -27,9 +27,9 @@ from server.model.experts.router import RouterWeights, changeable
 from server.model.hooks import INDEXED_IMPLEMENTATION
 from server.model.lora.linear_hooks import find_linears
 from server.model.lora.router_hooks import find_routers_with_products
-from server.model.modules.first_pass import FirstPass
 from server.model.modules.forward import Forward
 from server.model.modules.linear import speed_up_linears
+from server.model.modules.probe_run import ProbeRun
 from server.model.native_layers.model import NativeModel
 from server.model.program import ModelProgram
 from server.model.recognition.find_program import check_modules, declaration_on_gpu, find_program
@@ -56,7 +56,7 @@ class PreparedModel:
 
     special: str | None = field(init=False)  # layers whose attention runs by sequence (find_special)
     forward: Forward = field(init=False)  # calls the model (hook_forward)
-    first: FirstPass = field(init=False)  # what some tokens have shown (run_first_tokens)
+    first: ProbeRun = field(init=False)  # what some tokens have shown (run_first_tokens)
     native: NativeModel | None = field(init=False)  # what native kernels run, if they do (find_native)
     program: ModelProgram = field(init=False)  # what runs where (find_native, run_by_triton)
     linears: Mapping[str, nn.Module] = field(init=False)  # modules that adapters can add to (find_adaptable_linears)
@@ -151,7 +151,7 @@ def run_first_tokens(prepared: PreparedModel) -> None:
         NotBatchableError: the model can't run many sequences in one step.
     """
     size = min(prepared.max_model_len, int(prepared.model.config.get_text_config().vocab_size))
-    prepared.first = FirstPass(
+    prepared.first = ProbeRun(
         prepared.model,
         prepared.forward,
         size,

@@ -141,7 +141,7 @@ class Trunk(BaseTrunk):
         """
         layers = [*(decoder_layers(text_body(self._model)) or ())]
         if self._native is not None:
-            together = len(self.facts.program.blocks) // len(layers)
+            together = len(self.facts.program.layers) // len(layers)
             keeps_rows = any(map(starts_block, layers))  # of earlier layers, before those of the residual stream
 
             def after_block(index: int, hidden: torch.Tensor) -> None:

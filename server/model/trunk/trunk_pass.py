@@ -76,9 +76,9 @@ class TrunkPass:
     def saved_bytes(self) -> int:
         return self._pass.saved_bytes
 
-    def advance(self, *, may_wait: bool) -> bool:
+    def advance(self, *, wait_seconds: float) -> bool:
         with torch.inference_mode():
-            return self._pass.advance(may_wait=may_wait)
+            return self._pass.advance(wait_seconds=wait_seconds)
 
     def cancel(self) -> None:
         self._pass.cancel()

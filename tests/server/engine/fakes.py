@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class FakeModel:
         self.passes: list[FakePass] = []
         self.before_unit: Callable[[], None] = lambda: None
         self.before_output: Callable[[], None] = lambda: None
-        self.waits_for_experts = False  # the next unit of a pass needs experts that are being read
+        self.seconds_to_experts = 0.0  # until experts that a pass's next unit needs are read
         self.expected_bytes: Callable[[int], float] = lambda num_tokens: 0.0
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
@@ -203,10 +204,11 @@ class FakePass:
     def progress(self) -> float:
         return self._num_run / len(self._units)
 
-    def advance(self, *, may_wait: bool) -> bool:
+    def advance(self, *, wait_seconds: float) -> bool:
         assert not self.is_ended
         assert not self.is_finished
-        if self._model.waits_for_experts and not may_wait:
+        time.sleep(min(self._model.seconds_to_experts, wait_seconds))
+        if self._model.seconds_to_experts > wait_seconds:
             return False
         self._model.before_unit()
         layer, index = self._units[self._num_run]

@@ -49,7 +49,7 @@ def disturb(rig: Rig, rng: random.Random) -> None:
     """Let units fail or wait for experts at random."""
 
     def before_unit() -> None:
-        rig.model.waits_for_experts = rng.random() < 0.3
+        rig.model.seconds_to_experts = 0.001 * (rng.random() < 0.3)
         if rng.random() < 0.02:
             unreadable()
 

@@ -151,11 +151,11 @@ def test_a_client_that_leaves_in_any_unit_leaves_nothing_behind(trunk: Trunk, mo
     wanted = texts_by_chunks(trunk, [LONG])
     advance, left, leave = NativePass.advance, [0], list[Callable[[], None]]()
 
-    def advance_or_leave(self: NativePass, *, may_wait: bool) -> bool:
+    def advance_or_leave(self: NativePass, *, wait_seconds: float) -> bool:
         left[0] -= 1
         if left[0] == -1:
             leave[0]()
-        return advance(self, may_wait=may_wait)
+        return advance(self, wait_seconds=wait_seconds)
 
     monkeypatch.setattr(NativePass, "advance", advance_or_leave)
 

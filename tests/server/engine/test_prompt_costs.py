@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def all_experts(num_tokens: int) -> float:
 
 
 def rates(token_seconds: float, byte_seconds: float, decode_seconds: float = 0.0) -> PromptRates:
-    return PromptRates(token_seconds, byte_seconds, decode_seconds, all_experts)
+    return PromptRates(token_seconds, byte_seconds, byte_seconds, decode_seconds, all_experts)
 
 
 SLOW_DISK = rates(0.001, 10e-9)  # a step reads for 10 s
@@ -82,14 +83,26 @@ def test_computing_and_waiting_of_a_step_are_told_apart() -> None:
     assert (found.token_seconds, found.byte_seconds) == pytest.approx((0.01, 2e-9))
 
 
-def test_a_pass_tells_the_rate_of_the_processor_alone() -> None:
+def test_waits_of_a_pass_are_told_from_waits_of_steps() -> None:
     costs = PromptCosts(all_experts)
     costs.note_chunks(100, 3.0, 2.0)
-    costs.note_pass(8000, 160.0, 0.0)
+    costs.note_pass(8000, 161.0, 1.0)
     found = costs.rates
     assert found is not None
     assert found.token_seconds == pytest.approx(0.02, rel=0.01)
-    assert found.byte_seconds == pytest.approx(2e-9)
+    assert (found.byte_seconds, found.pass_byte_seconds) == pytest.approx((2e-9, 1e-9))
+
+
+def test_a_prompt_of_one_step_runs_as_a_pass_if_compute_waits_less_in_passes() -> None:
+    assert replace(SLOW_DISK, pass_byte_seconds=7e-9).prefers_pass([64], STEP)
+
+
+def test_a_pass_is_tried_where_reading_takes_long() -> None:
+    costs = PromptCosts(all_experts)
+    costs.note_chunks(100, 11.0, 10.0)
+    found = costs.rates
+    assert found is not None
+    assert found.prefers_pass([100], STEP)
 
 
 def test_recent_steps_count_more() -> None:

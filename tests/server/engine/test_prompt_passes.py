@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
@@ -147,6 +148,7 @@ def test_decodes_and_short_prompts_go_on_between_units(monkeypatch: pytest.Monke
     seconds = count(step=1000)  # each unit takes longer than a step
     monkeypatch.setattr("server.engine.prompt_passes.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     rig, seen = Rig(passes=LIMITS), list[int]()  # decode steps before each unit
+    rig.model.before_step = lambda: time.sleep(0.002)  # the long prompt comes before the first one's end
 
     async def scenario() -> list[str]:
         first = asyncio.create_task(collect(rig.submit(b"first", 60)))
@@ -190,7 +192,11 @@ def measured(
     monkeypatch: pytest.MonkeyPatch, token_seconds: float, byte_seconds: float, decode_seconds: float = 0.0
 ) -> None:
     """Let the rates of processor and disk be measured so, where each step reads the same experts of a megabyte."""
-    rates = PromptRates(token_seconds, byte_seconds, decode_seconds, lambda num_tokens: 1e6 * (num_tokens > 0))
+
+    def expected_bytes(num_tokens: int) -> float:
+        return 1e6 * (num_tokens > 0)
+
+    rates = PromptRates(token_seconds, byte_seconds, byte_seconds, decode_seconds, expected_bytes)
     monkeypatch.setattr(PromptCosts, "rates", rates)
 
 
@@ -257,14 +263,28 @@ def test_a_prompt_that_comes_during_a_pass_runs_beside_it_if_much_is_left(
     assert [number < 10 for number in run_before] == [is_beside]
 
 
-def test_units_that_need_experts_wait_only_if_nothing_else_runs() -> None:
+@pytest.mark.parametrize(("step_seconds", "is_beside"), [(0.0, False), (0.02, True)])
+def test_units_wait_for_experts_as_long_as_a_step_of_others_takes(step_seconds: float, is_beside: bool) -> None:
     rig = Rig(passes=LIMITS)
-    rig.model.waits_for_experts = True
+    rig.model.seconds_to_experts = 0.01
+    rig.model.before_step = lambda: time.sleep(step_seconds)
+    num_units = [0]
 
-    async def scenario() -> list[str]:
-        return await collect_together(rig, (b"first", 20), (LONG, 4))
+    def count() -> None:
+        num_units[0] += 1
 
-    assert run(rig, scenario) == [continuation(b"first", 20), continuation(LONG, 4)]
+    async def scenario() -> int:
+        first = asyncio.create_task(collect(rig.submit(b"first", 20)))
+        while not rig.model.steps:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(collect(rig.submit(LONG, 4)))
+        rig.model.before_unit = count
+        await first
+        units_beside = num_units[0]
+        assert await second == continuation(LONG, 4)
+        return units_beside
+
+    assert (run(rig, scenario) > 2) == is_beside
 
 
 def test_prompts_run_by_chunks_if_the_model_runs_no_passes_now() -> None:

@@ -15,7 +15,7 @@ from server.loading.load_model import check_aliases, load_media_processor, load_
 from server.model import trunk_loader
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.program import Block, ModelProgram, Target
+from server.model.program import LayerTargets, ModelProgram, Target
 from server.model.recognition import find_program
 from server.model.trunk.base_trunk import TrunkFacts
 from server.setting_values import parse_alias
@@ -27,7 +27,7 @@ from tests.server.model.coded.test_coded_weights import unlike_any
 from tests.vision import save_vision
 
 TOGETHER, SOLO = (
-    TrunkFacts((), 2, {}, (), ModelProgram((Block("layer", target, target),)))
+    TrunkFacts((), 2, {}, (), ModelProgram((LayerTargets("layer", target, target),)))
     for target in (Target.MODULES, Target.TRANSFORMERS)
 )
 ANSWERED = replace(SOLO, is_encoder_decoder=True)

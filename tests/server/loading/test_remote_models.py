@@ -16,8 +16,8 @@ from expert_store.disk_cache.fill import FillProgress
 from expert_store.sources.base import SourceIdentity
 from server.byte_sizes import GIB
 from server.loading.remote_models import describe, make_fill, with_cache
-from server.model.checkpoint.download import Listing, partial_folder
 from server.model.checkpoint.hub_answers import Commit
+from server.model.checkpoint.hub_listing import Listing, partial_folder
 from server.model.checkpoint.remote.hub_folder import HubFolder
 from server.model.checkpoint.remote.place import RemotePlace
 from server.settings import ServeSettings

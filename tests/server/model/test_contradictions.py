@@ -54,6 +54,10 @@ def test_the_keys_that_give_a_tensor_another_shape_are_named(
     ("changes", "message"),
     [
         ({"num_attention_heads": 3}, "num_attention_heads is 3, not a multiple of num_key_value_heads, which is 2"),
+        (
+            {"per_layer_config": {"5": {"head_dim": 4}}},
+            "num_hidden_layers is 3, but per_layer_config has a layer 5; download",
+        ),
         ({"quantization_config": 5}, "quantization_config is 5, not an object"),
         ({"model_type": 7}, "model_type is 7, not a text"),
     ],
@@ -63,6 +67,35 @@ def test_a_number_that_no_model_has_is_named(changes: dict[str, Any], message: s
     file = make_checkpoint("qwen3_moe", tmp_path) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ModelError, match=message):
+        load_trunk(file.parent, torch.float32)
+
+
+@pytest.mark.parametrize(("model_type", "layer"), [("qwen3_moe", 1), ("deepseek_v3", 2)])  # 1 predicts further tokens
+def test_a_checkpoint_with_more_layers_than_its_config_names_the_key(
+    model_type: str, layer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_loader, "_read_trunk", no_weights)
+    file = make_checkpoint(model_type, tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+    message = f"^config.json: num_hidden_layers is 1, but the checkpoint has tensors of model.layers.{layer};"
+    with pytest.raises(ModelError, match=message):
+        load_trunk(file.parent, torch.float32)
+
+
+def test_layers_that_predict_further_tokens_are_no_contradiction(tmp_path: Path) -> None:
+    file = make_checkpoint("qwen3_moe", tmp_path) / "config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}))
+    assert load_trunk(file.parent, torch.float32).facts.text_layers == (0, 1)
+
+
+def test_a_width_of_heads_that_the_rotation_contradicts_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_loader, "_read_trunk", no_weights)
+    file = make_checkpoint("deepseek_v3", tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"head_dim": 16}))
+    with pytest.raises(ModelError, match="head_dim is 16, of which 16 are rotated, and qk_rope_head_dim is 8;"):
         load_trunk(file.parent, torch.float32)
 
 

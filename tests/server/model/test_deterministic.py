@@ -17,7 +17,7 @@ from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
-from server.model.modules import first_pass
+from server.model.modules import probe_run
 from server.model.step import SequenceChunk
 from server.model.transformers_hooks.batching_checks import varies_with_batch
 from server.model.trunk.trunk import Trunk
@@ -168,7 +168,7 @@ def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None
 
 def test_a_model_that_is_not_batch_invariant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(first_pass, "varies_with_batch", lambda *_: True)
+    monkeypatch.setattr(probe_run, "varies_with_batch", lambda *_: True)
     load_trunk(folder, torch.float32)
     with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM is not batch-invariant; remove `--deterministic`"):
         load_trunk(folder, torch.float32, is_deterministic=True)
@@ -181,7 +181,7 @@ def test_a_processor_whose_products_depend_on_the_batch_is_refused(
         raise NotInvariantError("a product depends on the place of a row")
 
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(first_pass, "varies_with_batch", refuse)
+    monkeypatch.setattr(probe_run, "varies_with_batch", refuse)
     with pytest.raises(ModelError, match="depends on the place of a row"):
         load_trunk(folder, torch.float32, is_deterministic=True)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from server.model.program import Block, ModelProgram, Segment, Target
+from server.model.program import LayerTargets, ModelProgram, Segment, Target
 
 REASON = "its layers are of another kind"
-ATTENTION = Block("attention", Target.NATIVE, Target.NATIVE)
-DELTA = Block("GatedDeltaNet", Target.MODULES, Target.NATIVE)
+ATTENTION = LayerTargets("attention", Target.NATIVE, Target.NATIVE)
+DELTA = LayerTargets("GatedDeltaNet", Target.MODULES, Target.NATIVE)
 
 
 def whole(target: Target) -> ModelProgram:
-    return ModelProgram((Block("Layer", target, target),) * 3, REASON)
+    return ModelProgram((LayerTargets("Layer", target, target),) * 3, REASON)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_neighbouring_parts_of_one_target_are_a_segment(
             "transformers' modules run GatedDeltaNet in 2 of 3 layers, and native kernels run the rest",
         ),
         (
-            ModelProgram((Block("Mamba2", Target.CUDA, Target.MODULES),)),
+            ModelProgram((LayerTargets("Mamba2", Target.CUDA, Target.MODULES),)),
             "Triton's kernels run mixers in 1 and feed-forward parts in 0 of 1 layers, transformers' modules the rest",
         ),
         (whole(Target.MODULES), f"transformers' modules run all layers, because {REASON}"),

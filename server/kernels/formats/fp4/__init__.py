@@ -37,8 +37,7 @@ def project(
     weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
-    output = project_chunks(rows, _chunks(weights, name, rows.dtype))
-    return output if bias is None else output + bias
+    return project_chunks(rows, _chunks(weights, name, rows.dtype), bias)
 
 
 def describe(places: Places, name: str, shape: Shape) -> Matrix | None:

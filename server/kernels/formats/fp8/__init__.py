@@ -38,8 +38,7 @@ def project(
     weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
-    output = project_chunks(rows, _chunks(weights[name], weights[name + SCALE], rows.dtype))
-    return output if bias is None else output + bias
+    return project_chunks(rows, _chunks(weights[name], weights[name + SCALE], rows.dtype), bias)
 
 
 def scales(values: torch.Tensor) -> torch.Tensor:

@@ -35,8 +35,7 @@ def project(
     """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
     if name + ORDER in weights:
         rows = rows.index_select(1, weights[name + ORDER])
-    output = project_chunks(rows, _chunks(weights, name, rows.dtype))
-    return output if bias is None else output + bias
+    return project_chunks(rows, _chunks(weights, name, rows.dtype), bias)
 
 
 def describe(places: Places, name: str, shape: Shape) -> Matrix | None:

@@ -58,7 +58,7 @@ class MixerKind(IntEnum):
     COMPRESSED_ATTENTION = 10
 
 
-# model/blocks/grouped_attention/block_indexer.h
+# model/blocks/grouped_attention/key_block_indexer.h
 class RopeKind(IntEnum):
     NONE = 0
     HALVES = 1
@@ -66,7 +66,7 @@ class RopeKind(IntEnum):
 
 
 @structure
-class BlockIndexer(Structure):
+class KeyBlockIndexer(Structure):
     query: Matrix = field(Matrix)
     key: Matrix = field(Matrix)
     query_norm: Norm = field(Norm)

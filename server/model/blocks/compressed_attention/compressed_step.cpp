@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "layers/head_panels.h"
-#include "model/blocks/grouped_attention/block_indexer.h"
+#include "model/blocks/grouped_attention/key_block_indexer.h"
 
 namespace greenroom {
 namespace {

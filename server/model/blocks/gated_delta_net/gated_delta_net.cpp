@@ -9,16 +9,10 @@
 namespace greenroom {
 namespace {
 
-struct DeltaScratch {
-  ProjectionScratch projections;
-  Buffer mixed;  // (tokens, channels): results of the convolution
-  Buffer heads;
-};
-
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const GatedDeltaNet*>(layer.mixer);
   const Level& level = context.level;
-  auto& memory = context.mixers.of<DeltaScratch>();
+  auto& memory = context.mixers.of<RecurrentScratch>();
   ProjectedMixer mixer(context, memory.projections, spec.projections, layer, step);
   const int64_t channels = spec.convolution.channels, keys = spec.key_heads * spec.key_dim;
   const int64_t values = spec.value_heads * spec.value_dim;

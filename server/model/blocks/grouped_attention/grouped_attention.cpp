@@ -9,7 +9,7 @@
 #include "layers/attention_parts.h"
 #include "layers/layer_adapters.h"
 #include "layers/sides.h"
-#include "model/blocks/grouped_attention/block_indexer_step.h"
+#include "model/blocks/grouped_attention/key_block_indexer_step.h"
 #include "model/blocks/grouped_attention/pool_indexer_step.h"
 
 namespace greenroom {
@@ -429,7 +429,7 @@ void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const Level& level = context.level;
   LayerAttention attention(context, layer, spec, step);
   KeyChoice all;
-  std::optional<BlockIndexerStep> blocks;
+  std::optional<KeyBlockIndexerStep> blocks;
   std::optional<PoolIndexerStep> pools;
   KeyChoice& choice = spec.pools     ? pools.emplace(context, spec, step, attention.panel)
                       : spec.indexer ? blocks.emplace(context, spec, step, attention.panel)
@@ -605,7 +605,7 @@ const char* check(const void* mixer, int64_t hidden_size) {
   if (spec.indexer) {
     if (spec.window) return "an indexer with a window";
     const int64_t rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : spec.rotary_dim;
-    if (const char* reason = check_block_indexer(*spec.indexer, hidden_size, spec.kv_heads, rotary_dim)) return reason;
+    if (const char* reason = check_key_block_indexer(*spec.indexer, hidden_size, spec.kv_heads, rotary_dim)) return reason;
     if (spec.key_cache && !spec.indexer->cache) return "an indexer without a cache";
   }
   if (spec.pools) {

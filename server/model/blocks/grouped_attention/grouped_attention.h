@@ -4,7 +4,7 @@
 
 #include "layers/convolution.h"
 #include "layers/layer.h"
-#include "model/blocks/grouped_attention/block_indexer.h"
+#include "model/blocks/grouped_attention/key_block_indexer.h"
 #include "model/blocks/grouped_attention/head_experts.h"
 #include "model/blocks/grouped_attention/head_mixing.h"
 #include "model/blocks/grouped_attention/pool_indexer.h"
@@ -36,7 +36,7 @@ struct GroupedAttention {
   const float* sinks;        // (heads) or null
   const float* query_scales; // (heads * key_dim), factors before the limit of norms; or null
   const float* key_scales;   // (kv_heads * key_dim) or null
-  const BlockIndexer* indexer;  // chooses blocks of the keys that a token sees; or null
+  const KeyBlockIndexer* indexer;  // chooses blocks of the keys that a token sees; or null
   const PoolIndexer* pools;     // chooses pools of these; or null
   const RelativeBiases* relative;        // biases of scores by distance; or null
   const HeadExperts* experts;            // make queries and the output; then `query` has keys and values alone; or null

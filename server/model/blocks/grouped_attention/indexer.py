@@ -1,4 +1,4 @@
-"""NativeBlockIndexer: what chooses blocks of the keys of grouped-query attention, as the native kernels run it."""
+"""NativeKeyBlockIndexer: what chooses blocks of the keys of grouped-query attention, as the native kernels run it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from server.kernels.native.structures.mixers import BlockIndexer, RopeKind
-from server.model.attention.indexer import BLOCK_PARTS, BLOCK_SIZE, LOCAL_BLOCKS, TOP_BLOCKS, find_block_indexer
+from server.kernels.native.structures.mixers import KeyBlockIndexer, RopeKind
+from server.model.attention.indexer import BLOCK_PARTS, BLOCK_SIZE, LOCAL_BLOCKS, TOP_BLOCKS, find_key_block_indexer
 from server.model.blocks.capture import SHARE_CHOSEN
 from server.model.blocks.errors import UnsupportedLayerError
 from server.model.blocks.index_scores import find_index_rotation
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BlockIndexerParts:
+class KeyBlockIndexerParts:
     """The parts of an indexer that chooses blocks of keys."""
 
     module: Any
@@ -40,7 +40,7 @@ class BlockIndexerParts:
     @classmethod
     def find(cls, attention: Any) -> Self | None:
         """Return the parts of an attention module's indexer; None if it has none that is known."""
-        indexer = find_block_indexer(attention)
+        indexer = find_key_block_indexer(attention)
         if indexer is None:
             return None
         query, key, *others = (getattr(indexer, name) for name in BLOCK_PARTS)
@@ -73,17 +73,17 @@ class BlockIndexerParts:
             )
 
 
-class NativeBlockIndexer:
+class NativeKeyBlockIndexer:
     """The indexer of a layer.
 
     Args:
         parts: of the family's module.
     """
 
-    def __init__(self, parts: BlockIndexerParts):
+    def __init__(self, parts: KeyBlockIndexerParts):
         self.parts, module = parts, parts.module
         self._kept = KeptTensors()
-        self.spec = BlockIndexer(
+        self.spec = KeyBlockIndexer(
             query=matrix_of(parts.query),
             key=matrix_of(parts.key),
             query_norm=self._kept.norm(parts.query_norm),
@@ -127,9 +127,9 @@ class NativeBlockIndexer:
         """Keep index keys in this memory."""
         self.spec.cache = cache.data_ptr()
 
-    def for_trial(self, num_tokens: int, top_k: int | None = None) -> TrialBlockIndexer:
+    def for_trial(self, num_tokens: int, top_k: int | None = None) -> TrialKeyBlockIndexer:
         """Return a copy for one sequence whose tokens attend to all keys, and which may choose single keys."""
-        return TrialBlockIndexer(self.spec, num_tokens, top_k)
+        return TrialKeyBlockIndexer(self.spec, num_tokens, top_k)
 
     def _check_choices(self, mixer: GroupedAttentionMixer, trial: MixerTrial, scores: torch.Tensor) -> None:
         """Compare the keys that the kernels choose with those of the highest scores, where rounding does not decide."""
@@ -147,7 +147,7 @@ class NativeBlockIndexer:
                     raise UnsupportedLayerError("its indexer chooses other keys than the kernels do")
 
 
-class TrialBlockIndexer:
+class TrialKeyBlockIndexer:
     """A copy of an indexer with memory of its own, for one sequence.
 
     Args:
@@ -156,8 +156,8 @@ class TrialBlockIndexer:
         top_k: keys that it chooses for each token and head; None for as many blocks as ``own``.
     """
 
-    def __init__(self, own: BlockIndexer, num_tokens: int, top_k: int | None):
-        spec = self.spec = BlockIndexer.from_buffer_copy(own)
+    def __init__(self, own: KeyBlockIndexer, num_tokens: int, top_k: int | None):
+        spec = self.spec = KeyBlockIndexer.from_buffer_copy(own)
         if top_k is not None:
             spec.block_size, spec.top_k = 1, top_k
         self.chosen = np.full((num_tokens, spec.heads, spec.top_k), -1, dtype=np.int32)

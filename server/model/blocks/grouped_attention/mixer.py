@@ -19,7 +19,7 @@ from server.model.blocks.grouped_attention.clips import REACHED, clip_of
 from server.model.blocks.grouped_attention.declaration import GroupedAttention as Declaration
 from server.model.blocks.grouped_attention.head_experts import NativeHeadExperts
 from server.model.blocks.grouped_attention.head_mixing import NativeHeadMixing
-from server.model.blocks.grouped_attention.indexer import NativeBlockIndexer, TrialBlockIndexer
+from server.model.blocks.grouped_attention.indexer import NativeKeyBlockIndexer, TrialKeyBlockIndexer
 from server.model.blocks.grouped_attention.pool_indexer import NativePoolIndexer, PoolChoice, TrialPoolIndexer
 from server.model.blocks.grouped_attention.query_scale import query_scale_of
 from server.model.blocks.grouped_attention.relative_biases import NativeRelativeBiases
@@ -90,7 +90,7 @@ class GroupedAttentionMixer(RotaryMixer):
             self._pools.spec.rope_kind = declared.index_rope
             spec.pools = self._pools.address
             self.add_target(self._pools.parts.both, len(MATRICES))
-        self._indexer = None if parts.indexer is None else NativeBlockIndexer(parts.indexer)
+        self._indexer = None if parts.indexer is None else NativeKeyBlockIndexer(parts.indexer)
         if self._indexer is not None:
             self._indexer.spec.rope_kind = declared.index_rope
             self._set_indexer(self._indexer)
@@ -192,7 +192,7 @@ class GroupedAttentionMixer(RotaryMixer):
         return self._trial(num_tokens, self._indexer.for_trial(num_tokens, choice), None)
 
     def _trial(
-        self, num_tokens: int, indexer: TrialBlockIndexer | None, pools: TrialPoolIndexer | None
+        self, num_tokens: int, indexer: TrialKeyBlockIndexer | None, pools: TrialPoolIndexer | None
     ) -> TrialAttention:
         own = self.module, self.index, self.spec, num_tokens
         return TrialAttention(*own, scale_of=self._scale_of, indexer=indexer, pools=pools)
@@ -237,7 +237,7 @@ class GroupedAttentionMixer(RotaryMixer):
         own = int(spec.kv_heads), int(spec.key_dim), int(spec.value_dim), self._dtype
         return KVShape(*own, index_dim=0 if self._pools is None else self._pools.kept_numbers(int(spec.rotary_dim)))
 
-    def _set_indexer(self, indexer: NativeBlockIndexer) -> None:
+    def _set_indexer(self, indexer: NativeKeyBlockIndexer) -> None:
         self.spec.indexer = indexer.address
         for number, linear in enumerate(indexer.parts.linears, len(MATRICES)):
             self.add_target(linear, number)
@@ -384,7 +384,7 @@ class TrialAttention(GroupedAttentionMixer):
         num_tokens: int,
         *,
         scale_of: Callable[[int], float] | None = None,
-        indexer: TrialBlockIndexer | None = None,
+        indexer: TrialKeyBlockIndexer | None = None,
         pools: TrialPoolIndexer | None = None,
     ):
         spec = self.spec = GroupedAttention.from_buffer_copy(own)

@@ -19,7 +19,7 @@ from server.model.blocks.grouped_attention.declaration import GroupedAttention
 from server.model.blocks.grouped_attention.head_experts import KEYS_AND_VALUES, HeadExpertsParts
 from server.model.blocks.grouped_attention.head_limits import HeadLimit
 from server.model.blocks.grouped_attention.head_mixing import HeadMixingParts
-from server.model.blocks.grouped_attention.indexer import BlockIndexerParts
+from server.model.blocks.grouped_attention.indexer import KeyBlockIndexerParts
 from server.model.blocks.grouped_attention.mixer import GroupedAttentionMixer
 from server.model.blocks.grouped_attention.pool_indexer import PoolChoice, PoolIndexerParts
 from server.model.blocks.grouped_attention.query_scale import kind_of_query_scale
@@ -64,7 +64,7 @@ class GroupedAttentionParts(MixerParts):
     key_norm: Norm | None
     value_norm: Norm | None
     result_norm: Norm | None = None  # of the results of each head, before gates
-    indexer: BlockIndexerParts | None = None
+    indexer: KeyBlockIndexerParts | None = None
     pools: PoolIndexerParts | None = None
     relative: RelativeParts | None = None
     experts: HeadExpertsParts | None = None  # that make queries and the output
@@ -112,7 +112,7 @@ class GroupedAttentionParts(MixerParts):
             module,
             *(query, key, value, output, gate, gate_bias, *norms),
             result_norm=result_norm,
-            indexer=BlockIndexerParts.find(module),
+            indexer=KeyBlockIndexerParts.find(module),
             pools=PoolIndexerParts.find(module),
             relative=RelativeParts.find(module),
             experts=experts,

@@ -2,7 +2,7 @@
 // is the sum over index heads of the products with the normed mean of its tokens' index keys, where they are positive.
 #pragma once
 
-#include "model/blocks/grouped_attention/block_indexer.h"
+#include "model/blocks/grouped_attention/key_block_indexer.h"
 
 namespace greenroom {
 

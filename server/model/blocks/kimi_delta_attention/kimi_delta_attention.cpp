@@ -9,16 +9,10 @@
 namespace greenroom {
 namespace {
 
-struct KimiDeltaScratch {
-  ProjectionScratch projections;
-  Buffer mixed;  // (tokens, channels): results of the convolution
-  Buffer heads;
-};
-
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const KimiDeltaAttention*>(layer.mixer);
   const Level& level = context.level;
-  auto& memory = context.mixers.of<KimiDeltaScratch>();
+  auto& memory = context.mixers.of<RecurrentScratch>();
   ProjectedMixer mixer(context, memory.projections, spec.projections, layer, step);
   const int64_t channels = spec.convolution.channels, size = spec.head_dim, inner = spec.heads * size;
   float* mixed = memory.mixed.reserve<float>(step.tokens * channels * 4);

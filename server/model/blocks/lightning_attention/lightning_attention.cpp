@@ -8,15 +8,10 @@
 namespace greenroom {
 namespace {
 
-struct LightningScratch {
-  ProjectionScratch projections;
-  Buffer heads;
-};
-
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const LightningAttention*>(layer.mixer);
   const Level& level = context.level;
-  auto& memory = context.mixers.of<LightningScratch>();
+  auto& memory = context.mixers.of<RecurrentScratch>();
   ProjectedMixer mixer(context, memory.projections, spec.projections, layer, step);
   const int64_t size = spec.head_dim, inner = spec.heads * size;
   const RecurrentHeads heads(context, memory.heads, step, spec.states, spec.heads, size, size, false);

@@ -10,16 +10,10 @@
 namespace greenroom {
 namespace {
 
-struct Mamba2Scratch {
-  ProjectionScratch projections;
-  Buffer mixed;  // (tokens, channels): results of the convolution
-  Buffer heads;
-};
-
 void run(Context& context, const LayerSpec& layer, const StepCall& step) {
   const auto& spec = *static_cast<const Mamba2*>(layer.mixer);
   const Level& level = context.level;
-  auto& memory = context.mixers.of<Mamba2Scratch>();
+  auto& memory = context.mixers.of<RecurrentScratch>();
   ProjectedMixer mixer(context, memory.projections, spec.projections, layer, step);
   const int64_t channels = spec.convolution.channels, inner = spec.heads * spec.head_dim;
   float* mixed = memory.mixed.reserve<float>(step.tokens * channels * 4);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "layers/step.h"
+#include "model/blocks/recurrent/projections.h"
 
 namespace greenroom {
 
@@ -28,6 +29,13 @@ inline void to_length(const Level& level, const float* x, float scale, int64_t s
   const float factor = scale / std::sqrt(level.dot(x, x, size) + 1e-6f);
   for (int64_t i = 0; i < size; ++i) y[i] = x[i] * factor;
 }
+
+// The memory of a mixer whose heads recur.
+struct RecurrentScratch {
+  ProjectionScratch projections;
+  Buffer mixed;  // (tokens, channels): results of the convolution, if there is one
+  Buffer heads;
+};
 
 // The tiles of the heads of a step: one for each head of each sequence.
 class RecurrentHeads {

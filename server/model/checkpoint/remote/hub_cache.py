@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 from expert_store import CheckpointError, FileName
-from server.model.checkpoint.download import Listing, keep_reference, repository_folder
+from server.model.checkpoint.download import keep_reference
 from server.model.checkpoint.hub_answers import EntityTag, Sha256
+from server.model.checkpoint.hub_listing import Listing, repository_folder
 
 OF_FILES = 0o666  # permissions of a file, where its folder has them
 

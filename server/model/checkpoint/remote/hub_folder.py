@@ -13,7 +13,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from expert_store import CheckpointError, FileName, FileSource, Source, SourceFolder
 from expert_store.errors import SourceUnreadableError
 from expert_store.sources.base import SourceIdentity
-from server.model.checkpoint.download import WEIGHTS, Listing, download_small_file, download_small_files
+from server.model.checkpoint.download import download_small_file, download_small_files
+from server.model.checkpoint.hub_listing import WEIGHTS, Listing
 from server.model.checkpoint.remote.addresses import without_secrets
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.web_client import Content, WebClient

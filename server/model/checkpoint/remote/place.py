@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expert_store import FileName, SourceFolder
-from server.model.checkpoint.download import Listing
+from server.model.checkpoint.hub_listing import Listing
 from server.model.checkpoint.local_files import GGUF
 from server.model.checkpoint.remote.bucket import BucketClient, BucketFolder
 from server.model.checkpoint.remote.hub_folder import HubFolder

@@ -11,7 +11,7 @@ import torch
 
 from server.kernels.upload import upload, upload_into
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.step_hold import StepHold
 
 
 class SlotTables:
@@ -35,7 +35,7 @@ class SlotTables:
     def of(self, layer: int) -> torch.Tensor:
         return self._of_layer[layer]
 
-    def update(self, residents: ResidentExperts) -> None:
+    def update(self, residents: StepHold) -> None:
         """Take over where experts are now, if they have moved."""
         if residents.version != self._known:
             slots = [residents.slots_of(layer.number).astype(np.int32) for layer in self.layers]

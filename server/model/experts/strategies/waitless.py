@@ -10,8 +10,8 @@ import torch
 
 from server.kernels.backend import TableBackend
 from server.model.experts.expert_layer import ExpertLayer
-from server.model.experts.resident_experts import ResidentExperts, RoutedLayers
 from server.model.experts.step_experts import StepExperts
+from server.model.experts.step_hold import RoutedLayers, StepHold
 from server.model.experts.strategies.slot_tables import SlotTables
 from server.model.experts.strategies.strategy import ExpertStrategy
 
@@ -39,7 +39,7 @@ class WaitlessExperts(ExpertStrategy):
         tables: of the layers.
     """
 
-    def __init__(self, experts: StepExperts, residents: ResidentExperts, tables: SlotTables):
+    def __init__(self, experts: StepExperts, residents: StepHold, tables: SlotTables):
         super().__init__(experts)
         self._residents, self._tables = residents, tables
         self._chosen: list[tuple[ExpertLayer, torch.Tensor]] = []

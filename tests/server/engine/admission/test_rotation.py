@@ -158,6 +158,14 @@ def test_grouping_that_does_not_pay_stops_and_is_retried_ever_less_often() -> No
     assert sum(len(group) == 16 for group in batch.groups[-200:]) > 100
 
 
+def test_a_first_slice_that_is_much_slower_than_all_together_is_the_last_of_its_round() -> None:
+    batch = DecodingBatch(4, 16, surcharge=0.2)
+    while not batch.admission.num_slices:
+        batch.step()
+    while len(batch.step()) < 16:
+        assert batch.admission.num_slices == 1
+
+
 @pytest.mark.slow
 def test_all_sequences_decode_together_now_and_then_to_compare() -> None:
     batch = DecodingBatch(4, 16)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, ModelInfo
 
-from server.model.checkpoint.download import download, list_upload
+from server.model.checkpoint.download import download
+from server.model.checkpoint.hub_listing import list_upload
 from server.model.errors import ModelError
 
 CONFIG, WEIGHTS = {"rfilename": "config.json", "size": 1}, {"rfilename": "model.safetensors", "size": 100}

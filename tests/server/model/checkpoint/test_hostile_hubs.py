@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from server.http_client import reach
-from server.model.checkpoint.download import download, list_upload
+from server.model.checkpoint.download import download
+from server.model.checkpoint.hub_listing import list_upload
 from server.model.errors import ModelError
 from tests.e2e.hub import use_hub
 from tests.hostile_server import BOMB, Answer, Hostile, endless, hostile_server, whole

@@ -105,7 +105,7 @@ def test_queries_that_are_scaled_by_their_position_stay_as_they_are(tmp_path: Pa
 
 @pytest.mark.usefixtures("_kernels")
 def test_the_program_says_which_parts_the_kernels_run(tmp_path: Path) -> None:
-    blocks = load("phimoe", tmp_path, with_triton=True).facts.program.blocks
+    blocks = load("phimoe", tmp_path, with_triton=True).facts.program.layers
     assert {(block.mixer, block.feed_forward) for block in blocks} == {(Target.CUDA, Target.MODULES)}  # a sparse mixer
 
 

@@ -42,4 +42,4 @@ def test_a_config_shows_what_runs_where(name: str, dtype: torch.dtype, tmp_path:
 def test_without_kernels_modules_run_everything(tmp_path: Path) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path)
     program = program_of_config(read_config(folder), torch.float32, None, load_trunk(folder, torch.float32).catalog)
-    assert ({block.mixer for block in program.blocks}, program.reason) == ({Target.MODULES}, NO_KERNELS)
+    assert ({block.mixer for block in program.layers}, program.reason) == ({Target.MODULES}, NO_KERNELS)

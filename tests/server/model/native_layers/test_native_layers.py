@@ -178,7 +178,7 @@ def test_layers_whose_experts_are_in_memory_run_in_one_call(
     monkeypatch.setattr(Kernels, "layers", layers)
     monkeypatch.setattr(Kernels, "chosen_experts", chosen_experts)
     write(trunk, [PROMPTS[1]], share=0.9)
-    num_layers = len(trunk.facts.program.blocks)
+    num_layers = len(trunk.facts.program.layers)
     assert (0, 0) in calls  # nothing is in memory at first
     assert (0, num_layers) in calls
     assert finished == [*range(num_layers)] * (len(finished) // num_layers)

@@ -98,7 +98,7 @@ def steps_of(trunk: Trunk) -> list[list[SequenceChunk]]:
 def finish(prompt_pass: PromptPass) -> None:
     """Run the units that are left of a pass."""
     while not prompt_pass.is_finished:
-        prompt_pass.advance(may_wait=True)
+        prompt_pass.advance(wait_seconds=1.0)
 
 
 def run_by_layers(
@@ -206,7 +206,7 @@ def test_a_pass_saves_the_bytes_of_experts_that_several_of_its_steps_use(tmp_pat
     store, num_uses = open_store(trunk), Counter[tuple[int, int]]()
     prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store)
     while not prompt_pass.is_finished:
-        prompt_pass.advance(may_wait=True)
+        prompt_pass.advance(wait_seconds=1.0)
     for output in prompt_pass.finish():
         num_uses.update(
             (layer, expert) for layer, rows in output.routing.items() for expert in set(rows.ravel().tolist())
@@ -222,7 +222,7 @@ def test_a_cancelled_pass_gives_back_all_experts(tmp_path: Path) -> None:
     cache, states = caches(trunk)
     prompt_pass = trunk.begin_pass(steps_of(trunk), cache, store, states=states)
     while prompt_pass.progress < 1 / len(trunk.routers):
-        prompt_pass.advance(may_wait=True)
+        prompt_pass.advance(wait_seconds=1.0)
     prompt_pass.cancel()
     wait_until_idle(store)
     absent = set(store.absent())
@@ -323,7 +323,7 @@ def test_a_read_that_fails_in_a_pass_leaves_nothing_behind(
     evict_all(store)
     prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store, states=caches(trunk)[1])
     for _ in range(num_units):
-        prompt_pass.advance(may_wait=True)
+        prompt_pass.advance(wait_seconds=1.0)
     evict_all(store)
     reads = GatedReads(monkeypatch, OSError(5, "Input/output error"))
     reads.is_open.set()
@@ -383,7 +383,7 @@ def begin_reading(trunk: Trunk, store: ExpertStore) -> PromptPass:
     cache, states = caches(trunk)
     prompt_pass = trunk.begin_pass(steps_of(trunk), cache, store, states=states)
     while not store.residents():
-        prompt_pass.advance(may_wait=True)
+        prompt_pass.advance(wait_seconds=1.0)
     return prompt_pass
 
 
@@ -403,7 +403,7 @@ def test_a_pass_gives_the_same_bits_if_the_memory_changes_meanwhile(
     store = open_store(trunk)
     wanted = run(trunk, store, by_layers=False).outputs
     prompt_pass = trunk.begin_pass(steps_of(trunk), caches(trunk)[0], store, states=caches(trunk)[1])
-    prompt_pass.advance(may_wait=True)
+    prompt_pass.advance(wait_seconds=1.0)
     change(store)
     finish(prompt_pass)
     found = [*prompt_pass.finish()]

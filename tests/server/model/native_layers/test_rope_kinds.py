@@ -11,7 +11,7 @@ import transformers
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.model.modules.first_pass import PROBE_TOKENS
+from server.model.modules.probe_run import PROBE_TOKENS
 from tests.checkpoints import make_checkpoint
 from tests.server.model.recognition.test_recognise import largest_difference
 

@@ -61,6 +61,29 @@ inline Integers negate_bytes(Integers a, Integers signs) {
   return {_mm512_mask_sub_epi8(a.v, mask, _mm512_setzero_si512(), a.v)};
 }
 
+// Writes four words of each of sixteen rows: the first word of all rows, then the second one.
+inline void transpose_words(const uint8_t* const* rows, int64_t offset, uint8_t* target) {
+  __m512i parts[4];  // rows k, 4 + k, 8 + k and 12 + k
+  for (int k = 0; k < 4; ++k) {
+    const auto row = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * i + k] + offset)); };
+    const __m512i two = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
+    parts[k] = _mm512_inserti32x4(_mm512_inserti32x4(two, row(2), 2), row(3), 3);
+  }
+  const __m512i low_a = _mm512_unpacklo_epi32(parts[0], parts[1]), low_b = _mm512_unpacklo_epi32(parts[2], parts[3]);
+  const __m512i high_a = _mm512_unpackhi_epi32(parts[0], parts[1]), high_b = _mm512_unpackhi_epi32(parts[2], parts[3]);
+  _mm512_storeu_si512(target, _mm512_unpacklo_epi64(low_a, low_b));
+  _mm512_storeu_si512(target + 64, _mm512_unpackhi_epi64(low_a, low_b));
+  _mm512_storeu_si512(target + 128, _mm512_unpacklo_epi64(high_a, high_b));
+  _mm512_storeu_si512(target + 192, _mm512_unpackhi_epi64(high_a, high_b));
+}
+// Writes the lowest byte of all lanes, then the next one.
+inline void split_bytes(Integers a, uint8_t* target) {
+  const __m128i fours = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i sorted = _mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(fours));
+  _mm512_storeu_si512(target, _mm512_permutexvar_epi32(order, sorted));
+}
+
 // Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
   Vector numbers;
@@ -148,6 +171,42 @@ inline __m256i negate_bytes(__m256i a, __m256i signs) {
 template <int I>
 inline Integers negate_bytes(Integers a, Integers signs) {
   return {negate_bytes<I>(a.a, signs.a), negate_bytes<I>(a.b, signs.b)};
+}
+
+// Writes four words of each of sixteen rows: the first word of all rows, then the second one.
+inline void transpose_words(const uint8_t* const* rows, int64_t offset, uint8_t* target) {
+  for (int half = 0; half < 2; ++half, rows += 8, target += 32) {
+    __m256i parts[4];  // rows k and 4 + k
+    for (int k = 0; k < 4; ++k) {
+      parts[k] = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(rows[4 + k] + offset),
+                                     reinterpret_cast<const __m128i*>(rows[k] + offset));
+    }
+    const auto store = [&](int word, __m256i a) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + 64 * word), a);
+    };
+    const __m256i low_a = _mm256_unpacklo_epi32(parts[0], parts[1]), low_b = _mm256_unpacklo_epi32(parts[2], parts[3]);
+    const __m256i high_a = _mm256_unpackhi_epi32(parts[0], parts[1]), high_b = _mm256_unpackhi_epi32(parts[2], parts[3]);
+    store(0, _mm256_unpacklo_epi64(low_a, low_b));
+    store(1, _mm256_unpackhi_epi64(low_a, low_b));
+    store(2, _mm256_unpacklo_epi64(high_a, high_b));
+    store(3, _mm256_unpackhi_epi64(high_a, high_b));
+  }
+}
+// Writes the lowest byte of all lanes, then the next one.
+inline void split_bytes(Integers a, uint8_t* target) {
+  const __m256i fours = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m256i low = _mm256_shuffle_epi8(a.a, fours), high = _mm256_shuffle_epi8(a.b, fours);
+  // Lanes 0 to 3 and 8 to 11 are in the lower half of each, 4 to 7 and 12 to 15 in the upper one.
+  const __m256i first = _mm256_unpacklo_epi32(low, high), second = _mm256_unpackhi_epi32(low, high);
+  const auto store = [&](int byte, __m256i pairs) {
+    const __m128i b = _mm256_castsi256_si128(pairs), c = _mm256_extracti128_si256(pairs, 1);
+    const auto put = [&](int i, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(target + 16 * i), x); };
+    const __m128i l = _mm_unpacklo_epi32(b, c), h = _mm_unpackhi_epi32(b, c);
+    put(byte, l);
+    put(byte + 1, h);
+  };
+  store(0, first);
+  store(2, second);
 }
 
 // Looks up sixteen numbers by the lowest four bits of each lane.
@@ -251,6 +310,21 @@ inline Integers negate_bytes(Integers a, Integers signs) {
 }
 inline Vector as_float(Integers x) {
   return by_fours([](FourInts a) { return reinterpret_cast<Four>(a); }, x);
+}
+
+// Writes four words of each of sixteen rows: the first word of all rows, then the second one.
+inline void transpose_words(const uint8_t* const* rows, int64_t offset, uint8_t* target) {
+  for (int word = 0; word < 4; ++word) {
+    for (int row = 0; row < kLanes; ++row, target += 4) memcpy(target, rows[row] + offset + 4 * word, 4);
+  }
+}
+// Writes the lowest byte of all lanes, then the next one.
+inline void split_bytes(Integers a, uint8_t* target) {
+  uint8_t bytes[4 * kLanes];
+  store_ints(bytes, a);
+  for (int byte = 0; byte < 4; ++byte) {
+    for (int lane = 0; lane < kLanes; ++lane) *target++ = bytes[4 * lane + byte];
+  }
 }
 
 // Looks up sixteen numbers by the lowest four bits of each lane.

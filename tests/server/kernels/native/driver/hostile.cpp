@@ -535,7 +535,7 @@ class AnyLayer {
   std::deque<std::vector<char>> memory_;
   AnyExperts experts_, dense_;
   GroupedAttention attention_{};
-  BlockIndexer indexer_{};
+  KeyBlockIndexer indexer_{};
   PoolIndexer pools_{};
   StreamGates stream_gates_[2]{};
   NgramEmbeddings ngrams_{};

@@ -97,7 +97,7 @@ struct Layer {
   std::vector<int32_t> blocks;  // the block tables of all sequences
   std::vector<char> keys, values, index_keys;
   NormGate gates[2]{};
-  BlockIndexer indexer{};
+  KeyBlockIndexer indexer{};
   RelativeBiases relative{};
   Convolved key_inputs, value_inputs, mixer_results, inner_results;
   std::vector<Convolved*> convolutions = {&key_inputs, &value_inputs, &mixer_results, &inner_results};

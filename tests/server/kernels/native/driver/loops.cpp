@@ -202,7 +202,7 @@ struct Heads {
   }
 
   void index(const Layer& layer, const Vector& x, int64_t position) {
-    const BlockIndexer& by = layer.indexer;
+    const KeyBlockIndexer& by = layer.indexer;
     index_key = normed(by.key_norm, product(layer.index_key[0], nullptr, x));
     rotate(layer, by.rope_kind, index_key.data(), position);
     index_query = product(layer.index_query[0], nullptr, x);
@@ -262,7 +262,7 @@ bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs
 std::vector<int64_t> keys_of(const Layer& layer, const int32_t* table, const Heads& heads, int64_t kv_head, int64_t position) {
   std::vector<int64_t> keys;
   for (int64_t key = layer.oldest_seen(position); key <= position; ++key) keys.push_back(key);
-  const BlockIndexer& by = layer.indexer;
+  const KeyBlockIndexer& by = layer.indexer;
   const int64_t blocks = layer.attention.indexer ? position / by.block_size + 1 : 0;
   if (blocks <= by.top_k) return keys;
   Vector scores(static_cast<size_t>(blocks), -INFINITY);

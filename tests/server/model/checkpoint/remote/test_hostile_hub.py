@@ -9,7 +9,8 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.utils import close_session
 
-from server.model.checkpoint.download import download, list_upload, remember
+from server.model.checkpoint.download import download
+from server.model.checkpoint.hub_listing import list_upload, remember
 from server.model.errors import ModelError
 from tests.e2e.hub import Hub, serving_hub
 

@@ -20,7 +20,7 @@ from expert_store.disk_cache.fill import Fill
 from expert_store.errors import CheckpointError, SourceChangedError, SourceUnreadableError
 from expert_store.sources.base import Piece
 from server.loading.remote_models import make_fill
-from server.model.checkpoint.download import Listing, list_upload
+from server.model.checkpoint.hub_listing import Listing, list_upload
 from server.model.checkpoint.remote import retries
 from server.model.checkpoint.remote.hub_cache import keep_file
 from server.model.checkpoint.remote.hub_folder import HubFile, HubFolder

@@ -1,4 +1,4 @@
-"""ResidentExperts: the experts of a model that are in memory, for some layers of a step."""
+"""StepHold: the experts of a model that are in memory, for some layers of a step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RoutedLayers:
         self.sizes = [(layer.number, len(layer.keys)) for layer in layers]  # numbers, and experts of each
 
 
-class ResidentExperts:
+class StepHold:
     """A context manager that holds the resident experts under one lease (``ExpertStore.hold_residents``).
 
     Args:

@@ -35,7 +35,7 @@ from server.model.transformers_hooks.probe import IsolatedTokens, Probe
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
 
 
-class FirstPass:
+class ProbeRun:
     """A record of what some tokens show of a model with its weights.
 
     Args:

@@ -13,7 +13,7 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.model.layer_kinds import LayerKinds
-from server.model.modules.first_pass import FirstPass
+from server.model.modules.probe_run import ProbeRun
 from server.model.trunk import passes
 from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
@@ -24,9 +24,9 @@ FAMILIES = ("qwen3_moe", "deepseek_v2", "qwen3_next", "jamba", "longcat_flash", 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
 
 
-def pass_of_all_layers(*args: Any, is_native: bool, **options: Any) -> FirstPass:
+def pass_of_all_layers(*args: Any, is_native: bool, **options: Any) -> ProbeRun:
     del is_native
-    return FirstPass(*args, **options)
+    return ProbeRun(*args, **options)
 
 
 def found_in(folder: Path) -> Mapping[str, Any]:
@@ -44,5 +44,5 @@ def test_one_layer_of_each_kind_shows_what_all_layers_show(
 ) -> None:
     folder = make_checkpoint(family, tmp_path / "tiny")
     found = found_in(folder)
-    monkeypatch.setattr(passes, "FirstPass", pass_of_all_layers)
+    monkeypatch.setattr(passes, "ProbeRun", pass_of_all_layers)
     assert found == found_in(folder)

@@ -11,10 +11,10 @@ namespace greenroom {
 // Writes the index keys of a step's tokens to their blocks, scores the keys that a token sees, and chooses the blocks that
 // each head of keys attends to: as a table of its own of blocks of the cache, by which attention sees no other keys. Where
 // a token sees no more blocks than are chosen, nothing is scored. Scores are computed in passes over some tokens.
-class BlockIndexerStep final : public KeyChoice {
+class KeyBlockIndexerStep final : public KeyChoice {
  public:
   // `attention` has such an indexer. `panel` is the attention's.
-  BlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step, const Panel& panel);
+  KeyBlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step, const Panel& panel);
 
   // Index keys, and queries if some are scored.
   int num_sides() const override { return num_sides_; }
@@ -38,7 +38,7 @@ class BlockIndexerStep final : public KeyChoice {
 
   const Level& level_;
   const GroupedAttention& attention_;
-  const BlockIndexer& spec_;
+  const KeyBlockIndexer& spec_;
   const StepCall& step_;
   bool is_sparse_ = false, attends_ = false;
   int num_sides_ = 0;

@@ -14,7 +14,7 @@ extern "C" {  // structures/mixers.py
 // The pairs of a head's numbers that rotary embeddings rotate.
 enum class RopeKind : int32_t { kNone = 0, kHalves = 1, kInterleaved = 2 };
 
-struct BlockIndexer {
+struct KeyBlockIndexer {
   Matrix query;        // (heads * dim, hidden)
   Matrix key;          // (dim, hidden)
   Norm query_norm;     // of each head
@@ -33,7 +33,7 @@ struct BlockIndexer {
 }  // extern "C"
 
 // The first position of a token that sees more blocks than are chosen.
-inline int64_t first_sparse(const BlockIndexer& spec) { return spec.top_k * spec.block_size; }
+inline int64_t first_sparse(const KeyBlockIndexer& spec) { return spec.top_k * spec.block_size; }
 
 // The most keys that a token of a step sees.
 inline int64_t most_keys(const StepCall& step) {
@@ -46,6 +46,6 @@ inline int64_t most_keys(const StepCall& step) {
 
 // Returns null, or what is impossible: the rest of a sentence that begins with "it has". `kv_heads` and `rotary_dim` are the
 // attention's heads of keys, and the numbers that it rotates.
-const char* check_block_indexer(const BlockIndexer& spec, int64_t hidden_size, int64_t kv_heads, int64_t rotary_dim);
+const char* check_key_block_indexer(const KeyBlockIndexer& spec, int64_t hidden_size, int64_t kv_heads, int64_t rotary_dim);
 
 }  // namespace greenroom

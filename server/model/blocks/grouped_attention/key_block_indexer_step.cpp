@@ -1,4 +1,4 @@
-#include "model/blocks/grouped_attention/block_indexer_step.h"
+#include "model/blocks/grouped_attention/key_block_indexer_step.h"
 
 #include <algorithm>
 #include <cmath>
@@ -31,7 +31,7 @@ float highest(const float* scores, int64_t count) {
 
 }  // namespace
 
-BlockIndexerStep::BlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step,
+KeyBlockIndexerStep::KeyBlockIndexerStep(Context& context, const GroupedAttention& attention, const StepCall& step,
                                    const Panel& panel)
     : level_(context.level), attention_(attention), spec_(*attention.indexer), step_(step) {
   const int64_t keys = most_keys(step);
@@ -73,33 +73,33 @@ BlockIndexerStep::BlockIndexerStep(Context& context, const GroupedAttention& att
   last_places_ = tables_ + choices * table_size_;
 }
 
-Side BlockIndexerStep::side(int number, int64_t offset) const {
+Side KeyBlockIndexerStep::side(int number, int64_t offset) const {
   const Panel* panel = has_own_[number] ? panels_ + number : nullptr;
   if (number == 0) return {&spec_.key, nullptr, offset, nullptr, panel};
   return {&spec_.query, nullptr, offset + spec_.dim, nullptr, panel};
 }
 
-void BlockIndexerStep::take(int64_t row, int64_t output, const float* sums, int64_t count) const {
+void KeyBlockIndexerStep::take(int64_t row, int64_t output, const float* sums, int64_t count) const {
   float* to = output < spec_.dim ? keys_ + row * spec_.dim + output
                                   : queries_ + row * spec_.heads * spec_.dim + output - spec_.dim;
   std::memcpy(to, sums, static_cast<size_t>(count) * 4);
 }
 
-void BlockIndexerStep::prepare(int64_t token) {
+void KeyBlockIndexerStep::prepare(int64_t token) {
   for (int i = 0; i < num_sides_; ++i) {
     if (!has_own_[i]) continue;
     level_.prepare(panels_[i], step_.normed, Format::kFloat32, step_.hidden_size, nullptr, token, token + 1);
   }
 }
 
-void BlockIndexerStep::rotate(float* x, int64_t token, int64_t position) const {
+void KeyBlockIndexerStep::rotate(float* x, int64_t token, int64_t position) const {
   if (spec_.rope_kind == RopeKind::kNone) return;
   const int64_t offset = (step_.has_own_angles ? token : position) * (attention_.rotary_dim / 2);
   level_.rotate(x, step_.cosines[attention_.rope] + offset, step_.sines[attention_.rope] + offset, attention_.rotary_dim,
                 spec_.rope_kind == RopeKind::kInterleaved);
 }
 
-void BlockIndexerStep::write_key(int64_t token, int64_t position, const float* key) const {
+void KeyBlockIndexerStep::write_key(int64_t token, int64_t position, const float* key) const {
   const int32_t* blocks = step_.block_tables[attention_.group] + sequence_of(step_, token).first_block;
   const int64_t bytes = bytes_of(attention_.cache_format);
   const int64_t first = blocks[position / kCacheBlock] * kCacheBlock * spec_.dim + position % kCacheBlock;
@@ -115,7 +115,7 @@ void BlockIndexerStep::write_key(int64_t token, int64_t position, const float* k
   }
 }
 
-void BlockIndexerStep::place(int64_t token) const {
+void KeyBlockIndexerStep::place(int64_t token) const {
   const int64_t position = position_of(sequence_of(step_, token), token);
   float* key = keys_ + token * spec_.dim;
   apply_norm(level_, spec_.key_norm, key, spec_.dim, key);
@@ -129,7 +129,7 @@ void BlockIndexerStep::place(int64_t token) const {
   }
 }
 
-void BlockIndexerStep::score(int64_t tile, int thread) const {
+void KeyBlockIndexerStep::score(int64_t tile, int thread) const {
   const ScorePasses::Tile part = passes_.tile_of(step_, tile);
   if (part.position < first_sparse(spec_) || part.num_blocks <= 0) return;
   IndexScores scores = passes_.scores_of(step_, part, attention_.group);
@@ -144,7 +144,7 @@ void BlockIndexerStep::score(int64_t tile, int thread) const {
   level_.score_keys(scores);
 }
 
-void BlockIndexerStep::choose(int64_t choice, int thread) const {
+void KeyBlockIndexerStep::choose(int64_t choice, int thread) const {
   const int64_t row = choice / spec_.heads, head = choice % spec_.heads, token = passes_.token_of(row);
   const StepSequence& sequence = sequence_of(step_, token);
   const int64_t position = position_of(sequence, token), size = spec_.block_size, top_k = spec_.top_k;
@@ -176,14 +176,14 @@ void BlockIndexerStep::choose(int64_t choice, int thread) const {
   last_places_[place] = static_cast<int32_t>((top_k - 1) * size + (has_own ? position % size : size - 1));
 }
 
-void BlockIndexerStep::point(Attention& attention, int64_t token, int64_t head) const {
+void KeyBlockIndexerStep::point(Attention& attention, int64_t token, int64_t head) const {
   if (!attends_ || attention.first_position < first_sparse(spec_)) return;
   const int64_t place = token * spec_.heads + head;
   attention.blocks = tables_ + place * table_size_;
   attention.first_position = last_places_[place];  // of the token's last key among those of the chosen blocks
 }
 
-const char* check_block_indexer(const BlockIndexer& spec, int64_t hidden_size, int64_t kv_heads, int64_t rotary_dim) {
+const char* check_key_block_indexer(const KeyBlockIndexer& spec, int64_t hidden_size, int64_t kv_heads, int64_t rotary_dim) {
   if (spec.heads != kv_heads || !is_count(spec.dim)) return "an indexer whose heads are not those of keys";
   if (!is_count(spec.top_k) || !is_count(spec.block_size) || spec.num_local < 0) return "an indexer that chooses no blocks";
   if (!spec.chosen && spec.block_size % kCacheBlock) return "an indexer of blocks that are no multiple of 16 keys";
