@@ -21,6 +21,7 @@ RECURRENT_COPIES = 8  # a recurrent layer's row, its results, and what is made o
 CACHE_BLOCK = 16  # tokens of a block in the native kernels
 INDEX_SCORE_BYTES = 20 << 20  # of the keys of some tokens at a time, by an indexer
 COMPRESSED = "compress_rates"  # setting of models with compressed keys
+SHARED = "shared"  # kind of layers that attend to the keys that the indexer of an earlier layer chose
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 GRAPH_LAUNCHES, LAUNCH_BYTES = 20, 4 << 10  # of a layer in a CUDA graph, and bytes of each; estimated, never measured
 
@@ -47,6 +48,7 @@ class StepShape:
     streams: int = 0  # rows of the residual stream, where it has several
     stream_rank: int = 0  # of the gates of these rows, if there are such
     ngrams: int = 0  # values of embeddings of n-grams
+    kept: int = 0  # values that layers keep, or leave to others, while other steps of a pass run
 
     @classmethod
     def of(
@@ -88,6 +90,10 @@ class StepShape:
         chosen = index_heads * block_keys // CACHE_BLOCK + _largest(config, "index_topk") + pool_keys + window
         head_dim = max((shape.dim for shape in layers), default=hidden // heads)
         absorbed = max((shape.dim for shape in layers if shape.is_latent), default=0)
+        streams = _largest(config, "hc_mult", "hc_count")
+        kept = streams * (1 + streams)  # weights of the rows of the residual stream
+        if SHARED in layer_values(config, "indexer_types"):
+            kept += _largest(config, "index_topk") + CACHE_BLOCK
         if hasattr(config, COMPRESSED) and not has_modules:  # rows of the cache also have what is compressed
             head_dim, absorbed = _largest(config, "head_dim") or head_dim, 0
         return cls(
@@ -106,7 +112,8 @@ class StepShape:
             has_native=has_native,
             has_modules=has_modules,
             indexer=index_heads * (index_dim + 1) + (1 + has_pools) * index_dim + chosen,
-            streams=_largest(config, "hc_mult", "hc_count"),
+            streams=streams,
+            kept=kept,
             stream_rank=_largest(config, "hc_lowrank"),
             ngrams=_largest(config, "ple_embed_dim") if getattr(config, "ple_layer_ids", None) else 0,
         )
@@ -117,7 +124,8 @@ def pass_token_bytes(shape: StepShape) -> int:
 
     Choices of all layers are held twice: for the kernels, and for the record of the step.
     """
-    return (max(1, shape.streams) + 1) * shape.hidden * FLOAT + 2 * shape.num_routed * shape.top_k * CHOICE_BYTES
+    rows = (shape.streams + 2) * shape.hidden
+    return (rows + shape.kept) * FLOAT + 2 * shape.num_routed * shape.top_k * CHOICE_BYTES
 
 
 def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:

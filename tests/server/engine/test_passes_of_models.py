@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertKey, ExpertStore, least_bytes
 from server.engine.engine import Engine
 from server.engine.interface import GenerationRequest, SamplingParams, TokenStream
 from server.engine.pass_planning import PassLimits
@@ -22,9 +22,13 @@ from server.engine.prompt_passes import PromptPasses
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.model.checkpoint.checkpoint import Checkpoint
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
+from server.model.checkpoint.remote.place import web_place
+from server.model.checkpoint.remote.web_folder import WebFolder
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.native_layers.prompt_pass import NativePass
+from server.model.opening.open_checkpoint import open_checkpoint
 from server.model.trunk.trunk import Trunk
 from server.model.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
@@ -32,6 +36,7 @@ from tests.expert_store.waiting import wait_until_idle
 from tests.server.engine.test_images import request_of
 from tests.server.engine.test_models import MAX_BATCHED, engine_over
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model
+from tests.web_server import file_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,8 +54,8 @@ def native_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.server.engine.test_models.BLOCK_SIZE", 16)
 
 
-def load(folder: Path) -> Trunk:
-    trunk = load_trunk(folder, torch.float32, pool=ComputePool(2, Kernels(2)))
+def load(checkpoint: Path | Checkpoint) -> Trunk:
+    trunk = load_trunk(checkpoint, torch.float32, pool=ComputePool(2, Kernels(2)))
     assert isinstance(trunk, Trunk)
     return trunk
 
@@ -210,6 +215,32 @@ def test_a_pass_whose_slots_a_smaller_budget_does_not_hold_gives_way(
         assert [asyncio.run(scenario(engine))] == wanted
         assert engine.statistics.prefill_passes == 0
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+def test_the_first_prompt_of_a_remote_model_reads_each_expert_once(tmp_path: Path) -> None:
+    make_checkpoint("qwen3_moe", tmp_path / "tiny")
+    rng, sent = random.Random(3), list[int]()
+    prompt = [rng.randrange(3, 128) for _ in range(4 * MAX_BATCHED)]
+
+    async def first_token(engine: Engine) -> str:
+        return await collect(submit(engine, prompt, num_tokens=1))
+
+    with file_server(tmp_path) as server:
+        place = web_place(f"{server.url}/tiny")
+        assert isinstance(place.folder, WebFolder)
+        trunk = load(open_checkpoint(place))
+        for passes in (None, PASSES):
+            server.requests.clear()
+            with engine_of(trunk, passes) as (engine, _):
+                assert asyncio.run(first_token(engine))
+                assert engine.statistics.prefill_passes == (passes is not None)
+            ranges = [asked.removeprefix("bytes=").split("-") for _, asked in server.requests]
+            sent.append(sum(int(last) + 1 - int(first) for first, last in ranges))
+        place.folder.client.close()
+    keys = [ExpertKey(layer, i) for layer, entry in trunk.catalog.layers.items() for i in range(len(entry.experts))]
+    num_bytes = sum(map(trunk.catalog.read_bytes, keys))
+    by_chunks, by_layers = sent
+    assert num_bytes <= by_layers <= 1.05 * num_bytes < by_chunks
 
 
 def test_a_pass_goes_on_after_the_disk_has_stalled(trunk: Trunk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from expert_store import ExpertKey, ExpertLoadError, ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
+from server.loading.memory import needs_of_trunk
+from server.memory.step_memory import pass_token_bytes
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.folder_checkpoint import FolderCheckpoint
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
@@ -174,6 +176,13 @@ def test_a_pass_gives_the_logits_and_hidden_states_of_all_tokens(tmp_path: Path)
         assert one.hidden is not None
         assert other.hidden is not None
         assert torch.equal(one.hidden, other.hidden)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm_moe_dsa", "hy_v4", "qwen4_exp_text"])
+def test_the_plan_counts_what_a_pass_holds_of_a_token(family: str, tmp_path: Path) -> None:
+    """Also the keys that an indexer leaves to later layers, and several rows of the residual stream."""
+    trunk = load(family, tmp_path)
+    assert pass_token_bytes(needs_of_trunk(trunk).step) == trunk.pass_token_bytes
 
 
 def test_a_pass_reads_no_expert_twice(tmp_path: Path) -> None:
