@@ -286,9 +286,9 @@ class Lease:
         """
         began = time.monotonic()
         stuck_since: float | None = None
-        has_asked = False  # for a slot, since the last sleep
-        while True:
-            with self._state.lock:
+        has_asked = False  # for slots, since the last sleep
+        with self._state.lock:
+            while True:
                 self._load_wanted()
                 self._sort_loading()
                 if self._ready:
@@ -298,16 +298,25 @@ class Lease:
                 if not self._loading and self._held:  # every slot is in use; the hits were yielded and may be released
                     self._release(list(self._held))
                     continue
-                if self._loading or has_asked:
-                    now = time.monotonic()
-                    stuck_since = (stuck_since or now) if self._is_stuck(now - began) else None
-                    if stuck_since is not None and now - stuck_since >= WAIT_SECONDS:
-                        self._refuse_stuck()
-                    self._sleep(WAIT_SECONDS)
-                    has_asked = False
+                if not self._loading and not has_asked:
+                    self._ask_for_slots()
+                    has_asked = True
                     continue
-            self._state.on_starvation()
-            has_asked = True
+                now = time.monotonic()
+                stuck_since = (stuck_since or now) if self._is_stuck(now - began) else None
+                if stuck_since is not None and now - stuck_since >= WAIT_SECONDS:
+                    self._refuse_stuck()
+                self._sleep(WAIT_SECONDS)
+                has_asked = False
+
+    def _ask_for_slots(self) -> None:
+        """Ask for slots of other leases. The lock is held, and free meanwhile, but this lease keeps its turn."""
+        self._pool.queue.begin_wait(self)
+        try:
+            with self._state.lock.released():
+                self._state.on_starvation()
+        finally:
+            self._pool.queue.end_wait(self)
 
     def _sleep(self, timeout: float) -> None:
         """Wait until something changes; the lock is held."""

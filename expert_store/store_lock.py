@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from expert_store.errors import StoreClosedError, StoreFailedError
 
@@ -60,6 +61,16 @@ class StoreLock(threading.Condition):
             return super().wait(timeout)
         finally:
             self._num_waiting -= 1
+            self.settle()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Release the lock, which is held once, and take it again."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.acquire()
             self.settle()
 
     def refuse_closed(self) -> None:

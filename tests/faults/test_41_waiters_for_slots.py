@@ -127,6 +127,16 @@ def test_a_lease_that_leaves_lets_the_next_one_through(store: ExpertStore, reads
     assert reads == [6, 7]
 
 
+def test_a_lease_keeps_its_turn_while_it_asks_for_slots(store: ExpertStore) -> None:
+    keeps_turn: list[bool] = []
+    store.on_starvation(lambda: keeps_turn.append(store._state.pools[0].queue.has_waiters))
+    with all_slots(store):
+        (waiter,) = wait_one_by_one(store, [6])
+    waiter.join()
+    assert keeps_turn
+    assert all(keeps_turn)
+
+
 def test_a_lease_that_computes_holds_nobody_up(store: ExpertStore, reads: list[int]) -> None:
     """It has a place in the queue, but its thread does not ask for more yet."""
     with all_slots(store):
