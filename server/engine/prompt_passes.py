@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
@@ -24,9 +25,7 @@ from server.panics import panics_as_errors
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.05  # of a unit for its experts, before the engine looks for other work
-STEP_SHARE = (
-    0.8  # time of units after a step of other sequences, over the step's; less than 1, as units may last longer
-)
+STEP_SHARE = 0.8  # time of units after a step of others, over the step's; below 1, as a unit may last longer
 
 Outputs = Iterator[tuple[AbstractSequence[Scheduled], StepOutput]]
 
@@ -57,6 +56,7 @@ class PromptPasses:
         self._pass: PromptPass | None = None
         self._plan = PassPlan()
         self._has_given_back = False  # the running pass has no experts any more, and is to be cancelled after the step
+        self._thread_id = 0  # of the engine, which alone may end the units of a pass
         self._continues = False  # a running sequence has tokens for another pass
         self._unit_seconds = 0.0  # of the last unit
         self._seconds = 0.0  # of the running pass's units
@@ -91,6 +91,7 @@ class PromptPasses:
         if not self._plan.steps:
             return []
         self._seconds, self._unit_seconds, self._began_at = 0.0, 0.0, now
+        self._thread_id = threading.get_ident()
         started = time.perf_counter()
         try:
             with panics_as_errors():
@@ -209,7 +210,8 @@ class PromptPasses:
 
     def _give_back(self) -> None:
         """Give the experts of the pass back to a step that waits for slots, if memory has become less meanwhile."""
-        if self._pass is not None and not self._runner.can_pass:
+        is_own_step = threading.get_ident() == self._thread_id
+        if is_own_step and self._pass is not None and not self._runner.can_pass:
             self._has_given_back = True
             self._cancel_units(self._pass)
 
@@ -220,8 +222,9 @@ class PromptPasses:
         self._leave_to_chunks(plan.sequences, error)
 
     def _end(self, running: PromptPass | None) -> None:
+        has_given_back = self._has_given_back
         self._detach()
-        if running is not None:
+        if running is not None and not has_given_back:
             self._cancel_units(running)
 
     def _cancel_units(self, running: PromptPass) -> None:

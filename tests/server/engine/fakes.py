@@ -92,7 +92,7 @@ class FakeModel:
         return self.passes[-1]
 
     def on_starvation(self, give_back: Callable[[], None]) -> None:
-        """Steps never wait for slots."""
+        self.starve = give_back
 
     def write(self, layer: int, chunks: Sequence[SequenceChunk]) -> None:
         for chunk in chunks:

@@ -287,6 +287,34 @@ def test_units_wait_for_experts_as_long_as_a_step_of_others_takes(step_seconds: 
     assert (run(rig, scenario) > 2) == is_beside
 
 
+@pytest.mark.parametrize("is_own_step", [True, False])
+def test_a_pass_gives_experts_back_to_steps_of_its_engine_alone(*, is_own_step: bool) -> None:
+    """A lease of another thread may come while a unit of the pass runs."""
+    rig, given_back = Rig(passes=LIMITS), list[bool]()
+
+    def starve() -> None:
+        time.sleep(0.002)  # the long prompt comes before the first one's end
+        if rig.model.passes and not given_back:
+            rig.model.can_pass = False
+            if is_own_step:
+                rig.model.starve()
+            else:
+                other = threading.Thread(target=rig.model.starve)
+                other.start()
+                other.join()
+            given_back.append(rig.model.passes[0].is_cancelled)
+
+    async def scenario() -> list[str]:
+        first = asyncio.create_task(collect(rig.submit(b"first", 60)))
+        rig.model.before_step = starve
+        while not rig.model.steps:
+            await asyncio.sleep(0)
+        return [await collect(rig.submit(LONG, 4)), await first]
+
+    assert run(rig, scenario) == [continuation(LONG, 4), continuation(b"first", 60)]
+    assert given_back == [is_own_step]
+
+
 def test_prompts_run_by_chunks_if_the_model_runs_no_passes_now() -> None:
     rig = Rig(passes=LIMITS)
     rig.model.can_pass = False
