@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import xxhash
 
@@ -26,8 +25,11 @@ from expert_store.errors import ChecksumError
 from expert_store.io.reader import Done, Priority
 from expert_store.io.tensor_reads import as_tensor
 from expert_store.keys import ExpertKey
-from expert_store.sources.base import Bytes, Piece, Source
+from expert_store.sources.base import PAGE_BYTES, Bytes, Piece, Source
 from expert_store.sources.open_sources import OpenSources
+
+HUGE_PAGE_BYTES = 2 << 20  # reads into whole ones are faster
+KEPT_BYTES = 8 << 20  # of memory that a thread keeps between reads
 
 
 @dataclass(eq=False)
@@ -53,20 +55,22 @@ class ExpertRead:
             CheckpointError: a source can't be read.
             ChecksumError: a record's bytes are not those that were packed.
         """
+        weights = self.arena.weights(self.slot)
         if self.encoding is None:
-            self._read(self.arena.layout, self.arena.bytes_of(self.slot), scratch)
+            self._read(self.arena.layout, self.arena.bytes_of(self.slot), weights, scratch)
             return
         stored = self.encoding.stored
-        raw = _own_memory(stored.slot_bytes)
-        self._read(stored, raw, scratch)
-        self.encoding.encode(_tensors(stored, raw), self.arena.weights(self.slot))
+        raw = _own_memory("stored", stored.slot_bytes)
+        tensors = slot_views(stored, torch.from_numpy(raw))  # type: ignore[no-untyped-call,unused-ignore]
+        self._read(stored, raw, tensors, scratch)
+        self.encoding.encode(tensors, weights)
 
-    def _read(self, layout: ExpertLayout, raw: Bytes, scratch: Bytes) -> None:
-        """Read the expert in a layout."""
+    def _read(self, layout: ExpertLayout, raw: Bytes, weights: Weights, scratch: Bytes) -> None:
+        """Read the expert in a layout; ``weights`` are the tensors that ``raw`` holds."""
         if isinstance(self.recipe, PackedRecord):
             self._read_record(self.recipe, raw, scratch)
         else:
-            self._read_parameters(self.recipe, layout, raw, scratch)
+            self._read_parameters(self.recipe, layout, raw, weights, scratch)
 
     def _read_record(self, record: PackedRecord, target: Bytes, scratch: Bytes) -> None:
         source = record.extent.source
@@ -81,7 +85,12 @@ class ExpertRead:
         )
 
     def _read_parameters(
-        self, recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout, raw: Bytes, scratch: Bytes
+        self,
+        recipe: Mapping[str, ParameterRecipe],
+        layout: ExpertLayout,
+        raw: Bytes,
+        weights: Weights,
+        scratch: Bytes,
     ) -> None:
         pieces: dict[Source, list[Piece]] = {}
         assembled: dict[Hashable, _Assembly] = {}
@@ -89,39 +98,25 @@ class ExpertRead:
             part, offset = recipe[parameter.name], layout.offsets[parameter.name]
             if part.assemble is not None:
                 kind = part.assemble.make if isinstance(part.assemble, PartOf) else parameter.name
-                assembly = assembled.setdefault((kind, part.sources), _Assembly(part.sources))
+                assembly = assembled.get((kind, part.sources))
+                if assembly is None:
+                    assembly = assembled[kind, part.sources] = _Assembly(part.sources)
                 assembly.parts[parameter.name] = part.assemble
                 continue
             for source in part.sources:
                 target = raw[offset : offset + source.extent.nbytes]
                 offset += source.extent.nbytes
                 pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
-        for assembly in assembled.values():
-            for source, target in zip(assembly.sources, assembly.targets, strict=True):
-                pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
+        for assembly, targets in zip(assembled.values(), _targets(assembled.values()), strict=True):
+            assembly.targets = [piece.target for piece in targets]
+            for source, piece in zip(assembly.sources, targets, strict=True):
+                pieces.setdefault(source.extent.source, []).append(piece)
         for each, parts in pieces.items():
             opened = self.sources[each]
             opened.read(parts, scratch)
             opened.refuse_changed()  # unlike records, these bytes have no checksum
-        if assembled:
-            tensors = _tensors(layout, raw)
-            for assembly in assembled.values():
-                assembly.write(tensors)
-
-
-def _tensors(layout: ExpertLayout, raw: Bytes) -> Weights:
-    return slot_views(layout, torch.from_numpy(raw))  # type: ignore[no-untyped-call,unused-ignore]
-
-
-_threads = threading.local()
-
-
-def _own_memory(nbytes: int) -> Bytes:
-    """Return memory of this thread, which its next call may return again: one of a slot's size needs no new pages."""
-    known: Bytes | None = getattr(_threads, "memory", None)
-    if known is None or len(known) < nbytes:
-        known = _threads.memory = page_aligned(nbytes)
-    return known[:nbytes]
+        for assembly in assembled.values():
+            assembly.write(weights)
 
 
 @dataclass(eq=False)
@@ -133,10 +128,7 @@ class _Assembly:
 
     sources: tuple[TensorSource, ...]
     parts: dict[str, Assemble] = field(default_factory=dict)  # by parameter
-    targets: list[Bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.targets = [np.empty(source.extent.nbytes, dtype=np.uint8) for source in self.sources]
+    targets: list[Bytes] = field(default_factory=list)
 
     def write(self, weights: Weights) -> None:
         """Write the parameters to a slot."""
@@ -148,3 +140,35 @@ class _Assembly:
             return
         for name, assemble in self.parts.items():
             weights[name].copy_(assemble(read))
+
+
+def _targets(assemblies: Collection[_Assembly]) -> Iterator[list[Piece]]:
+    """Yield a piece of memory for each source of some assemblies, with pages of its own, valid until the next call."""
+    nbytes = sum(_pages(source) for assembly in assemblies for source in assembly.sources)
+    memory, begin = _own_memory("sources", nbytes), 0
+    for assembly in assemblies:
+        pieces = []
+        for source in assembly.sources:
+            pages = memory[begin : begin + _pages(source)]
+            begin += len(pages)
+            within = source.extent.offset % PAGE_BYTES
+            pieces.append(Piece(source.extent.offset, pages[within : within + source.extent.nbytes], pages))
+        yield pieces
+
+
+def _pages(source: TensorSource) -> int:
+    """Bytes of the pages that hold a source, wherever it begins, as whole pages are read."""
+    return -(-source.extent.nbytes // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
+
+
+_threads = threading.local()
+
+
+def _own_memory(use: str, nbytes: int) -> Bytes:
+    """Return memory of this thread, which its next call for this use may return again, if it is small."""
+    known: Bytes | None = getattr(_threads, use, None)
+    if known is None or len(known) < nbytes:
+        known = page_aligned(-(-max(nbytes, 1) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES)
+        if nbytes <= KEPT_BYTES:  # new pages take the system as long as a copy
+            setattr(_threads, use, known)
+    return known[:nbytes]

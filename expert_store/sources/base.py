@@ -22,10 +22,15 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Piece(NamedTuple):
-    """A run of bytes of a source and the memory that they are read into."""
+    """A run of bytes of a source and the memory that they are read into.
+
+    ``pages`` is memory around the target that a read may overwrite: it starts on a page, the target lies in it
+    ``offset % PAGE_BYTES`` bytes later, and it ends a page or more after the target's last page.
+    """
 
     offset: int
     target: Bytes  # (nbytes,)
+    pages: Bytes | None = None
 
     @property
     def end(self) -> int:

@@ -44,9 +44,10 @@ class FileSource(LocalSource):
 class DirectFile:
     """An open file, as an ``OpenSource``.
 
-    Direct reads need offset, length and memory aligned to ``PAGE_BYTES``. Aligned pieces are read straight into their
-    target; others are read as whole pages into the scratch memory and copied from there. Where the file system refuses
-    direct reads, the file is read through the page cache and dropped from it afterwards; a warning names the file.
+    Direct reads need offset, length and memory aligned to ``PAGE_BYTES``. Aligned pieces and those with pages of their
+    own are read straight; others are read as whole pages into the scratch memory and copied from there. Where the file
+    system refuses direct reads, the file is read through the page cache and dropped from it afterwards; a warning names
+    the file.
 
     Args:
         is_direct: False to read through the page cache.
@@ -103,6 +104,10 @@ class DirectFile:
                         self._read_buffered(piece.target, piece.offset)
                 elif len(run) == 1 and _is_aligned(run[0]):
                     self._read_pages(run[0].target, run[0].offset, len(run[0].target))
+                elif len(run) == 1 and run[0].pages is not None:
+                    within = run[0].offset % PAGE_BYTES
+                    needed = within + len(run[0].target)
+                    self._read_pages(run[0].pages[: _pages(needed)], run[0].offset - within, needed)
                 else:
                     self._read_through_scratch(run, scratch)
         except OSError as error:

@@ -83,6 +83,19 @@ def test_whole_pages_go_straight_to_their_target(path: Path, monkeypatch: pytest
     file.close()
 
 
+@pytest.mark.parametrize("is_direct", [True, False])
+@pytest.mark.parametrize("offset", [100, PAGE_BYTES + 1, SIZE - 200])
+def test_a_piece_with_pages_of_its_own_needs_no_scratch_memory(path: Path, offset: int, *, is_direct: bool) -> None:
+    file = DirectFile(path, is_direct=is_direct)
+    nbytes = min(2 * PAGE_BYTES, SIZE - offset)
+    pages, within = page_aligned(4 * PAGE_BYTES), offset % PAGE_BYTES
+    scratch = page_aligned(PAGE_BYTES)
+    file.read([Piece(offset, pages[within : within + nbytes], pages)], scratch)
+    assert np.array_equal(pages[within : within + nbytes], CONTENT[offset : offset + nbytes])
+    assert not scratch.any()
+    file.close()
+
+
 def test_pieces_that_adjoin_are_read_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = DirectFile(path)
     reads = Reads(monkeypatch)
