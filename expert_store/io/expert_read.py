@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 
 import torch
 import xxhash
@@ -16,19 +18,22 @@ from expert_store.catalog import (
     ExpertRecipe,
     PackedRecord,
     ParameterRecipe,
+    ParameterSpec,
     PartOf,
     SlotEncoding,
     TensorSource,
     checksum_seed,
 )
 from expert_store.errors import ChecksumError
-from expert_store.io.reader import Done, Priority
+from expert_store.io.reader import Done, Part, Priority
 from expert_store.io.tensor_reads import as_tensor
 from expert_store.keys import ExpertKey
 from expert_store.sources.base import PAGE_BYTES, Bytes, Piece, Source
 from expert_store.sources.open_sources import OpenSources
+from expert_store.sources.parallel import are_files
 
 HUGE_PAGE_BYTES = 2 << 20  # reads into whole ones are faster
+PART_BYTES = 256 << 10  # smaller matrices are read together
 KEPT_BYTES = 8 << 20  # of memory that a thread keeps between reads
 
 
@@ -48,29 +53,35 @@ class ExpertRead:
     def __str__(self) -> str:
         return str(self.key)
 
-    def read(self, scratch: Bytes) -> None:
-        """Fill the slot.
+    def parts(self) -> list[Part]:
+        """Return the read of each matrix if they are large and on a disk, else one read.
 
-        Raises:
-            CheckpointError: a source can't be read.
-            ChecksumError: a record's bytes are not those that were packed.
+        A part raises CheckpointError if a source can't be read, and ChecksumError if a record's bytes are not those
+        that were packed.
         """
-        weights = self.arena.weights(self.slot)
-        if self.encoding is None:
-            self._read(self.arena.layout, self.arena.bytes_of(self.slot), weights, scratch)
-            return
+        if self.encoding is not None:
+            return [self._read_encoded]
+        if isinstance(self.recipe, PackedRecord):
+            return [partial(self._read_record, self.recipe, self.arena.bytes_of(self.slot))]
+        parameters = self.arena.layout.parameters
+        return [partial(self._read_slot, self.recipe, group) for group in _parted(self.recipe, parameters)]
+
+    def _read_slot(
+        self, recipe: Mapping[str, ParameterRecipe], parameters: Sequence[ParameterSpec], scratch: Bytes
+    ) -> None:
+        slot = _Target(self.arena.layout, self.arena.bytes_of(self.slot), self.arena.weights(self.slot))
+        self._read_parameters(recipe, parameters, slot, scratch)
+
+    def _read_encoded(self, scratch: Bytes) -> None:
+        assert self.encoding is not None
         stored = self.encoding.stored
         raw = _own_memory("stored", stored.slot_bytes)
         tensors = slot_views(stored, torch.from_numpy(raw))  # type: ignore[no-untyped-call,unused-ignore]
-        self._read(stored, raw, tensors, scratch)
-        self.encoding.encode(tensors, weights)
-
-    def _read(self, layout: ExpertLayout, raw: Bytes, weights: Weights, scratch: Bytes) -> None:
-        """Read the expert in a layout; ``weights`` are the tensors that ``raw`` holds."""
         if isinstance(self.recipe, PackedRecord):
             self._read_record(self.recipe, raw, scratch)
         else:
-            self._read_parameters(self.recipe, layout, raw, weights, scratch)
+            self._read_parameters(self.recipe, stored.parameters, _Target(stored, raw, tensors), scratch)
+        self.encoding.encode(tensors, self.arena.weights(self.slot))
 
     def _read_record(self, record: PackedRecord, target: Bytes, scratch: Bytes) -> None:
         source = record.extent.source
@@ -87,15 +98,14 @@ class ExpertRead:
     def _read_parameters(
         self,
         recipe: Mapping[str, ParameterRecipe],
-        layout: ExpertLayout,
-        raw: Bytes,
-        weights: Weights,
+        parameters: Sequence[ParameterSpec],
+        into: _Target,
         scratch: Bytes,
     ) -> None:
         pieces: dict[Source, list[Piece]] = {}
         assembled: dict[Hashable, _Assembly] = {}
-        for parameter in layout.parameters:
-            part, offset = recipe[parameter.name], layout.offsets[parameter.name]
+        for parameter in parameters:
+            part, offset = recipe[parameter.name], into.layout.offsets[parameter.name]
             if part.assemble is not None:
                 kind = part.assemble.make if isinstance(part.assemble, PartOf) else parameter.name
                 assembly = assembled.get((kind, part.sources))
@@ -104,7 +114,7 @@ class ExpertRead:
                 assembly.parts[parameter.name] = part.assemble
                 continue
             for source in part.sources:
-                target = raw[offset : offset + source.extent.nbytes]
+                target = into.raw[offset : offset + source.extent.nbytes]
                 offset += source.extent.nbytes
                 pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
         for assembly, targets in zip(assembled.values(), _targets(assembled.values()), strict=True):
@@ -116,7 +126,31 @@ class ExpertRead:
             opened.read(parts, scratch)
             opened.refuse_changed()  # unlike records, these bytes have no checksum
         for assembly in assembled.values():
-            assembly.write(weights)
+            assembly.write(into.weights)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The memory of an expert in a layout: its bytes, and its tensors, which are views of them."""
+
+    layout: ExpertLayout
+    raw: Bytes
+    weights: Weights
+
+
+def _parted(
+    recipe: Mapping[str, ParameterRecipe], parameters: Sequence[ParameterSpec]
+) -> list[Sequence[ParameterSpec]]:
+    """Divide parameters into groups that are read apart, each of some sources alone."""
+    groups: list[Sequence[ParameterSpec]] = []
+    seen: set[tuple[TensorSource, ...]] = set()
+    for sources, same in groupby(parameters, lambda parameter: recipe[parameter.name].sources):
+        nbytes = sum(source.extent.nbytes for source in sources)
+        if sources in seen or nbytes < PART_BYTES or not are_files(source.extent.source for source in sources):
+            return [parameters]
+        seen.add(sources)
+        groups.append(tuple(same))
+    return groups
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from expert_store.sources.base import Source
 from expert_store.sources.open_sources import OpenSources
@@ -15,6 +16,14 @@ READ_SECONDS = 30.0  # a read that takes longer is stuck; a slow disk takes a te
 WATCH_SECONDS = 1.0  # between two looks
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """A read in one thread."""
+
+    read: Hashable
+    started: float
 
 
 class ReadWatch:
@@ -29,8 +38,8 @@ class ReadWatch:
 
     def __init__(self, num_readers: int, open_sources: Callable[[], Iterable[OpenSources]]):
         self._num_readers, self._open_sources = num_readers, open_sources
-        self._running: dict[Hashable, float] = {}  # reads, and when each began
-        self._told: set[Hashable] = set()  # stuck reads that are in the log
+        self._running: dict[_Running, None] = {}  # one for each thread that reads
+        self._told: set[_Running] = set()  # of them, stuck ones that are in the log
         self._lock = threading.Lock()  # guards both
         self._is_over = threading.Event()
         self.changed: frozenset[Source] = frozenset()  # open ones that were written to since they were opened
@@ -39,18 +48,19 @@ class ReadWatch:
 
     @contextmanager
     def running(self, read: Hashable) -> Iterator[None]:
-        """Watch a read during the context."""
+        """Watch a read, or a part of it, of the calling thread during the context."""
+        running = _Running(read, time.monotonic())
         with self._lock:
-            self._running[read] = time.monotonic()
+            self._running[running] = None
         try:
             yield
         finally:
             with self._lock:
-                started = self._running.pop(read)
-                is_told = read in self._told
-                self._told.discard(read)
+                del self._running[running]
+                is_told = running in self._told
+                self._told.discard(running)
             if is_told:
-                log.warning("the read of %s has ended after %.0f seconds", read, time.monotonic() - started)
+                log.warning("the read of %s has ended after %.0f seconds", read, time.monotonic() - running.started)
 
     @property
     def has_stuck_read(self) -> bool:
@@ -61,27 +71,27 @@ class ReadWatch:
         """Return True if a read does not return, or can't begin because no thread's read does."""
         stuck = self._stuck()
         with self._lock:
-            is_running = read in self._running
-        return read in stuck if is_running else len(stuck) >= self._num_readers
+            is_running = any(each.read == read for each in self._running)
+        return any(each.read == read for each in stuck) if is_running else len(stuck) >= self._num_readers
 
     def close(self) -> None:
         self._is_over.set()
         self._thread.join()
 
-    def _stuck(self) -> set[Hashable]:
+    def _stuck(self) -> set[_Running]:
         oldest = time.monotonic() - READ_SECONDS
         with self._lock:
-            return {read for read, started in self._running.items() if started < oldest}
+            return {running for running in self._running if running.started < oldest}
 
     def _work(self) -> None:
         while not self._is_over.wait(WATCH_SECONDS):
             self._look_at_sources()
-            for read in self._stuck():
+            for running in self._stuck():
                 with self._lock:
-                    is_new = read in self._running and read not in self._told
-                    self._told.add(read)
+                    is_new = running in self._running and running not in self._told
+                    self._told.add(running)
                 if is_new:
-                    log.error("the read of %s has not ended in %.0f seconds", read, READ_SECONDS)
+                    log.error("the read of %s has not ended in %.0f seconds", running.read, READ_SECONDS)
 
     def _look_at_sources(self) -> None:
         changed = frozenset[Source]().union(*(sources.changed() for sources in self._open_sources()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 SCRATCH_BYTES = 2 << 20  # one huge page
 
 Done = Callable[[Exception | None], None]
+Part = Callable[[Bytes], None]  # reads a part of a job, in a thread whose scratch memory is given
 
 
 class Priority(IntEnum):
@@ -47,12 +49,23 @@ class ReadJob(Protocol):
     def done(self) -> Done:
         """Called once, by the thread that has read: with None, or with what went wrong."""
 
-    def read(self, scratch: Bytes) -> None:
-        """Read, in a thread whose scratch memory is given.
+    def parts(self) -> Sequence[Part]:
+        """Return the parts of the read, for several threads at once; called by the thread that begins it.
 
-        Raises:
-            Exception: of any kind, for ``done``.
+        A part raises an exception of any kind, for ``done``.
         """
+
+
+@dataclass(eq=False)
+class _BegunJob:
+    """A job that threads read."""
+
+    job: ReadJob
+    priority: Priority  # with which it began
+    is_divided: bool = False
+    parts: deque[Part] = field(default_factory=deque)  # that no thread has begun
+    num_threads: int = 1
+    error: Exception | None = None
 
 
 class SourceReader:
@@ -60,7 +73,7 @@ class SourceReader:
 
     ``submit`` returns at once. A reader thread calls ``job.done(None)`` when the job is read, or ``job.done(error)``
     when it could not be. Jobs start in the order of their priorities, then first come, first served. Those that are no
-    demands never take the last thread.
+    demands never take the last thread. A thread that finds no job to start helps with the parts of one that has begun.
 
     Args:
         on_death: called with the reason if a thread dies.
@@ -77,7 +90,8 @@ class SourceReader:
         open_sources: Callable[[], Iterable[OpenSources]] = tuple,
     ):
         self._waiting: dict[Priority, deque[ReadJob]] = {priority: deque() for priority in Priority}
-        self._num_running = dict.fromkeys(Priority, 0)
+        self._num_running = dict.fromkeys(Priority, 0)  # threads
+        self._divided: list[_BegunJob] = []  # that may have parts left
         self._is_closing = False
         self._changed = threading.Condition()  # guards the fields above; taken inside the store's lock
         self._on_death = on_death
@@ -162,30 +176,71 @@ class SourceReader:
 
     def _read_all(self, scratch: Bytes) -> None:
         torch.set_num_threads(1)  # for the assembly of parameters; more would compete with compute
-        while (job := self._next()) is not None:
-            error: Exception | None = None
-            try:
-                with job.sources.reading(), self._watch.running(job):
-                    job.read(scratch)
-            except Exception as caught:  # noqa: BLE001  every error has to reach the leases that wait
-                error = caught
-            with self._changed:
-                self._num_running[job.priority] -= 1
-                if job.priority is not Priority.DEMAND:
-                    self._changed.notify()
-            job.done(error)
+        while (begun := self._next()) is not None:
+            with begun.job.sources.reading():
+                if not begun.is_divided:
+                    self._divide(begun)
+                while (part := self._take_part(begun)) is not None:
+                    try:
+                        with self._watch.running(begun.job):
+                            part(scratch)
+                    except Exception as error:  # noqa: BLE001  every error has to reach the leases that wait
+                        self._fail(begun, error)
+            self._leave(begun)
 
-    def _next(self) -> ReadJob | None:
+    def _next(self) -> _BegunJob | None:
         with self._changed:
             while True:
                 for priority, waiting in self._waiting.items():
-                    is_free = priority is Priority.DEMAND or self._num_undemanded < self._max_undemanded
-                    if waiting and is_free:
+                    if waiting and self._is_free(priority):
                         self._num_running[priority] += 1
-                        return waiting.popleft()
+                        return _BegunJob(waiting.popleft(), priority)
                 if self._is_closing:
                     return None
+                for begun in self._divided:
+                    if begun.parts and self._is_free(begun.priority):
+                        self._num_running[begun.priority] += 1
+                        begun.num_threads += 1
+                        return begun
                 self._changed.wait()
+
+    def _is_free(self, priority: Priority) -> bool:
+        return priority is Priority.DEMAND or self._num_undemanded < self._max_undemanded
+
+    def _divide(self, begun: _BegunJob) -> None:
+        begun.is_divided = True
+        try:
+            parts = begun.job.parts()
+        except Exception as error:  # noqa: BLE001  as above
+            self._fail(begun, error)
+            return
+        with self._changed:
+            begun.parts.extend(parts)
+            if len(parts) > 1:
+                self._divided.append(begun)
+                self._changed.notify(len(parts) - 1)
+
+    def _take_part(self, begun: _BegunJob) -> Part | None:
+        with self._changed:
+            return begun.parts.popleft() if begun.parts else None
+
+    def _fail(self, begun: _BegunJob, error: Exception) -> None:
+        with self._changed:
+            begun.error = begun.error or error
+            begun.parts.clear()
+
+    def _leave(self, begun: _BegunJob) -> None:
+        """End a thread's work for a job; the last thread calls its ``done``."""
+        with self._changed:
+            self._num_running[begun.priority] -= 1
+            begun.num_threads -= 1
+            is_done = begun.num_threads == 0
+            if is_done and begun in self._divided:
+                self._divided.remove(begun)
+            if begun.priority is not Priority.DEMAND:
+                self._changed.notify()
+        if is_done:
+            begun.job.done(begun.error)
 
 
 def _scratch_memory(count: int) -> list[Bytes]:

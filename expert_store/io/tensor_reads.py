@@ -17,7 +17,7 @@ import torch
 from expert_store.arena import page_aligned
 from expert_store.catalog import TensorSource
 from expert_store.errors import SourceError, StoreFailedError
-from expert_store.io.reader import Done, Priority, SourceReader
+from expert_store.io.reader import Done, Part, Priority, SourceReader
 from expert_store.sources.base import Bytes, Piece
 from expert_store.sources.open_sources import OpenSources
 from expert_store.sources.parallel import are_files
@@ -213,7 +213,10 @@ class _PartRead:
     def __str__(self) -> str:
         return self.source.name
 
-    def read(self, scratch: Bytes) -> None:
+    def parts(self) -> list[Part]:
+        return [self._read]
+
+    def _read(self, scratch: Bytes) -> None:
         self.sources[self.source.extent.source].read(self.pieces, scratch)
 
 

@@ -42,7 +42,7 @@ def test_a_reader_that_dies_ends_requests_with_an_error_and_fails_health(
 ) -> None:
     with serving_bundled(prefetch="off") as (server, _):
         assert state_of(ask(server.port, get("/health"))) == (200, "ok")
-        monkeypatch.setattr(ExpertRead, "read", raising(SystemExit("killed")))
+        monkeypatch.setattr(ExpertRead, "parts", raising(SystemExit("killed")))
         for _ in range(2):
             answer = ask(server.port, ONCE)
             assert status_of(answer) == 500

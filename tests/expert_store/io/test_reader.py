@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from expert_store import ExpertCatalog, ExpertKey
-from expert_store.arena import HostArena
+from expert_store import (
+    ExpertCatalog,
+    ExpertKey,
+    ExpertLayout,
+    LayerEntry,
+    ParameterRecipe,
+    ParameterSpec,
+    find_shards,
+    read_index,
+)
+from expert_store.arena import HostArena, page_aligned
 from expert_store.errors import SourceGoneError, StoreClosedError
 from expert_store.io.expert_read import ExpertRead
-from expert_store.io.reader import Priority, SourceReader
+from expert_store.io.reader import SCRATCH_BYTES, Priority, SourceReader
+from expert_store.sources.base import Bytes
 from expert_store.sources.file import FileSource
 from expert_store.sources.open_sources import OpenSources
 from tests.expert_store.files import make_catalog
@@ -100,13 +111,13 @@ def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
 def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
     desk, begun, hold = Desk(catalog, 2), threading.Semaphore(0), threading.Event()
 
-    def held_read(_: object) -> None:
+    def held_part(_: object) -> None:
         begun.release()
         assert hold.wait(TIMEOUT)
 
     for expert in (0, 1):
         ahead = desk.job(expert, Priority.PREFETCH)
-        monkeypatch.setattr(ahead, "read", held_read)
+        monkeypatch.setattr(ahead, "parts", lambda: [held_part])
         desk.reader.submit(ahead)
     assert begun.acquire(timeout=TIMEOUT)
     has_second_begun = False
@@ -119,6 +130,93 @@ def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog, monkeypatc
     finally:
         hold.set()
         desk.close()
+
+
+class Divided:
+    """A job of parts that begin, and end when they are let."""
+
+    priority = Priority.DEMAND
+
+    def __init__(self, sources: OpenSources, num_parts: int, error: Exception | None = None):
+        self.sources, self._num_parts, self._error = sources, num_parts, error
+        self.begun, self.hold, self.ended = threading.Semaphore(0), threading.Event(), threading.Event()
+        self.num_read, self.results = 0, list[Exception | None]()
+
+    def parts(self) -> list[Callable[[Bytes], None]]:
+        return [self._read] * self._num_parts
+
+    def _read(self, scratch: Bytes) -> None:
+        del scratch
+        self.begun.release()
+        assert self.hold.wait(TIMEOUT)
+        self.num_read += 1
+        if self._error is not None:
+            raise self._error
+
+    def done(self, error: Exception | None) -> None:
+        self.results.append(error)
+        self.ended.set()
+
+
+def test_parts_of_an_expert_together_fill_its_slot(tmp_path: Path) -> None:
+    """A plain matrix, and one that is made of a matrix of the file."""
+    up, down = torch.rand(300, 600), torch.rand(600, 300)
+    save_file({"up": up, "down": down}, tmp_path / "model.safetensors")
+    index = read_index(find_shards(tmp_path))
+    recipe = {
+        "up": ParameterRecipe((index["up"],)),
+        "down": ParameterRecipe((index["down"],), lambda sources: sources[0].T),
+    }
+    layout = ExpertLayout(tuple(ParameterSpec(name, torch.float32, (300, 600)) for name in recipe))
+    catalog = ExpertCatalog({0: LayerEntry(layout, (recipe,))})
+    sources, arena = OpenSources(catalog.sources), HostArena(layout, 1, 1)
+    read = ExpertRead(ExpertKey(0, 0), recipe, sources, arena, 0, lambda _: None)
+    parts = read.parts()
+    assert len(parts) == 2
+    for part in parts:
+        part(page_aligned(SCRATCH_BYTES))
+    sources.close()
+    assert torch.equal(arena.weights(0)["up"], up)
+    assert torch.equal(arena.weights(0)["down"], down.T)
+
+
+def test_idle_threads_read_parts_of_one_job_at_once(catalog: ExpertCatalog) -> None:
+    desk = Desk(catalog, 3)
+    job = Divided(desk.sources, 3)
+    desk.reader.submit(job)
+    assert all(job.begun.acquire(timeout=TIMEOUT) for _ in range(3))
+    assert not job.results
+    job.hold.set()
+    assert job.ended.wait(TIMEOUT)
+    desk.close()
+    assert (job.num_read, job.results) == (3, [None])
+
+
+def test_a_thread_begins_a_demand_before_it_helps_with_another(catalog: ExpertCatalog) -> None:
+    desk = Desk(catalog, 2)
+    job, hold = Divided(desk.sources, 3), threading.Event()
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.wait_until_begun()
+    desk.reader.submit(job)
+    assert job.begun.acquire(timeout=TIMEOUT)
+    desk.reader.submit(desk.job(1))
+    hold.set()
+    assert desk.wait_for(2) == [0, 1]
+    job.hold.set()
+    assert job.ended.wait(TIMEOUT)
+    desk.close()
+
+
+def test_a_part_that_fails_ends_its_job_once_the_others_are_over(catalog: ExpertCatalog) -> None:
+    desk = Desk(catalog, 2)
+    error = SourceGoneError("some.bin", "is gone")
+    job = Divided(desk.sources, 9, error)
+    desk.reader.submit(job)
+    assert all(job.begun.acquire(timeout=TIMEOUT) for _ in range(2))
+    job.hold.set()
+    assert job.ended.wait(TIMEOUT)
+    desk.close()
+    assert (job.num_read, job.results) == (2, [error])
 
 
 def test_a_prefetch_that_somebody_waits_for_becomes_a_demand(desk: Desk) -> None:
