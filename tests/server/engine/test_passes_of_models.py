@@ -124,6 +124,15 @@ def test_a_prompt_with_a_cached_beginning_passes_over_the_rest(trunk: Trunk) -> 
         assert engine.statistics.prefill_passes == 2
 
 
+def test_the_first_prompt_of_a_cold_model_is_a_pass_even_if_it_is_one_step(
+    trunk: Trunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.server.engine.test_models.MAX_BATCHED", 64)
+    with engine_of(trunk, PassLimits(256, 64)) as (engine, _):
+        assert texts(engine, [LONG]) == texts_by_chunks(trunk, [LONG])
+        assert engine.statistics.prefill_passes == 1
+
+
 def test_many_prompts_at_once_have_the_texts_of_each_alone(trunk: Trunk) -> None:
     rng = random.Random(5)
     prompts = [[rng.randrange(3, 90) for _ in range(rng.randint(20, 60))] for _ in range(64)]
@@ -233,7 +242,7 @@ def test_the_first_prompt_of_a_remote_model_reads_each_expert_once(tmp_path: Pat
             server.requests.clear()
             with engine_of(trunk, passes) as (engine, _):
                 assert asyncio.run(first_token(engine))
-                assert engine.statistics.prefill_passes == (passes is not None)
+            assert engine.statistics.prefill_passes == (passes is not None)
             ranges = [asked.removeprefix("bytes=").split("-") for _, asked in server.requests]
             sent.append(sum(int(last) + 1 - int(first) for first, last in ranges))
         place.folder.client.close()
