@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from expert_store.catalog import ExpertCatalog
 from expert_store.entry import TierName
@@ -14,6 +14,7 @@ from expert_store.routing_log.recent_window import Window
 from expert_store.statistics import HitRatios, StoreHealth, StoreStatistics, TierReport
 from expert_store.store_budgets import StoreBudgets
 from expert_store.store_state import StoreState
+from expert_store.tier import Tier
 
 
 class StoreReports:
@@ -106,11 +107,19 @@ class StoreReports:
 
     def layer_slots(self) -> dict[int, int]:
         """Return the number of experts of each layer that all tiers hold together when every layer has its share."""
+        return self._shares(lambda tier: tier.num_slots)
+
+    def layer_residents(self) -> dict[int, int]:
+        """Return the number of experts of each layer that are in memory or loading, as if every layer had its share."""
+        return self._shares(lambda tier: tier.num_entries)
+
+    def _shares(self, count: Callable[[Tier], int]) -> dict[int, int]:
+        """Return the share of each layer in a count of experts in all tiers."""
         with self._state.lock:
-            slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._state.pools}
+            counts = {pool: sum(count(tier) for _, tier in pool.tiers) for pool in self._state.pools}
             pool_of, num_places = dict(self._state.pool_of), self.catalog.num_places
         return {
-            layer: min(len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // num_places[entry.layout])
+            layer: min(len(entry.experts), counts[pool_of[layer]] * len(entry.experts) // num_places[entry.layout])
             for layer, entry in self.catalog.layers.items()
         }
 

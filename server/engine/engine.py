@@ -122,7 +122,7 @@ class Engine:
             runner, vocab_size, limits.max_model_len, limits.scheduler.max_batched_tokens
         )
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
-        costs = None if limits.passes is None else PromptCosts(runner.expected_bytes)
+        costs = None if limits.passes is None else PromptCosts(runner.expected_bytes, runner.missing_share)
         self._executor = StepExecutor(runner, blocks, admission, costs)
         self._passes: PromptPasses | None = None
         if limits.passes is not None and costs is not None:

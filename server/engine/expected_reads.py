@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from expert_store import ExpertKey, ExpertStore
 
 
 class ExpectedReads:
-    """Estimates bytes as if routing were even, and each layer had its share of the store's slots filled.
+    """Estimates bytes as if routing were even, and each layer had its share of the experts in memory.
 
     Args:
         top_k: experts of a token in each layer.
@@ -23,6 +24,14 @@ class ExpectedReads:
 
     def __call__(self, num_tokens: int) -> float:
         """Return the bytes that one step with so many tokens reads."""
-        slots = self._store.layer_slots()
-        missing = self._num_experts - [slots[layer] for layer in self._layers]
-        return float((missing * self._bytes_each * (1 - self._unused**num_tokens)).sum())
+        return float((self._missing_bytes() * (1 - self._unused**num_tokens)).sum())
+
+    def missing_share(self) -> float:
+        """Return the part of all experts' bytes that is not in memory, 0 to 1."""
+        return float(self._missing_bytes().sum() / (self._num_experts * self._bytes_each).sum())
+
+    def _missing_bytes(self) -> npt.NDArray[np.float64]:
+        """Return the bytes of each layer's experts that are not in memory."""
+        residents = self._store.layer_residents()
+        missing: npt.NDArray[np.float64] = self._num_experts - [residents[layer] for layer in self._layers]
+        return missing * self._bytes_each

@@ -52,7 +52,8 @@ class PassPlanner:
         scheduler: holds the sequences.
         blocks: the blocks of the KV cache.
         executor: describes chunks to the model.
-        costs: of prompts. Before it has measured any, a pass begins where prompts need several steps.
+        costs: of prompts. Before it has measured any, a pass begins where prompts need several steps or miss most of
+            their experts.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class PassPlanner:
         if not candidates or decodes or self._limits.takes_all:
             return bool(candidates)
         rates, prompts = self._rates, [self.num_missing(sequence) for sequence in candidates]
-        return sum(prompts) > step_tokens if rates is None else rates.prefers_pass(prompts, step_tokens)
+        if rates is None:
+            return sum(prompts) > step_tokens or self._costs.misses_most
+        return rates.prefers_pass(prompts, step_tokens)
 
     def plan(self) -> PassPlan:
         """Allocate the blocks of as many steps as there may be, and return these.

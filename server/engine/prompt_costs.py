@@ -8,7 +8,8 @@ from itertools import accumulate
 
 DECAY = 0.8  # weight of what was measured before, at each step
 MIN_TOKENS = 32  # of prompts in a step that is measured
-UNMEASURED_PASS_SHARE = 0.7  # of the waits for each byte in steps, before a pass has run; as measured with 64 tokens
+PASS_WAIT_SHARE = 0.7  # waits for each byte in passes over those in steps, until both were measured; with 64 tokens
+MOST = 0.5
 MIN_GAIN = 0.05  # a pass must be so much sooner, since its memory is taken from the experts
 
 
@@ -88,10 +89,11 @@ class PromptCosts:
 
     Args:
         expected_bytes: see ``PromptRates``.
+        missing_share: returns the part of the experts' bytes that is not in memory.
     """
 
-    def __init__(self, expected_bytes: Callable[[int], float]):
-        self._expected_bytes = expected_bytes
+    def __init__(self, expected_bytes: Callable[[int], float], missing_share: Callable[[], float]):
+        self._expected_bytes, self._missing_share = expected_bytes, missing_share
         self._tokens = self._compute_seconds = 0.0
         self._bytes = self._stall_seconds = 0.0  # of steps by chunks
         self._pass_bytes = self._pass_stall_seconds = 0.0
@@ -99,14 +101,22 @@ class PromptCosts:
 
     @property
     def rates(self) -> PromptRates | None:
-        """The rates of recent steps; None before a prompt has run by chunks and was expected to read."""
-        if not self._bytes:
-            return None
-        token_seconds, byte_seconds = self._compute_seconds / self._tokens, self._stall_seconds / self._bytes
-        pass_byte_seconds = byte_seconds * UNMEASURED_PASS_SHARE
-        if self._pass_bytes:
-            pass_byte_seconds = self._pass_stall_seconds / self._pass_bytes
+        """The rates of recent steps and passes; None before a prompt has run that was expected to read."""
+        byte_seconds = self._stall_seconds / self._bytes if self._bytes else None
+        pass_byte_seconds = self._pass_stall_seconds / self._pass_bytes if self._pass_bytes else None
+        if byte_seconds is None:
+            if pass_byte_seconds is None:
+                return None
+            byte_seconds = pass_byte_seconds / PASS_WAIT_SHARE
+        elif pass_byte_seconds is None:
+            pass_byte_seconds = byte_seconds * PASS_WAIT_SHARE
+        token_seconds = self._compute_seconds / self._tokens
         return PromptRates(token_seconds, byte_seconds, pass_byte_seconds, self._decode_seconds, self._expected_bytes)
+
+    @property
+    def misses_most(self) -> bool:
+        """True if a prompt has to read most of the experts that it uses, as after a start."""
+        return self._missing_share() > MOST
 
     def note_decode(self, seconds: float) -> None:
         """Measure a step with one token of each sequence."""

@@ -61,6 +61,9 @@ class ModelRunner(Protocol):
     def expected_bytes(self, num_tokens: int) -> float:
         """Return the bytes of experts that a step with so many tokens of prompts will probably read."""
 
+    def missing_share(self) -> float:
+        """Return the part of the experts' bytes that is not in memory, 0 to 1."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """Run one ragged step."""
 
@@ -148,6 +151,9 @@ class PagedModelRunner:
 
     def expected_bytes(self, num_tokens: int) -> float:
         return self._expected_reads(num_tokens)
+
+    def missing_share(self) -> float:
+        return self._expected_reads.missing_share()
 
     def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> PromptPass:
         self.pause()

@@ -74,6 +74,7 @@ class FakeModel:
         self.before_output: Callable[[], None] = lambda: None
         self.seconds_to_experts = 0.0  # until experts that a pass's next unit needs are read
         self.expected_bytes: Callable[[int], float] = lambda num_tokens: 0.0
+        self.part_missing = 0.0  # of the experts
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
@@ -85,6 +86,9 @@ class FakeModel:
         if self.states:
             self._advance_states(chunks)
         return self.output(chunks)
+
+    def missing_share(self) -> float:
+        return self.part_missing
 
     def begin_pass(self, steps: Sequence[Sequence[SequenceChunk]]) -> FakePass:
         assert all(one.is_ended for one in self.passes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 
 from expert_store import ExpertKey, ExpertStore, least_bytes
 from server.engine.engine import Engine
-from server.engine.interface import GenerationRequest, SamplingParams, TokenStream
+from server.engine.interface import GenerationFailedError, GenerationRequest, SamplingParams, TokenStream
 from server.engine.pass_planning import PassLimits
 from server.engine.prompt_passes import PromptPasses
 from server.kernels.compute_pool import ComputePool
@@ -66,11 +67,13 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Trunk:
 
 
 @contextmanager
-def engine_of(trunk: Trunk, passes: PassLimits | None = PASSES) -> Iterator[tuple[Engine, ExpertStore]]:
+def engine_of(
+    trunk: Trunk, passes: PassLimits | None = PASSES, num_blocks: int = NUM_BLOCKS
+) -> Iterator[tuple[Engine, ExpertStore]]:
     """An engine with slots for two layers and a token's experts; at its end nothing is in use."""
     widest = max(len(layer.experts) for layer in trunk.catalog.layers.values())
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, 2 * widest + trunk.facts.top_k))
-    with engine_over(trunk, store, NUM_BLOCKS, passes) as (engine, _):
+    with engine_over(trunk, store, num_blocks, passes) as (engine, _):
         yield engine, store
     wait_until_idle(store)
     resident = list(store.residents())
@@ -122,6 +125,15 @@ def test_a_prompt_with_a_cached_beginning_passes_over_the_rest(trunk: Trunk) -> 
         assert texts(engine, prompts, together=False) == texts_by_chunks(trunk, prompts)
         assert engine.statistics.prefix_cache_hits == 32
         assert engine.statistics.prefill_passes == 2
+
+
+def test_the_first_prompt_of_a_cold_model_is_a_pass_even_if_it_is_one_step(
+    trunk: Trunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.server.engine.test_models.MAX_BATCHED", 64)
+    with engine_of(trunk, PassLimits(256, 64)) as (engine, _):
+        assert texts(engine, [LONG]) == texts_by_chunks(trunk, [LONG])
+        assert engine.statistics.prefill_passes == 1
 
 
 def test_many_prompts_at_once_have_the_texts_of_each_alone(trunk: Trunk) -> None:
@@ -184,13 +196,27 @@ def test_a_client_that_leaves_in_any_unit_leaves_nothing_behind(trunk: Trunk, mo
         asyncio.run(scenario(engine))
 
 
+def shrink(store: ExpertStore, trunk: Trunk) -> None:
+    store.resize(host_bytes=least_bytes(trunk.catalog, trunk.facts.top_k))
+
+
+def pin(store: ExpertStore, trunk: Trunk) -> None:
+    store.pin([ExpertKey(max(trunk.catalog.layers), 0)])
+
+
+@pytest.mark.parametrize("change", [shrink, pin])
 @pytest.mark.parametrize("is_beside", [True, False])
-def test_a_pass_whose_slots_a_smaller_budget_does_not_hold_gives_way(
-    trunk: Trunk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_beside: bool
+def test_a_pass_that_lacks_slots_as_the_memory_changes_gives_way(
+    trunk: Trunk,
+    change: Callable[[ExpertStore, Trunk], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_beside: bool,
 ) -> None:
-    """The budget shrinks after the last check before a step, or while the pass runs alone."""
+    """The memory changes after the last check before a step, or while the pass runs alone."""
     monkeypatch.setattr("expert_store.lease.STUCK_SECONDS", 3.0)
-    wanted, least = texts_by_chunks(trunk, [LONG]), least_bytes(trunk.catalog, trunk.facts.top_k)
+    wanted = texts_by_chunks(trunk, [LONG])
     give_way, advance, num_checks = PromptPasses.give_way, PromptPasses.advance, count()
 
     async def scenario(engine: Engine) -> str:
@@ -202,18 +228,20 @@ def test_a_pass_whose_slots_a_smaller_budget_does_not_hold_gives_way(
 
     with engine_of(trunk) as (engine, store):
 
-        def give_way_and_shrink(self: PromptPasses) -> None:
+        def give_way_and_change(self: PromptPasses) -> None:
             give_way(self)
             if self.is_running and next(num_checks) == 4:  # the pass has leased a layer, and reads ahead
-                store.resize(host_bytes=least)
+                change(store, trunk)
 
         def advance_by_one_unit(self: PromptPasses, step_seconds: float | None) -> None:
             advance(self, None if step_seconds is None else 0.0)
 
-        monkeypatch.setattr(PromptPasses, "give_way", give_way_and_shrink)
+        monkeypatch.setattr(PromptPasses, "give_way", give_way_and_change)
         monkeypatch.setattr(PromptPasses, "advance", advance_by_one_unit)
         assert [asyncio.run(scenario(engine))] == wanted
         assert engine.statistics.prefill_passes == 0
+        wait_until_idle(store)
+        store.unpin(list(store.residents()))
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
@@ -233,7 +261,7 @@ def test_the_first_prompt_of_a_remote_model_reads_each_expert_once(tmp_path: Pat
             server.requests.clear()
             with engine_of(trunk, passes) as (engine, _):
                 assert asyncio.run(first_token(engine))
-                assert engine.statistics.prefill_passes == (passes is not None)
+            assert engine.statistics.prefill_passes == (passes is not None)
             ranges = [asked.removeprefix("bytes=").split("-") for _, asked in server.requests]
             sent.append(sum(int(last) + 1 - int(first) for first, last in ranges))
         place.folder.client.close()
@@ -276,3 +304,46 @@ def test_a_prompt_runs_by_chunks_after_a_read_of_its_pass_has_failed(
         assert texts(engine, [LONG]) == wanted
         assert engine.statistics.prefill_passes == 0
         assert store.statistics().load_failures == 1
+
+
+def test_a_disk_that_does_not_answer_a_pass_fails_its_prompt_in_the_end(
+    trunk: Trunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expert_store.lease.STUCK_SECONDS", 0.1)
+    monkeypatch.setattr("expert_store.lease.WAIT_SECONDS", 0.1)
+    wanted, has_failed = texts_by_chunks(trunk, [LONG]), threading.Event()
+
+    async def scenario(engine: Engine) -> str:
+        with pytest.raises(GenerationFailedError, match=r"expert \d of layer 0 can't be read"):
+            await collect(submit(engine, LONG))
+        has_failed.set()
+        monkeypatch.undo()
+        return await collect(submit(engine, LONG))
+
+    with engine_of(trunk) as (engine, _):
+        at_read(monkeypatch, 2, lambda: None if has_failed.wait(30) else sys.exit("the prompt did not fail"))
+        assert [asyncio.run(scenario(engine))] == wanted
+
+
+def test_a_prompt_fails_if_its_file_is_cut_short_during_its_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path))
+
+    async def scenario(engine: Engine) -> None:
+        for _ in range(2):
+            with pytest.raises(GenerationFailedError, match=r"expert \d of layer \d can't be read"):
+                await collect(submit(engine, LONG))
+
+    with engine_of(trunk) as (engine, _):
+        num_first = len(trunk.catalog.layers[0].experts)
+        at_read(monkeypatch, num_first + 2, lambda: os.truncate(tmp_path / "model.safetensors", 600))
+        asyncio.run(scenario(engine))
+    assert "a pass of 1 prompts failed; running them by chunks: cannot read expert" in caplog.text
+
+
+def test_a_prompt_of_the_full_context_runs_as_passes(trunk: Trunk) -> None:
+    prompt = [index % 89 + 3 for index in range(8 * 16 - NUM_TOKENS)]
+    with engine_of(trunk, num_blocks=8) as (engine, _):
+        assert texts(engine, [prompt]) == texts_by_chunks(trunk, [prompt])
+        assert engine.statistics.prefill_passes == 2

@@ -22,6 +22,10 @@ def all_experts(num_tokens: int) -> float:
     return 1e9 if num_tokens else 0.0
 
 
+def made_costs(missing_share: float = 0.6) -> PromptCosts:
+    return PromptCosts(all_experts, lambda: missing_share)
+
+
 def rates(token_seconds: float, byte_seconds: float, decode_seconds: float = 0.0) -> PromptRates:
     return PromptRates(token_seconds, byte_seconds, byte_seconds, decode_seconds, all_experts)
 
@@ -67,16 +71,15 @@ def test_a_short_prompt_waits_if_its_reads_would_delay_many() -> None:
     assert not SLOW_DISK.prefers_step(40, num_left=4000, num_delayed=8)
 
 
-def test_nothing_is_known_before_a_prompt_ran_by_chunks() -> None:
-    costs = PromptCosts(all_experts)
+def test_nothing_is_known_before_a_prompt_has_run() -> None:
+    costs = made_costs()
     costs.note_decode(0.1)
-    costs.note_pass(4096, 20.0, 2.0)
     costs.note_chunks(8, 1.0, 0.5)  # too few tokens to tell
     assert costs.rates is None
 
 
 def test_computing_and_waiting_of_a_step_are_told_apart() -> None:
-    costs = PromptCosts(all_experts)
+    costs = made_costs()
     costs.note_chunks(100, 3.0, 2.0)
     found = costs.rates
     assert found is not None
@@ -84,7 +87,7 @@ def test_computing_and_waiting_of_a_step_are_told_apart() -> None:
 
 
 def test_waits_of_a_pass_are_told_from_waits_of_steps() -> None:
-    costs = PromptCosts(all_experts)
+    costs = made_costs()
     costs.note_chunks(100, 3.0, 2.0)
     costs.note_pass(8000, 161.0, 1.0)
     found = costs.rates
@@ -98,15 +101,28 @@ def test_a_prompt_of_one_step_runs_as_a_pass_if_compute_waits_less_in_passes() -
 
 
 def test_a_pass_is_tried_where_reading_takes_long() -> None:
-    costs = PromptCosts(all_experts)
+    costs = made_costs()
     costs.note_chunks(100, 11.0, 10.0)
     found = costs.rates
     assert found is not None
     assert found.prefers_pass([100], STEP)
 
 
+def test_after_a_pass_steps_are_expected_to_wait_longer_for_each_byte() -> None:
+    costs = made_costs()
+    costs.note_pass(100, 8.0, 7.0)
+    found = costs.rates
+    assert found is not None
+    assert (found.byte_seconds, found.pass_byte_seconds) == pytest.approx((10e-9, 7e-9))
+
+
+@pytest.mark.parametrize(("missing_share", "most"), [(1.0, True), (0.6, True), (0.4, False)])
+def test_a_prompt_misses_most_of_its_experts_if_most_are_not_in_memory(missing_share: float, *, most: bool) -> None:
+    assert made_costs(missing_share).misses_most == most
+
+
 def test_recent_steps_count_more() -> None:
-    costs = PromptCosts(all_experts)
+    costs = made_costs()
     for seconds in (*[1.0] * 20, *[2.0] * 20):
         costs.note_decode(seconds)
         costs.note_chunks(100, seconds, 0.0)
@@ -124,6 +140,11 @@ def test_tokens_are_expected_to_read_what_they_use_and_is_not_in_memory(
         ExpertKey(layer, expert) for layer, entry in catalog.layers.items() for expert in range(len(entry.experts))
     ]
     with_half = ExpertStore(catalog, catalog.total_bytes // 2)
-    expected = ExpectedReads(with_half, 2)(num_tokens)
+    reads, num_bytes = ExpectedReads(with_half, 2), sum(map(catalog.read_bytes, every))
+    assert (reads(num_tokens), reads.missing_share()) == pytest.approx((used * num_bytes, 1.0))
+    for layer in catalog.layers:
+        with with_half.lease({key: 1 for key in every if key.layer == layer}) as lease:
+            assert list(lease.batches())
+    found = reads(num_tokens), reads.missing_share()
     with_half.close()
-    assert expected == pytest.approx(used * sum(map(catalog.read_bytes, every)) / 2)
+    assert found == pytest.approx((used * num_bytes / 2, 0.5))

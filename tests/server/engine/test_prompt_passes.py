@@ -200,6 +200,16 @@ def measured(
     monkeypatch.setattr(PromptCosts, "rates", rates)
 
 
+@pytest.mark.parametrize(("missing_share", "num_passes"), [(0.6, 1), (0.4, 0)])
+def test_a_first_prompt_of_one_step_is_a_pass_if_most_experts_are_not_in_memory(
+    missing_share: float, num_passes: int
+) -> None:
+    rig = Rig(passes=LIMITS)
+    rig.model.part_missing = missing_share
+    assert text_of(rig, b"p" * 32, 4) == continuation(b"p" * 32, 4)
+    assert len(rig.model.passes) == num_passes
+
+
 @pytest.mark.parametrize(("byte_seconds", "num_passes"), [(1e-6, 1), (0.0, 0)], ids=["slow disk", "fast disk"])
 def test_a_long_prompt_is_a_pass_only_if_it_is_sooner_so(
     byte_seconds: float, num_passes: int, monkeypatch: pytest.MonkeyPatch
