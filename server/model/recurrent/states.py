@@ -231,6 +231,14 @@ class RecurrentCache(AttentionPassThrough):
         del layer_idx
         return False
 
+    def get_recurrent_states_to_keep(self, layer_idx: int | None = None) -> int:
+        """Return 0: no states between a chunk's tokens are kept (transformers 5.25)."""
+        del layer_idx
+        return 0
+
+    def increase_count(self, layer_idx: int, state_idx: int) -> None:
+        """Do nothing: the engine counts tokens (transformers 5.25)."""
+
     def _get(self, key: StateKey) -> torch.Tensor | None:
         if key not in self.states:
             kept = self._read(key)
