@@ -15,14 +15,17 @@ from server.model.experts.replacements.base import ReplacementExperts
 class IdentityExperts(ReplacementExperts):
     """Experts whose output for choices beyond the last expert is their input.
 
-    Mirrors ``LongcatFlashExperts``, whose ``gate_up_proj`` has rows for these experts too. A checkpoint that
-    transformers saved has them, a published one does not.
+    A checkpoint that transformers before 5.25 saved has rows of ``gate_up_proj`` for these choices, too.
+
+    Args:
+        original: a ``LongcatFlashExperts``.
+        num_identities: choices beyond the last expert.
     """
 
-    def __init__(self, original: Any):
-        super().__init__(original.gate_up_proj[: original.num_routed_experts], original.down_proj, original.act_fn)
-        self.num_stored_experts: int = original.total_experts
-        self.num_identities = self.num_stored_experts - self.num_experts
+    def __init__(self, original: Any, num_identities: int):
+        super().__init__(original.gate_up_proj, original.down_proj, original.act_fn)
+        self.num_identities = num_identities
+        self.num_stored_experts = self.num_experts + num_identities
         self.adds_inputs = True
 
     def forward(
@@ -34,6 +37,22 @@ class IdentityExperts(ReplacementExperts):
             return output
         kept = top_k_weights.masked_fill(top_k_index < self.num_experts, 0).sum(-1, keepdim=True)  # (tokens, 1)
         return output + (hidden_states * kept).to(output.dtype)
+
+
+class IdentityMoe(nn.Module):
+    """Mirrors ``LongcatFlashMoE``, which has experts compute with weights of 0 for choices that compute nothing."""
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.router = original.router
+        self.experts = IdentityExperts(original.experts, original.zero_expert_num)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Route and run experts: ``(..., hidden)`` to ``(..., hidden)``."""
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights, indices = self.router(rows)
+        output: torch.Tensor = self.experts(rows, indices, weights)
+        return output.reshape(hidden_states.shape)
 
 
 @contextmanager

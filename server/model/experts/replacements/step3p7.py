@@ -14,9 +14,12 @@ class ClampedExperts(ReplacementExperts):
 
     def __init__(self, original: Any):
         super().__init__(original.gate_up_proj, original.down_proj, original.act_fn)
-        self.limit: float = original.limit
+        self.limit: float | None = original.limit
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        gated: torch.Tensor = self.act_fn(gate).clamp(max=self.limit) * up.clamp(-self.limit, self.limit)
+        gate = self.act_fn(gate)
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        gated: torch.Tensor = gate * up
         return gated

@@ -13,7 +13,7 @@ from server.model.experts.replacements.base import ReplacementExperts
 from server.model.experts.replacements.dbrx import FlatExperts
 from server.model.experts.replacements.jetmoe import PairedMoe, SharedKeysAttention
 from server.model.experts.replacements.llama4 import InputScaledMoe
-from server.model.experts.replacements.longcat import IdentityExperts
+from server.model.experts.replacements.longcat import IdentityMoe
 from server.model.experts.replacements.step3p7 import ClampedExperts
 from server.model.experts.replacements.switch_nllb import NllbExperts, SwitchExperts
 
@@ -22,7 +22,7 @@ REPLACEMENTS: dict[str, Callable[[Any], nn.Module]] = {  # by name of the origin
     "JetMoeAttention": SharedKeysAttention,
     "JetMoeMoE": PairedMoe,
     "Llama4TextMoe": InputScaledMoe,
-    "LongcatFlashExperts": IdentityExperts,
+    "LongcatFlashMoE": IdentityMoe,
     "NllbMoeExperts": NllbExperts,
     "Step3p7Experts": ClampedExperts,
     "SwitchTransformersExperts": SwitchExperts,
