@@ -134,6 +134,8 @@ REFERENCE = "layers that attend to the whole prompt and to a window of what foll
 COMPRESSED = "compressed-attention layers"
 ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
+NORMED_RESULTS = "experts whose results each have a norm of their own before they are summed"
+POOL_OF_ANOTHER = "layers that choose keys from a pool of an earlier layer"
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ FAMILIES = {  # by the model type of its text
     "dots1": Family({**LATENT, **WINDOWS}),
     "dots3_note": Family({"text_config": DOTS3, "vision_config": {"pyramid_num_routed": [-1, 4]}}),
     "dots3_note_text": Family(DOTS3),
+    "ergo": Family({**WINDOWS, **SPARSE, "first_dense_intermediate_size": 48}, NORMED_RESULTS),
     "ernie4_5_moe": Family(),
     "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
@@ -246,6 +249,16 @@ FAMILIES = {  # by the model type of its text
     "kimi_k25": Family(_text(LATENT)),
     "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
+    "kolibri1_1": Family(
+        {
+            "head_dim": 16,
+            "layer_types": ["sliding_attention", "indexed_attention", "indexed_attention"],
+            "mlp_only_layers": [0],
+            "mlp_only_intermediate_size": 48,
+            "index_num_heads": 2,
+        },
+        POOL_OF_ANOTHER,
+    ),
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
@@ -256,6 +269,7 @@ FAMILIES = {  # by the model type of its text
     ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
+    "minicpm5_moe": Family(SPARSE),
     # transformers' cache counts no tokens if the first layer is a recurrent one
     "minimax": Family(
         {
@@ -305,6 +319,7 @@ FAMILIES = {  # by the model type of its text
         sequential=ENCODER,
     ),
     "olmoe": Family(),
+    "param2moe": Family(),
     "phimoe": Family(),
     "qwen2_moe": Family({"use_sliding_window": True, **WINDOWS}),
     "qwen3_5_moe": Family(_text(HYBRID)),

@@ -73,6 +73,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "nemotron_h",
     "nemotron_h_omni",
     "olmoe",
+    "param2moe",
     "phimoe",
     "qwen2_moe",
     "qwen3_5_moe",

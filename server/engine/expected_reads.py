@@ -19,7 +19,9 @@ class ExpectedReads:
         layers = store.catalog.layers
         self._store, self._layers = store, list(layers)
         self._num_experts = np.array([len(entry.experts) for entry in layers.values()], dtype=np.float64)
-        self._bytes_each = np.array([store.catalog.read_bytes(ExpertKey(layer, 0)) for layer in layers])
+        self._bytes_each = np.array(
+            [store.catalog.read_bytes(ExpertKey(layer, 0)) for layer in layers], dtype=np.float64
+        )
         self._unused = 1 - np.minimum(1.0, top_k / self._num_experts)  # part of a layer that one token does not use
 
     def __call__(self, num_tokens: int) -> float:
@@ -33,5 +35,5 @@ class ExpectedReads:
     def _missing_bytes(self) -> npt.NDArray[np.float64]:
         """Return the bytes of each layer's experts that are not in memory."""
         residents = self._store.layer_residents()
-        missing: npt.NDArray[np.float64] = self._num_experts - [residents[layer] for layer in self._layers]
-        return missing * self._bytes_each
+        in_memory = np.array([residents[layer] for layer in self._layers], dtype=np.float64)
+        return (self._num_experts - in_memory) * self._bytes_each

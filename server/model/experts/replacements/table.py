@@ -1,4 +1,4 @@
-"""The table of replacements by class of transformers, and the experts that can't be served."""
+"""The table of replacements by class of transformers, and the modules that can't be served."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ REPLACEMENTS: dict[str, Callable[[Any], nn.Module]] = {  # by name of the origin
     "Step3p7Experts": ClampedExperts,
     "SwitchTransformersExperts": SwitchExperts,
 }
-UNSUPPORTED = {
-    "DogeCDMoE": "whose router gives a token the scores of other tokens of its batch, so that what is written depends "
-    "on what else is computed; it can't be served",
+UNSUPPORTED = {  # what a model has, by name of the class
+    "DogeCDMoE": "experts whose router gives a token the scores of other tokens of its batch, so that what is written "
+    "depends on what else is computed; it can't be served",
+    "ErgoExperts": "experts whose results each have a norm of their own before they are summed, which is not "
+    "supported yet",
+    "Kolibri1_1Indexer": "layers that choose keys from a pool of an earlier layer, which is not supported yet",
 }
 
 
@@ -37,7 +40,7 @@ def replace_experts(model: nn.Module) -> None:
     """Replace modules whose experts would not call the hooks, or not correctly.
 
     Raises:
-        ModelError: the model has experts that can't be served.
+        ModelError: the model has modules that can't be served.
     """
     found = {name: module for name, module in model.named_modules() if type(module).__name__ in REPLACEMENTS}
     for name, module in found.items():
@@ -48,7 +51,7 @@ def replace_experts(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module).__name__
         if kind in UNSUPPORTED:
-            raise ModelError(f"{type(model).__name__} has experts {UNSUPPORTED[kind]}")
+            raise ModelError(f"{type(model).__name__} has {UNSUPPORTED[kind]}")
 
 
 def conversions(model: nn.Module) -> list[WeightTransform]:

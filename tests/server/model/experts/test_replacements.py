@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,9 +64,6 @@ def test_experts_that_compute_nothing_give_what_they_are_given(tmp_path: Path) -
     config.zero_expert_num = 4
     save_checkpoint(config, tmp_path)
     expected = transformers_logits(tmp_path)
-    is_of_nothing = re.compile(r"experts\.(8|9|10|11)\.").search
-    assert any(map(is_of_nothing, load_file(tmp_path / "model.safetensors"))), "remove what removes them below"
-    rename(tmp_path, lambda tensors: {name: value for name, value in tensors.items() if not is_of_nothing(name)})
     step = run(load_trunk(tmp_path, torch.float32))
     assert max(routing.max() for routing in step.routing.values()) >= 8
     assert_close(step.logits, expected)
