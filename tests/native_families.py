@@ -60,6 +60,7 @@ NATIVE_FAMILIES = (  # by `model_type`
     "longcat_flash",
     "mellum",
     "mimo_v2_flash",
+    "minicpm5_moe",
     "minimax",
     "minimax_m2",
     "minimax_m3_vl",

@@ -37,6 +37,7 @@ HEAD_NORMS = (
 )
 VALUE_NORM, RESULT_NORM = "v_norm", "o_norm"
 QUERY_FACTOR = "qk_scale_factor"  # attribute: factor of normed queries
+QUERIES = ("q_proj", "q_gate_proj")  # the second: each head's query, then its gate
 GATES = ("g_proj", "gate_proj")
 CONVOLUTIONS = ("k_sconv", "v_sconv")  # of keys before their norm, and of values
 JOINED = "Wqkv"  # a projection of queries, keys and values
@@ -76,7 +77,8 @@ class GroupedAttentionParts(MixerParts):
     @classmethod
     def find(cls, module: nn.Module, *, keeps_state: bool) -> Self | None:
         own: Any = module
-        modules = [getattr(own, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+        query_name = next((name for name in QUERIES if hasattr(module, name)), QUERIES[0])
+        modules = [getattr(own, name, None) for name in (query_name, "k_proj", "v_proj")]
         mixing = HeadMixingParts.find(module)
         if mixing is not None:
             modules = [mixing.query, mixing.key, mixing.value]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2SamLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
-from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+from transformers.models.mamba2.modeling_mamba2 import Mamba2RMSNormGated
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from server.kernels.triton import available
@@ -27,7 +27,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a mean": lambda: nn.LayerNorm(SIZE),
-    "a gate": lambda: MambaRMSNormGated(SIZE, SIZE),
+    "a gate": lambda: Mamba2RMSNormGated(SIZE, SIZE),
     "a matrix": lambda: nn.Linear(SIZE, SIZE),
     "channels of images": lambda: DeepseekOcr2SamLayerNorm(SIZE, data_format="channels_first"),
 }

@@ -290,6 +290,10 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"routed_scaling_factor": 2.5, "mlp_layer_types": ["sparse", "sparse", "sparse"]},
         {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
     ],
+    "minicpm5_moe": [
+        {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+        {"attention_bias": True, "mlp_layer_types": ["sparse", "sparse", "sparse"]},
+    ],
     "minimax": [
         {"full_attn_alpha_factor": 1, "linear_attn_alpha_factor": 1, "mlp_alpha_factor": 1, "sliding_window": None},
         {"full_attn_beta_factor": 2.0, "linear_attn_beta_factor": 2.0, "mlp_beta_factor": 2.0},
@@ -323,6 +327,10 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ],
     "nemotron_h_omni": [],
     "olmoe": [{"norm_topk_prob": True, "clip_qkv": 0.5}],
+    "param2moe": [
+        {"use_qk_norm": False, "n_group": 1, "first_k_dense_replace": 2},
+        {"norm_topk_prob": False, "attention_bias": True, "partial_rotary_factor": 0.5},
+    ],
     "phimoe": [{"sliding_window": None, "router_jitter_noise": 0.05, "attention_bias": True}],
     "qwen2_moe": [
         {"layer_types": ["full_attention", "full_attention", "full_attention"], "norm_topk_prob": True},
