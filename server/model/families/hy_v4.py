@@ -10,12 +10,12 @@ from server.model.declarations import Declaration, LatentAttention, RopeKind, Ro
 from server.model.families.deepseek_v3 import layer
 
 
-def declare(config: Any, rope: RopeKind = RopeKind.HALVES, rotary: Sequence[Rotary] = (Rotary(),)) -> Declaration:
-    """Return the model; its vision variant rotates other pairs by positions of more axes."""
+def declare(config: Any, rotary: Sequence[Rotary] = (Rotary(),)) -> Declaration:
+    """Return the model; its vision variant has positions of more axes."""
     return Declaration(
         layers=[
             replace(
-                layer(config, attention(config, rope, has_indexer=indexer != "shared"), is_sparse=kind == "sparse"),
+                layer(config, attention(config, has_indexer=indexer != "shared"), is_sparse=kind == "sparse"),
                 streams=["attn_hc", "ffn_hc"],
             )
             for indexer, kind in zip(config.indexer_types, config.mlp_layer_types, strict=True)
@@ -25,14 +25,13 @@ def declare(config: Any, rope: RopeKind = RopeKind.HALVES, rotary: Sequence[Rota
     )
 
 
-def attention(config: Any, rope: RopeKind, *, has_indexer: bool) -> LatentAttention:
+def attention(config: Any, *, has_indexer: bool) -> LatentAttention:
     return LatentAttention(
         "self_attn",
-        rope=rope,
-        keeps_pairs=rope is RopeKind.INTERLEAVED,
+        rope=RopeKind.INTERLEAVED,
         scaling=latent_scaling(config),
         sinks="sinks",
         takes_choice=True,
-        index_rope=rope if has_indexer else RopeKind.NONE,
+        index_rope=RopeKind.INTERLEAVED if has_indexer else RopeKind.NONE,
         index_rotates_last=has_indexer,
     )

@@ -108,8 +108,10 @@ def test_keys_that_several_experts_queries_look_at_are_kept_once(tmp_path: Path)
 
 
 def test_experts_with_a_clamped_gate_equal_transformers() -> None:
-    config = transformers.Step3p7TextConfig(hidden_size=16, moe_intermediate_size=12, n_routed_experts=4)
-    original = Step3p7Experts(config, swiglu_limit=0.4)
+    config = transformers.Step3p7TextConfig(
+        hidden_size=16, moe_intermediate_size=12, n_routed_experts=4, num_hidden_layers=2, swiglu_limits=[0.4, 0.0]
+    )
+    original = Step3p7Experts(config, layer_idx=0)
     for parameter in original.parameters():
         nn.init.normal_(parameter)
     model = nn.ModuleDict({"experts": original})

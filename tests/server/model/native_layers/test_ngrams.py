@@ -47,7 +47,7 @@ def test_gates_of_recurrent_heads_may_be_sigmoids(tmp_path: Path, pool: ComputeP
 def test_ngrams_that_are_hashed_in_another_way_are_left_to_their_module(
     tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shift(_module: Qwen4ExpTextNGramEmbedding, tokens: torch.Tensor, shift: int) -> torch.Tensor:
+    def shift(_: Qwen4ExpTextNGramEmbedding, tokens: torch.Tensor, shift: int, **_options: object) -> torch.Tensor:
         return tokens.roll(shift, 1)  # whatever has ended between
 
     monkeypatch.setattr(Qwen4ExpTextNGramEmbedding, "_shift_right_ignore_eos", shift)
