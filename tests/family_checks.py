@@ -77,7 +77,7 @@ def _check_served(model_type: str, folder: Path) -> Served:
     written = generate(trunk, store, CHUNK)
     store.close()
     model = load_transformers_model(folder)
-    # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
+    # Llama 4 around its text ends in an error in transformers 5.25; the text has a head of its own
     reference = model.get_decoder() if hasattr(model.get_decoder(), "lm_head") else model
     for prompt, (tokens, logits) in zip(PROMPTS, written, strict=True):
         text, expected = _write(reference, prompt, by_steps=expected_reason is not None or by_sequence is not None)
@@ -109,7 +109,7 @@ def _write(model: Any, prompt: list[int], *, by_steps: bool) -> tuple[list[int],
 
 
 def fix_nllb_experts(model: Any) -> None:
-    """Make NLLB's experts those of its paper (arXiv 2207.04672, section 6.2); transformers 5.24 runs the first two.
+    """Make NLLB's experts those of its paper (arXiv 2207.04672, section 6.2); transformers 5.25 runs the first two.
 
     A token's output is the weighted sum of all experts that its router gives a weight.
     """

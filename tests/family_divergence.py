@@ -80,7 +80,7 @@ def divergences(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 def stock_logits(folder: Path, texts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return transformers' logits of texts that are computed one by one, ``(positions, vocabulary)``."""
     model = load_transformers_model(folder, dtype)
-    # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
+    # Llama 4 around its text ends in an error in transformers 5.25; the text has a head of its own
     decoder = model.get_decoder() if hasattr(model.get_decoder(), "lm_head") else model
     with torch.inference_mode():
         return torch.cat([decoder(text[None], use_cache=False).logits[0] for text in texts])

@@ -88,7 +88,7 @@ Prompt and answer together are at most as long as the model's positions. `echo` 
 refused. In Switch Transformers an expert takes at most `expert_capacity` tokens of a sequence, in NLLB-MoE a fraction
 of them; the other tokens skip the experts, as the models define it. `--switch-capacity F` lets an expert of Switch
 Transformers take F times its even share of a prompt instead, and `usage.greenroom.dropped_tokens` counts the others.
-transformers 5.24 runs only the first two experts of NLLB-MoE; Greenroom runs all of them, and the tests compare with
+transformers 5.25 runs only the first two experts of NLLB-MoE; Greenroom runs all of them, and the tests compare with
 a plain sum over them.
 
 | model type | class | has | tensors of an expert |

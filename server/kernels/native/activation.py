@@ -68,7 +68,8 @@ def recognise_gate(module: ExpertsModule) -> Gate | None:
             ]
     error, best = min(matches, key=itemgetter(0))
     named = NAMES.get(type(getattr(module, "act_fn", None)).__name__, best.activation)
-    is_named = best.activation in (named, Activation.CLAMPED_SWISH)  # which uses no `act_fn`
+    own = Activation.SILU if best.activation == Activation.LIMITED_SILU else best.activation
+    is_named = own in (named, Activation.CLAMPED_SWISH)  # which uses no `act_fn`
     return best if error <= ROUNDING and is_named else None
 
 
@@ -96,7 +97,9 @@ def _candidates(
     alpha, limit = (_setting(module, names) for names in SETTINGS)
     if not isinstance(limit, int | float) or limit <= 0:
         return
-    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    up = up.clamp(-limit, limit)
+    yield Activation.LIMITED_SILU, 0.0, float(limit), F.silu(gate).clamp(max=limit) * up
+    gate = gate.clamp(max=limit)
     for kind, function in FUNCTIONS.items():
         yield kind, 0.0, float(limit), function(gate) * up
     if isinstance(alpha, float):

@@ -13,6 +13,7 @@ RELU_SQUARED: tl.constexpr = tl.constexpr(4)
 CLAMPED_SWISH: tl.constexpr = tl.constexpr(5)
 QUICK_GELU: tl.constexpr = tl.constexpr(6)
 SOFT_CAPPED: tl.constexpr = tl.constexpr(7)
+LIMITED_SILU: tl.constexpr = tl.constexpr(8)
 
 
 @triton.jit
@@ -26,11 +27,14 @@ def activate(gate, up, alpha, limit, KIND: tl.constexpr, HAS_GATE: tl.constexpr)
     if KIND == SOFT_CAPPED:
         return _soft_capped(gate, alpha) * tl.sigmoid(gate) * _soft_capped(up, limit)
     if HAS_GATE:
-        gate = tl.where(limit > 0.0, tl.minimum(gate, limit), gate)
+        if KIND != LIMITED_SILU:
+            gate = tl.where(limit > 0.0, tl.minimum(gate, limit), gate)
         up = tl.where(limit > 0.0, tl.minimum(tl.maximum(up, -limit), limit), up)
     if KIND == CLAMPED_SWISH:
         return gate * tl.sigmoid(alpha * gate) * (up + 1.0)
-    if KIND == SILU:
+    if KIND == LIMITED_SILU:
+        value = tl.minimum(gate * tl.sigmoid(gate), limit)
+    elif KIND == SILU:
         value = gate * tl.sigmoid(gate)
     elif KIND == GELU:
         value = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))

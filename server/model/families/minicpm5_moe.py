@@ -10,6 +10,4 @@ from server.model.families.deepseek_v3 import layer
 
 def declare(config: Any) -> Declaration:
     attention = GroupedAttention("self_attn", scaling=head_scaling(config), gate=GateKind.SIGMOID)
-    return Declaration(
-        layers=[layer(config, attention, is_sparse=kind == "sparse") for kind in config.mlp_layer_types]
-    )
+    return Declaration(layers=[layer(config, attention, is_sparse=kind == "sparse") for kind in config.mlp_layer_types])

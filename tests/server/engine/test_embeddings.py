@@ -46,7 +46,7 @@ def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_pa
     """Prompts are chunked and share prefixes, the cache forces preemption, and the store holds the fewest experts."""
     folder = make_checkpoint(name, tmp_path)
     whole, trunk = load_transformers_model(folder), load_trunk(folder, torch.float32)
-    # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
+    # Llama 4 around its text ends in an error in transformers 5.25; the text has a head of its own
     stock = whole.get_decoder() if hasattr(whole.get_decoder(), "lm_head") else whole
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
     with engine_over(trunk, store, num_blocks=40) as (engine, _):

@@ -19,6 +19,7 @@ class Activation(IntEnum):
     CLAMPED_SWISH = 5
     QUICK_GELU = 6
     SOFT_CAPPED = 7
+    LIMITED_SILU = 8
 
 
 @structure

@@ -11,7 +11,7 @@ from server.kernels.native.structures.layers import HeadCall, LayerSpec, Router,
 from server.kernels.native.structures.matrices import LinearCall, Matrix
 from server.kernels.native.structures.sampling import SamplingCall
 
-INTERFACE = "2e63e9fe77c6e52e"
+INTERFACE = "a8abd8641a50e0d8"
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # the types of their results and arguments
     "greenroom_interface": (c_char_p, []),
     "greenroom_level": (c_char_p, [c_char_p]),

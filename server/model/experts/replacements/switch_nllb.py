@@ -70,7 +70,7 @@ class SwitchExperts(PlainExperts):
 class NllbExperts(PlainExperts):
     """Two experts a token, weighted by the router, as in fairseq and in transformers up to 4.57.
 
-    ``NllbMoeExperts`` of transformers 5.24 takes the router's mask of first choices, of zeros and ones, for indices of
+    ``NllbMoeExperts`` of transformers 5.25 takes the router's mask of first choices, of zeros and ones, for indices of
     experts, so that only the first two experts ever run.
     """
 

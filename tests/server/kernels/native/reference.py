@@ -60,6 +60,8 @@ def _split(gate: Gate, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     left, up = (rows[:, ::2], rows[:, 1::2]) if gate.is_interleaved else rows.chunk(2, 1)
     if gate.activation == Activation.SOFT_CAPPED:
         return left, torch.tanh(up / gate.limit) * gate.limit
+    if gate.activation == Activation.LIMITED_SILU:
+        return left, up.clamp(-gate.limit, gate.limit)
     if gate.limit > 0:
         left, up = left.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
     return left, up + 1 if gate.activation == Activation.CLAMPED_SWISH else up
@@ -70,6 +72,8 @@ def _activate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
         return rows * torch.sigmoid(gate.alpha * rows)
     if gate.activation == Activation.SOFT_CAPPED:
         return torch.tanh(rows / gate.alpha) * gate.alpha * torch.sigmoid(rows)
+    if gate.activation == Activation.LIMITED_SILU:
+        return F.silu(rows).clamp(max=gate.limit)
     return FUNCTIONS[Activation(gate.activation)](rows)
 
 

@@ -20,6 +20,7 @@ from tests.server.kernels.native.reference import FLOAT32, apply_gate, gate_erro
 ALIGNMENT = 64
 NONE = -1  # the expert of an absent choice, and the offset of an absent tensor
 ALPHA, LIMIT = 1.702, 2.5
+GATED = (Activation.CLAMPED_SWISH, Activation.SOFT_CAPPED, Activation.LIMITED_SILU)  # that need a gate
 ADDED = 1e-5  # error of an adapter's addition, which is never rounded, by the sum of its magnitudes
 DTYPES = st.sampled_from(list(PLAIN))
 
@@ -78,7 +79,7 @@ class Slots:
 def layers(draw: st.DrawFn) -> Layer:
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     make, activation = MAKERS[draw(st.sampled_from(list(MAKERS)))], draw(st.sampled_from(Activation))
-    has_gate = activation in (Activation.CLAMPED_SWISH, Activation.SOFT_CAPPED) or draw(st.booleans())
+    has_gate = activation in GATED or draw(st.booleans())
     is_interleaved = has_gate and draw(st.booleans())
     num_parts = 2 if has_gate and not is_interleaved and draw(st.booleans()) else 1
     size, most_inputs, bias_dtype = draw(st.integers(1, 90)), draw(st.integers(1, 150)), draw(DTYPES)

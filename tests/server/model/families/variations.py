@@ -41,7 +41,12 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         },
     ],
     "bailing_hybrid": [
-        {"norm_topk_prob": False, "q_lora_rank": None, "swiglu_limits": [0.0, 0.1, 0.2]},
+        {
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+            "swiglu_limits": [0.0, 0.1, 0.2],
+            "swiglu_limits_shared": [0.0, 0.0, 0.1],
+        },
         {
             "rope_parameters": {
                 "rope_type": "yarn",
@@ -398,7 +403,12 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         }
     ],
     "step3p5": [
-        {"moe_router_scaling_factor": 3.0, "query_pre_attn_scalar": 16, "swiglu_limits": [0.0, 0.1, 0.2]},
+        {
+            "moe_router_scaling_factor": 3.0,
+            "query_pre_attn_scalar": 16,
+            "swiglu_limits": [0.0, 0.1, 0.2],
+            "swiglu_limits_shared": [0.0, 0.0, 0.1],
+        },
         {
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
             "mlp_layer_types": ["dense", "dense", "sparse"],

@@ -15,9 +15,11 @@ bool is_bias_inside(int64_t offset, int64_t outputs, Format format, int64_t slot
 const char* check_experts(const ExpertShape& shape, int64_t hidden_size, int64_t slot_bytes) {
   if (shape.num_parts < 1 || shape.num_parts > kMostParts) return "experts in too many parts";
   const Gate& gate = shape.gate;
-  if (gate.activation < Activation::kSilu || gate.activation > Activation::kSoftCapped) return "an unknown activation";
+  if (gate.activation < Activation::kSilu || gate.activation > Activation::kLimitedSilu) return "an unknown activation";
   const bool has_caps = gate.has_gate && gate.alpha > 0.0f && gate.limit > 0.0f;
   if (gate.activation == Activation::kSoftCapped && !has_caps) return "an activation without its caps";
+  const bool has_limit = gate.has_gate && gate.limit > 0.0f;
+  if (gate.activation == Activation::kLimitedSilu && !has_limit) return "an activation without its limit";
   const bool is_apart = shape.num_parts > 1;  // gate and up, one after the other
   if (is_apart && (!gate.has_gate || gate.is_interleaved)) return "experts in parts that are not gate and up";
   int64_t width = 0;

@@ -26,6 +26,7 @@ enum class Activation : int32_t {
   kClampedSwish = 5,  // gpt-oss: gate * sigmoid(alpha * gate) * (up + 1)
   kQuickGelu = 6,     // x * sigmoid(1.702 * x)
   kSoftCapped = 7,    // Inkling 2: cap(gate, alpha) * sigmoid(gate) * cap(up, limit), where cap(x, c) is c * tanh(x / c)
+  kLimitedSilu = 8,   // Step-3.7: min(silu(gate), limit) * up
 };
 
 struct Gate {
@@ -33,7 +34,8 @@ struct Gate {
   int32_t has_gate;        // there are a gate and an up projection, the gate first
   int32_t is_interleaved;  // outputs of gate and up alternate
   float alpha;
-  float limit;             // of the gate and of the magnitude of up, which are clamped to it but for kSoftCapped; or 0
+  float limit;             // of the gate and of the magnitude of up, which are clamped to it but for kSoftCapped; or 0.
+                           // kLimitedSilu clamps the activated gate
 };
 }  // extern "C"
 

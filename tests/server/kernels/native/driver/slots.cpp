@@ -11,7 +11,7 @@ double activated(const Gate& gate, double x, double up) {
     return gate.alpha * std::tanh(x / gate.alpha) * sigmoid(x) * gate.limit * std::tanh(up / gate.limit);
   }
   if (gate.has_gate && gate.limit > 0) {
-    x = std::fmin(x, gate.limit);
+    if (gate.activation != Activation::kLimitedSilu) x = std::fmin(x, gate.limit);
     up = std::fmax(std::fmin(up, gate.limit), -gate.limit);
   }
   const double by = gate.has_gate ? up : 1;
@@ -21,6 +21,7 @@ double activated(const Gate& gate, double x, double up) {
     case Activation::kRelu: return std::fmax(x, 0) * by;
     case Activation::kReluSquared: return std::fmax(x, 0) * std::fmax(x, 0) * by;
     case Activation::kQuickGelu: return x * sigmoid(1.702 * x) * by;
+    case Activation::kLimitedSilu: return std::fmin(x * sigmoid(x), gate.limit) * by;
     case Activation::kClampedSwish: return x * sigmoid(gate.alpha * x) * (up + 1);
     default: return x * sigmoid(x) * by;
   }
@@ -28,12 +29,13 @@ double activated(const Gate& gate, double x, double up) {
 
 Gate random_gate() {
   Gate gate{};
-  gate.activation = static_cast<Activation>(between(0, 7));
+  gate.activation = static_cast<Activation>(between(0, 8));
   const bool is_soft = gate.activation == Activation::kSoftCapped;
-  gate.has_gate = is_soft || gate.activation == Activation::kClampedSwish || between(0, 1);
+  const bool is_late = gate.activation == Activation::kLimitedSilu;
+  gate.has_gate = is_soft || is_late || gate.activation == Activation::kClampedSwish || between(0, 1);
   gate.is_interleaved = gate.has_gate && between(0, 1);
   gate.alpha = 1.5f;
-  gate.limit = is_soft || between(0, 2) ? 2.5f : 0.0f;
+  gate.limit = is_soft || is_late || between(0, 2) ? 2.5f : 0.0f;
   return gate;
 }
 
