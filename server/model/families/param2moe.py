@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-from server.model.families.glm4_moe import declare as declare
+from server.model.families import glm4_moe
+
+declare = glm4_moe.declare
